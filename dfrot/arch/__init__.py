@@ -1,0 +1,40 @@
+"""The table of architectures. A new model is a description and its row here; the algebra tests run over all."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from dfrot.arch.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from dfrot.arch.postnorm import GEMMA2, GEMMA3, OLMO2
+from dfrot.arch.spec import ArchSpec, BoundArch, Linear, Norm, Tap
+from dfrot.checkpoint import Checkpoint
+from dfrot.errors import UnsupportedError
+
+ARCHS: dict[str, ArchSpec] = {
+    spec.model_type: spec for spec in (LLAMA, MISTRAL, QWEN2, QWEN3, OLMO2, GEMMA2, GEMMA3)
+}
+
+
+def describe(config: dict[str, Any], where: str = "config.json") -> BoundArch:
+    """The bound description of a checkpoint's `config.json`. Raises UnsupportedError for an unknown model."""
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in ARCHS:
+        near = difflib.get_close_matches(str(kind), ARCHS, 1)
+        hint = f"; nearest: {near[0]}" if near else ""
+        raise UnsupportedError(
+            f"{where}: model_type {kind!r} is unknown (known: {', '.join(ARCHS)}{hint}); "
+            "describe it in dfrot/arch/ to add it"
+        )
+    return ARCHS[kind].bind(config)
+
+
+def open_described(path: Any) -> tuple[Checkpoint, BoundArch]:
+    """Open a checkpoint folder and check it against its architecture's description."""
+    checkpoint = Checkpoint.open(path)
+    arch = describe(checkpoint.config, str(checkpoint.path / "config.json"))
+    arch.check(checkpoint)
+    return checkpoint, arch
+
+
+__all__ = ["ARCHS", "ArchSpec", "BoundArch", "Linear", "Norm", "Tap", "describe", "open_described"]

@@ -1,0 +1,31 @@
+"""Llama and its relatives: pre-norm blocks, GQA, gated MLP."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dfrot.arch.spec import ArchSpec, Linear, Norm
+
+Q, K, V, O = (f"self_attn.{name}_proj" for name in "qkvo")
+GATE, UP, DOWN = (f"mlp.{name}_proj" for name in ("gate", "up", "down"))
+
+LLAMA = ArchSpec(
+    model_type="llama",
+    embed="model.embed_tokens",
+    block="model.layers.{i}",
+    norms=(Norm("input_layernorm", (Q, K, V)), Norm("post_attention_layernorm", (GATE, UP))),
+    linears=(
+        Linear(Q, "residual", "qk", "q", "hidden"),
+        Linear(K, "residual", "qk", "kv", "hidden"),
+        Linear(V, "residual", "v", "kv", "hidden"),
+        Linear(O, "v", "residual", "hidden", "q"),
+        Linear(GATE, "residual", "mlp", "mlp", "hidden"),
+        Linear(UP, "residual", "mlp", "mlp", "hidden"),
+        Linear(DOWN, "mlp", "residual", "hidden", "mlp"),
+    ),
+    final_norm=Norm("model.norm", ("lm_head",)),
+    head=Linear("lm_head", "residual", "vocab", "vocab", "hidden"),
+)
+MISTRAL = replace(LLAMA, model_type="mistral")
+QWEN2 = replace(LLAMA, model_type="qwen2")  # q, k, v carry biases: found in the checkpoint, not declared
+QWEN3 = replace(LLAMA, model_type="qwen3", head_norms=("self_attn.q_norm", "self_attn.k_norm"))

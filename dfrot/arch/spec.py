@@ -1,0 +1,202 @@
+"""What a transformer architecture reads and writes, as data.
+
+A *space* is a basis in which a tensor lives. `residual` is the stream between blocks (rotated by R1), `v` the
+value heads (R2, one block per head), `qk` the query and key heads (crossed by RoPE, so R3 can only act online),
+`mlp` the gated product that enters down_proj (crossed by the non-linearity, so R4 acts online), `vocab` the
+logits. Everything else, fusing, rotating, calibrating, quantizing, exporting, is derived from these
+declarations: no other file knows a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from dfrot.checkpoint import Checkpoint
+from dfrot.errors import InputError
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One linear of a block: weight [rows, cols]; `rows` and `cols` name sizes of `BoundArch.sizes`."""
+
+    name: str
+    reads: str
+    writes: str
+    rows: str
+    cols: str
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A normalisation with a learned gain.
+
+    feeds: the linears that read its output. late: its gain sits between a residual writer and the residual
+    add, where nothing can absorb it. offset: the stored weight is `gain - offset` (Gemma stores gain - 1).
+    """
+
+    name: str
+    feeds: tuple[str, ...] = ()
+    late: bool = False
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class ArchSpec:
+    """A decoder architecture. Names inside a block are relative to `block.format(i=...)`."""
+
+    model_type: str
+    embed: str
+    block: str
+    norms: tuple[Norm, ...]
+    linears: tuple[Linear, ...]
+    final_norm: Norm
+    head: Linear
+    head_norms: tuple[str, ...] = ()  # q/k norms inside attention: untouched by every rotation
+    tied_by_default: bool = False
+
+    def refuses(self, space: str) -> str | None:
+        """Why this architecture cannot have `space` rotated, or None."""
+        late = [norm.name for norm in self.norms if norm.late]
+        if space == "residual" and late:
+            return (
+                f"{self.model_type}: R1 cannot be fused: {late[0]} has a learned gain between a residual writer "
+                "and the residual add, and a gain does not commute with a rotation"
+            )
+        return None
+
+    def bind(self, config: dict[str, Any]) -> BoundArch:
+        """Resolve sizes from a `config.json`. Raises InputError on missing or inconsistent values."""
+        hidden = _size(config, "hidden_size")
+        heads = _size(config, "num_attention_heads")
+        kv_heads = _size(config, "num_key_value_heads", heads)
+        if not config.get("head_dim") and hidden % heads:
+            raise InputError(f"config.json: hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
+        head_dim = _size(config, "head_dim", hidden // heads)
+        if heads % kv_heads:
+            raise InputError(f"config.json: num_attention_heads {heads} is not a multiple of key/value heads {kv_heads}")
+        return BoundArch(
+            spec=self,
+            config=config,
+            n_layers=_size(config, "num_hidden_layers"),
+            n_heads=heads,
+            n_kv_heads=kv_heads,
+            head_dim=head_dim,
+            sizes={
+                "hidden": hidden,
+                "q": heads * head_dim,
+                "kv": kv_heads * head_dim,
+                "mlp": _size(config, "intermediate_size"),
+                "vocab": _size(config, "vocab_size"),
+                "head_dim": head_dim,
+            },
+        )
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Linears fed by the same activations: they share one Hessian and one activation quantizer."""
+
+    name: str  # the relative name of the first linear of the group
+    linears: tuple[Linear, ...]
+    reads: str
+
+
+@dataclass(frozen=True)
+class BoundArch:
+    """An ArchSpec with the sizes of one checkpoint."""
+
+    spec: ArchSpec
+    config: dict[str, Any]
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    sizes: dict[str, int] = field(repr=False)
+
+    @property
+    def hidden(self) -> int:
+        return self.sizes["hidden"]
+
+    @property
+    def intermediate(self) -> int:
+        return self.sizes["mlp"]
+
+    @property
+    def tied(self) -> bool:
+        return bool(self.config.get("tie_word_embeddings", self.spec.tied_by_default))
+
+    def prefix(self, layer: int) -> str:
+        return self.spec.block.format(i=layer)
+
+    def full(self, layer: int, name: str) -> str:
+        """`model.layers.3` + `self_attn.q_proj` -> `model.layers.3.self_attn.q_proj`."""
+        return f"{self.prefix(layer)}.{name}"
+
+    def taps(self) -> tuple[Tap, ...]:
+        """Groups of linears by what feeds them, in the order of computation."""
+        fed = {name: norm.name for norm in self.spec.norms for name in norm.feeds}
+        groups: dict[str, list[Linear]] = {}
+        for linear in self.spec.linears:
+            groups.setdefault(fed.get(linear.name, linear.name), []).append(linear)
+        return tuple(Tap(group[0].name, tuple(group), group[0].reads) for group in groups.values())
+
+    def linears(self) -> Iterator[tuple[int, Linear, str]]:
+        """Every block linear as (layer, declaration, full module name)."""
+        for layer in range(self.n_layers):
+            for linear in self.spec.linears:
+                yield layer, linear, self.full(layer, linear.name)
+
+    def shape(self, linear: Linear) -> tuple[int, int]:
+        return self.sizes[linear.rows], self.sizes[linear.cols]
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes that every checkpoint of this architecture has (biases are optional)."""
+        spec, hidden = self.spec, self.hidden
+        found: dict[str, tuple[int, ...]] = {f"{spec.embed}.weight": (self.sizes["vocab"], hidden)}
+        for layer in range(self.n_layers):
+            for norm in spec.norms:
+                found[self.full(layer, norm.name) + ".weight"] = (hidden,)
+            for name in spec.head_norms:
+                found[self.full(layer, name) + ".weight"] = (self.head_dim,)
+            for linear in spec.linears:
+                found[self.full(layer, linear.name) + ".weight"] = self.shape(linear)
+        found[f"{spec.final_norm.name}.weight"] = (hidden,)
+        if not self.tied:
+            found[f"{spec.head.name}.weight"] = self.shape(spec.head)
+        return found
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Compare a checkpoint with the description: missing tensors, wrong shapes, tensors nobody described."""
+        expected = self.tensors()
+        for name, shape in expected.items():
+            entry = checkpoint.entry(name)
+            if entry.shape != shape:
+                raise InputError(
+                    f"{entry.file}: tensor {name}: shape {list(entry.shape)}, config.json needs {list(shape)}"
+                )
+            if not entry.dtype.is_floating_point:
+                raise InputError(f"{entry.file}: tensor {name}: dtype {entry.dtype} is not a weight's; fetch it again")
+        biases = {f"{name}.bias": self.sizes[linear.rows] for _, linear, name in self.linears()}
+        biases[f"{self.spec.head.name}.bias"] = self.sizes["vocab"]
+        head = f"{self.spec.head.name}.weight"
+        for name, entry in checkpoint.entries.items():
+            if name in expected or name.endswith("rotary_emb.inv_freq") or (name == head and self.tied):
+                continue
+            if name not in biases:
+                raise InputError(
+                    f"{entry.file}: tensor {name} is not part of a {self.spec.model_type} model; "
+                    "is config.json the right one?"
+                )
+            if entry.shape != (biases[name],):
+                raise InputError(f"{entry.file}: tensor {name}: shape {list(entry.shape)}, needs [{biases[name]}]")
+
+
+def _size(config: dict[str, Any], key: str, default: int | None = None) -> int:
+    value = config.get(key)
+    if value is None:
+        value = default
+    if type(value) is not int or not 0 < value < 2**31:
+        raise InputError(f"config.json: {key} is {value!r}, a positive integer is needed")
+    return value

@@ -1,0 +1,1 @@
+"""Perplexity, divergence and agreement, with the protocol written next to each number."""

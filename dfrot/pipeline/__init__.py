@@ -1,0 +1,1 @@
+"""The stages behind the commands: rotate, calibrate, quantize, eval. One file each."""

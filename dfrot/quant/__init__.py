@@ -1,0 +1,1 @@
+"""Schemes, integer grids, quantization algorithms and the modules that run the result."""

@@ -1,0 +1,88 @@
+"""QuantScheme: how integers stand for weights, activations and the KV cache, as pure data."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dfrot.errors import UnsupportedError
+
+_NAME = re.compile(r"w(\d+)a(\d+)(?:kv(\d+))?((?:-(?:g\d+|asym|sym|wasym|wsym|kvasym|kvsym))*)")
+FULL = 16
+
+
+@dataclass(frozen=True)
+class QuantScheme:
+    """Bits and conventions. 16 bits means: left in the model's dtype.
+
+    w_group: columns that share a weight scale, 0 = per output channel. Weights are symmetric by default,
+    activations (dynamic, per token) and KV (per token and head) asymmetric: the setting of the DFRot and QuaRot
+    papers. a_clip and kv_clip shrink the dynamic range.
+    """
+
+    w_bits: int = 4
+    a_bits: int = 4
+    kv_bits: int = 4
+    w_group: int = 0
+    w_sym: bool = True
+    a_sym: bool = False
+    kv_sym: bool = False
+    a_clip: float = 1.0
+    kv_clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        allowed = {"w": (*range(2, 9), FULL), "a": (*range(2, 9), FULL), "kv": (*range(2, 9), FULL)}
+        for kind, bits in (("w", self.w_bits), ("a", self.a_bits), ("kv", self.kv_bits)):
+            if bits not in allowed[kind]:
+                raise UnsupportedError(f"scheme {self.name}: {kind}{bits} is not supported; use {kind}2..{kind}8 or 16")
+        if self.w_group < 0 or (self.w_group and self.w_group % 8):
+            raise UnsupportedError(f"scheme {self.name}: group size {self.w_group} is not a multiple of 8")
+        for label, clip in (("activation", self.a_clip), ("KV", self.kv_clip)):
+            if not 0.1 <= clip <= 1.0:
+                raise UnsupportedError(f"scheme {self.name}: {label} clip ratio {clip} is outside 0.1..1")
+
+    @classmethod
+    def parse(cls, text: str) -> QuantScheme:
+        """`w4a4kv4`, `w4a16-g128`, `w3a3kv3-sym` (activations), `-wasym` (weights), `-kvsym` (KV)."""
+        match = _NAME.fullmatch(text.strip().lower())
+        if not match:
+            raise UnsupportedError(
+                f"scheme {text!r}: not understood; write it like w4a4kv4, w4a16-g128, w4a8kv4-sym or w3a3kv3-wasym"
+            )
+        w_bits, a_bits, kv_bits, tail = match.groups()
+        flags = tail.split("-")[1:] if tail else []
+        groups = [int(flag[1:]) for flag in flags if flag[0] == "g"]
+        return cls(
+            w_bits=int(w_bits),
+            a_bits=int(a_bits),
+            kv_bits=int(kv_bits) if kv_bits else FULL,
+            w_group=groups[-1] if groups else 0,
+            w_sym="wasym" not in flags,
+            a_sym="sym" in flags,
+            kv_sym="kvsym" in flags,
+        )
+
+    @property
+    def name(self) -> str:
+        """The canonical short name; `parse(name)` gives the scheme back (clip ratios aside)."""
+        text = f"w{self.w_bits}a{self.a_bits}" + (f"kv{self.kv_bits}" if self.kv_bits != FULL else "")
+        for flag, on in (
+            (f"g{self.w_group}", self.w_group),
+            ("wasym", not self.w_sym),
+            ("sym", self.a_sym),
+            ("kvsym", self.kv_sym),
+        ):
+            text += f"-{flag}" if on else ""
+        return text
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> QuantScheme:
+        """Strict: an unknown key is an error, as silence would change the arithmetic."""
+        unknown = set(value) - set(cls.__dataclass_fields__)
+        if unknown:
+            raise UnsupportedError(f"quantization scheme: unknown keys {sorted(unknown)}; written by a newer dfq?")
+        return cls(**value)

@@ -1,0 +1,1 @@
+"""Rotations: Hadamard constructions, fusing into weights, refinement (DFRot), the online part."""

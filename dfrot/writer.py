@@ -1,0 +1,137 @@
+"""Writing safetensors shards tensor by tensor, in any order, with a layout fixed beforehand.
+
+The plan (names, dtypes, shapes) decides every byte offset before the first tensor exists. Tensors may then
+arrive in any order and in row blocks, memory holds one of them, and an interrupted run that writes the missing
+tensors again ends with the same bytes as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dfrot.checkpoint import DTYPE_NAMES
+from dfrot.errors import InputError
+from dfrot.files import write_json
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """Name, dtype and shape of a tensor to come."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class _Place:
+    plan: TensorPlan
+    file: Path
+    start: int
+
+
+class SafetensorsWriter:
+    """Shards of at most `shard_bytes` in `folder`; `stem` is the file name without `.safetensors`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        plan: Sequence[TensorPlan],
+        stem: str = "model",
+        shard_bytes: int = 4 << 30,
+        metadata: dict[str, str] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.metadata = {"format": "pt", **(metadata or {})}
+        self.places: dict[str, _Place] = {}
+        self.shards: dict[Path, list[TensorPlan]] = {}
+        groups: list[list[TensorPlan]] = [[]]
+        used = 0
+        for tensor in plan:
+            if groups[-1] and used + tensor.nbytes > shard_bytes:
+                groups.append([])
+                used = 0
+            groups[-1].append(tensor)
+            used += tensor.nbytes
+        for number, group in enumerate(groups, 1):
+            name = f"{stem}-{number:05d}-of-{len(groups):05d}" if len(groups) > 1 else stem
+            self.shards[folder / f"{name}.safetensors"] = group
+        for file, group in self.shards.items():
+            self._prepare(file, group)
+        if len(groups) > 1:
+            write_json(
+                folder / f"{stem}.safetensors.index.json",
+                {
+                    "metadata": {"total_size": sum(t.nbytes for t in plan)},
+                    "weight_map": {t.name: file.name for file, group in self.shards.items() for t in group},
+                },
+            )
+
+    def _prepare(self, file: Path, group: list[TensorPlan]) -> None:
+        """Write the header and reserve the data section; data of an interrupted run stays."""
+        header: dict[str, object] = {"__metadata__": self.metadata}
+        position = 0
+        for tensor in group:
+            header[tensor.name] = {
+                "dtype": DTYPE_NAMES[tensor.dtype],
+                "shape": list(tensor.shape),
+                "data_offsets": [position, position + tensor.nbytes],
+            }
+            position += tensor.nbytes
+        raw = json.dumps(header, separators=(",", ":"), sort_keys=False).encode()
+        raw += b" " * (-len(raw) % 8)  # data starts aligned
+        base = 8 + len(raw)
+        with file.open("r+b" if file.exists() else "w+b") as handle:
+            handle.write(len(raw).to_bytes(8, "little") + raw)
+            handle.truncate(base + position)
+        offset = base
+        for tensor in group:
+            self.places[tensor.name] = _Place(tensor, file, offset)
+            offset += tensor.nbytes
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Store a whole tensor; shape and dtype must be the planned ones."""
+        plan = self.places[name].plan
+        if tuple(tensor.shape) != plan.shape or tensor.dtype != plan.dtype:
+            raise InputError(
+                f"{self.places[name].file}: tensor {name}: got {tensor.dtype} {tuple(tensor.shape)}, "
+                f"planned {plan.dtype} {plan.shape}"
+            )
+        self._write(name, 0, tensor)
+
+    def write_rows(self, name: str, begin: int, rows: Tensor) -> None:
+        """Store rows `begin:begin+len(rows)` of a planned tensor."""
+        plan = self.places[name].plan
+        fits = tuple(rows.shape[1:]) == plan.shape[1:] and begin + rows.shape[0] <= plan.shape[0]
+        if not fits or rows.dtype != plan.dtype:
+            raise InputError(f"{self.places[name].file}: tensor {name}: rows do not fit the plan {plan.shape}")
+        self._write(name, begin * math.prod(plan.shape[1:]) * plan.dtype.itemsize, rows)
+
+    def _write(self, name: str, offset: int, tensor: Tensor) -> None:
+        if tensor.numel() == 0:
+            return
+        place = self.places[name]
+        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        with place.file.open("r+b", buffering=0) as handle:
+            handle.seek(place.start + offset)
+            view, sent = memoryview(data), 0
+            while sent < len(view):
+                sent += handle.write(view[sent:])
+
+    def sync(self) -> None:
+        """Make all that was written durable (before the journal says so)."""
+        for file in self.shards:
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
