@@ -89,7 +89,9 @@ def _entry(file: Path, name: str, value: Any, base: int, size: int) -> TensorEnt
     dtype = DTYPES.get(value.get("dtype")) if isinstance(value.get("dtype"), str) else None
     if dtype is None:
         known = ", ".join(DTYPES)
-        raise UnsupportedError(f"{where}: dtype {value.get('dtype')!r} is not supported; convert it to one of {known}")
+        raise UnsupportedError(
+            f"{where}: dtype {value.get('dtype')!r} is not supported; convert it to one of {known}"
+        )
     shape, offsets = value.get("shape"), value.get("data_offsets")
     _require(
         isinstance(shape, list) and all(type(n) is int and 0 <= n < 2**48 for n in shape),
@@ -115,7 +117,9 @@ def _check_layout(file: Path, entries: list[TensorEntry], base: int, size: int) 
     for entry in sorted(entries, key=lambda e: (e.start, e.end)):
         _require(entry.start == position, f"{file}: tensor {entry.name}: data overlaps or leaves a hole")
         position = entry.end
-    _require(position == size, f"{file}: {size - position} stray bytes after the last tensor; copy the file again")
+    _require(
+        position == size, f"{file}: {size - position} stray bytes after the last tensor; copy the file again"
+    )
 
 
 class Checkpoint:
@@ -144,7 +148,9 @@ class Checkpoint:
                     f"{path}: only pickled weights (*.bin) are here, which dfq never reads; "
                     "convert them to safetensors with transformers' save_pretrained"
                 )
-            raise InputError(f"{path}: no model.safetensors and no model.safetensors.index.json; copy the weights")
+            raise InputError(
+                f"{path}: no model.safetensors and no model.safetensors.index.json; copy the weights"
+            )
         return cls(path, config, read_header(single))
 
     def __contains__(self, name: str) -> bool:
@@ -201,7 +207,11 @@ class Checkpoint:
             entry = self.entries[name]
             parts.append(f"{name} {entry.dtype} {entry.shape}".encode())
             with entry.file.open("rb") as handle:
-                for offset in {entry.start, (entry.start + entry.end) // 2, max(entry.start, entry.end - 4096)}:
+                for offset in {
+                    entry.start,
+                    (entry.start + entry.end) // 2,
+                    max(entry.start, entry.end - 4096),
+                }:
                     handle.seek(offset)
                     parts.append(offset.to_bytes(8, "little") + handle.read(min(4096, entry.end - offset)))
         return digest_bytes(*sorted(parts))
@@ -211,20 +221,25 @@ def _indexed(path: Path, index: Path) -> dict[str, TensorEntry]:
     value = read_json(index)
     weight_map = value.get("weight_map") if isinstance(value, dict) else None
     _require(
-        isinstance(weight_map, dict) and bool(weight_map), f"{index}: weight_map is missing or empty; copy it again"
+        isinstance(weight_map, dict) and bool(weight_map),
+        f"{index}: weight_map is missing or empty; copy it again",
     )
     assert isinstance(weight_map, dict)
     headers: dict[str, dict[str, TensorEntry]] = {}
     entries = {}
     for name, shard in weight_map.items():
         _require(
-            isinstance(shard, str) and shard not in ("", ".", "..") and "/" not in shard and "\\" not in shard,
+            isinstance(shard, str)
+            and shard not in ("", ".", "..")
+            and "/" not in shard
+            and "\\" not in shard,
             f"{index}: tensor {name} points to {shard!r}, which is not a file of this folder; restore the index",
         )
         if shard not in headers:
             headers[shard] = read_header(path / shard)
         _require(
-            name in headers[shard], f"{path / shard}: tensor {name} is missing (the index lists it); copy it again"
+            name in headers[shard],
+            f"{path / shard}: tensor {name} is missing (the index lists it); copy it again",
         )
         entries[name] = headers[shard][name]
     return entries

@@ -26,4 +26,3 @@ GEMMA2 = replace(
     tied_by_default=True,
 )
 GEMMA3 = replace(GEMMA2, model_type="gemma3_text", head_norms=("self_attn.q_norm", "self_attn.k_norm"))
-

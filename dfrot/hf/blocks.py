@@ -1,0 +1,148 @@
+"""Running a checkpoint block by block: transformers' own modules, one block's weights in memory at a time."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dfrot.arch import BoundArch
+from dfrot.checkpoint import Checkpoint
+from dfrot.errors import InputError, UnsupportedError
+from dfrot.quant.config import DfqConfig
+from dfrot.rotation.online import HadamardSpec
+
+
+class OnlineHadamard(nn.Module):
+    """A linear whose input is rotated first: the online half of R4."""
+
+    def __init__(self, spec: HadamardSpec, linear: nn.Module) -> None:
+        super().__init__()
+        self.spec = spec
+        self.linear = linear
+        self.register_buffer("base", spec.base(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rotated = torch.ops.dfq.hadamard(x, self.base, self.spec.block)
+        return self.linear(rotated)  # type: ignore[no-any-return]
+
+
+def hf_config(config: dict[str, Any], dtype: torch.dtype) -> Any:
+    """A transformers config object from a plain `config.json` dictionary, without its quantization entry."""
+    from transformers import AutoConfig
+
+    plain = {key: value for key, value in config.items() if key not in ("quantization_config", "auto_map")}
+    kind = plain.pop("model_type")
+    try:
+        built = AutoConfig.for_model(kind, **plain)
+    except Exception as error:  # transformers raises many kinds here; all mean that config.json is wrong
+        raise InputError(f"config.json: refused by transformers ({str(error).splitlines()[0]})") from None
+    built.dtype = dtype
+    built._attn_implementation = "sdpa"
+    return built
+
+
+class BlockRunner:
+    """Runs a 16-bit checkpoint (original or rotated) on token batches in `dtype`.
+
+    hidden states are [B, S, hidden]. Works for rotated checkpoints: R4 is attached where the config asks for it,
+    R3 is not needed as long as nothing is quantized between RoPE and the scores.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, arch: BoundArch, dtype: torch.dtype = torch.float32) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.checkpoint, self.arch, self.dtype = checkpoint, arch, dtype
+        entry = DfqConfig.of(checkpoint.config, str(checkpoint.path / "config.json"))
+        if entry is not None and entry.scheme is not None:
+            raise UnsupportedError(f"{checkpoint.path}: is quantized already; give the 16-bit checkpoint")
+        self.online = entry.online if entry else None
+        self.config = hf_config(checkpoint.config, dtype)
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.skeleton = AutoModelForCausalLM.from_config(self.config, dtype=dtype)
+        # rotary tables are computed, not stored: build that one module for real
+        rotary = self._module("model.rotary_emb")
+        self.rotary = type(rotary)(config=self.config)
+
+    def _module(self, name: str) -> nn.Module:
+        return self.skeleton.get_submodule(name)  # type: ignore[no-any-return]
+
+    def _materialise(self, module: nn.Module, prefix: str) -> nn.Module:
+        """A copy of a meta module with the checkpoint's weights."""
+        import copy
+
+        module = copy.deepcopy(module)
+        state = {}
+        for name, _ in module.named_parameters():
+            state[name] = self.checkpoint.read(f"{prefix}.{name}").to(self.dtype)
+        module.load_state_dict(state, strict=False, assign=True)
+        for name, _ in list(module.named_buffers()):
+            raise UnsupportedError(
+                f"{prefix}.{name}: a block with stored buffers cannot be run block by block"
+            )
+        return module.requires_grad_(False).eval()
+
+    def block(self, layer: int) -> nn.Module:
+        """Block `layer` with weights, online R4 attached."""
+        module = self._materialise(self._module(self.arch.prefix(layer)), self.arch.prefix(layer))
+        if self.online and self.online.r4:
+            for linear in self.arch.spec.linears:
+                if linear.reads == "mlp":
+                    wrapped = OnlineHadamard(self.online.r4, module.get_submodule(linear.name))
+                    module.set_submodule(linear.name, wrapped)
+        return module
+
+    @torch.no_grad()
+    def embed(self, tokens: Tensor) -> Tensor:
+        """tokens int64 [B, S] -> hidden [B, S, hidden]; reads only the rows that occur."""
+        ids, inverse = torch.unique(tokens, return_inverse=True)
+        vocab = self.arch.sizes["vocab"]
+        if int(ids.max()) >= vocab:
+            raise InputError(
+                f"token id {int(ids.max())} is outside the vocabulary ({vocab}); wrong tokenizer?"
+            )
+        name = f"{self.arch.spec.embed}.weight"
+        rows = torch.cat([self.checkpoint.read_rows(name, int(i), int(i) + 1) for i in ids])
+        return rows.to(self.dtype)[inverse]
+
+    @torch.no_grad()
+    def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
+        """One block on hidden [B, S, hidden], causal attention from position 0."""
+        from transformers.masking_utils import create_causal_mask
+
+        positions = torch.arange(hidden.shape[1]).unsqueeze(0)
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=hidden,
+            attention_mask=None,
+            past_key_values=None,
+            position_ids=positions,
+        )
+        out = block(
+            hidden,
+            attention_mask=mask,
+            position_ids=positions,
+            position_embeddings=self.rotary(hidden, positions),
+            past_key_values=None,
+            use_cache=False,
+        )
+        return out[0] if isinstance(out, tuple) else out  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def logits(self, hidden: Tensor, rows: int = 8192) -> Tensor:
+        """Final norm and head on hidden [..., hidden] -> logits [..., vocab]; the head streams by rows."""
+        spec = self.arch.spec
+        norm = self._materialise(self._module(spec.final_norm.name), spec.final_norm.name)
+        normed = norm(hidden)
+        name = f"{spec.embed if self.arch.tied else spec.head.name}.weight"
+        vocab = self.arch.sizes["vocab"]
+        parts = [
+            normed @ self.checkpoint.read_rows(name, begin, begin + rows).to(self.dtype).T
+            for begin in range(0, vocab, rows)
+        ]
+        out = torch.cat(parts, dim=-1)
+        bias = f"{spec.head.name}.bias"
+        return out + self.checkpoint.read(bias).to(self.dtype) if bias in self.checkpoint else out

@@ -1,0 +1,43 @@
+"""Tokenizers: text to token ids under the perplexity protocol's rules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dfrot.errors import InputError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer stored with a checkpoint; remote code is never run."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # anything transformers raises means that the files are unusable
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{folder}: no usable tokenizer ({first}); copy tokenizer.json beside the weights"
+        ) from None
+
+
+def encode(tokenizer: Any, text: str) -> Tensor:
+    """Token ids int64 [n]: the tokenizer's default BOS once at the very start, no length limit, no warnings."""
+    ids = tokenizer(text, return_attention_mask=False, verbose=False)["input_ids"]
+    return torch.tensor(ids, dtype=torch.long)
