@@ -75,9 +75,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
         raise InputError(f"{file}: the safetensors header is not JSON; copy the file again") from None
     _require(isinstance(header, dict), f"{file}: the safetensors header is not an object")
     entries = {
-        name: _entry(file, name, value, 8 + length, size)
-        for name, value in header.items()
-        if name != "__metadata__"
+        name: _entry(file, name, value, 8 + length, size) for name, value in header.items() if name != "__metadata__"
     }
     _check_layout(file, list(entries.values()), 8 + length, size)
     return entries
@@ -89,9 +87,7 @@ def _entry(file: Path, name: str, value: Any, base: int, size: int) -> TensorEnt
     dtype = DTYPES.get(value.get("dtype")) if isinstance(value.get("dtype"), str) else None
     if dtype is None:
         known = ", ".join(DTYPES)
-        raise UnsupportedError(
-            f"{where}: dtype {value.get('dtype')!r} is not supported; convert it to one of {known}"
-        )
+        raise UnsupportedError(f"{where}: dtype {value.get('dtype')!r} is not supported; convert it to one of {known}")
     shape, offsets = value.get("shape"), value.get("data_offsets")
     _require(
         isinstance(shape, list) and all(type(n) is int and 0 <= n < 2**48 for n in shape),
@@ -117,9 +113,7 @@ def _check_layout(file: Path, entries: list[TensorEntry], base: int, size: int) 
     for entry in sorted(entries, key=lambda e: (e.start, e.end)):
         _require(entry.start == position, f"{file}: tensor {entry.name}: data overlaps or leaves a hole")
         position = entry.end
-    _require(
-        position == size, f"{file}: {size - position} stray bytes after the last tensor; copy the file again"
-    )
+    _require(position == size, f"{file}: {size - position} stray bytes after the last tensor; copy the file again")
 
 
 class Checkpoint:
@@ -148,9 +142,7 @@ class Checkpoint:
                     f"{path}: only pickled weights (*.bin) are here, which dfq never reads; "
                     "convert them to safetensors with transformers' save_pretrained"
                 )
-            raise InputError(
-                f"{path}: no model.safetensors and no model.safetensors.index.json; copy the weights"
-            )
+            raise InputError(f"{path}: no model.safetensors and no model.safetensors.index.json; copy the weights")
         return cls(path, config, read_header(single))
 
     def __contains__(self, name: str) -> bool:
@@ -229,10 +221,7 @@ def _indexed(path: Path, index: Path) -> dict[str, TensorEntry]:
     entries = {}
     for name, shard in weight_map.items():
         _require(
-            isinstance(shard, str)
-            and shard not in ("", ".", "..")
-            and "/" not in shard
-            and "\\" not in shard,
+            isinstance(shard, str) and shard not in ("", ".", "..") and "/" not in shard and "\\" not in shard,
             f"{index}: tensor {name} points to {shard!r}, which is not a file of this folder; restore the index",
         )
         if shard not in headers:

@@ -148,9 +148,7 @@ def open_stage(
             raise ExistsError(f"{stage.folder}: another dfq process is working here; wait for it") from None
         same = _same_request(stage.folder / REQUEST, kind, request)
         if resume and (stage.folder / REQUEST).exists() and not same:
-            raise MismatchError(
-                f"{stage.folder}: holds an interrupted run of another request; use --no-resume"
-            )
+            raise MismatchError(f"{stage.folder}: holds an interrupted run of another request; use --no-resume")
         if not same or resume is False:
             _empty(stage.folder)
             write_json(stage.folder / REQUEST, {"kind": kind, "request": request})
@@ -163,9 +161,7 @@ def open_stage(
             raise
         except OSError as error:
             if error.errno == 28:
-                raise ResourceError(
-                    f"{out}: no space left on the disk; free some and run again to resume"
-                ) from None
+                raise ResourceError(f"{out}: no space left on the disk; free some and run again to resume") from None
             raise
 
 

@@ -116,9 +116,7 @@ class SafetensorsWriter:
         plan = self.places[name].plan
         fits = tuple(rows.shape[1:]) == plan.shape[1:] and begin + rows.shape[0] <= plan.shape[0]
         if not fits or rows.dtype != plan.dtype:
-            raise InputError(
-                f"{self.places[name].file}: tensor {name}: rows do not fit the plan {plan.shape}"
-            )
+            raise InputError(f"{self.places[name].file}: tensor {name}: rows do not fit the plan {plan.shape}")
         self._write(name, begin * math.prod(plan.shape[1:]) * plan.dtype.itemsize, rows)
 
     def _write(self, name: str, offset: int, tensor: Tensor) -> None:

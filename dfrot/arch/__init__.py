@@ -11,9 +11,7 @@ from dfrot.arch.spec import ArchSpec, BoundArch, Linear, Norm, Tap
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import UnsupportedError
 
-ARCHS: dict[str, ArchSpec] = {
-    spec.model_type: spec for spec in (LLAMA, MISTRAL, QWEN2, QWEN3, OLMO2, GEMMA2, GEMMA3)
-}
+ARCHS: dict[str, ArchSpec] = {spec.model_type: spec for spec in (LLAMA, MISTRAL, QWEN2, QWEN3, OLMO2, GEMMA2, GEMMA3)}
 
 
 def describe(config: dict[str, Any], where: str = "config.json") -> BoundArch:

@@ -72,9 +72,7 @@ class ArchSpec:
         heads = _size(config, "num_attention_heads")
         kv_heads = _size(config, "num_key_value_heads", heads)
         if not config.get("head_dim") and hidden % heads:
-            raise InputError(
-                f"config.json: hidden_size {hidden} is not a multiple of num_attention_heads {heads}"
-            )
+            raise InputError(f"config.json: hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
         head_dim = _size(config, "head_dim", hidden // heads)
         if heads % kv_heads:
             raise InputError(
@@ -181,9 +179,7 @@ class BoundArch:
                     f"{entry.file}: tensor {name}: shape {list(entry.shape)}, config.json needs {list(shape)}"
                 )
             if not entry.dtype.is_floating_point:
-                raise InputError(
-                    f"{entry.file}: tensor {name}: dtype {entry.dtype} is not a weight's; fetch it again"
-                )
+                raise InputError(f"{entry.file}: tensor {name}: dtype {entry.dtype} is not a weight's; fetch it again")
         biases = {f"{name}.bias": self.sizes[linear.rows] for _, linear, name in self.linears()}
         biases[f"{self.spec.head.name}.bias"] = self.sizes["vocab"]
         head = f"{self.spec.head.name}.weight"
@@ -196,9 +192,7 @@ class BoundArch:
                     "is config.json the right one?"
                 )
             if entry.shape != (biases[name],):
-                raise InputError(
-                    f"{entry.file}: tensor {name}: shape {list(entry.shape)}, needs [{biases[name]}]"
-                )
+                raise InputError(f"{entry.file}: tensor {name}: shape {list(entry.shape)}, needs [{biases[name]}]")
 
 
 def _size(config: dict[str, Any], key: str, default: int | None = None) -> int:

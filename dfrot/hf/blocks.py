@@ -80,9 +80,7 @@ class BlockRunner:
             state[name] = self.checkpoint.read(f"{prefix}.{name}").to(self.dtype)
         module.load_state_dict(state, strict=False, assign=True)
         for name, _ in list(module.named_buffers()):
-            raise UnsupportedError(
-                f"{prefix}.{name}: a block with stored buffers cannot be run block by block"
-            )
+            raise UnsupportedError(f"{prefix}.{name}: a block with stored buffers cannot be run block by block")
         return module.requires_grad_(False).eval()
 
     def block(self, layer: int) -> nn.Module:
@@ -101,9 +99,7 @@ class BlockRunner:
         ids, inverse = torch.unique(tokens, return_inverse=True)
         vocab = self.arch.sizes["vocab"]
         if int(ids.max()) >= vocab:
-            raise InputError(
-                f"token id {int(ids.max())} is outside the vocabulary ({vocab}); wrong tokenizer?"
-            )
+            raise InputError(f"token id {int(ids.max())} is outside the vocabulary ({vocab}); wrong tokenizer?")
         name = f"{self.arch.spec.embed}.weight"
         rows = torch.cat([self.checkpoint.read_rows(name, int(i), int(i) + 1) for i in ids])
         return rows.to(self.dtype)[inverse]

@@ -32,9 +32,7 @@ def load_tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # anything transformers raises means that the files are unusable
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"{folder}: no usable tokenizer ({first}); copy tokenizer.json beside the weights"
-        ) from None
+        raise InputError(f"{folder}: no usable tokenizer ({first}); copy tokenizer.json beside the weights") from None
 
 
 def encode(tokenizer: Any, text: str) -> Tensor:

@@ -47,13 +47,9 @@ class DfqConfig:
         """Strict: unknown keys, versions and types are refused."""
         known = set(cls().to_dict())
         if unknown := set(value) - known:
-            raise UnsupportedError(
-                f"{where}: quantization_config has unknown keys {sorted(unknown)}; update dfq"
-            )
+            raise UnsupportedError(f"{where}: quantization_config has unknown keys {sorted(unknown)}; update dfq")
         if value.get("format_version") != FORMAT_VERSION:
-            raise UnsupportedError(
-                f"{where}: format_version {value.get('format_version')!r} is unknown; update dfq"
-            )
+            raise UnsupportedError(f"{where}: format_version {value.get('format_version')!r} is unknown; update dfq")
         try:
             return cls(
                 scheme=QuantScheme.from_dict(value["scheme"]) if value.get("scheme") else None,
@@ -64,9 +60,7 @@ class DfqConfig:
                 a_clips={str(k): float(v) for k, v in value.get("a_clips", {}).items()},
             )
         except (TypeError, ValueError, AttributeError) as error:
-            raise InputError(
-                f"{where}: quantization_config is malformed ({error}); restore the file"
-            ) from None
+            raise InputError(f"{where}: quantization_config is malformed ({error}); restore the file") from None
 
     @classmethod
     def of(cls, config: dict[str, Any], where: str = "config.json") -> DfqConfig | None:
@@ -78,7 +72,5 @@ class DfqConfig:
             return None
         method = value.get("quant_method") if isinstance(value, dict) else None
         if method != QUANT_METHOD:
-            raise UnsupportedError(
-                f"{where}: already quantized with {method!r}; start from the original checkpoint"
-            )
+            raise UnsupportedError(f"{where}: already quantized with {method!r}; start from the original checkpoint")
         return cls.from_dict(value, where)

@@ -35,9 +35,7 @@ class QuantScheme:
         allowed = {"w": (*range(2, 9), FULL), "a": (*range(2, 9), FULL), "kv": (*range(2, 9), FULL)}
         for kind, bits in (("w", self.w_bits), ("a", self.a_bits), ("kv", self.kv_bits)):
             if bits not in allowed[kind]:
-                raise UnsupportedError(
-                    f"scheme {self.name}: {kind}{bits} is not supported; use {kind}2..{kind}8 or 16"
-                )
+                raise UnsupportedError(f"scheme {self.name}: {kind}{bits} is not supported; use {kind}2..{kind}8 or 16")
         if self.w_group < 0 or (self.w_group and self.w_group % 8):
             raise UnsupportedError(f"scheme {self.name}: group size {self.w_group} is not a multiple of 8")
         for label, clip in (("activation", self.a_clip), ("KV", self.kv_clip)):
@@ -86,7 +84,5 @@ class QuantScheme:
         """Strict: an unknown key is an error, as silence would change the arithmetic."""
         unknown = set(value) - set(cls.__dataclass_fields__)
         if unknown:
-            raise UnsupportedError(
-                f"quantization scheme: unknown keys {sorted(unknown)}; written by a newer dfq?"
-            )
+            raise UnsupportedError(f"quantization scheme: unknown keys {sorted(unknown)}; written by a newer dfq?")
         return cls(**value)

@@ -71,7 +71,5 @@ class OnlineRotations:
         value = value or {}
         unknown = set(value) - {"r3", "r4"}
         if unknown:
-            raise UnsupportedError(
-                f"online rotations: unknown keys {sorted(unknown)}; written by a newer dfq?"
-            )
+            raise UnsupportedError(f"online rotations: unknown keys {sorted(unknown)}; written by a newer dfq?")
         return cls(**{name: HadamardSpec.from_dict(spec) for name, spec in value.items()})
