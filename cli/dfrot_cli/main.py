@@ -1,0 +1,67 @@
+"""The `dfq` command: lazily imported subcommands, one line per expected error, exit codes scripts can rely on."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+
+from dfrot import __version__
+
+COMMANDS = {
+    "rotate": "Rotate a checkpoint; its function stays the same.",
+    "calibrate": "Collect what quantize needs, block by block.",
+    "quantize": "Quantize a checkpoint to packed integers.",
+    "eval": "Measure checkpoints (dfq eval ppl).",
+    "compare": "Run every method on one model, print one table.",
+    "models": "List the model aliases.",
+    "doctor": "Show which kernel serves each operator, and why.",
+    "bench": "Measure dfq itself (dfq bench rotate).",
+}
+
+INTERRUPTED = 130  # 128 + SIGINT, what shells expect
+
+
+class _Failure(click.ClickException):
+    """One line on stderr and an exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(" ".join(message.split()))
+        self.exit_code = exit_code
+
+
+class Commands(click.Group):
+    """A group that knows its commands' names and help lines without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"dfrot_cli.commands.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _Failure("interrupted; the same command continues where it stopped", INTERRUPTED) from None
+        except Exception as error:
+            # imported only on failure: `dfq --help` must not pay for the library
+            from dfrot.errors import DfqError
+
+            if isinstance(error, DfqError):
+                raise _Failure(str(error), error.exit_code) from error
+            raise
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="dfq")
+def main() -> None:
+    """Take an LLM checkpoint to 4 bits (weights, activations, KV cache) with refined rotations."""
