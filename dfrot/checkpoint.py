@@ -55,6 +55,24 @@ def _require(condition: bool, message: str) -> None:
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
     """Parse and check the header of one safetensors file."""
+    header, base, size = _parse(file)
+    entries = {name: _entry(file, name, value, base, size) for name, value in header.items() if name != "__metadata__"}
+    _check_layout(file, list(entries.values()), base, size)
+    return entries
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """The free-form strings in the header of a safetensors file."""
+    metadata = _parse(file)[0].get("__metadata__", {})
+    _require(
+        isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values()),
+        f"{file}: __metadata__ is not a table of strings; copy the file again",
+    )
+    return dict(metadata)
+
+
+def _parse(file: Path) -> tuple[dict[str, Any], int, int]:
+    """The JSON header, the offset where data begins, the size of the file."""
     try:
         size = file.stat().st_size
         with file.open("rb") as handle:
@@ -74,11 +92,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
         raise InputError(f"{file}: the safetensors header is not JSON; copy the file again") from None
     _require(isinstance(header, dict), f"{file}: the safetensors header is not an object")
-    entries = {
-        name: _entry(file, name, value, 8 + length, size) for name, value in header.items() if name != "__metadata__"
-    }
-    _check_layout(file, list(entries.values()), 8 + length, size)
-    return entries
+    return header, 8 + length, size
 
 
 def _entry(file: Path, name: str, value: Any, base: int, size: int) -> TensorEntry:
@@ -114,6 +128,34 @@ def _check_layout(file: Path, entries: list[TensorEntry], base: int, size: int) 
         _require(entry.start == position, f"{file}: tensor {entry.name}: data overlaps or leaves a hole")
         position = entry.end
     _require(position == size, f"{file}: {size - position} stray bytes after the last tensor; copy the file again")
+
+
+def read_tensor(entry: TensorEntry) -> Tensor:
+    """The whole tensor in its stored dtype, checked for NaN and Inf."""
+    return _read(entry, entry.start, entry.end).reshape(entry.shape)
+
+
+def _read(entry: TensorEntry, start: int, end: int) -> Tensor:
+    if end <= start:
+        return torch.empty(0, dtype=entry.dtype)
+    buffer = bytearray(end - start)
+    with entry.file.open("rb", buffering=0) as handle:
+        handle.seek(start)
+        view, got = memoryview(buffer), 0
+        while got < len(buffer):
+            count = handle.readinto(view[got:])
+            _require(bool(count), f"{entry.file}: tensor {entry.name}: truncated while reading")
+            got += count or 0
+    tensor = torch.frombuffer(buffer, dtype=entry.dtype)
+    if entry.dtype.is_floating_point:
+        for chunk in torch.split(tensor, CHECK_CHUNK):
+            # max() propagates NaN and needs no mask of the whole tensor
+            extreme = chunk.abs().max()
+            _require(
+                bool(torch.isfinite(extreme)),
+                f"{entry.file}: tensor {entry.name}: holds NaN or Inf; the weights are damaged, fetch them again",
+            )
+    return tensor
 
 
 class Checkpoint:
@@ -160,36 +202,14 @@ class Checkpoint:
     def read(self, name: str) -> Tensor:
         """The whole tensor in its stored dtype, checked for NaN and Inf."""
         entry = self.entry(name)
-        return self._read(entry, entry.start, entry.end).reshape(entry.shape)
+        return read_tensor(entry)
 
     def read_rows(self, name: str, begin: int, end: int) -> Tensor:
         """Rows `begin:end` (first dimension) only."""
         entry = self.entry(name)
         row = (entry.end - entry.start) // max(entry.shape[0], 1)
-        flat = self._read(entry, entry.start + begin * row, entry.start + min(end, entry.shape[0]) * row)
+        flat = _read(entry, entry.start + begin * row, entry.start + min(end, entry.shape[0]) * row)
         return flat.reshape(-1, *entry.shape[1:])
-
-    def _read(self, entry: TensorEntry, start: int, end: int) -> Tensor:
-        if end <= start:
-            return torch.empty(0, dtype=entry.dtype)
-        buffer = bytearray(end - start)
-        with entry.file.open("rb", buffering=0) as handle:
-            handle.seek(start)
-            view, got = memoryview(buffer), 0
-            while got < len(buffer):
-                count = handle.readinto(view[got:])
-                _require(bool(count), f"{entry.file}: tensor {entry.name}: truncated while reading")
-                got += count or 0
-        tensor = torch.frombuffer(buffer, dtype=entry.dtype)
-        if entry.dtype.is_floating_point:
-            for chunk in tensor.split(CHECK_CHUNK):
-                # max() propagates NaN and needs no mask of the whole tensor
-                extreme = chunk.abs().max()
-                _require(
-                    bool(torch.isfinite(extreme)),
-                    f"{entry.file}: tensor {entry.name}: holds NaN or Inf; the weights are damaged, fetch them again",
-                )
-        return tensor
 
     def digest(self) -> str:
         """Identity of the weights: headers, config and a sample of every tensor's bytes (not all of them:
