@@ -6,9 +6,6 @@ import importlib
 from typing import Any
 
 import click
-
-from dfrot import __version__
-
 COMMANDS = {
     "rotate": "Rotate a checkpoint; its function stays the same.",
     "calibrate": "Collect what quantize needs, block by block.",
@@ -62,6 +59,6 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="dfq")
+@click.version_option(package_name="dfq", prog_name="dfq")
 def main() -> None:
     """Take an LLM checkpoint to 4 bits (weights, activations, KV cache) with refined rotations."""

@@ -1,0 +1,59 @@
+# Everything a newcomer or CI runs. Each target sets up what it needs; a second run reinstalls nothing.
+#   PYTHON    interpreter for the virtual environment (3.10 to 3.13)
+#   PIP_ARGS  extra arguments of `pip install`, for instance an index of CPU builds of torch
+#   ARGS      extra arguments of pytest (make test ARGS="-k rotate")
+PYTHON   ?= python3
+PIP_ARGS ?=
+ARGS     ?=
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.dfq-installed
+DEMO  := demo
+BENCH := build/bench
+
+# What decides the content of the environment: a change installs again, nothing else does.
+INPUTS := pyproject.toml constraints.txt kernels/CMakeLists.txt $(wildcard kernels/csrc/*.* kernels/csrc/*/*.*)
+
+.PHONY: setup test test-slow test-gpu demo lint type wheel-check check bench clean
+
+setup: $(STAMP)
+
+$(STAMP): $(INPUTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable ".[dev]"
+	@if $(BIN)/python -m pip list 2>/dev/null | grep -q '^nvidia-'; then \
+	  echo "note: pip chose the CUDA build of torch; for a CPU build, make clean and give its index in PIP_ARGS"; fi
+	touch $(STAMP)
+
+test: setup
+	$(BIN)/python -m pytest -q $(ARGS)
+
+test-slow: setup
+	$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+test-gpu: setup
+	$(BIN)/python -m pytest -q -m gpu $(ARGS)
+
+# The comparison table of every method on the model that ships with dfq; also written to demo/compare.json.
+demo: setup
+	$(BIN)/dfq compare --model reference --dataset stdlib --out $(DEMO) --overwrite
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: setup
+	$(BIN)/mypy
+
+# Build the wheels from a clean copy, look inside, and run the command from a folder that holds only the wheel.
+wheel-check: setup
+	$(BIN)/python -m pytest -q -m wheel tests/packaging $(ARGS)
+
+check: lint type test wheel-check
+
+bench: setup
+	$(BIN)/dfq bench rotate --out $(BENCH) --overwrite
+
+clean:
+	rm -rf $(VENV) build dist
