@@ -38,7 +38,7 @@ def hf_config(config: dict[str, Any], dtype: torch.dtype) -> Any:
     try:
         built = AutoConfig.for_model(kind, **plain)
     except Exception as error:  # transformers raises many kinds here; all mean that config.json is wrong
-        raise InputError(f"config.json: refused by transformers ({str(error).splitlines()[0]})") from None
+        raise InputError(f"config.json: refused by transformers ({' '.join(str(error).split())})") from None
     built.dtype = dtype
     built._attn_implementation = "sdpa"
     return built

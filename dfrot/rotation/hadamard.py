@@ -161,6 +161,24 @@ def matrix(spec: HadamardSpec) -> Tensor:
     return full.div_(math.sqrt(spec.block))
 
 
+def transform(x: Tensor, spec: HadamardSpec) -> Tensor:
+    """x [..., size] times the transform in float64: what fusing applies to weights, independent of the kernels."""
+    base = spec.base().to(torch.float64)
+    width = spec.block // base.shape[0]
+    out = x.to(torch.float64, copy=True).reshape(-1, width)
+    half = 1
+    while half < width:  # one butterfly per power of two, in place
+        pairs = out.view(-1, 2, half)
+        difference = pairs[:, 0] - pairs[:, 1]
+        pairs[:, 0] += pairs[:, 1]
+        pairs[:, 1] = difference
+        half *= 2
+    out = out.reshape(-1, base.shape[0], width)
+    if base.shape[0] > 1:
+        out = torch.matmul(base.T, out)
+    return out.div_(math.sqrt(spec.block)).reshape(x.shape)
+
+
 def _generator(seed: int | tuple[int, ...]) -> np.random.PCG64:
     """A source of raw 64-bit words, a stream that numpy guarantees across versions (unlike any normal())."""
     return np.random.PCG64(np.random.SeedSequence(seed))

@@ -1,0 +1,197 @@
+"""Fusing gains and rotations into the weights, checkpoint to checkpoint, a few rows of one tensor at a time.
+
+Which side of a weight meets which matrix follows from the spaces that the architecture declares. With rows as
+vectors (`y = x W^T`): the columns of a weight live in the space it reads, the rows in the space it writes, so
+
+    W' = T_writes^T  W diag(gain)  T_reads        b' = T_writes^T b
+
+where T is R1 (residual), R2 of the layer, one block per head (v), the R4 Hadamard (mlp) or nothing. The
+composition is computed in float64 from the stored tensor and cast once, to the stored dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dfrot.arch import BoundArch
+from dfrot.checkpoint import Checkpoint
+from dfrot.errors import InputError, MismatchError, UnsupportedError
+from dfrot.rotation.hadamard import transform
+from dfrot.rotation.online import HadamardSpec
+from dfrot.writer import SafetensorsWriter, TensorPlan
+
+CHUNK = 32 << 20  # bytes of float64 that one step computes
+
+
+@dataclass(frozen=True)
+class Rotations:
+    """What to fuse. r1: float64 [hidden, hidden]; r2: float64 [layers, head_dim, head_dim]; r4: the transform of
+    down_proj's input, whose online half the runtime applies. All None: the weights stay as they are."""
+
+    r1: Tensor | None = None
+    r2: Tensor | None = None
+    r4: HadamardSpec | None = None
+
+    def check(self, arch: BoundArch) -> None:
+        """Raise MismatchError for matrices of another model, UnsupportedError where the architecture refuses."""
+        if self.r1 is not None and (reason := arch.spec.refuses("residual")):
+            raise UnsupportedError(reason)
+        wanted = {
+            "R1": (self.r1, (arch.hidden, arch.hidden)),
+            "R2": (self.r2, (arch.n_layers, arch.head_dim, arch.head_dim)),
+        }
+        for name, (matrix, shape) in wanted.items():
+            if matrix is not None and tuple(matrix.shape) != shape:
+                raise MismatchError(
+                    f"rotation {name}: is {list(matrix.shape)}, this model needs {list(shape)}; it belongs to another"
+                )
+        if self.r4 is not None and self.r4.size != arch.intermediate:
+            raise MismatchError(
+                f"rotation R4: is {self.r4.size} wide, this model needs {arch.intermediate}; it belongs to another"
+            )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """How one output tensor comes from one stored tensor."""
+
+    source: str
+    layer: int = 0
+    reads: str = ""  # space of the columns
+    writes: str = ""  # space of the rows
+    gain: str = ""  # norm weight multiplied onto the columns
+    offset: float = 0.0  # gain = stored + offset
+    constant: float | None = None  # the whole output is this
+
+
+class Fuser:
+    """Computes the tensors of the rotated checkpoint. Memory: one stored tensor plus a few CHUNKs."""
+
+    def __init__(self, checkpoint: Checkpoint, arch: BoundArch, rotations: Rotations) -> None:
+        rotations.check(arch)
+        self.checkpoint, self.arch, self.rotations = checkpoint, arch, rotations
+        self.jobs = self._jobs()
+
+    @property
+    def fuses_gains(self) -> bool:
+        """Gains must leave the norms before R1 can act, and the head must have weights of its own."""
+        return self.rotations.r1 is not None
+
+    def _jobs(self) -> dict[str, _Job]:
+        """Output tensor name -> job, in the order in which the model computes."""
+        spec, arch = self.arch.spec, self.arch
+        jobs = {f"{spec.embed}.weight": _Job(f"{spec.embed}.weight", reads="residual")}
+        for layer in range(arch.n_layers):
+            fed = {}
+            for norm in spec.norms:
+                name = f"{arch.full(layer, norm.name)}.weight"
+                jobs[name] = self._norm(name, norm.offset)
+                fed.update({linear: (name, norm.offset) for linear in norm.feeds})
+            for name in (f"{arch.full(layer, norm)}.weight" for norm in spec.head_norms):
+                jobs[name] = _Job(name)
+            for linear in spec.linears:
+                name = arch.full(layer, linear.name)
+                gain, offset = fed.get(linear.name, ("", 0.0))
+                jobs[f"{name}.weight"] = _Job(f"{name}.weight", layer, linear.reads, linear.writes, gain, offset)
+                jobs[f"{name}.bias"] = _Job(f"{name}.bias", layer, writes=linear.writes)
+        final = f"{spec.final_norm.name}.weight"
+        jobs[final] = self._norm(final, spec.final_norm.offset)
+        head = f"{spec.head.name}.weight"
+        source = f"{spec.embed}.weight" if arch.tied else head
+        if self.fuses_gains or not arch.tied:
+            jobs[head] = _Job(source, reads="residual", gain=final, offset=spec.final_norm.offset)
+        jobs[f"{spec.head.name}.bias"] = _Job(f"{spec.head.name}.bias")
+        return {name: job for name, job in jobs.items() if job.source in self.checkpoint}
+
+    def _norm(self, name: str, offset: float) -> _Job:
+        return _Job(name, constant=1.0 - offset if self.fuses_gains else None)
+
+    def plan(self) -> list[TensorPlan]:
+        """Names, dtypes and shapes of the output: those of the input, and a head of its own."""
+        entries = {name: self.checkpoint.entry(job.source) for name, job in self.jobs.items()}
+        return [TensorPlan(name, entry.dtype, entry.shape) for name, entry in entries.items()]
+
+    def units(self) -> dict[str, list[str]]:
+        """Unit of work -> its tensors: what lies outside the blocks one by one, each block at once."""
+        prefixes = {self.arch.prefix(layer) + ".": self.arch.prefix(layer) for layer in range(self.arch.n_layers)}
+        units: dict[str, list[str]] = {}
+        for name in self.jobs:
+            unit = next((unit for prefix, unit in prefixes.items() if name.startswith(prefix)), name)
+            units.setdefault(unit, []).append(name)
+        return units
+
+    def write(self, name: str, writer: SafetensorsWriter) -> None:
+        """Compute tensor `name` and store it. Raises InputError for a value that the stored dtype cannot hold."""
+        for begin, rows in self.rows(name):
+            writer.write_rows(name, begin, rows)
+
+    def rows(self, name: str) -> Iterator[tuple[int, Tensor]]:
+        """The output tensor in row blocks (first row, rows [n, ...] in the stored dtype)."""
+        job = self.jobs[name]
+        entry = self.checkpoint.entry(job.source)
+        if job.constant is not None:
+            yield 0, torch.full(entry.shape, job.constant, dtype=entry.dtype)
+            return
+        columns = entry.shape[1] if len(entry.shape) > 1 else 1
+        gain = self._gain(job)
+        for begin, rows in self._written(job, columns):
+            if gain is not None:
+                rows = rows * gain
+            rows = self._read(rows, job).to(entry.dtype)
+            if not bool(torch.isfinite(rows).all()):
+                raise InputError(
+                    f"{entry.file}: tensor {job.source}: overflows {entry.dtype} once gains and rotations are fused; "
+                    "convert the checkpoint to bfloat16 first"
+                )
+            yield begin, rows.reshape(-1, *entry.shape[1:])
+
+    def _gain(self, job: _Job) -> Tensor | None:
+        if not job.gain or not self.fuses_gains:
+            return None
+        return self.checkpoint.read(job.gain).to(torch.float64) + job.offset
+
+    def _written(self, job: _Job, columns: int) -> Iterator[tuple[int, Tensor]]:
+        """Row blocks of T_writes^T W, float64 [n, columns]."""
+        total = self.checkpoint.shape(job.source)[0]
+        step = max(1, CHUNK // (8 * columns))
+        r1, r2 = self.rotations.r1, self.rotations.r2
+        if job.writes == "residual" and r1 is not None:
+            whole = self.checkpoint.read(job.source).reshape(total, columns)
+            for begin in range(0, total, step):
+                out = torch.zeros(min(step, total - begin), columns, dtype=torch.float64)
+                for k in range(0, total, step):
+                    out.addmm_(r1[k : k + step, begin : begin + step].T, whole[k : k + step].to(torch.float64))
+                yield begin, out
+            return
+        by_head = job.writes == "v" and r2 is not None
+        size = self.arch.head_dim
+        if by_head:
+            step = max(1, step // size) * size  # whole heads only
+        for begin in range(0, total, step):
+            rows = self.checkpoint.read_rows(job.source, begin, begin + step).reshape(-1, columns).to(torch.float64)
+            if by_head and r2 is not None:
+                rows = torch.matmul(r2[job.layer].T, rows.reshape(-1, size, columns)).reshape(-1, columns)
+            yield begin, rows
+
+    def _read(self, rows: Tensor, job: _Job) -> Tensor:
+        """Rows [n, columns] times T_reads."""
+        r1, r2, r4 = self.rotations.r1, self.rotations.r2, self.rotations.r4
+        if job.reads == "residual" and r1 is not None:
+            return rows @ r1
+        if job.reads == "v" and r2 is not None:
+            heads = rows.reshape(len(rows), -1, self.arch.head_dim)
+            return (heads @ r2[job.layer]).reshape(rows.shape)
+        if job.reads == "mlp" and r4 is not None:
+            return transform(rows, r4)
+        return rows
+
+
+def fuse(fuser: Fuser, writer: SafetensorsWriter) -> None:
+    """All tensors at once, without a journal."""
+    for name in fuser.jobs:
+        fuser.write(name, writer)
+    writer.sync()

@@ -1,0 +1,176 @@
+"""The rotated model is the original model: every described architecture, in float64, to rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dfrot.arch import ARCHS, describe, open_described
+from dfrot.checkpoint import Checkpoint
+from dfrot.errors import UnsupportedError
+from dfrot.hf.blocks import hf_config
+from dfrot.rotation.fuse import Fuser, Rotations, fuse
+from dfrot.rotation.hadamard import plan, random_orthogonal, randomized, transform
+from dfrot.rotation.online import HadamardSpec
+from dfrot.writer import SafetensorsWriter
+
+TOKENS = torch.tensor([[1, 7, 3, 39, 0, 22, 5, 5, 31, 2]])
+QKV = tuple(f"self_attn.{name}_proj" for name in "qkv")
+ALL = (*QKV, "self_attn.o_proj", *(f"mlp.{name}_proj" for name in ("gate", "up", "down")))
+SERVED = [name for name, spec in ARCHS.items() if spec.refuses("residual") is None]
+REFUSED = [name for name in ARCHS if name not in SERVED]
+
+CASES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
+    *((name, {}, QKV if name == "qwen2" else ()) for name in SERVED),
+    *((name, {"tie_word_embeddings": True}, QKV if name == "qwen2" else ()) for name in SERVED),
+    ("llama", {"attention_bias": True, "mlp_bias": True}, ALL),
+    ("qwen3", {"attention_bias": True}, ALL[:4]),
+    ("llama", {"intermediate_size": 96, "head_dim": 12, "num_key_value_heads": 1}, ()),
+    ("mistral", {"intermediate_size": 172, "num_key_value_heads": 4}, ()),
+    ("llama", {"intermediate_size": 92, "hidden_size": 30, "head_dim": 10, "num_attention_heads": 6}, ()),  # blocks
+]
+
+
+class ExactNorm(nn.Module):
+    """transformers computes its norms in float32, which would hide everything below 1e-7."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.weight, self.eps = norm.weight, norm.variance_epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+
+
+class Online(nn.Module):
+    def __init__(self, spec: HadamardSpec, linear: nn.Module) -> None:
+        super().__init__()
+        self.spec, self.linear = spec, linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(transform(x, self.spec))  # type: ignore[no-any-return]
+
+
+def logits(folder: Path, r4: HadamardSpec | None = None) -> Tensor:
+    from transformers import AutoModelForCausalLM
+
+    checkpoint = Checkpoint.open(folder)
+    model = AutoModelForCausalLM.from_config(hf_config(checkpoint.config, torch.float64)).to(torch.float64).eval()
+    state = {name: checkpoint.read(name) for name in checkpoint.entries}
+    if checkpoint.config["tie_word_embeddings"]:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    model.load_state_dict(state, strict=True)
+    for name, module in list(model.named_modules()):
+        if type(module).__name__.endswith("RMSNorm"):
+            model.set_submodule(name, ExactNorm(module))
+        elif r4 and name.endswith("down_proj"):
+            model.set_submodule(name, Online(r4, module))
+    with torch.no_grad():
+        return model(TOKENS).logits  # type: ignore[no-any-return]
+
+
+def rotated(folder: Path, out: Path, rotations: Rotations) -> Path:
+    import json
+
+    checkpoint, arch = open_described(folder)
+    out.mkdir()
+    fuser = Fuser(checkpoint, arch, rotations)
+    fuse(fuser, SafetensorsWriter(out, fuser.plan()))
+    untied = {"tie_word_embeddings": False} if rotations.r1 is not None else {}
+    (out / "config.json").write_text(json.dumps(checkpoint.config | untied))
+    open_described(out)  # what comes out fits the description
+    return out
+
+
+def all_rotations(folder: Path, make_r1: Callable[[int, int], Tensor] = randomized) -> Rotations:
+    arch = describe(Checkpoint.open(folder).config)
+    r2 = torch.stack([random_orthogonal(arch.head_dim, (1, layer)) for layer in range(arch.n_layers)])
+    return Rotations(make_r1(arch.hidden, 1), r2, plan(arch.intermediate))
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("make_r1", [randomized, random_orthogonal])
+@pytest.mark.parametrize(("kind", "config", "bias"), CASES)
+def test_rotated_logits_are_the_originals(
+    make: Any, tmp_path: Path, kind: str, config: dict[str, Any], bias: tuple[str, ...], make_r1: Any
+) -> None:
+    folder = make(kind, bias=bias, **config)
+    rotations = all_rotations(folder, make_r1)
+    out = rotated(folder, tmp_path / "out", rotations)
+    assert error(logits(out, rotations.r4), logits(folder)) < 1e-10
+    changed, original = Checkpoint.open(out), Checkpoint.open(folder)
+    name = "model.layers.1.mlp.down_proj.weight"
+    assert not torch.allclose(changed.read(name), original.read(name))
+    assert bool((changed.read("model.norm.weight") == 1).all())
+    assert set(original.entries) | {"lm_head.weight"} == set(changed.entries)
+
+
+@pytest.mark.parametrize("left_out", ["r1", "r2", "r4"])
+def test_each_rotation_stands_alone(make: Any, tmp_path: Path, left_out: str) -> None:
+    folder = make("llama", bias=ALL, attention_bias=True, mlp_bias=True)
+    whole = all_rotations(folder)
+    parts = {name: getattr(whole, name) for name in ("r1", "r2", "r4") if name != left_out}
+    out = rotated(folder, tmp_path / "out", Rotations(**parts))
+    assert error(logits(out, parts.get("r4")), logits(folder)) < 1e-10
+
+
+def test_an_online_rotation_left_out_is_a_different_model(make: Any, tmp_path: Path) -> None:
+    folder = make("llama")
+    out = rotated(folder, tmp_path / "out", all_rotations(folder))
+    assert error(logits(out, None), logits(folder)) > 0.1
+
+
+def test_no_rotation_is_a_copy(make: Any, tmp_path: Path) -> None:
+    folder = make("qwen3", dtype=torch.bfloat16, tie_word_embeddings=True)
+    out = rotated(folder, tmp_path / "out", Rotations())
+    before, after = Checkpoint.open(folder), Checkpoint.open(out)
+    assert set(before.entries) == set(after.entries)
+    for name in before.entries:
+        assert torch.equal(before.read(name), after.read(name)), name
+
+
+def test_cast_once(make: Any, tmp_path: Path) -> None:
+    """Every bf16 weight is the rounding of the float64 result, not of a rounded intermediate."""
+    folder = make("llama", dtype=torch.bfloat16)
+    exact = make("llama", dtype=torch.float64)
+    original, wide = Checkpoint.open(folder), Checkpoint.open(exact)
+    rotations = all_rotations(folder)
+    out = Checkpoint.open(rotated(folder, tmp_path / "out", rotations))
+    gain = original.read("model.layers.0.input_layernorm.weight").double()
+    assert wide.shape("model.norm.weight") == original.shape("model.norm.weight")
+    assert rotations.r1 is not None
+    assert rotations.r2 is not None
+    v = original.read("model.layers.0.self_attn.v_proj.weight").double() * gain @ rotations.r1
+    v = torch.block_diag(*[rotations.r2[0]] * 2).T @ v
+    assert torch.equal(out.read("model.layers.0.self_attn.v_proj.weight"), v.bfloat16())
+
+
+@pytest.mark.parametrize("chunk", [1, 1000, 5000])
+def test_chunks_do_not_change_the_result(make: Any, tmp_path: Path, chunk: int, monkeypatch: Any) -> None:
+    folder = make("llama", bias=ALL, attention_bias=True, mlp_bias=True, dtype=torch.float32)
+    rotations = all_rotations(folder)
+    whole = Checkpoint.open(rotated(folder, tmp_path / "whole", rotations))
+    monkeypatch.setattr("dfrot.rotation.fuse.CHUNK", chunk)
+    parts = Checkpoint.open(rotated(folder, tmp_path / "parts", rotations))
+    for name in whole.entries:
+        assert torch.allclose(whole.read(name), parts.read(name), rtol=1e-6, atol=1e-7), name
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_post_norm_architectures_are_refused_with_the_reason(make: Any, kind: str) -> None:
+    checkpoint, arch = open_described(make(kind))
+    with pytest.raises(UnsupportedError, match=f"{kind}: R1 cannot be fused: .* learned gain between"):
+        Fuser(checkpoint, arch, Rotations(r1=randomized(24, 0)))
+
+
+def test_the_refused_are_the_known_ones() -> None:
+    assert set(REFUSED) == {"olmo2", "gemma2", "gemma3_text"}
+    assert set(SERVED) == {"llama", "mistral", "qwen2", "qwen3"}
