@@ -1,1 +1,45 @@
 """Schemes, integer grids, quantization algorithms and the modules that run the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from dfrot.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dfrot.quant.grid import Quantized
+    from dfrot.quant.options import Options
+    from dfrot.quant.scheme import QuantScheme
+
+    Quantize = Callable[[Sequence[Tensor], Tensor | None, QuantScheme, Options], list[Quantized]]
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """module: where `quantize_together` is. needs_hessian: whether calibration is required."""
+
+    name: str
+    module: str
+    needs_hessian: bool
+
+    def load(self) -> Quantize:
+        """The function: weights float32 [N_i, K] that share inputs, their Hessian [K, K] -> one result each."""
+        return import_module(self.module).quantize_together  # type: ignore[no-any-return]
+
+
+ALGORITHMS = {
+    algorithm.name: algorithm
+    for algorithm in (Algorithm("gptq", "dfrot.quant.gptq", True), Algorithm("rtn", "dfrot.quant.rtn", False))
+}
+
+
+def algorithm(name: str) -> Algorithm:
+    """Look up an algorithm. Raises UnsupportedError naming the known ones."""
+    if name not in ALGORITHMS:
+        raise UnsupportedError(f"algorithm {name!r} is unknown; use one of {', '.join(ALGORITHMS)}")
+    return ALGORITHMS[name]

@@ -1,0 +1,120 @@
+"""Integer grids of weights: which real numbers a row (or group) of a weight can take.
+
+A grid is one bfloat16 scale, and for asymmetric schemes one zero code, per row and group of columns. Codes are
+unsigned, `w = scale (u - zero)` with u in [0, 2^bits - 1]; symmetric grids have zero = 2^(bits-1). Scales are
+rounded to bfloat16 before any code is derived, so that what is stored is what was optimised (a code rounded
+against the unrounded scale would be off by one where it matters). Zero is always on the grid, hence the columns
+that pad a short last group change nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+TINY = 2.0**-100  # below this a row counts as zero: its scale would be lost in subnormals
+
+
+@dataclass(frozen=True)
+class Grid:
+    """scale: bfloat16 [N, G]; zero: uint8 [N, G], None when symmetric; group: columns per scale, 0 = all."""
+
+    scale: Tensor
+    zero: Tensor | None
+    bits: int
+    group: int
+
+    def steps(self, columns: Tensor) -> Tensor:
+        """float32 scales [N, len(columns)] of the given column indices int64."""
+        return self.scale.float()[:, self._groups(columns)]
+
+    def zeros(self, columns: Tensor) -> Tensor | float:
+        """float32 zero codes [N, len(columns)], or the one constant of a symmetric grid."""
+        if self.zero is None:
+            return float(2 ** (self.bits - 1))
+        return self.zero.float()[:, self._groups(columns)]
+
+    def _groups(self, columns: Tensor) -> Tensor:
+        return columns // self.group if self.group else torch.zeros_like(columns)
+
+    def encode(self, weight: Tensor) -> Tensor:
+        """float32 [N, K] -> codes uint8 [N, K]: nearest grid point, half to even."""
+        columns = torch.arange(weight.shape[1])
+        codes = torch.round(weight / self.steps(columns)).add_(self.zeros(columns))
+        return codes.clamp_(0, 2**self.bits - 1).to(torch.uint8)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """codes uint8 [N, K] -> float32 [N, K], exactly `scale (u - zero)`: at most 16 significant bits."""
+        columns = torch.arange(codes.shape[1])
+        return codes.float().sub_(self.zeros(columns)).mul_(self.steps(columns))
+
+    def round(self, weight: Tensor) -> Tensor:
+        """The nearest weights that lie on the grid, float32."""
+        return self.decode(self.encode(weight))
+
+    def rows(self, begin: int, end: int) -> Grid:
+        """The grid of some rows."""
+        return Grid(self.scale[begin:end], None if self.zero is None else self.zero[begin:end], self.bits, self.group)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What an algorithm made of a weight [N, K]: codes uint8 [N, K] on a grid, and how it went (plain JSON)."""
+
+    codes: Tensor
+    grid: Grid
+    stats: dict[str, Any]
+
+    def dequantize(self) -> Tensor:
+        """float32 [N, K]."""
+        return self.grid.decode(self.codes)
+
+    def packed(self) -> Any:
+        """The `dfrot_kernels.layouts.PackedWeight` that goes to disk."""
+        from dfrot_kernels.layouts import PackedWeight
+
+        return PackedWeight.from_codes(self.codes, self.grid.scale, self.grid.zero, self.grid.bits, self.grid.group)
+
+
+def grouped(weight: Tensor, group: int) -> Tensor:
+    """[N, K] -> [N G, group]: one row per scale; a short last group is padded with zeros."""
+    k = weight.shape[1]
+    if not group or group >= k:
+        return weight
+    padded = functional.pad(weight, (0, -k % group))
+    return padded.reshape(-1, group)
+
+
+def parameters(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Scale (float32 holding bfloat16 values) and zero code (float32 holding integers) for ranges [low, high].
+
+    low <= 0 <= high, any shape. Symmetric: max(-low, high) / (2^(b-1) - 1), so that code 0 stays unused.
+    """
+    top = 2**bits - 1
+    if symmetric:
+        scale = torch.maximum(-low, high) / (2 ** (bits - 1) - 1)
+    else:
+        scale = (high - low) / top
+    scale = torch.where(scale < TINY, torch.ones_like(scale), scale).bfloat16().float()
+    if symmetric:
+        return scale, torch.full_like(scale, 2 ** (bits - 1))
+    return scale, torch.round(-low / scale).clamp_(0, top)
+
+
+def fit(weight: Tensor, bits: int, symmetric: bool, group: int = 0, ratio: Tensor | None = None) -> Grid:
+    """The grid of a weight float32 [N, K]; `ratio` [N, G] shrinks the range (see `clip.search`).
+
+    Values must be finite: weights are checked when they are read.
+    """
+    rows = grouped(weight, group)
+    low, high = torch.aminmax(rows, dim=1)
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    if ratio is not None:
+        low, high = low * ratio.reshape(-1), high * ratio.reshape(-1)
+    scale, zero = parameters(low, high, bits, symmetric)
+    scale, zero = scale.reshape(len(weight), -1), zero.reshape(len(weight), -1)
+    return Grid(scale.bfloat16(), None if symmetric else zero.to(torch.uint8), bits, group)
