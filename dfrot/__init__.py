@@ -1,6 +1,43 @@
-"""dfq: rotate, calibrate, quantize and evaluate LLM checkpoints at 4 bits (DFRot, arXiv 2412.00648).
+"""dfq: take an LLM checkpoint to 4 bits (weights, activations, KV cache) with refined rotations.
 
-Importing this package touches neither CUDA nor transformers; submodules are imported where they are used.
+After `import dfrot`, `transformers.AutoModelForCausalLM.from_pretrained` loads dfq checkpoints. The import itself
+loads neither transformers nor torch and touches no device: the names below resolve on first use.
 """
 
-__version__ = "0.1.0"
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from dfrot._register import install
+
+_PUBLIC = {
+    "ArchSpec": "dfrot.arch",
+    "Checkpoint": "dfrot.checkpoint",
+    "DfqConfig": "dfrot.quant.config",
+    "DfqError": "dfrot.errors",
+    "PackedWeight": "dfrot_kernels.layouts",
+    "QuantScheme": "dfrot.quant.scheme",
+    "Rotation": "dfrot.rotation.rotation",
+    "load": "dfrot.hf.load",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("dfq")
+        except PackageNotFoundError:  # a source tree on the path, never installed
+            return "0+source"
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'dfrot' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC, "__version__"])
+
+
+install()

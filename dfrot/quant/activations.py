@@ -18,7 +18,7 @@ from dfrot.quant.scheme import FULL, QuantScheme
 def _ranges(x: Tensor, bits: int, symmetric: bool, clip: float) -> tuple[Tensor, Tensor | None]:
     """Scale and (asymmetric only) lowest value per row of float32 x [..., K], both [..., 1]."""
     if symmetric:
-        return x.abs().amax(-1, keepdim=True).mul_(clip / (2 ** (bits - 1) - 1)), None
+        return x.abs().amax(-1, keepdim=True).mul_(clip).div_(2 ** (bits - 1) - 1), None
     low, high = torch.aminmax(x, dim=-1, keepdim=True)
     low = low.clamp(max=0.0).mul_(clip)
     high = high.clamp(min=0.0).mul_(clip)
@@ -58,8 +58,7 @@ def fake_quantize_kv(x: Tensor, bits: int, symmetric: bool, clip: float = 1.0) -
         return x
     rows = x.float()
     scale, low = _ranges(rows, bits, symmetric, clip)
-    scale = scale.half().float()
-    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    scale = scale.half().clamp(min=2**-24).float()
     return _round_trip(rows, scale, low, bits).to(x.dtype)
 
 

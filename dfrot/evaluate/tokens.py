@@ -1,0 +1,70 @@
+"""The evaluation windows of a checkpoint, and whether two checkpoints read the same ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dfrot.calib.data import Text, windows
+from dfrot.errors import InputError, MismatchError
+from dfrot.files import digest_bytes
+from dfrot.hf.tokens import encode, load_tokenizer
+
+# what decides how text becomes ids; templates and generation defaults do not
+_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """windows int64 [n, seqlen]; total: tokens of the whole text; digest: of the ids; tokenizer_digest: of
+    the tokenizer's files; bos: one at the very start."""
+
+    windows: Tensor
+    total: int
+    digest: str
+    tokenizer: Any
+    tokenizer_digest: str
+    bos: bool
+
+
+class Reader:
+    """Tokenizes one text for many checkpoints: folders with the same tokenizer files share the work."""
+
+    def __init__(self, text: Text, seqlen: int, limit: int | None) -> None:
+        if limit is not None and limit < 1:
+            raise InputError(f"windows: {limit} is not a positive count")
+        self.text, self.seqlen, self.limit = text, seqlen, limit
+        self._seen: dict[str, Tokens] = {}
+        self._first: tuple[Path, Tokens] | None = None
+
+    def read(self, folder: Path) -> Tokens:
+        """The windows of a checkpoint. Raises MismatchError when its tokenizer reads the text otherwise."""
+        files = [folder / name for name in _FILES]
+        key = digest_bytes(*(file.read_bytes() if file.is_file() else b"" for file in files))
+        if key not in self._seen:
+            self._seen[key] = self._tokenize(folder, key)
+        tokens = self._seen[key]
+        if self._first is None:
+            self._first = (folder, tokens)
+        elif tokens.digest != self._first[1].digest:
+            raise MismatchError(
+                f"{folder}: its tokenizer reads {self.text.name} differently from that of {self._first[0]}, "
+                "so perplexities cannot be compared; evaluate it alone"
+            )
+        return tokens
+
+    def _tokenize(self, folder: Path, key: str) -> Tokens:
+        tokenizer = load_tokenizer(folder)
+        ids = encode(tokenizer, self.text.text)
+        bos = getattr(tokenizer, "bos_token_id", None)
+        return Tokens(
+            windows=windows(ids, self.seqlen)[: self.limit],
+            total=len(ids),
+            digest=digest_bytes(ids.numpy().tobytes()),
+            tokenizer=tokenizer,
+            tokenizer_digest=key,
+            bos=bos is not None and len(ids) > 0 and int(ids[0]) == bos,
+        )

@@ -1,0 +1,95 @@
+"""Loading a checkpoint folder to run it: 16-bit, rotated, packed or simulated; local files only, never remote code."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dfrot.arch import describe, open_described
+from dfrot.checkpoint import Checkpoint
+from dfrot.errors import DfqError, InputError, UnsupportedError
+from dfrot.hf.tokens import load_tokenizer
+from dfrot.quant.config import DfqConfig
+from dfrot.quant.plan import plan_linears
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers' progress bars and warnings are not the library's to show."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def check_folder(path: Path) -> tuple[Checkpoint, DfqConfig | None]:
+    """Refuse in one line what cannot be loaded, without reading a weight."""
+    checkpoint = Checkpoint.open(path)
+    config = DfqConfig.of(checkpoint.config, str(checkpoint.path / "config.json"))
+    if config is None or config.scheme is None or config.fake:
+        open_described(path)  # every tensor is a 16-bit one
+    arch = describe(checkpoint.config, str(checkpoint.path / "config.json"))
+    if config is not None:
+        plan_linears(arch, config, str(checkpoint.path / "config.json"))
+    return checkpoint, config
+
+
+def _dtype(checkpoint: Checkpoint, dtype: torch.dtype | str | None) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype is None:
+        dtype = str(checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "float32")
+    if dtype not in DTYPES:
+        raise UnsupportedError(f"{checkpoint.path}: dtype {dtype!r} is not supported; use one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def load_model(path: Path | str, dtype: torch.dtype | str | None = None, fake: bool = False) -> Any:
+    """The model of a checkpoint folder in evaluation mode, on the CPU.
+
+    dtype: None takes the folder's. fake: run a packed checkpoint as its simulated twin (dequantized weights in
+    float32, simulated activations), the same numbers by another route. Raises DfqError in one line."""
+    checkpoint, config = check_folder(Path(path))
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with _quiet():
+            model = AutoModelForCausalLM.from_pretrained(
+                checkpoint.path,
+                dtype=_dtype(checkpoint, dtype),
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+            )
+    except DfqError:
+        raise
+    except Exception as error:  # transformers raises many kinds here; all mean that the folder is unusable
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{checkpoint.path}: refused by transformers ({first})") from error
+    if fake and config is not None and config.scheme is not None:
+        from dfrot.quant.linear import simulate
+
+        simulate(model)
+    return model.requires_grad_(False).eval()
+
+
+def load(path: Path | str, dtype: torch.dtype | str | None = None, fake: bool = False) -> tuple[Any, Any]:
+    """(model, tokenizer) of a checkpoint folder; see `load_model`."""
+    model = load_model(path, dtype, fake)
+    return model, load_tokenizer(Path(path))

@@ -1,0 +1,177 @@
+"""The linears of a loaded dfq model: packed integer weights on our operators, and their simulated twin.
+
+Both compute `Q(x H) W^T + b`: the input rotated by R4 where the model asks for it, quantized per token, multiplied
+with float32 accumulation and float32 epilogue, and cast once, to the input's dtype, at the end. So the packed and
+the simulated model differ by the order of float32 additions only. Sink rows (dfrot/quant/sinks.py) skip the
+activation quantizer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import dfrot_kernels  # noqa: F401  (registers torch.ops.dfq)
+from dfrot.errors import InputError
+from dfrot.quant.activations import fake_quantize
+from dfrot.quant.plan import LinearPlan
+from dfrot.quant.scheme import FULL
+from dfrot.quant.sinks import Sinks
+from dfrot_kernels.layouts import PackedWeight
+
+
+class _RotatedLinear(nn.Module):
+    """What both linears share: the plan, R4 on the input, and which rows are sinks."""
+
+    bias: nn.Parameter | None
+    hadamard_base: Tensor | None
+
+    def __init__(self, plan: LinearPlan, bias: bool, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.plan = plan
+        self.in_features, self.out_features = plan.cols, plan.rows
+        self.sinks: Sinks | None = None
+        self.bias = nn.Parameter(torch.empty(plan.rows, dtype=dtype), requires_grad=False) if bias else None
+        self.register_buffer("hadamard_base", None, persistent=False)
+
+    def prepare(self, name: str) -> None:
+        """Build what is derived from the plan, on the weights' device. Called once, after loading."""
+        if self.plan.hadamard is not None:
+            device = next(tensor.device for tensor in [*self.parameters(), *self.buffers()])
+            self.hadamard_base = self.plan.hadamard.base().to(device)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """x [..., K] -> rotated rows [M, K], contiguous."""
+        rows = x.reshape(-1, self.plan.cols)
+        if self.hadamard_base is not None:
+            assert self.plan.hadamard is not None
+            rows = torch.ops.dfq.hadamard(rows, self.hadamard_base, self.plan.hadamard.block)
+        return rows
+
+    def sink_rows(self) -> Tensor | None:
+        """Indices of this call's rows that keep full-precision activations, or None."""
+        return self.sinks.rows if self.sinks is not None and self.plan.a_bits != FULL else None
+
+    def extra_repr(self) -> str:
+        p = self.plan
+        return f"{p.cols} -> {p.rows}, w{p.w_bits} a{p.a_bits}" + (", online Hadamard" if p.hadamard else "")
+
+
+class QuantLinear(_RotatedLinear):
+    """A linear whose weight is stored as packed codes [N, row bytes], scale bfloat16 [N, G], zero uint8 [N, G].
+
+    4-bit weights run on the integer operators: `w4a16_mm` for 16-bit activations, `w4a8_mm` and `w4a4_mm` on
+    per-token codes. Other widths (2, 3, 5..8) are unpacked and multiplied in float32 on every call: right for
+    accuracy studies, not fast.
+    """
+
+    weight_packed: Tensor
+    weight_scale: Tensor
+    weight_zero: Tensor | None
+    weight_sums: Tensor | None  # sum of (u - zero) per row and group: corrects for the activations' zero points
+
+    def __init__(self, plan: LinearPlan, bias: bool, dtype: torch.dtype) -> None:
+        super().__init__(plan, bias, dtype)
+        self.register_buffer("weight_packed", torch.empty(plan.rows, plan.row_bytes, dtype=torch.uint8))
+        self.register_buffer("weight_scale", torch.empty(plan.rows, plan.groups, dtype=torch.bfloat16))
+        zero = None if plan.w_sym else torch.empty(plan.rows, plan.groups, dtype=torch.uint8)
+        self.register_buffer("weight_zero", zero)
+        self.register_buffer("weight_sums", None, persistent=False)
+
+    def weight(self) -> PackedWeight:
+        """The stored weight as the kernels' value type."""
+        p = self.plan
+        return PackedWeight(
+            self.weight_packed, self.weight_scale, self.weight_zero, p.w_bits, p.group, (p.rows, p.cols)
+        )
+
+    def prepare(self, name: str) -> None:
+        super().prepare(name)
+        scale = self.weight_scale.float()
+        if not bool(torch.isfinite(scale).all()):
+            raise InputError(f"tensor {name}.weight_scale holds NaN or Inf; the checkpoint is damaged, make it again")
+        if self.weight_zero is not None and int(self.weight_zero.max()) >= 2**self.plan.w_bits:
+            raise InputError(f"tensor {name}.weight_zero holds codes beyond {self.plan.w_bits} bits; make it again")
+        if self.plan.w_bits == 4 and self.plan.a_bits != FULL:
+            self.weight_sums = self.weight().weight_sums()
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.rows(x)
+        out = self._product(rows)
+        sinks = self.sink_rows()
+        if sinks is not None:
+            out[sinks] = self._full(rows[sinks])
+        if self.bias is not None:
+            out = out + self.bias.float()
+        return out.to(x.dtype).view(*x.shape[:-1], self.plan.rows)
+
+    def _product(self, rows: Tensor) -> Tensor:
+        """rows [M, K] with quantized activations -> float32 [M, N]."""
+        p = self.plan
+        if p.a_bits == FULL:
+            return self._full(rows)
+        if p.w_bits != 4:
+            return F.linear(fake_quantize(rows.float(), p.a_bits, p.a_sym, p.a_clip), self._dense())
+        activations = torch.ops.dfq.quantize_per_token(rows, p.a_bits, p.a_sym, p.a_clip)
+        weight = (self.weight_packed, self.weight_scale, self.weight_zero, self.weight_sums, p.group)
+        product = torch.ops.dfq.w4a4_mm if p.a_bits <= 4 else torch.ops.dfq.w4a8_mm
+        out: Tensor = product(*activations, *weight)
+        return out
+
+    def _full(self, rows: Tensor) -> Tensor:
+        """rows [M, K] with 16-bit activations -> float32 [M, N]."""
+        if self.plan.w_bits != 4:
+            return F.linear(rows.float(), self._dense())
+        out: Tensor = torch.ops.dfq.w4a16_mm(
+            rows.float(), self.weight_packed, self.weight_scale, self.weight_zero, self.plan.group
+        )
+        return out
+
+    def _dense(self) -> Tensor:
+        return self.weight().dequantize(torch.float32)
+
+
+class DenseLinear(_RotatedLinear):
+    """A linear with a dense weight [N, K] that rotates or quantizes its input.
+
+    It serves rotated 16-bit checkpoints (R4 only: then it is an ordinary matmul in the model's dtype), w16 schemes,
+    and simulated checkpoints, whose weights lie on the integer grid. weight_dtype: as stored.
+    """
+
+    def __init__(self, plan: LinearPlan, bias: bool, dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
+        super().__init__(plan, bias, dtype)
+        self.weight = nn.Parameter(torch.empty(plan.rows, plan.cols, dtype=weight_dtype), requires_grad=False)
+
+    @classmethod
+    def twin(cls, module: QuantLinear) -> DenseLinear:
+        """The simulated twin of a packed linear, in float32, with the same state."""
+        dtype = module.bias.dtype if module.bias is not None else torch.float32
+        with torch.device("meta"):
+            dense = cls(module.plan, False, dtype, torch.float32)
+        dense.weight = nn.Parameter(module.weight().dequantize(torch.float32), requires_grad=False)
+        dense.bias, dense.hadamard_base, dense.sinks = module.bias, module.hadamard_base, module.sinks
+        return dense
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.rows(x)
+        if self.plan.a_bits == FULL and self.weight.dtype == rows.dtype:
+            out = F.linear(rows, self.weight, self.bias)
+            return out.view(*x.shape[:-1], self.plan.rows)
+        exact = rows.float()
+        sinks = self.sink_rows()
+        fed = fake_quantize(exact, self.plan.a_bits, self.plan.a_sym, self.plan.a_clip)
+        if sinks is not None:
+            fed[sinks] = exact[sinks]
+        bias = None if self.bias is None else self.bias.float()
+        out = F.linear(fed, self.weight.float(), bias)
+        return out.to(x.dtype).view(*x.shape[:-1], self.plan.rows)
+
+
+def simulate(model: Any) -> None:
+    """Exchange every packed linear of a loaded model for its simulated twin."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, QuantLinear):
+            model.set_submodule(name, DenseLinear.twin(module).eval())

@@ -1,0 +1,93 @@
+"""What a dfq configuration means for every linear of a model: the one place that decides who is quantized how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dfrot.arch import BoundArch
+from dfrot.errors import InputError
+from dfrot.quant.config import DfqConfig
+from dfrot.quant.scheme import FULL
+from dfrot.rotation.online import HadamardSpec
+
+
+@dataclass(frozen=True)
+class LinearPlan:
+    """One linear that does more than `x W^T + b`.
+
+    name: full module name; rows, cols: N, K; packed: the weight is stored as codes of w_bits with one scale per
+    `group` columns (0: per row) and, unless w_sym, a zero code; hadamard: rotation of the input before anything
+    else (R4); a_*: per-token quantization of the (rotated) input.
+    """
+
+    name: str
+    rows: int
+    cols: int
+    packed: bool
+    w_bits: int
+    group: int
+    w_sym: bool
+    a_bits: int
+    a_sym: bool
+    a_clip: float
+    hadamard: HadamardSpec | None
+
+    @property
+    def groups(self) -> int:
+        return -(-self.cols // self.group) if self.group else 1
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one packed row: a dense little-endian bit string."""
+        return -(-self.cols * self.w_bits // 8)
+
+
+def _check(arch: BoundArch, config: DfqConfig, where: str) -> None:
+    known = {name for _, _, name in arch.linears()} | {arch.spec.head.name}
+    for label, names in (("keep", config.keep), ("a_clips", config.a_clips)):
+        if unknown := sorted(set(names) - known):
+            raise InputError(f"{where}: {label} names {unknown[0]}, which is no linear of this model")
+    for name, clip in config.a_clips.items():
+        if not 0.1 <= clip <= 1.0:
+            raise InputError(f"{where}: activation clip ratio {clip} of {name} is outside 0.1..1")
+    for label, spec, size in (
+        ("r3", config.online.r3, arch.head_dim),
+        ("r4", config.online.r4, arch.intermediate),
+    ):
+        if spec is not None and spec.size != size:
+            raise InputError(f"{where}: online rotation {label} has size {spec.size}, the model needs {size}")
+    if config.sink_tokens < 0:
+        raise InputError(f"{where}: sink_tokens is {config.sink_tokens}, it cannot be negative")
+
+
+def plan_linears(arch: BoundArch, config: DfqConfig, where: str = "config.json") -> dict[str, LinearPlan]:
+    """The linears that need one of our modules, by full name. Raises InputError on an inconsistent config."""
+    _check(arch, config, where)
+    scheme = config.scheme
+    declared = [(linear, name) for _, linear, name in arch.linears()]
+    declared.append((arch.spec.head, arch.spec.head.name))
+    plans = {}
+    for linear, name in declared:
+        quantized = scheme is not None and name not in config.keep
+        hadamard = config.online.r4 if linear.reads == "mlp" else None
+        rows, cols = arch.shape(linear)
+        packed = quantized and scheme is not None and scheme.w_bits != FULL and not config.fake
+        a_bits = scheme.a_bits if quantized and scheme else FULL
+        if not packed and a_bits == FULL and hadamard is None:
+            continue
+        if packed and name == arch.spec.head.name and arch.tied:
+            raise InputError(f"{where}: {name} is quantized but shares its weight with the embedding; untie it first")
+        plans[name] = LinearPlan(
+            name=name,
+            rows=rows,
+            cols=cols,
+            packed=packed,
+            w_bits=scheme.w_bits if quantized and scheme else FULL,
+            group=scheme.w_group if scheme else 0,
+            w_sym=scheme.w_sym if scheme else True,
+            a_bits=a_bits,
+            a_sym=scheme.a_sym if scheme else False,
+            a_clip=config.a_clips.get(name, scheme.a_clip if scheme else 1.0),
+            hadamard=hadamard,
+        )
+    return plans

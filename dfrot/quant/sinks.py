@@ -1,0 +1,40 @@
+"""Leading positions that stay in full precision (attention sinks): the papers' FP16 ablation as a feature.
+
+The first tokens of a sequence carry the massive activations of large models. With `sink_tokens` N the block
+linears see the activations of positions < N unquantized, and the cache keeps their keys and values in 16 bits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Sinks:
+    """Which rows of the running call are sinks. Shared by all linears and cache layers of one model.
+
+    count: N. starts: int64 [B], padded positions before each sequence, or None without left padding.
+    rows: int64 indices into the call's [B * S] rows, or None when this call touches no sink.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.starts: Tensor | None = None
+        self.rows: Tensor | None = None
+
+    def begin(self, batch: int, length: int, past: int, starts: Tensor | None) -> None:
+        """A call with `length` new positions per sequence after `past` cached ones."""
+        self.starts = starts
+        last = self.count + (int(starts.max()) if starts is not None else 0)
+        if past >= last:
+            self.rows = None
+            return
+        positions = torch.arange(past, past + length)
+        first = torch.zeros(batch, dtype=torch.long) if starts is None else starts.cpu()
+        offset = positions[None, :] - first[:, None]
+        rows = ((offset >= 0) & (offset < self.count)).flatten().nonzero().flatten()
+        self.rows = rows if len(rows) else None
+
+    def end(self) -> None:
+        """The call is over: what follows (the head) works on other rows."""
+        self.rows = None
