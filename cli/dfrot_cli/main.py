@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import Any, NoReturn
 
 import click
+
 COMMANDS = {
     "rotate": "Rotate a checkpoint; its function stays the same.",
     "calibrate": "Collect what quantize needs, block by block.",
@@ -18,14 +19,6 @@ COMMANDS = {
 }
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
-
-
-class _Failure(click.ClickException):
-    """One line on stderr and an exit code."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(" ".join(message.split()))
-        self.exit_code = exit_code
 
 
 class Commands(click.Group):
@@ -48,14 +41,22 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            raise _Failure("interrupted; the same command continues where it stopped", INTERRUPTED) from None
+            _fail("interrupted; the same command continues where it stopped", INTERRUPTED)
         except Exception as error:
             # imported only on failure: `dfq --help` must not pay for the library
             from dfrot.errors import DfqError
 
-            if isinstance(error, DfqError):
-                raise _Failure(str(error), error.exit_code) from error
-            raise
+            if not isinstance(error, DfqError):
+                raise
+            _fail(str(error), error.exit_code)
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    """One line on stderr, no traceback."""
+    from dfrot_cli import show
+
+    show.note("Error: " + " ".join(message.split()))
+    raise click.exceptions.Exit(exit_code)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

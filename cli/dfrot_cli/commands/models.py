@@ -1,0 +1,26 @@
+"""dfq models: the alias table."""
+
+from __future__ import annotations
+
+import click
+
+from dfrot_cli import show
+from dfrot_cli.options import Common, common
+
+
+@click.command("models")
+@common
+def command(common: Common) -> None:
+    """List the aliases that --model understands, and which of them lie complete in the local hub cache."""
+    from dfrot.models import known, resolve
+
+    rows = [{"alias": "reference", "hub_id": None, "folder": str(resolve("reference"))}]
+    rows += [
+        {"alias": row.alias, "hub_id": row.hub_id, "folder": None if row.folder is None else str(row.folder)}
+        for row in known()
+    ]
+    if common.json:
+        show.as_json(rows)
+        return
+    columns = ("alias", "hub id", "on this machine")
+    show.table("", columns, [(row["alias"], row["hub_id"] or "(ships with dfq)", row["folder"]) for row in rows])

@@ -1,0 +1,35 @@
+"""`--plan`: what a command would read, write and reuse, without doing it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from dfrot_cli import show
+from dfrot_cli.options import Common
+
+
+def state(out: Path | None, common: Common) -> str:
+    """What lies at the output now, and what a run would therefore do."""
+    if out is None:
+        return "nothing is written"
+    if out.exists():
+        if common.overwrite:
+            return "exists; would be replaced when the new result is complete"
+        return "exists; would be refused (see --overwrite)"
+    if (out.parent / f".{out.name}.partial").exists():
+        return "an interrupted run is there; would " + ("start over" if common.resume is False else "continue")
+    return "new"
+
+
+def plan(kind: str, inputs: Mapping[str, Any], settings: Any, out: Path | None, common: Common) -> None:
+    """Print the plan; nothing was touched."""
+    options = asdict(settings) if is_dataclass(settings) and not isinstance(settings, type) else dict(settings)
+    given = {name: str(value) for name, value in inputs.items()}
+    result = {"output": None if out is None else str(out), "state": state(out, common)}
+    if common.json:
+        show.as_json({"command": kind, "inputs": given, "settings": options, **result})
+    else:
+        show.facts(f"plan: dfq {kind}", {**given, **options, **result})
