@@ -73,18 +73,26 @@ class Stage:
             os.fsync(handle.fileno())
         self._done[unit] = value
 
+    def discard(self) -> None:
+        """Give up: nothing of this run is worth continuing."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def publish(self, evidence: dict[str, Any]) -> None:
-        """Write `stage.json`, make everything durable, give the folder its final name."""
-        record = {"kind": self.kind, "request": self.request, "versions": versions(), **evidence}
-        write_json(self.folder / EVIDENCE, record)
-        for name in (JOURNAL, REQUEST, LOCK):
-            (self.folder / name).unlink(missing_ok=True)
+        """Make everything durable, write `stage.json`, give the folder its final name."""
         for path in sorted(self.folder.rglob("*")):
             if path.is_file():
                 with path.open("rb") as handle:
                     os.fsync(handle.fileno())
             else:
                 fsync_folder(path)
+        fsync_folder(self.folder)
+        record = {"kind": self.kind, "request": self.request, "versions": versions(), **evidence}
+        write_json(self.folder / EVIDENCE, record)  # from here on the folder is complete, whatever happens
+        self._rename()
+
+    def _rename(self) -> None:
+        for name in (JOURNAL, REQUEST, LOCK):
+            (self.folder / name).unlink(missing_ok=True)
         fsync_folder(self.folder)
         old = self.out.parent / f".{self.out.name}.old"
         shutil.rmtree(old, ignore_errors=True)
@@ -146,6 +154,10 @@ def open_stage(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ExistsError(f"{stage.folder}: another dfq process is working here; wait for it") from None
+        if resume is not False and _same_request(stage.folder / EVIDENCE, kind, request):
+            stage._rename()  # killed between the last byte and the rename
+            yield stage
+            return
         same = _same_request(stage.folder / REQUEST, kind, request)
         if resume and (stage.folder / REQUEST).exists() and not same:
             raise MismatchError(f"{stage.folder}: holds an interrupted run of another request; use --no-resume")
@@ -153,6 +165,7 @@ def open_stage(
             _empty(stage.folder)
             write_json(stage.folder / REQUEST, {"kind": kind, "request": request})
         stage._load()
+        _sweep(stage.folder)
         try:
             yield stage
         except DfqError:
@@ -163,6 +176,13 @@ def open_stage(
             if error.errno == 28:
                 raise ResourceError(f"{out}: no space left on the disk; free some and run again to resume") from None
             raise
+
+
+def _sweep(folder: Path) -> None:
+    """Drop files that a killed writer left aside (their names begin with a dot)."""
+    for path in folder.rglob(".*"):
+        if path.name != LOCK and path.is_file():
+            path.unlink()
 
 
 def _empty(folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,6 +21,8 @@ class OnlineHadamard(nn.Module):
     """A linear whose input is rotated first: the online half of R4."""
 
     def __init__(self, spec: HadamardSpec, linear: nn.Module) -> None:
+        import dfrot_kernels  # noqa: F401  (registers torch.ops.dfq)
+
         super().__init__()
         self.spec = spec
         self.linear = linear
@@ -72,8 +76,6 @@ class BlockRunner:
 
     def _materialise(self, module: nn.Module, prefix: str) -> nn.Module:
         """A copy of a meta module with the checkpoint's weights."""
-        import copy
-
         module = copy.deepcopy(module)
         state = {}
         for name, _ in module.named_parameters():
@@ -107,16 +109,8 @@ class BlockRunner:
     @torch.no_grad()
     def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
         """One block on hidden [B, S, hidden], causal attention from position 0."""
-        from transformers.masking_utils import create_causal_mask
-
         positions = torch.arange(hidden.shape[1]).unsqueeze(0)
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=hidden,
-            attention_mask=None,
-            past_key_values=None,
-            position_ids=positions,
-        )
+        mask = self._mask(block, hidden, positions)
         out = block(
             hidden,
             attention_mask=mask,
@@ -127,18 +121,40 @@ class BlockRunner:
         )
         return out[0] if isinstance(out, tuple) else out  # type: ignore[no-any-return]
 
+    def _mask(self, block: nn.Module, hidden: Tensor, positions: Tensor) -> Any:
+        """The causal mask of this block: all of them see everything before, or some only a window."""
+        from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+
+        layer = next((m.layer_idx for m in block.modules() if isinstance(getattr(m, "layer_idx", None), int)), 0)
+        kinds = getattr(self.config, "layer_types", None)
+        window = getattr(self.config, "sliding_window", None)
+        sliding = kinds[layer] == "sliding_attention" if kinds else window is not None
+        create = create_sliding_window_causal_mask if sliding else create_causal_mask
+        return create(
+            config=self.config,
+            inputs_embeds=hidden,
+            attention_mask=None,
+            past_key_values=None,
+            position_ids=positions,
+        )
+
+    @torch.no_grad()
+    def normed(self, hidden: Tensor) -> Tensor:
+        """The final norm, gain included, on hidden [..., hidden]."""
+        name = self.arch.spec.final_norm.name
+        return self._materialise(self._module(name), name)(hidden)  # type: ignore[no-any-return]
+
+    def head_rows(self, rows: int = 8192) -> Iterator[Tensor]:
+        """The head's weight in blocks of rows [n, hidden], in stored dtype."""
+        spec = self.arch.spec
+        name = f"{spec.embed if self.arch.tied else spec.head.name}.weight"
+        for begin in range(0, self.arch.sizes["vocab"], rows):
+            yield self.checkpoint.read_rows(name, begin, begin + rows)
+
     @torch.no_grad()
     def logits(self, hidden: Tensor, rows: int = 8192) -> Tensor:
         """Final norm and head on hidden [..., hidden] -> logits [..., vocab]; the head streams by rows."""
-        spec = self.arch.spec
-        norm = self._materialise(self._module(spec.final_norm.name), spec.final_norm.name)
-        normed = norm(hidden)
-        name = f"{spec.embed if self.arch.tied else spec.head.name}.weight"
-        vocab = self.arch.sizes["vocab"]
-        parts = [
-            normed @ self.checkpoint.read_rows(name, begin, begin + rows).to(self.dtype).T
-            for begin in range(0, vocab, rows)
-        ]
-        out = torch.cat(parts, dim=-1)
-        bias = f"{spec.head.name}.bias"
+        normed = self.normed(hidden)
+        out = torch.cat([normed @ part.to(self.dtype).T for part in self.head_rows(rows)], dim=-1)
+        bias = f"{self.arch.spec.head.name}.bias"
         return out + self.checkpoint.read(bias).to(self.dtype) if bias in self.checkpoint else out

@@ -90,7 +90,7 @@ class Fuser:
             for norm in spec.norms:
                 name = f"{arch.full(layer, norm.name)}.weight"
                 jobs[name] = self._norm(name, norm.offset)
-                fed.update({linear: (name, norm.offset) for linear in norm.feeds})
+                fed.update(dict.fromkeys(norm.feeds, (name, norm.offset)))
             for name in (f"{arch.full(layer, norm)}.weight" for norm in spec.head_norms):
                 jobs[name] = _Job(name)
             for linear in spec.linears:

@@ -45,7 +45,7 @@ class Rotation:
         if not error < TOLERANCE:  # NaN is refused too
             raise InputError(
                 f"rotation {self.kind}: |R^T R - I| is {error:.2g}, fusing needs less than {TOLERANCE:g}; "
-                "polish it, or make it again"
+                "orthogonalise it, or make it again"
             )
         return error
 
@@ -70,17 +70,6 @@ def _error(matrix: Tensor) -> Tensor:
         gram.diagonal(begin).sub_(1.0)
         worst = torch.maximum(worst, gram.abs_().max())
     return worst
-
-
-def polish(matrix: Tensor) -> Tensor:
-    """One Newton-Schulz step towards the nearest orthogonal matrix: R (3 I - R^T R) / 2 in float64.
-
-    Squares the orthogonality error (Higham, Functions of Matrices, eq. 8.20), so a matrix computed in float32
-    (error 1e-6) is orthogonal to rounding afterwards."""
-    matrix = matrix.to(torch.float64)
-    gram = matrix.T @ matrix
-    gram.mul_(-0.5).diagonal().add_(1.5)
-    return matrix @ gram
 
 
 def save(path: Path, rotations: dict[str, Rotation]) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from dfrot.errors import InputError, MismatchError
 from dfrot.rotation.hadamard import random_orthogonal, randomized
-from dfrot.rotation.rotation import Rotation, load, polish, save
+from dfrot.rotation.rotation import Rotation, load, save
 
 
 def test_save_and_load_keep_every_bit(tmp_path: Path) -> None:
@@ -46,14 +46,8 @@ def test_one_bad_layer_is_seen() -> None:
 def test_nan_is_not_orthogonal(bad: float) -> None:
     matrix = torch.eye(4, dtype=torch.float64).repeat(3, 1, 1)
     matrix[1, 0, 0] = bad
-    with pytest.raises(InputError, match="polish"):
+    with pytest.raises(InputError, match="orthogonalise"):
         Rotation(matrix, "hadamard", 0).require_orthogonal()
-
-
-def test_polish_repairs_float32() -> None:
-    rough = random_orthogonal(64, 1).to(torch.float32)
-    assert Rotation(rough.to(torch.float64), "dfrot", 0).orthogonality_error() > 1e-8
-    assert Rotation(polish(rough), "dfrot", 0).orthogonality_error() < 1e-13
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 5), (2, 3, 4)])
