@@ -1,0 +1,178 @@
+"""THE list of ops: schema, checks, shape inference. `torch.ops.dfq.NAME`.
+
+Each op has a plain-torch reference (ref.py), registered for every device; native.py takes over on CPU where a
+kernel exists. Shapes: activations are rows [M, K], weights [N, K]; conventions of codes are in ref.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dfrot_kernels import checks, ref
+
+NAMESPACE = "dfq"
+library = torch.library.Library(NAMESPACE, "DEF")  # module level: the registrations live as long as this object
+
+_WEIGHT = "Tensor packed, Tensor scale, Tensor? zero, int group"
+_TOKENS = "Tensor q, Tensor x_scale, Tensor x_zero"
+SCHEMAS = {
+    "pack": "(Tensor codes, int bits) -> Tensor",
+    "unpack": "(Tensor packed, int bits, int k) -> Tensor",
+    "quantize_per_token": "(Tensor x, int bits, bool symmetric, float clip) -> (Tensor, Tensor, Tensor)",
+    "hadamard": "(Tensor x, Tensor base, int block) -> Tensor",
+    "dequantize": "(Tensor packed, Tensor scale, Tensor? zero, int bits, int k, int group) -> Tensor",
+    "w4a16_mm": f"(Tensor x, {_WEIGHT}) -> Tensor",
+    "w4a8_mm": f"({_TOKENS}, {_WEIGHT}) -> Tensor",
+    "w4a4_mm": f"({_TOKENS}, {_WEIGHT}) -> Tensor",
+    "kv_quantize": "(Tensor x, int bits, bool symmetric, float clip) -> (Tensor, Tensor, Tensor)",
+    "kv_dequantize": "(Tensor packed, Tensor scale, Tensor? zero, int width, int bits, ScalarType dtype) -> Tensor",
+}
+
+
+def check_pack(codes: Tensor, bits: int) -> None:
+    checks.bits_ok("pack", bits)
+    checks.matrix("pack", "codes", codes, (torch.uint8,))
+
+
+def check_unpack(packed: Tensor, bits: int, k: int) -> None:
+    checks.bits_ok("unpack", bits)
+    checks.matrix("unpack", "packed", packed, (torch.uint8,))
+    width = (k * bits + 7) // 8
+    checks.need(packed.shape[1] == width, "unpack", f"packed has {packed.shape[1]} bytes a row, {width} are needed")
+
+
+def check_quantize_per_token(x: Tensor, bits: int, symmetric: bool, clip: float) -> None:
+    checks.bits_ok("quantize_per_token", bits)
+    checks.matrix("quantize_per_token", "x", x, checks.FLOATS)
+    checks.need(0 < clip <= 1, "quantize_per_token", f"clip is {clip}, more than 0 and at most 1 is needed")
+
+
+def check_hadamard(x: Tensor, base: Tensor, block: int) -> None:
+    checks.blocks("hadamard", x, base, block)
+
+
+def check_dequantize(packed: Tensor, scale: Tensor, zero: Tensor | None, bits: int, k: int, group: int) -> None:
+    checks.bits_ok("dequantize", bits)
+    checks.weight("dequantize", k, packed, scale, zero, group, bits)
+
+
+def check_w4a16_mm(x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, group: int) -> None:
+    checks.need(x.dim() >= 1, "w4a16_mm", "x is a scalar, rows are needed")
+    checks.dtype("w4a16_mm", "x", x, checks.FLOATS)
+    checks.weight("w4a16_mm", x.shape[-1], packed, scale, zero, group)
+
+
+def _check_integer(op: str) -> Callable[..., None]:
+    def check(
+        q: Tensor, x_scale: Tensor, x_zero: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, group: int
+    ) -> None:
+        checks.tokens(op, q, x_scale, x_zero)
+        checks.weight(op, q.shape[1], packed, scale, zero, group)
+
+    return check
+
+
+def check_kv_quantize(x: Tensor, bits: int, symmetric: bool, clip: float) -> None:
+    checks.bits_ok("kv_quantize", bits)
+    checks.dtype("kv_quantize", "x", x, checks.FLOATS)
+    checks.need(x.dim() >= 1 and x.shape[-1] > 0, "kv_quantize", f"x has shape {tuple(x.shape)}, rows are needed")
+    checks.need(0 < clip <= 1, "kv_quantize", f"clip is {clip}, more than 0 and at most 1 is needed")
+
+
+def check_kv_dequantize(
+    packed: Tensor, scale: Tensor, zero: Tensor | None, width: int, bits: int, dtype: torch.dtype
+) -> None:
+    op = "kv_dequantize"
+    checks.bits_ok(op, bits)
+    checks.dtype(op, "packed", packed, (torch.uint8,))
+    checks.dtype(op, "scale", scale, (torch.float16,))
+    row = (width * bits + 7) // 8
+    checks.need(
+        packed.dim() >= 1 and packed.shape[-1] == row, op, f"packed has shape {tuple(packed.shape)}, needs [..., {row}]"
+    )
+    checks.need(scale.shape == packed.shape[:-1], op, f"scale has shape {tuple(scale.shape)}, one per row is needed")
+    if zero is not None:
+        checks.dtype(op, "zero", zero, (torch.uint8,))
+        checks.need(zero.shape == scale.shape, op, f"zero has shape {tuple(zero.shape)}, one per row is needed")
+
+
+CHECKS: dict[str, Callable[..., None]] = {
+    "pack": check_pack,
+    "unpack": check_unpack,
+    "quantize_per_token": check_quantize_per_token,
+    "hadamard": check_hadamard,
+    "dequantize": check_dequantize,
+    "w4a16_mm": check_w4a16_mm,
+    "w4a8_mm": _check_integer("w4a8_mm"),
+    "w4a4_mm": _check_integer("w4a4_mm"),
+    "kv_quantize": check_kv_quantize,
+    "kv_dequantize": check_kv_dequantize,
+}
+
+REFERENCES: dict[str, Callable[..., Any]] = {
+    "pack": ref.pack,
+    "unpack": ref.unpack,
+    "quantize_per_token": ref.quantize_per_token,
+    "hadamard": ref.hadamard,
+    "dequantize": ref.dequantize,
+    "w4a16_mm": ref.w4a16_mm,
+    "w4a8_mm": ref.w4a8_mm,
+    "w4a4_mm": ref.w4a8_mm,  # the same mathematics; the kernel may accumulate in 16 bits
+    "kv_quantize": ref.kv_quantize,
+    "kv_dequantize": ref.kv_dequantize,
+}
+
+
+def _tokens(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    rows = x.shape[0]
+    return (
+        x.new_empty(x.shape, dtype=torch.int8),
+        x.new_empty(rows, dtype=torch.float32),
+        x.new_empty(rows, dtype=torch.int32),
+    )
+
+
+def _kv(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    lead, width = x.shape[:-1], (x.shape[-1] * bits + 7) // 8
+    return (
+        x.new_empty(*lead, width, dtype=torch.uint8),
+        x.new_empty(lead, dtype=torch.float16),
+        x.new_empty(lead, dtype=torch.uint8),
+    )
+
+
+SHAPES: dict[str, Callable[..., Any]] = {
+    "pack": lambda codes, bits: codes.new_empty(codes.shape[0], (codes.shape[1] * bits + 7) // 8),
+    "unpack": lambda packed, bits, k: packed.new_empty(packed.shape[0], k),
+    "quantize_per_token": lambda x, bits, symmetric, clip: _tokens(x),
+    "hadamard": lambda x, base, block: x.new_empty(x.shape),
+    "dequantize": lambda packed, scale, zero, bits, k, group: packed.new_empty(packed.shape[0], k, dtype=torch.float32),
+    "w4a16_mm": lambda x, packed, scale, zero, group: x.new_empty(*x.shape[:-1], packed.shape[0]),
+    "w4a8_mm": lambda q, xs, xz, packed, scale, zero, group: xs.new_empty(q.shape[0], packed.shape[0]),
+    "w4a4_mm": lambda q, xs, xz, packed, scale, zero, group: xs.new_empty(q.shape[0], packed.shape[0]),
+    "kv_quantize": lambda x, bits, symmetric, clip: _kv(x, bits),
+    "kv_dequantize": lambda packed, scale, zero, width, bits, dtype: packed.new_empty(
+        *packed.shape[:-1], width, dtype=dtype
+    ),
+}
+
+
+def checked(name: str, implementation: Callable[..., Any]) -> Callable[..., Any]:
+    """`implementation` behind the argument checks of op `name`."""
+    check = CHECKS[name]
+
+    def call(*args: Any) -> Any:
+        check(*args)
+        return implementation(*args)
+
+    return call
+
+
+for _name, _schema in SCHEMAS.items():
+    library.define(_name + _schema)
+    library.impl(_name, checked(_name, REFERENCES[_name]), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{_name}", SHAPES[_name], lib=library)
