@@ -107,8 +107,10 @@ class BlockRunner:
         return rows.to(self.dtype)[inverse]
 
     @torch.no_grad()
-    def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """One block on hidden [B, S, hidden], causal attention from position 0."""
+    def run(self, block: nn.Module, hidden: Tensor, cache: Any = None) -> Tensor:
+        """One block on hidden [B, S, hidden], causal attention from position 0.
+
+        cache: an object whose `update(keys, values, layer)` returns what attention shall read instead."""
         positions = torch.arange(hidden.shape[1]).unsqueeze(0)
         mask = self._mask(block, hidden, positions)
         out = block(
@@ -116,7 +118,7 @@ class BlockRunner:
             attention_mask=mask,
             position_ids=positions,
             position_embeddings=self.rotary(hidden, positions),
-            past_key_values=None,
+            past_key_values=cache,
             use_cache=False,
         )
         return out[0] if isinstance(out, tuple) else out  # type: ignore[no-any-return]
