@@ -42,7 +42,7 @@ EXCLUDED_MODULES = frozenset(
     ]
 )
 # Tables of numbers and names teach nothing but themselves.
-EXCLUDED_FILES = frozenset({"html/entities.py", "re/_casefix.py", "stringprep.py", "lib2to3/pgen2"})
+EXCLUDED_FILES = frozenset({"html/entities.py", "re/_casefix.py", "stringprep.py"})
 EXCLUDED_FOLDERS = frozenset({"test", "tests", "idle_test", "__pycache__", "site-packages", "_bundled"})
 
 

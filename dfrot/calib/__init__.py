@@ -1,0 +1,1 @@
+"""Calibration: datasets as token windows, and the statistics that quantization needs."""
