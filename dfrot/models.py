@@ -15,6 +15,7 @@ from typing import Any
 from dfrot.errors import InputError, ResourceError
 from dfrot.files import read_json
 from dfrot.quant.config import DfqConfig
+from dfrot.stage import EVIDENCE
 
 REFERENCE = "reference"
 
@@ -109,6 +110,18 @@ def checkpoints_in(folder: Path) -> list[Path]:
     if not found:
         raise InputError(f"{folder}: holds no checkpoint that a run made; give --model")
     return sorted(found, key=lambda path: DfqConfig.of(read_json(path / "config.json")) is not None)
+
+
+def default_dataset(model: str, folder: Path) -> str:
+    """The dataset for a model when none is named: what an earlier stage used on it, `stdlib` for the reference
+    model (nothing else is at hand offline), else `wikitext2`."""
+    if model == REFERENCE:
+        return "stdlib"
+    record = read_json(folder / EVIDENCE) if (folder / EVIDENCE).is_file() else {}
+    request = record.get("request") if isinstance(record, dict) else None
+    settings = request.get("settings") if isinstance(request, dict) else None
+    used = settings.get("dataset") if isinstance(settings, dict) else None
+    return "stdlib" if used == "stdlib" else "wikitext2"
 
 
 def _whole(folder: Path) -> bool:

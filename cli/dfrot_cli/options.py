@@ -25,16 +25,18 @@ class Common:
     resume: bool | None
     overwrite: bool
 
-    def prepare(self) -> None:
-        """Apply --threads and refuse a device that is not there. Imports torch."""
+    def prepare(self, cuda: bool = False) -> None:
+        """Apply --threads and refuse a device that is not there. Imports torch. `cuda`: the command can use one."""
         import torch
 
-        from dfrot.errors import ResourceError
+        from dfrot.errors import ResourceError, UnsupportedError
 
         if self.threads:
             torch.set_num_threads(self.threads)
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ResourceError("--device cuda: no usable CUDA device on this machine; use --device cpu")
+        if self.device == "cuda" and not cuda:
+            raise UnsupportedError("--device cuda: this command works on the CPU only; use --device cpu")
 
     def stage(self) -> dict[str, Any]:
         """The arguments that every resumable library function takes."""
@@ -76,7 +78,12 @@ def out_option(text: str) -> Callable[[Function], Function]:
 
 
 dataset_option = click.option(
-    "--dataset", default="wikitext2", show_default=True, metavar="D", help="wikitext2, stdlib, or a file or folder."
+    "--dataset",
+    metavar="D",
+    help="wikitext2, stdlib, or a file (.txt, .jsonl, .parquet) or folder. Default: wikitext2; stdlib for reference.",
+)
+scheme_option = click.option(
+    "--scheme", default="w4a4kv4", show_default=True, help="Bits and conventions: w4a4kv4, w4a16-g128, w3a3kv3, ..."
 )
 seqlen_option = click.option("--seqlen", type=click.IntRange(2), default=2048, show_default=True, help="Window length.")
 model_option = click.option(

@@ -119,8 +119,11 @@ def cell(value: Any) -> str:
 
 
 def facts(title: str, values: Mapping[str, Any]) -> None:
-    """Two columns: what, value."""
-    table(title, ("", ""), [(name, value) for name, value in values.items()])
+    """What, value: one pair per line."""
+    width = max(map(len, values), default=0)
+    line(title)
+    for name, value in values.items():
+        line(f"  {name:<{width}}  {cell(value)}")
 
 
 def size(count: int | float) -> str:

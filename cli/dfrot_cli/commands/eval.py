@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from dfrot_cli import show
-from dfrot_cli.options import Common, common, seqlen_option
+from dfrot_cli.options import Common, common, dataset_option, seqlen_option
 from dfrot_cli.plan import plan
 
 
@@ -19,7 +19,7 @@ def command() -> None:
 
 @command.command("ppl")
 @click.option("--model", "models", multiple=True, metavar="M", help="Repeatable; the first is the baseline.")
-@click.option("--dataset", metavar="D", help="wikitext2 (default), stdlib, or a file or folder.")
+@dataset_option
 @seqlen_option
 @click.option("--windows", type=click.IntRange(1), help="Evaluate the first N windows only.")
 @click.option("--batch", type=click.IntRange(1), default=4, show_default=True, help="Windows per forward pass.")
@@ -34,16 +34,17 @@ def ppl(models: tuple[str, ...], out: Path | None, common: Common, dataset: str 
 
     Without --model, in a folder that a run made, evaluates the checkpoints of that run.
     """
-    common.prepare()
+    common.prepare(cuda=True)
     from dfrot.errors import ExistsError
     from dfrot.files import write_json
-    from dfrot.models import checkpoints_in, resolve
+    from dfrot.models import checkpoints_in, default_dataset, resolve
     from dfrot.pipeline.evaluate import EvalSettings, evaluate
 
     if out is not None and out.exists() and not common.overwrite:
         raise ExistsError(f"{out}: already exists; choose another --out, or replace it with --overwrite")
     folders = [resolve(model) for model in models] or checkpoints_in(Path.cwd())
-    settings = EvalSettings(dataset=dataset or "wikitext2", threads=common.threads, device=common.device, **options)
+    dataset = dataset or default_dataset(models[0] if models else "", folders[0])
+    settings = EvalSettings(dataset=dataset, threads=common.threads, device=common.device, **options)
     if common.plan:
         plan("eval ppl", {f"model {n}": folder for n, folder in enumerate(folders, 1)}, settings, out, common)
         return
