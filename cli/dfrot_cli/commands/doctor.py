@@ -17,9 +17,9 @@ def command(common: Common) -> None:
 
     import psutil
     import torch
+    from dfrot_kernels.which import report
 
     from dfrot.stage import versions
-    from dfrot_kernels import which
 
     machine = {
         "processor": f"{psutil.cpu_count(logical=False)} cores, {torch.get_num_threads()} threads, "
@@ -27,7 +27,7 @@ def command(common: Common) -> None:
         "memory": f"{show.size(psutil.virtual_memory().available)} free of {show.size(psutil.virtual_memory().total)}",
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
-    operators = which.report()
+    operators = report()
     if common.json:
         show.as_json({"versions": versions(), "machine": machine, "operators": operators})
         return
