@@ -138,15 +138,15 @@ def read_tensor(entry: TensorEntry) -> Tensor:
 def _read(entry: TensorEntry, start: int, end: int) -> Tensor:
     if end <= start:
         return torch.empty(0, dtype=entry.dtype)
-    buffer = bytearray(end - start)
+    # torch's own allocation: aligned, so that no sum depends on where a tensor happened to land
+    tensor = torch.empty((end - start) // entry.dtype.itemsize, dtype=entry.dtype)
     with entry.file.open("rb", buffering=0) as handle:
         handle.seek(start)
-        view, got = memoryview(buffer), 0
-        while got < len(buffer):
+        view, got = memoryview(tensor.view(torch.uint8).numpy()), 0
+        while got < len(view):
             count = handle.readinto(view[got:])
             _require(bool(count), f"{entry.file}: tensor {entry.name}: truncated while reading")
             got += count or 0
-    tensor = torch.frombuffer(buffer, dtype=entry.dtype)
     if entry.dtype.is_floating_point:
         for chunk in torch.split(tensor, CHECK_CHUNK):
             # max() propagates NaN and needs no mask of the whole tensor
