@@ -1,0 +1,82 @@
+// A small persistent thread pool. Workers sleep on a condition variable between calls; a forked child starts anew.
+#include <pthread.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <new>
+#include <thread>
+#include <vector>
+
+#include "kernels.h"
+
+namespace dfq {
+namespace {
+
+struct Pool {
+  std::mutex entry;  // one parallel region at a time
+  std::mutex lock;
+  std::condition_variable wake, done;
+  int64_t workers = 0, generation = 0, wanted = 0, running = 0;
+  void (*body)(void*, int64_t) = nullptr;
+  void* context = nullptr;
+  int64_t chunks = 0;
+  std::atomic<int64_t> next{0};
+
+  void drain() {
+    for (int64_t chunk = next++; chunk < chunks; chunk = next++) body(context, chunk);
+  }
+
+  void work(int64_t number, int64_t seen) {
+    for (;;) {
+      {
+        std::unique_lock<std::mutex> held(lock);
+        wake.wait(held, [&] { return generation != seen; });
+        seen = generation;
+        if (number >= wanted) continue;
+      }
+      drain();
+      std::lock_guard<std::mutex> held(lock);
+      if (--running == 0) done.notify_one();
+    }
+  }
+
+  void run(int64_t count, int64_t threads, void (*function)(void*, int64_t), void* argument) {
+    {
+      std::lock_guard<std::mutex> held(lock);
+      while (workers < threads - 1) {
+        std::thread([this, number = workers, seen = generation] { work(number, seen); }).detach();
+        ++workers;
+      }
+      body = function, context = argument, chunks = count;
+      next = 0;
+      wanted = running = threads - 1;
+      ++generation;
+    }
+    wake.notify_all();
+    drain();
+    std::unique_lock<std::mutex> held(lock);
+    done.wait(held, [&] { return running == 0; });
+  }
+};
+
+Pool* pool = new Pool;  // never destroyed: workers may outlive main
+
+void after_fork() { pool = new Pool; }  // the child has no workers and must not touch locked mutexes
+
+const int registered = pthread_atfork(nullptr, nullptr, after_fork);
+
+}  // namespace
+
+void parallel(int64_t chunks, int64_t threads, void (*body)(void*, int64_t), void* context) {
+  if (threads > chunks) threads = chunks;
+  // A busy pool means a caller on another thread: run here rather than wait behind it.
+  if (threads > 1 && pool->entry.try_lock()) {
+    std::lock_guard<std::mutex> held(pool->entry, std::adopt_lock);
+    pool->run(chunks, threads, body, context);
+    return;
+  }
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) body(context, chunk);
+}
+
+}  // namespace dfq
