@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dfrot_kernels.layouts import PackedWeight
+
 TINY = 2.0**-100  # below this a row counts as zero: its scale would be lost in subnormals
 
 
@@ -73,10 +75,8 @@ class Quantized:
         """float32 [N, K]."""
         return self.grid.decode(self.codes)
 
-    def packed(self) -> Any:
-        """The `dfrot_kernels.layouts.PackedWeight` that goes to disk."""
-        from dfrot_kernels.layouts import PackedWeight
-
+    def packed(self) -> PackedWeight:
+        """What goes to disk."""
         return PackedWeight.from_codes(self.codes, self.grid.scale, self.grid.zero, self.grid.bits, self.grid.group)
 
 

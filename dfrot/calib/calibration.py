@@ -1,0 +1,113 @@
+"""A calibration on disk: the token batch and the statistics of every tap.
+
+Folder: `tokens.safetensors` (int64 [samples, seqlen]), `layer-NNNNN.safetensors` per block and `head.safetensors`
+with the tensors of `CalibStats` under `TAP.NAME`, and `stage.json` with the digests of model and dataset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dfrot.arch import BoundArch
+from dfrot.calib.stats import CalibStats
+from dfrot.checkpoint import Checkpoint, read_header
+from dfrot.errors import InputError, MismatchError
+from dfrot.files import digest_bytes, digest_json
+from dfrot.stage import read_evidence
+from dfrot.writer import SafetensorsWriter, TensorPlan
+
+HEAD = "head"
+
+
+def save_tensors(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> None:
+    """One durable safetensors file."""
+    plan = [TensorPlan(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
+    writer = SafetensorsWriter(folder, plan, stem, shard_bytes=1 << 62)
+    for name, tensor in tensors.items():
+        writer.write(name, tensor)
+    writer.sync()
+
+
+def save_stats(folder: Path, stem: str, stats: Mapping[str, CalibStats]) -> None:
+    """The statistics of the taps of one block (or of the head)."""
+    save_tensors(folder, stem, {f"{tap}.{k}": v for tap, one in stats.items() for k, v in one.tensors().items()})
+
+
+def stem_of(layer: int) -> str:
+    return f"layer-{layer:05d}"
+
+
+def widths(arch: BoundArch, stem: str) -> dict[str, int]:
+    """Tap names and widths that the file `stem` holds."""
+    if stem == HEAD:
+        return {arch.spec.head.name: arch.hidden}
+    return {tap.name: arch.sizes[tap.linears[0].cols] for tap in arch.taps()}
+
+
+def stems(arch: BoundArch) -> list[str]:
+    return [*(stem_of(layer) for layer in range(arch.n_layers)), HEAD]
+
+
+def load_stats(folder: Path, stem: str, arch: BoundArch, hessians: bool = True) -> dict[str, CalibStats]:
+    """The statistics of one block, checked against the architecture; the large part only if asked for."""
+    file = folder / f"{stem}.safetensors"
+    reader = Checkpoint(folder, {}, read_header(file))
+    found: dict[str, CalibStats] = {}
+    for tap, width in widths(arch, stem).items():
+        names = [name for name in reader.entries if name.startswith(f"{tap}.")]
+        if not hessians:
+            names = [name for name in names if name != f"{tap}.hessian"]
+        tensors = {name.removeprefix(f"{tap}."): reader.read(name).clone() for name in names}
+        found[tap] = CalibStats.from_tensors(tensors, width, f"{file}: tap {tap}")
+    return found
+
+
+def tokens_digest(tokens: Tensor) -> str:
+    """Identity of a token batch int64 [samples, seqlen]."""
+    shape = f"{tuple(tokens.shape)}".encode()
+    return digest_bytes(shape, tokens.contiguous().view(torch.uint8).numpy().tobytes())
+
+
+class Calibration:
+    """A published calibration, opened and checked as a whole, read block by block."""
+
+    def __init__(self, path: Path, record: dict[str, Any], arch: BoundArch) -> None:
+        self.path, self.record, self.arch = path, record, arch
+
+    @classmethod
+    def open(cls, path: Path, arch: BoundArch, model_digest: str) -> Calibration:
+        """Raises InputError for a damaged folder, MismatchError for the calibration of another checkpoint."""
+        if not path.is_dir():
+            raise InputError(f"{path}: no such folder; give the result of dfq calibrate")
+        record = read_evidence(path, "calibrate")
+        if not isinstance(record.get("request"), dict) or record["request"].get("model") != model_digest:
+            raise MismatchError(
+                f"{path}: was made on another checkpoint; run dfq calibrate on the one that is to be quantized"
+            )
+        found = cls(path, record, arch)
+        for stem in stems(arch):
+            read_header(path / f"{stem}.safetensors")
+        if tokens_digest(found.tokens()) != record["request"].get("tokens"):
+            raise InputError(f"{path / 'tokens.safetensors'}: does not match stage.json; run dfq calibrate again")
+        return found
+
+    @property
+    def digest(self) -> str:
+        return digest_json(self.record)
+
+    def tokens(self) -> Tensor:
+        """int64 [samples, seqlen]."""
+        reader = Checkpoint(self.path, {}, read_header(self.path / "tokens.safetensors"))
+        tokens = reader.read("tokens")
+        if tokens.dim() != 2 or tokens.dtype != torch.long or tokens.numel() == 0:
+            raise InputError(f"{self.path / 'tokens.safetensors'}: not a token batch; run dfq calibrate again")
+        return tokens
+
+    def stats(self, stem: str, hessians: bool = True) -> dict[str, CalibStats]:
+        """Statistics by tap name; `stem` is `stem_of(layer)` or HEAD."""
+        return load_stats(self.path, stem, self.arch, hessians)

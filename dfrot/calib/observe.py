@@ -1,0 +1,126 @@
+"""Collecting statistics while a block runs: hooks on the linears of each tap, one block in memory.
+
+A tap is observed behind everything that happens to its input (the online R4, activation quantizers that were
+attached before), that is, exactly where the weight is multiplied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dfrot.arch import BoundArch, Tap
+from dfrot.calib.stats import BINS, BINS_PER_OCTAVE, CLIP_BITS, CLIP_RATIOS, LOWEST, CalibStats
+from dfrot.hf.blocks import OnlineHadamard
+from dfrot.quant.activations import fake_quantize
+
+SAMPLE_ROWS = 256
+CHUNK_BYTES = 1 << 30  # activations of one block that may be alive at once
+
+
+def linear_of(block: nn.Module, name: str) -> nn.Linear:
+    """The linear itself, behind an online rotation if there is one."""
+    module = block.get_submodule(name)
+    return module.linear if isinstance(module, OnlineHadamard) else module  # type: ignore[return-value]
+
+
+def chunk_samples(arch: BoundArch, seqlen: int) -> int:
+    """How many samples may go through a block together: decided by shapes only, so that results repeat."""
+    sizes = arch.sizes
+    per_token = 4 * (6 * sizes["hidden"] + 2 * (sizes["q"] + 2 * sizes["kv"]) + 4 * sizes["mlp"])
+    return max(1, CHUNK_BYTES // (per_token * seqlen))
+
+
+class HessianSum:
+    """`(2 / n) sum x^T x`: float32 products, float64 sum."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total: Tensor | None = None
+
+    def add(self, rows: Tensor) -> None:
+        """rows float32 [M, K]."""
+        product = (rows.T @ rows).double()
+        self.total = product if self.total is None else self.total.add_(product)
+        self.count += len(rows)
+
+    def value(self) -> Tensor:
+        """float32 [K, K]."""
+        assert self.total is not None
+        return (self.total * (2 / self.count)).float()
+
+
+class Observer:
+    """Builds the CalibStats of one tap from chunks of rows; `total` rows will come, `seed` picks the sample."""
+
+    def __init__(self, width: int, total: int, seed: int, hessian: bool = True) -> None:
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+        self.sampled = order[:SAMPLE_ROWS].sort().values
+        self.hessian = HessianSum() if hessian else None
+        self.absmax = torch.zeros(width)
+        self.count = 0
+        self.rows: list[Tensor] = []
+
+    def add(self, x: Tensor) -> None:
+        """x [..., K]: the next rows, in order."""
+        rows = x.reshape(-1, x.shape[-1]).float()
+        if self.hessian is not None:
+            self.hessian.add(rows)
+        self.absmax = torch.maximum(self.absmax, rows.abs().amax(0))
+        begin, self.count = self.count, self.count + len(rows)
+        picked = self.sampled[(self.sampled >= begin) & (self.sampled < self.count)] - begin
+        if len(picked):
+            self.rows.append(rows[picked])
+
+    def stats(self) -> CalibStats:
+        sample = torch.cat(self.rows)
+        squares = sample.double().square()
+        energy = squares.sum(1)
+        fourth = squares.square().sum(1) * sample.shape[1] / energy.square().clamp(min=1e-300)
+        bins = ((sample.abs().clamp(min=1e-30).log2() - LOWEST) * BINS_PER_OCTAVE).floor().long()
+        return CalibStats(
+            count=self.count,
+            hessian=self.hessian.value() if self.hessian is not None else None,
+            absmax=self.absmax,
+            histogram=torch.bincount(bins.clamp(0, BINS - 1).flatten(), minlength=BINS),
+            clip_error=_clip_errors(sample),
+            moments=torch.stack([torch.tensor(float(len(sample)), dtype=torch.float64), fourth.sum()]),
+        )
+
+
+def _clip_errors(rows: Tensor) -> Tensor:
+    """Summed squared error of per-token quantization of rows [M, K] for all candidates."""
+    out = torch.zeros(len(CLIP_BITS), 2, len(CLIP_RATIOS), dtype=torch.float64)
+    for i, bits in enumerate(CLIP_BITS):
+        for j, symmetric in enumerate((True, False)):
+            for k, clip in enumerate(CLIP_RATIOS):
+                error = fake_quantize(rows, bits, symmetric, clip).sub_(rows)
+                out[i, j, k] = error.square_().sum(dtype=torch.float64)
+    return out
+
+
+@contextmanager
+def watching(block: nn.Module, taps: Sequence[Tap], callback: Callable[[Tap, Tensor], None]) -> Iterator[None]:
+    """Call `callback(tap, x)` once per run of the block, before the first linear of each tap multiplies x."""
+    seen: dict[str, Tensor] = {}
+
+    def hook(tap: Tap) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def before(module: nn.Module, args: tuple[Any, ...]) -> None:
+            if tap.name not in seen:
+                seen[tap.name] = args[0]
+                callback(tap, args[0])
+
+        return before
+
+    with ExitStack() as stack:
+        for tap in taps:
+            for linear in tap.linears:
+                handle = linear_of(block, linear.name).register_forward_pre_hook(hook(tap))
+                stack.callback(handle.remove)
+        last = block.register_forward_hook(lambda *_: seen.clear(), always_call=True)
+        stack.callback(last.remove)
+        yield

@@ -1,0 +1,92 @@
+"""Running a 16-bit block as the quantized model will: activations and KV rounded on the way.
+
+GPTQ needs this loop: later layers shall make up for what earlier layers' rounding did, of weights, activations
+and KV alike. Leading sink positions stay exact, as in the running model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dfrot.arch import Tap
+from dfrot.calib.observe import linear_of
+from dfrot.quant.activations import fake_quantize, fake_quantize_kv
+from dfrot.quant.scheme import FULL, QuantScheme
+from dfrot.rotation.online import HadamardSpec
+
+
+class TapQuantizer:
+    """A pre-hook shared by the linears of one tap: they get the same tensor, so it is rounded once."""
+
+    def __init__(self, scheme: QuantScheme, clip: float, sink_tokens: int) -> None:
+        self.scheme, self.clip, self.sink_tokens = scheme, clip, sink_tokens
+        self.source: Tensor | None = None
+        self.result: Tensor | None = None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
+        x = args[0]
+        if x is not self.source or self.result is None:
+            self.source = x
+            self.result = fake_quantize(x, self.scheme.a_bits, self.scheme.a_sym, self.clip)
+            if self.sink_tokens:
+                self.result[:, : self.sink_tokens] = x[:, : self.sink_tokens]
+        return (self.result,)
+
+    def forget(self, *_: Any) -> None:
+        """Let go of the activations of the last run."""
+        self.source = self.result = None
+
+
+def quantize_activations(
+    block: nn.Module, tap: Tap, names: Collection[str], scheme: QuantScheme, clip: float, sink_tokens: int
+) -> None:
+    """Attach the simulated quantizer to those linears of a tap that are in `names` (relative names)."""
+    if scheme.a_bits == FULL:
+        return
+    quantizer = TapQuantizer(scheme, clip, sink_tokens)
+    for linear in tap.linears:
+        if linear.name in names:
+            linear_of(block, linear.name).register_forward_pre_hook(quantizer)
+    block.register_forward_hook(quantizer.forget, always_call=True)
+
+
+class SimulatedKV:
+    """Stands where a transformers cache would: keys and values [B, heads, S, head_dim] come back rounded.
+
+    Keys are rounded in the basis of R3 and returned in the model's own: the rotation of the queries, which would
+    cancel it, is left out on both sides.
+    """
+
+    def __init__(self, scheme: QuantScheme, r3: HadamardSpec | None, sink_tokens: int) -> None:
+        self.scheme, self.r3, self.sink_tokens = scheme, r3, sink_tokens
+        self.base = r3.base() if r3 is not None else None
+
+    @classmethod
+    def of(cls, scheme: QuantScheme, r3: HadamardSpec | None, sink_tokens: int) -> SimulatedKV | None:
+        """None when the scheme leaves the cache alone."""
+        return None if scheme.kv_bits == FULL else cls(scheme, r3, sink_tokens)
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return self._round(self._rotate(keys), keys, self._unrotate), self._round(values, values, lambda x: x)
+
+    def _rotate(self, x: Tensor) -> Tensor:
+        if self.base is None or self.r3 is None:
+            return x
+        return torch.ops.dfq.hadamard(x.contiguous(), self.base, self.r3.block)  # type: ignore[no-any-return]
+
+    def _unrotate(self, x: Tensor) -> Tensor:
+        if self.base is None or self.r3 is None:
+            return x
+        # H = base (x) Sylvester, and Sylvester is symmetric
+        return torch.ops.dfq.hadamard(x, self.base.T.contiguous(), self.r3.block)  # type: ignore[no-any-return]
+
+    def _round(self, x: Tensor, exact: Tensor, back: Any) -> Tensor:
+        s = self.scheme
+        out: Tensor = back(fake_quantize_kv(x, s.kv_bits, s.kv_sym, s.kv_clip))
+        if self.sink_tokens:
+            out[:, :, : self.sink_tokens] = exact[:, :, : self.sink_tokens]
+        return out
