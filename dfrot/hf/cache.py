@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from dfrot.errors import UnsupportedError
 from dfrot.quant.sinks import Sinks
 from dfrot.rotation.online import HadamardSpec
 
@@ -38,33 +37,23 @@ def _base(spec: HadamardSpec, device: torch.device) -> Tensor:
     return spec.base().to(device)
 
 
-def _clipped(x: Tensor, spec: KVSpec) -> Tensor:
-    """x with each row cut to `clip` times its range: the quantizer's range is then the clipped one."""
-    x = x.float()
-    if spec.symmetric:
-        high = x.abs().amax(-1, keepdim=True) * spec.clip
-        return torch.minimum(torch.maximum(x, -high), high)
-    low, high = torch.aminmax(x, dim=-1, keepdim=True)
-    return torch.minimum(torch.maximum(x, low.clamp(max=0) * spec.clip), high.clamp(min=0) * spec.clip)
-
-
 class _Packed:
-    """Keys or values of one layer: codes uint8 [capacity, B, H, bytes], scale float16 and zero uint8 [capacity, B, H, 1]."""
+    """Keys or values of one layer: codes uint8 [capacity, B, H, bytes], scale float16, zero uint8 [capacity, B, H]."""
 
     def __init__(self, spec: KVSpec, head_dim: int) -> None:
         self.spec, self.head_dim = spec, head_dim
         self.parts: list[Tensor] = []
 
     def encode(self, x: Tensor) -> list[Tensor]:
-        """x [S, B, H, D] -> codes, scale and zero."""
+        """x [S, B, H, D] -> codes, scale and (asymmetric only) zero."""
         spec = self.spec
-        if spec.clip != 1.0:
-            x = _clipped(x, spec)
-        return list(torch.ops.dfq.kv_quantize(x, spec.bits, spec.symmetric, self.head_dim))
+        codes, scale, zero = torch.ops.dfq.kv_quantize(x, spec.bits, spec.symmetric, spec.clip)
+        return [codes, scale] if spec.symmetric else [codes, scale, zero]
 
     def decode(self, parts: list[Tensor], dtype: torch.dtype) -> Tensor:
-        codes, scale, zero = parts
-        out: Tensor = torch.ops.dfq.kv_dequantize(codes, scale, zero, self.spec.bits, self.head_dim, dtype)
+        """The inverse of `encode`, [S, B, H, D]."""
+        zero = parts[2] if len(parts) == 3 else None
+        out: Tensor = torch.ops.dfq.kv_dequantize(parts[0], parts[1], zero, self.head_dim, self.spec.bits, dtype)
         return out
 
     def append(self, x: Tensor, used: int) -> None:
@@ -145,34 +134,41 @@ class DfqCacheLayer(DynamicLayer):  # type: ignore[misc]
 
     # --- sinks -------------------------------------------------------------------------------------------------
 
-    def _slots(self) -> tuple[Tensor, Tensor]:
-        """Cache positions [N, B] of the sinks and the matching batch indices."""
-        assert self.exact is not None
-        count, batch = self.exact[0].shape[:2]
-        slots = torch.arange(count, device=self.device)[:, None].expand(count, batch)
-        if self.starts is not None:
-            slots = slots + self.starts[None, :]
+    def _slots(self, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Cache positions [N, B] of the sinks behind left padding, and the matching batch indices."""
+        count, batch = self.sinks.count, len(starts)
+        slots = torch.arange(count, device=self.device)[:, None] + starts[None, :]
         return slots, torch.arange(batch, device=self.device)[None, :].expand(count, batch)
 
     def _keep_exact(self, keys: Tensor, values: Tensor, begin: int) -> None:
-        """Copy the sinks among the new positions aside."""
+        """Copy the sinks among the new positions (begin .. length) aside."""
+        count = self.sinks.count
         if self.exact is None:
-            shape = (self.sinks.count, *keys.shape[1:])
-            self.exact = (
-                torch.zeros(shape, dtype=self.dtype, device=self.device),
-                torch.zeros((*shape[:-1], values.shape[-1]), dtype=self.dtype, device=self.device),
-            )
             self.starts = None if self.sinks.starts is None else self.sinks.starts.to(self.device)
-        slots, batch = self._slots()
+            self.exact = (
+                keys.new_zeros((count, *keys.shape[1:]), dtype=self.dtype),
+                values.new_zeros((count, *values.shape[1:])),
+            )
+        if self.starts is None:
+            end = min(count, self.length)
+            if begin < end:
+                for kept, fresh in zip(self.exact, (keys, values)):
+                    kept[begin:end] = fresh[: end - begin]
+            return
+        slots, batch = self._slots(self.starts)
         new = (slots >= begin) & (slots < self.length)
-        if bool(new.any()):
-            for kept, fresh in zip(self.exact, (keys, values)):
-                kept[new] = fresh[slots[new] - begin, batch[new]].to(kept.dtype)
+        for kept, fresh in zip(self.exact, (keys, values)):
+            kept[new] = fresh[slots[new] - begin, batch[new]].to(kept.dtype)
 
     def _restore_exact(self, out: list[Tensor]) -> None:
         """Put the sinks over their quantized twins."""
         assert self.exact is not None
-        slots, batch = self._slots()
+        if self.starts is None:
+            end = min(self.sinks.count, self.length)
+            for kept, full in zip(self.exact, out):
+                full[:end] = kept[:end]
+            return
+        slots, batch = self._slots(self.starts)
         valid = slots < self.length
         for kept, full in zip(self.exact, out):
             full[slots[valid], batch[valid]] = kept[valid]
@@ -243,9 +239,3 @@ class DfqCacheLayer(DynamicLayer):  # type: ignore[misc]
             return 0
         parts = [part[: self.length] for store in self.packed for part in store.parts]
         return sum(part.numel() * part.element_size() for part in [*parts, *(self.exact or ())])
-
-
-def refuse_head_dim(spec: KVSpec, head_dim: int) -> None:
-    """Codes of one head must fill whole bytes."""
-    if head_dim * spec.bits % 8:
-        raise UnsupportedError(f"{spec.bits}-bit KV: head_dim {head_dim} does not fill whole bytes; use 4 or 8 bits")

@@ -82,13 +82,15 @@ def check_tensors(model: Any, entries: dict[str, TensorEntry], folder: Path) -> 
             raise InputError(f"{entry.file}: tensor {name}: dtype {entry.dtype}, needs {tensor.dtype}")
     for name, entry in entries.items():
         if name not in expected and not name.endswith("rotary_emb.inv_freq"):
-            raise InputError(f"{entry.file}: tensor {name} does not belong to this model; is config.json the right one?")
+            raise InputError(
+                f"{entry.file}: tensor {name} does not belong to this model; is config.json the right one?"
+            )
 
 
 def finish(model: Any, config: DfqConfig) -> None:
     """After loading: check scales, prepare kernel operands, attach the KV cache, R3 and the sinks."""
     from dfrot.hf import attention
-    from dfrot.hf.cache import KVSpec, refuse_head_dim
+    from dfrot.hf.cache import KVSpec
     from dfrot.hf.runtime import Runtime
 
     arch = _arch(model)
@@ -96,7 +98,6 @@ def finish(model: Any, config: DfqConfig) -> None:
     kv = None
     if scheme is not None and scheme.kv_bits != FULL:
         kv = KVSpec(scheme.kv_bits, scheme.kv_sym, scheme.kv_clip, config.online.r3)
-        refuse_head_dim(kv, arch.head_dim)
     runtime = Runtime(kv, config.sink_tokens, arch.n_layers)
     for name, module in model.named_modules():
         if isinstance(module, QuantLinear | DenseLinear):

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from dfrot.arch import describe, open_described
+from dfrot.arch import describe
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import DfqError, InputError, UnsupportedError
 from dfrot.hf.tokens import load_tokenizer
 from dfrot.quant.config import DfqConfig
-from dfrot.quant.plan import plan_linears
+from dfrot.quant.plan import check_packed, plan_linears
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -41,12 +41,14 @@ def _quiet() -> Iterator[None]:
 def check_folder(path: Path) -> tuple[Checkpoint, DfqConfig | None]:
     """Refuse in one line what cannot be loaded, without reading a weight."""
     checkpoint = Checkpoint.open(path)
-    config = DfqConfig.of(checkpoint.config, str(checkpoint.path / "config.json"))
-    if config is None or config.scheme is None or config.fake:
-        open_described(path)  # every tensor is a 16-bit one
-    arch = describe(checkpoint.config, str(checkpoint.path / "config.json"))
-    if config is not None:
-        plan_linears(arch, config, str(checkpoint.path / "config.json"))
+    where = str(checkpoint.path / "config.json")
+    config = DfqConfig.of(checkpoint.config, where)
+    arch = describe(checkpoint.config, where)
+    plans = plan_linears(arch, config, where) if config is not None else {}
+    if any(plan.packed for plan in plans.values()):
+        check_packed(checkpoint, arch, plans)
+    else:
+        arch.check(checkpoint)
     return checkpoint, config
 
 

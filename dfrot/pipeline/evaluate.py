@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 from dfrot.calib.data import load_text
 from dfrot.errors import InputError
 from dfrot.evaluate.intervals import LEVEL, Interval, mean_interval, perplexity_interval, ratio_interval
-from dfrot.evaluate.logits import Baseline, compare
+from dfrot.evaluate.logits import Agreement, Baseline, compare
 from dfrot.evaluate.ppl import PROTOCOL, window_losses
 from dfrot.evaluate.speed import decode_speed
 from dfrot.evaluate.tokens import Reader, Tokens
@@ -103,7 +103,8 @@ def _one(
     """One checkpoint's numbers, its losses per window, and the baseline for those that follow."""
     model = load_model(path, settings.dtype, settings.fake).to(settings.device)
     count = len(given.windows)
-    observe, agreement = None, None
+    agreement: Agreement | None = None
+    observe: Callable[[int, Tensor], None] | None = None
     if settings.kl and baseline is None:
         baseline = Baseline(model)
         observe = baseline.record

@@ -58,7 +58,8 @@ def fake_quantize_kv(x: Tensor, bits: int, symmetric: bool, clip: float = 1.0) -
         return x
     rows = x.float()
     scale, low = _ranges(rows, bits, symmetric, clip)
-    scale = scale.half().clamp(min=2**-24).float()
+    scale = scale.half().float()
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
     return _round_trip(rows, scale, low, bits).to(x.dtype)
 
 

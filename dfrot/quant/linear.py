@@ -71,7 +71,6 @@ class QuantLinear(_RotatedLinear):
     weight_packed: Tensor
     weight_scale: Tensor
     weight_zero: Tensor | None
-    weight_sums: Tensor | None  # sum of (u - zero) per row and group: corrects for the activations' zero points
 
     def __init__(self, plan: LinearPlan, bias: bool, dtype: torch.dtype) -> None:
         super().__init__(plan, bias, dtype)
@@ -79,7 +78,6 @@ class QuantLinear(_RotatedLinear):
         self.register_buffer("weight_scale", torch.empty(plan.rows, plan.groups, dtype=torch.bfloat16))
         zero = None if plan.w_sym else torch.empty(plan.rows, plan.groups, dtype=torch.uint8)
         self.register_buffer("weight_zero", zero)
-        self.register_buffer("weight_sums", None, persistent=False)
 
     def weight(self) -> PackedWeight:
         """The stored weight as the kernels' value type."""
@@ -95,8 +93,14 @@ class QuantLinear(_RotatedLinear):
             raise InputError(f"tensor {name}.weight_scale holds NaN or Inf; the checkpoint is damaged, make it again")
         if self.weight_zero is not None and int(self.weight_zero.max()) >= 2**self.plan.w_bits:
             raise InputError(f"tensor {name}.weight_zero holds codes beyond {self.plan.w_bits} bits; make it again")
-        if self.plan.w_bits == 4 and self.plan.a_bits != FULL:
-            self.weight_sums = self.weight().weight_sums()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> QuantLinear:
+        """`model.to(dtype)` is meant for the model's floats, not for stored scales: they stay bfloat16."""
+        scale = self.weight_scale
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.weight_scale.dtype != scale.dtype:
+            self.weight_scale = scale.to(self.weight_scale.device)
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         rows = self.rows(x)
@@ -116,9 +120,8 @@ class QuantLinear(_RotatedLinear):
         if p.w_bits != 4:
             return F.linear(fake_quantize(rows.float(), p.a_bits, p.a_sym, p.a_clip), self._dense())
         activations = torch.ops.dfq.quantize_per_token(rows, p.a_bits, p.a_sym, p.a_clip)
-        weight = (self.weight_packed, self.weight_scale, self.weight_zero, self.weight_sums, p.group)
         product = torch.ops.dfq.w4a4_mm if p.a_bits <= 4 else torch.ops.dfq.w4a8_mm
-        out: Tensor = product(*activations, *weight)
+        out: Tensor = product(*activations, self.weight_packed, self.weight_scale, self.weight_zero, p.group)
         return out
 
     def _full(self, rows: Tensor) -> Tensor:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from dfrot.arch import BoundArch
+from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.scheme import FULL
@@ -91,3 +94,41 @@ def plan_linears(arch: BoundArch, config: DfqConfig, where: str = "config.json")
             hadamard=hadamard,
         )
     return plans
+
+
+def packed_tensors(plan: LinearPlan) -> dict[str, tuple[torch.dtype, tuple[int, int]]]:
+    """Names, dtypes and shapes that a packed linear has on disk instead of its `weight`."""
+    found = {
+        f"{plan.name}.weight_packed": (torch.uint8, (plan.rows, plan.row_bytes)),
+        f"{plan.name}.weight_scale": (torch.bfloat16, (plan.rows, plan.groups)),
+    }
+    if not plan.w_sym:
+        found[f"{plan.name}.weight_zero"] = (torch.uint8, (plan.rows, plan.groups))
+    return found
+
+
+def check_packed(checkpoint: Checkpoint, arch: BoundArch, plans: dict[str, LinearPlan]) -> None:
+    """Compare a packed checkpoint's tensors with its config. Raises InputError naming tensor and file."""
+    packed = {name: plan for name, plan in plans.items() if plan.packed}
+    expected: dict[str, tuple[torch.dtype | None, tuple[int, ...]]] = {
+        name: (None, shape) for name, shape in arch.tensors().items() if name.removesuffix(".weight") not in packed
+    }
+    for plan in packed.values():
+        expected.update(packed_tensors(plan))
+    for name, (dtype, shape) in expected.items():
+        entry = checkpoint.entry(name)
+        if entry.shape != shape:
+            raise InputError(
+                f"{entry.file}: tensor {name}: shape {list(entry.shape)}, config.json needs {list(shape)}; "
+                "make the checkpoint again"
+            )
+        if entry.dtype != dtype if dtype else not entry.dtype.is_floating_point:
+            raise InputError(f"{entry.file}: tensor {name}: dtype {entry.dtype}, needs {dtype or 'a float type'}")
+    optional = {f"{name}.bias" for _, _, name in arch.linears()} | {f"{arch.spec.head.name}.bias"}
+    if arch.tied:
+        optional.add(f"{arch.spec.head.name}.weight")
+    for name, entry in checkpoint.entries.items():
+        if name not in expected and name not in optional and not name.endswith("rotary_emb.inv_freq"):
+            raise InputError(
+                f"{entry.file}: tensor {name} does not belong to this model; is config.json the right one?"
+            )

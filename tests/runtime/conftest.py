@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,6 @@ from dfrot.checkpoint import Checkpoint
 from dfrot.files import read_json, write_json
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.plan import LinearPlan, plan_linears
-from dfrot.quant.scheme import FULL
 from dfrot.rotation.hadamard import matrix
 from dfrot.writer import SafetensorsWriter, TensorPlan
 from dfrot_kernels.layouts import PackedWeight
@@ -131,4 +131,7 @@ def ids() -> Tensor:
     return torch.randint(0, VOCAB, (2, 24), generator=torch.Generator().manual_seed(1))
 
 
-__all__ = ["CONFIGS", "FULL", "build", "grid", "pack", "write"]
+@pytest.fixture
+def kit() -> SimpleNamespace:
+    """The helpers of this file: test modules cannot import a conftest."""
+    return SimpleNamespace(build=build, pack=pack, write=write, configs=CONFIGS)

@@ -1,0 +1,130 @@
+"""Packed checkpoints of every architecture: they load, agree with their simulated twin and generate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from dfrot.hf.load import load_model
+from dfrot.quant.config import DfqConfig
+from dfrot.quant.linear import DenseLinear, QuantLinear
+from dfrot.quant.scheme import QuantScheme
+from dfrot.rotation.hadamard import plan
+from dfrot.rotation.online import OnlineRotations
+
+KINDS = ("llama", "mistral", "qwen2", "qwen3")
+
+
+def online(kind: str, kit: SimpleNamespace) -> OnlineRotations:
+    config = kit.configs[kind]
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return OnlineRotations(r3=plan(head_dim), r4=plan(config["intermediate_size"]))
+
+
+@torch.no_grad()
+def logits(model: object, ids: Tensor, **options: object) -> Tensor:
+    return model(ids, **options).logits.float()  # type: ignore[operator]
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_equals_its_simulated_twin(kind: str, kit: SimpleNamespace, tmp_path: Path, ids: Tensor) -> None:
+    source = kit.build(tmp_path / "source", kind)
+    config = DfqConfig(QuantScheme.parse("w4a4kv4"), online(kind, kit))
+    packed = load_model(kit.pack(source, tmp_path / "packed", config))
+    assert sum(isinstance(m, QuantLinear) for m in packed.modules()) == 14
+    real = logits(packed, ids)
+    twin = logits(load_model(tmp_path / "packed", fake=True), ids)
+    fake_folder = DfqConfig(config.scheme, config.online, fake=True)
+    written = logits(load_model(kit.pack(source, tmp_path / "fake", fake_folder)), ids)
+    assert relative(real, twin) < 1e-2  # a code may flip where float32 sums differ in order
+    assert torch.equal(twin, written)
+    original = logits(load_model(source), ids)
+    assert 0.02 < relative(real, original) < 1.2, "4 bits must cost something, and not everything"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["w4a4kv4", "w4a16"])
+def test_generation_repeats_the_full_forward(kind: str, name: str, kit: SimpleNamespace, tmp_path: Path) -> None:
+    source = kit.build(tmp_path / "source", kind)
+    config = DfqConfig(QuantScheme.parse(name), online(kind, kit))
+    model = load_model(kit.pack(source, tmp_path / "packed", config))
+    prompt = torch.arange(3, 23)[None]  # longer than mistral's window of 16
+    out = model.generate(prompt, max_new_tokens=6, do_sample=False)
+    assert out.shape == (1, 26)
+    full = logits(model, out, use_cache=False)[:, 19:-1].argmax(-1)
+    assert torch.equal(full, out[:, 20:])
+
+
+def test_rotated_sixteen_bit_folder_equals_the_original(kit: SimpleNamespace, tmp_path: Path, ids: Tensor) -> None:
+    source = kit.build(tmp_path / "source")
+    config = DfqConfig(online=online("llama", kit))
+    model = load_model(kit.pack(source, tmp_path / "rotated", config))
+    assert sum(isinstance(m, DenseLinear) for m in model.modules()) == 2
+    assert relative(logits(model, ids), logits(load_model(source), ids)) < 1e-5
+    plain = DfqConfig(QuantScheme(16, 16, 8), OnlineRotations())
+    rotated = DfqConfig(QuantScheme(16, 16, 8), online("llama", kit))
+    for config in (plain, rotated):  # R3 cancels between queries and keys, up to the 8-bit keys' error
+        near = load_model(kit.pack(source, tmp_path / str(bool(config.online)), config))
+        assert relative(logits(near, ids), logits(load_model(source), ids)) < 0.03
+
+
+@pytest.mark.parametrize(
+    "name", ["w3a3kv3", "w4a8kv8", "w4a4-g16", "w4a4kv4-wasym-sym", "w8a8kv2", "w16a4kv4", "w5a16"]
+)
+def test_every_scheme_runs_like_its_twin(name: str, kit: SimpleNamespace, tmp_path: Path, ids: Tensor) -> None:
+    source = kit.build(tmp_path / "source")
+    config = DfqConfig(QuantScheme.parse(name), online("llama", kit), keep=("model.layers.0.mlp.up_proj",))
+    real = logits(load_model(kit.pack(source, tmp_path / "packed", config)), ids)
+    twin = logits(load_model(tmp_path / "packed", fake=True), ids)
+    assert relative(real, twin) < 2e-2
+    assert torch.isfinite(real).all()
+
+
+def test_batch_of_different_lengths_and_beams(kit: SimpleNamespace, tmp_path: Path) -> None:
+    source = kit.build(tmp_path / "source")
+    config = DfqConfig(QuantScheme.parse("w4a16kv4"), online("llama", kit), sink_tokens=2)
+    model = load_model(kit.pack(source, tmp_path / "packed", config))
+    short, long = torch.arange(5, 12), torch.arange(40, 52)
+    padded = torch.stack([torch.cat([torch.zeros(5, dtype=torch.long), short]), long])
+    mask = torch.ones_like(padded)
+    mask[0, :5] = 0
+    both = model.generate(padded, attention_mask=mask, max_new_tokens=5, do_sample=False, pad_token_id=0)
+    alone = model.generate(short[None], max_new_tokens=5, do_sample=False)
+    assert torch.equal(both[0, 12:], alone[0, 7:])
+    beams = model.generate(padded, attention_mask=mask, max_new_tokens=5, num_beams=3, do_sample=False, pad_token_id=0)
+    assert beams.shape[0] == 2
+
+    def score(tokens: Tensor) -> float:
+        steps = logits(model, tokens[None], use_cache=False)[0].log_softmax(-1)
+        return float(steps[11:-1].gather(-1, tokens[12:, None]).sum())
+
+    assert score(beams[1]) >= score(both[1]) - 1e-3, "beam search never ends below greedy"
+
+
+def test_bfloat16_model_keeps_scales_and_codes(kit: SimpleNamespace, tmp_path: Path, ids: Tensor) -> None:
+    source = kit.build(tmp_path / "source", dtype=torch.bfloat16)
+    config = DfqConfig(QuantScheme.parse("w4a4kv4"), online("llama", kit))
+    folder = kit.pack(source, tmp_path / "packed", config)
+    for dtype in ("bfloat16", "float16", "float32"):
+        model = load_model(folder, dtype)
+        linear = next(m for m in model.modules() if isinstance(m, QuantLinear))
+        assert linear.weight_scale.dtype == torch.bfloat16
+        assert model(ids).logits.dtype == getattr(torch, dtype)
+    assert load_model(folder).dtype == torch.bfloat16
+
+
+def test_saved_again_it_is_the_same_checkpoint(kit: SimpleNamespace, tmp_path: Path, ids: Tensor) -> None:
+    source = kit.build(tmp_path / "source")
+    config = DfqConfig(QuantScheme.parse("w4a4kv4"), online("llama", kit), a_clips={"lm_head": 0.9})
+    model = load_model(kit.pack(source, tmp_path / "packed", config))
+    model.save_pretrained(tmp_path / "again")
+    again = load_model(tmp_path / "again")
+    assert torch.equal(logits(again, ids), logits(model, ids))
