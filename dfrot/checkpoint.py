@@ -142,7 +142,7 @@ def _read(entry: TensorEntry, start: int, end: int) -> Tensor:
     tensor = torch.empty((end - start) // entry.dtype.itemsize, dtype=entry.dtype)
     with entry.file.open("rb", buffering=0) as handle:
         handle.seek(start)
-        view, got = memoryview(tensor.view(torch.uint8).numpy()), 0
+        view, got = tensor.view(torch.uint8).numpy().data, 0
         while got < len(view):
             count = handle.readinto(view[got:])
             _require(bool(count), f"{entry.file}: tensor {entry.name}: truncated while reading")

@@ -227,7 +227,7 @@ def test_overflow_of_float16_is_refused(make: Make, tmp_path: Path) -> None:
         rotate(model, tmp_path / "out", RotateSettings("hadamard", None))
 
 
-def test_a_rotation_of_another_model_is_refused(make: Make, tmp_path: Path) -> None:
+def test_a_rotation_of_another_model_is_refused(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file of the interrupted run was exchanged."""
     model = make()
     other = make("other", hidden_size=64)
@@ -236,9 +236,10 @@ def test_a_rotation_of_another_model_is_refused(make: Make, tmp_path: Path) -> N
     def interrupted(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(stage_module, "gate", interrupted)
+    monkeypatch.setattr(stage_module, "gate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         rotate(model, tmp_path / "out", RotateSettings("hadamard", None))
+    monkeypatch.undo()
     (tmp_path / "other-out" / "rotation.safetensors").rename(tmp_path / ".out.partial" / "rotation.safetensors")
     with pytest.raises(MismatchError, match="it belongs to another"):
         rotate(model, tmp_path / "out", RotateSettings("hadamard", None))
