@@ -11,13 +11,21 @@ from dfrot.files import digest_bytes, read_json, write_bytes, write_json
 from dfrot.stage import JOURNAL, LOCK, Stage, open_stage, read_evidence
 
 
-def crash(out: Path, units: int = 2) -> None:
-    """A run that dies in the middle."""
-    with pytest.raises(KeyboardInterrupt), open_stage(out, "demo", {"a": 1}) as stage:
+def fail(out: Path, error: BaseException, units: int = 1, discard: bool = False, overwrite: bool = False) -> None:
+    """A run that finishes some units, then stops with `error`."""
+    with open_stage(out, "demo", {"a": 1}, overwrite=overwrite) as stage:
         for n in range(units):
             (stage.folder / f"unit{n}").write_text(str(n))
             stage.mark(f"unit{n}", {"n": n})
-        raise KeyboardInterrupt
+        if discard:
+            stage.discard()
+        raise error
+
+
+def crash(out: Path) -> None:
+    """A run that dies in the middle."""
+    with pytest.raises(KeyboardInterrupt):
+        fail(out, KeyboardInterrupt(), units=2)
 
 
 def finish(out: Path, request: dict[str, int] | None = None, **options: bool) -> list[str]:
@@ -117,29 +125,26 @@ def test_an_existing_output_is_neither_touched_nor_mixed(tmp_path: Path) -> None
 def test_overwrite_keeps_the_old_result_until_the_new_one_is_whole(tmp_path: Path) -> None:
     finish(tmp_path / "out")
     before = contents(tmp_path / "out")
-    with pytest.raises(KeyboardInterrupt), open_stage(tmp_path / "out", "demo", {"a": 3}, overwrite=True):
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        fail(tmp_path / "out", KeyboardInterrupt(), overwrite=True)
     assert contents(tmp_path / "out") == before
 
 
 def test_a_refusal_before_work_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(InputError), open_stage(tmp_path / "out", "demo", {}):
-        raise InputError("no")
+    with pytest.raises(InputError):
+        fail(tmp_path / "out", InputError("no"), units=0)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_refusal_after_work_keeps_the_work(tmp_path: Path) -> None:
-    with pytest.raises(InputError), open_stage(tmp_path / "out", "demo", {"a": 1}) as stage:
-        stage.mark("unit0", {"n": 0})
-        raise InputError("no")
+    with pytest.raises(InputError):
+        fail(tmp_path / "out", InputError("no"))
     assert finish(tmp_path / "out") == ["unit1", "unit2", "unit3"]
 
 
 def test_discarded_work_is_gone(tmp_path: Path) -> None:
-    with pytest.raises(GateError), open_stage(tmp_path / "out", "demo", {"a": 1}) as stage:
-        stage.mark("unit0")
-        stage.discard()
-        raise GateError("wrong")
+    with pytest.raises(GateError):
+        fail(tmp_path / "out", GateError("wrong"), discard=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -152,9 +157,8 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_said_in_one_line_and_resumes(tmp_path: Path) -> None:
-    with pytest.raises(ResourceError, match="no space left"), open_stage(tmp_path / "out", "demo", {"a": 1}) as stage:
-        stage.mark("unit0", {"n": 0})
-        raise OSError(28, "No space left on device")
+    with pytest.raises(ResourceError, match="no space left"):
+        fail(tmp_path / "out", OSError(28, "No space left on device"))
     assert finish(tmp_path / "out") == ["unit1", "unit2", "unit3"]
 
 
