@@ -105,12 +105,22 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     Console(width=width, highlight=False).print(shown)
 
 
+def hardest(title: str, rows: Mapping[str, Mapping[str, Any]], by: str, most: int = 12) -> None:
+    """A table of the entries with the largest `by`; the rest is in the JSON."""
+    order = sorted(rows, key=lambda name: -float(rows[name].get(by) or 0.0))[:most]
+    columns = sorted({key for name in order for key, value in rows[name].items() if isinstance(value, (int, float))})
+    shown = f"{title}, by {by}" + (f" (the first {most} of {len(rows)})" if len(rows) > most else "")
+    table(shown, ("", *columns), [(name, *(rows[name].get(key) for key in columns)) for name in order])
+
+
 def cell(value: Any) -> str:
     """A value as a table shows it."""
     if value is None:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, float) and 1e3 <= abs(value) < 1e9:
+        return f"{value:,.0f}"
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1e-3 or abs(value) >= 1e5 else f"{value:.4f}".rstrip("0").rstrip(".")
     if isinstance(value, (list, tuple)):

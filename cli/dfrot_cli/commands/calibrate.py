@@ -37,7 +37,5 @@ def command(model: str, out: Path, dataset: str | None, common: Common, **option
     if common.json:
         show.as_json({"out": str(out), **evidence})
         return
-    taps = evidence["taps"]
-    columns = sorted({key for tap in taps.values() for key, value in tap.items() if isinstance(value, (int, float))})
-    show.table("", ("tap", *columns), [(name, *(tap.get(key) for key in columns)) for name, tap in taps.items()])
+    show.hardest("inputs", evidence["taps"], "kurtosis")
     show.line(f"wrote {out}")

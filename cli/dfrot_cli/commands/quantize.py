@@ -61,8 +61,7 @@ def command(
 
 def _table(evidence: dict[str, Any], out: Path) -> None:
     linears, sizes = evidence["linears"], evidence["sizes"]
-    columns = sorted({key for one in linears.values() for key, value in one.items() if isinstance(value, (int, float))})
-    show.table("", ("linear", *columns), [(name, *(one.get(key) for key in columns)) for name, one in linears.items()])
+    show.hardest("linears", linears, "output_error")
     for name, reason in evidence["fallbacks"].items():
         show.note(f"{name}: rounded to nearest instead: {reason}")
     ratio = sizes["source_bytes"] / sizes["bytes"]
