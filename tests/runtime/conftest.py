@@ -131,7 +131,7 @@ def ids() -> Tensor:
     return torch.randint(0, VOCAB, (2, 24), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def kit() -> SimpleNamespace:
     """The helpers of this file: test modules cannot import a conftest."""
     return SimpleNamespace(build=build, pack=pack, write=write, configs=CONFIGS)
