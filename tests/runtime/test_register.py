@@ -17,13 +17,12 @@ install()
 assert not any(isinstance(finder, _AfterImport) for finder in sys.meta_path)
 """
 ORDERS = {
-    "dfrot first": "import dfrot, transformers\nfrom transformers import AutoModelForCausalLM\n" + KNOWN,
-    "transformers first": "from transformers import AutoModelForCausalLM\nimport dfrot\n" + KNOWN,
-    "lazy transformers first": "import transformers, dfrot\ntransformers.AutoModelForCausalLM\n" + KNOWN,
-    "twice": (
+    "dfrot first, installed twice": (
         "import dfrot, sys\nfrom dfrot import _register\n_register.install()\n"
         "assert sum(isinstance(f, _register._AfterImport) for f in sys.meta_path) == 1\n" + KNOWN
     ),
+    "transformers first": "import transformers.quantizers.auto\nimport dfrot\n" + KNOWN,
+    "lazy transformers first": "import transformers, dfrot\ntransformers.AutoConfig\n" + KNOWN,
 }
 
 

@@ -1,0 +1,113 @@
+"""The linears by themselves: against the formula, with sinks, biases and casts."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+import dfrot_kernels  # noqa: F401
+from dfrot.quant.activations import activation_quantizer, fake_quantize
+from dfrot.quant.linear import DenseLinear, QuantLinear
+from dfrot.quant.plan import LinearPlan
+from dfrot.quant.scheme import QuantScheme
+from dfrot.quant.sinks import Sinks
+from dfrot.rotation.hadamard import matrix, plan
+from dfrot_kernels.layouts import PackedWeight
+
+N, K = 24, 96
+
+
+def make(a_bits: int, bias: bool = True, r4: bool = True, sym: bool = False) -> tuple[QuantLinear, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    spec = plan(K) if r4 else None
+    linear_plan = LinearPlan("x", N, K, True, 4, 0, True, a_bits, sym, 1.0, spec)
+    module = QuantLinear(linear_plan, bias, torch.float32)
+    codes = torch.randint(1, 16, (N, K), dtype=torch.uint8, generator=generator)
+    scale = (torch.rand(N, 1, generator=generator) + 0.5).bfloat16()
+    packed = PackedWeight.from_codes(codes, scale, None, 4, 0)
+    module.weight_packed, module.weight_scale = packed.packed, scale
+    if module.bias is not None:
+        module.bias.data.normal_(generator=generator)
+    module.prepare("x")
+    return module, packed.dequantize(torch.float32)
+
+
+@pytest.mark.parametrize("a_bits", [3, 4, 8, 16])
+@pytest.mark.parametrize("sym", [False, True])
+def test_follows_the_formula(a_bits: int, sym: bool) -> None:
+    module, weight = make(a_bits, sym=sym)
+    x = torch.randn(2, 5, K)
+    rotated = x @ matrix(plan(K)).float()
+    expected = fake_quantize(rotated, a_bits, sym) @ weight.T + module.bias
+    assert torch.allclose(module(x), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+    assert torch.allclose(DenseLinear.twin(module)(x), module(x), rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_sinks_see_full_activations() -> None:
+    module, weight = make(4, bias=False)
+    sinks = Sinks(2)
+    module.sinks = sinks
+    x = torch.randn(2, 5, K)
+    exact = (x @ matrix(plan(K)).float()) @ weight.T
+    plain = module(x)
+    sinks.begin(2, 5, 0, None)
+    mixed = module(x)
+    twin = DenseLinear.twin(module)(x)
+    sinks.end()
+    assert torch.allclose(mixed[:, :2], exact[:, :2], rtol=1e-3, atol=1e-2)
+    assert torch.equal(mixed[:, 2:], plain[:, 2:])
+    assert torch.allclose(twin, mixed, rtol=1e-3, atol=1e-2)
+    assert float((plain[:, :2] - exact[:, :2]).norm()) > 10 * float((mixed[:, :2] - exact[:, :2]).norm())
+    assert torch.equal(module(x), plain), "the sinks end with the call"
+
+
+def test_which_rows_are_sinks() -> None:
+    sinks = Sinks(3)
+    sinks.begin(2, 4, 0, None)
+    assert sinks.rows is not None
+    assert sinks.rows.tolist() == [0, 1, 2, 4, 5, 6]
+    sinks.begin(2, 4, 2, None)
+    assert sinks.rows.tolist() == [0, 4]
+    sinks.begin(2, 1, 3, None)
+    assert sinks.rows is None
+    sinks.begin(2, 4, 0, torch.tensor([0, 2]))
+    assert sinks.rows is not None
+    assert sinks.rows.tolist() == [0, 1, 2, 6, 7]
+    sinks.begin(2, 1, 4, torch.tensor([0, 2]))
+    assert sinks.rows is not None
+    assert sinks.rows.tolist() == [1]
+
+
+def test_casting_a_model_leaves_scales_alone() -> None:
+    module, _ = make(4)
+    x = torch.randn(3, K)
+    before = module(x)
+    for dtype in (torch.float16, torch.float32):
+        module.to(dtype)
+        assert module.weight_scale.dtype == torch.bfloat16
+        assert module.bias is not None
+        assert module.bias.dtype == dtype
+    assert torch.allclose(module(x), before, atol=2e-2)
+    assert module.half()(x.half()).dtype == torch.float16
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize(("symmetric", "clip"), [(False, 1.0), (True, 1.0), (False, 0.8), (True, 0.7)])
+def test_simulated_activations_equal_the_integer_path(bits: int, symmetric: bool, clip: float) -> None:
+    x = torch.randn(40, 33, generator=torch.Generator().manual_seed(bits)) * torch.logspace(-6, 6, 40)[:, None]
+    x[3] = 0
+    x[4] = x[4].abs()
+    codes, scale, zero = torch.ops.dfq.quantize_per_token(x, bits, symmetric, clip)
+    exact = (codes.float() - zero[:, None]) * scale[:, None]
+    assert torch.equal(fake_quantize(x, bits, symmetric, clip), exact)
+    scheme = QuantScheme(4, bits, 16, a_sym=symmetric, a_clip=clip)
+    assert torch.equal(activation_quantizer(scheme)(x), exact)
+
+
+def test_sixteen_bits_are_the_identity(kit: SimpleNamespace) -> None:
+    x = torch.randn(3, 8).bfloat16()
+    assert fake_quantize(x, 16, False) is x
+    assert fake_quantize(x, 4, False).dtype == torch.bfloat16
