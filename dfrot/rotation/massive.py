@@ -68,15 +68,17 @@ class MassiveRule:
         """The measured quantity per row [n] float32, for rows [n, d] of any positive scale."""
         width = rows.shape[1]
         rows = rows.float()
-        norm = rows.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+        norm: Tensor = rows.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
         if self.name == "energy":
             top = rows.abs().topk(min(SPIKES, width), dim=1).values
-            return top.square().sum(1) / norm.square()
+            share: Tensor = top.square().sum(1) / norm.square()
+            return share
         if self.name == "maxmedian":
             size = rows.abs()
             median = size.median(dim=1).values.clamp_min(torch.finfo(torch.float32).tiny)
-            return size.amax(1) / median
-        ratio = RowGrid(4, True).error(rows).sqrt().float() / norm
+            peak: Tensor = size.amax(1) / median
+            return peak
+        ratio: Tensor = RowGrid(4, True).error(rows).sqrt().float() / norm
         return ratio * math.sqrt(width) if self.name == "published" else ratio
 
     def mask(self, rows: Tensor) -> Tensor:

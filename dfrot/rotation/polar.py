@@ -9,7 +9,8 @@ from torch import Tensor
 def polar(matrix: Tensor) -> Tensor:
     """U V^T of the singular value decomposition of a square matrix [d, d], in its dtype."""
     u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
-    return u @ vh
+    factor: Tensor = u @ vh
+    return factor
 
 
 def orthogonality_error(matrix: Tensor) -> float:
@@ -19,7 +20,7 @@ def orthogonality_error(matrix: Tensor) -> float:
     return float(gram.abs().max())
 
 
-def orthogonalise(matrix: Tensor, tolerance: float = 1e-14, limit: int = 40) -> Tensor:
+def orthogonalise(matrix: Tensor, limit: int = 40) -> Tensor:
     """The polar factor of a nearly orthogonal matrix in float64, by Newton-Schulz steps R (3 I - R^T R) / 2.
 
     Converges quadratically for singular values in (0, sqrt 3) (Higham, Functions of Matrices, section 8.3).
@@ -29,9 +30,7 @@ def orthogonalise(matrix: Tensor, tolerance: float = 1e-14, limit: int = 40) -> 
         gram = found.T @ found
         gram.diagonal().sub_(1.0)
         error = float(gram.abs().max())
-        if error < tolerance * matrix.shape[0] ** 0.5:
-            break
         found = found - found @ gram.mul_(0.5)
-        if error < 1e-8:  # one step squares it: done
+        if error < 1e-8:  # this step squared it: orthogonal to rounding
             break
     return found

@@ -1,0 +1,63 @@
+"""Parallel tiles with results that do not depend on the number of threads.
+
+BLAS and OpenMP split sums differently for different thread counts, and a last bit that differs sends a quantizer
+elsewhere. Here the work is cut into tiles of a fixed shape, each computed on one thread; threads only decide who
+computes a tile, never how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+R = TypeVar("R")
+ROWS = 512  # rows of a tile: large enough for BLAS, small enough for two to four threads at width 2048
+
+
+def spans(count: int, step: int = ROWS) -> list[slice]:
+    """Consecutive slices of at most `step` that cover range(count)."""
+    return [slice(begin, min(begin + step, count)) for begin in range(0, count, step)]
+
+
+class Tiles:
+    """`with Tiles() as tiles:` as many workers as torch has threads, torch itself on one thread meanwhile."""
+
+    def __init__(self) -> None:
+        self.workers = torch.get_num_threads()
+
+    def __enter__(self) -> Tiles:
+        torch.set_num_threads(1)
+        self._pool = ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(self.workers)
+
+    def each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """function(item) for every item, results in order; the first error is raised."""
+        items = list(items)
+        if self.workers == 1 or len(items) == 1:
+            return [function(item) for item in items]
+        return list(self._pool.map(function, items))
+
+    def matmul(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+        """a [m, k] @ b [k, n] in tiles of rows, in the dtype of the operands (or cast into `out`)."""
+        found = torch.empty(a.shape[0], b.shape[1], dtype=a.dtype) if out is None else out
+
+        def tile(rows: slice) -> None:
+            if found.dtype == a.dtype:
+                torch.mm(a[rows], b, out=found[rows])
+            else:
+                found[rows] = a[rows] @ b
+
+        self.each(tile, spans(a.shape[0]))
+        return found
