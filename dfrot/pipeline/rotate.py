@@ -7,6 +7,7 @@ with the original on held-out tokens; the folder gets its name.
 
 from __future__ import annotations
 
+import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dfrot.arch import BoundArch, open_described
-from dfrot.calib.data import Split, calibration_windows, load_text, windows
+from dfrot.calib.data import Text, load_text, windows
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import GateError, InputError, UnsupportedError
 from dfrot.files import require_free_space, write_json
@@ -38,6 +39,7 @@ from dfrot.writer import SafetensorsWriter
 KIND = "rotate"
 METHODS = ("dfrot", "hadamard", "orthogonal", "none")
 GATE_TOKENS = 256
+CHARACTERS = 12  # of text per token wanted, to begin with
 SPARE = 16 << 20  # bytes beside weights and rotations: tokenizer, journal, evidence
 
 
@@ -164,12 +166,14 @@ def _inputs(model: Path, settings: RotateSettings) -> _Inputs:
         tokenizer = load_tokenizer(checkpoint.path)
         source = {"name": settings.dataset}
         if settings.method == "dfrot":
-            train, source["train"] = _tokens(settings.dataset, "train", tokenizer)
-            calibration = calibration_windows(train, 1, settings.seqlen, settings.seed)
+            train = load_text(settings.dataset, "train")
+            source["train"] = train.digest
+            calibration = _window(train, tokenizer, settings.seqlen, settings.seed)
             decode = tokenizer.decode
         if _gated(settings):
-            test, source["test"] = _tokens(settings.dataset, "test", tokenizer)
-            held_out = windows(test, min(GATE_TOKENS, max(2, len(test))))[:1]
+            test = load_text(settings.dataset, "test")
+            source["test"] = test.digest
+            held_out = _window(test, tokenizer, GATE_TOKENS, None)
         for ids in (calibration, held_out):
             if ids is not None and int(ids.max()) >= arch.sizes["vocab"]:
                 raise InputError(
@@ -180,9 +184,20 @@ def _inputs(model: Path, settings: RotateSettings) -> _Inputs:
     return _Inputs(checkpoint, arch, settings, online, calibration, held_out, decode, request)
 
 
-def _tokens(dataset: str, split: Split, tokenizer: Any) -> tuple[Tensor, str]:
-    text = load_text(dataset, split)
-    return encode(tokenizer, text.text), text.digest
+def _window(text: Text, tokenizer: Any, seqlen: int, seed: int | None) -> Tensor:
+    """One window int64 [1, seqlen] from a seeded line of the text, or from its start; begins with the tokenizer's BOS.
+
+    Only the stretch that is needed is tokenised: a whole train split takes a gigabyte and most of the run."""
+    length = CHARACTERS * seqlen
+    start = 0 if seed is None else random.Random(seed).randint(0, max(0, len(text.text) - length))
+    start = text.text.rfind("\n", 0, start) + 1
+    ids = encode(tokenizer, text.text[start : start + length])
+    while len(ids) < seqlen and length < len(text.text):
+        start, length = max(0, start - length), 2 * length
+        ids = encode(tokenizer, text.text[start : start + length])
+    if seed is None:
+        seqlen = min(seqlen, max(2, len(ids)))  # the gate takes what there is
+    return windows(ids, seqlen)[:1]
 
 
 def _shapes_only(inputs: _Inputs) -> Rotations:

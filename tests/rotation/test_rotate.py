@@ -179,7 +179,7 @@ def test_rotated_checkpoints_are_not_rotated_again(make: Make, tmp_path: Path) -
 
 
 def test_a_dataset_too_short_is_refused(make: Make, text: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="too short: 100001 tokens needed"):
+    with pytest.raises(InputError, match="too short: 100000 tokens needed"):
         rotate(make(), tmp_path / "out", RotateSettings("dfrot", text, seqlen=100000))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "text.txt"]
 
