@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +175,25 @@ def test_post_norm_architectures_are_refused_with_the_reason(make: Any, kind: st
 def test_the_refused_are_the_known_ones() -> None:
     assert set(REFUSED) == {"olmo2", "gemma2", "gemma3_text"}
     assert set(SERVED) == {"llama", "mistral", "qwen2", "qwen3"}
+
+
+def test_gains_that_are_stored_less_one(make: Any, tmp_path: Path) -> None:
+    """Gemma's convention: the gain is 1 + w, so the fused norm stores 0."""
+    folder = make("llama")
+    checkpoint, arch = open_described(folder)
+    spec = arch.spec
+    shifted = replace(
+        spec,
+        norms=tuple(replace(norm, offset=1.0) for norm in spec.norms),
+        final_norm=replace(spec.final_norm, offset=1.0),
+    )
+    r1 = randomized(arch.hidden, 0)
+    fuser = Fuser(checkpoint, replace(arch, spec=shifted), Rotations(r1=r1))
+
+    def whole(name: str) -> Tensor:
+        return torch.cat([rows for _, rows in fuser.rows(name)])
+
+    for norm, linear in (("layers.0.input_layernorm", "model.layers.0.self_attn.q_proj"), ("norm", "lm_head")):
+        assert bool((whole(f"model.{norm}.weight") == 0).all())
+        gain = 1 + checkpoint.read(f"model.{norm}.weight")
+        assert torch.allclose(whole(f"{linear}.weight"), checkpoint.read(f"{linear}.weight") * gain @ r1, atol=1e-13)
