@@ -45,10 +45,11 @@ DFQ_API int dfq_w4a16_mm(const void* x, int64_t dtype, int64_t m, int64_t n, int
                          const uint16_t* scale, const uint8_t* zero, int64_t group, void* out, int64_t threads);
 
 // out[m, n] = x_scale[m] sum_g scale[n, g] sum_{k in g} (q[m, k] - x_zero[m]) (u[n, k] - zero[n, g]): exact integer
-// sums per group, groups added in order. a_bits (2..8) promises nothing: the kernel measures the range of q itself.
+// sums per group, groups added in order; k at most 2^19. The range of q is measured: narrow codes are multiplied
+// faster, whatever their nominal width.
 DFQ_API int dfq_w4a8_mm(const int8_t* q, const float* x_scale, const int32_t* x_zero, int64_t m, int64_t n, int64_t k,
-                        const uint8_t* packed, const uint16_t* scale, const uint8_t* zero, int64_t group,
-                        int64_t a_bits, float* out, int64_t threads);
+                        const uint8_t* packed, const uint16_t* scale, const uint8_t* zero, int64_t group, float* out,
+                        int64_t threads);
 
 // Each row of x [rows, width] -> packed unsigned codes, float16 scale, zero (2^(bits-1) when symmetric).
 DFQ_API int dfq_kv_quantize(const void* x, int64_t dtype, int64_t rows, int64_t width, int64_t bits,

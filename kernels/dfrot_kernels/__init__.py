@@ -5,10 +5,11 @@ Kernels know tensors and layouts, never models.
 
 from __future__ import annotations
 
-from dfrot_kernels import native, ops
+from dfrot_kernels import cpu, native, ops
 from dfrot_kernels.layouts import PackedWeight
 from dfrot_kernels.which import report, which
 
-native.register(ops.library)
+if native.load():
+    ops.register(cpu.KERNELS, "CPU")
 
 __all__ = ["PackedWeight", "ops", "report", "which"]

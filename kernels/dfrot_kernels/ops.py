@@ -1,7 +1,8 @@
 """THE list of ops: schema, checks, shape inference. `torch.ops.dfq.NAME`.
 
-Each op has a plain-torch reference (ref.py), registered for every device; native.py takes over on CPU where a
-kernel exists. Shapes: activations are rows [M, K], weights [N, K]; conventions of codes are in ref.py.
+Each op has a plain-torch reference (ref.py), registered for every device; cpu.py takes over on CPU when the native
+library is there. Shapes: activations are rows [M, K], weights [N, K]; conventions of codes are in ref.py, where each
+function's docstring is the op's.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfrot_kernels import checks, ref
+from dfrot_kernels import checks, native, ref
 
 NAMESPACE = "dfq"
-library = torch.library.Library(NAMESPACE, "DEF")  # module level: the registrations live as long as this object
+_Library: Any = torch.library.Library  # untyped in torch
+library = _Library(NAMESPACE, "DEF")  # module level: the registrations live as long as this object
 
 _WEIGHT = "Tensor packed, Tensor scale, Tensor? zero, int group"
 _TOKENS = "Tensor q, Tensor x_scale, Tensor x_zero"
@@ -88,6 +90,7 @@ def check_kv_dequantize(
 ) -> None:
     op = "kv_dequantize"
     checks.bits_ok(op, bits)
+    checks.need(dtype in checks.FLOATS, op, f"dtype is {dtype}, float32, bfloat16 or float16 is needed")
     checks.dtype(op, "packed", packed, (torch.uint8,))
     checks.dtype(op, "scale", scale, (torch.float16,))
     row = (width * bits + 7) // 8
@@ -172,7 +175,25 @@ def checked(name: str, implementation: Callable[..., Any]) -> Callable[..., Any]
     return call
 
 
+def register(implementations: dict[str, Callable[..., Any]], key: str) -> None:
+    """Let `implementations` (op name -> function) serve dispatch key `key`, behind the argument checks."""
+    for name, implementation in implementations.items():
+        library.impl(name, checked(name, implementation), key)
+
+
+def _reference(name: str) -> Callable[..., Any]:
+    """The plain-torch reference, unless DFQ_IMPL=native forbids it: then an op without a kernel is an error."""
+    implementation = REFERENCES[name]
+
+    def call(*args: Any) -> Any:
+        if native.only_native():
+            raise RuntimeError(f"dfq::{name}: DFQ_IMPL=native, but no kernel serves these tensors' device")
+        return implementation(*args)
+
+    return call
+
+
 for _name, _schema in SCHEMAS.items():
     library.define(_name + _schema)
-    library.impl(_name, checked(_name, REFERENCES[_name]), "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{_name}", SHAPES[_name], lib=library)
+register({_name: _reference(_name) for _name in SCHEMAS}, "CompositeExplicitAutograd")

@@ -33,31 +33,42 @@ def unpack(packed: Tensor, bits: int, k: int) -> Tensor:
     if bits == 8:
         return packed.clone()
     if bits == 4:
-        return torch.stack((packed & 15, packed >> 4), dim=-1).reshape(n, -1)[:, :k].contiguous()
+        return torch.stack((packed & 15, packed >> 4), dim=-1).reshape(n, 2 * packed.shape[1])[:, :k].contiguous()
     stream = (packed.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=packed.device)) & 1
-    spread = stream.reshape(n, -1)[:, : k * bits].reshape(n, k, bits).to(torch.int32)
+    spread = stream.reshape(n, 8 * packed.shape[1])[:, : k * bits].reshape(n, k, bits).to(torch.int32)
     weights = 2 ** torch.arange(bits, dtype=torch.int32, device=packed.device)
     return (spread * weights).sum(-1).to(torch.uint8)
 
 
-def quantize_per_token(x: Tensor, bits: int, symmetric: bool, clip: float) -> tuple[Tensor, Tensor, Tensor]:
-    """x [M, K] -> int8 codes [M, K], scale float32 [M], zero int32 [M]; dynamic range per row, times `clip`."""
-    x = x.float()
+def _range(x: Tensor, bits: int, symmetric: bool, clip: float) -> tuple[Tensor, Tensor]:
+    """Rows [M, K] float32 -> lower end of the range [M] (at most 0) and step [M]; NaN steps for NaN or Inf rows."""
     half = 1 << (bits - 1)
     if x.shape[1] == 0:
-        ones = torch.ones(x.shape[0], device=x.device)
-        return x.to(torch.int8), ones, ones.to(torch.int32) * 0
-    if symmetric:
-        scale = x.abs().amax(1) * clip / (half - 1)
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        zero = torch.zeros_like(scale)
-    else:
-        low, high = x.amin(1).clamp(max=0) * clip, x.amax(1).clamp(min=0) * clip
-        scale = (high - low) / (2 * half - 1)
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        zero = torch.round(-low / scale) - half
+        return x.new_zeros(x.shape[0]), x.new_zeros(x.shape[0])
+    low, high = x.amin(1).clamp(max=0) * clip, x.amax(1).clamp(min=0) * clip
+    step = x.abs().amax(1) * clip / (half - 1) if symmetric else (high - low) / (2 * half - 1)
+    return low, torch.where(step.isfinite(), step, torch.nan)
+
+
+def _zero_point(low: Tensor, step: Tensor, top: int) -> Tensor:
+    return torch.round((-low / step).clamp(max=top))
+
+
+def quantize_per_token(x: Tensor, bits: int, symmetric: bool, clip: float) -> tuple[Tensor, Tensor, Tensor]:
+    """x [M, K] -> int8 codes [M, K], scale float32 [M], zero int32 [M]; dynamic range per row, times `clip`.
+
+    A row of zeros has scale 1. A row that holds NaN or Inf has scale NaN and codes 0, so that every product with it
+    is NaN and no other row is touched.
+    """
+    x = x.float()
+    half = 1 << (bits - 1)
+    low, scale = _range(x, bits, symmetric, clip)
+    bad = scale.isnan()
+    scale = torch.where(scale == 0, 1.0, scale)
+    zero = torch.zeros_like(scale) if symmetric else _zero_point(low, scale, 2 * half - 1) - half
     codes = (torch.round(x / scale[:, None]) + zero[:, None]).clamp(-half, half - 1)
-    return codes.to(torch.int8), scale, zero.to(torch.int32)
+    codes = torch.where(bad[:, None], 0.0, codes)
+    return codes.to(torch.int8), scale, torch.where(bad, 0.0, zero).to(torch.int32)
 
 
 def hadamard(x: Tensor, base: Tensor, block: int) -> Tensor:
@@ -125,22 +136,23 @@ def w4a8_mm(
 def kv_quantize(x: Tensor, bits: int, symmetric: bool, clip: float) -> tuple[Tensor, Tensor, Tensor]:
     """x [..., D] -> packed uint8 [..., ceil(D * bits / 8)], scale float16 [...], zero uint8 [...]: one row, one scale.
 
-    Codes are unsigned and derived from the stored (float16) scale; symmetric means zero = 2^(bits-1).
+    Codes are unsigned and derived from the stored (float16) scale; symmetric means zero = 2^(bits-1). Zeros, NaN and
+    Inf as in `quantize_per_token`; a scale too large for float16 saturates.
     """
     lead, width = x.shape[:-1], x.shape[-1]
-    rows = x.float().reshape(-1, width)
+    rows = x.float().reshape(lead.numel(), width)
     half, top = 1 << (bits - 1), (1 << bits) - 1
-    low = rows.amin(1).clamp(max=0) * clip
-    if symmetric:
-        scale = rows.abs().amax(1) * (clip / (half - 1))
-    else:
-        scale = (rows.amax(1).clamp(min=0) * clip - low) / top
-    scale = scale.to(torch.float16)
-    wide = torch.where(scale > 0, scale.float(), torch.ones_like(low))
-    zero = torch.full_like(wide, half) if symmetric else torch.round(-low / wide).clamp(0, top)
-    codes = (torch.round(rows / wide[:, None]) + zero[:, None]).clamp(0, top).to(torch.uint8)
+    low, step = _range(rows, bits, symmetric, clip)
+    bad = step.isnan()
+    scale = step.clamp(max=torch.finfo(torch.float16).max).to(torch.float16)
+    scale = torch.where(scale == 0, 1.0, scale)
+    wide = scale.float()
+    zero = torch.full_like(wide, half) if symmetric else _zero_point(low, wide, top)
+    codes = (torch.round(rows / wide[:, None]) + zero[:, None]).clamp(0, top)
+    codes = torch.where(bad[:, None], 0.0, codes).to(torch.uint8)
+    zero = torch.where(bad, float(half), zero).to(torch.uint8)
     packed = pack(codes, bits)
-    return packed.reshape(*lead, -1), wide.to(torch.float16).reshape(lead), zero.to(torch.uint8).reshape(lead)
+    return packed.reshape(*lead, packed.shape[1]), scale.reshape(lead), zero.reshape(lead)
 
 
 def kv_dequantize(
@@ -148,6 +160,6 @@ def kv_dequantize(
 ) -> Tensor:
     """Inverse of `kv_quantize` up to rounding: [..., width] in `dtype`; zero None means symmetric."""
     lead = packed.shape[:-1]
-    codes = unpack(packed.reshape(-1, packed.shape[-1]), bits, width).float().reshape(*lead, width)
+    codes = unpack(packed.reshape(lead.numel(), packed.shape[-1]), bits, width).float().reshape(*lead, width)
     shift = float(1 << (bits - 1)) if zero is None else zero.float().unsqueeze(-1)
     return ((codes - shift) * scale.float().unsqueeze(-1)).to(dtype)

@@ -13,9 +13,8 @@ def which(op: str, device: str = "cpu") -> tuple[str, str]:
         return "reference", f"no native kernel for {device} in this version: plain torch"
     if not native.active():
         return "reference", native.status()
-    if op not in native.KERNELS:
-        return "reference", native.PLAIN.get(op, "no native kernel: plain torch is fast enough")
-    return f"native-{native.isa()}", native.status()
+    detail = "; float64 input, for exact fusing, in plain torch" if op == "hadamard" else ""
+    return f"native-{native.isa()}", native.status() + detail
 
 
 def report() -> list[dict[str, str]]:

@@ -1,7 +1,6 @@
 // AVX2 + FMA + F16C. Compiled with those flags, called only on processors that have them.
 #include <immintrin.h>
 
-#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -10,21 +9,39 @@
 
 namespace dfq {
 namespace {
-#include "portable.inc"
 
-inline float sum_lanes(__m256 v) {
-  __m128 low = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  low = _mm_add_ps(low, _mm_movehl_ps(low, low));
-  return _mm_cvtss_f32(_mm_add_ss(low, _mm_movehdup_ps(low)));
+constexpr int64_t CHUNK = 1024;  // values of a row that are converted and kept in cache; fills whole bytes when packed
+
+inline __m256i load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
+inline void store(void* to, __m256i v) { _mm256_storeu_si256(static_cast<__m256i*>(to), v); }
+
+void half_to_float(const uint16_t* in, int64_t count, float* out);
+void float_to_half(const float* in, int64_t count, uint16_t* out);
+#define DFQ_OWN_HALF_ROWS
+#include "convert.inc"
+
+void half_to_float(const uint16_t* in, int64_t count, float* out) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i))));
+  }
+  for (; i < count; ++i) out[i] = load_f16(in[i]);
 }
 
-inline int32_t sum_lanes(__m256i v) {
-  __m128i low = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-  low = _mm_add_epi32(low, _mm_shuffle_epi32(low, 0x4e));
-  return _mm_cvtsi128_si32(_mm_add_epi32(low, _mm_shuffle_epi32(low, 0xb1)));
+void float_to_half(const float* in, int64_t count, uint16_t* out) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    const __m128i half = _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), half);
+  }
+  for (; i < count; ++i) out[i] = store_f16(in[i]);
 }
 
-// The stages inside one register are swaps with signs, the others are plain butterflies.
+#include "codes.inc"
+
+// The three stages inside one register are swaps with signs, the others are plain butterflies.
+void butterflies(float* x, int64_t size, int64_t half);
+
 void transform(float* x, int64_t size) {
   if (size < 8) return butterflies(x, size, 1);
   const __m256 one = _mm256_setr_ps(0.f, -0.f, 0.f, -0.f, 0.f, -0.f, 0.f, -0.f);
@@ -40,179 +57,151 @@ void transform(float* x, int64_t size) {
   butterflies(x, size, 8);
 }
 
-void hadamard_rows(const void* x, int type, int64_t block, const float* base, int64_t order, void* out, float* scratch,
-                   int64_t begin, int64_t end) {
-  hadamard_with(transform, x, type, block, base, order, out, scratch, begin, end);
+#include "rows.inc"
+
+// 32 codes in order from 16 bytes
+inline __m256i unpack32(const uint8_t* packed) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(packed)), mask = _mm_set1_epi8(15);
+  const __m128i low = _mm_and_si128(bytes, mask), high = _mm_and_si128(_mm_srli_epi16(bytes, 4), mask);
+  return _mm256_set_m128i(_mm_unpackhi_epi8(low, high), _mm_unpacklo_epi8(low, high));
 }
 
-// ROWS tokens times COLS dequantized weight rows, each a dot product over k.
-template <int ROWS, int COLS>
-void float_tile(const float* x, const float* w, int64_t k, float* out, int64_t stride) {
-  __m256 sums[ROWS][COLS];
-  for (auto& row : sums)
-    for (auto& sum : row) sum = _mm256_setzero_ps();
-  int64_t j = 0;
-  for (; j + 8 <= k; j += 8) {
-    __m256 weights[COLS];
-    for (int c = 0; c < COLS; ++c) weights[c] = _mm256_loadu_ps(w + c * k + j);
+// 8 rows of 8 quads become 8 quads of 8 rows.
+inline void transpose(__m256i v[8]) {
+  __m256i a[8], b[8];
+  for (int i = 0; i < 8; i += 2) {
+    a[i] = _mm256_unpacklo_epi32(v[i], v[i + 1]);
+    a[i + 1] = _mm256_unpackhi_epi32(v[i], v[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    b[i] = _mm256_unpacklo_epi64(a[i], a[i + 2]);
+    b[i + 1] = _mm256_unpackhi_epi64(a[i], a[i + 2]);
+    b[i + 2] = _mm256_unpacklo_epi64(a[i + 1], a[i + 3]);
+    b[i + 3] = _mm256_unpackhi_epi64(a[i + 1], a[i + 3]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    v[i] = _mm256_permute2x128_si256(b[i], b[i + 4], 0x20);
+    v[i + 4] = _mm256_permute2x128_si256(b[i], b[i + 4], 0x31);
+  }
+}
+
+void build_quads(const Weight& weight, int64_t column, int64_t first, int64_t count, uint8_t* quads) {
+  const int64_t bytes = (weight.k + 1) / 2;
+  for (int64_t n = 0; n < PANEL_N; n += 8) {
+    const int64_t width = least(8, weight.n - column - n);
+    const uint8_t* rows = weight.packed + (column + n) * bytes;
+    for (int64_t j = 0; j < count; j += 32) {
+      __m256i v[8];
+      if (width == 8 && count - j >= 32 && first % 2 == 0) {
+        for (int64_t i = 0; i < 8; ++i) v[i] = unpack32(rows + i * bytes + (first + j) / 2);
+      } else {
+        alignas(32) uint8_t codes[32];
+        for (int64_t i = 0; i < 8; ++i) {
+          std::memset(codes, 0, 32);
+          if (i < width) unpack_codes(rows + i * bytes, first + j, least(32, count - j), 4, codes);
+          v[i] = load(codes);
+        }
+      }
+      transpose(v);
+      const int64_t filled = least(8, (count - j + 3) / 4);
+      for (int64_t i = 0; i < filled; ++i) store(quads + ((j / 4 + i) * PANEL_N + n) * 4, v[i]);
+    }
+  }
+}
+
+void sum_quads(const uint8_t* quads, int64_t count, int32_t* sums) {
+  const __m256i bytes = _mm256_set1_epi8(1), words = _mm256_set1_epi16(1);
+  __m256i low = load(sums), high = load(sums + 8);
+  for (int64_t j = 0; j < count; j += 4, quads += 4 * PANEL_N) {
+    low = _mm256_add_epi32(low, _mm256_madd_epi16(_mm256_maddubs_epi16(load(quads), bytes), words));
+    high = _mm256_add_epi32(high, _mm256_madd_epi16(_mm256_maddubs_epi16(load(quads + 32), bytes), words));
+  }
+  store(sums, low);
+  store(sums + 8, high);
+}
+
+void spread_quads(const uint8_t* quads, int64_t count, const float* scale, const int32_t* zero, float* to) {
+  const __m256i mask = _mm256_set1_epi32(255), zeros[2] = {load(zero), load(zero + 8)};
+  const __m256 scales[2] = {_mm256_loadu_ps(scale), _mm256_loadu_ps(scale + 8)};
+  for (int64_t j = 0; j < count; j += 4, quads += 4 * PANEL_N) {
+    __m256i v[2] = {load(quads), load(quads + 32)};
+    const int64_t filled = least(4, count - j);
+    for (int64_t i = 0; i < filled; ++i, to += PANEL_N) {
+      for (int half = 0; half < 2; ++half) {
+        const __m256i code = _mm256_sub_epi32(_mm256_and_si256(v[half], mask), zeros[half]);
+        _mm256_storeu_ps(to + 8 * half, _mm256_mul_ps(_mm256_cvtepi32_ps(code), scales[half]));
+        v[half] = _mm256_srli_epi32(v[half], 8);
+      }
+    }
+  }
+}
+
+#include "height.inc"
+
+template <int ROWS>
+void float_micro(Height<ROWS>, const float* x, const float* panel, int64_t depth, float* sums) {
+  __m256 low[ROWS], high[ROWS];
+  for (int r = 0; r < ROWS; ++r) low[r] = high[r] = _mm256_setzero_ps();
+  for (int64_t j = 0; j < depth; ++j, x += ROWS, panel += PANEL_N) {
+    const __m256 left = _mm256_loadu_ps(panel), right = _mm256_loadu_ps(panel + 8);
     for (int r = 0; r < ROWS; ++r) {
-      const __m256 value = _mm256_loadu_ps(x + r * k + j);
-      for (int c = 0; c < COLS; ++c) sums[r][c] = _mm256_fmadd_ps(value, weights[c], sums[r][c]);
+      const __m256 value = _mm256_broadcast_ss(x + r);
+      low[r] = _mm256_fmadd_ps(value, left, low[r]);
+      high[r] = _mm256_fmadd_ps(value, right, high[r]);
     }
   }
   for (int r = 0; r < ROWS; ++r) {
-    for (int c = 0; c < COLS; ++c) {
-      float sum = sum_lanes(sums[r][c]);
-      for (int64_t tail = j; tail < k; ++tail) sum += x[r * k + tail] * w[c * k + tail];
-      out[r * stride + c] = sum;
-    }
+    float* to = sums + r * TILE_N;
+    _mm256_storeu_ps(to, _mm256_add_ps(_mm256_loadu_ps(to), low[r]));
+    _mm256_storeu_ps(to + 8, _mm256_add_ps(_mm256_loadu_ps(to + 8), high[r]));
   }
 }
 
-template <int COLS>
-void float_columns(const float* x, int64_t m, const float* w, int64_t k, float* out, int64_t stride) {
-  int64_t row = 0;
-  for (; row + 4 <= m; row += 4) float_tile<4, COLS>(x + row * k, w, k, out + row * stride, stride);
-  for (; row < m; ++row) float_tile<1, COLS>(x + row * k, w, k, out + row * stride, stride);
+inline __m256i broadcast_quad(const int8_t* from) {
+  int32_t quad;
+  std::memcpy(&quad, from, 4);
+  return _mm256_set1_epi32(quad);
 }
 
-void unpack32(const uint8_t* packed, uint8_t* codes) {
-  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(packed));
-  const __m128i mask = _mm_set1_epi8(15);
-  const __m128i low = _mm_and_si128(bytes, mask), high = _mm_and_si128(_mm_srli_epi16(bytes, 4), mask);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(codes), _mm_unpacklo_epi8(low, high));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + 16), _mm_unpackhi_epi8(low, high));
-}
-
-void unpack_row_fast(const uint8_t* packed, int64_t k, int64_t stride, uint8_t* codes) {
-  int64_t j = 0;
-  for (; j + 32 <= k; j += 32) unpack32(packed + j / 2, codes + j);
-  unpack_row(packed + j / 2, k - j, stride - j, codes + j);
-}
-
-void dequantize_row_fast(const Weight& weight, int64_t n, float* out) {
-  if (weight.group % 32) return dequantize_row(weight, n, out);
-  const uint8_t* packed = weight.packed + n * ((weight.k + 1) / 2);
-  for (int64_t group = 0; group < weight.groups; ++group) {
-    const int64_t first = weight.group ? group * weight.group : 0, last = group_end(weight, group);
-    const float scale = scale_of(weight, n, group);
-    const int32_t zero = zero_of(weight, n, group);
-    const __m256 scales = _mm256_set1_ps(scale);
-    const __m256i zeros = _mm256_set1_epi32(zero);
-    alignas(32) uint8_t codes[32];
-    int64_t j = first;
-    for (; j + 32 <= last; j += 32) {
-      unpack32(packed + j / 2, codes);
-      for (int i = 0; i < 32; i += 8) {
-        const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes + i)));
-        const __m256 value = _mm256_cvtepi32_ps(_mm256_sub_epi32(wide, zeros));
-        _mm256_storeu_ps(out + j + i, _mm256_mul_ps(value, scales));
-      }
-    }
-    for (; j < last; ++j) {
-      const int32_t code = j % 2 ? packed[j / 2] >> 4 : packed[j / 2] & 15;
-      out[j] = float(code - zero) * scale;
-    }
-  }
-}
-
-void float_mm(const float* x, int64_t m, const Weight& weight, float* scratch, float* out, int64_t begin, int64_t end) {
-  const int64_t k = weight.k;
-  for (int64_t n = begin; n < end; ++n) dequantize_row_fast(weight, n, scratch + (n - begin) * k);
-  int64_t n = begin;
-  for (; n + 2 <= end; n += 2) float_columns<2>(x, m, scratch + (n - begin) * k, k, out + n, weight.n);
-  for (; n < end; ++n) float_columns<1>(x, m, scratch + (n - begin) * k, k, out + n, weight.n);
-}
-
-// Integer dot products of ROWS x COLS over `count` bytes (a multiple of 32): u8 weights times s8 activations are
-// added in pairs to 16 bits, `burst` times before they would overflow, then widened to 32 bits.
-template <int ROWS, int COLS>
-inline void integer_tile(const int8_t* q, int64_t q_stride, const uint8_t* u, int64_t u_stride, int64_t count, int burst,
-                         int32_t sums[ROWS][COLS]) {
+// u8 weights times s8 activations, added in pairs to 16 bits, `burst` times before they could overflow, then widened.
+template <int ROWS>
+void integer_micro(Height<ROWS>, const int8_t* q, const uint8_t* panel, int64_t quads, int burst, bool fresh,
+                   int32_t* sums) {
   const __m256i ones = _mm256_set1_epi16(1);
-  __m256i wide[ROWS][COLS];
-  for (auto& row : wide)
-    for (auto& sum : row) sum = _mm256_setzero_si256();
-  for (int64_t j = 0; j < count;) {
-    const int64_t stop = std::min(count, j + int64_t(burst) * 32);
-    __m256i narrow[ROWS][COLS];
-    for (auto& row : narrow)
-      for (auto& sum : row) sum = _mm256_setzero_si256();
-    for (; j < stop; j += 32) {
-      __m256i weights[COLS];
-      for (int c = 0; c < COLS; ++c)
-        weights[c] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(u + c * u_stride + j));
+  for (int64_t j = 0; j < quads;) {
+    const int64_t stop = least(quads, j + burst);
+    __m256i low[ROWS], high[ROWS];
+    for (int r = 0; r < ROWS; ++r) low[r] = high[r] = _mm256_setzero_si256();
+    for (; j < stop; ++j, q += 4 * ROWS, panel += 4 * PANEL_N) {
+      const __m256i left = load(panel), right = load(panel + 32);
       for (int r = 0; r < ROWS; ++r) {
-        const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q + r * q_stride + j));
-        for (int c = 0; c < COLS; ++c)
-          narrow[r][c] = _mm256_add_epi16(narrow[r][c], _mm256_maddubs_epi16(weights[c], codes));
+        const __m256i value = broadcast_quad(q + 4 * r);
+        low[r] = _mm256_add_epi16(low[r], _mm256_maddubs_epi16(left, value));
+        high[r] = _mm256_add_epi16(high[r], _mm256_maddubs_epi16(right, value));
       }
     }
-    for (int r = 0; r < ROWS; ++r)
-      for (int c = 0; c < COLS; ++c)
-        wide[r][c] = _mm256_add_epi32(wide[r][c], _mm256_madd_epi16(narrow[r][c], ones));
-  }
-  for (int r = 0; r < ROWS; ++r)
-    for (int c = 0; c < COLS; ++c) sums[r][c] = sum_lanes(wide[r][c]);
-}
-
-template <int ROWS, int COLS>
-void integer_block(const Tokens& tokens, const Weight& weight, int burst, const uint8_t* codes,
-                   const int32_t* code_sums, int64_t m, int64_t n, float* out) {
-  const int64_t stride = tokens.stride;
-  float totals[ROWS][COLS] = {};
-  for (int64_t group = 0; group < weight.groups; ++group) {
-    const int64_t first = weight.group ? group * weight.group : 0;
-    const int64_t last = group + 1 == weight.groups ? stride : first + weight.group;  // the padding is zero
-    int32_t sums[ROWS][COLS];
-    integer_tile<ROWS, COLS>(tokens.codes + m * stride + first, stride, codes + first, stride, last - first, burst, sums);
-    for (int r = 0; r < ROWS; ++r)
-      for (int c = 0; c < COLS; ++c)
-        totals[r][c] += group_term(tokens, weight, m + r, n + c, group, sums[r][c], code_sums[c * weight.groups + group]);
-  }
-  for (int r = 0; r < ROWS; ++r)
-    for (int c = 0; c < COLS; ++c) out[(m + r) * weight.n + n + c] = totals[r][c] * tokens.scale[m + r];
-}
-
-template <int COLS>
-void integer_columns(const Tokens& tokens, const Weight& weight, int burst, const uint8_t* codes,
-                     const int32_t* code_sums, int64_t n, float* out) {
-  int64_t m = 0;
-  for (; m + 4 <= tokens.m; m += 4) integer_block<4, COLS>(tokens, weight, burst, codes, code_sums, m, n, out);
-  for (; m < tokens.m; ++m) integer_block<1, COLS>(tokens, weight, burst, codes, code_sums, m, n, out);
-}
-
-void integer_mm(const Tokens& tokens, const Weight& weight, int a_bits, uint8_t* scratch, float* out, int64_t begin,
-                int64_t end) {
-  if (weight.group % 32) return integer_mm_portable(tokens, weight, scratch, out, begin, end);
-  // a pair of products is at most 2 * 15 * 2^(a_bits - 1) in size, and 16 bits hold 32767
-  const int burst = 32767 / (2 * 15 * (1 << (a_bits - 1)));
-  const int64_t stride = tokens.stride;
-  int32_t* code_sums = reinterpret_cast<int32_t*>(scratch + (end - begin) * stride);
-  for (int64_t n = begin; n < end; ++n) {
-    uint8_t* codes = scratch + (n - begin) * stride;
-    unpack_row_fast(weight.packed + n * ((weight.k + 1) / 2), weight.k, stride, codes);
-    for (int64_t group = 0; group < weight.groups; ++group) {
-      const int64_t first = weight.group ? group * weight.group : 0;
-      const int64_t last = group + 1 == weight.groups ? stride : first + weight.group;
-      __m256i sum = _mm256_setzero_si256();
-      for (int64_t j = first; j < last; j += 32) {
-        const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + j));
-        sum = _mm256_add_epi64(sum, _mm256_sad_epu8(bytes, _mm256_setzero_si256()));
+    for (int r = 0; r < ROWS; ++r) {
+      int32_t* to = sums + r * TILE_N;
+      __m256i wide_low = _mm256_madd_epi16(low[r], ones), wide_high = _mm256_madd_epi16(high[r], ones);
+      if (!fresh) {
+        wide_low = _mm256_add_epi32(wide_low, load(to));
+        wide_high = _mm256_add_epi32(wide_high, load(to + 8));
       }
-      code_sums[(n - begin) * weight.groups + group] = sum_lanes(sum);  // the high halves are zero
+      store(to, wide_low);
+      store(to + 8, wide_high);
     }
+    fresh = false;
   }
-  int64_t n = begin;
-  for (; n + 2 <= end; n += 2)
-    integer_columns<2>(tokens, weight, burst, scratch + (n - begin) * stride, code_sums + (n - begin) * weight.groups, n, out);
-  for (; n < end; ++n)
-    integer_columns<1>(tokens, weight, burst, scratch + (n - begin) * stride, code_sums + (n - begin) * weight.groups, n, out);
 }
+
+#include "tiles.inc"
 
 }  // namespace
 
-const Kernels avx2_kernels = {quantize_rows, hadamard_rows, to_float,         from_float,
-                              float_mm,      integer_mm,    kv_quantize_rows, kv_dequantize_rows};
+const Kernels avx2_kernels = {
+    pack_rows,        unpack_rows,        dequantize_rows, quantize_rows, hadamard_rows,
+    kv_quantize_rows, kv_dequantize_rows, pack_floats,     float_tile,    pack_tokens,
+    integer_tile,
+};
 
 }  // namespace dfq

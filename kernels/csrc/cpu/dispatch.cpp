@@ -1,11 +1,9 @@
-// The C interface: argument checks, choice of instruction set, partition over threads. Work is cut along rows or
-// output columns only, so that no sum depends on the number of threads.
+// The C interface: argument checks, choice of instruction set, memory, partition over threads. Work is cut along rows
+// and output columns only, so that no sum depends on the number of threads.
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <memory>
 #include <new>
-#include <system_error>
 
 #include "../dfq_kernels.h"
 #include "kernels.h"
@@ -13,14 +11,14 @@
 namespace dfq {
 namespace {
 
-constexpr int ABI = 1;
-constexpr int64_t SMALL = 1 << 16;        // multiply-adds or elements below which threads do not pay
-constexpr int64_t TILE_BYTES = 256 << 10;  // unpacked weights of one chunk: half of a usual L2 cache
+constexpr int ABI = 2;
+constexpr int64_t SMALL = 1 << 16;    // elements below which waking a thread costs more than it saves (about 20 us)
+constexpr int64_t MOST_K = 1 << 19;   // 2^19 products of at most 15 * 255 fit into 31 bits
 
-bool supported(int64_t isa) {
-  if (isa == 0) return true;
+bool supported(int isa) {
+  if (isa == DFQ_SCALAR) return true;
 #ifdef DFQ_HAVE_AVX2
-  if (isa == 1) {
+  if (isa == DFQ_AVX2) {
     __builtin_cpu_init();
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   }
@@ -28,11 +26,11 @@ bool supported(int64_t isa) {
   return false;
 }
 
-std::atomic<int> chosen{supported(1) ? 1 : 0};
+std::atomic<int> chosen{supported(DFQ_AVX2) ? DFQ_AVX2 : DFQ_SCALAR};
 
 const Kernels& kernels() {
 #ifdef DFQ_HAVE_AVX2
-  if (chosen == 1) return avx2_kernels;
+  if (chosen == DFQ_AVX2) return avx2_kernels;
 #endif
   return scalar_kernels;
 }
@@ -42,26 +40,45 @@ std::unique_ptr<T[]> scratch(int64_t count) {
   return std::unique_ptr<T[]>(new T[size_t(std::max<int64_t>(count, 1))]);
 }
 
-// Runs function(begin, end) over `count` items in chunks of `step`.
+int64_t divided(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Runs function(i) for i = 0 .. count - 1 on the pool.
 template <typename Function>
-void over(int64_t count, int64_t step, int64_t threads, Function function) {
+void each(int64_t count, int64_t threads, Function function) {
   struct Context {
     Function* function;
-    int64_t count, step;
     std::atomic<bool> failed{false};
-  } context{&function, count, step, {}};
-  parallel(
-      (count + step - 1) / step, threads,
-      [](void* raw, int64_t chunk) {
-        Context& c = *static_cast<Context*>(raw);
-        try {
-          (*c.function)(chunk * c.step, std::min(c.count, (chunk + 1) * c.step));
-        } catch (...) {
-          c.failed = true;  // only allocation throws; no exception may cross a thread or the C interface
-        }
-      },
-      &context);
+  } context{&function};
+  const auto body = [](void* raw, int64_t i) {
+    Context& c = *static_cast<Context*>(raw);
+    try {
+      (*c.function)(i);
+    } catch (...) {
+      c.failed = true;  // only allocation throws; no exception may cross a thread or the C interface
+    }
+  };
+  parallel(count, threads, body, &context);
   if (context.failed) throw std::bad_alloc();
+}
+
+// Runs function(begin, end) over rows of `width` elements: a few chunks per thread, none tiny.
+template <typename Function>
+void over_rows(int64_t rows, int64_t width, int64_t threads, Function function) {
+  const int64_t fair = rows / (4 * std::max<int64_t>(threads, 1));
+  const int64_t step = std::max<int64_t>({1, SMALL / std::max<int64_t>(width, 1), fair});
+  each(divided(rows, step), threads, [&](int64_t i) { function(i * step, std::min(rows, (i + 1) * step)); });
+}
+
+// Runs function(first row, last row, column) over the tiles of an [m, n] product of depth k.
+template <typename Function>
+void over_tiles(int64_t m, int64_t n, int64_t k, int64_t threads, Function function) {
+  if (m == 0 || n == 0) return;
+  const int64_t work = n * k + m * n * k / 64;  // unpacking a weight costs about as much as 64 multiply-adds
+  const int64_t columns = divided(n, TILE_N), rows = divided(m, TILE_M);
+  each(columns * rows, work < SMALL ? 1 : threads, [&](int64_t i) {
+    const int64_t begin = i / columns * TILE_M;
+    function(begin, std::min(m, begin + TILE_M), i % columns * TILE_N);
+  });
 }
 
 template <typename Function>
@@ -74,23 +91,12 @@ int guarded(Function function) {
   }
 }
 
-// Rows per chunk: a few chunks per thread, none tiny.
-int64_t row_step(int64_t rows, int64_t width, int64_t threads) {
-  return std::max<int64_t>({1, SMALL / std::max<int64_t>(width, 1), rows / (4 * std::max<int64_t>(threads, 1))});
-}
-
-// Output columns per chunk: unpacked weights fit in cache, every thread gets some, small products stay whole.
-int64_t column_step(int64_t m, int64_t n, int64_t k, int64_t column_bytes, int64_t threads) {
-  if (m * n * k < SMALL) return std::max<int64_t>(n, 1);
-  const int64_t fits = std::max<int64_t>(2, TILE_BYTES / std::max<int64_t>(column_bytes, 1));
-  const int64_t fair = std::max<int64_t>(2, (n + 2 * threads - 1) / (2 * threads));
-  return std::min<int64_t>({fits, fair, 32}) / 2 * 2;
-}
-
 bool valid_type(int64_t type) { return type >= DFQ_FLOAT32 && type <= DFQ_FLOAT16; }
+bool valid_bits(int64_t bits) { return bits >= 2 && bits <= 8; }
 
 Weight weight_of(const uint8_t* packed, const uint16_t* scale, const uint8_t* zero, int64_t n, int64_t k, int64_t group) {
-  return {packed, scale, zero, n, k, group, group ? (k + group - 1) / group : 1};
+  const int64_t width = group > 0 && group < k ? group : std::max<int64_t>(k, 1);
+  return {packed, scale, zero, n, k, width, k > 0 ? divided(k, width) : 1};
 }
 
 }  // namespace
@@ -104,16 +110,42 @@ int dfq_isa_supported(int isa) { return supported(isa) ? 1 : 0; }
 
 int dfq_set_isa(int isa) {
   if (!supported(isa)) return DFQ_BAD_ARGUMENT;
-  chosen = int(isa);
+  chosen = isa;
   return DFQ_OK;
 }
 
-int dfq_quantize_per_token(const void* x, int64_t type, int64_t rows, int64_t k, int64_t bits, int64_t symmetric,
-                           float clip, int8_t* codes, float* scale, int32_t* zero, int64_t threads) {
-  if (!valid_type(type) || bits < 2 || bits > 8) return DFQ_BAD_ARGUMENT;
+int dfq_pack(const uint8_t* codes, int64_t n, int64_t k, int64_t bits, uint8_t* packed, int64_t threads) {
+  if (!valid_bits(bits)) return DFQ_BAD_ARGUMENT;
   const Kernels& run = kernels();
   return guarded([&] {
-    over(rows, row_step(rows, k, threads), threads, [&](int64_t begin, int64_t end) {
+    over_rows(n, k, threads, [&](int64_t a, int64_t b) { run.pack_rows(codes, k, int(bits), packed, a, b); });
+  });
+}
+
+int dfq_unpack(const uint8_t* packed, int64_t n, int64_t k, int64_t bits, uint8_t* codes, int64_t threads) {
+  if (!valid_bits(bits)) return DFQ_BAD_ARGUMENT;
+  const Kernels& run = kernels();
+  return guarded([&] {
+    over_rows(n, k, threads, [&](int64_t a, int64_t b) { run.unpack_rows(packed, k, int(bits), codes, a, b); });
+  });
+}
+
+int dfq_dequantize(const uint8_t* packed, const uint16_t* scale, const uint8_t* zero, int64_t n, int64_t k,
+                   int64_t bits, int64_t group, float* w, int64_t threads) {
+  if (!valid_bits(bits) || group < 0) return DFQ_BAD_ARGUMENT;
+  const Kernels& run = kernels();
+  const Weight weight = weight_of(packed, scale, zero, n, k, group);
+  return guarded([&] {
+    over_rows(n, k, threads, [&](int64_t a, int64_t b) { run.dequantize_rows(weight, int(bits), w, a, b); });
+  });
+}
+
+int dfq_quantize_per_token(const void* x, int64_t type, int64_t m, int64_t k, int64_t bits, int64_t symmetric,
+                           float clip, int8_t* codes, float* scale, int32_t* zero, int64_t threads) {
+  if (!valid_type(type) || !valid_bits(bits)) return DFQ_BAD_ARGUMENT;
+  const Kernels& run = kernels();
+  return guarded([&] {
+    over_rows(m, k, threads, [&](int64_t begin, int64_t end) {
       run.quantize_rows(x, int(type), k, int(bits), symmetric != 0, clip, codes, scale, zero, begin, end);
     });
   });
@@ -121,12 +153,17 @@ int dfq_quantize_per_token(const void* x, int64_t type, int64_t rows, int64_t k,
 
 int dfq_hadamard(const void* x, int64_t type, int64_t rows, int64_t block, const float* base, int64_t order, void* out,
                  int64_t threads) {
-  if (!valid_type(type) || order < 1 || block % order) return DFQ_BAD_ARGUMENT;
+  const int64_t size = order > 0 ? block / order : 0;
+  if (!valid_type(type) || size < 1 || size * order != block || (size & (size - 1))) return DFQ_BAD_ARGUMENT;
   const Kernels& run = kernels();
   return guarded([&] {
-    over(rows, row_step(rows, block, threads), threads, [&](int64_t begin, int64_t end) {
+    auto base_t = scratch<float>(order * order);
+    for (int64_t i = 0; i < order; ++i) {
+      for (int64_t j = 0; j < order; ++j) base_t[size_t(j * order + i)] = base[i * order + j];
+    }
+    over_rows(rows, block, threads, [&](int64_t begin, int64_t end) {
       auto buffer = scratch<float>(2 * block);
-      run.hadamard_rows(x, int(type), block, base, order, out, buffer.get(), begin, end);
+      run.hadamard_rows(x, int(type), block, base_t.get(), order, out, buffer.get(), begin, end);
     });
   });
 }
@@ -135,75 +172,50 @@ int dfq_w4a16_mm(const void* x, int64_t type, int64_t m, int64_t n, int64_t k, c
                  const uint16_t* scale, const uint8_t* zero, int64_t group, void* out, int64_t threads) {
   if (!valid_type(type) || group < 0) return DFQ_BAD_ARGUMENT;
   const Kernels& run = kernels();
+  const Weight weight = weight_of(packed, scale, zero, n, k, group);
   return guarded([&] {
-    const Weight weight = weight_of(packed, scale, zero, n, k, group);
-    std::unique_ptr<float[]> rows, result;
-    const float* in = static_cast<const float*>(x);
-    float* to = static_cast<float*>(out);
-    if (type != DFQ_FLOAT32) {
-      rows = scratch<float>(m * k);
-      result = scratch<float>(m * n);
-      over(m, row_step(m, k, threads), threads, [&](int64_t begin, int64_t end) {
-        const uint16_t* from = static_cast<const uint16_t*>(x) + begin * k;
-        run.to_float(from, int(type), (end - begin) * k, rows.get() + begin * k);
-      });
-      in = rows.get();
-      to = result.get();
-    }
-    over(n, column_step(m, n, k, 4 * k, threads), threads, [&](int64_t begin, int64_t end) {
-      auto buffer = scratch<float>((end - begin) * k);
-      run.float_mm(in, m, weight, buffer.get(), to, begin, end);
+    auto rows = scratch<float>(m * k);
+    over_rows(divided(m, BLOCK_M), BLOCK_M * k, threads, [&](int64_t begin, int64_t end) {
+      run.pack_floats(x, int(type), m, k, rows.get(), begin, end);
     });
-    if (type != DFQ_FLOAT32) {
-      over(m, row_step(m, n, threads), threads, [&](int64_t begin, int64_t end) {
-        run.from_float(to + begin * n, (end - begin) * n, int(type), static_cast<uint16_t*>(out) + begin * n);
-      });
-    }
+    over_tiles(m, n, k, threads, [&](int64_t begin, int64_t end, int64_t column) {
+      run.float_tile(rows.get(), m, weight, begin, end, column, int(type), out);
+    });
   });
 }
 
 int dfq_w4a8_mm(const int8_t* q, const float* x_scale, const int32_t* x_zero, int64_t m, int64_t n, int64_t k,
-                const uint8_t* packed, const uint16_t* scale, const uint8_t* zero, int64_t group, int64_t a_bits,
-                float* out, int64_t threads) {
-  if (group < 0 || a_bits < 2 || a_bits > 8) return DFQ_BAD_ARGUMENT;
+                const uint8_t* packed, const uint16_t* scale, const uint8_t* zero, int64_t group, float* out,
+                int64_t threads) {
+  if (group < 0 || k > MOST_K) return DFQ_BAD_ARGUMENT;
   const Kernels& run = kernels();
+  const Weight weight = weight_of(packed, scale, zero, n, k, group);
   return guarded([&] {
-    const Weight weight = weight_of(packed, scale, zero, n, k, group);
-    const int64_t stride = (k + 31) / 32 * 32;
-    std::unique_ptr<int8_t[]> padded;
-    if (stride != k) {
-      padded = scratch<int8_t>(m * stride);
-      for (int64_t row = 0; row < m; ++row) {
-        std::memcpy(padded.get() + row * stride, q + row * k, size_t(k));
-        std::memset(padded.get() + row * stride + k, 0, size_t(stride - k));
-      }
-    }
+    const int64_t group_stride = divided(weight.group, 4) * 4;
+    const int64_t last = k - (weight.groups - 1) * weight.group;
+    const int64_t stride = (weight.groups - 1) * group_stride + divided(last, 4) * 4;
+    auto codes = scratch<int8_t>(m * stride);
     auto sums = scratch<int32_t>(m * weight.groups);
-    over(m, row_step(m, k, threads), threads, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        for (int64_t g = 0; g < weight.groups; ++g) {
-          const int64_t last = group ? std::min(k, (g + 1) * group) : k;
-          int32_t sum = 0;
-          for (int64_t j = g * group; j < last; ++j) sum += q[row * k + j];
-          sums[size_t(row * weight.groups + g)] = sum;
-        }
+    Tokens tokens = {codes.get(), sums.get(), x_scale, x_zero, m, stride, group_stride, 1};
+    std::atomic<int> peak{1};
+    over_rows(divided(m, BLOCK_M), BLOCK_M * k, threads, [&](int64_t begin, int64_t end) {
+      const int found = run.pack_tokens(q, weight, tokens, codes.get(), sums.get(), begin, end);
+      for (int seen = peak; found > seen && !peak.compare_exchange_weak(seen, found);) {
       }
     });
-    const Tokens tokens = {padded ? padded.get() : q, sums.get(), x_scale, x_zero, m, stride};
-    over(n, column_step(m, n, k, stride, threads), threads, [&](int64_t begin, int64_t end) {
-      // codes, then their sums per group (aligned: stride is a multiple of 32)
-      auto buffer = scratch<int32_t>((end - begin) * (stride / 4 + weight.groups));
-      run.integer_mm(tokens, weight, int(a_bits), reinterpret_cast<uint8_t*>(buffer.get()), out, begin, end);
+    tokens.burst = 32767 / (2 * 15 * peak);  // 8 for codes of eight bits, 136 for four
+    over_tiles(m, n, k, threads, [&](int64_t begin, int64_t end, int64_t column) {
+      run.integer_tile(tokens, weight, begin, end, column, out);
     });
   });
 }
 
 int dfq_kv_quantize(const void* x, int64_t type, int64_t rows, int64_t width, int64_t bits, int64_t symmetric, float clip,
                     uint8_t* packed, uint16_t* scale, uint8_t* zero, int64_t threads) {
-  if (!valid_type(type) || bits < 2 || bits > 8) return DFQ_BAD_ARGUMENT;
+  if (!valid_type(type) || !valid_bits(bits)) return DFQ_BAD_ARGUMENT;
   const Kernels& run = kernels();
   return guarded([&] {
-    over(rows, row_step(rows, width, threads), threads, [&](int64_t begin, int64_t end) {
+    over_rows(rows, width, threads, [&](int64_t begin, int64_t end) {
       run.kv_quantize_rows(x, int(type), width, int(bits), symmetric != 0, clip, packed, scale, zero, begin, end);
     });
   });
@@ -211,10 +223,10 @@ int dfq_kv_quantize(const void* x, int64_t type, int64_t rows, int64_t width, in
 
 int dfq_kv_dequantize(const uint8_t* packed, const uint16_t* scale, const uint8_t* zero, int64_t rows, int64_t width,
                       int64_t bits, int64_t type, void* out, int64_t threads) {
-  if (!valid_type(type) || bits < 2 || bits > 8) return DFQ_BAD_ARGUMENT;
+  if (!valid_type(type) || !valid_bits(bits)) return DFQ_BAD_ARGUMENT;
   const Kernels& run = kernels();
   return guarded([&] {
-    over(rows, row_step(rows, width, threads), threads, [&](int64_t begin, int64_t end) {
+    over_rows(rows, width, threads, [&](int64_t begin, int64_t end) {
       run.kv_dequantize_rows(packed, scale, zero, width, int(bits), int(type), out, begin, end);
     });
   });
