@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dfrot.errors import InputError
+from dfrot.files import digest_bytes
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -35,7 +36,23 @@ def load_tokenizer(folder: Path) -> Any:
         raise InputError(f"{folder}: no usable tokenizer ({first}); copy tokenizer.json beside the weights") from None
 
 
+_REMEMBERED = 4
+_encoded: dict[str, Tensor] = {}
+
+
 def encode(tokenizer: Any, text: str) -> Tensor:
-    """Token ids int64 [n]: the tokenizer's default BOS once at the very start, no length limit, no warnings."""
+    """Token ids int64 [n]: the tokenizer's default BOS once at the very start, no length limit, no warnings.
+
+    The last few results are remembered: stages that follow each other in one process read the same training text,
+    and tokenizing it can take longer than the stage."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    key = digest_bytes(backend.to_str().encode(), text.encode()) if backend is not None else None
+    if key is not None and key in _encoded:
+        return _encoded[key].clone()
     ids = tokenizer(text, return_attention_mask=False, verbose=False)["input_ids"]
-    return torch.tensor(ids, dtype=torch.long)
+    tokens = torch.tensor(ids, dtype=torch.long)
+    if key is not None:
+        while len(_encoded) >= _REMEMBERED:
+            del _encoded[next(iter(_encoded))]
+        _encoded[key] = tokens.clone()
+    return tokens
