@@ -1,24 +1,21 @@
-"""Settings of every test: two threads at most, no network, seeded torch."""
+"""Settings of every test: no network, seeded torch, thread count put back."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
-
-@pytest.fixture(autouse=True)
-def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test that needs the network fails at once instead of waiting for it."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+# Before anything imports huggingface_hub: a test that needs the network fails at once instead of waiting for it.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> Iterator[None]:
     import torch
 
-    state = torch.get_rng_state()
-    threads = torch.get_num_threads()
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
     torch.manual_seed(0)
     yield
     torch.set_rng_state(state)

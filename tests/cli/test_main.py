@@ -1,0 +1,118 @@
+"""The command line's contract: names, options, exit codes, one line per expected error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from dfrot.errors import GateError, InputError
+from dfrot_cli.main import COMMANDS, main
+
+COMMON = {"--seed", "--device", "--threads", "--json", "--plan", "--resume", "--no-resume", "--overwrite"}
+
+
+def leaves() -> Iterator[tuple[str, click.Command]]:
+    context = click.Context(main)
+    for name in COMMANDS:
+        command = main.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {inner}", leaf) for inner, leaf in command.commands.items())
+        else:
+            yield name, command
+
+
+def test_help_names_every_command(dfq: Any) -> None:
+    ran = dfq("--help")
+    assert ran.code == 0
+    assert all(f"  {name} " in ran.out for name in COMMANDS)
+    assert set(COMMANDS) == {"rotate", "calibrate", "quantize", "eval", "compare", "models", "doctor", "bench"}
+
+
+def test_the_promised_command_shapes() -> None:
+    found = {name: {option for param in leaf.params for option in param.opts} for name, leaf in leaves()}
+    assert {"--model", "--method", "--dataset", "--seqlen", "--out", "--gamma", "--massive-rule"} <= found["rotate"]
+    assert {"--model", "--dataset", "--samples", "--seqlen", "--out"} <= found["calibrate"]
+    assert {"--model", "--calibration", "--scheme", "--algorithm", "--out", "--keep", "--fake"} <= found["quantize"]
+    assert {"--model", "--dataset", "--seqlen", "--fake"} <= found["eval ppl"]
+    assert {"eval ppl", "bench rotate"} <= set(found)
+
+
+@pytest.mark.parametrize(("name", "command"), leaves())
+def test_every_command_takes_the_common_options(name: str, command: click.Command) -> None:
+    options = {option for param in command.params for option in (*param.opts, *param.secondary_opts)}
+    assert options >= COMMON, f"dfq {name} lacks {sorted(COMMON - options)}"
+    assert command.help, f"dfq {name} says nothing of itself"
+
+
+@pytest.mark.parametrize("arguments", [["turn"], ["rotate"], ["rotate", "--model", "x", "--out", "y", "--method", "z"]])
+def test_wrong_usage_exits_2(dfq: Any, arguments: list[str]) -> None:
+    ran = dfq(*arguments)
+    assert ran.code == 2
+    assert ran.out == ""
+    assert "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize(("error", "code"), [(InputError("a: b;\n c"), 2), (GateError("layer 3 differs"), 1)])
+def test_expected_errors_are_one_line(
+    dfq: Any, monkeypatch: pytest.MonkeyPatch, make: Any, text: Path, tmp_path: Path, error: Exception, code: int
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr("dfrot.pipeline.rotate.rotate", fail)
+    ran = dfq("rotate", "--model", make(), "--dataset", text, "--out", tmp_path / "out")
+    assert ran.code == code
+    assert ran.err == "Error: " + " ".join(str(error).split()) + "\n"
+
+
+def test_interruption_exits_130(dfq: Any, monkeypatch: pytest.MonkeyPatch, make: Any, text: Path) -> None:
+    def interrupt(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dfrot.pipeline.evaluate.evaluate", interrupt)
+    ran = dfq("eval", "ppl", "--model", make(), "--dataset", text)
+    assert ran.code == 130
+    assert len(ran.err.strip().splitlines()) == 1
+
+
+def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, make: Any, text: Path) -> None:
+    def bug(*args: object, **kwargs: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("dfrot.pipeline.evaluate.evaluate", bug)
+    result = CliRunner().invoke(main, ["eval", "ppl", "--model", str(make()), "--dataset", str(text)])
+    assert result.exit_code == 1
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_no_cuda_is_said(dfq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    ran = dfq("doctor", "--device", "cuda")
+    assert ran.code == 2
+    assert "--device cuda" in ran.err
+    assert "--device cpu" in ran.err
+
+
+def test_doctor_names_an_implementation_for_every_operator(dfq: Any) -> None:
+    from dfrot_kernels import ops
+
+    report = dfq("doctor", "--json").json
+    assert {row["op"] for row in report["operators"]} == set(ops.SCHEMAS)
+    assert all(row["implementation"] and row["reason"] for row in report["operators"])
+    assert "torch" in report["versions"]
+    table = dfq("doctor")
+    assert table.code == 0
+    assert "hadamard" in table.out
+
+
+def test_threads_are_set(dfq: Any) -> None:
+    import torch
+
+    assert dfq("doctor", "--threads", 1, "--json").code == 0
+    assert torch.get_num_threads() == 1
