@@ -116,6 +116,8 @@ def rotate(
 
     Raises a DfqError before work starts for anything that cannot be done, GateError when the result is not the same
     model. `resume` and `overwrite` as in `open_stage`."""
+    if out.resolve() == Path(model).resolve():
+        raise InputError(f"{out}: is the model itself; choose another --out")
     inputs = _inputs(model, settings)
     with open_stage(out, KIND, inputs.request, resume=resume, overwrite=overwrite) as stage:
         if not stage.finished:

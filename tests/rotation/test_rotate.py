@@ -155,6 +155,14 @@ def test_an_existing_output_is_kept(make: Make, tmp_path: Path) -> None:
     assert contents(out) != before
 
 
+def test_a_model_is_not_rotated_onto_itself(make: Make, tmp_path: Path) -> None:
+    model = make()
+    before = contents(model)
+    with pytest.raises(InputError, match="is the model itself"):
+        rotate(model, tmp_path / "x" / ".." / "model", RotateSettings("hadamard", None), overwrite=True)
+    assert contents(model) == before
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
