@@ -30,6 +30,18 @@ class Tokens:
     bos: bool
 
 
+_IDS: dict[tuple[str, str], Tensor] = {}  # (tokenizer files, text) -> ids: a table of checkpoints shares one text
+_KEPT = 4
+
+
+def _ids(key: tuple[str, str], tokenizer: Any, text: str) -> Tensor:
+    if key not in _IDS:
+        while len(_IDS) >= _KEPT:
+            _IDS.pop(next(iter(_IDS)))
+        _IDS[key] = encode(tokenizer, text)
+    return _IDS[key]
+
+
 class Reader:
     """Tokenizes one text for many checkpoints: folders with the same tokenizer files share the work."""
 
@@ -58,7 +70,7 @@ class Reader:
 
     def _tokenize(self, folder: Path, key: str) -> Tokens:
         tokenizer = load_tokenizer(folder)
-        ids = encode(tokenizer, self.text.text)
+        ids = _ids((key, self.text.digest), tokenizer, self.text.text)
         bos = getattr(tokenizer, "bos_token_id", None)
         return Tokens(
             windows=windows(ids, self.seqlen)[: self.limit],

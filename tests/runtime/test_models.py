@@ -44,7 +44,7 @@ def test_packed_equals_its_simulated_twin(kind: str, kit: SimpleNamespace, tmp_p
     twin = logits(load_model(tmp_path / "packed", fake=True), ids)
     fake_folder = DfqConfig(config.scheme, config.online, fake=True)
     written = logits(load_model(kit.pack(source, tmp_path / "fake", fake_folder)), ids)
-    assert relative(real, twin) < 1e-2  # a code may flip where float32 sums differ in order
+    assert torch.equal(real, twin)
     assert torch.equal(twin, written)
     original = logits(load_model(source), ids)
     assert 0.02 < relative(real, original) < 1.2, "4 bits must cost something, and not everything"
@@ -84,7 +84,10 @@ def test_every_scheme_runs_like_its_twin(name: str, kit: SimpleNamespace, tmp_pa
     config = DfqConfig(QuantScheme.parse(name), online("llama", kit), keep=("model.layers.0.mlp.up_proj",))
     real = logits(load_model(kit.pack(source, tmp_path / "packed", config)), ids)
     twin = logits(load_model(tmp_path / "packed", fake=True), ids)
-    assert relative(real, twin) < 2e-2
+    if "a16" in name or "g16" in name:  # sums in another order, and a code that flips here and there
+        assert relative(real, twin) < 2e-2
+    else:
+        assert torch.equal(real, twin)
     assert torch.isfinite(real).all()
 
 
