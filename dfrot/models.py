@@ -109,7 +109,13 @@ def checkpoints_in(folder: Path) -> list[Path]:
     found = [path for path in sorted(folder.iterdir()) if (path / "config.json").is_file() and path.name[0] != "."]
     if not found:
         raise InputError(f"{folder}: holds no checkpoint that a run made; give --model")
-    return sorted(found, key=lambda path: DfqConfig.of(read_json(path / "config.json")) is not None)
+    return sorted(found, key=_quantized)
+
+
+def _quantized(folder: Path) -> bool:
+    where = folder / "config.json"
+    entry = DfqConfig.of(read_json(where), str(where))
+    return entry is not None and entry.scheme is not None
 
 
 def default_dataset(model: str, folder: Path) -> str:

@@ -47,9 +47,11 @@ Run = Callable[..., Ran]
 
 
 @pytest.fixture
-def dfq() -> Run:
+def dfq(monkeypatch: pytest.MonkeyPatch) -> Run:
     """dfq("rotate", "--model", folder, ...) -> exit code and both streams."""
     from dfrot_cli.main import main
+
+    monkeypatch.setattr("dfrot_cli.show.QUIET_EVERY", 1e9)  # no progress lines, however slow the machine
 
     def run(*arguments: object) -> Ran:
         result = CliRunner().invoke(main, [str(argument) for argument in arguments])

@@ -1,0 +1,144 @@
+"""dfq compare: the table, its arithmetic, and resuming cell by cell."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dfrot.errors import InputError, UnsupportedError
+from dfrot.pipeline import compare as compare_module
+from dfrot.pipeline.compare import CompareSettings, groups
+from dfrot.pipeline.compare_table import markdown, summarise
+from dfrot.quant.scheme import QuantScheme
+
+
+def cell(*losses: float, speed: float = 100.0) -> dict[str, Any]:
+    return {
+        "window_nll": list(losses),
+        "perplexity": math.exp(sum(losses) / len(losses)),
+        "bytes_on_disk": 1000,
+        "tokens_per_second": speed,
+        "decode_tokens_per_second": None,
+        "dataset": {"name": "d"},
+        "protocol": {"id": "p"},
+    }
+
+
+def cells(plain: float = 0.5, dfrot: float = 0.01) -> dict[str, Any]:
+    """Two seeds; every method is the baseline plus a constant, so that paired intervals have no width."""
+    base = (3.0, 3.5, 2.5)
+    shift = {
+        "rtn-orthogonal": 0.05,
+        "rtn-hadamard": 0.04,
+        "rtn-dfrot": 0.03,
+        "gptq-hadamard": 0.02,
+        "gptq-dfrot": dfrot,
+    }
+    found = {"bf16": cell(*base), "w4a4kv4-rtn-none": cell(*(loss + plain for loss in base))}
+    for name, more in shift.items():
+        for seed, jitter in enumerate((-0.001, 0.001)):
+            found[f"w4a4kv4-{name}-{seed}"] = cell(*(loss + more + jitter for loss in base))
+    return found
+
+
+def report(**changes: float) -> dict[str, Any]:
+    return summarise(cells(**changes), {"w4a4kv4": QuantScheme.parse("w4a4kv4")}, {})
+
+
+def test_rows_are_means_over_seeds_with_paired_intervals() -> None:
+    table = report()["tables"]["w4a4kv4"]
+    rows = {row["method"]: row for row in table["rows"]}
+    assert list(rows)[:2] == ["bf16", "RTN"]
+    assert len(rows) == 7
+    row = rows["RTN + Hadamard"]
+    assert row["seeds"] == 2
+    assert row["ratio_to_bf16"] == pytest.approx(math.exp(0.04))
+    assert row["ratio_ci"] == pytest.approx([math.exp(0.04)] * 2)  # the windows differ, their differences do not
+    assert row["perplexity"] == pytest.approx(math.exp(3.0) * math.exp(0.04), rel=1e-5)
+    assert row["spread"] == pytest.approx(row["perplexity"] * 0.002 / math.sqrt(2), rel=1e-3)
+    assert rows["RTN"]["spread"] is None
+    assert rows["bf16"]["ratio_ci"] is None
+
+
+def test_differences_name_both_sides() -> None:
+    pairs = {(one["method"], one["against"]): one for one in report()["tables"]["w4a4kv4"]["differences"]}
+    one = pairs[("GPTQ + DFRot", "GPTQ + Hadamard")]
+    assert one["ratio"] == pytest.approx(math.exp(-0.01))
+    assert one["ratio_by_seed"] == pytest.approx([math.exp(-0.01)] * 2)
+    assert one["seeds_agree"]
+
+
+def test_claims_hold_or_are_said_not_to() -> None:
+    good = {claim["claim"]: claim["holds"] for claim in report()["tables"]["w4a4kv4"]["claims"]}
+    assert len(good) == 7
+    assert all(good.values())
+    bad = {claim["claim"]: claim["holds"] for claim in report(plain=0.1, dfrot=0.06)["tables"]["w4a4kv4"]["claims"]}
+    assert not bad["no rotation costs at least 1.25 x bf16"]
+    assert not bad["GPTQ + DFRot below RTN + DFRot"]
+    assert not bad["GPTQ + DFRot at most 1.03 x bf16"]
+    assert bad["RTN + Hadamard clearly below RTN"]
+
+
+def test_markdown_holds_every_row() -> None:
+    text = markdown(report())
+    assert all(row in text for row in ("| bf16 |", "| RTN |", "| GPTQ + DFRot |", "GPTQ + DFRot / GPTQ + Hadamard"))
+
+
+def test_rotations_are_shared_where_they_do_not_depend_on_the_scheme() -> None:
+    found = list(groups(CompareSettings(seeds=2)))
+    names = [group.name for group in found]
+    assert len(set(names)) == len(names)
+    assert sum(len(group.cells) for group in found) == 2 * (1 + 5 * 2)
+    kinds = [group.settings.method if group.settings else "none" for group in found]
+    assert {kind: kinds.count(kind) for kind in kinds} == {"none": 1, "orthogonal": 2, "hadamard": 2, "dfrot": 4}
+    refined = [group for group in found if group.settings and group.settings.method == "dfrot"]
+    assert {group.settings.a_bits for group in refined if group.settings} == {3, 4}
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(InputError):
+        CompareSettings(seeds=0)
+    with pytest.raises(UnsupportedError, match="weights and activations"):
+        CompareSettings(schemes=("w4a16",))
+
+
+@pytest.fixture
+def options(make: Any, text: Path, tmp_path: Path) -> tuple[object, ...]:
+    sizes = ("--seqlen", 32, "--windows", 3, "--samples", 2, "--calibration-seqlen", 32, "--decode", 2)
+    return ("compare", "--model", make(), "--dataset", text, "--seeds", 1, "--scheme", "w4a4kv4", *sizes)
+
+
+def test_killed_and_resumed(
+    dfq: Any, options: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted after the fourth cell, the rest is made on resuming, and the numbers are those of one run."""
+    measured: list[str] = []
+    evaluate = compare_module.evaluate
+
+    def counting(models: Any, *rest: Any) -> Any:
+        if len(measured) == 4:
+            measured.append("interrupt")
+            raise KeyboardInterrupt
+        measured.append(Path(models[0]).name)
+        return evaluate(models, *rest)
+
+    monkeypatch.setattr(compare_module, "evaluate", counting)
+    out = tmp_path / "out"
+    assert dfq(*options, "--out", out).code == 130
+    assert not out.exists()
+    resumed = dfq(*options, "--out", out, "--json")
+    assert resumed.code == 0, resumed.err
+    assert len(measured) == 7 + 1  # seven cells, each measured once, and the interruption
+    assert sorted(path.name for path in out.iterdir()) == ["compare.json", "compare.md", "stage.json"]
+    straight = dfq(*options, "--out", tmp_path / "straight")
+    assert straight.code == 0
+    assert all(word in straight.out for word in ("bf16", "GPTQ + DFRot", "claim", "straight/compare.json"))
+    from dfrot.files import read_json
+
+    again = read_json(tmp_path / "straight" / "compare.json")["cells"]
+    assert {name: one["window_nll"] for name, one in resumed.json["cells"].items()} == {
+        name: one["window_nll"] for name, one in again.items()
+    }
