@@ -15,10 +15,10 @@ from torch import Tensor
 
 from dfrot.rotation.features import Features
 from dfrot.rotation.rowgrid import RowGrid
-from dfrot.rotation.tiles import ROWS, Tiles, spans
+from dfrot.rotation.tiles import CACHED, Tiles, spans, square, tile_rows
 
 FLOOR = 0.05  # of the mean eigenvalue of the common rows (1 per row): the proximal term
-GROUP = 8 * ROWS  # rows whose quantized images are held at a time
+GROUP = 8  # tiles of rows whose quantized images are held at a time
 MAX_TURN = 1.0  # radians: cap of the largest angle of one step
 
 
@@ -30,6 +30,7 @@ class Round:
         orthogonality)."""
         self.grid, self.tiles, self.gamma2 = grid, tiles, gamma**2
         self.dtype = torch.bfloat16 if half else torch.float32
+        self.rows = tile_rows(features.width)
         common = (~features.massive).nonzero().flatten()
         self.weight = features.weight[common]
         massive = features.rows[features.massive]
@@ -42,13 +43,13 @@ class Round:
         def move(part: slice) -> None:
             self.common[part] = features.rows[common[part]] @ self.basis
 
-        tiles.each(move, spans(len(common)))
+        tiles.each(move, spans(len(common), self.rows))
 
     def _eigenbasis(self, features: Features, common: Tensor, massive: Tensor) -> tuple[Tensor, Tensor]:
         """Eigenvectors float32 [d, d] (columns) and eigenvalues of sum w x^T x (+ gamma^2 for massive rows)."""
         width = features.width
         moment = torch.zeros(width, width)
-        for group in spans(len(common), GROUP):
+        for group in spans(len(common), GROUP * self.rows):
             x = features.rows[common[group]]
             left = (x * self.weight[group, None]).to(self.dtype)
             right = x.to(self.dtype)
@@ -67,7 +68,7 @@ class Round:
             else:
                 total[part] += left[:, part].T @ right
 
-        self.tiles.each(tile, spans(total.shape[0]))
+        self.tiles.each(tile, spans(total.shape[0], square(total.shape[0])))
 
     def enter(self, matrix: Tensor) -> Tensor:
         """A rotation float64 [d, d] in the eigenbasis, float32."""
@@ -82,14 +83,14 @@ class Round:
         total = torch.zeros_like(turned)
         factor = turned.to(self.dtype)
         value = 0.0
-        image = torch.empty(min(GROUP, len(self.common)), turned.shape[0], dtype=self.dtype)
-        for group in spans(len(self.common), GROUP):
+        image = torch.empty(min(GROUP * self.rows, len(self.common)), turned.shape[0], dtype=self.dtype)
+        for group in spans(len(self.common), GROUP * self.rows):
             rows, weight = self.common[group], self.weight[group]
 
             def tile(part: slice, rows: Tensor = rows, weight: Tensor = weight) -> float:
                 return self._quantize(rows[part] @ factor, weight[part], image[part])
 
-            value += sum(self.tiles.each(tile, spans(len(rows))))
+            value += sum(self.tiles.each(tile, spans(len(rows), self.rows)))
             self._add_product(total, rows, image[: len(rows)])
         if len(self.massive):
             y = self.massive @ turned
@@ -99,10 +100,10 @@ class Round:
             total.addmm_(self.massive.T, quantized, alpha=self.gamma2)
         return value, total
 
-    def _quantize(self, y: Tensor, weight: Tensor, image: Tensor, step: int = 64) -> float:
-        """Weighted squared error of rows y [n, d]; writes weight * Q(y) into image. Small steps stay in cache."""
+    def _quantize(self, y: Tensor, weight: Tensor, image: Tensor) -> float:
+        """Weighted squared error of rows y [n, d]; writes weight * Q(y) into image."""
         value = 0.0
-        for part in spans(len(y), step):
+        for part in spans(len(y), max(1, CACHED // y.shape[1])):
             rows = y[part].float()
             levels, scale = self.grid.levels(rows)
             quantized = levels.mul_(scale)
@@ -118,7 +119,7 @@ class Round:
         def tile(part: slice) -> Tensor:
             return (crossed[part] - crossed[:, part].T) / (self.spectrum[part, None] + self.spectrum)
 
-        return torch.cat(self.tiles.each(tile, spans(len(crossed))))
+        return torch.cat(self.tiles.each(tile, spans(len(crossed), square(len(crossed)))))
 
     def turn(self, turned: Tensor, skew: Tensor) -> Tensor:
         """exp(skew) turned, orthogonal to about 1e-6: second order, then Newton-Schulz steps."""

@@ -50,7 +50,7 @@ class RefineSettings:
     clip: float = 1.0
     gamma: float | str = "auto"
     rounds: int = 100
-    tol: float = 1e-4
+    tol: float = 5e-4
     seed: int = 0
     precision: str = "auto"
 

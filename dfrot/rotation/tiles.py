@@ -17,12 +17,24 @@ from torch import Tensor
 
 T = TypeVar("T")
 R = TypeVar("R")
-ROWS = 512  # rows of a tile: large enough for BLAS, small enough for two to four threads at width 2048
+TILE = 2**21  # numbers in a tile of rows: 512 rows at width 4096, 8192 at width 256
+CACHED = 2**18  # numbers in a step of elementwise work: stays in a core's cache
+SQUARE = 8  # tiles of a [d, d] matrix
 
 
-def spans(count: int, step: int = ROWS) -> list[slice]:
+def tile_rows(width: int) -> int:
+    """Rows per tile of a tall matrix of this width."""
+    return max(64, TILE // width)
+
+
+def spans(count: int, step: int) -> list[slice]:
     """Consecutive slices of at most `step` that cover range(count)."""
     return [slice(begin, min(begin + step, count)) for begin in range(0, count, step)]
+
+
+def square(width: int) -> int:
+    """Rows per tile of a [d, d] matrix."""
+    return max(32, -(-width // SQUARE))
 
 
 class Tiles:
@@ -59,5 +71,5 @@ class Tiles:
             else:
                 found[rows] = a[rows] @ b
 
-        self.each(tile, spans(a.shape[0]))
+        self.each(tile, spans(a.shape[0], square(a.shape[0])))
         return found
