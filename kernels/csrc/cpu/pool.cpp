@@ -4,9 +4,8 @@
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
-#include <new>
+#include <system_error>
 #include <thread>
-#include <vector>
 
 #include "kernels.h"
 
@@ -44,9 +43,13 @@ struct Pool {
   void run(int64_t count, int64_t threads, void (*function)(void*, int64_t), void* argument) {
     {
       std::lock_guard<std::mutex> held(lock);
-      while (workers < threads - 1) {
-        std::thread([this, number = workers, seen = generation] { work(number, seen); }).detach();
-        ++workers;
+      try {
+        while (workers < threads - 1) {
+          std::thread([this, number = workers, seen = generation] { work(number, seen); }).detach();
+          ++workers;
+        }
+      } catch (const std::system_error&) {  // no more threads to be had: go on with those there are
+        threads = workers + 1;
       }
       body = function, context = argument, chunks = count;
       next = 0;

@@ -13,6 +13,21 @@ constexpr int64_t CHUNK = 1024;  // values of a row that are converted and kept 
 #include "convert.inc"
 #include "codes.inc"
 
+#include "range.inc"
+
+void extend(Range& range, const float* x, int64_t count) {
+  int64_t i = 0;
+  for (; i + LANES <= count; i += LANES) {
+    for (int lane = 0; lane < LANES; ++lane) extend_one(range, lane, x[i + lane]);
+  }
+  for (; i < count; ++i) extend_one(range, 0, x[i]);
+}
+
+// One byte per code, signed or not.
+void write_codes(const float* x, int64_t count, float scale, float zero, float floor, float ceil, uint8_t* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = uint8_t(int32_t(code_of(x[i], scale, zero, floor, ceil)));
+}
+
 void butterflies(float* x, int64_t size, int64_t half);
 void transform(float* x, int64_t size) { butterflies(x, size, 1); }
 
