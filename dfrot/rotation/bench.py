@@ -19,6 +19,8 @@ from torch import Tensor
 
 from dfrot.errors import InputError
 from dfrot.rotation.features import Features, from_rows
+from dfrot.rotation.figure import figure_data as figure
+from dfrot.rotation.figure import plot
 from dfrot.rotation.hadamard import randomized
 from dfrot.rotation.naive import straightforward
 from dfrot.rotation.objective import effective_gamma, evaluate
@@ -26,6 +28,8 @@ from dfrot.rotation.refine import RefineSettings, refine
 from dfrot.rotation.synthetic import llama_like_rows
 from dfrot.rotation.tiles import Tiles
 from dfrot.stage import Progress, silent, versions
+
+__all__ = ["compare_refinement", "figure", "machine", "plot"]
 
 ROWS = 16 * 2048
 EQUAL = 1.001  # objectives within 0.1 % count as the same

@@ -25,6 +25,7 @@ CHANNELS = (1415, 2533)
 START_TOKEN = (-458.55, 767.6)  # values in CHANNELS
 DELIMITER = (-1502.0, 2546.8)
 BACKGROUND = 1.0  # standard deviation of the other channels: 767.6 is 1138 x their median magnitude
+DELIMITER_CHANGE = 0.25  # of the variance of its background, from text to text
 PROFILES = ("gaussian", "laplace", "channels")
 HEAVY_CHANNELS, HEAVY_ENERGY = 20, 0.5
 
@@ -93,26 +94,34 @@ def table_rows(name: str, count: int = 64, width: int = WIDTH, seed: int = 0) ->
     return common_rows(name, count, width, seed, heavy=torch.arange(HEAVY_CHANNELS))
 
 
+def massive_rows(count: int, width: int = WIDTH, seed: int = 0, model: int = 0) -> Tensor:
+    """Rows [count, width]: start token and delimiter in turn, one pair per norm of an imagined model; norm sqrt(width).
+
+    `model` draws what a model fixes: under causal attention the start token's row at a norm is the same constant in
+    every text. `seed` draws what the text changes: DELIMITER_CHANGE of the variance of a delimiter's background (our
+    assumption). Other widths use the channels modulo the width and the values times sqrt(width / 4096), which keeps
+    the share of energy.
+    """
+    fixed = np.random.Generator(np.random.PCG64([model, 0])).standard_normal((count, width), dtype=np.float32)
+    fresh = np.random.Generator(np.random.PCG64([seed, 0])).standard_normal((count, width), dtype=np.float32)
+    rows, changed = torch.from_numpy(fixed), torch.from_numpy(fresh)[1::2]
+    rows[1::2] = rows[1::2] * math.sqrt(1.0 - DELIMITER_CHANGE) + changed * math.sqrt(DELIMITER_CHANGE)
+    rows *= BACKGROUND
+    at = [channel % width for channel in CHANNELS]
+    factor = math.sqrt(width / WIDTH)
+    rows[0::2, at] = torch.tensor(START_TOKEN) * factor
+    rows[1::2, at] = torch.tensor(DELIMITER) * factor
+    return unit_rms(rows)
+
+
 def llama_like_rows(
     common: int, massive: int, width: int = WIDTH, seed: int = 0, profiles: tuple[str, ...] = PROFILES
 ) -> tuple[Tensor, Tensor]:
-    """Rows [common + massive, width] float32 and their massive mask.
-
-    Massive rows alternate between start token and delimiter, first in the result. Other widths use the channels
-    modulo the width and the values times sqrt(width / 4096), which keeps the share of energy.
-    """
-    draw = np.random.Generator(np.random.PCG64([seed, 0]))
-    heavy = torch.from_numpy(draw.standard_normal((massive, width), dtype=np.float32)) * BACKGROUND
-    at = [channel % width for channel in CHANNELS]
-    factor = math.sqrt(width / WIDTH)
-    for row in range(massive):
-        values = START_TOKEN if row % 2 == 0 else DELIMITER
-        heavy[row, at] = torch.tensor(values) * factor
-    parts = [unit_rms(heavy)]
+    """Rows [common + massive, width] float32 and their massive mask; massive rows first, then each profile."""
+    parts = [massive_rows(massive, width, seed)]
     for index, profile in enumerate(profiles):
         share = common // len(profiles) + (1 if index < common % len(profiles) else 0)
         parts.append(common_rows(profile, share, width, (seed, 1 + index)))
-    rows = torch.cat(parts)
-    mask = torch.zeros(len(rows), dtype=torch.bool)
+    mask = torch.zeros(massive + common, dtype=torch.bool)
     mask[:massive] = True
-    return rows, mask
+    return torch.cat(parts), mask
