@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dfrot.calib.data import load_text
+from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError
 from dfrot.evaluate.intervals import LEVEL, Interval, mean_interval, perplexity_interval, ratio_interval
 from dfrot.evaluate.logits import Agreement, Baseline, compare
@@ -61,14 +62,14 @@ def evaluate(models: Sequence[Path], settings: EvalSettings, progress: Progress 
     """Evaluate checkpoint folders on the same windows.
 
     Returns {"protocol", "dataset", "results"}; per result: model, perplexity, ci, tokens, windows, ratio_to_first,
-    ratio_ci (paired over windows), kl, kl_ci, top1, tokens_per_second, decode_tokens_per_second, bytes_on_disk,
-    scheme, fake, protocol. Raises DfqError before any work when a folder cannot be loaded, MismatchError when two
-    tokenizers read the text differently."""
+    ratio_ci (paired over windows), kl, kl_ci, top1, tokens_per_second, decode_tokens_per_second, bytes_on_disk
+    (of the weights), scheme, fake, protocol. Raises DfqError before any work when a folder cannot be loaded,
+    MismatchError when two tokenizers read the text differently."""
     if not models:
         raise InputError("no checkpoint to evaluate; give --model")
     if settings.batch < 1:
         raise InputError(f"batch: {settings.batch} is not a positive count")
-    configs = [check_folder(Path(model))[1] for model in models]
+    checked = [check_folder(Path(model)) for model in models]
     text = load_text(settings.dataset, settings.split)  # type: ignore[arg-type]
     reader = Reader(text, settings.seqlen, settings.windows)
     tokens = [reader.read(Path(model)) for model in models]
@@ -76,8 +77,8 @@ def evaluate(models: Sequence[Path], settings: EvalSettings, progress: Progress 
     losses: list[Tensor] = []
     baseline: Baseline | None = None
     with _threads(settings.threads):
-        for model, config, given in zip(models, configs, tokens):
-            result, nll, baseline = _one(Path(model), config, given, settings, baseline, progress)
+        for (checkpoint, config), given in zip(checked, tokens):
+            result, nll, baseline = _one(checkpoint, config, given, settings, baseline, progress)
             losses.append(nll)
             ratio, ratio_ci = ratio_interval(nll, losses[0], settings.level)
             result["ratio_to_first"] = ratio
@@ -93,7 +94,7 @@ def evaluate(models: Sequence[Path], settings: EvalSettings, progress: Progress 
 
 
 def _one(
-    path: Path,
+    checkpoint: Checkpoint,
     config: DfqConfig | None,
     given: Tokens,
     settings: EvalSettings,
@@ -101,6 +102,7 @@ def _one(
     progress: Progress,
 ) -> tuple[dict[str, Any], Tensor, Baseline | None]:
     """One checkpoint's numbers, its losses per window, and the baseline for those that follow."""
+    path = checkpoint.path
     model = load_model(path, settings.dtype, settings.fake).to(settings.device)
     count = len(given.windows)
     agreement: Agreement | None = None
@@ -125,7 +127,7 @@ def _one(
         "window_nll": nll.tolist(),
         "tokens_per_second": given.windows.numel() / seconds,
         "decode_tokens_per_second": None,
-        "bytes_on_disk": sum(file.stat().st_size for file in path.glob("*.safetensors")),
+        "bytes_on_disk": sum(file.stat().st_size for file in {entry.file for entry in checkpoint.entries.values()}),
         "scheme": config.scheme.name if config and config.scheme else None,
         "fake": bool(config and config.scheme and (config.fake or settings.fake)),
         "logits_dtype": str(model.dtype).removeprefix("torch."),

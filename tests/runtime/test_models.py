@@ -124,6 +124,33 @@ def test_bfloat16_model_keeps_scales_and_codes(kit: SimpleNamespace, tmp_path: P
     assert load_model(folder).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+def test_tied_head_stays_tied(kind: str, kit: SimpleNamespace, tmp_path: Path, ids: Tensor) -> None:
+    source = kit.build(tmp_path / "source", kind, tie_word_embeddings=True)
+    config = DfqConfig(QuantScheme.parse("w4a4kv4"), online(kind, kit))
+    folder = kit.pack(source, tmp_path / "packed", config)
+    model = load_model(folder)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert torch.equal(logits(model, ids), logits(load_model(folder, fake=True), ids))
+    assert model.generate(ids, max_new_tokens=3, do_sample=False).shape == (2, 27)
+
+
+def test_sinks_change_the_first_positions_only_through_attention(
+    kit: SimpleNamespace, tmp_path: Path, ids: Tensor
+) -> None:
+    source = kit.build(tmp_path / "source")
+    scheme = QuantScheme.parse("w16a4kv4")
+    exact = logits(load_model(source), ids)
+    for sinks in (0, 3, 24):
+        config = DfqConfig(scheme, online("llama", kit), sink_tokens=sinks)
+        got = logits(load_model(kit.pack(source, tmp_path / f"sinks{sinks}", config)), ids)
+        error = (got - exact).norm(dim=-1) / exact.norm(dim=-1)
+        if sinks:
+            assert float(error[:, :sinks].max()) < 1e-4
+        if sinks < 24:
+            assert float(error[:, sinks:].min()) > 1e-3
+
+
 def test_saved_again_it_is_the_same_checkpoint(kit: SimpleNamespace, tmp_path: Path, ids: Tensor) -> None:
     source = kit.build(tmp_path / "source")
     config = DfqConfig(QuantScheme.parse("w4a4kv4"), online("llama", kit), a_clips={"lm_head": 0.9})

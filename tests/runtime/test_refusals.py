@@ -108,7 +108,7 @@ def test_configs_that_do_not_fit(case: str, folder: Path, tmp_path: Path) -> Non
 
 
 def test_not_a_checkpoint(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(InputError, match="config.json"):
+    with pytest.raises(InputError, match=r"config\.json"):
         load(tmp_path)
     with pytest.raises(InputError, match="not a folder"):
         load(tmp_path / "nothing")
