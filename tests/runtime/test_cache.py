@@ -157,7 +157,7 @@ def test_which_caches_are_accepted() -> None:
     assert [type(part) for part in empty.layers] == [DfqCacheLayer] * 2
     assert take(empty) is empty
     sliding = DynamicCache()
-    sliding.layers = [DynamicSlidingWindowLayer(8), DynamicSlidingWindowLayer(8)]
+    sliding.layers = [DynamicSlidingWindowLayer(sliding_window=8), DynamicSlidingWindowLayer(sliding_window=8)]
     assert type(take(sliding).layers[1]) is DfqCacheLayer
     assert len(take(None)) == 2
     full = DynamicCache()

@@ -112,6 +112,16 @@ def test_batch_of_different_lengths_and_beams(kit: SimpleNamespace, tmp_path: Pa
     assert score(beams[1]) >= score(both[1]) - 1e-3, "beam search never ends below greedy"
 
 
+def test_drafted_tokens_are_cropped_away(kit: SimpleNamespace, tmp_path: Path) -> None:
+    source = kit.build(tmp_path / "source")
+    config = DfqConfig(QuantScheme.parse("w4a4kv4"), online("llama", kit), sink_tokens=1)
+    model = load_model(kit.pack(source, tmp_path / "packed", config))
+    prompt = torch.arange(4, 12).repeat(3)[None]  # repeats, so that prompt lookup drafts something
+    greedy = model.generate(prompt, max_new_tokens=8, do_sample=False)
+    drafted = model.generate(prompt, max_new_tokens=8, do_sample=False, prompt_lookup_num_tokens=3)
+    assert torch.equal(greedy, drafted)
+
+
 def test_bfloat16_model_keeps_scales_and_codes(kit: SimpleNamespace, tmp_path: Path, ids: Tensor) -> None:
     source = kit.build(tmp_path / "source", dtype=torch.bfloat16)
     config = DfqConfig(QuantScheme.parse("w4a4kv4"), online("llama", kit))
