@@ -42,6 +42,10 @@ def check_folder(path: Path) -> tuple[Checkpoint, DfqConfig | None]:
     """Refuse in one line what cannot be loaded, without reading a weight."""
     checkpoint = Checkpoint.open(path)
     where = str(checkpoint.path / "config.json")
+    if (checkpoint.path / "adapter_config.json").exists():
+        raise UnsupportedError(f"{checkpoint.path}: holds an adapter, which names its base model; merge the two first")
+    if "transformers_weights" in checkpoint.config:
+        raise UnsupportedError(f"{where}: transformers_weights names another weight file; remove the entry")
     config = DfqConfig.of(checkpoint.config, where)
     arch = describe(checkpoint.config, where)
     plans = plan_linears(arch, config, where) if config is not None else {}
@@ -72,18 +76,23 @@ def load_model(path: Path | str, dtype: torch.dtype | str | None = None, fake: b
 
     try:
         with _quiet():
-            model = AutoModelForCausalLM.from_pretrained(
+            model, info = AutoModelForCausalLM.from_pretrained(
                 checkpoint.path,
                 dtype=_dtype(checkpoint, dtype),
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
+                output_loading_info=True,
             )
     except DfqError:
         raise
     except Exception as error:  # transformers raises many kinds here; all mean that the folder is unusable
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{checkpoint.path}: refused by transformers ({first})") from error
+        first = (str(error).splitlines() or [""])[0]
+        reason = f"{type(error).__name__}: {first}"
+        raise InputError(f"{checkpoint.path}: refused by transformers ({reason}); restore the folder") from error
+    # the checks above read the index; transformers may have preferred another file of the folder
+    if left := sorted(str(name) for key in ("missing_keys", "mismatched_keys") for name in info[key]):
+        raise InputError(f"{checkpoint.path}: tensor {left[0]} was not loaded; two sets of weights in one folder?")
     if fake and config is not None and config.scheme is not None:
         from dfrot.quant.linear import simulate
 

@@ -118,6 +118,27 @@ def test_not_a_checkpoint(tmp_path: Path, folder: Path) -> None:
         load_model(folder, "float64")
 
 
+def test_folders_that_point_elsewhere(kit: SimpleNamespace, tmp_path: Path) -> None:
+    source = kit.build(tmp_path / "source")
+    good = Checkpoint.open(source)
+    (source / "adapter_config.json").write_text("{}")
+    with pytest.raises(UnsupportedError, match="adapter"):
+        load_model(source)
+    (source / "adapter_config.json").unlink()
+    write_json(source / "config.json", {**good.config, "transformers_weights": "other.safetensors"})
+    with pytest.raises(UnsupportedError, match="transformers_weights"):
+        load_model(source)
+    write_json(source / "config.json", good.config)
+    (source / "model.safetensors").rename(source / "shard.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(good.entries, "shard.safetensors")}
+    write_json(source / "model.safetensors.index.json", index)
+    load_model(source)
+    kit.write(tmp_path / "decoy", good.config, {"model.norm.weight": torch.ones(64)})
+    shutil.copy(tmp_path / "decoy" / "model.safetensors", source)
+    with pytest.raises(InputError, match="two sets of weights"):
+        load_model(source)
+
+
 def test_other_ways_of_loading(folder: Path) -> None:
     from transformers import AutoModel, AutoModelForCausalLM
 
