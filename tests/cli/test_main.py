@@ -116,3 +116,15 @@ def test_threads_are_set(dfq: Any) -> None:
 
     assert dfq("doctor", "--threads", 1, "--json").code == 0
     assert torch.get_num_threads() == 1
+
+
+def test_bench_writes_what_it_shows(dfq: Any, tmp_path: Path) -> None:
+    small = ("bench", "rotate", "--width", 64, "--rows", 256, "--rounds", 2)
+    ran = dfq(*small, "--out", tmp_path / "race")
+    assert ran.code == 0, ran.err
+    assert "sooner" in ran.out
+    assert (tmp_path / "race" / "refinement.json").is_file()
+    assert dfq(*small, "--out", tmp_path / "race").code == 2
+    report = dfq(*small, "--figure", "--out", tmp_path / "figure", "--json").json
+    assert set(report["means"]) == {"symmetric", "asymmetric"}
+    assert (tmp_path / "figure" / "figure.png").read_bytes().startswith(b"\x89PNG")
