@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import shutil
 import signal
@@ -28,9 +29,8 @@ sys.path[:0] = {path!r}
 import torch
 torch.set_num_threads(1)
 from dfrot.pipeline.rotate import RotateSettings, rotate
-print("ready", flush=True)
-rotate(Path({model!r}), Path({out!r}), RotateSettings({method!r}, {dataset!r}, seqlen=64, rounds=4))
-print("done", flush=True)
+settings = RotateSettings({method!r}, {dataset!r}, seqlen=64, rounds=4)
+rotate(Path({model!r}), Path({out!r}), settings, progress=lambda *step: print(*step, flush=True))
 """
 
 
@@ -38,39 +38,40 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def start(model: Path, out: Path, method: str, dataset: str | None) -> subprocess.Popen[str]:
+def run(model: Path, out: Path, method: str, dataset: str, moment: float = math.inf, delay: float = 0.0) -> int:
+    """Rotates in a process of its own, killed `delay` seconds after its `moment`-th step; returns the steps seen."""
     code = SCRIPT.format(
         path=[p for p in sys.path if p], model=str(model), out=str(out), method=method, dataset=dataset
     )
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    assert child.stdout.readline() == "ready\n"
-    return child
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        steps = 0
+        for _ in child.stdout:
+            steps += 1
+            if steps > moment:
+                time.sleep(delay)
+                child.send_signal(signal.SIGKILL)
+                break
+    assert child.returncode == (0 if steps <= moment else -signal.SIGKILL) or (out.exists() and not child.returncode)
+    return steps
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["hadamard", "dfrot"])
 def test_kill_nine_at_ten_random_moments(make: Make, text: str, tmp_path: Path, method: str) -> None:
-    model = make(num_hidden_layers=24, hidden_size=64, intermediate_size=176)
-    begin = time.monotonic()
-    assert start(model, tmp_path / "straight", method, text).wait() == 0
-    whole = time.monotonic() - begin
-    moments = random.Random(7)
+    model = make(num_hidden_layers=16, hidden_size=64, intermediate_size=176)
+    straight, out = tmp_path / "straight", tmp_path / "out"
+    steps = run(model, straight, method, text)
+    source = random.Random(7)
     kills = 0
-    for _ in range(40):
-        child = start(model, tmp_path / "out", method, text)
-        time.sleep(moments.uniform(0.0, whole / 3))
-        if child.poll() is None:
-            child.send_signal(signal.SIGKILL)
-            kills += 1
-        child.wait()
-        assert (tmp_path / "out").exists() == (child.returncode == 0)  # the final name: nothing or everything
-        if (tmp_path / "out").exists():
-            assert contents(tmp_path / "out") == contents(tmp_path / "straight")
-            if kills >= 10:
-                break
-            shutil.rmtree(tmp_path / "out")
-    assert kills >= 10
+    while kills < 10:
+        run(model, out, method, text, source.uniform(0, steps), source.uniform(0, 0.05))
+        kills += not out.exists()
+        if out.exists():  # complete, or not there at all
+            assert contents(out) == contents(straight)
+            shutil.rmtree(out)
+    run(model, out, method, text)
+    assert contents(out) == contents(straight)
     assert not (tmp_path / ".out.partial").exists()
 
 
