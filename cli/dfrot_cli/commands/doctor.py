@@ -17,9 +17,9 @@ def command(common: Common) -> None:
 
     import psutil
     import torch
-    from dfrot_kernels.which import report
 
     from dfrot.stage import versions
+    from dfrot_kernels.which import report
 
     machine = {
         "processor": f"{psutil.cpu_count(logical=False)} cores, {torch.get_num_threads()} threads, "
