@@ -74,18 +74,18 @@ def plan_linears(arch: BoundArch, config: DfqConfig, where: str = "config.json")
         quantized = scheme is not None and name not in config.keep
         hadamard = config.online.r4 if linear.reads == "mlp" else None
         rows, cols = arch.shape(linear)
-        packed = quantized and scheme is not None and scheme.w_bits != FULL and not config.fake
+        w_bits = scheme.w_bits if quantized and scheme else FULL
         a_bits = scheme.a_bits if quantized and scheme else FULL
-        if not packed and a_bits == FULL and hadamard is None:
+        if w_bits == FULL and a_bits == FULL and hadamard is None:
             continue
-        if packed and name == arch.spec.head.name and arch.tied:
+        if w_bits != FULL and name == arch.spec.head.name and arch.tied:
             raise InputError(f"{where}: {name} is quantized but shares its weight with the embedding; untie it first")
         plans[name] = LinearPlan(
             name=name,
             rows=rows,
             cols=cols,
-            packed=packed,
-            w_bits=scheme.w_bits if quantized and scheme else FULL,
+            packed=w_bits != FULL and not config.fake,
+            w_bits=w_bits,
             group=scheme.w_group if scheme else 0,
             w_sym=scheme.w_sym if scheme else True,
             a_bits=a_bits,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dfrot.errors import InputError
 from dfrot.hf.load import load_model
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.linear import DenseLinear, QuantLinear
@@ -120,6 +121,30 @@ def test_drafted_tokens_are_cropped_away(kit: SimpleNamespace, tmp_path: Path) -
     greedy = model.generate(prompt, max_new_tokens=8, do_sample=False)
     drafted = model.generate(prompt, max_new_tokens=8, do_sample=False, prompt_lookup_num_tokens=3)
     assert torch.equal(greedy, drafted)
+
+
+def test_simulated_folder_keeps_exact_weights_in_a_bfloat16_model(
+    kit: SimpleNamespace, tmp_path: Path, ids: Tensor
+) -> None:
+    source = kit.build(tmp_path / "source", dtype=torch.bfloat16)
+    scheme = QuantScheme.parse("w4a16")
+    packed = load_model(kit.pack(source, tmp_path / "packed", DfqConfig(scheme)))
+    fake = load_model(kit.pack(source, tmp_path / "fake", DfqConfig(scheme, fake=True)))
+    for (name, a), (_, b) in zip(packed.named_modules(), fake.named_modules()):
+        if isinstance(a, QuantLinear):
+            assert torch.equal(a.weight().dequantize(), b.weight), name
+    assert relative(logits(packed, ids), logits(fake, ids)) < 1e-2
+
+
+def test_quantized_head_must_be_untied(kit: SimpleNamespace, tmp_path: Path) -> None:
+    source = kit.build(tmp_path / "source", tie_word_embeddings=True)
+    config = DfqConfig(QuantScheme.parse("w4a4"), keep=())
+    with pytest.raises(InputError, match="untie"):
+        kit.pack(source, tmp_path / "packed", config)
+    free = kit.build(tmp_path / "free")
+    model = load_model(kit.pack(free, tmp_path / "head", config))
+    assert isinstance(model.lm_head, QuantLinear)
+    assert model.generate(torch.arange(4)[None], max_new_tokens=3).shape == (1, 7)
 
 
 def test_bfloat16_model_keeps_scales_and_codes(kit: SimpleNamespace, tmp_path: Path, ids: Tensor) -> None:
