@@ -114,7 +114,7 @@ class SafetensorsWriter:
     def write_rows(self, name: str, begin: int, rows: Tensor) -> None:
         """Store rows `begin:begin+len(rows)` of a planned tensor."""
         plan = self.places[name].plan
-        fits = tuple(rows.shape[1:]) == plan.shape[1:] and begin + rows.shape[0] <= plan.shape[0]
+        fits = tuple(rows.shape[1:]) == plan.shape[1:] and 0 <= begin <= plan.shape[0] - rows.shape[0]
         if not fits or rows.dtype != plan.dtype:
             raise InputError(f"{self.places[name].file}: tensor {name}: rows do not fit the plan {plan.shape}")
         self._write(name, begin * math.prod(plan.shape[1:]) * plan.dtype.itemsize, rows)
@@ -123,10 +123,10 @@ class SafetensorsWriter:
         if tensor.numel() == 0:
             return
         place = self.places[name]
-        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        view = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
         with place.file.open("r+b", buffering=0) as handle:
             handle.seek(place.start + offset)
-            view, sent = memoryview(data), 0
+            sent = 0
             while sent < len(view):
                 sent += handle.write(view[sent:])
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from dfrot.arch.spec import ArchSpec, Linear, Norm
 
-Q, K, V, O = (f"self_attn.{name}_proj" for name in "qkvo")
+Q, K, V, OUT = (f"self_attn.{name}_proj" for name in "qkvo")
 GATE, UP, DOWN = (f"mlp.{name}_proj" for name in ("gate", "up", "down"))
 
 LLAMA = ArchSpec(
@@ -18,7 +18,7 @@ LLAMA = ArchSpec(
         Linear(Q, "residual", "qk", "q", "hidden"),
         Linear(K, "residual", "qk", "kv", "hidden"),
         Linear(V, "residual", "v", "kv", "hidden"),
-        Linear(O, "v", "residual", "hidden", "q"),
+        Linear(OUT, "v", "residual", "hidden", "q"),
         Linear(GATE, "residual", "mlp", "mlp", "hidden"),
         Linear(UP, "residual", "mlp", "mlp", "hidden"),
         Linear(DOWN, "mlp", "residual", "hidden", "mlp"),
