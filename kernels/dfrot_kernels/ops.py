@@ -43,14 +43,13 @@ def check_pack(codes: Tensor, bits: int) -> None:
 def check_unpack(packed: Tensor, bits: int, k: int) -> None:
     checks.bits_ok("unpack", bits)
     checks.matrix("unpack", "packed", packed, (torch.uint8,))
-    width = (k * bits + 7) // 8
-    checks.need(packed.shape[1] == width, "unpack", f"packed has {packed.shape[1]} bytes a row, {width} are needed")
+    checks.row_bytes("unpack", packed, k, bits)
 
 
 def check_quantize_per_token(x: Tensor, bits: int, symmetric: bool, clip: float) -> None:
     checks.bits_ok("quantize_per_token", bits)
     checks.matrix("quantize_per_token", "x", x, checks.FLOATS)
-    checks.need(0 < clip <= 1, "quantize_per_token", f"clip is {clip}, more than 0 and at most 1 is needed")
+    checks.clip_ok("quantize_per_token", clip)
 
 
 def check_hadamard(x: Tensor, base: Tensor, block: int) -> None:
@@ -63,7 +62,8 @@ def check_dequantize(packed: Tensor, scale: Tensor, zero: Tensor | None, bits: i
 
 
 def check_w4a16_mm(x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, group: int) -> None:
-    checks.need(x.dim() >= 1, "w4a16_mm", "x is a scalar, rows are needed")
+    if x.dim() < 1:
+        checks.fail("w4a16_mm", "x is a scalar, rows are needed")
     checks.dtype("w4a16_mm", "x", x, checks.FLOATS)
     checks.weight("w4a16_mm", x.shape[-1], packed, scale, zero, group)
 
@@ -81,8 +81,9 @@ def _check_integer(op: str) -> Callable[..., None]:
 def check_kv_quantize(x: Tensor, bits: int, symmetric: bool, clip: float) -> None:
     checks.bits_ok("kv_quantize", bits)
     checks.dtype("kv_quantize", "x", x, checks.FLOATS)
-    checks.need(x.dim() >= 1 and x.shape[-1] > 0, "kv_quantize", f"x has shape {tuple(x.shape)}, rows are needed")
-    checks.need(0 < clip <= 1, "kv_quantize", f"clip is {clip}, more than 0 and at most 1 is needed")
+    if x.dim() < 1 or x.shape[-1] == 0:
+        checks.fail("kv_quantize", f"x has shape {tuple(x.shape)}, rows are needed")
+    checks.clip_ok("kv_quantize", clip)
 
 
 def check_kv_dequantize(
@@ -90,17 +91,16 @@ def check_kv_dequantize(
 ) -> None:
     op = "kv_dequantize"
     checks.bits_ok(op, bits)
-    checks.need(dtype in checks.FLOATS, op, f"dtype is {dtype}, float32, bfloat16 or float16 is needed")
+    if dtype not in checks.FLOATS:
+        checks.fail(op, f"dtype is {dtype}, float32, bfloat16 or float16 is needed")
     checks.dtype(op, "packed", packed, (torch.uint8,))
     checks.dtype(op, "scale", scale, (torch.float16,))
-    row = (width * bits + 7) // 8
-    checks.need(
-        packed.dim() >= 1 and packed.shape[-1] == row, op, f"packed has shape {tuple(packed.shape)}, needs [..., {row}]"
-    )
-    checks.need(scale.shape == packed.shape[:-1], op, f"scale has shape {tuple(scale.shape)}, one per row is needed")
+    checks.row_bytes(op, packed, width, bits)
+    rows = tuple(packed.shape[:-1])
+    checks.shape(op, "scale", scale, rows)
     if zero is not None:
         checks.dtype(op, "zero", zero, (torch.uint8,))
-        checks.need(zero.shape == scale.shape, op, f"zero has shape {tuple(zero.shape)}, one per row is needed")
+        checks.shape(op, "zero", zero, rows)
 
 
 CHECKS: dict[str, Callable[..., None]] = {

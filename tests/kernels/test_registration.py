@@ -80,7 +80,7 @@ REFUSED = [
     ("pack", (_codes(2, 8), 9), "bits is 9"),
     ("pack", (_codes(8), 4), "codes has shape"),
     ("pack", (torch.zeros(2, 8), 4), "codes is float32, uint8"),
-    ("unpack", (_codes(2, 3), 4, 8), "3 bytes a row, 4 are needed"),
+    ("unpack", (_codes(2, 3), 4, 8), "4 bytes a row are needed"),
     ("quantize_per_token", (torch.zeros(2, 3, dtype=torch.int32), 4, True, 1.0), "x is int32"),
     ("quantize_per_token", (torch.zeros(2, 3), 4, True, 0.0), "clip is 0"),
     ("quantize_per_token", (torch.zeros(2, 3), 1, True, 1.0), "bits is 1"),
