@@ -36,7 +36,8 @@ def chunk_samples(arch: BoundArch, seqlen: int) -> int:
 
 
 class HessianSum:
-    """`(2 / n) sum x^T x`: float32 products, float64 sum."""
+    """`(2 / n) sum x^T x`: float32 products, float64 sum, of the upper block triangle only (the rest is its mirror
+    image, and these products are most of what calibration costs)."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -44,14 +45,19 @@ class HessianSum:
 
     def add(self, rows: Tensor) -> None:
         """rows float32 [M, K]."""
-        product = (rows.T @ rows).double()
-        self.total = product if self.total is None else self.total.add_(product)
+        width = rows.shape[1]
+        if self.total is None:
+            self.total = torch.zeros(width, width, dtype=torch.float64)
+        step = max(256, width // 8)
+        for begin in range(0, width, step):
+            self.total[begin : begin + step, begin:] += rows[:, begin : begin + step].T @ rows[:, begin:]
         self.count += len(rows)
 
     def value(self) -> Tensor:
-        """float32 [K, K]."""
+        """float32 [K, K], exactly symmetric."""
         assert self.total is not None
-        return (self.total * (2 / self.count)).float()
+        upper = (self.total * (2 / self.count)).float()
+        return upper.triu_().add_(upper.triu(1).T)
 
 
 class Observer:

@@ -55,16 +55,20 @@ def factor(hessian: Tensor, options: Options) -> Factor | str:
     if options.act_order:
         order = torch.argsort(diagonal, descending=True, stable=True)
     reverse = order.flip(0)
-    flipped = hessian[reverse][:, reverse].double()
+    flipped = hessian[reverse[:, None], reverse[None, :]].double()
     for multiple in RETRIES:
         damping = min(options.damping * multiple, 1.0)
         flipped.diagonal().copy_((torch.where(dead, 1.0, diagonal) + damping * mean)[reverse])
         lower, info = torch.linalg.cholesky_ex(flipped)
         if int(info) == 0:
-            inverse = torch.linalg.solve_triangular(lower, torch.eye(size, dtype=torch.float64), upper=False)
-            upper = inverse.flip(0, 1).float()
+            del flipped  # at 14336 columns each of these matrices is 1.6 GB
+            inverse = torch.eye(size, dtype=torch.float64)
+            torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)
+            del lower
+            upper = inverse.float().flip(0, 1)
             if bool(torch.isfinite(upper).all()):
                 return Factor(upper, order, dead, damping, damping * mean)
+            return f"the factor of the Hessian overflows float32 at damping {damping:g}"
         if damping >= 1.0:
             break
     return f"the Hessian is not positive definite even with damping {damping:g}"

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import kurtosis
 from torch import Tensor
 
-from dfrot.calib.observe import SAMPLE_ROWS, Observer
+from dfrot.calib.observe import SAMPLE_ROWS, HessianSum, Observer
 from dfrot.calib.stats import CLIP_RATIOS, CalibStats
 from dfrot.errors import InputError, MismatchError
 from dfrot.quant.activations import fake_quantize
@@ -38,6 +38,15 @@ def test_statistics_are_the_definitions() -> None:
     assert observe(torch.cat([x, -x], 1)).kurtosis == pytest.approx(
         float(kurtosis(centred, axis=1, fisher=False).mean())
     )
+
+
+def test_wide_hessians_are_mirrored() -> None:
+    x = rows(40, k=700)
+    total = HessianSum()
+    total.add(x[:30])
+    total.add(x[30:])
+    torch.testing.assert_close(total.value(), (2 / 40 * x.double().T @ x.double()).float(), rtol=1e-5, atol=1e-6)
+    assert torch.equal(total.value(), total.value().T)
 
 
 def test_percentiles_are_right_to_a_bin() -> None:
