@@ -33,7 +33,7 @@ __all__ = ["compare_refinement", "figure", "machine", "plot"]
 
 ROWS = 16 * 2048
 EQUAL = 1.001  # objectives within 0.1 % count as the same
-Point = tuple[int, float, float]  # round, seconds since the method began, objective
+Point = tuple[int, float, float, float]  # round, seconds and processor seconds since the method began, objective
 
 
 class _PeakMemory:
@@ -62,18 +62,19 @@ class _PeakMemory:
 
 
 class _Clock:
-    """Seconds of work: `pause()` excludes what the measurement itself costs."""
+    """Seconds and processor seconds (all threads) of work, without what the measurement itself costs."""
 
     def __init__(self) -> None:
-        self._begin, self._paused = time.perf_counter(), 0.0
+        self._wall, self._processor = time.perf_counter(), time.process_time()
 
-    def now(self) -> float:
-        return time.perf_counter() - self._begin - self._paused
+    def now(self) -> tuple[float, float]:
+        return time.perf_counter() - self._wall, time.process_time() - self._processor
 
     def excluded(self, function: Callable[[], None]) -> None:
-        begin = time.perf_counter()
+        wall, processor = time.perf_counter(), time.process_time()
         function()
-        self._paused += time.perf_counter() - begin
+        self._wall += time.perf_counter() - wall
+        self._processor += time.process_time() - processor
 
 
 def compare_refinement(
@@ -92,7 +93,8 @@ def compare_refinement(
     The clock of the straightforward method stops at each iterate; that of `refine` also holds its set-up and the
     measurement of each iterate. Objectives of both are those of float32 products with float64 sums on all rows,
     evaluated outside the clock. `speedup` = (seconds until the straightforward method is first within 0.1 % of its
-    best objective) / (seconds until `refine` is). Memory: resident, above what the rows and the start take.
+    best objective) / (seconds until `refine` is); `processor_speedup` the same in processor seconds, for machines that
+    do other work meanwhile. Memory: resident, above what the rows and the start take.
     """
     if rounds < 1 or rows < 64 or width < 16:
         raise InputError(f"bench: width {width}, rows {rows}, rounds {rounds}: at least 16, 64 and 1 are needed")
@@ -104,6 +106,7 @@ def compare_refinement(
     start = randomized(width, seed)
     plain, plain_memory = _straightforward(features, start, settings, gamma, rounds, progress)
     ours, ours_memory, stats = _refine(features, start, replace(settings, gamma=gamma), progress)
+    final = _level(_settled(plain), plain, ours)
     levels = [_level(k, plain, ours) for k in sorted({1, 2, 5, 10, *range(20, rounds, 20)} | {_settled(plain)})]
     return {
         "width": width,
@@ -117,23 +120,24 @@ def compare_refinement(
         "straightforward": {"curve": plain, "peak_bytes": plain_memory, "seconds": plain[-1][1]},
         "refine": {"curve": ours, "peak_bytes": ours_memory, "stats": stats, "seconds": stats.pop("seconds")},
         "levels": [level for level in levels if level["round"] < len(plain)],
-        "speedup": _level(_settled(plain), plain, ours)["speedup"],
+        "speedup": final["speedup"],
+        "processor_speedup": final["processor_speedup"],
         "machine": machine(),
     }
 
 
 def _settled(curve: list[Point]) -> int:
     """The first round whose objective is within 0.1 % of the best of the curve."""
-    best = min(value for _, _, value in curve)
-    return next(k for k, _, value in curve if value <= best * EQUAL)
+    best = min(point[-1] for point in curve)
+    return next(point[0] for point in curve if point[-1] <= best * EQUAL)
 
 
 def _level(k: int, plain: list[Point], ours: list[Point]) -> dict[str, Any]:
     """Seconds of both until the objective of the straightforward method's round k is reached (within 0.1 %)."""
     if k >= len(plain):
         return {"round": k}
-    _, seconds, value = plain[k]
-    hit = next((point for point in ours if point[2] <= value * EQUAL), None)
+    _, seconds, processor, value = plain[k]
+    hit = next((point for point in ours if point[-1] <= value * EQUAL), None)
     return {
         "round": k,
         "objective": value,
@@ -141,13 +145,14 @@ def _level(k: int, plain: list[Point], ours: list[Point]) -> dict[str, Any]:
         "refine_seconds": hit[1] if hit else None,
         "refine_round": hit[0] if hit else None,
         "speedup": seconds / hit[1] if hit and hit[1] > 0 else None,
+        "processor_speedup": processor / hit[2] if hit and hit[2] > 0 else None,
     }
 
 
 def _straightforward(
     features: Features, start: Tensor, settings: RefineSettings, gamma: float, rounds: int, progress: Progress
 ) -> tuple[list[Point], int]:
-    seconds: list[float] = []
+    seconds: list[tuple[float, float]] = []
     values: list[float] = []
     with _PeakMemory() as memory:
         clock = _Clock()
@@ -157,30 +162,30 @@ def _straightforward(
             progress("straightforward", k, rounds)
 
         straightforward(features, start, settings.grid, gamma, rounds, lambda k: seconds.append(clock.now()), watch)
-    return list(zip(range(rounds + 1), seconds, values)), memory.bytes
+    return [(k, *at, value) for k, (at, value) in enumerate(zip(seconds, values))], memory.bytes
 
 
 def _refine(
     features: Features, start: Tensor, settings: RefineSettings, progress: Progress
 ) -> tuple[list[Point], int, dict[str, Any]]:
-    found: list[tuple[int, float]] = []
+    found: list[tuple[int, float, float]] = []
     with tempfile.TemporaryDirectory() as folder, _PeakMemory() as memory:
         clock = _Clock()
 
         def watch(k: int, matrix: Callable[[], Tensor], value: float) -> None:
-            found.append((k, clock.now()))
+            found.append((k, *clock.now()))
             clock.excluded(lambda: matrix().float().numpy().tofile(Path(folder) / str(k)))
 
         result = refine(features, start, settings, progress=progress, watch=watch)
-        seconds = clock.now()
+        seconds = clock.now()[0]
         peak = memory.bytes
         curve = []
         with Tiles() as tiles:
-            for done, (k, at) in enumerate(found):
+            for done, (k, wall, processor) in enumerate(found):
                 progress("evaluate", done, len(found))
                 matrix = torch.from_file(str(Path(folder) / str(k)), size=start.numel()).view_as(start)
                 value = evaluate(features, matrix, settings.grid, float(settings.gamma), tiles).value
-                curve.append((k, at, value))
+                curve.append((k, wall, processor, value))
     return curve, peak, {**result.stats, "seconds": seconds, "orthogonality_error": result.orthogonality_error}
 
 

@@ -40,8 +40,10 @@ class Round:
         self.massive = massive @ self.basis
         self.common = torch.empty(len(common), features.width, dtype=self.dtype)
 
+        basis = self.basis.to(self.dtype)
+
         def move(part: slice) -> None:
-            self.common[part] = features.rows[common[part]] @ self.basis
+            torch.mm(features.rows[common[part]].to(self.dtype), basis, out=self.common[part])
 
         tiles.each(move, spans(len(common), self.rows))
 

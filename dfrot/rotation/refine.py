@@ -3,11 +3,12 @@
 Minimises L(R) = sum_common w |x R - Q(x R)|^2 + gamma^2 sum_massive |x R - Q(x R)|^2 over orthogonal R by turns:
 quantization parameters per token for the present R, then the R that best maps the rows onto their quantized
 images. Re-implemented from the paper, with two changes that make it fast. The Procrustes step is solved to first
-order in a fixed eigenbasis (`descent.py`) instead of by a decomposition per round. And steps carry momentum
-(Nesterov's k / (k + 3), at most 0.9), dropped whenever the objective is above its best: plain alternation creeps,
-because the rows' codes change only at rounding thresholds. The range of a dynamic quantizer does not minimise the
-error, so the objective may rise from one iterate to the next in either form; iterates are accepted only when they
-are better than all before, and after a few that are not, the search returns to the best one with half the step.
+order in a fixed eigenbasis (`descent.py`) instead of by a decomposition per round. And steps are over-relaxed and
+carry momentum (Nesterov's k / (k + 3), at most 0.75), dropped whenever the objective is above its best: plain
+alternation creeps, because the rows' codes change only at rounding thresholds. The range of a dynamic quantizer does
+not minimise the error, so the objective may rise from one iterate to the next in either form; iterates are accepted
+only when they are better than all before, and after a few that are not, the search returns to the best one with half
+the step.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from dfrot.rotation.rowgrid import RowGrid
 from dfrot.rotation.tiles import Tiles
 from dfrot.stage import Progress, silent
 
-MOMENTUM = 0.9
-PATIENCE = 3  # iterates above the best before the search returns to it
+MOMENTUM = 0.75
+LONG_STEP, SHORTER = 1.8, 0.85  # over-relaxation at first; each iterate above the best takes it towards 1
+RAMP = 2  # plain steps before the over-relaxed ones: the first turns are large and choose the basin
+PATIENCE = 4  # iterates above the best before the search returns to it
 WINDOW = 12  # rounds over which the relative improvement is judged
 MIN_STEP = 1 / 16
 HALF_FROM = 1024  # width from which bfloat16 products pay
@@ -95,7 +98,7 @@ class _Search:
         self.settings = settings
         self.turned = self.best = turned
         self.skew: Tensor | None = None
-        self.step, self.age, self.above = 1.0, 0, 0
+        self.step, self.age, self.above = LONG_STEP, 0, 0
         self.curve: list[float] = []
         self.accepted: list[tuple[int, float]] = []
 
@@ -105,6 +108,7 @@ class _Search:
         if self.accepted and not value < self.accepted[-1][1]:
             self.skew = None
             self.above += 1
+            self.step = max(min(self.step, 1.0), self.step * SHORTER)
             return False
         self.accepted.append((len(self.curve) - 1, value))
         self.best, self.above = self.turned, 0
@@ -126,7 +130,8 @@ class _Search:
             self.turned, self.skew, self.above, self.age = self.best, None, 0, 0
             self.step /= 2
             _, product = rounds.measure(self.turned)
-        skew = rounds.direction(self.turned, product).mul_(self.step)
+        step = self.step if self.age >= RAMP else min(self.step, 1.0)
+        skew = rounds.direction(self.turned, product).mul_(step)
         if self.skew is not None:
             skew.add_(self.skew, alpha=min(MOMENTUM, self.age / (self.age + 3)))
         self.skew = capped(skew)
@@ -150,7 +155,6 @@ def refine(
     _check(features, start)
     gamma = effective_gamma(features, settings.gamma)
     with Tiles() as tiles:
-        before = evaluate(features, start, settings.grid, gamma, tiles)
         half = settings.half(features.width)
         rounds = Round(features, gamma, settings.grid, tiles, half)
         search = _Search(settings, rounds.enter(start))
@@ -166,7 +170,7 @@ def refine(
         progress("refine", total, total)
         best = search.accepted[-1][0]
         matrix = orthogonalise(rounds.leave(search.best)) if best else start
-        after = evaluate(features, matrix, settings.grid, gamma, tiles)
+        before, after = (evaluate(features, one, settings.grid, gamma, tiles) for one in (start, matrix))
         if after.value > before.value:  # rounding of the products hid that nothing was gained
             best, matrix, after = 0, start, before
             search.accepted = search.accepted[:1]
