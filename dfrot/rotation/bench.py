@@ -33,7 +33,7 @@ __all__ = ["compare_refinement", "figure", "machine", "plot"]
 
 ROWS = 16 * 2048
 EQUAL = 1.001  # objectives within 0.1 % count as the same
-Point = tuple[int, float, float, float]  # round, seconds and processor seconds since the method began, objective
+Point = tuple[int, float, float, float]  # round, seconds since the method began, objective, processor seconds
 
 
 class _PeakMemory:
@@ -128,16 +128,16 @@ def compare_refinement(
 
 def _settled(curve: list[Point]) -> int:
     """The first round whose objective is within 0.1 % of the best of the curve."""
-    best = min(point[-1] for point in curve)
-    return next(point[0] for point in curve if point[-1] <= best * EQUAL)
+    best = min(point[2] for point in curve)
+    return next(point[0] for point in curve if point[2] <= best * EQUAL)
 
 
 def _level(k: int, plain: list[Point], ours: list[Point]) -> dict[str, Any]:
     """Seconds of both until the objective of the straightforward method's round k is reached (within 0.1 %)."""
     if k >= len(plain):
         return {"round": k}
-    _, seconds, processor, value = plain[k]
-    hit = next((point for point in ours if point[-1] <= value * EQUAL), None)
+    _, seconds, value, processor = plain[k]
+    hit = next((point for point in ours if point[2] <= value * EQUAL), None)
     return {
         "round": k,
         "objective": value,
@@ -145,7 +145,7 @@ def _level(k: int, plain: list[Point], ours: list[Point]) -> dict[str, Any]:
         "refine_seconds": hit[1] if hit else None,
         "refine_round": hit[0] if hit else None,
         "speedup": seconds / hit[1] if hit and hit[1] > 0 else None,
-        "processor_speedup": processor / hit[2] if hit and hit[2] > 0 else None,
+        "processor_speedup": processor / hit[3] if hit and hit[3] > 0 else None,
     }
 
 
@@ -162,7 +162,7 @@ def _straightforward(
             progress("straightforward", k, rounds)
 
         straightforward(features, start, settings.grid, gamma, rounds, lambda k: seconds.append(clock.now()), watch)
-    return [(k, *at, value) for k, (at, value) in enumerate(zip(seconds, values))], memory.bytes
+    return [(k, at[0], value, at[1]) for k, (at, value) in enumerate(zip(seconds, values))], memory.bytes
 
 
 def _refine(
@@ -185,7 +185,7 @@ def _refine(
                 progress("evaluate", done, len(found))
                 matrix = torch.from_file(str(Path(folder) / str(k)), size=start.numel()).view_as(start)
                 value = evaluate(features, matrix, settings.grid, float(settings.gamma), tiles).value
-                curve.append((k, wall, processor, value))
+                curve.append((k, wall, value, processor))
     return curve, peak, {**result.stats, "seconds": seconds, "orthogonality_error": result.orthogonality_error}
 
 
