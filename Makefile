@@ -37,8 +37,8 @@ test-gpu: setup
 
 # The comparison table of every method on the model that ships with dfq; also written to demo/compare.json.
 demo: setup
-	$(BIN)/dfq compare --model reference --dataset stdlib --seqlen 1024 --windows 10 --batch 5 \
-	  --samples 32 --calibration-seqlen 512 --out $(DEMO) --overwrite
+	$(BIN)/dfq compare --model reference --dataset stdlib --seqlen 1024 --windows 8 --batch 4 \
+	  --samples 24 --calibration-seqlen 512 --decode 16 --out $(DEMO) --overwrite
 
 lint: setup
 	$(BIN)/ruff check .
