@@ -24,7 +24,7 @@ from dfrot.rotation.figure import plot
 from dfrot.rotation.hadamard import randomized
 from dfrot.rotation.naive import straightforward
 from dfrot.rotation.objective import effective_gamma, evaluate
-from dfrot.rotation.refine import RefineSettings, refine
+from dfrot.rotation.refine import RefineSettings, fast_bfloat16, refine
 from dfrot.rotation.synthetic import llama_like_rows
 from dfrot.rotation.tiles import Tiles
 from dfrot.stage import Progress, silent, versions
@@ -196,7 +196,7 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
         "load": [round(value, 2) for value in psutil.getloadavg()],
-        "bfloat16": bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+        "bfloat16": fast_bfloat16(),
         "versions": versions(),
     }
 

@@ -100,6 +100,8 @@ def plot(data: dict[str, Any], path: Path) -> None:
                 mean = data["means"][mode][kind][name]
                 axis.plot(share, values, label=f"{LABELS[name]}: mean {mean:.3f}", color=COLOURS[name], linewidth=1.8)
             axis.set_yscale("log")
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter("{x:g}")
             axis.grid(True, which="both", alpha=0.25)
             axis.set_title(f"{kind} tokens ({data[kind]}), {mode} {data['bits']}-bit")
             axis.legend(fontsize=8)

@@ -73,7 +73,7 @@ class RefineSettings:
     def half(self, width: int) -> bool:
         """Whether products are made in bfloat16 on this machine."""
         if self.precision == "auto":
-            return width >= HALF_FROM and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+            return width >= HALF_FROM and fast_bfloat16()
         return self.precision == "bfloat16"
 
 
@@ -180,6 +180,12 @@ def refine(
     }
     accepted = [value for _, value in search.accepted]
     return Refinement(matrix, search.curve, accepted, best, orthogonality_error(matrix), stats)
+
+
+def fast_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 natively (AVX512-BF16 or AMX); emulation would be slower."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, name, lambda: False)()) for name in names)
 
 
 def _check(features: Features, start: Tensor) -> None:
