@@ -43,7 +43,7 @@ METHODS = (
 class CompareSettings:
     """schemes: names as QuantScheme.parse reads them. seeds: how many, from `seed` on, for what is random.
     seqlen, windows: of the evaluation (None: all windows). samples, calibration_seqlen: of GPTQ's calibration.
-    gamma: of the refinement. decode: tokens of the greedy speed measurement, first seed only (0: none).
+    refine_seqlen, gamma: of the refinement and its one sample. decode: tokens of the greedy speed measurement, first seed only (0: none).
     keep: leave the checkpoints in `out`/work."""
 
     schemes: tuple[str, ...] = ("w4a4kv4", "w3a3kv3")
@@ -54,6 +54,7 @@ class CompareSettings:
     windows: int | None = None
     samples: int = 128
     calibration_seqlen: int = 2048
+    refine_seqlen: int = 2048
     gamma: float | str = "auto"
     batch: int = 4
     decode: int = 32
@@ -111,7 +112,7 @@ def groups(settings: CompareSettings) -> Iterator[Group]:
                     made = RotateSettings(
                         method=rotation,
                         dataset=settings.dataset,
-                        seqlen=settings.seqlen,
+                        seqlen=settings.refine_seqlen,
                         seed=seed,
                         gamma=settings.gamma,
                         a_bits=scheme.a_bits,

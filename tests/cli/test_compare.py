@@ -107,7 +107,20 @@ def test_settings_are_checked() -> None:
 
 @pytest.fixture
 def options(make: Any, text: Path, tmp_path: Path) -> tuple[object, ...]:
-    sizes = ("--seqlen", 32, "--windows", 3, "--samples", 2, "--calibration-seqlen", 32, "--decode", 2)
+    sizes = (
+        "--seqlen",
+        32,
+        "--windows",
+        3,
+        "--samples",
+        2,
+        "--calibration-seqlen",
+        32,
+        "--decode",
+        2,
+        "--refine-seqlen",
+        32,
+    )
     return ("compare", "--model", make(), "--dataset", text, "--seeds", 1, "--scheme", "w4a4kv4", *sizes)
 
 

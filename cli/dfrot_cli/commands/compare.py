@@ -21,6 +21,7 @@ from dfrot_cli.plan import plan
 @click.option("--windows", type=click.IntRange(1), help="Evaluate the first N windows only.")
 @click.option("--samples", type=click.IntRange(1), default=128, show_default=True, help="Calibration windows.")
 @click.option("--calibration-seqlen", type=click.IntRange(2), default=2048, show_default=True)
+@click.option("--refine-seqlen", type=click.IntRange(2), default=2048, show_default=True, help="DFRot's sample.")
 @click.option("--gamma", default="auto", show_default=True, metavar="X", help="Weight of massive tokens; paper: 100.")
 @click.option("--batch", type=click.IntRange(1), default=4, show_default=True, help="Windows per forward pass.")
 @click.option("--decode", type=click.IntRange(0), default=32, show_default=True, help="Tokens of the speed test.")
