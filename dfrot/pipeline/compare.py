@@ -44,9 +44,98 @@ class CompareSettings:
     """schemes: names as QuantScheme.parse reads them. seeds: how many, from `seed` on, for what is random.
     seqlen, windows: of the evaluation (None: all windows). samples, calibration_seqlen: of GPTQ's calibration.
     refine_seqlen, gamma: of the refinement and its one sample. decode: tokens of the greedy speed measurement, first
-    seed only (0: none). keep: leave the checkpoints in `out`/work.
-    """
+    seed only (0: none). keep: leave the checkpoints in `out`/work."""
 
+    schemes: tuple[str, ...] = ("w4a4kv4", "w3a3kv3")
+    seeds: int = 3
+    seed: int = 0
+    dataset: str = "wikitext2"
+    seqlen: int = 2048
+    windows: int | None = None
+    samples: int = 128
+    calibration_seqlen: int = 2048
+    refine_seqlen: int = 2048
+    gamma: float | str = "auto"
+    batch: int = 4
+    decode: int = 32
+    keep: bool = False
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1 or not self.schemes:
+            raise InputError("compare: at least one seed and one scheme are needed")
+        for scheme in self.parsed().values():
+            if scheme.w_bits == FULL or scheme.a_bits == FULL:
+                raise UnsupportedError(f"scheme {scheme.name}: compare quantizes weights and activations")
+
+    def parsed(self) -> dict[str, QuantScheme]:
+        return {name: QuantScheme.parse(name) for name in self.schemes}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One checkpoint to make and measure; `seed` None where nothing is random."""
+
+    scheme: str
+    algorithm: str
+    rotation: str
+    seed: int | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.scheme}-{self.algorithm}-{self.rotation}" + ("" if self.seed is None else f"-{self.seed}")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cells that share one rotated checkpoint."""
+
+    settings: RotateSettings | None
+    cells: tuple[Cell, ...]
+    name: str
+
+
+def groups(settings: CompareSettings) -> Iterator[Group]:
+    """Rotations in the order of the table. The refined one knows the activation quantizer, so schemes that differ
+    there cannot share it; the others are blind to the scheme."""
+    schemes = settings.parsed()
+    for rotation in ("none", "orthogonal", "hadamard", "dfrot"):
+        algorithms = [algorithm for algorithm, given in METHODS if given == rotation]
+        for seed in [None] if rotation == "none" else range(settings.seed, settings.seed + settings.seeds):
+            shared: dict[tuple[Any, ...], list[str]] = {}
+            for name, scheme in schemes.items():
+                key = (scheme.a_bits, scheme.a_sym, scheme.a_clip) if rotation == "dfrot" else ()
+                shared.setdefault(key, []).append(name)
+            for names in shared.values():
+                scheme = schemes[names[0]]
+                made = None
+                if seed is not None:
+                    made = RotateSettings(
+                        method=rotation,
+                        dataset=settings.dataset,
+                        seqlen=settings.refine_seqlen,
+                        seed=seed,
+                        gamma=settings.gamma,
+                        a_bits=scheme.a_bits,
+                        a_sym=scheme.a_sym,
+                        a_clip=scheme.a_clip,
+                    )
+                cells = [Cell(name, algorithm, rotation, seed) for name in names for algorithm in algorithms]
+                yield Group(made, tuple(cells), "-".join([rotation, *([] if seed is None else [str(seed)]), *names]))
+
+
+def compare(
+    model: Path,
+    out: Path,
+    settings: CompareSettings,
+    *,
+    progress: Progress = silent,
+    resume: bool | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Publish the comparison of all methods on checkpoint `model` as the folder `out`; returns `compare.json`.
+
+    Raises what the stages raise; UnsupportedError for a checkpoint that was rotated or quantized already.
+    """
     checkpoint, arch = open_described(model)
     where = str(checkpoint.path / "config.json")
     if DfqConfig.of(checkpoint.config, where) is not None:
