@@ -90,7 +90,7 @@ class Calibration:
                 f"{path}: was made on another checkpoint; run dfq calibrate on the one that is to be quantized"
             )
         found = cls(path, record, arch)
-        for stem in stems(arch):
+        for stem in stems(arch) if found.has_statistics else ():
             read_header(path / f"{stem}.safetensors")
         if tokens_digest(found.tokens()) != record["request"].get("tokens"):
             raise InputError(f"{path / 'tokens.safetensors'}: does not match stage.json; run dfq calibrate again")
@@ -99,6 +99,11 @@ class Calibration:
     @property
     def digest(self) -> str:
         return digest_json(self.record)
+
+    @property
+    def has_statistics(self) -> bool:
+        """False for a calibration that was told to keep its tokens alone."""
+        return bool(self.record["request"].get("settings", {}).get("statistics", True))
 
     def tokens(self) -> Tensor:
         """int64 [samples, seqlen]."""
@@ -110,4 +115,6 @@ class Calibration:
 
     def stats(self, stem: str, hessians: bool = True) -> dict[str, CalibStats]:
         """Statistics by tap name; `stem` is `stem_of(layer)` or HEAD."""
+        if not self.has_statistics:
+            raise InputError(f"{self.path}: holds tokens only; calibrate with statistics, or propagate errors")
         return load_stats(self.path, stem, self.arch, hessians)

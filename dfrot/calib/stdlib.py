@@ -7,6 +7,7 @@ and a module never changes sides between Python versions (``_pydatetime`` follow
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import re
@@ -53,6 +54,7 @@ def split_of(name: str) -> Split:
     return "test" if first < HELD_OUT_OF_256 else "train"
 
 
+@functools.cache
 def text(split: Split) -> str:
     """Return one split as one text, its pieces joined by `DELIMITER`.
 

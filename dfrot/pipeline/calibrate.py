@@ -31,13 +31,15 @@ KIND = "calibrate"
 @dataclass(frozen=True)
 class CalibrateSettings:
     """dataset: wikitext2, stdlib or a path. samples x seqlen tokens are drawn by `seed`. hessians: keep them in
-    the result (4 K^2 bytes per tap), for quantization without error propagation and for merging."""
+    the result (4 K^2 bytes per tap), for quantization without error propagation and for merging. statistics: False
+    keeps the tokens alone, all that GPTQ with error propagation needs."""
 
     dataset: str = "wikitext2"
     samples: int = 128
     seqlen: int = 2048
     seed: int = 0
     hessians: bool = True
+    statistics: bool = True
 
     def __post_init__(self) -> None:
         for name in ("samples", "seqlen"):
@@ -89,7 +91,7 @@ def _publish(
     with open_stage(out, KIND, request, resume, overwrite) as stage:
         if not stage.finished:
             store.save_tensors(stage.folder, "tokens", {"tokens": tokens})
-            summary = _Run(stage, checkpoint, arch, tokens, settings).all(progress)
+            summary = _Run(stage, checkpoint, arch, tokens, settings).all(progress) if settings.statistics else {}
             remove_all(stage.folder)
             stage.publish({"taps": summary})
     return read_evidence(out, KIND)

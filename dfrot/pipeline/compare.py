@@ -224,7 +224,8 @@ class _Work:
             samples=self.settings.samples,
             seqlen=self.settings.calibration_seqlen,
             seed=self.settings.seed if group.settings is None else group.settings.seed,
-            hessians=False,  # GPTQ collects its own while errors propagate
+            hessians=False,
+            statistics=False,  # GPTQ collects its own while errors propagate
         )
         calibrate(rotated, folder, wanted, resume=True)
         return folder

@@ -108,6 +108,16 @@ def test_without_hessians(model: Path, text: Path, tmp_path: Path) -> None:
     assert opened(tmp_path / "cal", model).stats("head")["lm_head"].hessian is None
 
 
+def test_tokens_alone(model: Path, text: Path, tmp_path: Path) -> None:
+    """All that error propagation needs: the same tokens, and a refusal where statistics are asked for."""
+    calibrate(model, tmp_path / "full", settings(text))
+    calibrate(model, tmp_path / "tokens", settings(text, statistics=False))
+    full, tokens = (opened(tmp_path / name, model) for name in ("full", "tokens"))
+    assert torch.equal(full.tokens(), tokens.tokens())
+    with pytest.raises(InputError, match="tokens only"):
+        tokens.stats("layer-00000")
+
+
 def test_refusals_leave_nothing_behind(
     model: Path, text: Path, build: Build, rewrite: Callable[..., None], tmp_path: Path
 ) -> None:
