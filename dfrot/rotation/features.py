@@ -143,6 +143,7 @@ def collect(
             hook.remove()
         for name in names:
             keep(caught.pop(name))
+        del block, hooks  # before the next one is built: one block in memory
     progress("features", arch.n_layers, arch.n_layers)
     weight, massive, position = (torch.cat(part) for part in zip(*kept))
     tap = torch.repeat_interleave(torch.arange(len(taps)), torch.tensor([len(part[0]) for part in kept]))
