@@ -14,11 +14,13 @@ from dfrot.writer import SafetensorsWriter, TensorPlan
 
 
 class HiddenStates:
-    """The input of block `layer` for all samples, float32 [samples, seqlen, hidden], in a stage's folder."""
+    """The input of block `layer` for all samples, float32 [samples, seqlen, hidden], in a stage's folder.
 
-    def __init__(self, folder: Path, layer: int, shape: tuple[int, int, int]) -> None:
+    stream: a name, where the same samples run through more than one variant of the model."""
+
+    def __init__(self, folder: Path, layer: int, shape: tuple[int, int, int], stream: str = "") -> None:
         self.folder, self.shape = folder, shape
-        self.stem = f"hidden-{layer:05d}"
+        self.stem = f"hidden-{stream}{layer:05d}"
         self._writer: SafetensorsWriter | None = None
         self._reader: Checkpoint | None = None
 

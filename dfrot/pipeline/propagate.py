@@ -12,6 +12,7 @@ that is cut off as soon as the tap is reached.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -20,9 +21,10 @@ from torch import Tensor, nn
 
 from dfrot.arch import Tap
 from dfrot.calib.hidden import HiddenStates
-from dfrot.calib.observe import HessianSum, chunk_samples, linear_of, watching
+from dfrot.calib.observe import chunk_samples, linear_of, watching
 from dfrot.calib.simulate import SimulatedKV, quantize_activations
 from dfrot.hf.blocks import BlockRunner
+from dfrot.pipeline.compensate import Exact, TapSums
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.grid import Quantized
 
@@ -52,10 +54,11 @@ def quantize_block(
     quantize: TapQuantize,
     source: HiddenStates,
     target: HiddenStates,
+    exact: Exact | None = None,
 ) -> dict[str, Quantized]:
     """Quantize block `layer` on the hidden states `source`, write what it makes of them to `target`.
 
-    Returns the results by full linear name."""
+    exact: the unquantized model's run beside it, for compensation. Returns the results by full linear name."""
     assert config.scheme is not None
     arch, scheme = runner.arch, config.scheme
     block = runner.block(layer)
@@ -72,52 +75,59 @@ def quantize_block(
     starts = range(0, samples, step)
     results: dict[str, Quantized] = {}
 
-    def settle(tap: Tap, hessian: Tensor) -> None:
+    def settle(tap: Tap, sums: TapSums) -> None:
         modules = [linear_of(block, one.name) for one in tap.linears]
-        found = quantize([module.weight.data for module in modules], hessian)
-        for one, module, result in zip(tap.linears, modules, found):
+        hessian = sums.hessian.value()
+        weights = [module.weight.data for module in modules]
+        if exact is not None:
+            weights = sums.compensated(weights, hessian, exact.strength)
+        for one, module, result in zip(tap.linears, modules, quantize(weights, hessian)):
             module.weight.data = result.dequantize()
             results[arch.full(layer, one.name)] = result
 
-    def at_once(tap: Tap, x: Tensor) -> None:
-        total = HessianSum()
-        total.add(x.reshape(-1, x.shape[-1]))
-        settle(tap, total.value())
-
     if len(starts) == 1:
+        inputs = exact.inputs(runner, layer, taps, 0, samples) if exact is not None else {}
+
+        def at_once(tap: Tap, x: Tensor) -> None:
+            sums = TapSums()
+            sums.add(x, inputs.pop(tap.name, None))
+            settle(tap, sums)
+
         with watching(block, taps, at_once):
             target.write(0, runner.run(block, source.read(0, samples), cache))
     else:
         for tap in taps:
-            settle(tap, _collect(runner, block, tap, source, starts, cache))
+            sums = TapSums()
+            for begin in starts:
+                known = exact.inputs(runner, layer, [tap], begin, begin + step) if exact is not None else {}
+                x = _until(runner, block, tap, source.read(begin, begin + step), cache)
+                sums.add(x, known.get(tap.name))
+            settle(tap, sums)
         for begin in starts:
             target.write(begin, runner.run(block, source.read(begin, begin + step), cache))
     target.sync()
+    if exact is not None:
+        exact.advance(runner, layer, starts)
     return results
 
 
-def _collect(
-    runner: BlockRunner, block: nn.Module, tap: Tap, source: HiddenStates, starts: range, cache: Any
-) -> Tensor:
-    """The Hessian of one tap over all chunks, each run no further than this tap."""
-    total = HessianSum()
+def _until(runner: BlockRunner, block: nn.Module, tap: Tap, hidden: Tensor, cache: Any) -> Tensor:
+    """What a tap is fed, from a run that goes no further than this tap."""
+    seen: list[Tensor] = []
 
     def stop(tap: Tap, x: Tensor) -> None:
-        total.add(x.reshape(-1, x.shape[-1]))
+        seen.append(x)
         raise _Reached
 
-    with watching(block, [tap], stop):
-        for begin in starts:
-            try:
-                runner.run(block, source.read(begin, begin + starts.step), cache)
-            except _Reached:
-                continue
-    return total.value()
+    with watching(block, [tap], stop), suppress(_Reached):
+        runner.run(block, hidden, cache)
+    return seen[0]
 
 
 @torch.no_grad()
 def head_hessian(runner: BlockRunner, config: DfqConfig, source: HiddenStates) -> Tensor:
     """The Hessian [hidden, hidden] of what the head reads, with its activation quantizer."""
+    from dfrot.calib.observe import HessianSum
     from dfrot.quant.activations import fake_quantize
 
     assert config.scheme is not None

@@ -43,7 +43,8 @@ class QuantizeSettings:
     that stay in 16 bits. propagate: collect Hessians from the partly quantized model with quantized activations
     (False: those of the calibration). fake: write simulated weights, dense float32 on the integer grid.
     sink_tokens: leading positions whose activations and KV stay exact. a_clip: activation clip ratio; None takes
-    the scheme's, "auto" the calibration's MSE-best one of each tap.
+    the scheme's, "auto" the calibration's MSE-best one of each tap. compensate: how much of the error that
+    quantized activations bring the weights shall take back, 0 (GPTQ as published) to 1; needs `propagate`.
     """
 
     scheme: QuantScheme = field(default_factory=QuantScheme)
@@ -56,6 +57,7 @@ class QuantizeSettings:
     fake: bool = False
     sink_tokens: int = 0
     a_clip: float | Literal["auto"] | None = None
+    compensate: float = 0.0
 
     def __post_init__(self) -> None:
         algorithm(self.algorithm)
@@ -64,6 +66,12 @@ class QuantizeSettings:
             raise UnsupportedError(f"sink tokens {self.sink_tokens}: cannot be negative")
         if isinstance(self.a_clip, str) and self.a_clip != "auto":
             raise UnsupportedError(f"activation clip {self.a_clip!r}: give auto or a ratio in 0.1..1")
+        if not 0 <= self.compensate <= 1:
+            raise UnsupportedError(f"compensation {self.compensate} is outside 0..1; 0.5 is a good start")
+        if self.compensate and not (self.propagate and algorithm(self.algorithm).needs_hessian):
+            raise UnsupportedError(
+                "compensation works on propagated errors: use gptq with propagation, or leave it out"
+            )
 
     def options(self) -> Options:
         return Options(self.mse_clip, self.act_order, self.damping)
@@ -102,7 +110,7 @@ def quantize(
         "calibration": found.digest if found is not None and settings.needs_calibration() else None,
         "settings": asdict(settings),
     }
-    hidden = 2 * HiddenStates.nbytes((*found.tokens().shape, arch.hidden)) if found is not None else 0
+    hidden = 4 * HiddenStates.nbytes((*found.tokens().shape, arch.hidden)) if found is not None else 0
     require_free_space(out.parent, layout.nbytes + hidden)
     with open_stage(out, KIND, request, resume, overwrite) as stage:
         if not stage.finished:
@@ -192,6 +200,7 @@ class _Work:
         self.function = self.algorithm.load()
         self.integers = self.scheme.w_bits != FULL
         self.propagate = settings.propagate and self.algorithm.needs_hessian and self.integers
+        self.compensate = settings.compensate if self.propagate else 0.0
         self.writer = SafetensorsWriter(stage.folder, layout.plan())
         if self.propagate:
             from dfrot.hf.blocks import BlockRunner
@@ -206,10 +215,10 @@ class _Work:
         if not self.stage.done("dense"):
             self.layout.copy_dense(self.checkpoint, self.writer)
             if self.propagate:
-                first = self.hidden(0)
-                for begin in range(self.tokens.shape[0]):
-                    first.write(begin, self.runner.embed(self.tokens[begin : begin + 1]))
-                first.sync()
+                for first in self.streams(0):
+                    for begin in range(self.tokens.shape[0]):
+                        first.write(begin, self.runner.embed(self.tokens[begin : begin + 1]))
+                    first.sync()
             self.writer.sync()
             self.stage.mark("dense")
         linears: dict[str, Any] = {}
@@ -222,13 +231,17 @@ class _Work:
                 self.writer.sync()
                 self.stage.mark(unit, {name: result.stats for name, result in results.items()})
                 if self.propagate:
-                    self.hidden(number).remove()
+                    for stream in self.streams(number):
+                        stream.remove()
             linears.update(self.stage.recall(unit))
         progress(KIND, len(units), len(units))
         return linears
 
-    def hidden(self, layer: int) -> HiddenStates:
-        return HiddenStates(self.stage.folder, layer, (*self.tokens.shape, self.arch.hidden))
+    def streams(self, layer: int) -> list[HiddenStates]:
+        """The hidden states before a block: of the quantized model and, to compensate, of the original."""
+        shape = (*self.tokens.shape, self.arch.hidden)
+        names = ["", "exact-"] if self.compensate else [""]
+        return [HiddenStates(self.stage.folder, layer, shape, name) for name in names]
 
     def together(self, weights: Sequence[Tensor], hessian: Tensor | None) -> list[Quantized]:
         return self.function(weights, hessian, self.scheme, self.options)
@@ -237,10 +250,12 @@ class _Work:
         if not self.integers:
             return {}
         if self.propagate:
+            from dfrot.pipeline.compensate import Exact
             from dfrot.pipeline.propagate import quantize_block
 
-            source, target = self.hidden(layer), self.hidden(layer + 1)
-            return quantize_block(self.runner, layer, self.config, self.together, source, target)
+            (source, *before), (target, *after) = self.streams(layer), self.streams(layer + 1)
+            exact = Exact(before[0], after[0], self.compensate) if self.compensate else None
+            return quantize_block(self.runner, layer, self.config, self.together, source, target, exact)
         stats = self.stats(store.stem_of(layer))
         results: dict[str, Quantized] = {}
         for tap in self.arch.taps():
@@ -255,7 +270,7 @@ class _Work:
         if self.propagate:
             from dfrot.pipeline.propagate import head_hessian
 
-            return self.quantized([name], head_hessian(self.runner, self.config, self.hidden(layer)))
+            return self.quantized([name], head_hessian(self.runner, self.config, self.streams(layer)[0]))
         return self.quantized([name], self.stats(store.HEAD).get(name))
 
     def stats(self, stem: str) -> dict[str, Tensor]:

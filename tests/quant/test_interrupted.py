@@ -67,10 +67,12 @@ def test_calibrate(build: Build, text: Path, tmp_path: Path, monkeypatch: pytest
     assert stops == 2 * (1 + 2 + 1)  # embedding, blocks, head
 
 
-@pytest.mark.parametrize("propagate", [True, False])
-def test_quantize(build: Build, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, propagate: bool) -> None:
+@pytest.mark.parametrize(("propagate", "compensate"), [(True, 0.5), (False, 0.0)])
+def test_quantize(
+    build: Build, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, propagate: bool, compensate: float
+) -> None:
     model = build(tmp_path / "model", online=True, num_hidden_layers=2)
     calibrate(model, tmp_path / "cal", CalibrateSettings(str(text), 2, 16))
-    settings = QuantizeSettings(QuantScheme.parse("w4a4kv4"), propagate=propagate, keep=())
+    settings = QuantizeSettings(QuantScheme.parse("w4a4kv4"), propagate=propagate, compensate=compensate, keep=())
     stops = check(lambda out: quantize(model, tmp_path / "cal", out, settings), tmp_path, monkeypatch)
     assert stops == 2 * (1 + 2 + 1)

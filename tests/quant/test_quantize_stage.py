@@ -142,10 +142,13 @@ def test_propagation_collects_what_the_quantized_model_feeds(
     assert differing <= 0.01 * total  # float32 sums in another order may flip a value between two codes
 
 
-def test_chunked_propagation_agrees(model: Path, cal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quantize(model, cal, tmp_path / "whole", settings())
+@pytest.mark.parametrize("compensate", [0.0, 0.5])
+def test_chunked_propagation_agrees(
+    model: Path, cal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compensate: float
+) -> None:
+    quantize(model, cal, tmp_path / "whole", settings(compensate=compensate))
     monkeypatch.setattr("dfrot.calib.observe.CHUNK_BYTES", 1)
-    quantize(model, cal, tmp_path / "chunked", settings())
+    quantize(model, cal, tmp_path / "chunked", settings(compensate=compensate))
     for name in (Q, DOWN):
         a, b = (packed(tmp_path / folder, name).codes().int() for folder in ("whole", "chunked"))
         assert float((a != b).float().mean()) < 0.02
@@ -173,6 +176,24 @@ def test_gptq_with_propagation_beats_rounding_on_logits(model: Path, text: Path,
         quantize(model, cal, tmp_path / algorithm, settings("w3a16", algorithm=algorithm))
         errors[algorithm] = float((logits(tmp_path / algorithm, tokens) - exact).square().mean())
     assert errors["gptq"] < errors["rtn"]
+
+
+def test_compensation_brings_the_outputs_closer(model: Path, text: Path, tmp_path: Path) -> None:
+    """To those of the unquantized model, on the calibration's own text; chunks give the same weights."""
+    cal = tmp_path / "cal"
+    calibrate(model, cal, CalibrateSettings(str(text), samples=32, seqlen=48))
+    tokens = Checkpoint(tmp_path, {}, read_header(cal / "tokens.safetensors")).read("tokens")
+    exact, errors = logits(model, tokens), {}
+    for strength in (0.0, 1.0):
+        out = tmp_path / f"q{strength}"
+        quantize(model, cal, out, settings("w4a3kv4", compensate=strength))
+        errors[strength] = float((logits(out, tokens) - exact).square().mean())
+        assert not list(out.glob("hidden*"))
+    assert errors[1.0] < 0.95 * errors[0.0]
+    with pytest.raises(UnsupportedError, match="compensation"):
+        settings(compensate=2.0)
+    with pytest.raises(UnsupportedError, match="propagat"):
+        settings(compensate=0.5, propagate=False)
 
 
 @pytest.mark.parametrize("scheme", ["w4a4kv4", "w3a16-g16-wasym", "w8a8kv8"])
