@@ -23,6 +23,7 @@ from dfrot_cli.plan import plan
 @click.option("--keep", multiple=True, default=("lm_head",), show_default=True, help="Linears left in 16 bits.")
 @click.option("--propagate/--no-propagate", default=True, show_default=True, help="Hessians of the quantized model.")
 @click.option("--a-clip", metavar="C", help="Activation clip ratio, or auto: the calibration's best per tap.")
+@click.option("--compensate", type=float, default=0.0, show_default=True, help="Take back activation error, 0..1.")
 @click.option("--sink-tokens", type=click.IntRange(0), default=0, show_default=True, help="Leading positions kept.")
 @click.option("--fake", is_flag=True, help="Write the simulated model: dense weights on the integer grid.")
 @out_option("Folder of the quantized checkpoint.")
