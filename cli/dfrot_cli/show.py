@@ -95,10 +95,11 @@ def line(text: str) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table on stdout; the first column is text, the rest are numbers."""
+    """A table on stdout; columns of text lean left, numbers right."""
     shown = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
     for index, name in enumerate(columns):
-        shown.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+        words = all(isinstance(row[index], str) and not row[index][:1].isdigit() for row in rows)
+        shown.add_column(name, justify="left" if words else "right", overflow="fold")
     for row in rows:
         shown.add_row(*(Text(cell(value)) for value in row))
     width = None if sys.stdout.isatty() else 160  # a log has no width: never fold numbers there
