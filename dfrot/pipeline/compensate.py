@@ -61,17 +61,10 @@ class Exact:
     target: HiddenStates
     strength: float
 
-    def inputs(self, runner: BlockRunner, layer: int, taps: Sequence[Tap], begin: int, end: int) -> dict[str, Tensor]:
-        """What the taps are fed for samples begin .. end, by tap name."""
+    def run(self, runner: BlockRunner, layer: int, taps: Sequence[Tap], begin: int, end: int) -> dict[str, Tensor]:
+        """Run the unquantized block on samples begin .. end; returns what the taps are fed, by tap name."""
         seen: dict[str, Tensor] = {}
         block = runner.block(layer)
         with watching(block, taps, lambda tap, x: seen.update({tap.name: x})):
-            runner.run(block, self.source.read(begin, end))
+            self.target.write(begin, runner.run(block, self.source.read(begin, end)))
         return seen
-
-    def advance(self, runner: BlockRunner, layer: int, starts: range) -> None:
-        """Run the unquantized block, durably."""
-        block = runner.block(layer)
-        for begin in starts:
-            self.target.write(begin, runner.run(block, self.source.read(begin, begin + starts.step)))
-        self.target.sync()

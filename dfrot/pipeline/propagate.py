@@ -86,7 +86,7 @@ def quantize_block(
             results[arch.full(layer, one.name)] = result
 
     if len(starts) == 1:
-        inputs = exact.inputs(runner, layer, taps, 0, samples) if exact is not None else {}
+        inputs = exact.run(runner, layer, taps, 0, samples) if exact is not None else {}
 
         def at_once(tap: Tap, x: Tensor) -> None:
             sums = TapSums()
@@ -99,15 +99,17 @@ def quantize_block(
         for tap in taps:
             sums = TapSums()
             for begin in starts:
-                known = exact.inputs(runner, layer, [tap], begin, begin + step) if exact is not None else {}
+                known = exact.run(runner, layer, [tap], begin, begin + step) if exact is not None else {}
                 x = _until(runner, block, tap, source.read(begin, begin + step), cache)
                 sums.add(x, known.get(tap.name))
             settle(tap, sums)
         for begin in starts:
+            if exact is not None and not taps:
+                exact.run(runner, layer, [], begin, begin + step)  # a block that is kept whole
             target.write(begin, runner.run(block, source.read(begin, begin + step), cache))
     target.sync()
     if exact is not None:
-        exact.advance(runner, layer, starts)
+        exact.target.sync()
     return results
 
 

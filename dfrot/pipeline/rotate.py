@@ -35,6 +35,7 @@ from dfrot.rotation.refine import RefineSettings, refine
 from dfrot.rotation.rotation import Rotation
 from dfrot.stage import Progress, Stage, open_stage, read_evidence, silent
 from dfrot.writer import SafetensorsWriter
+from dfrot_kernels.native import release_memory
 
 KIND = "rotate"
 METHODS = ("dfrot", "hadamard", "orthogonal", "none")
@@ -287,6 +288,7 @@ def _refined(inputs: _Inputs, progress: Progress) -> tuple[Tensor, dict[str, Any
     runner = BlockRunner(inputs.checkpoint, inputs.arch)
     rule = MassiveRule.parse(settings.massive_rule)
     features = collect(runner, inputs.calibration, seed=settings.seed, rule=rule, progress=progress)
+    release_memory()
     start = randomized(inputs.arch.hidden, settings.seed)
     result = refine(features, start, settings.refinement(), progress=progress)
     report = {
