@@ -61,7 +61,12 @@ def _tables(report: dict[str, Any], out: Path) -> None:
         ]
         show.table(f"{scheme}{' (simulated)' if table['simulated'] else ''}", HEADS, rows)
         pairs = [
-            (f"{one['method']} / {one['against']}", one["ratio"], one["ratio_ci"], one["ratio_by_seed"])
+            (
+                f"{one['method']} / {one['against']}",
+                one["ratio"],
+                one["ratio_ci"],
+                ", ".join(map(show.cell, one["ratio_by_seed"])),
+            )
             for one in table["differences"]
         ]
         show.table("", ("difference", "ratio", "95 % windows", "by seed"), pairs)
