@@ -15,14 +15,13 @@ from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.quant.config import DfqConfig
 from dfrot.rotation.online import HadamardSpec
+from dfrot_kernels.native import release_memory  # (its package registers torch.ops.dfq)
 
 
 class OnlineHadamard(nn.Module):
     """A linear whose input is rotated first: the online half of R4."""
 
     def __init__(self, spec: HadamardSpec, linear: nn.Module) -> None:
-        import dfrot_kernels  # noqa: F401  (registers torch.ops.dfq)
-
         super().__init__()
         self.spec = spec
         self.linear = linear
@@ -86,7 +85,8 @@ class BlockRunner:
         return module.requires_grad_(False).eval()
 
     def block(self, layer: int) -> nn.Module:
-        """Block `layer` with weights, online R4 attached."""
+        """Block `layer` with weights, online R4 attached. Drop the previous one first: one block in memory."""
+        release_memory()
         module = self._materialise(self._module(self.arch.prefix(layer)), self.arch.prefix(layer))
         if self.online and self.online.r4:
             for linear in self.arch.spec.linears:

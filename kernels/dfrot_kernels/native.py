@@ -155,3 +155,13 @@ def call(name: str, *args: Tensor | int | float | None) -> None:
         raise MemoryError(f"{name}: no memory for scratch space")
     if code != 0:
         raise RuntimeError(f"{name}: arguments beyond the kernel's limits (code {code}); DFQ_IMPL=reference has none")
+
+
+def release_memory() -> None:
+    """Hand freed pages of the C heap back to the system (glibc's malloc_trim; elsewhere nothing happens).
+
+    glibc keeps what lies below a live allocation, which adds up to hundreds of megabytes when tensors of a few
+    megabytes come and go layer after layer."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
