@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dfrot.rotation.features import Features
 from dfrot.rotation.rowgrid import RowGrid
-from dfrot.rotation.tiles import Tiles, spans, tile_rows
+from dfrot.rotation.tiles import CACHED, Tiles, spans, tile_rows
 
 AUTO_WEIGHT = 10.0  # gamma^2 N_m / N of the paper's models at gamma 100 (notes on its public code: plain sums)
 
@@ -35,7 +35,13 @@ def effective_gamma(features: Features, gamma: float | str) -> float:
 def row_errors(rows: Tensor, matrix: Tensor, grid: RowGrid, tiles: Tiles) -> Tensor:
     """|xR - Q(xR)|^2 of every row of rows float32 [n, d], float64 [n]; matrix is cast to float32."""
     turned = matrix.float()
-    parts = tiles.each(lambda part: grid.error(rows[part] @ turned), spans(len(rows), tile_rows(rows.shape[1])))
+    step = max(1, CACHED // rows.shape[1])
+
+    def tile(part: slice) -> Tensor:
+        y = rows[part] @ turned
+        return torch.cat([grid.error(piece) for piece in torch.split(y, step)])  # the grid makes several copies
+
+    parts = tiles.each(tile, spans(len(rows), tile_rows(rows.shape[1])))
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
 
