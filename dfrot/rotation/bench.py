@@ -172,15 +172,19 @@ def _refine(
     with tempfile.TemporaryDirectory() as folder, _PeakMemory() as memory:
         clock = _Clock()
 
-        def watch(k: int, matrix: Callable[[], Tensor], value: float) -> None:
+        def watch(k: int, matrix: Callable[[], Tensor]) -> None:
             found.append((k, *clock.now()))
             clock.excluded(lambda: matrix().float().numpy().tofile(Path(folder) / str(k)))
 
         result = refine(features, start, settings, progress=progress, watch=watch)
         seconds = clock.now()[0]
         peak = memory.bytes
-        curve = []
+        curve: list[Point] = []
         with Tiles() as tiles:
+            if found[0][0]:
+                curve.append(
+                    (0, 0.0, evaluate(features, start, settings.grid, float(settings.gamma), tiles).value, 0.0)
+                )
             for done, (k, wall, processor) in enumerate(found):
                 progress("evaluate", done, len(found))
                 matrix = torch.from_file(str(Path(folder) / str(k)), size=start.numel()).view_as(start)

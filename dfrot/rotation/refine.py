@@ -2,25 +2,31 @@
 
 Minimises L(R) = sum_common w |x R - Q(x R)|^2 + gamma^2 sum_massive |x R - Q(x R)|^2 over orthogonal R by turns:
 quantization parameters per token for the present R, then the R that best maps the rows onto their quantized
-images. Re-implemented from the paper, with two changes that make it fast. The Procrustes step is solved to first
-order in a fixed eigenbasis (`descent.py`) instead of by a decomposition per round. And steps are over-relaxed and
-carry momentum (Nesterov's k / (k + 3), at most 0.75), dropped whenever the objective is above its best: plain
-alternation creeps, because the rows' codes change only at rounding thresholds. The range of a dynamic quantizer does
-not minimise the error, so the objective may rise from one iterate to the next in either form; iterates are accepted
-only when they are better than all before, and after a few that are not, the search returns to the best one with half
-the step.
+images. Re-implemented from the paper, with three changes that make it fast:
+
+1. Massive rows first (`anchor.py`). They carry most of the objective and live in a few dimensions, where the
+   alternation costs next to nothing and can be run many times.
+2. The Procrustes step is solved to first order in a fixed eigenbasis (`descent.py`), not by a decomposition per round.
+3. Steps are over-relaxed and carry momentum (Nesterov's k / (k + 3), at most 0.75), dropped whenever the objective is
+   above its best: plain alternation creeps, because codes change only at rounding thresholds.
+
+The range of a dynamic quantizer does not minimise the error, so the objective may rise from one iterate to the next in
+the paper's form as in this one. Iterates are accepted only when they are better than all before; after a few that are
+not, the search returns to the best one with half the step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dfrot.errors import InputError
+from dfrot.rotation.anchor import anchor
 from dfrot.rotation.descent import Round, capped
 from dfrot.rotation.features import Features
 from dfrot.rotation.objective import Objective, effective_gamma, evaluate
@@ -30,15 +36,15 @@ from dfrot.rotation.tiles import Tiles
 from dfrot.stage import Progress, silent
 
 MOMENTUM = 0.75
-LONG_STEP, SHORTER = 1.8, 0.85  # over-relaxation at first; each iterate above the best takes it towards 1
-RAMP = 2  # plain steps before the over-relaxed ones: the first turns are large and choose the basin
+STEP = 1.5  # over-relaxation
 PATIENCE = 4  # iterates above the best before the search returns to it
 WINDOW = 12  # rounds over which the relative improvement is judged
 MIN_STEP = 1 / 16
 HALF_FROM = 1024  # width from which bfloat16 products pay
 PRECISIONS = ("auto", "float32", "bfloat16")
-Watch = Callable[[int, Callable[[], Tensor], float], None]
-"""`watch(round, matrix, objective)`: called with every accepted iterate; matrix() builds it (float64 [d, d])."""
+Watch = Callable[[int, Callable[[], Tensor]], None]
+"""`watch(k, matrix)`: called when iterate k of the curve is known to be the best so far, and for the anchored start
+before it is measured; matrix() builds it (float64 [d, d])."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +85,9 @@ class RefineSettings:
 
 @dataclass(frozen=True)
 class Refinement:
-    """matrix float64 [d, d]; curve: the objective at every iterate (start first); accepted: the falling sequence of
-    those kept; best: index of the last kept in `curve`; orthogonality_error |R^T R - I|_max; stats: JSON, with
-    start and final errors measured in float32 products and float64 sums."""
+    """matrix float64 [d, d]; curve: the objective at every iterate (start first, then the anchored one); accepted: the
+    falling sequence of those kept; best: index of the last kept in `curve`; orthogonality_error |R^T R - I|_max;
+    stats: JSON, with start and final errors measured in float32 products and float64 sums."""
 
     matrix: Tensor
     curve: list[float]
@@ -98,7 +104,7 @@ class _Search:
         self.settings = settings
         self.turned = self.best = turned
         self.skew: Tensor | None = None
-        self.step, self.age, self.above = LONG_STEP, 0, 0
+        self.step, self.age, self.above = STEP, 0, 0
         self.curve: list[float] = []
         self.accepted: list[tuple[int, float]] = []
 
@@ -108,7 +114,6 @@ class _Search:
         if self.accepted and not value < self.accepted[-1][1]:
             self.skew = None
             self.above += 1
-            self.step = max(min(self.step, 1.0), self.step * SHORTER)
             return False
         self.accepted.append((len(self.curve) - 1, value))
         self.best, self.above = self.turned, 0
@@ -130,8 +135,7 @@ class _Search:
             self.turned, self.skew, self.above, self.age = self.best, None, 0, 0
             self.step /= 2
             _, product = rounds.measure(self.turned)
-        step = self.step if self.age >= RAMP else min(self.step, 1.0)
-        skew = rounds.direction(self.turned, product).mul_(step)
+        skew = rounds.direction(self.turned, product).mul_(self.step)
         if self.skew is not None:
             skew.add_(self.skew, alpha=min(MOMENTUM, self.age / (self.age + 3)))
         self.skew = capped(skew)
@@ -155,31 +159,42 @@ def refine(
     _check(features, start)
     gamma = effective_gamma(features, settings.gamma)
     with Tiles() as tiles:
-        half = settings.half(features.width)
+        half, total = settings.half(features.width), settings.rounds
+        begin = start
+        if features.n_massive and gamma and total:
+            begin = anchor(features.rows[features.massive], start, settings.grid, tiles)
+        shift = int(begin is not start)  # the anchored rotation is an iterate of its own
+        if shift and watch is not None:
+            watch(1, lambda: begin)
         rounds = Round(features, gamma, settings.grid, tiles, half)
-        search = _Search(settings, rounds.enter(start))
-        total = settings.rounds
+        search = _Search(settings, rounds.enter(begin))
         while True:
             progress("refine", min(len(search.curve), total), total)
             value, product = rounds.measure(search.turned)
-            if search.record(value) and watch is not None:
-                watch(len(search.curve) - 1, lambda: rounds.leave(search.best), value)
+            if search.record(value) and watch is not None and not (shift and len(search.curve) == 1):
+                watch(len(search.curve) - 1 + shift, partial(rounds.leave, search.best))
             if search.finished():
                 break
             search.advance(rounds, product)
         progress("refine", total, total)
-        best = search.accepted[-1][0]
-        matrix = orthogonalise(rounds.leave(search.best)) if best else start
+        found = search.accepted[-1][0]
+        matrix = rounds.leave(search.best) if found else begin
+        del rounds  # its copy of the rows and its eigenbasis are not needed for what follows
+        matrix = orthogonalise(matrix) if found or shift else start
         before, after = (evaluate(features, one, settings.grid, gamma, tiles) for one in (start, matrix))
-        if after.value > before.value:  # rounding of the products hid that nothing was gained
-            best, matrix, after = 0, start, before
-            search.accepted = search.accepted[:1]
+    curve = [before.value] * shift + search.curve
+    accepted = [(at + shift, value) for at, value in search.accepted]
+    if shift:
+        accepted = [(0, before.value)] + [point for point in accepted if point[1] < before.value]
+    if after.value > before.value:  # nothing was gained, whatever the rounding of the products says
+        accepted, matrix, after = accepted[:1], start, before
     stats = _stats(features, gamma, before, after) | {
         "rounds": len(search.curve) - 1,
+        "anchored": bool(shift),
         "precision": "bfloat16" if half else "float32",
     }
-    accepted = [value for _, value in search.accepted]
-    return Refinement(matrix, search.curve, accepted, best, orthogonality_error(matrix), stats)
+    values = [value for _, value in accepted]
+    return Refinement(matrix, curve, values, accepted[-1][0], orthogonality_error(matrix), stats)
 
 
 def fast_bfloat16() -> bool:
@@ -194,7 +209,8 @@ def _check(features: Features, start: Tensor) -> None:
         raise InputError(f"start rotation is {start.dtype} {list(start.shape)}, float64 [{width}, {width}] is needed")
     if not len(features.rows):
         raise InputError("refinement: no calibration rows; give a longer sample")
-    if not bool(torch.isfinite(features.rows).all()):
+    low, high = torch.aminmax(features.rows)  # passes NaN on, and needs no copy of the rows
+    if not bool(torch.isfinite(high - low)):
         raise InputError("refinement: calibration rows hold NaN or Inf; check the checkpoint's weights")
     if not orthogonality_error(start) < 1e-6:
         raise InputError("start rotation is not orthogonal; use a randomised Hadamard")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dfrot.errors import InputError
+from dfrot.rotation.anchor import anchor, moved
 from dfrot.rotation.features import Features, from_rows
 from dfrot.rotation.hadamard import randomized
 from dfrot.rotation.naive import straightforward
@@ -102,7 +103,7 @@ def test_a_hidden_optimum_is_found_again() -> None:
 
 def test_no_column_changes_its_sign_from_round_to_round(planted: Planted) -> None:
     """QR in place of a polar factor flips columns, which an asymmetric quantizer notices."""
-    features = planted(common=4000)
+    features = planted(common=4000, massive=0)
     start = randomized(64, 1)
     one = refine(features, start, RefineSettings(rounds=1)).matrix
     assert bool(((one * start).sum(0) > 0.5).all())
@@ -150,6 +151,41 @@ def test_reaches_the_straightforward_objective_in_fewer_rounds() -> None:
         ends.append(min(ours) / min(plain))
     assert sorted(ratios)[2] <= 0.7, ratios
     assert sorted(ends)[2] < 1.0, ends
+
+
+def test_massive_rows_are_served_first(planted: Planted) -> None:
+    """The anchored start: orthogonal, most of the way for massive rows, and indifferent for common ones."""
+    rows, mask = llama_like_rows(2000, 8, 256)
+    start = randomized(256, 0)
+    for symmetric in (True, False):
+        grid = RefineSettings(symmetric=symmetric).grid
+        with Tiles() as tiles:
+            found = anchor(rows[mask], start, grid, tiles)
+            features = from_rows(rows, massive=mask)
+            before, after = (evaluate(features, one, grid, 1.0, tiles) for one in (start, found))
+        assert orthogonality_error(found) < 1e-13
+        assert after.massive < 0.3 * before.massive
+        assert after.common == pytest.approx(before.common, rel=0.01)
+
+
+def test_rows_that_are_not_few_are_not_anchored(planted: Planted) -> None:
+    features = planted()
+    start, grid = randomized(64, 0), RefineSettings().grid
+    with Tiles() as tiles:
+        assert anchor(features.rows[:17], start, grid, tiles) is start
+        assert anchor(features.rows[:0], start, grid, tiles) is start
+        assert anchor(features.rows[:16], start, grid, tiles) is not start
+
+
+def test_moved_takes_a_frame_to_an_image_and_nothing_else_far() -> None:
+    draw = torch.Generator().manual_seed(0)
+    frame, image = (torch.linalg.qr(torch.randn(20, 3, dtype=torch.float64, generator=draw))[0].T for _ in range(2))
+    start = randomized(20, 0)
+    found = moved(start, frame, image)
+    assert orthogonality_error(found) < 1e-13
+    torch.testing.assert_close(frame @ found, image)
+    rest = torch.linalg.qr(torch.cat([frame, image @ start.T]).T, mode="complete")[0][:, 6:]
+    torch.testing.assert_close(rest.T @ found, rest.T @ start)
 
 
 def test_subsampled_rows_stand_for_all(planted: Planted) -> None:
