@@ -1,10 +1,11 @@
-"""Massive rows first: the few rows that carry most of the objective, solved in their own small space.
+"""Massive rows first: the few directions that carry most of the objective, solved in their own small space.
 
-N_m massive rows span r <= N_m of d dimensions. What a rotation R does to them is an r x d matrix W with orthonormal
-rows, so their alternation (quantize L W, Procrustes) costs r^2 d and not d^3, and can afford many more rounds and
-several ways of stepping, of which plain alternation is the worst: it stops at the first set of codes that maps onto
-itself. The smallest rotation that takes the start's W to the best one found moves common rows in 2 r dimensions only,
-to which they are indifferent.
+Massive rows lie mostly in r of d dimensions (their spikes, and what else they share). What a rotation R does to these
+is an r x d matrix W with orthonormal rows, so the alternation restricted to them (quantize L W + the rest, Procrustes)
+costs r^2 d and not d^3, and can afford many more rounds and several ways of stepping, of which plain alternation is
+the worst: it stops at the first set of codes that maps onto itself. The smallest rotation that takes the start's W to
+the best one found moves common rows in 2 r dimensions only. These must not be many: channel outliers that the start
+spreads would be gathered again. So r <= d / 32, and r is halved until a sample of common rows does not notice.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dfrot.rotation.features import Features
+from dfrot.rotation.objective import row_errors
 from dfrot.rotation.polar import polar
 from dfrot.rotation.rowgrid import RowGrid
 from dfrot.rotation.tiles import Tiles
@@ -19,37 +22,58 @@ from dfrot.rotation.tiles import Tiles
 STEPS = ((1.0, 0.9), (1.5, 0.7), (1.8, 0.5), (1.8, 0.0))  # over-relaxation, momentum
 ROUNDS = 40
 GAIN = 1e-3  # relative: less is not worth moving for
-LIMIT = 192  # rows that take part; more are thinned evenly
+LIMIT = 192  # massive rows that take part; more are thinned evenly
+SHARE = 32  # at most one dimension in 32
+SAMPLE = 2048  # common rows that watch
+HARM = 1.01  # their mean error may rise by 1 %: the noise of such a sample
 
 
-def anchor(massive: Tensor, start: Tensor, grid: RowGrid, tiles: Tiles) -> Tensor:
-    """The rotation nearest to `start` float64 [d, d] that serves massive rows [n, d] best, of those found.
+def anchor(features: Features, start: Tensor, grid: RowGrid, tiles: Tiles) -> Tensor:
+    """The rotation nearest to `start` float64 [d, d] that serves massive rows best, of those found.
 
-    Returns `start` itself when nothing better was found, or when the rows are no few (more than d / 4)."""
+    Returns `start` itself when nothing better was found, or nothing that common rows tolerate."""
+    massive = features.rows[features.massive]
     rows = massive[:: -(-len(massive) // LIMIT)].double() if len(massive) else massive
-    if not 0 < len(rows) <= start.shape[0] // 4:
-        return start
+    rank = min(len(rows), max(1, start.shape[0] // SHARE))
+    common = (~features.massive).nonzero().flatten()
+    sample = features.rows[common[:: max(1, len(common) // SAMPLE)]]
+    limit = HARM * float(row_errors(sample, start, grid, tiles).sum())
+    while rank:
+        found = _settle(rows, rank, start, grid, tiles)
+        if found is not start and float(row_errors(sample, found, grid, tiles).sum()) <= limit:
+            return found
+        rank //= 2
+    return start
+
+
+def _settle(rows: Tensor, rank: int, start: Tensor, grid: RowGrid, tiles: Tiles) -> Tensor:
+    """The alternation for massive rows float64 [n, d] in their `rank` main directions."""
     left, values, right = torch.linalg.svd(rows, full_matrices=False)
-    rank = int((values > values[0] * 1e-9).sum())
+    rank = min(rank, int((values > values[0] * 1e-9).sum()))
     loads, frame = (left * values)[:, :rank], right[:rank]
     first = frame @ start
-    least = float(grid.error(loads @ first).sum())
+    rest = (rows - loads @ frame) @ start
+    least = float(grid.error(loads @ first + rest).sum())
 
     def attempt(step: tuple[float, float]) -> tuple[float, Tensor]:
         relax, momentum = step
         image, change = first, torch.zeros_like(first)
         best, low = first, least
+        y = loads @ image + rest
         for _ in range(ROUNDS):
-            target = polar(loads.T @ grid.quantize(loads @ image))
+            target = polar(loads.T @ (grid.quantize(y) - rest))
             change = relax * (target - image) + momentum * change
             image = polar(image + change)
-            error = float(grid.error(loads @ image).sum())
+            y = loads @ image + rest
+            error = float(grid.error(y).sum())
             if error < low:
                 best, low = image, error
         return low, best
 
-    low, best = min(tiles.each(attempt, STEPS), key=lambda found: found[0])
-    return start if low > (1.0 - GAIN) * least else moved(start, frame, best)
+    _, best = min(tiles.each(attempt, STEPS), key=lambda found: found[0])
+    found = moved(start, frame, best)
+    low = float(grid.error(rows @ found).sum())  # the rest moves a little, too
+    return start if low > (1.0 - GAIN) * least else found
 
 
 def moved(start: Tensor, frame: Tensor, image: Tensor) -> Tensor:

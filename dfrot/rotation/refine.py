@@ -162,7 +162,7 @@ def refine(
         half, total = settings.half(features.width), settings.rounds
         begin = start
         if features.n_massive and gamma and total:
-            begin = anchor(features.rows[features.massive], start, settings.grid, tiles)
+            begin = anchor(features, start, settings.grid, tiles)
         shift = int(begin is not start)  # the anchored rotation is an iterate of its own
         if shift and watch is not None:
             watch(1, lambda: begin)
