@@ -15,7 +15,7 @@ extern "C" {
 
 enum { DFQ_OK = 0, DFQ_NO_MEMORY = 1, DFQ_BAD_ARGUMENT = 2 };
 enum { DFQ_FLOAT32 = 0, DFQ_BFLOAT16 = 1, DFQ_FLOAT16 = 2 };  // dtype arguments
-enum { DFQ_SCALAR = 0, DFQ_AVX2 = 1 };                        // instruction sets, weakest first
+enum { DFQ_SCALAR = 0, DFQ_AVX2 = 1, DFQ_AVX512 = 2 };        // instruction sets, weakest first
 
 DFQ_API int dfq_abi_version(void);
 DFQ_API int dfq_isa(void);                // the one in use

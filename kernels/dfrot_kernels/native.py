@@ -2,7 +2,7 @@
 
 libdfq_cpu has a plain C interface (csrc/dfq_kernels.h), so it depends on no torch version. Two environment variables
 are read once, at import: DFQ_IMPL=native forbids every fallback, DFQ_IMPL=reference forces plain torch;
-DFQ_CPU_ISA=scalar|avx2 picks the instruction set. The wrappers that ops call are in cpu.py.
+DFQ_CPU_ISA=scalar|avx2|avx512 picks the instruction set. The wrappers that ops call are in cpu.py.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-ABI_VERSION = 2
-ISAS = ("scalar", "avx2")  # numbered as in csrc/dfq_kernels.h, weakest first
+ABI_VERSION = 3
+ISAS = ("scalar", "avx2", "avx512")  # numbered as in csrc/dfq_kernels.h, weakest first
 NAMES = ("libdfq_cpu.so", "libdfq_cpu.dylib")
 
 # Arguments of each C function: p pointer, i int64, f float. The number of threads (int64) comes last everywhere.
@@ -115,7 +115,7 @@ def status() -> str:
 
 
 def isa() -> str:
-    """The instruction set in use: scalar or avx2."""
+    """The instruction set in use: scalar, avx2 or avx512."""
     if _library is None:
         raise RuntimeError(f"no native library: {_status}")
     return ISAS[_library.dfq_isa()]

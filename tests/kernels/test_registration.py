@@ -59,7 +59,7 @@ def test_opcheck(isa, example, op):
 @pytest.mark.parametrize("op", ops.SCHEMAS)
 def test_every_op_says_what_serves_it(op):
     implementation, reason = dfrot_kernels.which(op)
-    assert implementation in {"reference", "native-scalar", "native-avx2"}
+    assert implementation in {"reference", "native-scalar", "native-avx2", "native-avx512"}
     assert len(reason) > 20
     assert dfrot_kernels.which(op, "cuda")[0] == "reference"
     assert op in {row["op"] for row in dfrot_kernels.report()}
@@ -152,7 +152,7 @@ def test_unknown_choices_are_refused(reload):
     with pytest.raises(RuntimeError, match="DFQ_IMPL='fast' is unknown; use native or reference"):
         reload(DFQ_IMPL="fast")
     if native.active():
-        with pytest.raises(RuntimeError, match=r"DFQ_CPU_ISA='mmx': .* known: scalar, avx2"):
+        with pytest.raises(RuntimeError, match=r"DFQ_CPU_ISA='mmx': .* known: scalar, avx2, avx512"):
             reload(DFQ_CPU_ISA="mmx")
 
 

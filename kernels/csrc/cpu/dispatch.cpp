@@ -11,26 +11,42 @@
 namespace dfq {
 namespace {
 
-constexpr int ABI = 2;
-constexpr int64_t SMALL = 1 << 16;    // elements below which waking a thread costs more than it saves (about 20 us)
-constexpr int64_t MOST_K = 1 << 19;   // 2^19 products of at most 15 * 255 fit into 31 bits
+constexpr int ABI = 3;
+constexpr int64_t MOST_K = 1 << 19;  // 2^19 products of at most 15 * 255 fit into 31 bits
 
 bool supported(int isa) {
   if (isa == DFQ_SCALAR) return true;
+#if defined(DFQ_HAVE_AVX2) || defined(DFQ_HAVE_AVX512)
+  __builtin_cpu_init();
+  const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+#endif
 #ifdef DFQ_HAVE_AVX2
-  if (isa == DFQ_AVX2) {
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (isa == DFQ_AVX2) return avx2;
+#endif
+#ifdef DFQ_HAVE_AVX512  // all that Ice Lake has, and the bfloat16 products of Cooper Lake, Sapphire Rapids and Zen 4
+  if (isa == DFQ_AVX512) {
+    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") &&
+           __builtin_cpu_supports("avx512bf16");
   }
 #endif
   return false;
 }
 
-std::atomic<int> chosen{supported(DFQ_AVX2) ? DFQ_AVX2 : DFQ_SCALAR};
+int best() {
+  for (int isa : {DFQ_AVX512, DFQ_AVX2}) {
+    if (supported(isa)) return isa;
+  }
+  return DFQ_SCALAR;
+}
+
+std::atomic<int> chosen{best()};
 
 const Kernels& kernels() {
 #ifdef DFQ_HAVE_AVX2
-  if (chosen == DFQ_AVX2) return avx2_kernels;
+  if (chosen >= DFQ_AVX2) return avx2_kernels;
 #endif
   return scalar_kernels;
 }
@@ -40,34 +56,7 @@ std::unique_ptr<T[]> scratch(int64_t count) {
   return std::unique_ptr<T[]>(new T[size_t(std::max<int64_t>(count, 1))]);
 }
 
-int64_t divided(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Runs function(i) for i = 0 .. count - 1 on the pool.
-template <typename Function>
-void each(int64_t count, int64_t threads, Function function) {
-  struct Context {
-    Function* function;
-    std::atomic<bool> failed{false};
-  } context{&function};
-  const auto body = [](void* raw, int64_t i) {
-    Context& c = *static_cast<Context*>(raw);
-    try {
-      (*c.function)(i);
-    } catch (...) {
-      c.failed = true;  // only allocation throws; no exception may cross a thread or the C interface
-    }
-  };
-  parallel(count, threads, body, &context);
-  if (context.failed) throw std::bad_alloc();
-}
-
-// Runs function(begin, end) over rows of `width` elements: a few chunks per thread, none tiny.
-template <typename Function>
-void over_rows(int64_t rows, int64_t width, int64_t threads, Function function) {
-  const int64_t fair = rows / (4 * std::max<int64_t>(threads, 1));
-  const int64_t step = std::max<int64_t>({1, SMALL / std::max<int64_t>(width, 1), fair});
-  each(divided(rows, step), threads, [&](int64_t i) { function(i * step, std::min(rows, (i + 1) * step)); });
-}
+#include "host.inc"
 
 // Runs function(first row, last row, column) over the tiles of an [m, n] product of depth k.
 template <typename Function>
@@ -81,25 +70,15 @@ void over_tiles(int64_t m, int64_t n, int64_t k, int64_t threads, Function funct
   });
 }
 
-template <typename Function>
-int guarded(Function function) {
-  try {
-    function();
-    return DFQ_OK;
-  } catch (...) {
-    return DFQ_NO_MEMORY;
-  }
-}
-
-bool valid_type(int64_t type) { return type >= DFQ_FLOAT32 && type <= DFQ_FLOAT16; }
-bool valid_bits(int64_t bits) { return bits >= 2 && bits <= 8; }
-
 Weight weight_of(const uint8_t* packed, const uint16_t* scale, const uint8_t* zero, int64_t n, int64_t k, int64_t group) {
   const int64_t width = group > 0 && group < k ? group : std::max<int64_t>(k, 1);
   return {packed, scale, zero, n, k, width, k > 0 ? divided(k, width) : 1};
 }
 
 }  // namespace
+
+int current_isa() { return chosen; }
+
 }  // namespace dfq
 
 using namespace dfq;
