@@ -1,0 +1,88 @@
+"""Decoding with a DREAM draft: extending by verified slots, growing a chain or a tree of guesses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dfrot.draft.base import Buffer, DraftState, behind
+from dfrot.draft.dream import DreamDraft, SelfBlock
+from dfrot.draft.layers import attend
+
+
+class DreamState(DraftState):
+    """Buffers per block: verified rows in front, drafted ones behind. The cross buffer begins with the null key;
+    a drafted key there is made from the output of the root or of a node and is seen by strict descendants only."""
+
+    def __init__(self, draft: DreamDraft, capacity: int) -> None:
+        super().__init__(capacity)
+        self.draft = draft
+        config, like = draft.config, draft.norm.weight
+        self.first = Buffer(config.num_key_value_heads, capacity, config.head_dim, like)
+        self.final = [Buffer(config.num_key_value_heads, capacity, config.head_dim, like) for _ in draft.final]
+        self.cross = Buffer(config.num_key_value_heads, capacity + 2, config.head_dim, like)
+        self.features = 0  # true features in the cross buffer, behind the null
+        self.keyed = 0  # outputs (root first) that have a key there
+        if draft.cross.cross_attn is not None:
+            null = draft.cross.cross_attn
+            self.cross.write(0, null.null_k.data[None], null.null_v.data[None])
+
+    def extend(self, embeddings: Tensor, features: Tensor) -> Tensor:
+        draft, count, old = self.draft, len(embeddings), self.slots
+        if draft.cross.cross_attn is not None:
+            k, v = draft.cross.cross_attn.keys_values(features[None].to(self.cross.k.dtype))
+            self.cross.write(1 + self.features, k, v)
+        self.features += len(features)
+        positions = torch.arange(old, old + count)[None]
+        seen = None if count == 1 else torch.arange(old + count) <= positions[0, :, None]
+        before = None
+        if count > 1 or self.features > old:
+            before = torch.arange(-1, self.features) < positions[0, :, None]
+            before[:, 0] = True
+        out = self._pass(embeddings[None], positions, old, seen, before, 1 + self.features)
+        self._restart(count, out[0, -1:])
+        self.keyed = 0
+        return self.outputs[0]
+
+    def grow(self, embeddings: Tensor, parents: list[int]) -> Tensor:
+        old = len(self.depths)
+        if self.draft.cross.cross_attn is not None and self.keyed < len(self.outputs):
+            fresh = torch.cat(self.outputs[self.keyed :])[None]
+            self.cross.write(1 + self.features + self.keyed, *self.draft.cross.cross_attn.keys_values(fresh))
+            self.keyed = len(self.outputs)
+        positions, rows = self._enter(parents)
+        strict = None
+        if rows is not None or self.keyed != old + 1:
+            # keys: the root's output, then one per keyed node; a node's own output does not exist yet
+            own = self.ancestors[old:, : self.keyed - 1]
+            strict = behind(1 + self.features + 1, own)
+        end = 1 + self.features + self.keyed
+        out = self._pass(embeddings[None], positions, self.slots + old, behind(self.slots, rows), strict, end)[0]
+        self.outputs += list(out.split(1))
+        return out
+
+    def _pass(
+        self, x: Tensor, positions: Tensor, at: int, seen: Tensor | None, visible: Tensor | None, cross_end: int
+    ) -> Tensor:
+        """The three blocks on new rows x [1, n, d] that go to buffer rows at .. at + n. seen: bool [n, at + n] for
+        the self blocks, visible: bool [n, cross_end] for the cross block."""
+        draft = self.draft
+        h = self._self(draft.first, self.first, draft.enter(x.to(self.first.k.dtype)), positions, at, seen)
+        block = draft.cross
+        mixed = None
+        if block.cross_attn is not None:
+            q = block.cross_attn.normed_queries(block.input_layernorm(h))
+            mixed = attend(q, *self.cross.read(cross_end), visible)
+        h = block.finish(h, mixed)
+        for final, buffer in zip(draft.final, self.final):
+            h = self._self(final, buffer, h, positions, at, seen)
+        return draft.leave(h)
+
+    def _self(
+        self, block: SelfBlock, buffer: Buffer, h: Tensor, positions: Tensor, at: int, seen: Tensor | None
+    ) -> Tensor:
+        normed = block.input_layernorm(h)
+        q = self.draft.rotary(block.self_attn.queries(normed), positions)
+        k, v = block.self_attn.keys_values(normed)
+        buffer.write(at, self.draft.rotary(k, positions), v)
+        return block.finish(h, attend(q, *buffer.read(at + h.shape[1]), seen))
