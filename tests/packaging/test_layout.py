@@ -23,7 +23,7 @@ DOORS = {
     "huggingface_hub": ("dfrot/models.py", "dfrot/calib/wikitext.py"),
     "ctypes": ("kernels/dfrot_kernels/native.py",),
     "pyarrow": ("dfrot/calib/rows.py",),
-    "matplotlib": ("dfrot/rotation/",),
+    "matplotlib": ("dfrot/rotation/", "dfrot/bench/"),
     "pickle": (),
     "torch.utils.cpp_extension": (),
 }
@@ -34,7 +34,7 @@ LAYERS = (
     {"rotation", "calib", "quant", "reference"},
     {"evaluate"},
     {"models"},
-    {"pipeline"},
+    {"pipeline", "bench"},
 )
 # hf runs quantized models, so it may use what describes and computes them
 SIDEWAYS = {("hf", "quant"), ("hf", "rotation")}

@@ -1,4 +1,4 @@
-"""dfq bench rotate: the refinement against the straightforward algorithm, and the paper's figure."""
+"""dfq bench: rotate here, the kernels and whole models in files beside this one."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from typing import Any
 import click
 
 from dfrot_cli import show
+from dfrot_cli.commands import bench_kernels
 from dfrot_cli.options import Common, common
 from dfrot_cli.plan import plan
 
 
 @click.group("bench")
 def command() -> None:
-    """Measure dfq itself."""
+    """Measure dfq itself, beside what it replaces."""
+
+
+command.add_command(bench_kernels.command)
 
 
 @command.command("rotate")
