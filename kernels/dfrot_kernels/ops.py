@@ -1,4 +1,4 @@
-"""THE list of ops: schema, checks, shape inference. `torch.ops.dfq.NAME`.
+"""THE list of ops: schema, checks, shape inference. `torch.ops.dfq.NAME`. Families in other modules `define` theirs.
 
 Each op has a plain-torch reference (ref.py), registered for every device; cpu.py takes over on CPU when the native
 library is there. Shapes: activations are rows [M, K], weights [N, K]; conventions of codes are in ref.py, where each
@@ -193,7 +193,19 @@ def _reference(name: str) -> Callable[..., Any]:
     return call
 
 
-for _name, _schema in SCHEMAS.items():
-    library.define(_name + _schema)
-    torch.library.register_fake(f"{NAMESPACE}::{_name}", SHAPES[_name], lib=library)
-register({_name: _reference(_name) for _name in SCHEMAS}, "CompositeExplicitAutograd")
+def define(
+    schemas: dict[str, str],
+    checks: dict[str, Callable[..., None]],
+    references: dict[str, Callable[..., Any]],
+    shapes: dict[str, Callable[..., Any]],
+) -> None:
+    """Add a family of ops, each with its checks, plain-torch reference and shape inference, and list it."""
+    for table, family in ((SCHEMAS, schemas), (CHECKS, checks), (REFERENCES, references), (SHAPES, shapes)):
+        table.update(family)
+    for name, schema in schemas.items():
+        library.define(name + schema)
+        torch.library.register_fake(f"{NAMESPACE}::{name}", shapes[name], lib=library)
+    register({name: _reference(name) for name in schemas}, "CompositeExplicitAutograd")
+
+
+define(SCHEMAS, CHECKS, REFERENCES, SHAPES)

@@ -44,12 +44,16 @@ int best() {
 
 std::atomic<int> chosen{best()};
 
+}  // namespace
+
 const Kernels& kernels() {
 #ifdef DFQ_HAVE_AVX2
   if (chosen >= DFQ_AVX2) return avx2_kernels;
 #endif
   return scalar_kernels;
 }
+
+namespace {
 
 template <typename T>
 std::unique_ptr<T[]> scratch(int64_t count) {

@@ -63,6 +63,8 @@ extern const Kernels avx2_kernels;
 // The instruction set in force (DFQ_SCALAR ...), for the families that have tables of their own.
 int current_isa();
 
+const Kernels& kernels();  // of the instruction set in use
+
 // Calls body(context, chunk) for chunk = 0 .. chunks - 1 on up to `threads` threads. Which thread takes which chunk
 // never changes a result: chunks write disjoint outputs and no sum crosses a chunk.
 void parallel(int64_t chunks, int64_t threads, void (*body)(void*, int64_t), void* context);
