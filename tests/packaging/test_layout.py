@@ -24,6 +24,8 @@ DOORS = {
     "ctypes": ("kernels/dfrot_kernels/native.py",),
     "pyarrow": ("dfrot/calib/rows.py",),
     "matplotlib": ("dfrot/rotation/", "dfrot/bench/"),
+    "llama_cpp": ("dfrot/bench/peer.py",),
+    "gguf": ("dfrot/bench/gguf_file.py",),
     "pickle": (),
     "torch.utils.cpp_extension": (),
 }
