@@ -83,10 +83,14 @@ def figure_data(
     }
 
 
+TICKS = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5)  # two or three to a decade: more would overlap
+
+
 def plot(data: dict[str, Any], path: Path) -> None:
     """Draw `figure_data` as a PNG (or what the suffix says). Raises ResourceError without matplotlib."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import NullLocator
     except ImportError:
         raise ResourceError("the figure needs matplotlib, which is not installed: pip install 'dfq[plot]'") from None
     sheet = Figure(figsize=(10, 7), layout="constrained")
@@ -100,11 +104,11 @@ def plot(data: dict[str, Any], path: Path) -> None:
                 mean = data["means"][mode][kind][name]
                 axis.plot(share, values, label=f"{LABELS[name]}: mean {mean:.3f}", color=COLOURS[name], linewidth=1.8)
             axis.set_yscale("log")
-            axis.yaxis.set_major_formatter("{x:g}")
-            axis.yaxis.set_minor_formatter("{x:g}")
-            axis.grid(True, which="both", alpha=0.25)
+            axis.set_yticks(TICKS, [f"{tick:g}" for tick in TICKS])
+            axis.yaxis.set_minor_locator(NullLocator())
+            axis.grid(True, alpha=0.25)
             axis.set_title(f"{kind} tokens ({data[kind]}), {mode} {data['bits']}-bit")
-            axis.legend(fontsize=8)
+            axis.legend(fontsize=8, loc="upper left" if kind == "common" else "center left")
             if column == 0:
                 axis.set_ylabel("error / norm of the token")
             if row == 1:
