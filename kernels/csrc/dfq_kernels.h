@@ -58,6 +58,31 @@ DFQ_API int dfq_kv_quantize(const void* x, int64_t dtype, int64_t rows, int64_t 
 DFQ_API int dfq_kv_dequantize(const uint8_t* packed, const uint16_t* scale, const uint8_t* zero, int64_t rows,
                               int64_t width, int64_t bits, int64_t dtype, void* out, int64_t threads);
 
+// The cache of one layer: codes [positions, batch, kv_heads, bytes], scale and zero [positions, batch, kv_heads] as
+// dfq_kv_quantize writes them; zero null: symmetric. base null, or [order, order] of the Hadamard transform in blocks
+// of `block` that keys are stored in (R3).
+
+// key [batch, rows, heads, k_dim], value [batch, rows, heads, v_dim] -> positions `position` and on, in place. Keys are
+// rotated in float32. heads: kv_heads.
+DFQ_API int dfq_kv_append(const void* key, const void* value, int64_t dtype, int64_t batch, int64_t rows, int64_t heads,
+                          int64_t k_dim, int64_t v_dim, uint8_t* k_packed, uint16_t* k_scale, uint8_t* k_zero,
+                          uint8_t* v_packed, uint16_t* v_scale, uint8_t* v_zero, int64_t position, int64_t bits,
+                          int64_t symmetric, float clip, const float* base, int64_t order, int64_t block,
+                          int64_t threads);
+
+// query [batch, rows, heads, k_dim] at the last `rows` (at most 64) of `length` positions -> out [batch, rows, heads,
+// v_dim] = softmax(scaling q k^T) v. Row r of sequence b sees the positions from first[b, r] (null: 0) to
+// length - rows - 1, and the new ones that tree [trees, rows, rows] shows it (null: those up to itself; trees 1 or
+// batch). The `sinks` positions from sink_start[b] (null: 0) on are read from k_sink, v_sink [sinks, batch, kv_heads,
+// dim], of the query's dtype and rotated like the stored keys. k_dim and v_dim at most 512.
+DFQ_API int dfq_kv_attention(const void* query, int64_t dtype, int64_t batch, int64_t rows, int64_t heads,
+                             int64_t kv_heads, int64_t k_dim, int64_t v_dim, const uint8_t* k_packed,
+                             const uint16_t* k_scale, const uint8_t* k_zero, const uint8_t* v_packed,
+                             const uint16_t* v_scale, const uint8_t* v_zero, int64_t length, int64_t bits,
+                             float scaling, const float* base, int64_t order, int64_t block, const int64_t* first,
+                             const uint8_t* tree, int64_t trees, const void* k_sink, const void* v_sink, int64_t sinks,
+                             const int64_t* sink_start, void* out, int64_t threads);
+
 #ifdef __cplusplus
 }
 #endif

@@ -31,6 +31,8 @@ SIGNATURES = {
     "dfq_w4a8_mm": "pppiiipppip",
     "dfq_kv_quantize": "piiiiifppp",
     "dfq_kv_dequantize": "pppiiiip",
+    "dfq_kv_append": "ppiiiiiippppppiiifpii",
+    "dfq_kv_attention": "piiiiiiippppppiifpiippippipp",
 }
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
 
