@@ -1,0 +1,127 @@
+"""The training loss: what the draft says against what the target says, and two imitations of its features.
+
+    loss = l_f SmoothL1(r(s^), r(s)) + l_m SmoothL1(r(mid^), r(mid)) + sum_t gamma^t KL_t,    r(x) = x / rms(x)
+
+KL is target against draft, summed over the vocabulary and averaged over slots. (The published trainer averages it
+over the vocabulary, which divides it by V and leaves little but regression.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from dfrot.draft.base import Draft, Head, TrainOutput
+from dfrot.draft.target import Features
+
+CHUNK_BYTES = 256 << 20  # of float32 logits at a time; more than one chunk is computed again in the backward pass
+
+
+@dataclass(frozen=True)
+class Weights:
+    """feature, mid: l_f and l_m; decay: gamma; kl: of the KL terms."""
+
+    feature: float = 0.1
+    mid: float = 0.1
+    decay: float = 0.8
+    kl: float = 1.0
+
+
+@dataclass
+class Losses:
+    """total is differentiable; the rest are plain numbers: per step KL (nats) and share of agreeing argmaxes."""
+
+    total: Tensor
+    feature: float
+    mid: float
+    kl: list[float]
+    agreement: list[float]
+
+    @property
+    def simulated_tau(self) -> float:
+        """Tokens per verify pass that these agreements promise: 1 + sum over k of their product up to k."""
+        return simulated_tau(self.agreement)
+
+
+def simulated_tau(agreement: list[float]) -> float:
+    tau, product = 1.0, 1.0
+    for share in agreement:
+        product *= share
+        tau += product
+    return tau
+
+
+def slots_of_step(mask: Tensor, t: int) -> Tensor:
+    """bool [B, S]: slots p such that p - t .. p all count, so that drafting could have reached p from p - t."""
+    out = mask.clone()
+    for back in range(1, t + 1):
+        out[:, back:] &= mask[:, :-back]
+        out[:, :back] = False
+    return out
+
+
+def normalised(x: Tensor) -> Tensor:
+    """x / rms(x) over the last dimension, float32 or wider: a few massive rows must not decide the loss."""
+    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    return wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+def divergence(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [n, V] of both -> KL(teacher || student) in nats, summed over the vocabulary and over rows; and how many
+    argmaxes agree."""
+    p, q = teacher.float().log_softmax(-1), student.float().log_softmax(-1)
+    return (p.exp() * (p - q)).sum(), (student.argmax(-1) == teacher.argmax(-1)).sum()
+
+
+def losses(draft: Draft, out: TrainOutput, given: Features, mask: Tensor, head: Head, weights: Weights) -> Losses:
+    """Loss of one batch. mask bool [B, S]: slots that count (all slots are present: positions 0 .. S - 1).
+
+    head: the target's, without gradients of its own."""
+    device = given.last.device
+    feature = mid = torch.zeros((), device=device)
+    if draft.config.arch == "dream" and weights.feature:
+        feature = F.smooth_l1_loss(normalised(out.outputs[0][mask]), normalised(given.last[mask]))
+    if given.mid is not None and out.mid is not None and weights.mid:
+        mid = F.smooth_l1_loss(normalised(out.mid[mask]), normalised(given.mid[mask]))
+    steps = len(out.outputs)
+    kept = [slots_of_step(mask, t) for t in range(steps)]
+    rows = max(1, CHUNK_BYTES // (4 * draft.config.vocab_size))
+    where = mask.nonzero()
+    sums = [torch.zeros((), device=device) for _ in range(steps)]
+    agree = [0.0] * steps
+
+    def of_rows(chunk: Tensor, *outputs: Tensor) -> list[tuple[Tensor, Tensor]]:
+        b, s = chunk.T
+        with torch.no_grad():
+            teacher = head(given.last[b, s])
+        found = []
+        for t, output in enumerate(outputs):
+            here = kept[t][b, s]
+            found.append(divergence(draft.logits(output[b[here], s[here]], head), teacher[here]))
+        return found
+
+    chunks = where.split(rows)
+    for chunk in chunks:
+        if len(chunks) > 1 and torch.is_grad_enabled():
+            found = checkpoint(of_rows, chunk, *out.outputs, use_reentrant=False)
+        else:
+            found = of_rows(chunk, *out.outputs)
+        for t, (total, same) in enumerate(found):
+            sums[t] = sums[t] + total
+            agree[t] += float(same)
+    counts = [max(int(rows_t.sum()), 1) for rows_t in kept]
+    kl = [total / count for total, count in zip(sums, counts)]
+    total = weights.feature * feature + weights.mid * mid
+    for t, term in enumerate(kl):
+        total = total + weights.kl * weights.decay**t * term
+    return Losses(
+        total,
+        float(feature.detach()),
+        float(mid.detach()),
+        [float(term.detach()) for term in kl],
+        [same / count for same, count in zip(agree, counts)],
+    )

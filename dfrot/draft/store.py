@@ -1,0 +1,89 @@
+"""A draft on disk: config.json and one safetensors file, with the fingerprint of the target that it belongs to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dfrot.checkpoint import Checkpoint, read_header, read_tensor
+from dfrot.draft.base import Draft
+from dfrot.draft.build import build
+from dfrot.draft.config import DraftConfig
+from dfrot.errors import InputError, MismatchError
+from dfrot.files import digest_bytes, fsync_folder, read_json, write_json
+from dfrot.writer import SafetensorsWriter, TensorPlan
+
+CONFIG, WEIGHTS = "draft.json", "draft"
+# what decides how text becomes ids and how conversations are written down
+_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja")
+
+
+def fingerprint(target: Path) -> str:
+    """Identity of a target: its config (quantization and rotations included), weights, tokenizer and chat template."""
+    files = [target / name for name in _FILES]
+    texts = [file.read_bytes() if file.is_file() else b"" for file in files]
+    return digest_bytes(Checkpoint.open(target).digest().encode(), *texts)
+
+
+def save_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
+    """Write one safetensors file aside and rename it: it is whole or not there."""
+    plan = [TensorPlan(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in sorted(tensors.items())]
+    stem = f".{file.stem}.new"
+    writer = SafetensorsWriter(file.parent, plan, stem, shard_bytes=1 << 62)
+    for name, tensor in tensors.items():
+        writer.write(name, tensor)
+    writer.sync()
+    (file.parent / f"{stem}.safetensors").replace(file)
+    fsync_folder(file.parent)
+
+
+def load_tensors(file: Path) -> dict[str, Tensor]:
+    """All tensors of one file, checked. Raises InputError when it is missing or damaged."""
+    if not file.is_file():
+        raise InputError(f"{file}: file not found; the draft is incomplete, make it again")
+    return {name: read_tensor(entry) for name, entry in read_header(file).items()}
+
+
+def save_draft(folder: Path, draft: Draft, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write config and weights into `folder` (a stage's working folder)."""
+    save_tensors(folder / f"{WEIGHTS}.safetensors", {k: v.to(dtype) for k, v in draft.state_dict().items()})
+    write_json(folder / CONFIG, draft.config.to_dict())
+
+
+def load_draft(folder: Path, dtype: torch.dtype = torch.float32) -> Draft:
+    """The draft of a folder, in evaluation mode. Raises InputError naming the file and the tensor at fault."""
+    where = folder / CONFIG
+    if not where.is_file():
+        raise InputError(f"{folder}: no {CONFIG}; is this the --out of dfq draft train?")
+    draft = build(DraftConfig.from_dict(read_json(where), str(where)))
+    load_state(draft, load_tensors(folder / f"{WEIGHTS}.safetensors"), str(folder / f"{WEIGHTS}.safetensors"))
+    return draft.to(dtype).requires_grad_(False).eval()  # type: ignore[return-value]
+
+
+def load_state(module: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+    """Strict: every parameter must be there with its shape, and nothing else."""
+    expected = module.state_dict()
+    for name, tensor in expected.items():
+        if name not in tensors:
+            raise InputError(f"{where}: tensor {name} is missing; make the draft again")
+        if tensors[name].shape != tensor.shape:
+            raise InputError(f"{where}: tensor {name}: shape {list(tensors[name].shape)}, needs {list(tensor.shape)}")
+    if extra := sorted(set(tensors) - set(expected)):
+        raise InputError(f"{where}: tensor {extra[0]} is not part of this draft; is {CONFIG} the right one?")
+    module.load_state_dict(tensors)
+
+
+def check_target(draft: DraftConfig, target: Path, vocab_size: int, hidden_size: int, force: bool = False) -> None:
+    """Refuse a draft of another target; `force` allows other weights, never other sizes."""
+    if draft.vocab_size != vocab_size or draft.target_hidden_size != hidden_size:
+        raise MismatchError(
+            f"{target}: vocabulary {vocab_size} and width {hidden_size}, the draft was made for {draft.vocab_size} and "
+            f"{draft.target_hidden_size}; give the target that it was trained on"
+        )
+    if not force and draft.target_fingerprint != fingerprint(target):
+        raise MismatchError(
+            f"{target}: is not the target that this draft was trained on (fingerprint {draft.target_fingerprint[:12]}); "
+            "train a draft for it, or use --force to measure what a foreign draft is worth"
+        )

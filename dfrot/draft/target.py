@@ -1,0 +1,209 @@
+"""A loaded target as the draft sees it: embeddings, features, logits, and blocks of guesses verified at once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dfrot.draft.exact import RowExact
+from dfrot.draft.select import Chooser, row_entropy
+from dfrot.errors import UnsupportedError
+from dfrot.hf.interpose import observing, row_by_row
+from dfrot.hf.rollback import keep_path, new_cache
+
+
+@dataclass
+class Features:
+    """last [B, S, d] behind the final norm; mid [B, S, d] and its layer int64 [B, 1 or S], or None; aux [B, S, 3 d]
+    or None: outputs of three decoder layers side by side."""
+
+    last: Tensor
+    mid: Tensor | None = None
+    layer: Tensor | None = None
+    aux: Tensor | None = None
+
+
+class Target:
+    """Wraps a transformers causal language model that is loaded, frozen and in evaluation mode.
+
+    aux_layers: decoder layers (from 1, as outputs are counted) that an eagle3 draft reads."""
+
+    def __init__(self, model: Any, aux_layers: Sequence[int] = ()) -> None:
+        self.model = model
+        self.decoder: nn.Module = model.get_decoder()
+        self.embedding: nn.Module = model.get_input_embeddings()
+        self.head_module: nn.Module = model.get_output_embeddings()
+        self.config = model.config.get_text_config()
+        self.aux_layers = tuple(aux_layers)
+        self.window: int | None = _window(self.config)
+        self.exact = RowExact([self.decoder, self.head_module])
+        if not hasattr(self.decoder, "layers"):
+            raise UnsupportedError(f"{type(model).__name__}: its decoder has no list of layers; it cannot be drafted for")
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.decoder.layers)  # type: ignore[arg-type]
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.config.vocab_size)
+
+    @property
+    def max_length(self) -> int:
+        """Positions that the target was made for."""
+        return int(getattr(self.config, "max_position_embeddings", 2**31 - 1))
+
+    @torch.no_grad()
+    def embed(self, ids: Tensor) -> Tensor:
+        """ids int64 [...] -> [..., d], by the target's own module (which may scale)."""
+        return self.embedding(ids)  # type: ignore[no-any-return]
+
+    def head(self, features: Tensor) -> Tensor:
+        """Post-norm features [..., d] -> logits [..., V], differentiable if the head is in 16 bits or wider."""
+        weight = getattr(self.head_module, "weight", None)
+        if isinstance(weight, Tensor) and features.dtype != weight.dtype:
+            features = features.to(weight.dtype)
+        if torch.is_grad_enabled() and features.requires_grad and not isinstance(weight, Tensor):
+            raise UnsupportedError("the target's head is quantized: a draft cannot be trained through it; keep lm_head")
+        logits: Tensor = self.head_module(features)
+        if cap := getattr(self.config, "final_logit_softcapping", None):
+            logits = torch.tanh(logits / cap) * cap
+        if scaling := getattr(self.config, "logits_scaling", None):
+            logits = logits / scaling
+        if scale := getattr(self.config, "logit_scale", None):
+            logits = logits * scale
+        return logits
+
+    # --- training ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def features(self, ids: Tensor, chooser: Chooser | None = None) -> Features:
+        """Features of ids int64 [B, S], as the deployed model computes them (quantizers and KV bits included)."""
+        handles = []
+        if chooser is not None and chooser.selection.kind != "none":
+            for number, layer in enumerate(self.decoder.layers):  # type: ignore[arg-type]
+                handles.append(layer.register_forward_hook(_offer(chooser, number)))
+        watch: Any = contextlib.nullcontext()
+        if chooser is not None and chooser.selection.kind in ("sample", "token"):
+            watch = observing(self.model, _measure(chooser))
+        try:
+            with watch, self._aux() as aux:
+                out = self.decoder(input_ids=ids, use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        mid, layer_of = (chooser.feature, chooser.layer) if chooser is not None else (None, None)
+        return Features(out.last_hidden_state, mid, layer_of, self._joined(aux))
+
+    @contextlib.contextmanager
+    def _aux(self) -> Iterator[dict[int, Tensor]]:
+        """Outputs of the aux layers of the forward inside."""
+        found: dict[int, Tensor] = {}
+        handles = []
+        for number in self.aux_layers:
+
+            def keep(_: nn.Module, __: Any, output: Any, number: int = number) -> None:
+                found[number] = output[0] if isinstance(output, tuple) else output
+
+            handles.append(self.decoder.layers[number - 1].register_forward_hook(keep))  # type: ignore[index]
+        try:
+            yield found
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _joined(self, aux: dict[int, Tensor]) -> Tensor | None:
+        return torch.cat([aux[number] for number in self.aux_layers], -1) if self.aux_layers else None
+
+    # --- decoding ---------------------------------------------------------------------------------------------
+
+    def start(self) -> Any:
+        """An empty cache."""
+        return new_cache()
+
+    @torch.no_grad()
+    def prefill(self, ids: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
+        """Run the prompt int64 [n]. Returns features [n, f] for the draft and logits float32 [V] of the last row."""
+        with self._aux() as aux:
+            out = self.decoder(input_ids=ids[None], past_key_values=cache, use_cache=True)
+        joined = self._joined(aux)
+        features = out.last_hidden_state[0] if joined is None else joined[0]
+        return features, self.head(out.last_hidden_state[:, -1:])[0, 0].float()
+
+    @torch.no_grad()
+    def step(self, token: int, cache: Any) -> Tensor:
+        """Plain decoding: one token in, logits float32 [V] out."""
+        out = self.decoder(input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True)
+        return self.head(out.last_hidden_state)[0, 0].float()
+
+    @torch.no_grad()
+    def verify(self, tokens: list[int], parents: list[int], cache: Any) -> tuple[Tensor, Tensor]:
+        """Run a tree of tokens in one pass; node 0 is the root, parents come before children, -1 is no parent.
+
+        Every row computes what `step` would compute at its place, to the last bit, whatever else is in the block
+        (see dfrot/draft/exact.py). Returns features [n, f] and logits float32 [n, V]."""
+        past, count = int(cache.get_seq_length()), len(tokens)
+        depth, visible = [], []
+        rows: list[list[int]] = []
+        for node, parent in enumerate(parents):
+            depth.append(depth[parent] + 1 if parent >= 0 else 0)
+            rows.append([*(rows[parent] if parent >= 0 else []), node])
+            straight = rows[node] == list(range(node + 1))
+            visible.append(past + node + 1 if straight else torch.tensor([*range(past), *(past + n for n in rows[node])]))
+        mask = torch.zeros(1, 1, count, past + count, dtype=torch.bool)
+        mask[..., :past] = True
+        for node, line in enumerate(rows):
+            mask[0, 0, node, [past + n for n in line]] = True
+        positions = torch.tensor([[past + d for d in depth]])
+        if self.window is not None:
+            keys = torch.cat([torch.arange(past), positions[0]])
+            mask &= positions[0, :, None] - keys < self.window
+        with row_by_row(self.model, visible, self.window), self.exact.rows(count), self._aux() as aux:
+            out = self.decoder(
+                input_ids=torch.tensor([tokens]),
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            logits = self.head(out.last_hidden_state)[0].float()
+        joined = self._joined(aux)
+        return (out.last_hidden_state if joined is None else joined)[0], logits
+
+    def keep(self, cache: Any, past: int, rows: int, path: list[int]) -> None:
+        """After `verify` of `rows` nodes: of them keep those on the accepted path."""
+        keep_path(cache, past, rows, path)
+
+
+def _window(config: Any) -> int | None:
+    """The sliding window that all layers share, None without one."""
+    kinds = set(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None)
+    if kinds - {"full_attention", "sliding_attention"}:
+        odd = sorted(kinds - {"full_attention", "sliding_attention"})
+        raise UnsupportedError(f"{config.model_type}: layers of kind {odd[0]} keep a state that cannot be rolled back")
+    if len(kinds) > 1:
+        raise UnsupportedError(f"{config.model_type}: mixes full and sliding attention, which drafting does not serve yet")
+    if kinds:
+        return int(window) if kinds == {"sliding_attention"} else None
+    return int(window) if window is not None else None
+
+
+def _measure(chooser: Chooser) -> Any:
+    def observe(layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scale: float, causal: bool) -> None:
+        if chooser.wants_entropy(layer):
+            chooser.measured(*row_entropy(query, key, mask, scale, causal))
+
+    return observe
+
+
+def _offer(chooser: Chooser, layer: int) -> Any:
+    def hook(_: nn.Module, __: Any, output: Any) -> None:
+        chooser.offer(layer, output[0] if isinstance(output, tuple) else output)
+
+    return hook

@@ -1,0 +1,219 @@
+"""Training a draft: the loop, its checkpoints, and what a killed run continues from.
+
+A step depends on its number and on the state of the previous one alone: samples and noise are drawn from
+generators seeded by the step. So one file with parameters, moments, best weights and history is the whole state,
+and a resumed run ends in the same bytes as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dfrot.draft.base import Draft, Head
+from dfrot.draft.loss import Losses, Weights, losses, simulated_tau
+from dfrot.draft.optim import AdamW, rate
+from dfrot.draft.source import Source
+from dfrot.draft.store import load_tensors, save_tensors
+from dfrot.draft.target import Features
+from dfrot.errors import InputError
+from dfrot.stage import Progress, silent
+
+STATE = "state.safetensors"
+BAD = "the loss became NaN or Inf at step {}; lower --lr, or check the target with dfq eval ppl"
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """epochs over the samples; batch: samples per step; lr: peak; ttt_steps: of the training-time test; noise:
+    half-width of the uniform noise on features, in units of their rms; evaluations: how often held-out acceptance
+    is measured (and the state saved); bf16: autocast."""
+
+    epochs: float = 1.0
+    batch: int = 8
+    lr: float = 1e-3
+    ttt_steps: int = 3
+    noise: float = 0.05
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    evaluations: int = 10
+    bf16: bool = True
+    seed: int = 0
+    weights: Weights = field(default_factory=Weights)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch", "lr", "evaluations", "clip"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"--{name} {getattr(self, name)}: must be positive")
+        if self.ttt_steps < 0:
+            raise InputError(f"--ttt-steps {self.ttt_steps}: cannot be negative")
+
+
+@dataclass
+class Trainer:
+    """One run. `embed` and `head` are the target's; `folder` is where the state lies between calls."""
+
+    draft: Draft
+    source: Source
+    embed: Callable[[Tensor], Tensor]
+    head: Head
+    options: TrainOptions
+    folder: Path
+    report: Callable[[dict[str, Any]], None] = lambda record: None
+
+    def __post_init__(self) -> None:
+        self.count = len(self.source.corpus("train"))
+        self.steps = max(1, round(self.options.epochs * self.count / self.options.batch))
+        self.every = max(1, -(-self.steps // self.options.evaluations))
+        self.optimizer = AdamW(self.draft, self.options.weight_decay, self.options.clip)
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Tensor] = {}
+
+    def run(self, progress: Progress = silent) -> list[dict[str, Any]]:
+        """Train to the end and leave the best weights in `draft`. Returns the history: one record per evaluation."""
+        begin = self._resume()
+        if begin == 0:
+            self._evaluate(0, [], 0.0)
+        recent: list[Losses] = []
+        tokens, clock = 0, time.perf_counter()
+        for step in range(begin, self.steps):
+            seen, loss = self._step(step)
+            recent.append(loss)
+            tokens += seen
+            progress("train the draft, samples", (step + 1) * self.options.batch, self.steps * self.options.batch)
+            if (step + 1) % self.every == 0 or step + 1 == self.steps:
+                self._evaluate(step + 1, recent, tokens / (time.perf_counter() - clock))
+                recent, tokens, clock = [], 0, time.perf_counter()
+        self.draft.load_state_dict(self.best)
+        return self.history
+
+    def samples(self, step: int) -> Tensor:
+        """Indices of the samples of a step: every epoch is a permutation of its own."""
+        picked = []
+        for number in range(step * self.options.batch, (step + 1) * self.options.batch):
+            epoch, place = divmod(number, self.count)
+            picked.append(int(self._order(epoch)[place]))
+        return torch.tensor(picked)
+
+    def _order(self, epoch: int) -> Tensor:
+        if getattr(self, "_epoch", None) != epoch:
+            source = torch.Generator().manual_seed(self.options.seed * 1_000_003 + epoch)
+            self._epoch, self._permutation = epoch, torch.randperm(self.count, generator=source)
+        return self._permutation
+
+    def _step(self, step: int) -> tuple[int, Losses]:
+        rows, features = self.source.batch("train", self.samples(step))
+        noisy = features
+        if self.options.noise:
+            source = torch.Generator().manual_seed(self.options.seed * 1_000_003 + step)
+            noisy = _with_noise(features, self.options.noise, source)
+        self.draft.train()
+        loss = self._losses(rows.tokens, rows.mask, features, noisy)
+        if not bool(torch.isfinite(loss.total)):
+            raise InputError(BAD.format(step))
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step(rate(step, self.steps, self.options.lr))
+        return int(rows.lengths.sum()), loss
+
+    def _losses(self, tokens: Tensor, mask: Tensor, clean: Features, given: Features) -> Losses:
+        dtype = next(self.draft.parameters()).dtype
+        reads = given.aux if self.draft.config.arch == "eagle3" else given.last
+        if reads is None:
+            raise InputError("an eagle3 draft reads three layers, and these features hold none")
+        positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+        fast: Any = torch.autocast("cpu", torch.bfloat16) if self.options.bf16 else contextlib.nullcontext()
+        with fast:
+            out = self.draft.train_forward(self.embed(tokens).to(dtype), positions, reads.to(dtype), self.options.ttt_steps)
+            return losses(self.draft, out, clean, mask, self.head, self.options.weights)
+
+    @torch.no_grad()
+    def measure(self) -> Losses:
+        """Losses on the held-out samples, averaged over batches of them."""
+        self.draft.eval()
+        found = []
+        index = torch.arange(len(self.source.corpus("held_out")))
+        for part in index.split(self.options.batch):
+            rows, features = self.source.batch("held_out", part)
+            found.append(self._losses(rows.tokens, rows.mask, features, features))
+        return _mean(found)
+
+    def _evaluate(self, step: int, recent: list[Losses], speed: float) -> None:
+        held = self.measure()
+        record: dict[str, Any] = {
+            "step": step,
+            "held_out_kl": held.kl,
+            "held_out_agreement": held.agreement,
+            "simulated_tau": held.simulated_tau,
+        }
+        if recent:
+            mean = _mean(recent)
+            record.update(loss=float(mean.total), kl=mean.kl, feature_loss=mean.feature, mid_loss=mean.mid)
+        if not self.best or record["simulated_tau"] > max(old["simulated_tau"] for old in self.history):
+            self.best = {name: value.detach().clone() for name, value in self.draft.state_dict().items()}
+        self.history.append(record)
+        self._save(step)
+        left = (self.steps - step) / max(1, self.every)  # in evaluations
+        self.report({**record, "steps": self.steps, "tokens_per_second": speed, "evaluations_left": left})
+
+    # --- state --------------------------------------------------------------------------------------------------
+
+    def _save(self, step: int) -> None:
+        history = torch.tensor(list(json.dumps({"step": step, "history": self.history}).encode()), dtype=torch.uint8)
+        tensors = {f"model/{name}": value for name, value in self.draft.state_dict().items()}
+        tensors |= {f"best/{name}": value for name, value in self.best.items()}
+        tensors |= {f"optimizer/{name}": value for name, value in self.optimizer.state().items()}
+        save_tensors(self.folder / STATE, {**tensors, "history": history})
+
+    def _resume(self) -> int:
+        """Load the state of an interrupted run. Returns the step to go on with."""
+        if not (self.folder / STATE).is_file():
+            return 0
+        found = load_tensors(self.folder / STATE)
+        told = json.loads(bytes(found.pop("history").tolist()))
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
+        for name, value in found.items():
+            part, key = name.split("/", 1)
+            parts[part][key] = value
+        self.draft.load_state_dict(parts["model"])
+        self.optimizer.load(parts["optimizer"])
+        self.best, self.history = parts["best"], told["history"]
+        return int(told["step"])
+
+
+def _with_noise(features: Features, width: float, source: torch.Generator) -> Features:
+    """Features with uniform noise on what the draft reads; what it imitates stays clean."""
+
+    def noisy(x: Tensor | None) -> Tensor | None:
+        if x is None:
+            return None
+        rms = x.float().pow(2).mean(-1, keepdim=True).sqrt()
+        return x + (width * rms * (2 * torch.rand(x.shape, generator=source) - 1)).to(x.dtype)
+
+    return Features(noisy(features.last), features.mid, features.layer, noisy(features.aux))  # type: ignore[arg-type]
+
+
+def _mean(found: list[Losses]) -> Losses:
+    """Plain mean over batches."""
+    count = len(found)
+    total = torch.stack([one.total.detach() for one in found]).mean()
+    steps = range(len(found[0].kl))
+    return Losses(
+        total,
+        sum(one.feature for one in found) / count,
+        sum(one.mid for one in found) / count,
+        [sum(one.kl[t] for one in found) / count for t in steps],
+        [sum(one.agreement[t] for one in found) / count for t in steps],
+    )
+
+
+def promised(history: list[dict[str, Any]]) -> float:
+    """The best held-out simulated acceptance length of a run."""
+    return max(simulated_tau(record["held_out_agreement"]) for record in history)

@@ -1,0 +1,224 @@
+"""`dfq draft train` and `extract`: a draft for one target, from features of exactly that target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dfrot.arch import BoundArch, describe
+from dfrot.draft.build import build, config_for
+from dfrot.draft.config import DraftConfig
+from dfrot.draft.data import Corpus, load_corpora
+from dfrot.draft.eagle3 import Eagle3Draft
+from dfrot.draft.regenerate import regenerate
+from dfrot.draft.source import Online, Source, Stored, save_corpus, save_index, save_shard
+from dfrot.draft.store import fingerprint, save_draft
+from dfrot.draft.target import Target
+from dfrot.draft.train import STATE, Trainer, TrainOptions
+from dfrot.errors import InputError
+from dfrot.files import require_free_space
+from dfrot.hf.load import check_folder, load_model
+from dfrot.hf.tokens import load_tokenizer
+from dfrot.stage import Progress, open_stage, read_evidence, silent
+
+KIND, EXTRACT = "draft train", "draft extract"
+PER_SHARD = 64  # samples
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """dataset: stdlib, wikitext2, a text, or a .jsonl of messages. samples and held_out: sequences of at most seqlen
+    tokens. regenerate: the target writes all but the first `prompt` tokens itself (greedily)."""
+
+    dataset: str = "stdlib"
+    samples: int = 1024
+    held_out: int = 16
+    seqlen: int = 256
+    regenerate: bool = False
+    prompt: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("samples", 1), ("held_out", 1), ("seqlen", 8), ("prompt", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least {least} is needed")
+        if self.prompt >= self.seqlen:
+            raise InputError(f"--prompt {self.prompt}: must be shorter than --seqlen {self.seqlen}")
+
+
+@dataclass(frozen=True)
+class DraftSettings:
+    """arch: dream or eagle3. select: sample, token, static:F or none. cross: False leaves the cross-attention out.
+    intermediate: width of the draft's MLPs, None for the target's. features: shards of `extract` instead of the
+    running target."""
+
+    arch: str = "dream"
+    select: str = "sample"
+    cross: bool = True
+    intermediate: int | None = None
+    data: DataSettings = field(default_factory=DataSettings)
+    train: TrainOptions = field(default_factory=TrainOptions)
+
+
+def _open(model: Path) -> tuple[BoundArch, str]:
+    checkpoint, _ = check_folder(model)
+    return describe(checkpoint.config, str(model / "config.json")), fingerprint(model)
+
+
+def draft_config(arch: BoundArch, settings: DraftSettings, mark: str) -> DraftConfig:
+    """The config of the draft that `settings` ask for."""
+    width = settings.intermediate or arch.intermediate
+    select = settings.select if settings.arch == "dream" else "none"
+    return config_for(
+        arch, settings.arch, select=select, cross=settings.cross, intermediate_size=width, target_fingerprint=mark
+    )
+
+
+def corpora(model: Path, target: Target, data: DataSettings, progress: Progress) -> tuple[Corpus, Corpus]:
+    """Training and held-out samples, the answers written by the target if so asked."""
+    pair = load_corpora(data.dataset, load_tokenizer(model), data.samples, data.held_out, data.seqlen, data.seed)
+    if not data.regenerate:
+        return pair
+    train, held = (regenerate(target, corpus, data.prompt, progress) for corpus in pair)
+    return train, held
+
+
+def _named(data: DataSettings) -> dict[str, Any]:
+    """Settings for the record: a path would tie the result to this machine."""
+    name = Path(data.dataset).name if Path(data.dataset).exists() else data.dataset
+    return {**asdict(data), "dataset": name}
+
+
+def train(
+    model: Path,
+    out: Path,
+    settings: DraftSettings,
+    *,
+    features: Path | None = None,
+    progress: Progress = silent,
+    report: Report = lambda record: None,
+    resume: bool | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Publish a draft for the target folder `model`; returns its `stage.json` (with the history of evaluations).
+
+    Raises DfqError in one line for targets that cannot be drafted for, for data without answers, and for features
+    of another target."""
+    arch, mark = _open(model)
+    config = draft_config(arch, settings, mark)
+    if config.arch == "eagle3" and max(config.aux_layers) > arch.n_layers:
+        raise InputError(f"{model}: too few layers ({arch.n_layers}) for an eagle3 draft")
+    request = {
+        "draft": config.to_dict(),
+        "train": asdict(settings.train),
+        "data": _named(settings.data) if features is None else {"features": Stored(features).index},
+    }
+    require_free_space(out.parent, 20 * build_size(config))
+    with open_stage(out, KIND, request, resume, overwrite) as stage:
+        if not stage.finished:
+            stage.mark("begun")
+            target = Target(load_model(model), config.aux_layers)
+            source: Source
+            if features is not None:
+                stored = Stored(features)
+                stored.check(mark, config.select, config.aux_layers)
+                source = stored
+            else:
+                source = Online(target, *corpora(model, target, settings.data, progress), config.select)
+            history = _train(config, target, source, settings.train, stage.folder, progress, report)
+            stage.publish({"history": history, "train_tokens": int(source.corpus("train").lengths.sum())})
+    return read_evidence(out, KIND)
+
+
+def build_size(config: DraftConfig) -> int:
+    """Parameters of a draft, without making one."""
+    with torch.device("meta"):
+        return build(config).count()
+
+
+def _train(
+    config: DraftConfig,
+    target: Target,
+    source: Source,
+    options: TrainOptions,
+    folder: Path,
+    progress: Progress,
+    report: Report,
+) -> list[dict[str, Any]]:
+    torch.manual_seed(options.seed)
+    draft = build(config)
+    weight = getattr(target.head_module, "weight", None)
+    if isinstance(draft, Eagle3Draft) and isinstance(weight, torch.Tensor):
+        draft.lm_head.weight.data.copy_(weight)  # its head starts as the target's
+    history = Trainer(draft, source, target.embed, target.head, options, folder, report).run(progress)
+    save_draft(folder, draft)
+    (folder / STATE).unlink(missing_ok=True)
+    return history
+
+
+def extract(
+    model: Path,
+    out: Path,
+    settings: DraftSettings,
+    *,
+    progress: Progress = silent,
+    resume: bool | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Publish training features of the target as shards; a killed run continues at the first missing shard."""
+    arch, mark = _open(model)
+    config = draft_config(arch, settings, mark)
+    data = settings.data
+    request = {"fingerprint": mark, "select": config.select, "aux": list(config.aux_layers), "data": _named(data)}
+    require_free_space(out.parent, extract_bytes(arch, settings))
+    with open_stage(out, EXTRACT, request, resume, overwrite) as stage:
+        if not stage.finished:
+            target = Target(load_model(model), config.aux_layers)
+            source = Online(target, *corpora(model, target, data, progress), config.select)
+            names: set[str] = set()
+            for side in ("train", "held_out"):
+                corpus = source.corpus(side)
+                save_corpus(stage.folder, side, corpus)
+                for shard, index in enumerate(torch.arange(len(corpus)).split(PER_SHARD)):
+                    unit = f"{side}-{shard}"
+                    progress(f"extract {side}", shard * PER_SHARD, len(corpus))
+                    if not stage.done(unit):
+                        stage.mark(unit, _extract(source, side, index, shard, stage.folder))
+                    names |= set(stage.recall(unit))
+            index_of = {**request, "aux_layers": list(config.aux_layers), "per_shard": PER_SHARD, "tensors": sorted(names)}
+            save_index(stage.folder, index_of)
+            stage.publish({"samples": len(source.corpus("train")), "bytes": extract_bytes(arch, settings)})
+    return read_evidence(out, EXTRACT)
+
+
+def _extract(source: Online, side: str, index: torch.Tensor, shard: int, folder: Path) -> list[str]:
+    """Write one shard; returns the names of its tensors."""
+    from dfrot.draft.target import Features
+
+    longest = source.corpus(side).tokens.shape[1]
+    parts = []
+    for part in index.split(8):
+        rows, found = source.batch(side, part)
+        missing = longest - rows.tokens.shape[1]
+        parts.append({name: _pad(value, missing) for name, value in vars(found).items() if value is not None})
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    save_shard(folder, side, shard, Features(**whole))
+    return sorted(whole)
+
+
+def _pad(x: torch.Tensor, missing: int) -> torch.Tensor:
+    if not missing or x.shape[1] == 1:
+        return x
+    return torch.cat([x, x.new_zeros(x.shape[0], missing, *x.shape[2:])], 1)
+
+
+def extract_bytes(arch: BoundArch, settings: DraftSettings) -> int:
+    """Disk that the shards take, at 2 bytes per value: last and intermediate features, three more for eagle3."""
+    streams = 1 + (settings.select != "none" and settings.arch == "dream") + 3 * (settings.arch == "eagle3")
+    data = settings.data
+    return 2 * arch.hidden * streams * (data.samples + data.held_out) * data.seqlen
