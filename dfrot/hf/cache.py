@@ -4,6 +4,9 @@ Keys are rotated (R3) in float32, then quantized, so they are stored and returne
 attention function `dfq` rotates the queries alike. Memory is laid out [position, batch, head, ...]: the part in
 use is one contiguous block, and appending a token writes in place. Sliding-window models keep every position and
 rely on the mask.
+
+A few query rows (decoding, checking drafted tokens) read the packed memory as it is: `update` then returns a
+`CacheView` instead of tensors. Long stretches of new positions are unpacked for PyTorch's attention.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from transformers.cache_utils import DynamicLayer
 
 from dfrot.quant.sinks import Sinks
 from dfrot.rotation.online import HadamardSpec
+from dfrot_kernels.ref_kv import ROWS as MAX_ROWS
 
 MIN_GROWTH = 64  # positions; larger buffers grow by a quarter: few copies, at most 25 % unused
 
@@ -38,42 +42,41 @@ def _base(spec: HadamardSpec, device: torch.device) -> Tensor:
 
 
 class _Packed:
-    """Keys or values of one layer: codes uint8 [capacity, B, H, bytes], scale float16, zero uint8 [capacity, B, H]."""
+    """Keys or values of one layer: codes uint8 [capacity, B, H, bytes], scale float16, zero uint8 [capacity, B, H]
+    (asymmetric only)."""
 
     def __init__(self, spec: KVSpec, head_dim: int) -> None:
         self.spec, self.head_dim = spec, head_dim
         self.parts: list[Tensor] = []
 
-    def encode(self, x: Tensor) -> list[Tensor]:
-        """x [S, B, H, D] -> codes, scale and (asymmetric only) zero."""
-        spec = self.spec
-        codes, scale, zero = torch.ops.dfq.kv_quantize(x, spec.bits, spec.symmetric, spec.clip)
-        return [codes, scale] if spec.symmetric else [codes, scale, zero]
+    def reserve(self, needed: int, used: int, batch: int, heads: int, device: torch.device) -> None:
+        """Room for `needed` positions; the first `used` keep their content."""
+        if self.parts and self.parts[0].shape[0] >= needed:
+            return
+        capacity = needed + max(MIN_GROWTH, needed // 4) if self.parts else needed
+        rows, width = (capacity, batch, heads), (self.head_dim * self.spec.bits + 7) // 8
+        grown = [
+            torch.empty(*rows, width, dtype=torch.uint8, device=device),
+            torch.empty(rows, dtype=torch.float16, device=device),
+        ]
+        if not self.spec.symmetric:
+            grown.append(torch.empty(rows, dtype=torch.uint8, device=device))
+        for old, larger in zip(self.parts, grown):
+            larger[:used] = old[:used]
+        self.parts = grown
 
-    def decode(self, parts: list[Tensor], dtype: torch.dtype) -> Tensor:
-        """The inverse of `encode`, [S, B, H, D]."""
-        zero = parts[2] if len(parts) == 3 else None
-        out: Tensor = torch.ops.dfq.kv_dequantize(parts[0], parts[1], zero, self.head_dim, self.spec.bits, dtype)
-        return out
-
-    def append(self, x: Tensor, used: int) -> None:
-        """Write positions used .. used + S."""
-        new = self.encode(x)
-        needed = used + x.shape[0]
-        if not self.parts:
-            self.parts = [part.new_empty(needed, *part.shape[1:]) for part in new]
-        elif self.parts[0].shape[0] < needed:
-            capacity = needed + max(MIN_GROWTH, needed // 4)
-            grown = [part.new_empty(capacity, *part.shape[1:]) for part in self.parts]
-            for old, larger in zip(self.parts, grown):
-                larger[:used] = old[:used]
-            self.parts = grown
-        for part, fresh in zip(self.parts, new):
-            part[used:needed] = fresh
+    def buffers(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Codes, scale and zero (None: symmetric), as the ops take them."""
+        codes, scale = self.parts[:2]
+        return codes, scale, None if self.spec.symmetric else self.parts[2]
 
     def read(self, used: int, dtype: torch.dtype) -> Tensor:
         """Positions 0 .. used as [used, B, H, D]."""
-        return self.decode([part[:used] for part in self.parts], dtype)
+        codes, scale, zero = self.buffers()
+        zero = None if zero is None else zero[:used]
+        stored = (codes[:used], scale[:used], zero)
+        out: Tensor = torch.ops.dfq.kv_dequantize(*stored, self.head_dim, self.spec.bits, dtype)
+        return out
 
     def select(self, index: Tensor, used: int) -> None:
         """Keep (or repeat) sequences of the batch."""
@@ -83,14 +86,41 @@ class _Packed:
         self.parts = [part.to(device, non_blocking=True) for part in self.parts]
 
 
+class CacheView:
+    """What one `update` left in a layer, for the attention function: packed, or as tensors."""
+
+    def __init__(self, layer: DfqCacheLayer, stores: tuple[_Packed, _Packed], length: int) -> None:
+        self.layer, self.stores, self.length = layer, stores, length
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, H, length, D], as the quantized cache holds them."""
+        out = [store.read(self.length, self.layer.dtype) for store in self.stores]
+        if self.layer.exact is not None:
+            self.layer._restore_exact(out)
+        return out[0].permute(1, 2, 0, 3), out[1].permute(1, 2, 0, 3)
+
+    def attend(self, query: Tensor, scaling: float, first: Tensor | None, tree: Tensor | None) -> Tensor:
+        """query [B, heads, S, D], not yet rotated, at the last S positions -> [B, S, heads, D].
+
+        first, tree: what each row sees, as `dfq::kv_attention` takes it."""
+        layer, (keys, values) = self.layer, self.stores
+        sinks = (*layer.exact, layer.starts) if layer.exact is not None else (None, None, None)
+        where = (self.length, values.head_dim, layer.spec.bits, scaling, *layer.turn(query.device))
+        out: Tensor = torch.ops.dfq.kv_attention(
+            query.transpose(1, 2), *keys.buffers(), *values.buffers(), *where, first, tree, *sinks
+        )
+        return out
+
+
 class DfqCacheLayer(DynamicLayer):  # type: ignore[misc]
-    """One layer's keys and values. keep: False for a call without cache, which quantizes but stores nothing."""
+    """One layer's keys and values. keep: False for a call without cache, which quantizes but stores nothing.
+    views: the attention function understands a `CacheView`."""
 
     is_croppable = True
 
-    def __init__(self, spec: KVSpec, sinks: Sinks, keep: bool = True) -> None:
+    def __init__(self, spec: KVSpec, sinks: Sinks, keep: bool = True, views: bool = False) -> None:
         super().__init__()
-        self.spec, self.sinks, self.keep = spec, sinks, keep
+        self.spec, self.sinks, self.keep, self.views = spec, sinks, keep, views
         self._clear()
 
     def _clear(self) -> None:
@@ -101,36 +131,38 @@ class DfqCacheLayer(DynamicLayer):  # type: ignore[misc]
         self.exact: tuple[Tensor, Tensor] | None = None  # sinks: [N, B, H, D] in the model's dtype
         self.starts: Tensor | None = None
 
+    def _stores(self, key_states: Tensor, value_states: Tensor) -> tuple[_Packed, _Packed]:
+        return _Packed(self.spec, key_states.shape[-1]), _Packed(self.spec, value_states.shape[-1])
+
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.packed = (_Packed(self.spec, key_states.shape[-1]), _Packed(self.spec, value_states.shape[-1]))
+        self.packed = self._stores(key_states, value_states)
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """New keys and values [B, H, S, D] in, all of them [B, H, length, D] out, as the quantized cache holds them."""
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """New keys and values [B, H, S, D] in; all of them [B, H, length, D] out, as the quantized cache holds them,
+        or (`views`, few positions) one CacheView twice."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.packed is not None
-        keys, values = self._rotated(key_states).permute(2, 0, 1, 3), value_states.permute(2, 0, 1, 3)
-        begin, self.length = self.length, self.length + keys.shape[0]
+        batch, heads, new, _ = key_states.shape
+        begin, self.length = self.length, self.length + new
         if self.sinks.count:
-            self._keep_exact(keys, values, begin)
-        out = []
-        for store, new in zip(self.packed, (keys, values)):
-            if self.keep:
-                store.append(new.contiguous(), begin)
-                out.append(store.read(self.length, self.dtype))
-            else:
-                out.append(store.decode(store.encode(new.contiguous()), self.dtype))
-        if self.exact is not None:
-            self._restore_exact(out)
-        return out[0].permute(1, 2, 0, 3), out[1].permute(1, 2, 0, 3)
+            self._keep_exact(key_states, value_states, begin)
+        stores = self.packed if self.keep else self._stores(key_states, value_states)
+        for store in stores:
+            store.reserve(self.length, begin, batch, heads, key_states.device)
+        buffers = (*stores[0].buffers(), *stores[1].buffers())
+        rows = key_states.transpose(1, 2), value_states.transpose(1, 2)
+        turn = self.turn(key_states.device)
+        torch.ops.dfq.kv_append(*rows, *buffers, begin, self.spec.bits, self.spec.clip, *turn)
+        view = CacheView(self, stores, self.length)
+        return (view, view) if self.views and new <= MAX_ROWS else view.tensors()
 
-    def _rotated(self, keys: Tensor) -> Tensor:
-        if self.spec.r3 is None:
-            return keys
-        base = _base(self.spec.r3, keys.device)
-        return torch.ops.dfq.hadamard(keys.float(), base, self.spec.r3.block)  # type: ignore[no-any-return]
+    def turn(self, device: torch.device) -> tuple[Tensor | None, int]:
+        """R3 as the ops take it: base and block."""
+        r3 = self.spec.r3
+        return (None, 0) if r3 is None else (_base(r3, device), r3.block)
 
     # --- sinks -------------------------------------------------------------------------------------------------
 
@@ -141,10 +173,17 @@ class DfqCacheLayer(DynamicLayer):  # type: ignore[misc]
         return slots, torch.arange(batch, device=self.device)[None, :].expand(count, batch)
 
     def _keep_exact(self, keys: Tensor, values: Tensor, begin: int) -> None:
-        """Copy the sinks among the new positions (begin .. length) aside."""
+        """Copy the sinks among the new positions (begin .. length) of keys, values [B, H, S, D] aside."""
         count = self.sinks.count
         if self.exact is None:
             self.starts = None if self.sinks.starts is None else self.sinks.starts.to(self.device)
+            self.last_sink = count + (0 if self.starts is None else int(self.starts.max()))
+        if self.exact is not None and begin >= self.last_sink:
+            return
+        if self.spec.r3 is not None:
+            keys = torch.ops.dfq.hadamard(keys.float(), *self.turn(keys.device))
+        keys, values = keys.permute(2, 0, 1, 3), values.permute(2, 0, 1, 3)
+        if self.exact is None:
             self.exact = (
                 keys.new_zeros((count, *keys.shape[1:]), dtype=self.dtype),
                 values.new_zeros((count, *values.shape[1:])),

@@ -93,7 +93,9 @@ class Runtime:
             raise UnsupportedError(
                 "past_key_values already holds unquantized keys and values; start with an empty DynamicCache"
             )
-        past.layers = [DfqCacheLayer(self.kv, self.sinks, keep=not self._transient) for _ in range(self.n_layers)]
+        past.layers = [
+            DfqCacheLayer(self.kv, self.sinks, keep=not self._transient, views=True) for _ in range(self.n_layers)
+        ]
         past.layer_class_to_replicate = None
         return past
 

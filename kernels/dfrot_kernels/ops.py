@@ -200,8 +200,10 @@ def define(
     shapes: dict[str, Callable[..., Any]],
 ) -> None:
     """Add a family of ops, each with its checks, plain-torch reference and shape inference, and list it."""
-    for table, family in ((SCHEMAS, schemas), (CHECKS, checks), (REFERENCES, references), (SHAPES, shapes)):
-        table.update(family)
+    SCHEMAS.update(schemas)
+    CHECKS.update(checks)
+    REFERENCES.update(references)
+    SHAPES.update(shapes)
     for name, schema in schemas.items():
         library.define(name + schema)
         torch.library.register_fake(f"{NAMESPACE}::{name}", shapes[name], lib=library)

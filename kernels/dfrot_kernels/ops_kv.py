@@ -28,18 +28,14 @@ def _check_store(op: str, name: str, store: _Stores, batch: int, dim: int, bits:
     packed, scale, zero = store
     checks.dtype(op, f"{name}_packed", packed, (torch.uint8,))
     if packed.dim() != 4 or packed.shape[1] != batch or packed.shape[0] < length:
-        checks.fail(op, f"{name}_packed has shape {tuple(packed.shape)}, [{length} or more, {batch}, heads, bytes] needed")
+        needed = f"[{length} or more positions, {batch}, heads, bytes] is needed"
+        checks.fail(op, f"{name}_packed has shape {tuple(packed.shape)}, {needed}")
     checks.row_bytes(op, packed, dim, bits)
     for part, tensor, kind in (("scale", scale, torch.float16), ("zero", zero, torch.uint8)):
         if tensor is not None:
             checks.dtype(op, f"{name}_{part}", tensor, (kind,))
             checks.shape(op, f"{name}_{part}", tensor, tuple(packed.shape[:-1]))
     return packed.shape[2]
-
-
-def _check_turn(op: str, base: Tensor | None, block: int, dim: int, x: Tensor) -> None:
-    if base is not None:
-        checks.blocks(op, x, base, block)
 
 
 def _rows4(op: str, name: str, x: Tensor) -> None:
@@ -85,7 +81,8 @@ def check_kv_append(
         for part in store:
             if part is not None and not part.is_contiguous():
                 checks.fail(op, f"a buffer of {name} is not contiguous; it is written in place")
-    _check_turn(op, base, block, key.shape[3], key)
+    if base is not None:
+        checks.blocks(op, key, base, block)
 
 
 def _check_index(op: str, name: str, tensor: Tensor | None, kind: torch.dtype, shape: tuple[int, ...]) -> None:
@@ -127,7 +124,8 @@ def check_kv_attention(
         checks.fail(op, f"{heads} query heads are no multiple of {kv_heads} kv heads")
     if _check_store(op, "v", (v_packed, v_scale, v_zero), batch, v_dim, bits, length) != kv_heads:
         checks.fail(op, f"v_packed has {v_packed.shape[2]} heads, k_packed has {kv_heads}")
-    _check_turn(op, base, block, dim, query)
+    if base is not None:
+        checks.blocks(op, query, base, block)
     _check_index(op, "first", first, torch.int64, (batch, rows))
     if tree is not None:
         _check_index(op, "tree", tree, torch.bool, ((batch, rows, rows) if tree.dim() == 3 else (rows, rows)))

@@ -1,0 +1,131 @@
+"""Decoding steps read the packed cache directly: the same attention as on unpacked tensors, for every kind of mask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dfrot.hf.attention import dfq_attention, rotate_queries
+from dfrot.hf.cache import CacheView, DfqCacheLayer, KVSpec
+from dfrot.hf.visible import of_mask
+from dfrot.quant.sinks import Sinks
+from dfrot.rotation.hadamard import plan
+
+B, HEADS, KV_HEADS, D = 2, 4, 2, 32
+
+
+def states(heads: int, length: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(B, heads, length, D, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def attention_module() -> Any:
+    module: Any = nn.Module()
+    module.num_key_value_groups, module.is_causal, module.training = HEADS // KV_HEADS, True, False
+    rotate_queries(module, plan(D))
+    return module
+
+
+def both(mask: Tensor | None, new: int, past: int = 20, sinks: int = 0, starts: Tensor | None = None) -> list[Tensor]:
+    """Attention of `new` positions after `past` cached ones, on the packed cache and on tensors."""
+    out = []
+    for views in (True, False):
+        layer = DfqCacheLayer(KVSpec(4, False, 1.0, plan(D)), Sinks(sinks), views=views)
+        layer.sinks.starts = starts
+        if past:
+            layer.update(states(KV_HEADS, past, 0), states(KV_HEADS, past, 1))
+        key, value = layer.update(states(KV_HEADS, new, 2), states(KV_HEADS, new, 3))
+        assert isinstance(key, CacheView) == views
+        got, _ = dfq_attention(attention_module(), states(HEADS, new, 4), key, value, mask, scaling=D**-0.5)
+        assert got.shape == (B, new, HEADS, D)
+        out.append(got)
+    return out
+
+
+def agree(mask: Tensor | None, new: int, served: bool = True, past: int = 20, **options: Any) -> None:
+    assert (of_mask(mask, new, past + new) is not None) == served
+    packed, unpacked = both(mask, new, past, **options)
+    assert torch.allclose(packed, unpacked, atol=1e-5)
+
+
+def causal(new: int, past: int) -> Tensor:
+    positions = torch.arange(past + new)
+    return (positions <= positions[past:, None]).expand(B, 1, new, past + new)
+
+
+def test_one_row_and_a_first_call_come_without_mask() -> None:
+    agree(None, 1)
+    agree(None, 30, past=0)
+
+
+@pytest.mark.parametrize("new", [1, 5, 64])
+def test_several_rows(new: int) -> None:
+    agree(causal(new, 20), new)
+    seen = of_mask(causal(new, 20), new, 20 + new)
+    assert seen is not None
+    assert seen.first is None
+    assert seen.tree is None
+
+
+@pytest.mark.parametrize("new", [1, 4])
+@pytest.mark.parametrize("sinks", [0, 3])
+def test_left_padding(new: int, sinks: int) -> None:
+    starts = torch.tensor([0, 6])
+    mask = causal(new, 20) & (torch.arange(20 + new) >= starts[:, None, None, None])
+    agree(mask, new, sinks=sinks, starts=starts)
+    seen = of_mask(mask, new, 20 + new)
+    assert seen is not None
+    assert seen.first is not None
+    assert seen.first.tolist() == [[0] * new, [6] * new]
+
+
+@pytest.mark.parametrize("window", [1, 3, 8, 22])
+def test_sliding_windows(window: int) -> None:
+    new, positions = 4, torch.arange(24)
+    mask = causal(new, 20) & (positions > positions[20:, None] - window)
+    agree(mask, new)
+
+
+def test_trees_of_drafted_tokens() -> None:
+    new = 6
+    tree = torch.eye(new, dtype=torch.bool)
+    for child, parent in ((1, 0), (2, 0), (3, 1), (4, 1), (5, 2)):
+        tree[child] |= tree[parent]
+    mask = torch.cat((torch.ones(new, 20, dtype=torch.bool), tree), 1).expand(B, 1, new, 20 + new)
+    agree(mask, new)
+    seen = of_mask(mask, new, 26)
+    assert seen is not None
+    assert seen.tree is not None
+    assert torch.equal(seen.tree[1], tree)
+
+
+def test_other_masks_are_left_to_pytorch() -> None:
+    holes = causal(3, 20).clone()
+    holes[:, :, :, 4] = False
+    agree(holes, 3, served=False)
+    additive = torch.zeros(B, 1, 3, 23).masked_fill(~causal(3, 20), -torch.inf)
+    agree(additive, 3, served=False)
+    per_head = causal(3, 20).expand(B, HEADS, 3, 23)
+    agree(per_head, 3, served=False)
+    assert of_mask(None, 3, 23) is None
+
+
+def test_the_answer_is_kept_with_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = causal(3, 20)
+    first = of_mask(mask, 3, 23)
+    monkeypatch.setattr("dfrot.hf.visible._read", None)
+    assert of_mask(mask, 3, 23) is first
+
+
+def test_a_backward_pass_is_left_to_pytorch() -> None:
+    layer = DfqCacheLayer(KVSpec(8, False, 1.0, None), Sinks(0), views=True)
+    key, value = layer.update(states(KV_HEADS, 3, 0), states(KV_HEADS, 3, 1))
+    query = states(HEADS, 3, 2).requires_grad_()
+    module = attention_module()
+    module.r3_base = None  # the transform has no derivative
+    out, _ = dfq_attention(module, query, key, value, None, scaling=1.0)
+    out.square().sum().backward()
+    assert query.grad is not None
+    assert query.grad.abs().sum() > 0
