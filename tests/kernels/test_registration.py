@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import dfrot_kernels
-from dfrot_kernels import native, ops
+from dfrot_kernels import native, ops, ops_kv, ops_tiled
 
 ONE = torch.ones(1, 1)
 needs_library = pytest.mark.skipif(not native.active(), reason="no native library here")
@@ -29,6 +29,8 @@ def samples(example) -> dict[str, list[tuple[object, ...]]]:
     x = torch.randn(5, 70, generator=torch.Generator().manual_seed(0))
     q, x_scale, x_zero = torch.ops.dfq.quantize_per_token(x, 4, False, 1.0)
     kv = torch.ops.dfq.kv_quantize(x, 4, False, 1.0)
+    new = torch.randn(1, 2, 2, 16, generator=torch.Generator().manual_seed(1))
+    stores = tuple(part for _ in range(2) for part in torch.ops.dfq.kv_quantize(new.transpose(0, 1), 4, False, 1.0))
     integer = [
         (q, x_scale, x_zero, w.packed, w.scale, w.zero, 32),
         (q, x_scale, x_zero, s.packed, s.scale, None, 0),
@@ -43,11 +45,17 @@ def samples(example) -> dict[str, list[tuple[object, ...]]]:
         "w4a8_mm": integer,
         "w4a4_mm": integer,
         "kv_quantize": [(x, 4, False, 1.0), (x[None].half(), 3, True, 0.9)],
+        "kv_append": [(new, new, *stores, 0, 4, 1.0, ONE, 16), (new.half(), new.half(), *stores, 0, 4, 0.9, None, 0)],
+        "kv_attention": [(new, *stores, 2, 16, 4, 0.25, ONE, 16, *(None,) * 5)],
         "kv_dequantize": [(*kv, 70, 4, torch.float32), (kv[0], kv[1], None, 70, 4, torch.bfloat16)],
     }
 
 
-@pytest.mark.parametrize("op", ops.SCHEMAS)
+FAMILIES = (ops_kv, ops_tiled)  # checked beside their own tests
+BASIC = [op for op in ops.SCHEMAS if not any(op in family.SCHEMAS for family in FAMILIES)]
+
+
+@pytest.mark.parametrize("op", BASIC)
 def test_opcheck(isa, example, op):
     """Schema, shape inference, autograd registration and tracing, for the kernel and the reference alike."""
     cases = samples(example)[op]
