@@ -5,11 +5,12 @@ Kernels know tensors and layouts, never models.
 
 from __future__ import annotations
 
-from dfrot_kernels import cpu, native, ops, ops_kv
+from dfrot_kernels import cpu, native, ops, ops_kv, ops_tiled
 from dfrot_kernels.layouts import PackedWeight
+from dfrot_kernels.prepared import PreparedWeight
 from dfrot_kernels.which import report, which
 
 if native.load():
-    ops.register({**cpu.KERNELS, **ops_kv.KERNELS}, "CPU")
+    ops.register({**cpu.KERNELS, **ops_kv.KERNELS, **ops_tiled.KERNELS}, "CPU")
 
-__all__ = ["PackedWeight", "ops", "report", "which"]
+__all__ = ["PackedWeight", "PreparedWeight", "ops", "report", "which"]

@@ -31,6 +31,10 @@ SIGNATURES = {
     "dfq_w4a8_mm": "pppiiipppip",
     "dfq_kv_quantize": "piiiiifppp",
     "dfq_kv_dequantize": "pppiiiip",
+    "dfq_prepack": "piiipp",
+    "dfq_unprepack": "piip",
+    "dfq_tiled_w4a16": "piiiipppipp",
+    "dfq_tiled_w4a8": "pppiiippppipip",
     "dfq_kv_append": "ppiiiiiippppppiiifpii",
     "dfq_kv_attention": "piiiiiiippppppiifpiippippipp",
 }

@@ -1,0 +1,76 @@
+"""PreparedWeight: a 4-bit weight in the layout that the CPU kernels read in order (see ref_tiled.py)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dfrot_kernels import native, ops_tiled
+from dfrot_kernels.layouts import PackedWeight
+from dfrot_kernels.ref_tiled import ROWS
+
+
+@dataclass(frozen=True)
+class PreparedWeight:
+    """tiles uint8 [N16 / 16, K8 / 8, 64], scale bfloat16 [G, N16], zero uint8 [G, N16] or None (8), sums int32 [G, N16]
+    or None (no activations with zero points). group: columns per scale, 0 = per channel. shape: (N, K).
+
+    Holds what a PackedWeight holds, so that one of the two is enough: `to_packed(from_packed(w))` is w, bit for bit.
+    """
+
+    tiles: Tensor
+    scale: Tensor
+    zero: Tensor | None
+    sums: Tensor | None
+    group: int
+    shape: tuple[int, int]
+
+    @staticmethod
+    def serves(weight: PackedWeight) -> bool:
+        """Whether this weight should be prepared: it has a tiled layout, and a native kernel reads it."""
+        return (
+            native.active()
+            and weight.packed.device.type == "cpu"
+            and ops_tiled.supports(weight.bits, weight.shape[1], weight.group)
+        )
+
+    @classmethod
+    def from_packed(cls, weight: PackedWeight, with_sums: bool = True) -> PreparedWeight:
+        """Prepack. with_sums: activations will have zero points.
+
+        Raises:
+            ValueError: codes of another width than 4, or groups that are no multiple of 8.
+        """
+        (n, k), group = weight.shape, weight.group
+        if weight.bits != 4:
+            raise ValueError(f"codes of {weight.bits} bits have no tiled layout, 4 are needed")
+        tiles, sums = torch.ops.dfq.prepack(weight.packed, k, group, with_sums)
+        pad = (0, -n % ROWS)
+        zero = None if weight.zero is None else F.pad(weight.zero.T, pad, value=8).contiguous()
+        return cls(tiles, F.pad(weight.scale.T, pad).contiguous(), zero, sums if with_sums else None, group, (n, k))
+
+    def to_packed(self) -> PackedWeight:
+        """The canonical layout again."""
+        n, k = self.shape
+        packed = torch.ops.dfq.unprepack(self.tiles, n, k)
+        zero = None if self.zero is None else self.zero[:, :n].T.contiguous()
+        return PackedWeight(packed, self.scale[:, :n].T.contiguous(), zero, 4, self.group, self.shape)
+
+    def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x [..., K] float32, bfloat16 or float16 -> [..., N] of the same dtype."""
+        out: Tensor = torch.ops.dfq.w4a16_tiled_mm(
+            x, self.tiles, self.scale, self.zero, bias, self.shape[0], self.group
+        )
+        return out
+
+    def integer_linear(
+        self, q: Tensor, x_scale: Tensor, x_zero: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        """Codes int8 [M, K] with scale [M] and zero point int32 [M] (None: 0) -> [M, N] of `dtype`."""
+        out: Tensor = torch.ops.dfq.w4a8_tiled_mm(
+            q, x_scale, x_zero, self.tiles, self.scale, self.zero, self.sums, bias, self.shape[0], self.group, dtype
+        )
+        return out
