@@ -12,6 +12,7 @@ COMMANDS = {
     "calibrate": "Collect what quantize needs, block by block.",
     "quantize": "Quantize a checkpoint to packed integers.",
     "eval": "Measure checkpoints (dfq eval ppl).",
+    "outliers": "Find outliers, explain them, remove them.",
     "compare": "Run every method on one model, print one table.",
     "models": "List the model aliases.",
     "doctor": "Show which kernel serves each operator, and why.",

@@ -171,12 +171,12 @@ def _inputs(model: Path, settings: RotateSettings) -> _Inputs:
         if settings.method == "dfrot":
             train = load_text(settings.dataset, "train")
             source["train"] = train.digest
-            calibration = _window(train, tokenizer, settings.seqlen, settings.seed)
+            calibration = text_window(train, tokenizer, settings.seqlen, settings.seed)
             decode = tokenizer.decode
         if _gated(settings):
             test = load_text(settings.dataset, "test")
             source["test"] = test.digest
-            held_out = _window(test, tokenizer, GATE_TOKENS, None)
+            held_out = text_window(test, tokenizer, GATE_TOKENS, None)
         for ids in (calibration, held_out):
             if ids is not None and int(ids.max()) >= arch.sizes["vocab"]:
                 raise InputError(
@@ -187,7 +187,7 @@ def _inputs(model: Path, settings: RotateSettings) -> _Inputs:
     return _Inputs(checkpoint, arch, settings, online, calibration, held_out, decode, request)
 
 
-def _window(text: Text, tokenizer: Any, seqlen: int, seed: int | None) -> Tensor:
+def text_window(text: Text, tokenizer: Any, seqlen: int, seed: int | None) -> Tensor:
     """One window int64 [1, seqlen] from a seeded line of the text, or from its start; begins with the tokenizer's BOS.
 
     Only the stretch that is needed is tokenised: a whole train split takes a gigabyte and most of the run."""

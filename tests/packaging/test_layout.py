@@ -34,7 +34,7 @@ ENVIRONMENT = {"kernels/dfrot_kernels/native.py", "kernels/dfrot_kernels/which.p
 LAYERS = (
     {"errors", "files", "checkpoint", "writer", "stage", "arch", "hf", "_register"},
     {"rotation", "calib", "quant", "reference"},
-    {"evaluate"},
+    {"evaluate", "outliers"},
     {"models"},
     {"pipeline", "bench"},
 )

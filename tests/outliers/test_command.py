@@ -1,0 +1,95 @@
+"""dfq outliers on the command line: one screen, one document, one line for what is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def dfq(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    from dfrot_cli.main import main
+
+    monkeypatch.setattr("dfrot_cli.show.QUIET_EVERY", 1e9)
+    return lambda *words: CliRunner().invoke(main, ["outliers", *map(str, words)])
+
+
+def test_json_is_one_document(dfq: Callable[..., Any], make: Make, text: Path, spike: SimpleNamespace) -> None:
+    ran = dfq(make(change=spike.change), "--dataset", text, "--seqlen", 64, "--json", "--rounds", 2)
+    assert ran.exit_code == 0, ran.stderr
+    report = json.loads(ran.stdout)
+    assert report["massive"]["channels"][0]["channel"] == spike.row
+    assert report["measured"] is None
+
+
+def test_the_summary_fits_a_screen(dfq: Callable[..., Any], make: Make, text: Path, tmp_path: Path) -> None:
+    ran = dfq(make(), "--dataset", text, "--seqlen", 64, "--rounds", 2, "--out", tmp_path / "out", "--no-perplexity")
+    assert ran.exit_code == 0, ran.stderr
+    assert len(ran.stdout.splitlines()) <= 40
+    assert "massive activations: 0 channels" in ran.stdout
+    assert (tmp_path / "out/report.html").is_file()
+    again = dfq(make("second"), "--dataset", text, "--seqlen", 64, "--out", tmp_path / "out")
+    assert again.exit_code == 2
+    assert "already exists" in again.stderr
+
+
+def test_the_recipe_is_measured_beside_the_default(
+    dfq: Callable[..., Any], make: Make, text: Path, tmp_path: Path
+) -> None:
+    long = tmp_path / "long.txt"
+    long.write_text(text.read_text() * 3)
+    model = make(max_position_embeddings=4096)
+    ran = dfq(model, "--dataset", long, "--seqlen", 64, "--rounds", 2, "--out", tmp_path / "out", "--json")
+    assert ran.exit_code == 0, ran.stderr
+    measured = json.loads(ran.stdout)["measured"]
+    assert measured["bf16"] > 1
+    assert measured["recipes"]["default"]["perplexity"] > 1
+    assert not (tmp_path / "out/work").exists()
+
+
+def test_two_models_are_compared(dfq: Callable[..., Any], make: Make, text: Path, spike: SimpleNamespace) -> None:
+    ran = dfq(make("a", change=spike.change), make("b"), "--dataset", text, "--seqlen", 64, "--rounds", 2)
+    assert ran.exit_code == 0, ran.stderr
+    assert "massive activation channels" in ran.stdout
+
+
+def test_plan_touches_nothing(dfq: Callable[..., Any], make: Make, text: Path, tmp_path: Path) -> None:
+    ran = dfq(make(), "--dataset", text, "--plan", "--out", tmp_path / "out")
+    assert ran.exit_code == 0, ran.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "Missing argument"),
+        (("a", "b", "c"), "one to measure or two to compare"),
+        (("nothing-here",), "no such folder"),
+        (("MODEL", "--ratio", "0"), "positive number"),
+        (("MODEL", "--channel", "nan"), "positive number"),
+        (("MODEL", "--seqlen", "4"), "at least 8"),
+        (("MODEL", "--seqlen", "90000"), "too short"),
+        (("GEMMA",), "cannot be measured"),
+    ],
+)
+def test_bad_input_is_one_line(
+    dfq: Callable[..., Any], make: Make, text: Path, words: tuple[str, ...], said: str
+) -> None:
+    folders: dict[str, Callable[[], Path]] = {
+        "MODEL": make,
+        "GEMMA": lambda: make("gemma", model_type="gemma2", head_dim=8, tie_word_embeddings=True),
+        **{name: (lambda name=name: make(name)) for name in "abc"},  # type: ignore[misc]
+    }
+    given = [str(folders[word]()) if word in folders else word for word in words]
+    ran = dfq(*given, "--dataset", text)
+    assert ran.exit_code == 2
+    assert said in ran.stderr
+    assert "Traceback" not in ran.stderr
