@@ -70,17 +70,38 @@ def normalised(x: Tensor) -> Tensor:
     return wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
 
 
-def divergence(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [n, V] of both -> KL(teacher || student) in nats, summed over the vocabulary and over rows; and how many
-    argmaxes agree."""
-    p, q = teacher.float().log_softmax(-1), student.float().log_softmax(-1)
-    return (p.exp() * (p - q)).sum(), (student.argmax(-1) == teacher.argmax(-1)).sum()
+@dataclass
+class Teacher:
+    """What the target says at some slots: probabilities float32 [n, V], sum of p log p [n], argmax int64 [n]."""
+
+    p: Tensor
+    negentropy: Tensor
+    top: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor) -> Teacher:
+        log_p = logits.float().log_softmax(-1)
+        p = log_p.exp()
+        return cls(p, (p * log_p).sum(-1), logits.argmax(-1))
+
+    def divergence(self, student: Tensor) -> Tensor:
+        """KL(target || draft) in nats per row [n], summed over the vocabulary, from the draft's logits [n, V]."""
+        wide = student.float()
+        return self.negentropy + wide.logsumexp(-1) - (self.p * wide).sum(-1)
 
 
-def losses(draft: Draft, out: TrainOutput, given: Features, mask: Tensor, head: Head, weights: Weights) -> Losses:
+def losses(
+    draft: Draft,
+    out: TrainOutput,
+    given: Features,
+    mask: Tensor,
+    head: Head,
+    weights: Weights,
+    count_agreement: bool = True,
+) -> Losses:
     """Loss of one batch. mask bool [B, S]: slots that count (all slots are present: positions 0 .. S - 1).
 
-    head: the target's, without gradients of its own."""
+    head: the target's, without gradients of its own. count_agreement: also compare argmaxes (slow on a CPU)."""
     device = given.last.device
     feature = mid = torch.zeros((), device=device)
     if draft.config.arch == "dream" and weights.feature:
@@ -97,11 +118,16 @@ def losses(draft: Draft, out: TrainOutput, given: Features, mask: Tensor, head: 
     def of_rows(chunk: Tensor, *outputs: Tensor) -> list[tuple[Tensor, Tensor]]:
         b, s = chunk.T
         with torch.no_grad():
-            teacher = head(given.last[b, s])
+            teacher = Teacher.of(head(given.last[b, s]))
         found = []
         for t, output in enumerate(outputs):
-            here = kept[t][b, s]
-            found.append(divergence(draft.logits(output[b[here], s[here]], head), teacher[here]))
+            student, here = draft.logits(output[b, s], head), kept[t][b, s]
+            same = (
+                (student.argmax(-1) == teacher.top)[here].sum()
+                if count_agreement
+                else here.new_zeros((), dtype=torch.long)
+            )
+            found.append((teacher.divergence(student)[here].sum(), same))
         return found
 
     chunks = where.split(rows)

@@ -31,7 +31,9 @@ class AdamW:
         rest = [p for p in self.named.values() if p.dim() < 2]
         groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
         self.clip = clip
-        self.inner = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=BETAS, fused=False, foreach=True)
+        self.inner = torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=0.0, betas=BETAS, fused=False, foreach=True
+        )
 
     def step(self, lr: float) -> float:
         """Apply the gradients, then clear them. Returns their norm before clipping."""

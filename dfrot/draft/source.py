@@ -92,7 +92,9 @@ class Stored:
                 f"{self.folder}: was extracted with --feature-select {self.index['select']}, not {select}; use that one"
             )
         if aux_layers and tuple(self.index["aux_layers"]) != aux_layers:
-            raise MismatchError(f"{self.folder}: holds no outputs of layers {list(aux_layers)}; extract with --arch eagle3")
+            raise MismatchError(
+                f"{self.folder}: holds no outputs of layers {list(aux_layers)}; extract with --arch eagle3"
+            )
 
 
 def part_name(side: str, shard: int) -> str:

@@ -17,7 +17,14 @@ from dfrot.writer import SafetensorsWriter, TensorPlan
 
 CONFIG, WEIGHTS = "draft.json", "draft"
 # what decides how text becomes ids and how conversations are written down
-_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja")
+_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
 
 
 def fingerprint(target: Path) -> str:

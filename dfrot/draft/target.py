@@ -43,7 +43,9 @@ class Target:
         self.window: int | None = _window(self.config)
         self.exact = RowExact([self.decoder, self.head_module])
         if not hasattr(self.decoder, "layers"):
-            raise UnsupportedError(f"{type(model).__name__}: its decoder has no list of layers; it cannot be drafted for")
+            raise UnsupportedError(
+                f"{type(model).__name__}: its decoder has no list of layers; it cannot be drafted for"
+            )
 
     @property
     def n_layers(self) -> int:
@@ -148,22 +150,18 @@ class Target:
         Every row computes what `step` would compute at its place, to the last bit, whatever else is in the block
         (see dfrot/draft/exact.py). Returns features [n, f] and logits float32 [n, V]."""
         past, count = int(cache.get_seq_length()), len(tokens)
-        depth, visible = [], []
-        rows: list[list[int]] = []
+        paths: list[list[int]] = []  # of every node: its ancestors and itself
         for node, parent in enumerate(parents):
-            depth.append(depth[parent] + 1 if parent >= 0 else 0)
-            rows.append([*(rows[parent] if parent >= 0 else []), node])
-            straight = rows[node] == list(range(node + 1))
-            visible.append(past + node + 1 if straight else torch.tensor([*range(past), *(past + n for n in rows[node])]))
+            paths.append([*(paths[parent] if parent >= 0 else []), node])
         mask = torch.zeros(1, 1, count, past + count, dtype=torch.bool)
         mask[..., :past] = True
-        for node, line in enumerate(rows):
-            mask[0, 0, node, [past + n for n in line]] = True
-        positions = torch.tensor([[past + d for d in depth]])
+        for node, path in enumerate(paths):
+            mask[0, 0, node, [past + n for n in path]] = True
+        positions = torch.tensor([[past + len(path) - 1 for path in paths]])
         if self.window is not None:
             keys = torch.cat([torch.arange(past), positions[0]])
             mask &= positions[0, :, None] - keys < self.window
-        with row_by_row(self.model, visible, self.window), self.exact.rows(count), self._aux() as aux:
+        with row_by_row(self.model, past, paths, self.window), self.exact.rows(count), self._aux() as aux:
             out = self.decoder(
                 input_ids=torch.tensor([tokens]),
                 attention_mask=mask,
@@ -188,7 +186,9 @@ def _window(config: Any) -> int | None:
         odd = sorted(kinds - {"full_attention", "sliding_attention"})
         raise UnsupportedError(f"{config.model_type}: layers of kind {odd[0]} keep a state that cannot be rolled back")
     if len(kinds) > 1:
-        raise UnsupportedError(f"{config.model_type}: mixes full and sliding attention, which drafting does not serve yet")
+        raise UnsupportedError(
+            f"{config.model_type}: mixes full and sliding attention, which drafting does not serve yet"
+        )
     if kinds:
         return int(window) if kinds == {"sliding_attention"} else None
     return int(window) if window is not None else None

@@ -131,8 +131,10 @@ class Trainer:
         positions = torch.arange(tokens.shape[1]).expand_as(tokens)
         fast: Any = torch.autocast("cpu", torch.bfloat16) if self.options.bf16 else contextlib.nullcontext()
         with fast:
-            out = self.draft.train_forward(self.embed(tokens).to(dtype), positions, reads.to(dtype), self.options.ttt_steps)
-            return losses(self.draft, out, clean, mask, self.head, self.options.weights)
+            out = self.draft.train_forward(
+                self.embed(tokens).to(dtype), positions, reads.to(dtype), self.options.ttt_steps
+            )
+            return losses(self.draft, out, clean, mask, self.head, self.options.weights, not torch.is_grad_enabled())
 
     @torch.no_grad()
     def measure(self) -> Losses:

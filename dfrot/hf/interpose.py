@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dfrot.hf.cache import CacheView
+
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
 Observe = Callable[[int, Tensor, Tensor, Tensor | None, float, bool], None]
 """(layer, query [B, H, Q, D], key [B, Hkv, K, D], mask, scale, causal): what one attention is about to compute."""
@@ -42,15 +44,16 @@ def observing(model: Any, observe: Observe) -> Iterator[None]:
 
     def wrap(base: Attention) -> Attention:
         def looked_on(
-            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+            module: nn.Module, query: Tensor, key: Any, value: Any, mask: Tensor | None, **kwargs: Any
         ) -> tuple[Tensor, Tensor | None]:
             scale = kwargs.get("scaling")
             rotated = query
+            seen = key.tensors()[0] if isinstance(key, CacheView) else key
             if getattr(module, "r3_base", None) is not None:
                 rotated = torch.ops.dfq.hadamard(query, module.r3_base, module.r3_block)
             causal = bool(getattr(module, "is_causal", True)) and query.shape[2] > 1
             layer: Any = module.layer_idx
-            observe(layer, rotated, key, mask, scale if scale is not None else query.shape[-1] ** -0.5, causal)
+            observe(layer, rotated, seen, mask, scale if scale is not None else query.shape[-1] ** -0.5, causal)
             return base(module, query, key, value, mask, **kwargs)
 
         return looked_on
@@ -60,32 +63,62 @@ def observing(model: Any, observe: Observe) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def row_by_row(model: Any, visible: Sequence[Tensor | int], window: int | None = None) -> Iterator[None]:
-    """Attention of a block of rows as so many calls with one row each, over the keys that this row sees.
+def row_by_row(model: Any, past: int, paths: Sequence[list[int]], window: int | None = None) -> Iterator[None]:
+    """Attention of a block of new rows behind `past` cached ones as so many calls with one row each.
 
-    Row i gets exactly the call that decoding one token at a time would make: the same shapes, no mask, the same
-    summation order, hence the same bits. visible: per row the key indices int64 (rising), or a count of leading
-    keys. window: sliding attention of all layers (a row then also needs the mask, which is taken from the call).
-    """
+    Row i sees the cached positions and the new rows of paths[i], its ancestors and itself. It gets exactly the call
+    that decoding one token at a time would make: the same shapes, the same summation order, hence the same bits.
+    window: sliding attention of all layers (a row then also needs the mask, which is taken from the call)."""
 
     def wrap(base: Attention) -> Attention:
         def split(
-            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+            module: nn.Module, query: Tensor, key: Any, value: Any, mask: Tensor | None, **kwargs: Any
         ) -> tuple[Tensor, Tensor | None]:
+            stored = _Stored(key, past, len(paths)) if isinstance(key, CacheView) else None
             rows = []
-            for row, seen in enumerate(visible):
-                if isinstance(seen, int):
+            for row, path in enumerate(paths):
+                seen, index = past + len(path), None
+                if path != list(range(len(path))):
+                    index = torch.tensor([*range(past), *(past + node for node in path)], device=query.device)
+                if stored is not None:
+                    keys = values = stored.view(path)
+                elif index is None:
                     keys, values = key[:, :, :seen], value[:, :, :seen]
                 else:
-                    keys, values = key.index_select(2, seen), value.index_select(2, seen)
+                    keys, values = key.index_select(2, index), value.index_select(2, index)
                 own = None
-                if window is not None and keys.shape[2] >= window and mask is not None:
+                if window is not None and seen >= window and mask is not None:
                     own = mask[:, :, row : row + 1]
-                    own = own[..., :seen] if isinstance(seen, int) else own.index_select(3, seen)
+                    own = own[..., :seen] if index is None else own.index_select(3, index)
                 rows.append(base(module, query[:, :, row : row + 1], keys, values, own, **kwargs)[0])
+            if stored is not None:
+                stored.restore()
             return torch.cat(rows, 1), None
 
         return split
 
     with _replaced(model, wrap):
         yield
+
+
+class _Stored:
+    """The packed rows of a block: for every row its ancestors are put together behind the cached positions, as bytes,
+    and in the end everything is back where it was."""
+
+    def __init__(self, view: CacheView, past: int, count: int) -> None:
+        self.whole, self.past, self.count = view, past, count
+        self.parts = [part for store in view.stores for part in store.parts]
+        self.saved: list[Tensor] | None = None
+
+    def view(self, path: list[int]) -> CacheView:
+        if self.saved is None and path != list(range(len(path))):
+            self.saved = [part[self.past : self.past + self.count].clone() for part in self.parts]
+        if self.saved is not None:
+            index = torch.tensor(path)
+            for part, rows in zip(self.parts, self.saved):
+                part[self.past : self.past + len(path)] = rows[index.to(part.device)]
+        return CacheView(self.whole.layer, self.whole.stores, self.past + len(path))
+
+    def restore(self) -> None:
+        for part, rows in zip(self.parts, self.saved or ()):
+            part[self.past : self.past + self.count] = rows

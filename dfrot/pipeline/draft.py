@@ -190,7 +190,12 @@ def extract(
                     if not stage.done(unit):
                         stage.mark(unit, _extract(source, side, index, shard, stage.folder))
                     names |= set(stage.recall(unit))
-            index_of = {**request, "aux_layers": list(config.aux_layers), "per_shard": PER_SHARD, "tensors": sorted(names)}
+            index_of = {
+                **request,
+                "aux_layers": list(config.aux_layers),
+                "per_shard": PER_SHARD,
+                "tensors": sorted(names),
+            }
             save_index(stage.folder, index_of)
             stage.publish({"samples": len(source.corpus("train")), "bytes": extract_bytes(arch, settings)})
     return read_evidence(out, EXTRACT)

@@ -1,0 +1,151 @@
+"""Generating text: plainly, and speculatively with the same result.
+
+Both loops pick tokens by the same rule from logits that agree to the last bit, stop at the same token, and count
+the same way. The first token comes from the prompt's pass in both and is in no metric.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from dfrot.draft.base import Draft
+from dfrot.draft.target import Target
+from dfrot.draft.tree import Shape, expand
+from dfrot.draft.verify import verify
+from dfrot.draft.warp import Sampling
+from dfrot.errors import InputError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """max_new_tokens: exact, unless something stops earlier. eos: ids that end (and stay in the output). stops:
+    strings; the token that completes one is the last. decode: ids -> text, needed for `stops`."""
+
+    max_new_tokens: int = 128
+    eos: frozenset[int] = frozenset()
+    stops: tuple[str, ...] = ()
+    decode: Callable[[list[int]], str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InputError(f"--max-new-tokens {self.max_new_tokens}: at least 1 is needed")
+        if self.stops and self.decode is None:
+            raise InputError("stop strings need a tokenizer; give the checkpoint's folder")
+
+    def ends(self, tokens: list[int]) -> bool:
+        """Whether the last of `tokens` (all of them new) is the last one of the output."""
+        if len(tokens) >= self.max_new_tokens or tokens[-1] in self.eos:
+            return True
+        if not self.stops or self.decode is None:
+            return False
+        # a token adds at least one byte, so no stop string reaches further back than its length
+        tail = self.decode(tokens[-(max(len(stop.encode()) for stop in self.stops) + 4) :])
+        return any(stop in tail for stop in self.stops)
+
+
+@dataclass
+class Output:
+    """tokens: without the prompt. rounds, accepted: verify passes, and how many guesses each accepted. emitted: tokens
+    that the passes gave (the first token and what was cut off not counted). Seconds: of the whole decoding behind the
+    prompt, of it in the draft and in the target."""
+
+    tokens: list[int] = field(default_factory=list)
+    rounds: int = 0
+    emitted: int = 0
+    accepted: list[int] = field(default_factory=list)
+    nodes: int = 0
+    forced: int = 0
+    seconds: float = 0.0
+    draft_seconds: float = 0.0
+    verify_seconds: float = 0.0
+
+    @property
+    def tau(self) -> float:
+        """Acceptance length: tokens per verify pass, the bonus counted."""
+        return self.emitted / self.rounds if self.rounds else 0.0
+
+
+def _check(target: Target, prompt: Sequence[int], limits: Limits) -> None:
+    if not prompt:
+        raise InputError("the prompt holds no token; give some text")
+    if max(prompt) >= target.vocab_size or min(prompt) < 0:
+        raise InputError(f"the prompt holds token id {max(prompt)}, the vocabulary ends at {target.vocab_size}")
+    if len(prompt) + limits.max_new_tokens > target.max_length:
+        raise InputError(
+            f"{len(prompt)} prompt tokens and --max-new-tokens {limits.max_new_tokens} exceed the target's context of "
+            f"{target.max_length}; shorten one of them"
+        )
+
+
+@torch.inference_mode()
+def plain(target: Target, prompt: Sequence[int], limits: Limits, sampling: Sampling, seed: int = 0) -> Output:
+    """One token per pass of the target."""
+    _check(target, prompt, limits)
+    generator = torch.Generator().manual_seed(seed)
+    cache, out = target.start(), Output()
+    _, logits = target.prefill(torch.tensor(prompt), cache)
+    out.tokens.append(sampling.pick(logits, prompt, generator))
+    begin = time.perf_counter()
+    while not limits.ends(out.tokens):
+        logits = target.step(out.tokens[-1], cache)
+        out.tokens.append(sampling.pick(logits, [*prompt, *out.tokens] if sampling.needs_prefix else (), generator))
+        out.rounds += 1
+        out.emitted += 1
+    out.seconds = out.verify_seconds = time.perf_counter() - begin
+    return out
+
+
+@torch.inference_mode()
+def speculative(
+    target: Target,
+    draft: Draft,
+    prompt: Sequence[int],
+    limits: Limits,
+    sampling: Sampling,
+    shape: Shape,
+    seed: int = 0,
+) -> Output:
+    """The same text (greedy) or the same distribution (sampling), several tokens per pass of the target."""
+    _check(target, prompt, limits)
+    generator = torch.Generator().manual_seed(seed)
+    cache, out = target.start(), Output()
+    features, logits = target.prefill(torch.tensor(prompt), cache)
+    committed = list(prompt)  # tokens in the cache
+    out.tokens.append(sampling.pick(logits, prompt, generator))
+    state = draft.begin(len(prompt) + limits.max_new_tokens + shape.depth * shape.topk + 2)
+    fresh = [*prompt, out.tokens[-1]]  # tokens whose slots the draft has not computed
+
+    def head(outputs: torch.Tensor) -> torch.Tensor:
+        return draft.logits(outputs, target.head)
+
+    begin = time.perf_counter()
+    while not limits.ends(out.tokens):
+        start = time.perf_counter()
+        room = min(limits.max_new_tokens - len(out.tokens) - 1, target.max_length - len(committed) - 1)
+        now = Shape(max(0, min(shape.depth, room)), shape.topk, shape.total)
+        root = state.extend(target.embed(torch.tensor(fresh)), features)
+        tree = expand(state, out.tokens[-1], root, head, target.embed, now)
+        drafted = time.perf_counter()
+        found, logits = target.verify(tree.tokens, tree.parents, cache)
+        verdict = verify(tree, logits, committed, sampling, generator)
+        target.keep(cache, len(committed), len(tree.tokens), verdict.path)
+        features = found[verdict.path]
+        out.draft_seconds += drafted - start
+        out.verify_seconds += time.perf_counter() - drafted
+        out.rounds += 1
+        out.nodes += len(tree.tokens)
+        out.forced += verdict.forced
+        out.accepted.append(len(verdict.path) - 1)
+        committed += [tree.tokens[node] for node in verdict.path]
+        fresh = [*(tree.tokens[node] for node in verdict.path[1:]), verdict.bonus]
+        for token in fresh:
+            out.tokens.append(token)
+            out.emitted += 1
+            if limits.ends(out.tokens):
+                break
+    out.seconds = time.perf_counter() - begin
+    return out

@@ -1,0 +1,150 @@
+"""Tiny random targets of several architectures, 16-bit and quantized, and drafts that are bad, perfect or perverse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dfrot.draft.base import Draft, DraftState, Head, TrainOutput
+from dfrot.draft.build import build
+from dfrot.draft.config import DraftConfig
+from dfrot.draft.target import Target
+from dfrot.hf.cache import KVSpec
+from dfrot.rotation.hadamard import plan as hadamard_plan
+
+VOCAB = 96
+COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+    "bos_token_id": 0,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "llama": COMMON,
+    "mistral": {**COMMON, "sliding_window": 12},
+    "qwen2": COMMON,
+    "qwen3": COMMON,
+}
+
+
+def model(kind: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
+    """A random model whose greedy text is not a loop of one token."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(kind, **KINDS[kind])
+    made = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(0, 1.0 if "embed" in name else 1.5 * parameter.shape[1] ** -0.5)
+    return made.requires_grad_(False).eval()
+
+
+def with_kv4(made: Any, r3: bool = True) -> Any:
+    """The same model on a 4-bit KV cache, as a loaded dfq checkpoint has it."""
+    from dfrot.hf import attention
+    from dfrot.hf.runtime import Runtime
+
+    attention.register()
+    spec = hadamard_plan(COMMON["head_dim"]) if r3 else None
+    if spec is not None:
+        for layer in made.model.layers:
+            attention.rotate_queries(layer.self_attn, spec)
+    made.config._attn_implementation = attention.NAME
+    runtime = Runtime(KVSpec(4, False, 1.0, spec), 0, made.config.num_hidden_layers)
+    runtime.attach(made.base_model)
+    return made
+
+
+class Scripted(Draft):
+    """A draft that knows in advance what the target will say (`told`: all tokens by position), and proposes it, or
+    anything but it."""
+
+    def __init__(self, told: list[int], right: bool = True) -> None:
+        size = COMMON["hidden_size"]
+        config = DraftConfig("dream", size, size, size, 4, 2, 16, VOCAB, max_position_embeddings=512)
+        super().__init__(config)
+        self.told, self.right = told, right
+
+    def train_forward(self, embeddings: Tensor, positions: Tensor, features: Tensor, steps: int) -> TrainOutput:
+        return TrainOutput([embeddings] * (steps + 1), None)
+
+    def logits(self, output: Tensor, head: Head) -> Tensor:
+        rows = torch.zeros(len(output), VOCAB)
+        for row, position in enumerate(output[:, 0].long().tolist()):
+            token = self.told[position + 1] if position + 1 < len(self.told) else 0
+            rows[row] = torch.randn(VOCAB, generator=torch.Generator().manual_seed(position)) * 0.01
+            rows[row, token] = 9.0 if self.right else -9.0
+        return rows
+
+    def begin(self, capacity: int) -> DraftState:
+        return _Positions(capacity)
+
+
+class _Positions(DraftState):
+    """Outputs that say which position they stand for."""
+
+    def extend(self, embeddings: Tensor, features: Tensor) -> Tensor:
+        self._restart(len(embeddings), torch.full((1, 1), float(self.slots + len(embeddings) - 1)))
+        return self.outputs[0]
+
+    def grow(self, embeddings: Tensor, parents: list[int]) -> Tensor:
+        positions, _ = self._enter(parents)
+        out = positions[0].float()[:, None]
+        self.outputs += list(out.split(1))
+        return out
+
+
+def random_draft(arch: str = "dream", dtype: torch.dtype = torch.float32) -> Draft:
+    aux = (1, 2, 3) if arch == "eagle3" else ()
+    size = COMMON["hidden_size"]
+    torch.manual_seed(5)
+    config = DraftConfig(arch, size, size, 96, 4, 2, 16, VOCAB, max_position_embeddings=256, aux_layers=aux)
+    return build(config).to(dtype).requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def kit() -> SimpleNamespace:
+    """The helpers of this file: test modules cannot import a conftest."""
+    return SimpleNamespace(
+        model=model, with_kv4=with_kv4, scripted=Scripted, random_draft=random_draft, vocab=VOCAB, kinds=list(KINDS)
+    )
+
+
+@pytest.fixture(scope="session")
+def targets(kit: SimpleNamespace) -> Callable[[str], Target]:
+    """Targets by name, each built once: `llama`, `llama-bf16`, `llama-kv4`, `mistral`, ..."""
+    built: dict[str, Target] = {}
+
+    def get(name: str, aux: tuple[int, ...] = ()) -> Target:
+        key = f"{name}{aux}"
+        if key not in built:
+            kind, _, variant = name.partition("-")
+            made = model(kind, torch.bfloat16 if variant == "bf16" else torch.float32)
+            built[key] = Target(with_kv4(made) if variant == "kv4" else made, aux)
+        return built[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The model that ships."""
+    from dfrot import reference as shipped
+
+    return shipped.path()
