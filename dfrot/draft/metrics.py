@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-from dfrot.draft.decode import Limits, Output, plain
+from dfrot.draft.decode import Output
 from dfrot.draft.target import Target
-from dfrot.draft.warp import Sampling
 
 
 def summary(outputs: Sequence[Output]) -> dict[str, Any]:

@@ -1,0 +1,135 @@
+"""The entropy probe: the numbers of eager attention, without its matrices, and without touching the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from dfrot.draft.select import Chooser, Selection, row_entropy
+from dfrot.draft.target import Target
+from dfrot.errors import InputError
+
+Get = Callable[..., Target]
+IDS = torch.randint(1, 96, (2, 33), generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def eager(target: Target) -> list[Tensor]:
+    """Row entropies [B, S] per layer from the attention matrices."""
+    model, used = target.model, target.model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    weights = model(IDS, output_attentions=True, use_cache=False).attentions
+    model.set_attn_implementation(used)
+    return [-(w * w.clamp(min=1e-30).log()).sum(-1).mean(1) for w in weights]
+
+
+class Recording(Chooser):
+    """Keeps every entropy and output that passes."""
+
+    def __init__(self, kind: str, rows: Tensor, n_layers: int) -> None:
+        super().__init__(Selection.parse(kind), rows, n_layers)
+        self.entropies: list[Tensor] = []
+        self.shares: list[Tensor] = []
+        self.outputs: list[Tensor] = []
+
+    def measured(self, entropy: Tensor, visible: Tensor) -> None:
+        self.entropies.append(entropy)
+        self.shares.append(entropy / visible.clamp(min=2).log())
+        super().measured(entropy, visible)
+
+    def offer(self, layer: int, output: Tensor) -> None:
+        self.outputs.append(output)
+        super().offer(layer, output)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3"])
+def test_entropies_are_those_of_eager_attention(targets: Get, name: str) -> None:
+    target = targets(name)
+    before = target.features(IDS).last
+    chooser = Recording("sample", torch.ones_like(IDS, dtype=torch.bool), 4)
+    assert torch.equal(target.features(IDS, chooser).last, before), "looking on changed the output"
+    assert len(chooser.entropies) == 3, "the last layer's output is no candidate"
+    for ours, theirs in zip(chooser.entropies, eager(target)):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_the_quantized_cache_is_measured_as_it_is_read(targets: Get) -> None:
+    chooser = Recording("sample", torch.ones_like(IDS, dtype=torch.bool), 4)
+    targets("llama-kv4").features(IDS, chooser)
+    for ours, theirs in zip(chooser.entropies, eager(targets("llama"))):
+        assert 1e-4 < float((ours - theirs).abs().max()) < 1.5
+
+
+@pytest.mark.parametrize("kind", ["sample", "token"])
+def test_the_least_spread_layer_wins(targets: Get, kind: str) -> None:
+    rows = torch.zeros_like(IDS, dtype=torch.bool)
+    rows[0, 5:20] = rows[1, 9:] = True
+    chooser = Recording(kind, rows, 4)
+    found = targets("llama").features(IDS, chooser)
+    shares = torch.stack(chooser.shares)
+    if kind == "sample":
+        score = torch.stack([share.where(rows, 0.0).sum(-1) / rows.sum(-1) for share in shares])
+        best = score.argmin(0)
+        expected = torch.stack([chooser.outputs[int(best[row])][row] for row in range(2)])
+        assert torch.equal(found.mid, expected)
+        assert found.layer.flatten().tolist() == (best + 1).tolist()
+    else:
+        best = shares.argmin(0)
+        for row, place in rows.nonzero().tolist():
+            assert torch.equal(found.mid[row, place], chooser.outputs[int(best[row, place])][row, place])
+
+
+def test_static_and_none(targets: Get) -> None:
+    rows = torch.ones_like(IDS, dtype=torch.bool)
+    chooser = Recording("static:0.75", rows, 4)
+    assert torch.equal(targets("llama").features(IDS, chooser).mid, chooser.outputs[2])
+    assert not chooser.entropies
+    assert targets("llama").features(IDS, Chooser(Selection.parse("none"), rows, 4)).mid is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_masks_and_half_precision(dtype: torch.dtype) -> None:
+    q, k = torch.randn(2, 4, 9, 16).to(dtype), 8 * torch.randn(2, 2, 12, 16).to(dtype)
+    visible = torch.rand(2, 1, 9, 12) > 0.4
+    visible[0, 0, 3] = False  # a row of padding
+    entropy, count = row_entropy(q, k, visible, 0.25, False, 4)
+    additive = torch.where(visible, 0.0, torch.finfo(torch.float32).min)
+    assert torch.allclose(row_entropy(q, k, additive, 0.25, False, 5)[0], entropy)
+    weights = (q.float() @ k.float().repeat_interleave(2, 1).mT * 0.25).masked_fill(~visible, -torch.inf).softmax(-1)
+    right = -(weights * weights.clamp(min=1e-30).log()).sum(-1).mean(1)
+    right[0, 3] = 0
+    assert torch.allclose(entropy, right, atol=1e-4)
+    assert torch.equal(count, visible[:, 0].sum(-1).float())
+    assert torch.isfinite(entropy).all()
+
+
+def test_no_matrix_of_all_heads_and_positions_exists(targets: Get, kit: SimpleNamespace) -> None:
+    """Every tensor that the probe makes is smaller than one [heads, S, S]."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            for tensor in [out] if isinstance(out, Tensor) else []:
+                largest = max(largest, tensor.numel())
+            return out
+
+    heads, length = 4, 512
+    q, k = torch.randn(1, heads, length, 16), torch.randn(1, 2, length, 16)
+    with Watch():
+        row_entropy(q, k, None, 0.25, True)
+    assert largest <= heads * 64 * length
+    assert largest < heads * length * length / 4
+
+
+@pytest.mark.parametrize("text", ["static", "static:0", "static:1.5", "static:x", "sample:3", "all"])
+def test_unknown_selections_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match="feature-select"):
+        Selection.parse(text)
