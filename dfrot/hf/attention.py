@@ -52,6 +52,13 @@ def _on_packed(query: Tensor, view: CacheView, mask: Tensor | None, options: dic
     return view.attend(query, query.shape[-1] ** -0.5 if scaling is None else scaling, *seen)
 
 
+def unchanged() -> bool:
+    """Whether `dfq` in transformers' table still means the function of this module: nobody stands in between."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    return ALL_ATTENTION_FUNCTIONS[NAME] is dfq_attention  # type: ignore[no-any-return]
+
+
 def register() -> None:
     """Make `dfq` known to transformers' attention and mask tables. Calling it again changes nothing."""
     from transformers import AttentionInterface, AttentionMaskInterface

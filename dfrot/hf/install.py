@@ -89,7 +89,7 @@ def check_tensors(model: Any, entries: dict[str, TensorEntry], folder: Path) -> 
 
 def finish(model: Any, config: DfqConfig) -> None:
     """After loading: check scales, prepare kernel operands, attach the KV cache, R3 and the sinks."""
-    from dfrot.hf import attention
+    from dfrot.hf import attention, decode
     from dfrot.hf.cache import KVSpec
     from dfrot.hf.runtime import Runtime
 
@@ -114,6 +114,7 @@ def finish(model: Any, config: DfqConfig) -> None:
                 attention.rotate_queries(model.get_submodule(name), kv.r3)
         model.config._attn_implementation = attention.NAME
     runtime.attach(model.base_model)
+    decode.attach(model, arch, kv, runtime.sinks)
     model.dfq_runtime = runtime
 
 

@@ -35,6 +35,8 @@ SIGNATURES = {
     "dfq_unprepack": "piip",
     "dfq_tiled_w4a16": "piiiipppipp",
     "dfq_tiled_w4a8": "pppiiippppipip",
+    "dfq_decode": "pppppiiip",
+    "dfq_decoder_words": "pppp",
     "dfq_kv_append": "ppiiiiiippppppiiifpii",
     "dfq_kv_attention": "piiiiiiippppppiifpiippippipp",
 }

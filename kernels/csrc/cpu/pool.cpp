@@ -40,17 +40,23 @@ struct Pool {
     }
   }
 
+  // How many of `threads` threads there are, the caller included; starts them. The lock is held.
+  int64_t recruit(int64_t threads) {
+    try {
+      while (workers < threads - 1) {
+        std::thread([this, number = workers, seen = generation] { work(number, seen); }).detach();
+        ++workers;
+      }
+    } catch (const std::system_error&) {  // no more threads to be had: go on with those there are
+      threads = workers + 1;
+    }
+    return threads;
+  }
+
   void run(int64_t count, int64_t threads, void (*function)(void*, int64_t), void* argument) {
     {
       std::lock_guard<std::mutex> held(lock);
-      try {
-        while (workers < threads - 1) {
-          std::thread([this, number = workers, seen = generation] { work(number, seen); }).detach();
-          ++workers;
-        }
-      } catch (const std::system_error&) {  // no more threads to be had: go on with those there are
-        threads = workers + 1;
-      }
+      threads = recruit(threads);
       body = function, context = argument, chunks = count;
       next = 0;
       wanted = running = threads - 1;
@@ -80,6 +86,29 @@ void parallel(int64_t chunks, int64_t threads, void (*body)(void*, int64_t), voi
     return;
   }
   for (int64_t chunk = 0; chunk < chunks; ++chunk) body(context, chunk);
+}
+
+void together(int64_t threads, void (*body)(void*, int64_t, int64_t), void* context) {
+  struct Team {
+    void (*body)(void*, int64_t, int64_t);
+    void* context;
+    int64_t size;
+  } team{body, context, 1};
+  if (threads > 1 && pool->entry.try_lock()) {
+    std::lock_guard<std::mutex> entered(pool->entry, std::adopt_lock);
+    {
+      std::lock_guard<std::mutex> held(pool->lock);
+      team.size = pool->recruit(threads);
+    }
+    // as many chunks as threads, each of which returns only when all have begun: a thread takes exactly one
+    const auto member = [](void* raw, int64_t index) {
+      const Team& t = *static_cast<Team*>(raw);
+      t.body(t.context, index, t.size);
+    };
+    pool->run(team.size, team.size, member, &team);
+    return;
+  }
+  body(context, 0, 1);
 }
 
 }  // namespace dfq

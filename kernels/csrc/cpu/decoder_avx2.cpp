@@ -1,0 +1,18 @@
+// The elementwise work of a decoder block with AVX2 and F16C.
+#include <cmath>
+#include <cstring>
+
+#include "../dfq_kernels.h"
+#include "decoder.h"
+
+namespace dfq {
+namespace {
+
+#include "convert.inc"
+#include "decoder.inc"
+
+}  // namespace
+
+const DecoderKernels avx2_decoder = {norm, add, turn, gated};
+
+}  // namespace dfq
