@@ -58,7 +58,7 @@ class DreamState(DraftState):
             strict = behind(1 + self.features + 1, own)
         end = 1 + self.features + self.keyed
         out = self._pass(embeddings[None], positions, self.slots + old, behind(self.slots, rows), strict, end)[0]
-        self.outputs += list(out.split(1))
+        self.outputs += list(torch.split(out, 1))
         return out
 
     def _pass(

@@ -104,7 +104,7 @@ class Eagle3State(DraftState):
         hidden = torch.cat([self.outputs[parent + 1] for parent in parents])
         positions, rows = self._enter(parents)
         out = self._pass(embeddings, hidden, positions, self.slots + old, behind(self.slots, rows))
-        self.outputs += list(out.split(1))
+        self.outputs += list(torch.split(out, 1))
         return out
 
     def _pass(self, embeddings: Tensor, hidden: Tensor, positions: Tensor, at: int, seen: Tensor | None) -> Tensor:

@@ -101,7 +101,7 @@ def attend_with_diagonals(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, diagona
     """
     batch, heads, length, dim = q.shape
     groups = heads // k.shape[1]
-    rows = q.unflatten(1, (k.shape[1], groups))  # [B, Hkv, G, n, D]
+    rows = q.reshape(batch, k.shape[1], groups, length, dim)  # [B, Hkv, G, n, D]
     scores = [(rows @ k.unsqueeze(2).transpose(-1, -2)).masked_fill(~mask[:, None, None], -torch.inf)]
     for own, _, there in diagonals:
         single = (rows * own.unsqueeze(2)).sum(-1, keepdim=True)

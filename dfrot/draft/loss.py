@@ -130,7 +130,7 @@ def losses(
             found.append((teacher.divergence(student)[here].sum(), same))
         return found
 
-    chunks = where.split(rows)
+    chunks = torch.split(where, rows)
     for chunk in chunks:
         if len(chunks) > 1 and torch.is_grad_enabled():
             found = checkpoint(of_rows, chunk, *out.outputs, use_reentrant=False)

@@ -34,7 +34,7 @@ def regenerate(target: Target, corpus: Corpus, prompt: int, progress: Progress =
     usable = corpus.tokens[corpus.lengths > prompt]
     count = corpus.tokens.shape[1] - prompt
     written = []
-    for part in usable.split(ROWS):
+    for part in torch.split(usable, ROWS):
         written.append(torch.cat([part[:, :prompt], continuations(target, part[:, :prompt], count)], 1))
         progress("the target writes answers", sum(map(len, written)), len(usable))
     tokens = torch.cat(written)

@@ -66,7 +66,7 @@ def load_draft(folder: Path, dtype: torch.dtype = torch.float32) -> Draft:
         raise InputError(f"{folder}: no {CONFIG}; is this the --out of dfq draft train?")
     draft = build(DraftConfig.from_dict(read_json(where), str(where)))
     load_state(draft, load_tensors(folder / f"{WEIGHTS}.safetensors"), str(folder / f"{WEIGHTS}.safetensors"))
-    return draft.to(dtype).requires_grad_(False).eval()  # type: ignore[return-value]
+    return draft.to(dtype).requires_grad_(False).eval()
 
 
 def load_state(module: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
@@ -91,6 +91,6 @@ def check_target(draft: DraftConfig, target: Path, vocab_size: int, hidden_size:
         )
     if not force and draft.target_fingerprint != fingerprint(target):
         raise MismatchError(
-            f"{target}: is not the target that this draft was trained on (fingerprint {draft.target_fingerprint[:12]}); "
+            f"{target}: is not the target that this draft was trained on ({draft.target_fingerprint[:12]}); "
             "train a draft for it, or use --force to measure what a foreign draft is worth"
         )

@@ -48,8 +48,13 @@ class Target:
             )
 
     @property
+    def layers(self) -> list[nn.Module]:
+        """The decoder's blocks."""
+        return list(self.decoder.layers)  # type: ignore[arg-type]
+
+    @property
     def n_layers(self) -> int:
-        return len(self.decoder.layers)  # type: ignore[arg-type]
+        return len(self.layers)
 
     @property
     def vocab_size(self) -> int:
@@ -88,7 +93,7 @@ class Target:
         """Features of ids int64 [B, S], as the deployed model computes them (quantizers and KV bits included)."""
         handles = []
         if chooser is not None and chooser.selection.kind != "none":
-            for number, layer in enumerate(self.decoder.layers):  # type: ignore[arg-type]
+            for number, layer in enumerate(self.layers):
                 handles.append(layer.register_forward_hook(_offer(chooser, number)))
         watch: Any = contextlib.nullcontext()
         if chooser is not None and chooser.selection.kind in ("sample", "token"):
@@ -112,7 +117,7 @@ class Target:
             def keep(_: nn.Module, __: Any, output: Any, number: int = number) -> None:
                 found[number] = output[0] if isinstance(output, tuple) else output
 
-            handles.append(self.decoder.layers[number - 1].register_forward_hook(keep))  # type: ignore[index]
+            handles.append(self.layers[number - 1].register_forward_hook(keep))
         try:
             yield found
         finally:
@@ -189,9 +194,9 @@ def _window(config: Any) -> int | None:
         raise UnsupportedError(
             f"{config.model_type}: mixes full and sliding attention, which drafting does not serve yet"
         )
-    if kinds:
-        return int(window) if kinds == {"sliding_attention"} else None
-    return int(window) if window is not None else None
+    if window is None or kinds == {"full_attention"}:
+        return None
+    return int(window)
 
 
 def _measure(chooser: Chooser) -> Any:

@@ -142,7 +142,7 @@ class Trainer:
         self.draft.eval()
         found = []
         index = torch.arange(len(self.source.corpus("held_out")))
-        for part in index.split(self.options.batch):
+        for part in torch.split(index, self.options.batch):
             rows, features = self.source.batch("held_out", part)
             found.append(self._losses(rows.tokens, rows.mask, features, features))
         return _mean(found)

@@ -13,12 +13,12 @@ from dfrot.arch import BoundArch, describe
 from dfrot.draft.build import build, config_for
 from dfrot.draft.config import DraftConfig
 from dfrot.draft.data import Corpus, load_corpora
-from dfrot.draft.eagle3 import Eagle3Draft
 from dfrot.draft.regenerate import regenerate
 from dfrot.draft.source import Online, Source, Stored, save_corpus, save_index, save_shard
 from dfrot.draft.store import fingerprint, save_draft
 from dfrot.draft.target import Target
 from dfrot.draft.train import STATE, Trainer, TrainOptions
+from dfrot.draft.warm import warm_start
 from dfrot.errors import InputError
 from dfrot.files import require_free_space
 from dfrot.hf.load import check_folder, load_model
@@ -54,13 +54,14 @@ class DataSettings:
 @dataclass(frozen=True)
 class DraftSettings:
     """arch: dream or eagle3. select: sample, token, static:F or none. cross: False leaves the cross-attention out.
-    intermediate: width of the draft's MLPs, None for the target's. features: shards of `extract` instead of the
-    running target."""
+    intermediate: width of the draft's MLPs, None for the target's. warm: begin with the target's own first and last
+    block (dfrot/draft/warm.py)."""
 
     arch: str = "dream"
     select: str = "sample"
     cross: bool = True
     intermediate: int | None = None
+    warm: bool = True
     data: DataSettings = field(default_factory=DataSettings)
     train: TrainOptions = field(default_factory=TrainOptions)
 
@@ -116,6 +117,7 @@ def train(
     request = {
         "draft": config.to_dict(),
         "train": asdict(settings.train),
+        "warm": settings.warm,
         "data": _named(settings.data) if features is None else {"features": Stored(features).index},
     }
     require_free_space(out.parent, 20 * build_size(config))
@@ -130,7 +132,7 @@ def train(
                 source = stored
             else:
                 source = Online(target, *corpora(model, target, settings.data, progress), config.select)
-            history = _train(config, target, source, settings.train, stage.folder, progress, report)
+            history = _train(config, target, source, settings.train, stage.folder, progress, report, settings.warm)
             stage.publish({"history": history, "train_tokens": int(source.corpus("train").lengths.sum())})
     return read_evidence(out, KIND)
 
@@ -149,12 +151,12 @@ def _train(
     folder: Path,
     progress: Progress,
     report: Report,
+    warm: bool,
 ) -> list[dict[str, Any]]:
     torch.manual_seed(options.seed)
     draft = build(config)
-    weight = getattr(target.head_module, "weight", None)
-    if isinstance(draft, Eagle3Draft) and isinstance(weight, torch.Tensor):
-        draft.lm_head.weight.data.copy_(weight)  # its head starts as the target's
+    if warm:
+        warm_start(draft, target)
     history = Trainer(draft, source, target.embed, target.head, options, folder, report).run(progress)
     save_draft(folder, draft)
     (folder / STATE).unlink(missing_ok=True)
@@ -184,7 +186,7 @@ def extract(
             for side in ("train", "held_out"):
                 corpus = source.corpus(side)
                 save_corpus(stage.folder, side, corpus)
-                for shard, index in enumerate(torch.arange(len(corpus)).split(PER_SHARD)):
+                for shard, index in enumerate(torch.split(torch.arange(len(corpus)), PER_SHARD)):
                     unit = f"{side}-{shard}"
                     progress(f"extract {side}", shard * PER_SHARD, len(corpus))
                     if not stage.done(unit):
@@ -207,7 +209,7 @@ def _extract(source: Online, side: str, index: torch.Tensor, shard: int, folder:
 
     longest = source.corpus(side).tokens.shape[1]
     parts = []
-    for part in index.split(8):
+    for part in torch.split(index, 8):
         rows, found = source.batch(side, part)
         missing = longest - rows.tokens.shape[1]
         parts.append({name: _pad(value, missing) for name, value in vars(found).items() if value is not None})

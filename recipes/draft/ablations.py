@@ -59,19 +59,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("target", "rotated", "original", "out"):
         parser.add_argument(f"--{name}", required=True)
-    parser.add_argument("--samples", type=int, default=1024)
+    parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--seqlen", type=int, default=192)
-    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--prompts", type=int, default=50)
+    parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--only", nargs="*", help="Names of rows; all of them without it.")
     given = parser.parse_args()
     folders = {name: resolve(getattr(given, name)) for name in ("target", "rotated", "original")}
     out = Path(given.out)
-    options = TrainOptions(epochs=given.epochs, batch=given.batch, lr=given.lr, evaluations=8, seed=given.seed)
-    base = DraftSettings(data=DataSettings(samples=given.samples, seqlen=given.seqlen), train=options)
+    options = TrainOptions(epochs=given.epochs, batch=given.batch, lr=given.lr, evaluations=4, seed=given.seed)
+    base = DraftSettings(data=DataSettings(samples=given.samples, held_out=8, seqlen=given.seqlen), train=options)
     table = []
     for row in rows(base):
         if given.only and row.name not in given.only:

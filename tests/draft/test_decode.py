@@ -86,7 +86,14 @@ def test_plain_is_what_generate_says(targets: Get) -> None:
         assert out[0, len(prompt) :].tolist() == plain(target, prompt, Limits(20), GREEDY).tokens
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, Sampling(repetition_penalty=1.5), Sampling(processors=(lambda i, s: s - 9.0 * (i[0, -1] % 2 == torch.arange(96) % 2),))])  # fmt: skip
+def no_repeated_parity(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """A processor that forbids a token of the same parity as the one before."""
+    return scores - 9.0 * (ids[0, -1] % 2 == torch.arange(96) % 2)
+
+
+@pytest.mark.parametrize(
+    "sampling", [GREEDY, Sampling(repetition_penalty=1.5), Sampling(processors=(no_repeated_parity,))]
+)
 @pytest.mark.parametrize("length", [1, 2, 3, 7])
 def test_lengths_are_exact_and_processors_see_their_prefix(
     targets: Get, kit: SimpleNamespace, sampling: Sampling, length: int
