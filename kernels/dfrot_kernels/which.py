@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from dfrot_kernels import native, ops
+from dfrot_kernels import cuda, native, ops
 
 
 def which(op: str, device: str = "cpu") -> tuple[str, str]:
     """(implementation, reason) for `torch.ops.dfq.<op>` on `device` (cpu, cuda)."""
     if op not in ops.SCHEMAS:
         raise ValueError(f"dfq::{op} does not exist; known: {', '.join(ops.SCHEMAS)}")
+    if device == "cuda":
+        served, reason = cuda.status()
+        if served and op not in cuda.OPS:
+            return "reference", f"no Triton kernel for {op}: plain torch"
+        return ("triton" if served else "reference"), reason
     if device != "cpu":
-        return "reference", f"no native kernel for {device} in this version: plain torch"
+        return "reference", f"no kernels for {device}: plain torch"
     if not native.active():
         return "reference", native.status()
     detail = "; float64 input, for exact fusing, in plain torch" if op == "hadamard" else ""
     return f"native-{native.isa()}", native.status() + detail
 
 
-def report() -> list[dict[str, str]]:
+def report(device: str = "cpu") -> list[dict[str, str]]:
     """One row per op for `dfq doctor`."""
     rows = []
     for op in ops.SCHEMAS:
-        implementation, reason = which(op)
+        implementation, reason = which(op, device)
         rows.append({"op": op, "implementation": implementation, "reason": reason})
     return rows

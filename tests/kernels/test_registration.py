@@ -69,7 +69,7 @@ def test_every_op_says_what_serves_it(op):
     implementation, reason = dfrot_kernels.which(op)
     assert implementation in {"reference", "native-scalar", "native-avx2", "native-avx512"}
     assert len(reason) > 20
-    assert dfrot_kernels.which(op, "cuda")[0] == "reference"
+    assert dfrot_kernels.which(op, "cuda")[0] in {"reference", "triton"}
     assert op in {row["op"] for row in dfrot_kernels.report()}
 
 

@@ -22,6 +22,8 @@ DOORS = {
     "transformers": ("dfrot/hf/",),
     "huggingface_hub": ("dfrot/models.py", "dfrot/calib/wikitext.py"),
     "ctypes": ("kernels/dfrot_kernels/native.py",),
+    "triton": ("kernels/dfrot_kernels/triton/",),
+    "fast_hadamard_transform": ("kernels/dfrot_kernels/triton/hadamard.py",),
     "pyarrow": ("dfrot/calib/rows.py",),
     "matplotlib": ("dfrot/rotation/", "dfrot/bench/"),
     "llama_cpp": ("dfrot/bench/peer.py",),

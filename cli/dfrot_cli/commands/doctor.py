@@ -19,13 +19,16 @@ def command(common: Common) -> None:
     import torch
 
     from dfrot.stage import versions
+    from dfrot_kernels import cuda
     from dfrot_kernels.which import report
 
+    served, why = cuda.status()
     machine = {
         "processor": f"{psutil.cpu_count(logical=False)} cores, {torch.get_num_threads()} threads, "
         f"{torch.backends.cpu.get_cpu_capability()}, {platform.machine()}",
         "memory": f"{show.size(psutil.virtual_memory().available)} free of {show.size(psutil.virtual_memory().total)}",
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "cuda kernels": ", ".join(cuda.OPS) + f" ({why})" if served else why,
     }
     operators = report()
     if common.json:

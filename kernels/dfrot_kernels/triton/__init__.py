@@ -1,0 +1,17 @@
+"""The ops as Triton kernels for CUDA. Importing this package imports Triton; cuda.py does so at the first CUDA call.
+
+Each module holds kernels and the functions that launch them, on arguments that are checked already. The functions work
+on tensors of any device: under Triton's interpreter (TRITON_INTERPRET=1) the same code runs on CPU tensors, which is
+how a machine without a GPU tests it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dfrot_kernels.triton import quantize
+
+KERNELS: dict[str, Callable[..., Any]] = {
+    "quantize_per_token": quantize.quantize_per_token,
+}

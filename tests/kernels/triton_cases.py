@@ -1,0 +1,118 @@
+"""Small cases for the Triton kernels, and a script that runs them under Triton's interpreter on CPU tensors.
+
+`TRITON_INTERPRET=1 python triton_cases.py` prints one JSON line per case: its name, and what went wrong ("" for
+nothing). test_triton.py runs it, and runs the same cases on a GPU where there is one.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dfrot_kernels import ops
+
+EXACT, CLOSE = 0.0, 1e-3
+
+
+@dataclass(frozen=True)
+class Case:
+    """An op on arguments; `limit`: largest error over the largest magnitude of each result, 0 means equal."""
+
+    op: str
+    label: str
+    args: tuple[Any, ...]
+    limit: float = EXACT
+    outputs: tuple[int, ...] = ()  # arguments that the op writes, for ops that return nothing
+
+    @property
+    def name(self) -> str:
+        return f"{self.op}-{self.label}"
+
+
+def seeded(*key: int) -> torch.Generator:
+    return torch.Generator().manual_seed(sum(7919**i * part for i, part in enumerate(key, 1)))
+
+
+def rows_of_all_kinds(m: int, k: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Random rows; one of zeros, one with NaN, one with Inf, one of a single sign where there is room."""
+    x = torch.randn(m, k, generator=seeded(m, k)) * 3
+    if m > 4:
+        x[1] = 0.0
+        x[2, k // 2] = torch.nan
+        x[3, 0] = -torch.inf
+        x[4] = x[4].abs() + 1
+    return x.to(dtype)
+
+
+def quantize_cases() -> Iterator[Case]:
+    for k in (1, 70, 256):
+        for bits, symmetric, clip in ((4, True, 1.0), (4, False, 0.9), (8, False, 1.0), (2, True, 0.5)):
+            yield Case(
+                "quantize_per_token", f"{k}-{bits}-{symmetric}", (rows_of_all_kinds(6, k), bits, symmetric, clip)
+            )
+    for dtype in (torch.bfloat16, torch.float16):
+        yield Case("quantize_per_token", str(dtype), (rows_of_all_kinds(6, 96, dtype), 4, False, 1.0))
+    yield Case("quantize_per_token", "no rows", (torch.zeros(0, 8), 4, False, 1.0))
+    wide = rows_of_all_kinds(5, 16384 + 40)
+    yield Case("quantize_per_token", "wider than a block", (wide, 4, False, 1.0))
+    strided = rows_of_all_kinds(6, 128)[:, ::2]
+    yield Case("quantize_per_token", "strided", (strided, 4, False, 1.0))
+
+
+BUILDERS = (quantize_cases,)
+
+
+def cases() -> list[Case]:
+    return [case for build in BUILDERS for case in build()]
+
+
+def _copied(args: tuple[Any, ...], device: str) -> tuple[Any, ...]:
+    """Tensors on `device`; what an op writes must not be shared between the two runs."""
+    return tuple(arg.to(device, copy=True) if isinstance(arg, Tensor) else arg for arg in args)
+
+
+def _results(case: Case, function: Callable[..., Any], args: tuple[Any, ...]) -> list[Tensor]:
+    found = function(*args)
+    if case.outputs:
+        return [args[i] for i in case.outputs if args[i] is not None]
+    return list(found) if isinstance(found, (tuple, list)) else [found]
+
+
+def fault(case: Case, function: Callable[..., Any], device: str = "cpu") -> str:
+    """What is wrong with `function` on `device` beside the reference of the op; "" for nothing."""
+    wanted = _results(case, ops.REFERENCES[case.op], _copied(case.args, "cpu"))
+    got = [tensor.cpu() for tensor in _results(case, function, _copied(case.args, device))]
+    for index, (a, b) in enumerate(zip(got, wanted, strict=True)):
+        if a.dtype != b.dtype or a.shape != b.shape:
+            return f"result {index} is {a.dtype} {tuple(a.shape)}, not {b.dtype} {tuple(b.shape)}"
+        difference = (a.double() - b.double()).abs()
+        difference[(a == b) | (a.isnan() & b.isnan())] = 0.0
+        finite = b.double()[b.double().isfinite()].abs()
+        error = float(difference.amax()) / max(float(finite.amax()), 1e-30) if finite.numel() else 0.0
+        if not error <= case.limit:
+            where = [int(i) for i in torch.unravel_index(difference.nan_to_num(torch.inf).argmax(), a.shape)]
+            return f"result {index} is off by {error:.3g} of its magnitude, worst at {where}"
+    return ""
+
+
+def main() -> None:
+    from dfrot_kernels import triton as ours
+
+    torch.use_deterministic_algorithms(True)  # torch.empty is NaN: nothing may be left unwritten
+    for case in cases():
+        try:
+            wrong = fault(case, ours.KERNELS[case.op])
+        except Exception:
+            wrong = traceback.format_exc()
+        sys.stdout.write(json.dumps([case.name, wrong]) + "\n")
+
+
+if __name__ == "__main__":
+    main()
