@@ -19,7 +19,7 @@ from dfrot_kernels import native, ops
 
 PACKAGE = "triton"
 # What dfrot_kernels/triton serves; named here so that registering needs no import of Triton.
-OPS = (
+OPS = ("quantize_per_token",)
 
 
 def status() -> tuple[bool, str]:
