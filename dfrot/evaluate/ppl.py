@@ -52,8 +52,11 @@ def window_losses(
     batch: int = 4,
     progress: Callable[[int], None] | None = None,
     observe: Callable[[int, Tensor], None] | None = None,
+    skip: int = 0,
 ) -> Tensor:
     """Mean negative log-likelihood per window, float64 [n], of windows int64 [n, seqlen].
+
+    skip: leading tokens that are context only: neither they nor the first token behind them are predicted.
 
     progress(done) after each batch; observe(first window, hidden [B, seqlen, d]) sees the head's input.
     Raises GateError when a window's loss is not a number."""
@@ -65,9 +68,9 @@ def window_losses(
         if observe is not None:
             observe(first, hidden)
         total = torch.zeros(len(tokens), dtype=torch.float64, device=device)
-        for begin, end, logits in logit_chunks(model, hidden[:, :-1]):
-            total += token_losses(logits, tokens[:, begin + 1 : end + 1]).double().sum(-1)
-        losses.append(total.cpu() / (windows.shape[1] - 1))
+        for begin, end, logits in logit_chunks(model, hidden[:, skip:-1]):
+            total += token_losses(logits, tokens[:, skip + begin + 1 : skip + end + 1]).double().sum(-1)
+        losses.append(total.cpu() / (windows.shape[1] - skip - 1))
         if progress is not None:
             progress(min(first + batch, len(windows)))
     result = torch.cat(losses)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dfrot.arch import BoundArch
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, UnsupportedError
+from dfrot.quant import resets
 from dfrot.quant.config import DfqConfig
 from dfrot.rotation.online import HadamardSpec
 from dfrot_kernels.native import release_memory  # (its package registers torch.ops.dfq)
@@ -62,6 +63,7 @@ class BlockRunner:
         if entry is not None and entry.scheme is not None:
             raise UnsupportedError(f"{checkpoint.path}: is quantized already; give the 16-bit checkpoint")
         self.online = entry.online if entry else None
+        self.resets = entry.resets if entry else ()
         self.config = hf_config(checkpoint.config, dtype)
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -93,6 +95,7 @@ class BlockRunner:
                 if linear.reads == "mlp":
                     wrapped = OnlineHadamard(self.online.r4, module.get_submodule(linear.name))
                     module.set_submodule(linear.name, wrapped)
+        resets.attach(module, self.resets, self.arch.prefix(layer))
         return module
 
     @torch.no_grad()

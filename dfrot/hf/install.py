@@ -12,6 +12,7 @@ from torch import nn
 from dfrot.arch import BoundArch, describe
 from dfrot.checkpoint import TensorEntry, read_header
 from dfrot.errors import InputError, UnsupportedError
+from dfrot.quant import resets
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.linear import DenseLinear, QuantLinear
 from dfrot.quant.plan import LinearPlan, plan_linears
@@ -113,6 +114,7 @@ def finish(model: Any, config: DfqConfig) -> None:
             for name in _attentions(arch):
                 attention.rotate_queries(model.get_submodule(name), kv.r3)
         model.config._attn_implementation = attention.NAME
+    resets.attach(model, config.resets)
     runtime.attach(model.base_model)
     decode.attach(model, arch, kv, runtime.sinks)
     model.dfq_runtime = runtime

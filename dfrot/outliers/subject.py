@@ -64,7 +64,10 @@ class Subject:
         self.scheme = config.scheme if config is not None else None
         self.checkpoint = opened
         if config is not None and config.scheme is not None:
-            plain = {**opened.config, "quantization_config": DfqConfig(online=config.online).to_dict()}
+            plain = {
+                **opened.config,
+                "quantization_config": DfqConfig(online=config.online, resets=config.resets).to_dict(),
+            }
             self.checkpoint = Unpacked(opened, plain, plan_linears(arch, config, where))
         self.runner = BlockRunner(self.checkpoint, arch)
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dfrot.evaluate.intervals import ratio_interval
+from dfrot.calib.data import load_text, windows
+from dfrot.evaluate.intervals import perplexity_interval, ratio_interval
+from dfrot.evaluate.ppl import window_losses
+from dfrot.hf.load import load_model
+from dfrot.hf.tokens import encode, load_tokenizer
 from dfrot.outliers.advice import Recipe
 from dfrot.pipeline.calibrate import CalibrateSettings, calibrate
-from dfrot.pipeline.evaluate import EvalSettings, evaluate
 from dfrot.pipeline.quantize import QuantizeSettings, quantize
 from dfrot.pipeline.rotate import RotateSettings, rotate
 from dfrot.quant.scheme import QuantScheme
@@ -42,15 +46,14 @@ def recipe_perplexity(
     `model`; `work` is a folder for what is made on the way and is gone afterwards."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    evaluation = EvalSettings(dataset=settings.dataset, seqlen=settings.seqlen, windows=settings.windows)
     try:
-        base = evaluate([model], evaluation)["results"][0]
+        base = plain_perplexity(model, settings)
         found: dict[str, Any] = {}
         first: torch.Tensor | None = None
         for number, (name, recipe) in enumerate(recipes.items()):
             progress("recipes", number, len(recipes))
-            result = _one(model, recipe, settings, evaluation, work)
-            losses = torch.tensor(result["window_nll"], dtype=torch.float64)
+            result = _measured(_made(model, recipe, settings, work), settings, ())
+            losses = torch.tensor(result["nll"], dtype=torch.float64)
             first = losses if first is None else first
             ratio, interval = ratio_interval(losses, first)
             found[name] = {
@@ -63,11 +66,47 @@ def recipe_perplexity(
         progress("recipes", len(recipes), len(recipes))
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return {"bf16": base["perplexity"], "recipes": found, "settings": asdict(settings)}
+    named = {**asdict(settings), "dataset": Path(settings.dataset).name}  # a path would tie the report to a machine
+    return {"bf16": base["perplexity"], "recipes": found, "settings": named}
 
 
-def _one(model: Path, recipe: Recipe, settings: RecipeSettings, evaluation: EvalSettings, work: Path) -> dict[str, Any]:
-    """Make the checkpoint of one recipe, measure it, remove it (its rotation stays for the next recipe)."""
+def plain_perplexity(model: Path, settings: RecipeSettings, prefix: Sequence[int] = ()) -> dict[str, Any]:
+    """{"perplexity", "nll" per window} of a checkpoint as it is; `prefix`: tokens put before every window, which
+    count as context only."""
+    return _measured(model, settings, prefix)
+
+
+def quantized_perplexity(
+    model: Path, recipe: Recipe, settings: RecipeSettings, work: Path, prefix: Sequence[int] = ()
+) -> dict[str, Any]:
+    """The same after the recipe; `work` is gone afterwards."""
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        return _measured(_made(model, recipe, settings, work), settings, prefix)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _measured(folder: Path, settings: RecipeSettings, prefix: Sequence[int]) -> dict[str, Any]:
+    """Perplexity on the first windows of the test split. Its tokens do not depend on a prefix in the tokenizer: they
+    are read from the text behind it."""
+    text = load_text(settings.dataset, "test")
+    ids = encode(load_tokenizer(folder), text.text)
+    if prefix and ids[: len(prefix)].tolist() == list(prefix):
+        bos = getattr(load_tokenizer(folder), "bos_token_id", None)
+        ids = ids[len(prefix) - (1 if prefix[0] == bos else 0) :].clone()
+        if prefix[0] == bos:
+            ids[0] = bos  # one BOS at the start of the text, as without the prefix
+    rows = windows(ids, settings.seqlen)[: settings.windows]
+    head = torch.tensor([list(prefix)], dtype=torch.long).expand(len(rows), -1)
+    model = load_model(folder)
+    nll = window_losses(model, torch.cat([head, rows], 1), skip=len(prefix))
+    return {"perplexity": perplexity_interval(nll)[0], "nll": nll.tolist()}
+
+
+def _made(model: Path, recipe: Recipe, settings: RecipeSettings, work: Path) -> Path:
+    """The checkpoint of one recipe in `work`, replacing the last one; its rotation stays for the next recipe."""
     gamma: float | str = recipe.gamma if recipe.gamma == "auto" else float(recipe.gamma)
     rotated = model
     if recipe.rotation != "none":
@@ -98,8 +137,6 @@ def _one(model: Path, recipe: Recipe, settings: RecipeSettings, evaluation: Eval
         scheme=scheme, algorithm=settings.algorithm, keep=recipe.keep, sink_tokens=recipe.sink_tokens
     )
     packed = work / "packed"
+    shutil.rmtree(packed, ignore_errors=True)
     quantize(rotated, calibration, packed, quantization)
-    try:
-        return dict(evaluate([packed], evaluation)["results"][0])
-    finally:
-        shutil.rmtree(packed, ignore_errors=True)
+    return packed

@@ -27,6 +27,7 @@ from dfrot.quant import Algorithm, algorithm, keep
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.grid import Quantized
 from dfrot.quant.options import Options
+from dfrot.quant.resets import Reset
 from dfrot.quant.scheme import FULL, QuantScheme
 from dfrot.rotation.online import OnlineRotations
 from dfrot.stage import Progress, Stage, open_stage, read_evidence, silent
@@ -103,7 +104,7 @@ def quantize(
     if found is None and settings.needs_calibration():
         what = "activation clip auto" if settings.a_clip == "auto" else f"algorithm {settings.algorithm}"
         raise InputError(f"{what} needs a calibration: run dfq calibrate and pass --calibration, or use rtn")
-    config = _config(arch, online, settings, found)
+    config = replace(_config(arch, online, settings, found), resets=_resets(checkpoint))
     layout = Layout(checkpoint, arch, config)
     request = {
         "model": digest,
@@ -132,6 +133,12 @@ def _source(model: Path) -> tuple[Checkpoint, BoundArch, OnlineRotations]:
     arch = describe(checkpoint.config, where)
     arch.check(checkpoint)
     return checkpoint, arch, entry.online if entry is not None else OnlineRotations()
+
+
+def _resets(checkpoint: Checkpoint) -> tuple[Reset, ...]:
+    """Those of the source go on working in the result."""
+    entry = DfqConfig.of(checkpoint.config)
+    return entry.resets if entry is not None else ()
 
 
 def _config(

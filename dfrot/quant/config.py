@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dfrot.errors import InputError, UnsupportedError
+from dfrot.quant.resets import Reset
 from dfrot.quant.scheme import QuantScheme
 from dfrot.rotation.online import OnlineRotations
 
@@ -21,7 +22,8 @@ QUANT_METHOD, FORMAT_VERSION = "dfq", 1
 class DfqConfig:
     """scheme: None for rotated 16-bit weights. keep: full module names left in 16 bits (besides embedding and
     norms). sink_tokens: leading positions whose activations and KV stay in full precision. a_clips: per tap
-    full-name activation clip ratios that differ from scheme.a_clip (keyed by linear's full module name)."""
+    full-name activation clip ratios that differ from scheme.a_clip (keyed by linear's full module name). resets:
+    massive activations that the runtime replaces by a constant (unrotated models only)."""
 
     scheme: QuantScheme | None = None
     online: OnlineRotations = OnlineRotations()
@@ -29,8 +31,10 @@ class DfqConfig:
     fake: bool = False
     sink_tokens: int = 0
     a_clips: dict[str, float] = field(default_factory=dict)
+    resets: tuple[Reset, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
+        resets = {"resets": [reset.to_dict() for reset in self.resets]} if self.resets else {}
         return {
             "quant_method": QUANT_METHOD,
             "format_version": FORMAT_VERSION,
@@ -40,12 +44,13 @@ class DfqConfig:
             "fake": self.fake,
             "sink_tokens": self.sink_tokens,
             "a_clips": dict(self.a_clips),
+            **resets,
         }
 
     @classmethod
     def from_dict(cls, value: dict[str, Any], where: str = "config.json") -> DfqConfig:
         """Strict: unknown keys, versions and types are refused."""
-        known = set(cls().to_dict())
+        known = set(cls().to_dict()) | {"resets"}
         if unknown := set(value) - known:
             raise UnsupportedError(f"{where}: quantization_config has unknown keys {sorted(unknown)}; update dfq")
         if value.get("format_version") != FORMAT_VERSION:
@@ -58,6 +63,7 @@ class DfqConfig:
                 fake=bool(value.get("fake", False)),
                 sink_tokens=int(value.get("sink_tokens", 0)),
                 a_clips={str(k): float(v) for k, v in value.get("a_clips", {}).items()},
+                resets=tuple(Reset.from_dict(one) for one in value.get("resets", ())),
             )
         except (TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{where}: quantization_config is malformed ({error}); restore the file") from None

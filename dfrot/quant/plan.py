@@ -59,6 +59,10 @@ def _check(arch: BoundArch, config: DfqConfig, where: str) -> None:
     ):
         if spec is not None and spec.size != size:
             raise InputError(f"{where}: online rotation {label} has size {spec.size}, the model needs {size}")
+    blocks = {arch.prefix(layer) for layer in range(arch.n_layers)}
+    for reset in config.resets:
+        if reset.module not in blocks or reset.channel >= arch.hidden:
+            raise InputError(f"{where}: reset of channel {reset.channel} behind {reset.module}: no such place here")
     if config.sink_tokens < 0:
         raise InputError(f"{where}: sink_tokens is {config.sink_tokens}, it cannot be negative")
 
