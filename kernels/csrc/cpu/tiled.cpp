@@ -6,6 +6,7 @@
 #include <new>
 
 #include "../dfq_tiled.h"
+#include "gemm.h"
 #include "kernels.h"
 
 namespace dfq {
@@ -27,11 +28,12 @@ const TiledKernels& tiled_kernels() {
   return scalar_tiled;
 }
 
-TiledGemm tiled_gemm() {
-#ifdef DFQ_HAVE_GEMM_AVX512
-  if (current_isa() == DFQ_AVX512) return avx512_gemm;
+// For more than DECODE_ROWS rows; null: decode serves, DECODE_ROWS at a time.
+const GemmKernels* tiled_gemm() {
+#ifdef DFQ_HAVE_AVX512
+  if (current_isa() == DFQ_AVX512) return &avx512_gemm;
 #endif
-  return {nullptr, nullptr};
+  return nullptr;
 }
 
 bool tiled_weight(const uint8_t* tiles, const uint16_t* scale, const uint8_t* zero, const int32_t* sums, int64_t n,
@@ -87,9 +89,11 @@ int dfq_tiled_w4a16(const void* x, int64_t type, int64_t m, int64_t n, int64_t k
   TiledWeight weight;
   if (!valid_type(type) || !tiled_weight(tiles, scale, zero, nullptr, n, k, group, weight)) return DFQ_BAD_ARGUMENT;
   const TiledKernels& run = tiled_kernels();
-  const TiledGemm gemm = tiled_gemm();
+  const GemmKernels* gemm = tiled_gemm();
   return guarded([&] {
-    if (m > DECODE_ROWS && gemm.real) return gemm.real(weight, {x, int(type), m}, {out, int(type), bias}, threads);
+    if (m > DECODE_ROWS && k > 0 && gemm) {
+      return gemm_float(*gemm, weight, {x, int(type), m}, {out, int(type), bias}, threads);
+    }
     const int64_t size = type == DFQ_FLOAT32 ? 4 : 2;
     for (int64_t row = 0; row < m; row += DECODE_ROWS) {
       const int64_t rows = std::min(DECODE_ROWS, m - row);
@@ -112,10 +116,10 @@ int dfq_tiled_w4a8(const int8_t* q, const float* x_scale, const int32_t* x_zero,
     return DFQ_BAD_ARGUMENT;
   }
   const TiledKernels& run = tiled_kernels();
-  const TiledGemm gemm = tiled_gemm();
+  const GemmKernels* gemm = tiled_gemm();
   return guarded([&] {
-    if (m > DECODE_ROWS && gemm.integer) {
-      return gemm.integer(weight, {q, x_scale, x_zero, m}, {out, int(type), bias}, threads);
+    if (m > DECODE_ROWS && k > 0 && gemm) {
+      return gemm_integer(*gemm, weight, {q, x_scale, x_zero, m}, {out, int(type), bias}, threads);
     }
     const int64_t size = type == DFQ_FLOAT32 ? 4 : 2;
     for (int64_t row = 0; row < m; row += DECODE_ROWS) {

@@ -87,16 +87,6 @@ extern const TiledKernels avx2_tiled;
 extern const TiledKernels avx512_tiled;
 #endif
 
-// More than DECODE_ROWS rows. The whole product: partition over threads (with parallel(), kernels.h) and scratch()
-// belong to the implementation. A null function: decode serves, 16 rows at a time.
-struct TiledGemm {
-  void (*integer)(const TiledWeight& weight, const IntegerRows& x, const TiledOut& out, int64_t threads);
-  void (*real)(const TiledWeight& weight, const FloatRows& x, const TiledOut& out, int64_t threads);
-};
-#ifdef DFQ_HAVE_GEMM_AVX512
-extern const TiledGemm avx512_gemm;  // gemm_avx512.cpp
-#endif
-
 // At least `bytes` bytes, 64-byte aligned, kept by the calling thread until it asks for more with the same slot: no
 // allocation in a steady state. CALLER: what one call shares with its workers; WORKER: what a chunk of parallel() uses
 // (the calling thread runs chunks too, so the two must differ). Ask for megabytes at most. Throws std::bad_alloc.
