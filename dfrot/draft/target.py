@@ -17,6 +17,10 @@ from dfrot.hf.interpose import observing, row_by_row
 from dfrot.hf.rollback import keep_path, new_cache
 
 
+# Query rows times heads per key head: the packed attention cuts positions alike up to here, differently above.
+ALIKE = 32
+
+
 @dataclass
 class Features:
     """last [B, S, d] behind the final norm; mid [B, S, d] and its layer int64 [B, 1 or S], or None; aux [B, S, 3 d]
@@ -41,6 +45,8 @@ class Target:
         self.config = model.config.get_text_config()
         self.aux_layers = tuple(aux_layers)
         self.window: int | None = _window(self.config)
+        heads = int(self.config.num_attention_heads)
+        self.group = heads // int(getattr(self.config, "num_key_value_heads", None) or heads)
         self.exact = RowExact([self.decoder, self.head_module])
         if not hasattr(self.decoder, "layers"):
             raise UnsupportedError(
@@ -155,6 +161,8 @@ class Target:
         Every row computes what `step` would compute at its place, to the last bit, whatever else is in the block
         (see dfrot/draft/exact.py). Returns features [n, f] and logits float32 [n, V]."""
         past, count = int(cache.get_seq_length()), len(tokens)
+        if parents == list(range(-1, count - 1)) and (found := self._chain(tokens, cache)) is not None:
+            return found
         paths: list[list[int]] = []  # of every node: its ancestors and itself
         for node, parent in enumerate(parents):
             paths.append([*(paths[parent] if parent >= 0 else []), node])
@@ -177,6 +185,19 @@ class Target:
             logits = self.head(out.last_hidden_state)[0].float()
         joined = self._joined(aux)
         return (out.last_hidden_state if joined is None else joined)[0], logits
+
+    def _chain(self, tokens: list[int], cache: Any) -> tuple[Tensor, Tensor] | None:
+        """A chain through the native decoder, whose rows are independent of one another up to a certain number of
+        them; None where it does not serve the model or the call."""
+        native = getattr(self.decoder, "dfq_native", None)
+        if native is None or self.aux_layers or len(tokens) * self.group > ALIKE:
+            return None
+        call = {"input_ids": torch.tensor([tokens]), "past_key_values": cache, "use_cache": True}
+        out = native.serve(self.decoder, call)
+        if out is None:
+            return None
+        with self.exact.rows(len(tokens)):
+            return out.last_hidden_state[0], self.head(out.last_hidden_state)[0].float()
 
     def keep(self, cache: Any, past: int, rows: int, path: list[int]) -> None:
         """After `verify` of `rows` nodes: of them keep those on the accepted path."""

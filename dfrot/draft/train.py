@@ -80,7 +80,7 @@ class Trainer:
     def run(self, progress: Progress = silent) -> list[dict[str, Any]]:
         """Train to the end and leave the best weights in `draft`. Returns the history: one record per evaluation."""
         begin = self._resume()
-        if begin == 0:
+        if not self.history:
             self._evaluate(0, [], 0.0)
         recent: list[Losses] = []
         tokens, clock = 0, time.perf_counter()

@@ -29,7 +29,7 @@ def dense(linear: nn.Module) -> Tensor:
     if packed is not None:
         weight: Tensor = linear.weight().dequantize(torch.float32)  # type: ignore[operator]
     else:
-        weight = linear.weight.detach().float()  # type: ignore[operator, union-attr]
+        weight = linear.weight.detach().float()  # type: ignore[operator]
     spec = getattr(getattr(linear, "plan", None), "hadamard", None)
     if spec is None:
         return weight
