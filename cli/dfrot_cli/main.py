@@ -12,6 +12,7 @@ COMMANDS = {
     "calibrate": "Collect what quantize needs, block by block.",
     "quantize": "Quantize a checkpoint to packed integers.",
     "eval": "Measure checkpoints (dfq eval ppl).",
+    "draft": "Train a small model that guesses ahead; decode with it, losslessly.",
     "outliers": "Find outliers, explain them, remove them.",
     "compare": "Run every method on one model, print one table.",
     "models": "List the model aliases.",

@@ -16,7 +16,6 @@ from dfrot.errors import UnsupportedError
 from dfrot.hf.interpose import observing, row_by_row
 from dfrot.hf.rollback import keep_path, new_cache
 
-
 # Query rows times heads per key head: the packed attention cuts positions alike up to here, differently above.
 ALIKE = 32
 

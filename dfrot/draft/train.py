@@ -81,7 +81,7 @@ class Trainer:
         """Train to the end and leave the best weights in `draft`. Returns the history: one record per evaluation."""
         begin = self._resume()
         if not self.history:
-            self._evaluate(0, [], 0.0)
+            self._evaluate(0, [], 0.0, 0.0)
         recent: list[Losses] = []
         tokens, clock = 0, time.perf_counter()
         for step in range(begin, self.steps):
@@ -90,7 +90,8 @@ class Trainer:
             tokens += seen
             progress("train the draft, samples", (step + 1) * self.options.batch, self.steps * self.options.batch)
             if (step + 1) % self.every == 0 or step + 1 == self.steps:
-                self._evaluate(step + 1, recent, tokens / (time.perf_counter() - clock))
+                seconds = time.perf_counter() - clock
+                self._evaluate(step + 1, recent, tokens / seconds, seconds / len(recent))
                 recent, tokens, clock = [], 0, time.perf_counter()
         self.draft.load_state_dict(self.best)
         return self.history
@@ -147,7 +148,7 @@ class Trainer:
             found.append(self._losses(rows.tokens, rows.mask, features, features))
         return _mean(found)
 
-    def _evaluate(self, step: int, recent: list[Losses], speed: float) -> None:
+    def _evaluate(self, step: int, recent: list[Losses], speed: float, each: float) -> None:
         held = self.measure()
         record: dict[str, Any] = {
             "step": step,
@@ -162,8 +163,8 @@ class Trainer:
             self.best = {name: value.detach().clone() for name, value in self.draft.state_dict().items()}
         self.history.append(record)
         self._save(step)
-        left = (self.steps - step) / max(1, self.every)  # in evaluations
-        self.report({**record, "steps": self.steps, "tokens_per_second": speed, "evaluations_left": left})
+        pace = {"steps": self.steps, "tokens_per_second": speed, "seconds_per_step": each}
+        self.report({**record, **pace})
 
     # --- state --------------------------------------------------------------------------------------------------
 

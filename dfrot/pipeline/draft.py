@@ -229,3 +229,8 @@ def extract_bytes(arch: BoundArch, settings: DraftSettings) -> int:
     streams = 1 + (settings.select != "none" and settings.arch == "dream") + 3 * (settings.arch == "eagle3")
     data = settings.data
     return 2 * arch.hidden * streams * (data.samples + data.held_out) * data.seqlen
+
+
+def extract_size(model: Path, settings: DraftSettings) -> int:
+    """Bytes that `extract` will write, told beforehand."""
+    return extract_bytes(_open(model)[0], settings)

@@ -1,0 +1,20 @@
+"""dfq draft: train a small model that guesses what a quantized target will say, and decode with it, losslessly."""
+
+from __future__ import annotations
+
+import click
+
+from dfrot_cli.commands.draft_eval import eval_command
+from dfrot_cli.commands.draft_export import export
+from dfrot_cli.commands.draft_extract import extract
+from dfrot_cli.commands.draft_generate import generate
+from dfrot_cli.commands.draft_train import train
+
+
+@click.group("draft")
+def command() -> None:
+    """Train a draft for a quantized target; generate and measure with it."""
+
+
+for part in (train, extract, eval_command, generate, export):
+    command.add_command(part)

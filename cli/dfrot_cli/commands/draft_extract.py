@@ -1,0 +1,36 @@
+"""dfq draft extract."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dfrot_cli import show
+from dfrot_cli.commands.draft_options import data_options, draft_settings
+from dfrot_cli.options import Common, common, model_option, out_option
+from dfrot_cli.plan import plan
+
+
+@click.command("extract")
+@model_option
+@data_options
+@out_option("Folder of the shards.")
+@common
+def extract(model: str, out: Path, common: Common, **given: Any) -> None:
+    """Write training features to safetensors shards, to train several drafts on them."""
+    common.prepare()
+    from dfrot.models import resolve
+    from dfrot.pipeline.draft import extract as run
+    from dfrot.pipeline.draft import extract_size
+
+    settings, folder = draft_settings(common, given, {}), resolve(model)
+    size = show.size(extract_size(folder, settings))
+    if common.plan:
+        plan("draft extract", {"model": folder, "disk": size}, settings, out, common)
+        return
+    show.note(f"{out} will take {size}")
+    with show.progress() as progress:
+        evidence = run(folder, out, settings, progress=progress, **common.stage())
+    show.as_json({"out": str(out), **evidence}) if common.json else show.line(f"wrote {out}: {size}")
