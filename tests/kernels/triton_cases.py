@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfrot_kernels import ops
+from dfrot_kernels import ops, ref
 
 EXACT, CLOSE = 0.0, 1e-3
+TERMS = 3e-5  # float32 as two bfloat16 terms: 2^-17 for each product
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Case:
 
 
 def seeded(*key: int) -> torch.Generator:
-    return torch.Generator().manual_seed(sum(7919**i * part for i, part in enumerate(key, 1)))
+    return torch.Generator().manual_seed(sum((31**i) * part for i, part in enumerate(key, 1)))
 
 
 def rows_of_all_kinds(m: int, k: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -66,7 +67,66 @@ def quantize_cases() -> Iterator[Case]:
     yield Case("quantize_per_token", "strided", (strided, 4, False, 1.0))
 
 
-BUILDERS = (quantize_cases,)
+def weight(n: int, k: int, group: int, symmetric: bool) -> tuple[Tensor, Tensor, Tensor | None, int]:
+    """Packed codes, scales, zero points (of the whole range of a byte) and the group, as the products take them."""
+    g = seeded(n, k, group)
+    groups = -(-k // group) if group else 1
+    codes = torch.randint(0, 16, (n, k), generator=g, dtype=torch.uint8)
+    scale = (torch.rand(n, groups, generator=g) * 0.1 + 0.01).to(torch.bfloat16)
+    zero = None if symmetric else torch.randint(0, 256, (n, groups), generator=g, dtype=torch.uint8)
+    return ref.pack(codes, 4), scale, zero, group
+
+
+# rows, outputs, columns, group, symmetric: one tile and several, tails everywhere, groups of every kind
+PRODUCTS = (
+    (1, 16, 64, 0, True),
+    (3, 40, 70, 0, False),
+    (1, 9, 2100, 0, False),
+    (8, 70, 256, 32, False),
+    (5, 33, 384, 64, True),
+    (16, 65, 300, 128, False),
+    (2, 20, 71, 7, False),
+    (4, 24, 200, 24, True),
+    (6, 10, 20, 64, False),
+    (2, 5, 1, 0, False),
+    (17, 40, 70, 0, False),
+    (70, 130, 192, 64, False),
+    (33, 20, 90, 6, True),
+)
+
+
+def w4a16_cases() -> Iterator[Case]:
+    for i, (m, *shape) in enumerate(PRODUCTS):
+        dtype = (torch.float32, torch.bfloat16, torch.float16)[i % 3]
+        x = torch.randn(m, shape[1], generator=seeded(m, i)).to(dtype)
+        limit = TERMS if dtype == torch.float32 else 2.0**-7 if dtype == torch.bfloat16 else CLOSE  # the result's own
+        yield Case("w4a16_mm", f"{m} {shape} {dtype}", (x, *weight(*shape)), limit)
+    x = torch.randn(2, 3, 64, generator=seeded(3))
+    yield Case("w4a16_mm", "three dimensions", (x, *weight(8, 64, 0, False)), TERMS)
+    x = torch.randn(4, 128, generator=seeded(4))[:, ::2]
+    yield Case("w4a16_mm", "strided", (x, *weight(8, 64, 32, False)), TERMS)
+    bad = torch.ones(3, 64)
+    bad[1, 5] = torch.nan
+    yield Case("w4a16_mm", "NaN stays in its row", (bad, *weight(8, 64, 32, True)), TERMS)
+    yield Case("w4a16_mm", "no rows", (torch.zeros(0, 64), *weight(8, 64, 32, True)))
+
+
+def integer_cases() -> Iterator[Case]:
+    for m, *shape in PRODUCTS:
+        g = seeded(m, *shape)
+        q = torch.randint(-128, 128, (m, shape[1]), generator=g, dtype=torch.int8)
+        x_zero = torch.randint(-128, 128, (m,), generator=g, dtype=torch.int32)
+        x_scale = torch.rand(m, generator=g) + 0.1
+        # one scale per row: exact however K is split; groups: the order of float32 sums differs
+        limit = EXACT if shape[2] == 0 or shape[2] >= shape[1] else 1e-6
+        yield Case("w4a8_mm", f"{m} {shape}", (q, x_scale, x_zero, *weight(*shape)), limit)
+    few = torch.randint(-8, 8, (20, 96), generator=seeded(1), dtype=torch.int8)
+    scale, shift = torch.ones(20), torch.randint(-8, 8, (20,), generator=seeded(2), dtype=torch.int32)
+    yield Case("w4a4_mm", "four bits", (few, scale, shift, *weight(24, 96, 32, False)), EXACT)
+    yield Case("w4a8_mm", "no rows", (few[:0], scale[:0], shift[:0], *weight(24, 96, 32, False)))
+
+
+BUILDERS = (quantize_cases, w4a16_cases, integer_cases)
 
 
 def cases() -> list[Case]:

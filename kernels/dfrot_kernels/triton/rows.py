@@ -1,4 +1,5 @@
-"""Device functions on rows: rounding as torch does, steps and zero points (ref.py: `_range`, `_zero_point`)."""
+"""Device functions that several kernels share: rounding as torch does, steps and zero points (ref.py: `_range`,
+`_zero_point`), products on tensor cores."""
 
 from __future__ import annotations
 
@@ -32,3 +33,15 @@ def steps(low, high, HALF: tl.constexpr, SYMMETRIC: tl.constexpr):
 @triton.jit
 def zero_point(low, step, TOP: tl.constexpr):
     return rint(tl.minimum(tl.div_rn(-low, step), TOP))
+
+
+# whether this process runs Triton's interpreter, whose tl.dot multiplies bfloat16 as the integers it keeps them in
+INTERPRETED = tl.constexpr(not isinstance(rint, triton.JITFunction))
+
+
+@triton.jit
+def dot(a, b, acc):
+    """acc plus a @ b: 16-bit operands, float32 sums."""
+    if INTERPRETED:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, acc)
