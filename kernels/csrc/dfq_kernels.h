@@ -22,6 +22,10 @@ DFQ_API int dfq_isa(void);                // the one in use
 DFQ_API int dfq_isa_supported(int isa);   // compiled in, and this processor can run it
 DFQ_API int dfq_set_isa(int isa);         // for the whole process; not while another call runs
 
+// Run on the threads of an OpenMP library in this process (the addresses of its GOMP_parallel, omp_get_num_threads and
+// omp_get_thread_num) instead of a pool of our own, or on that again (null). Not while another call runs.
+DFQ_API int dfq_use_openmp(const void* parallel, const void* num_threads, const void* thread_num);
+
 // codes [n, k] (each below 2^bits) <-> packed [n, ceil(k bits / 8)]; bits 2..8.
 DFQ_API int dfq_pack(const uint8_t* codes, int64_t n, int64_t k, int64_t bits, uint8_t* packed, int64_t threads);
 DFQ_API int dfq_unpack(const uint8_t* packed, int64_t n, int64_t k, int64_t bits, uint8_t* codes, int64_t threads);

@@ -37,6 +37,9 @@ SIGNATURES = {
     "dfq_tiled_w4a8": "pppiiippppipip",
     "dfq_decode": "pppppiiip",
     "dfq_decoder_words": "pppp",
+    "dfq_prefill_before": "pippppiiip",
+    "dfq_prefill_after": "pippi",
+    "dfq_prefill_norm": "ppi",
     "dfq_kv_append": "ppiiiiiippppppiiifpii",
     "dfq_kv_attention": "piiiiiiippppppiifpiippippipp",
 }
@@ -67,9 +70,40 @@ def _open(path: Path) -> ctypes.CDLL | str:
         return f"{path} cannot be loaded: {error}"
     if found != ABI_VERSION:
         return f"{path} has ABI {found}, this package needs {ABI_VERSION}: install dfq again to rebuild it"
+    missing = [name for name in (*SIGNATURES, "dfq_use_openmp") if not hasattr(library, name)]
+    if missing:
+        return f"{path} lacks {missing[0]}: install dfq again to rebuild it"
     for name, signature in SIGNATURES.items():
         getattr(library, name).argtypes = [_TYPES[kind] for kind in signature + "i"]
+    library.dfq_use_openmp.argtypes = [ctypes.c_void_p] * 3
     return library
+
+
+def _openmp() -> ctypes.CDLL | None:
+    """Torch's OpenMP library, if it is one that this process has and that can be told apart from others'."""
+    try:
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    paths = {Path(fields[5]) for line in lines if len(fields := line.split(maxsplit=5)) == 6}
+    found = [path for path in paths if path.name.startswith(("libgomp", "libiomp5", "libomp"))]
+    home = Path(torch.__file__).parent
+    ours = [path for path in found if home in path.parents or home.parent / "torch.libs" == path.parent]
+    return ctypes.CDLL(str((ours or found)[0])) if len(ours or found) == 1 else None
+
+
+def share_threads(share: bool) -> bool:
+    """Run the kernels on torch's OpenMP threads (the default where they are found), or on threads of their own.
+
+    Returns whether they run on torch's. Not while another thread runs a kernel."""
+    assert _library is not None
+    openmp = _openmp() if share else None
+    names = ("GOMP_parallel", "omp_get_num_threads", "omp_get_thread_num")
+    if openmp is None or not all(hasattr(openmp, name) for name in names):
+        _library.dfq_use_openmp(None, None, None)
+        return False
+    _library.dfq_use_openmp(*(ctypes.cast(getattr(openmp, name), ctypes.c_void_p) for name in names))
+    return True
 
 
 def load() -> bool:
@@ -104,6 +138,7 @@ def load() -> bool:
         _status = f"libdfq_cpu, DFQ_CPU_ISA={isa_wanted}"
     else:
         _status = f"libdfq_cpu, the best instruction set that dfq and this processor share ({isa()})"
+    share_threads(True)
     return True
 
 

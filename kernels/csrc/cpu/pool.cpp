@@ -1,4 +1,5 @@
-// A small persistent thread pool. Workers sleep on a condition variable between calls; a forked child starts anew.
+// Parallel regions: on torch's OpenMP threads where they were found (openmp.cpp), else on a small persistent pool, whose
+// workers sleep on a condition variable between calls. A forked child starts a pool of its own.
 #include <pthread.h>
 
 #include <atomic>
@@ -8,6 +9,7 @@
 #include <thread>
 
 #include "kernels.h"
+#include "openmp.h"
 
 namespace dfq {
 namespace {
@@ -75,6 +77,18 @@ void after_fork() { pool = new Pool; }  // the child has no workers and must not
 
 const int registered = pthread_atfork(nullptr, nullptr, after_fork);
 
+struct Chunks {
+  void (*body)(void*, int64_t);
+  void* context;
+  int64_t count;
+  std::atomic<int64_t> next{0};
+};
+
+void drain_chunks(void* raw, int64_t, int64_t) {
+  Chunks& chunks = *static_cast<Chunks*>(raw);
+  for (int64_t chunk = chunks.next++; chunk < chunks.count; chunk = chunks.next++) chunks.body(chunks.context, chunk);
+}
+
 }  // namespace
 
 void parallel(int64_t chunks, int64_t threads, void (*body)(void*, int64_t), void* context) {
@@ -82,7 +96,8 @@ void parallel(int64_t chunks, int64_t threads, void (*body)(void*, int64_t), voi
   // A busy pool means a caller on another thread: run here rather than wait behind it.
   if (threads > 1 && pool->entry.try_lock()) {
     std::lock_guard<std::mutex> held(pool->entry, std::adopt_lock);
-    pool->run(chunks, threads, body, context);
+    Chunks all = {body, context, chunks};
+    if (!on_openmp(threads, drain_chunks, &all)) pool->run(chunks, threads, body, context);
     return;
   }
   for (int64_t chunk = 0; chunk < chunks; ++chunk) body(context, chunk);
@@ -96,6 +111,7 @@ void together(int64_t threads, void (*body)(void*, int64_t, int64_t), void* cont
   } team{body, context, 1};
   if (threads > 1 && pool->entry.try_lock()) {
     std::lock_guard<std::mutex> entered(pool->entry, std::adopt_lock);
+    if (on_openmp(threads, body, context)) return;
     {
       std::lock_guard<std::mutex> held(pool->lock);
       team.size = pool->recruit(threads);

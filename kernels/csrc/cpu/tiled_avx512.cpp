@@ -19,6 +19,7 @@ void float_to_half(const float* in, int64_t count, uint16_t* out);
 #include "convert.inc"
 #include "tiled_pack.inc"
 #include "tiled_rows_avx512.inc"
+#include "unroll.inc"
 
 // 16 bfloat16 values as float
 inline __m512 widen(const uint16_t* from) {
@@ -60,7 +61,39 @@ inline __m512i quad(const char* from) {
   return _mm512_set1_epi32(value);
 }
 
-// M rows times the T tiles tile, tile + step, ...; exact sums per group, whose corrections are where they start from.
+// The multiply-adds are written out because gcc 12 moves the accumulators of its intrinsics around.
+inline __attribute__((always_inline)) void add_products(__m512i& sum, __m512i codes, __m512i values) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(values));
+}
+
+inline __attribute__((always_inline)) void add_products(__m512& sum, __m512i codes, __m512i values) {
+  asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(values));
+}
+
+inline void fetch(const uint8_t* from) { _mm_prefetch(reinterpret_cast<const char*>(from + AHEAD), _MM_HINT_T1); }
+
+// Where the exact sums of a group start: - zero * sum(q) - x_zero * (sums - zero * columns), modulo 2^32.
+template <int M>
+inline __attribute__((always_inline)) void start_sums(const TiledCall& call, int64_t group, int64_t tile, __m512i* sum) {
+  const TiledWeight& w = *call.weight;
+  const int32_t* q_sums = call.q_sums + group;
+  if (!w.zero && !call.x_zero) {
+    unrolled<M>(DFQ_EACH(m) { sum[m] = _mm512_set1_epi32(-8 * q_sums[m * w.groups]); });
+    return;
+  }
+  const __m512i zero = zeros_of(w, group, tile);
+  unrolled<M>(DFQ_EACH(m) { sum[m] = _mm512_mullo_epi32(zero, _mm512_set1_epi32(-q_sums[m * w.groups])); });
+  if (call.x_zero) {
+    const int64_t columns = least(w.group, w.k - group * w.group);
+    const __m512i sums = _mm512_loadu_si512(w.sums + group * w.n16 + tile * TILED_ROWS);
+    const __m512i codes = _mm512_sub_epi32(sums, _mm512_mullo_epi32(zero, _mm512_set1_epi32(int32_t(columns))));
+    unrolled<M>(DFQ_EACH(m) {
+      sum[m] = _mm512_sub_epi32(sum[m], _mm512_mullo_epi32(codes, _mm512_set1_epi32(call.x_zero[m])));
+    });
+  }
+}
+
+// M rows times the T tiles tile, tile + step, ...
 template <int M, int T>
 void integer_tiles(const TiledCall& call, int64_t tile, int64_t step) {
   const TiledWeight& w = *call.weight;
@@ -68,58 +101,41 @@ void integer_tiles(const TiledCall& call, int64_t tile, int64_t step) {
   const int64_t stride = step * w.blocks * TILED_BYTES, depth = w.group / TILED_DEPTH;
   const char* x = static_cast<const char*>(call.rows);
   const __m512i nibble = _mm512_set1_epi8(15);
-  __m512 total[M][T];
-  for (int m = 0; m < M; ++m) {
-    for (int t = 0; t < T; ++t) total[m][t] = _mm512_setzero_ps();
-  }
+  __m512 total[T * M];
+  unrolled<T * M>(DFQ_EACH(i) { total[i] = _mm512_setzero_ps(); });
   for (int64_t group = 0; group < w.groups; ++group) {
-    __m512i sum[M][T];
-    for (int t = 0; t < T; ++t) {
-      const __m512i zero = zeros_of(w, group, tile + t * step);
-      __m512i codes = _mm512_setzero_si512();
-      if (call.x_zero) {
-        const int64_t columns = least(w.group, w.k - group * w.group);
-        const int32_t* sums = w.sums + group * w.n16 + (tile + t * step) * TILED_ROWS;
-        codes = _mm512_sub_epi32(_mm512_loadu_si512(sums), _mm512_mullo_epi32(zero, _mm512_set1_epi32(int(columns))));
-      }
-      for (int m = 0; m < M; ++m) {
-        const __m512i q = _mm512_set1_epi32(call.q_sums[m * w.groups + group]);
-        const __m512i start = w.zero ? _mm512_mullo_epi32(zero, q) : _mm512_slli_epi32(q, 3);
-        sum[m][t] = _mm512_sub_epi32(_mm512_setzero_si512(), start);
-        if (call.x_zero) {
-          sum[m][t] = _mm512_sub_epi32(sum[m][t], _mm512_mullo_epi32(codes, _mm512_set1_epi32(call.x_zero[m])));
-        }
-      }
-    }
-    const int64_t last = group + 1 < w.groups ? (group + 1) * depth : w.blocks;
-    for (int64_t j = group * depth; j < last; ++j, in += TILED_BYTES, x += 8 * M) {
+    __m512i sum[T * M];
+    unrolled<T>(DFQ_EACH(t) { start_sums<M>(call, group, tile + t * step, sum + t * M); });
+    const int64_t blocks = group + 1 < w.groups ? depth : w.blocks - group * depth;
+    for (int64_t j = 0; j < blocks; ++j, in += TILED_BYTES, x += 8 * M) {
       __m512i low[T], high[T];
-      for (int t = 0; t < T; ++t) {
-        const uint8_t* from = in + t * stride;
-        const __m512i v = _mm512_loadu_si512(from);
-        _mm_prefetch(reinterpret_cast<const char*>(from + AHEAD), _MM_HINT_T1);
+      unrolled<T>(DFQ_EACH(t) {
+        const __m512i v = _mm512_loadu_si512(in + t * stride);
+        fetch(in + t * stride);
         low[t] = _mm512_and_si512(v, nibble);
         high[t] = _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble);
-      }
-      for (int m = 0; m < M; ++m) {
-        const __m512i first = quad(x + 8 * m), second = quad(x + 8 * m + 4);
-        for (int t = 0; t < T; ++t) {
-          sum[m][t] = _mm512_dpbusd_epi32(sum[m][t], low[t], first);
-          sum[m][t] = _mm512_dpbusd_epi32(sum[m][t], high[t], second);
-        }
-      }
+      });
+      unrolled<M>(DFQ_EACH(m) {
+        const __m512i values = quad(x + 8 * m);
+        unrolled<T>(DFQ_EACH(t) { add_products(sum[t * M + m], low[t], values); });
+      });
+      unrolled<M>(DFQ_EACH(m) {
+        const __m512i values = quad(x + 8 * m + 4);
+        unrolled<T>(DFQ_EACH(t) { add_products(sum[t * M + m], high[t], values); });
+      });
     }
-    for (int t = 0; t < T; ++t) {
+    unrolled<T>(DFQ_EACH(t) {
       const __m512 scale = widen(w.scale + group * w.n16 + (tile + t * step) * TILED_ROWS);
-      for (int m = 0; m < M; ++m) {
-        total[m][t] = _mm512_add_ps(total[m][t], _mm512_mul_ps(_mm512_cvtepi32_ps(sum[m][t]), scale));
-      }
-    }
+      unrolled<M>(DFQ_EACH(m) {
+        const __m512 exact = _mm512_cvtepi32_ps(sum[t * M + m]);
+        total[t * M + m] = _mm512_add_ps(total[t * M + m], _mm512_mul_ps(exact, scale));
+      });
+    });
   }
-  for (int m = 0; m < M; ++m) {
+  unrolled<M>(DFQ_EACH(m) {
     const __m512 scale = _mm512_set1_ps(call.x_scale[m]);
-    for (int t = 0; t < T; ++t) finish(call.out, w.n, m, tile + t * step, _mm512_mul_ps(total[m][t], scale));
-  }
+    unrolled<T>(DFQ_EACH(t) { finish(call.out, w.n, m, tile + t * step, _mm512_mul_ps(total[t * M + m], scale)); });
+  });
 }
 
 // Bfloat16 rows (P = 1 part), or float rows as a sum of two bfloat16 (P = 2). One chain of sums per output whatever M
@@ -131,51 +147,42 @@ void float_tiles(const TiledCall& call, int64_t tile, int64_t step) {
   const int64_t stride = step * w.blocks * TILED_BYTES, depth = w.group / TILED_DEPTH;
   const char* x = static_cast<const char*>(call.rows);
   const __m512i table = code_table();
-  __m512 total[M][T];
-  for (int m = 0; m < M; ++m) {
-    for (int t = 0; t < T; ++t) total[m][t] = _mm512_setzero_ps();
-  }
+  __m512 total[T * M];
+  unrolled<T * M>(DFQ_EACH(i) { total[i] = _mm512_setzero_ps(); });
   for (int64_t group = 0; group < w.groups; ++group) {
-    __m512 sum[M][T];
-    for (int m = 0; m < M; ++m) {
-      for (int t = 0; t < T; ++t) sum[m][t] = _mm512_setzero_ps();
+    __m512 sum[T * M];
+    unrolled<T * M>(DFQ_EACH(i) { sum[i] = _mm512_setzero_ps(); });
+    const int64_t blocks = group + 1 < w.groups ? depth : w.blocks - group * depth;
+    for (int64_t j = 0; j < blocks; ++j, in += TILED_BYTES, x += 16 * M * P) {
+      unrolled<T>(DFQ_EACH(t) { fetch(in + t * stride); });
+      unrolled<4>(DFQ_EACH(pair) {
+        __m512i codes[T];
+        unrolled<T>(DFQ_EACH(t) {
+          const __m512i v = _mm512_loadu_si512(in + t * stride);
+          codes[t] = _mm512_permutexvar_epi16(pair ? _mm512_srli_epi16(v, 4 * pair) : v, table);
+        });
+        unrolled<M * P>(DFQ_EACH(i) {
+          const __m512i values = quad(x + 16 * i + 4 * pair);
+          unrolled<T>(DFQ_EACH(t) { add_products(sum[t * M + i / P], codes[t], values); });
+        });
+      });
     }
-    const int64_t last = group + 1 < w.groups ? (group + 1) * depth : w.blocks;
-    for (int64_t j = group * depth; j < last; ++j, in += TILED_BYTES, x += 16 * M * P) {
-      __m512i v[T];
-      for (int t = 0; t < T; ++t) {
-        const uint8_t* from = in + t * stride;
-        v[t] = _mm512_loadu_si512(from);
-        _mm_prefetch(reinterpret_cast<const char*>(from + AHEAD), _MM_HINT_T1);
-      }
-      for (int pair = 0; pair < 4; ++pair) {
-        __m512bh codes[T];
-        for (int t = 0; t < T; ++t) {
-          codes[t] = __m512bh(_mm512_permutexvar_epi16(_mm512_srli_epi16(v[t], 4 * pair), table));
-        }
-        for (int m = 0; m < M; ++m) {
-          for (int part = 0; part < P; ++part) {
-            const __m512bh value = __m512bh(quad(x + 16 * (P * m + part) + 4 * pair));
-            for (int t = 0; t < T; ++t) sum[m][t] = _mm512_dpbf16_ps(sum[m][t], codes[t], value);
-          }
-        }
-      }
-    }
-    for (int t = 0; t < T; ++t) {
+    unrolled<T>(DFQ_EACH(t) {
       const __m512 scale = widen(w.scale + group * w.n16 + (tile + t * step) * TILED_ROWS);
-      for (int m = 0; m < M; ++m) {
-        if (w.zero) {
-          const __m512i shift = _mm512_sub_epi32(_mm512_set1_epi32(8), zeros_of(w, group, tile + t * step));
+      if (w.zero) {
+        const __m512i shift = _mm512_sub_epi32(_mm512_set1_epi32(8), zeros_of(w, group, tile + t * step));
+        const __m512 shifts = _mm512_cvtepi32_ps(shift);
+        unrolled<M>(DFQ_EACH(m) {
           const __m512 x_sum = _mm512_set1_ps(call.x_sums[m * w.groups + group]);
-          sum[m][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(shift), x_sum, sum[m][t]);
-        }
-        total[m][t] = _mm512_fmadd_ps(sum[m][t], scale, total[m][t]);
+          sum[t * M + m] = _mm512_fmadd_ps(shifts, x_sum, sum[t * M + m]);
+        });
       }
-    }
+      unrolled<M>(DFQ_EACH(m) { total[t * M + m] = _mm512_fmadd_ps(sum[t * M + m], scale, total[t * M + m]); });
+    });
   }
-  for (int m = 0; m < M; ++m) {
-    for (int t = 0; t < T; ++t) finish(call.out, w.n, m, tile + t * step, total[m][t]);
-  }
+  unrolled<M>(DFQ_EACH(m) {
+    unrolled<T>(DFQ_EACH(t) { finish(call.out, w.n, m, tile + t * step, total[t * M + m]); });
+  });
 }
 
 using Tiles = void (*)(const TiledCall&, int64_t, int64_t);
