@@ -43,7 +43,7 @@ def _w4a16(
     GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, MOST_K: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """One tile of out [splits, M, N]: split `program_id(2)` sums `per_split` columns, or groups where GROUP > 0."""
+    """One tile of out [splits, M, N]: split `program_id(2)` sums `per_split` bytes of a row, or groups (GROUP > 0)."""
     KIND: tl.constexpr = tl.float16 if x.dtype.element_ty is tl.float16 else tl.bfloat16
     STEP: tl.constexpr = BLOCK_K if BLOCK_K < MOST_K else MOST_K
     tokens = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -55,9 +55,9 @@ def _w4a16(
     if GROUP == 0:
         if HAS_ZERO:
             zeros = tl.load(zero + rows, mask=row_held, other=0)
-        end = tl.minimum((split + 1) * per_split, k)
-        for begin in range(split * per_split, end, STEP):
-            acc = _part(acc, x, packed, tokens, token_held, rows, row_held, begin // 2, 0, end, k, row_bytes, zeros,
+        end = tl.minimum((split + 1) * per_split * 2, k)
+        for first in range(split * per_split, (end + 1) // 2, STEP // 2):
+            acc = _part(acc, x, packed, tokens, token_held, rows, row_held, first, 0, end, k, row_bytes, zeros,
                         KIND, BLOCK_N, STEP)  # fmt: skip
         acc *= tl.load(scale + rows, mask=row_held, other=0.0).to(tl.float32)[:, None]
     else:
@@ -94,8 +94,8 @@ decode, prefill = tuned(_DECODE, _KEY)(_w4a16), tuned(_PREFILL, _KEY)(_w4a16)
 
 
 def plan(m: int, n: int, k: int, group: int, device: torch.device) -> tuple[int, int, int]:
-    """How K is cut for M rows: (number of splits, columns or groups of each, largest useful block of columns)."""
-    units, unit = (ceil_div(k, group), 1) if group else (ceil_div(k, 256), 256)
+    """How K is cut for M rows: (number of splits, bytes or groups of each, largest useful block of columns)."""
+    units, unit = (ceil_div(k, group), 1) if group else (ceil_div(k, 256), 128)
     count = splits(ceil_div(n, 64), units, device) if m <= FEW else 1
     each = ceil_div(units, count)
     return ceil_div(units, each), each * unit, max(32, power2(group)) if group else 1 << 20

@@ -47,7 +47,7 @@ def _w4a8(
     GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, MOST_K: tl.constexpr, SUMS: tl.constexpr, WHOLE: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """One tile of out [splits, M, N]: split `program_id(2)` sums `per_split` columns, or groups where GROUP > 0.
+    """One tile of out [splits, M, N]: split `program_id(2)` sums `per_split` bytes of a row, or groups (GROUP > 0).
 
     SUMS: sum the codes here; otherwise they come in sums_q [M, G] and sums_u [N, G]. WHOLE: K is not split, the
     result is final.
@@ -63,16 +63,16 @@ def _w4a8(
     sum_u = tl.zeros((BLOCK_N,), tl.int32)
     part = tl.zeros((BLOCK_N, BLOCK_M), tl.int32)
     if GROUP == 0:
-        end = tl.minimum((split + 1) * per_split, k)
-        for begin in range(split * per_split, end, STEP):
+        end = tl.minimum((split + 1) * per_split * 2, k)
+        for first in range(split * per_split, (end + 1) // 2, STEP // 2):
             part, sum_q, sum_u = _part(part, sum_q, sum_u, q, packed, tokens, token_held, rows, row_held,
-                                       begin // 2, 0, end, k, row_bytes, SUMS, BLOCK_N, STEP)  # fmt: skip
+                                       first, 0, end, k, row_bytes, SUMS, BLOCK_N, STEP)  # fmt: skip
         if HAS_ZERO:
             zeros = tl.load(zero + rows, mask=row_held, other=0).to(tl.int32)
         if not SUMS:
             sum_q = tl.load(sums_q + tokens, mask=token_held, other=0)
             sum_u = tl.load(sums_u + rows, mask=row_held, other=0)
-        result = _corrected(part, sum_q, sum_u, zeros, x_zeros, end - split * per_split)
+        result = _corrected(part, sum_q, sum_u, zeros, x_zeros, end - split * per_split * 2)
         if WHOLE:
             scales = tl.load(scale + rows, mask=row_held, other=0.0).to(tl.float32)
             result = result.to(tl.float32) * scales[:, None]
