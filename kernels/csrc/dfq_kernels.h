@@ -87,6 +87,24 @@ DFQ_API int dfq_kv_attention(const void* query, int64_t dtype, int64_t batch, in
                              const uint8_t* tree, int64_t trees, const void* k_sink, const void* v_sink, int64_t sinks,
                              const int64_t* sink_start, void* out, int64_t threads);
 
+// Codes as dfq_quantize_per_token gives them, for rows that are made and used up while in cache. base null: no transform,
+// else [order, order] of the Hadamard transform in blocks of `block`, computed in float32 and not rounded.
+DFQ_API int dfq_hadamard_quantize(const void* x, int64_t dtype, int64_t m, int64_t k, const float* base, int64_t order,
+                                  int64_t block, int64_t bits, int64_t symmetric, float clip, int8_t* codes,
+                                  float* scale, int32_t* zero, int64_t threads);
+
+// Of residual += x (residual null: x), divided by its root mean square, times weight [k] (or null: 1); every step is
+// rounded to dtype, the type of x, residual and weight.
+DFQ_API int dfq_rmsnorm_quantize(const void* x, int64_t dtype, int64_t m, int64_t k, void* residual, const void* weight,
+                                 float epsilon, int64_t bits, int64_t symmetric, float clip, int8_t* codes,
+                                 float* scale, int32_t* zero, int64_t threads);
+
+// Of silu(gate) * up, both [m, k], rounded to dtype after each of the two steps.
+DFQ_API int dfq_silu_mul_hadamard_quantize(const void* gate, const void* up, int64_t dtype, int64_t m, int64_t k,
+                                           const float* base, int64_t order, int64_t block, int64_t bits,
+                                           int64_t symmetric, float clip, int8_t* codes, float* scale, int32_t* zero,
+                                           int64_t threads);
+
 #ifdef __cplusplus
 }
 #endif

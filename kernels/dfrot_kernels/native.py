@@ -40,6 +40,9 @@ SIGNATURES = {
     "dfq_prefill_before": "pippppiiip",
     "dfq_prefill_after": "pippi",
     "dfq_prefill_norm": "ppi",
+    "dfq_hadamard_quantize": "piiipiiiifppp",
+    "dfq_rmsnorm_quantize": "piiippfiifppp",
+    "dfq_silu_mul_hadamard_quantize": "ppiiipiiiifppp",
     "dfq_kv_append": "ppiiiiiippppppiiifpii",
     "dfq_kv_attention": "piiiiiiippppppiifpiippippipp",
 }

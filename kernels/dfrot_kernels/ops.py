@@ -130,7 +130,7 @@ REFERENCES: dict[str, Callable[..., Any]] = {
 }
 
 
-def _tokens(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def token_shapes(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rows = x.shape[0]
     return (
         x.new_empty(x.shape, dtype=torch.int8),
@@ -151,7 +151,7 @@ def _kv(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
 SHAPES: dict[str, Callable[..., Any]] = {
     "pack": lambda codes, bits: codes.new_empty(codes.shape[0], (codes.shape[1] * bits + 7) // 8),
     "unpack": lambda packed, bits, k: packed.new_empty(packed.shape[0], k),
-    "quantize_per_token": lambda x, bits, symmetric, clip: _tokens(x),
+    "quantize_per_token": lambda x, bits, symmetric, clip: token_shapes(x),
     "hadamard": lambda x, base, block: x.new_empty(x.shape),
     "dequantize": lambda packed, scale, zero, bits, k, group: packed.new_empty(packed.shape[0], k, dtype=torch.float32),
     "w4a16_mm": lambda x, packed, scale, zero, group: x.new_empty(*x.shape[:-1], packed.shape[0]),

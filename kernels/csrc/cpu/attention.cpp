@@ -16,6 +16,7 @@ namespace dfq {
 namespace {
 
 #include "host.inc"
+#include "base.inc"
 
 const AttentionKernels& attention_kernels() {
 #ifdef DFQ_HAVE_AVX512
@@ -48,27 +49,6 @@ void order_queries(const AttentionCall& call, const AttentionKernels& use, const
     }
   }
 }
-
-struct Turn {  // a block-diagonal Hadamard transform; base null: none
-  const float* base;
-  int64_t order, block;
-
-  bool valid(int64_t dim) const {
-    if (!base) return true;
-    const int64_t size = order > 0 ? block / order : 0;
-    return block > 0 && dim % block == 0 && size * order == block && (size & (size - 1)) == 0;
-  }
-  int64_t floats() const { return base ? order * order + 2 * block : 0; }
-  // base [order][order], transposed, as the kernels want it
-  void transpose(float* to) const {
-    for (int64_t i = 0; base && i < order; ++i) {
-      for (int64_t j = 0; j < order; ++j) to[j * order + i] = base[i * order + j];
-    }
-  }
-  void apply(float* x, int64_t count, const float* base_t, float* buffer) const {
-    if (base) kernels().hadamard_rows(x, DFQ_FLOAT32, block, base_t, order, x, buffer, 0, count / block);
-  }
-};
 
 void run_attention(AttentionCall& call, const void* query, const Turn& turn, void* out, int64_t threads) {
   const AttentionKernels& use = attention_kernels();

@@ -6,6 +6,7 @@
 #include <new>
 
 #include "../dfq_kernels.h"
+#include "fused.h"
 #include "kernels.h"
 
 namespace dfq {
@@ -46,7 +47,23 @@ std::atomic<int> chosen{best()};
 
 }  // namespace
 
+#ifdef DFQ_HAVE_AVX512
+namespace {
+
+Kernels with_avx512_rows(Kernels table) {
+  table.quantize_rows = avx512_quantize_rows;
+  table.hadamard_rows = avx512_hadamard_rows;
+  return table;
+}
+
+}  // namespace
+#endif
+
 const Kernels& kernels() {
+#ifdef DFQ_HAVE_AVX512
+  static const Kernels avx512_kernels = with_avx512_rows(avx2_kernels);
+  if (chosen == DFQ_AVX512) return avx512_kernels;
+#endif
 #ifdef DFQ_HAVE_AVX2
   if (chosen >= DFQ_AVX2) return avx2_kernels;
 #endif

@@ -1,0 +1,84 @@
+// Fused row kernels, and the row kernels of kernels.h, with AVX-512: a row is converted, transformed and measured in few
+// passes over registers, then turned into codes. The same bits as with the other instruction sets.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC's own intrinsics, until 13
+#endif
+#include "fused.h"
+
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "../dfq_kernels.h"
+#include "kernels.h"
+
+namespace dfq {
+namespace {
+
+void half_to_float(const uint16_t* in, int64_t count, float* out);
+void float_to_half(const float* in, int64_t count, uint16_t* out);
+#define DFQ_OWN_HALF_ROWS
+#include "convert.inc"
+
+void half_to_float(const uint16_t* in, int64_t count, float* out) {
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) {
+    _mm512_storeu_ps(out + i, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + i))));
+  }
+  for (; i < count; ++i) out[i] = load_f16(in[i]);
+}
+
+void float_to_half(const float* in, int64_t count, uint16_t* out) {
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) {
+    const __m256i half = _mm512_cvtps_ph(_mm512_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), half);
+  }
+  for (; i < count; ++i) out[i] = store_f16(in[i]);
+}
+
+#include "fused.inc"
+#include "signs.inc"
+#include "turn_avx512.inc"
+#include "codes_avx512.inc"
+
+void turn_quantize_rows(const void* x, int type, int64_t k, const Turned& turn, const Quantized& out, float* row,
+                        int64_t begin, int64_t end) {
+  if (!turn.base_t) {
+    avx512_quantize_rows(x, type, k, out.bits, out.symmetric, out.clip, out.codes, out.scale, out.zero, begin, end);
+    return;
+  }
+  Transform transform(turn.base_t, turn.order, turn.block);
+  for (int64_t r = begin; r < end; ++r) {
+    Ends ends;
+    for (int64_t at = 0; at < k; at += turn.block) transform.apply(x, type, r * k + at, row + at, row + k, ends);
+    write_row(row, DFQ_FLOAT32, 0, k, ends, out, r);
+  }
+}
+
+}  // namespace
+
+void avx512_quantize_rows(const void* x, int type, int64_t k, int bits, bool symmetric, float clip, int8_t* codes,
+                          float* scale, int32_t* zero, int64_t begin, int64_t end) {
+  const Quantized out = {bits, symmetric, clip, codes, scale, zero};
+  for (int64_t row = begin; row < end; ++row) {
+    Ends ends;
+    with_type(type, [&](auto tag) { measure<decltype(tag)::value>(x, row * k, k, ends); });
+    write_row(x, type, row * k, k, ends, out, row);
+  }
+}
+
+void avx512_hadamard_rows(const void* x, int type, int64_t block, const float* base_t, int64_t order, void* out,
+                          float* scratch, int64_t begin, int64_t end) {
+  Transform transform(base_t, order, block);
+  Ends ends;
+  for (int64_t row = begin; row < end; ++row) {
+    transform.apply(x, type, row * block, scratch, scratch + block, ends);
+    store_floats(scratch, block, type, out, row * block);
+  }
+}
+
+const FusedKernels avx512_fused = {turn_quantize_rows, norm_row, silu_mul_row};
+
+}  // namespace dfq
