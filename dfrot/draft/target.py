@@ -47,6 +47,11 @@ class Target:
         heads = int(self.config.num_attention_heads)
         self.group = heads // int(getattr(self.config, "num_key_value_heads", None) or heads)
         self.exact = RowExact([self.decoder, self.head_module])
+        native = getattr(self.decoder, "dfq_native", None)
+        # hooks on layers keep the native decoder from serving: then plain steps must not use it either
+        self.native: Any = native if native is not None and not native.unfit and not self.aux_layers else None
+        self._by_modules = native is not None and self.native is None
+        self._replay: list[int] | None = None
         if not hasattr(self.decoder, "layers"):
             raise UnsupportedError(
                 f"{type(model).__name__}: its decoder has no list of layers; it cannot be drafted for"
@@ -150,7 +155,9 @@ class Target:
     @torch.no_grad()
     def step(self, token: int, cache: Any) -> Tensor:
         """Plain decoding: one token in, logits float32 [V] out."""
-        out = self.decoder(input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True)
+        watched: Any = observing(self.model, _nothing) if self._by_modules else contextlib.nullcontext()
+        with watched:
+            out = self.decoder(input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True)
         return self.head(out.last_hidden_state)[0, 0].float()
 
     @torch.no_grad()
@@ -158,9 +165,12 @@ class Target:
         """Run a tree of tokens in one pass; node 0 is the root, parents come before children, -1 is no parent.
 
         Every row computes what `step` would compute at its place, to the last bit, whatever else is in the block
-        (see dfrot/draft/exact.py). Returns features [n, f] and logits float32 [n, V]."""
+        (see dfrot/draft/exact.py): the native decoder serves both or neither.
+
+        Returns features [n, f] and logits float32 [n, V]."""
         past, count = int(cache.get_seq_length()), len(tokens)
-        if parents == list(range(-1, count - 1)) and (found := self._chain(tokens, cache)) is not None:
+        self._replay = None
+        if self.native is not None and (found := self._native_tree(tokens, parents, cache)) is not None:
             return found
         paths: list[list[int]] = []  # of every node: its ancestors and itself
         for node, parent in enumerate(parents):
@@ -185,22 +195,63 @@ class Target:
         joined = self._joined(aux)
         return (out.last_hidden_state if joined is None else joined)[0], logits
 
-    def _chain(self, tokens: list[int], cache: Any) -> tuple[Tensor, Tensor] | None:
-        """A chain through the native decoder, whose rows are independent of one another up to a certain number of
-        them; None where it does not serve the model or the call."""
-        native = getattr(self.decoder, "dfq_native", None)
-        if native is None or self.aux_layers or len(tokens) * self.group > ALIKE:
-            return None
-        call = {"input_ids": torch.tensor([tokens]), "past_key_values": cache, "use_cache": True}
-        out = native.serve(self.decoder, call)
-        if out is None:
-            return None
+    def _native_tree(self, tokens: list[int], parents: list[int], cache: Any) -> tuple[Tensor, Tensor] | None:
+        """A tree through the native decoder, which knows chains only: branch by branch, each node once, the cache
+        cropped to the fork in between. None where it does not serve."""
+        past = int(cache.get_seq_length())
+        hidden: dict[int, Tensor] = {}
+        runs = branches(parents)
+        for depth, run in runs:
+            cache.crop(past + depth - int(cache.get_seq_length()))
+            out = self._chain([tokens[node] for node in run], cache)
+            if out is None:
+                cache.crop(past - int(cache.get_seq_length()))
+                return None
+            hidden |= dict(zip(run, out))
+        if len(runs) > 1:
+            cache.crop(past - int(cache.get_seq_length()))
+            self._replay = tokens
+        rows = torch.stack([hidden[node] for node in range(len(tokens))])
         with self.exact.rows(len(tokens)):
-            return out.last_hidden_state[0], self.head(out.last_hidden_state)[0].float()
+            return rows, self.head(rows[None])[0].float()
+
+    def _chain(self, tokens: list[int], cache: Any) -> Tensor | None:
+        """Features [n, d] of consecutive tokens by the native decoder, in blocks whose rows are independent of one
+        another (see ALIKE); None where it does not serve this call, in the middle of nothing."""
+        found = []
+        for part in torch.split(torch.tensor(tokens), max(1, ALIKE // self.group)):
+            call = {"input_ids": part[None], "past_key_values": cache, "use_cache": True}
+            out = self.native.serve(self.decoder, call)
+            if out is None:
+                return None
+            found.append(out.last_hidden_state[0])
+        return torch.cat(found)
 
     def keep(self, cache: Any, past: int, rows: int, path: list[int]) -> None:
         """After `verify` of `rows` nodes: of them keep those on the accepted path."""
-        keep_path(cache, past, rows, path)
+        if self._replay is None:
+            keep_path(cache, past, rows, path)
+        elif path:
+            self._chain([self._replay[node] for node in path], cache)
+        self._replay = None
+
+
+def branches(parents: list[int]) -> list[tuple[int, list[int]]]:
+    """A tree cut into chains, in depth-first order: (depth of the first node, nodes). What stands before a chain in
+    that order ends in its ancestors, once cropped to its depth."""
+    children: dict[int, list[int]] = {}
+    for node, parent in enumerate(parents):
+        children.setdefault(parent, []).append(node)
+    found: list[tuple[int, list[int]]] = []
+    waiting = [(0, node) for node in reversed(children.get(-1, []))]
+    while waiting:
+        depth, node = waiting.pop()
+        chain = [node]
+        while below := children.get(chain[-1], []):
+            waiting += [(depth + len(chain), other) for other in reversed(below[1:])]
+            chain.append(below[0])
+        found.append((depth, chain))
+    return found
 
 
 def _window(config: Any) -> int | None:
@@ -217,6 +268,10 @@ def _window(config: Any) -> int | None:
     if window is None or kinds == {"full_attention"}:
         return None
     return int(window)
+
+
+def _nothing(*_: Any) -> None:
+    """Looking on without interest: the modules serve, op by op."""
 
 
 def _measure(chooser: Chooser) -> Any:
