@@ -34,6 +34,7 @@ from dfrot.stage import Progress, Stage, open_stage, read_evidence, silent
 from dfrot.writer import SafetensorsWriter
 
 KIND = "quantize"
+COMPENSATION = 0.5  # the full step overfits calibrations of 10^5 tokens
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class QuantizeSettings:
     (False: those of the calibration). fake: write simulated weights, dense float32 on the integer grid.
     sink_tokens: leading positions whose activations and KV stay exact. a_clip: activation clip ratio; None takes
     the scheme's, "auto" the calibration's MSE-best one of each tap. compensate: how much of the error that
-    quantized activations bring the weights shall take back, 0 (GPTQ as published) to 1; needs `propagate`.
+    quantized activations bring the weights shall take back, 0 (GPTQ as published) to 1; needs `propagate`. None:
+    half of it where activations are quantized and errors propagate, otherwise nothing.
     """
 
     scheme: QuantScheme = field(default_factory=QuantScheme)
@@ -58,7 +60,7 @@ class QuantizeSettings:
     fake: bool = False
     sink_tokens: int = 0
     a_clip: float | Literal["auto"] | None = None
-    compensate: float = 0.0
+    compensate: float | None = None
 
     def __post_init__(self) -> None:
         algorithm(self.algorithm)
@@ -67,7 +69,7 @@ class QuantizeSettings:
             raise UnsupportedError(f"sink tokens {self.sink_tokens}: cannot be negative")
         if isinstance(self.a_clip, str) and self.a_clip != "auto":
             raise UnsupportedError(f"activation clip {self.a_clip!r}: give auto or a ratio in 0.1..1")
-        if not 0 <= self.compensate <= 1:
+        if not 0 <= (self.compensate or 0.0) <= 1:
             raise UnsupportedError(f"compensation {self.compensate} is outside 0..1; 0.5 is a good start")
         if self.compensate and not (self.propagate and algorithm(self.algorithm).needs_hessian):
             raise UnsupportedError(
@@ -76,6 +78,14 @@ class QuantizeSettings:
 
     def options(self) -> Options:
         return Options(self.mse_clip, self.act_order, self.damping)
+
+    @property
+    def compensation(self) -> float:
+        """The strength in use."""
+        if self.compensate is not None:
+            return self.compensate
+        propagates = self.propagate and algorithm(self.algorithm).needs_hessian and self.scheme.w_bits != FULL
+        return COMPENSATION if propagates and self.scheme.a_bits != FULL else 0.0
 
     def needs_calibration(self) -> bool:
         weights = self.scheme.w_bits != FULL and algorithm(self.algorithm).needs_hessian
@@ -181,6 +191,7 @@ def _copy_rest(checkpoint: Checkpoint, config: DfqConfig, arch: BoundArch, folde
 def _evidence(layout: Layout, settings: QuantizeSettings, linears: dict[str, Any]) -> dict[str, Any]:
     return {
         "scheme": settings.scheme.name,
+        "compensation": settings.compensation,
         "linears": linears,
         "fallbacks": {name: stats["fallback"] for name, stats in linears.items() if "fallback" in stats},
         "sizes": layout.sizes(),
@@ -207,7 +218,7 @@ class _Work:
         self.function = self.algorithm.load()
         self.integers = self.scheme.w_bits != FULL
         self.propagate = settings.propagate and self.algorithm.needs_hessian and self.integers
-        self.compensate = settings.compensate if self.propagate else 0.0
+        self.compensate = settings.compensation if self.propagate else 0.0
         self.writer = SafetensorsWriter(stage.folder, layout.plan())
         if self.propagate:
             from dfrot.hf.blocks import BlockRunner

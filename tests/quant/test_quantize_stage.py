@@ -104,7 +104,7 @@ def test_propagation_collects_what_the_quantized_model_feeds(
 ) -> None:
     """An independent walk: plain forward passes per tap, with rounding written out, give the same integers."""
     scheme = QuantScheme.parse("w4a4kv4")
-    quantize(model, cal, tmp_path / "q", settings(sink_tokens=sinks))
+    quantize(model, cal, tmp_path / "q", settings(sink_tokens=sinks, compensate=0.0))
     checkpoint, arch = open_described(model)
     runner = BlockRunner(checkpoint, arch)
     assert runner.online is not None
@@ -152,6 +152,14 @@ def test_chunked_propagation_agrees(
     for name in (Q, DOWN):
         a, b = (packed(tmp_path / folder, name).codes().int() for folder in ("whole", "chunked"))
         assert float((a != b).float().mean()) < 0.02
+
+
+def test_half_of_the_activation_error_is_compensated_where_there_is_any() -> None:
+    assert settings().compensation == 0.5
+    assert settings(compensate=0.0).compensation == 0.0
+    assert settings("w4a16").compensation == 0.0
+    assert settings(propagate=False).compensation == 0.0
+    assert settings(algorithm="rtn").compensation == 0.0
 
 
 def test_without_propagation_the_calibration_is_used(model: Path, cal: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ from dfrot_cli.plan import plan
 @click.option("--keep", multiple=True, default=("lm_head",), show_default=True, help="Linears left in 16 bits.")
 @click.option("--propagate/--no-propagate", default=True, show_default=True, help="Hessians of the quantized model.")
 @click.option("--a-clip", metavar="C", help="Activation clip ratio, or auto: the calibration's best per tap.")
-@click.option("--compensate", type=float, default=0.0, show_default=True, help="Take back activation error, 0..1.")
+@click.option("--kv-clip", type=float, default=1.0, show_default=True, help="Clip ratio of keys and values.")
+@click.option(
+    "--compensate", type=float, help="GPTQ: activation error taken back, 0..1. Default: 0.5 if quantized, else 0."
+)
 @click.option("--sink-tokens", type=click.IntRange(0), default=0, show_default=True, help="Leading positions kept.")
 @click.option("--fake", is_flag=True, help="Write the simulated model: dense weights on the integer grid.")
 @out_option("Folder of the quantized checkpoint.")
@@ -34,6 +38,7 @@ def command(
     out: Path,
     scheme: str,
     a_clip: str | None,
+    kv_clip: float,
     keep: tuple[str, ...],
     common: Common,
     **options: Any,
@@ -50,7 +55,8 @@ def command(
     except ValueError:
         raise InputError(f"--a-clip {a_clip}: auto or a number in 0.1..1 is needed") from None
     kept = tuple(name for name in keep if name)  # --keep "" keeps nothing
-    settings = QuantizeSettings(scheme=QuantScheme.parse(scheme), keep=kept, a_clip=clip, **options)
+    parsed = replace(QuantScheme.parse(scheme), kv_clip=kv_clip)
+    settings = QuantizeSettings(scheme=parsed, keep=kept, a_clip=clip, **options)
     folder = resolve(model)
     if common.plan:
         plan("quantize", {"model": folder, "calibration": calibration}, settings, out, common)
