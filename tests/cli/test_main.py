@@ -31,7 +31,8 @@ def test_help_names_every_command(dfq: Any) -> None:
     ran = dfq("--help")
     assert ran.code == 0
     assert all(f"  {name} " in ran.out for name in COMMANDS)
-    assert set(COMMANDS) == {"rotate", "calibrate", "quantize", "eval", "compare", "models", "doctor", "bench"}
+    wanted = {"rotate", "calibrate", "quantize", "eval", "draft", "outliers", "compare", "models", "doctor", "bench"}
+    assert set(COMMANDS) == wanted
 
 
 def test_the_promised_command_shapes() -> None:
