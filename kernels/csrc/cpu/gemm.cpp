@@ -27,7 +27,7 @@ int64_t slab_rows(int64_t m, int64_t height, int64_t block_bytes) {
 
 template <typename Pack, typename Multiply>
 void over_slab(const GemmKernels& run, const GemmCall& call, int64_t threads, Pack pack, Multiply multiply) {
-  const int64_t blocks = divided(call.m, run.height), tiles = call.weight->n16 / TILED_ROWS;
+  const int64_t blocks = call.blocks, tiles = call.weight->n16 / TILED_ROWS;
   over_rows(blocks, run.height * call.weight->k, threads, [&](int64_t begin, int64_t end) { pack(call, begin, end); });
   const int64_t columns = divided(tiles, run.tiles);
   int64_t parts = 1;
@@ -52,11 +52,12 @@ bool narrow(const TiledWeight& weight, const IntegerRows& x) {
 void gemm_integer(const GemmKernels& run, const TiledWeight& weight, const IntegerRows& x, const TiledOut& out,
                   int64_t threads) {
   const int64_t bytes = run.integer_bytes(weight), step = slab_rows(x.m, run.height, bytes), blocks = step / run.height;
-  GemmCall call = {&weight, 0, run.height, nullptr, bytes, nullptr, narrow(weight, x), nullptr, 0, nullptr, nullptr, out};
+  GemmCall call = {&weight, 0, 0, nullptr, nullptr, narrow(weight, x), nullptr, 0, nullptr, nullptr, out};
   call.rows = static_cast<char*>(scratch(SCRATCH_CALLER, blocks * bytes));
   call.sums = static_cast<int32_t*>(scratch(SCRATCH_CALLER_SUMS, step * weight.groups * 4));
   for (int64_t row = 0; row < x.m; row += step) {
     call.m = std::min(step, x.m - row);
+    call.blocks = divided(call.m, run.height);
     call.x = x.q + row * weight.k;
     call.x_scale = x.scale + row;
     call.x_zero = x.zero ? x.zero + row : nullptr;
@@ -69,11 +70,12 @@ void gemm_float(const GemmKernels& run, const TiledWeight& weight, const FloatRo
                 int64_t threads) {
   const int64_t bytes = run.float_bytes(weight, x.type), step = slab_rows(x.m, run.height, bytes);
   const int64_t blocks = step / run.height;
-  GemmCall call = {&weight, 0, run.height, nullptr, bytes, nullptr, false, nullptr, x.type, nullptr, nullptr, out};
+  GemmCall call = {&weight, 0, 0, nullptr, nullptr, false, nullptr, x.type, nullptr, nullptr, out};
   call.rows = static_cast<char*>(scratch(SCRATCH_CALLER, blocks * bytes));
   call.sums = static_cast<int32_t*>(scratch(SCRATCH_CALLER_SUMS, blocks * 4));
   for (int64_t row = 0; row < x.m; row += step) {
     call.m = std::min(step, x.m - row);
+    call.blocks = divided(call.m, run.height);
     call.x = static_cast<const char*>(x.x) + row * weight.k * size_of_type(x.type);
     call.out.y = static_cast<char*>(out.y) + row * weight.n * size_of_type(out.type);
     over_slab(run, call, threads, run.pack_float, run.real);

@@ -12,12 +12,11 @@ constexpr int64_t NARROW_GROUP = 128;  // columns whose sum of signed bytes, and
 // A slab of rows. All pointers start at its first row; blocks are padded with zero rows.
 struct GemmCall {
   const TiledWeight* weight;
-  int64_t m, height;   // rows; rows per block
-  char* rows;          // packed blocks
-  int64_t block_bytes; // from one block to the next
-  int32_t* sums;       // integer: [block][group][row], see `narrow`; float: [block], whether the low parts matter
-  bool narrow;         // sums hold 16-bit pairs (-sum(q), -x_zero), the operand of one multiply-add; else sum(q)
-  const void* x;       // unpacked rows: int8, or floats of `type`
+  int64_t m, blocks;  // rows; blocks of GemmKernels::height rows
+  char* rows;         // packed
+  int32_t* sums;      // integer: [block][group][row], see `narrow`; float: [block], whether the low parts matter
+  bool narrow;        // sums hold 16-bit pairs (-sum(q), -x_zero), the operand of one multiply-add; else sum(q)
+  const void* x;      // unpacked rows: int8, or floats of `type`
   int type;
   const float* x_scale;
   const int32_t* x_zero;
