@@ -126,7 +126,34 @@ def integer_cases() -> Iterator[Case]:
     yield Case("w4a8_mm", "no rows", (few[:0], scale[:0], shift[:0], *weight(24, 96, 32, False)))
 
 
-BUILDERS = (quantize_cases, w4a16_cases, integer_cases)
+def hadamard_base(order: int) -> Tensor:
+    """A square of order 1 or 12 (Paley), or random signs: the op takes any."""
+    if order == 1:
+        return torch.ones(1, 1)
+    return torch.randint(0, 2, (order, order), generator=seeded(order)).float() * 2 - 1
+
+
+def hadamard_cases() -> Iterator[Case]:
+    for order, block, width in (
+        (1, 1, 5), (1, 2, 6), (1, 16, 48), (1, 128, 128), (1, 256, 512), (1, 1024, 1024), (1, 8192, 8192),
+        (12, 12, 24), (12, 48, 48), (20, 20 * 128, 20 * 128), (28, 28 * 256, 28 * 256),
+        (40, 40 * 512, 40 * 512), (1, 65536, 65536),
+    ):  # fmt: skip
+        x = torch.randn(3, width, generator=seeded(width))
+        yield Case("hadamard", f"{order} {block}", (x, hadamard_base(order), block), TERMS)
+    x = torch.randn(2, 3, 70, 64, generator=seeded(1))
+    one = hadamard_base(1)
+    yield Case("hadamard", "four dimensions", (x, one, 64), TERMS)
+    yield Case("hadamard", "bfloat16", (x.bfloat16(), one, 64), 2.0**-7)
+    yield Case("hadamard", "float16", (x.half(), one, 64), CLOSE)
+    yield Case("hadamard", "float64", (x.double(), one, 64), EXACT)
+    yield Case("hadamard", "strided", (x.transpose(1, 2)[..., ::2], one, 32), TERMS)
+    bad = torch.ones(40, 64)
+    bad[7, 3], bad[9, 1] = torch.nan, torch.inf
+    yield Case("hadamard", "NaN stays in its block", (bad, one, 64), TERMS)
+
+
+BUILDERS = (quantize_cases, w4a16_cases, integer_cases, hadamard_cases)
 
 
 def cases() -> list[Case]:

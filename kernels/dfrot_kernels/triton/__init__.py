@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from dfrot_kernels.triton import quantize, w4a8, w4a16
+from dfrot_kernels.triton import hadamard, quantize, w4a8, w4a16
 
 KERNELS: dict[str, Callable[..., Any]] = {
     "quantize_per_token": quantize.quantize_per_token,
+    "hadamard": hadamard.hadamard,
     "w4a16_mm": w4a16.w4a16_mm,
     "w4a8_mm": w4a8.integer_mm,
     "w4a4_mm": w4a8.integer_mm,

@@ -46,6 +46,13 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that one program may use; as on an H100 where there is no device (the interpreter)."""
+    if device.type != "cuda":
+        return 227 << 10
+    return int(triton.runtime.driver.active.utils.get_device_properties(device.index)["max_shared_mem"])
+
+
 def splits(programs: int, units: int, device: torch.device, most: int = 32) -> int:
     """Into how many parts `units` of work are cut so that `programs` x parts keep the device busy: a power of two.
 
