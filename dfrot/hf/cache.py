@@ -139,6 +139,12 @@ class DfqCacheLayer(DynamicLayer):  # type: ignore[misc]
         self.packed = self._stores(key_states, value_states)
         self.is_initialized = True
 
+    def adopt(self, dtype: torch.dtype, device: torch.device, head_dim: int) -> None:
+        """What `lazy_initialization` learns from the first keys, said beforehand."""
+        self.dtype, self.device = dtype, device
+        self.packed = (_Packed(self.spec, head_dim), _Packed(self.spec, head_dim))
+        self.is_initialized = True
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """New keys and values [B, H, S, D] in; all of them [B, H, length, D] out, as the quantized cache holds them,
         or (`views`, few positions) one CacheView twice."""

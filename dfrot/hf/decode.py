@@ -1,8 +1,9 @@
-"""Decoding steps of a loaded model as one native call (dfrot_kernels/decoder.py), where the model and the call fit it.
+"""Generation of a loaded model on the native decoder (dfrot_kernels/decoder.py), where the model and the call fit it.
 
-The forward of the base model is served here for a few positions behind a packed cache, and by transformers' modules,
-op by op, otherwise. Which of the two served, and why not the native one, is counted in `model.dfq_native.report()`.
-Everything is derived from the architecture description; the modules only lend their tensors.
+A few positions (decoding, checking drafted tokens) are one native call; a prompt is two calls a block around PyTorch's
+attention. Whatever does not fit is computed by transformers' modules, op by op: the same numbers, later. Which of the
+two served, and why not the native one, is counted in `model.dfq_native.report()`. Everything is derived from the
+architecture description; the modules only lend their tensors.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from torch import Tensor, nn
 
 from dfrot.arch import BoundArch
 from dfrot.hf import attention
-from dfrot.hf.cache import DfqCacheLayer, KVSpec
-from dfrot.hf.operands import Unfit, decoder_of, module_of
+from dfrot.hf.cache import CacheView, DfqCacheLayer, KVSpec
+from dfrot.hf.operands import Unfit, attention_of, decoder_of, module_of
 from dfrot.quant.sinks import Sinks
 from dfrot_kernels import native
 from dfrot_kernels.decoder import LINES, Decoder
+from dfrot_kernels.ref_kv import ROWS as MAX_ROWS
 
 _KNOWN = {"input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache"}
 _IGNORED = {"cache_position", "return_dict", "logits_to_keep"}  # change nothing below the head
@@ -74,10 +76,41 @@ class NativeDecoder:
         decoder = self._ready(base, hidden)
         cos, sin = self._turned(base, hidden, begin, rows)
         table = self._caches(decoder, layers, begin + rows, batch, hidden)
-        out = decoder.run(hidden, table, cos, sin, begin)
-        for layer in layers:
-            layer.length = begin + rows
+        if batch * rows <= LINES:
+            out = decoder.run(hidden, table, cos, sin, begin)
+            for layer in layers:
+                layer.length = begin + rows
+        else:
+            out = self._prompt(base, layers, table, hidden, cos, sin)
         return BaseModelOutputWithPast(last_hidden_state=out, past_key_values=cache)
+
+    def _prompt(
+        self, base: Any, layers: list[DfqCacheLayer], table: Tensor, hidden: Tensor, cos: Tensor, sin: Tensor
+    ) -> Tensor:
+        """Many positions: block by block around the attention that the modules would use."""
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        decoder = self.decoder
+        assert decoder is not None
+        hidden = hidden.clone(memory_format=torch.contiguous_format)
+        rows, begin = hidden.shape[1], layers[0].length
+        few = rows <= MAX_ROWS
+        mask = None if few else _mask(rows, begin, decoder.shape.window)
+        first = _first(hidden.shape[0], rows, begin, decoder.shape.window) if few else None
+        for number, layer in enumerate(layers):
+            assert layer.packed is not None
+            query = decoder.before(number, hidden, table, cos, sin, begin, rotate=not few)
+            layer.length = begin + rows
+            view = CacheView(layer, layer.packed, layer.length)
+            query = query.transpose(1, 2)
+            if few:
+                mixed = view.attend(query, decoder.shape.scaling, first, None)
+            else:
+                module = attention_of(base, self.arch, number)
+                mixed, _ = sdpa_attention_forward(module, query, *view.tensors(), mask, scaling=decoder.shape.scaling)
+            decoder.after(number, hidden, mixed)
+        decoder.finish(hidden)
+        return hidden
 
     # --- does this call fit? -----------------------------------------------------------------------------------
 
@@ -87,12 +120,12 @@ class NativeDecoder:
             raise Unfit(self.unfit)
         given = kwargs.get("input_ids")
         given = kwargs.get("inputs_embeds") if given is None else given
-        if given is None or given.shape[0] * given.shape[1] > LINES:
-            raise Unfit(f"more than {LINES} positions at once (a prompt)")
+        if given is None:
+            raise Unfit("neither tokens nor embeddings")
         cache = kwargs.get("past_key_values")
         layers = cache.layers if cache is not None else []
-        if not layers or type(layers[0]) is not DfqCacheLayer or not layers[0].keep or not layers[0].length:
-            raise Unfit("no packed cache with a prompt in it")
+        if not layers or type(layers[0]) is not DfqCacheLayer or not layers[0].keep:
+            raise Unfit("no cache (a call that scores a text)")
         for name, value in kwargs.items():
             if name not in _KNOWN and name not in _IGNORED and value not in (None, False):
                 raise Unfit(f"argument {name}")
@@ -112,7 +145,9 @@ class NativeDecoder:
     def _ready(self, base: Any, hidden: Tensor) -> Decoder:
         """The decoder for the model as it is now: `model.to(...)` makes another."""
         weight = module_of(base, self.arch.spec.final_norm.name).weight
-        state = (weight.data_ptr(), weight.dtype, hidden.dtype, str(hidden.device))
+        first: Any = module_of(base, self.arch.full(0, self.arch.spec.linears[0].name))
+        tiles = getattr(first, "prepared", None)  # made anew by `to`, like the norm's weight
+        state = (weight.data_ptr(), weight.dtype, hidden.dtype, str(hidden.device), id(tiles))
         if self.decoder is None or state != self._built:
             try:
                 self.decoder = decoder_of(base, self.arch, self.kv, self.sinks.count, hidden)
@@ -140,9 +175,11 @@ class NativeDecoder:
         """The table of the cache, made anew only when a buffer was."""
         state: list[Any] = []
         for layer in layers:
+            if layer.packed is None:
+                layer.adopt(hidden.dtype, hidden.device, self.arch.head_dim)
             assert layer.packed is not None
             for store in layer.packed:
-                if store.parts[0].shape[0] < needed:
+                if not store.parts or store.parts[0].shape[0] < needed:
                     store.reserve(needed, layer.length, batch, self.arch.n_kv_heads, hidden.device)
                 state.append(store.parts)
         if self._table is None or not _same(self._table[0], state):
@@ -150,6 +187,24 @@ class NativeDecoder:
             exact = [layer.exact for layer in layers if layer.exact is not None]
             self._table = (state, decoder.caches(stores, exact if self.sinks.count else None))
         return self._table[1]
+
+
+def _mask(rows: int, begin: int, window: int) -> Tensor | None:
+    """Which of the positions 0 .. begin + rows the last `rows` see, bool [1, 1, rows, begin + rows]; None: plainly
+    causal."""
+    if begin == 0 and not 0 < window < rows:
+        return None
+    at = torch.arange(begin, begin + rows)[:, None]
+    seen = torch.arange(begin + rows)[None, :]
+    visible = (seen <= at) & (seen > at - window) if window else seen <= at
+    return visible[None, None]
+
+
+def _first(batch: int, rows: int, begin: int, window: int) -> Tensor | None:
+    """The first position that each of the last `rows` sees, int64 [batch, rows]; None: all of them from 0 on."""
+    if not 0 < window < begin + rows:
+        return None
+    return (torch.arange(begin, begin + rows) + 1 - window).clamp(min=0).expand(batch, -1).contiguous()
 
 
 def _same(before: list[Any], now: list[Any]) -> bool:

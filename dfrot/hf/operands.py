@@ -39,7 +39,7 @@ def decoder_of(base: Any, arch: BoundArch, kv: KVSpec | None, sinks: int, hidden
     if len(windows) != 1:
         raise Unfit("sliding windows in some layers only")
     places = _places(arch)
-    scalings = {float(_attention(base, arch, layer).scaling) for layer in range(arch.n_layers)}
+    scalings = {float(attention_of(base, arch, layer).scaling) for layer in range(arch.n_layers)}
     if len(scalings) != 1:
         raise Unfit("layers that scale their scores differently")
     cos = base.rotary_emb(hidden[:1, :1], torch.zeros(1, 1, dtype=torch.int64))[0]
@@ -81,7 +81,8 @@ def module_of(base: nn.Module, name: str) -> Any:
 _ROOT = "model"  # where transformers keeps the part below the head
 
 
-def _attention(base: nn.Module, arch: BoundArch, layer: int) -> Any:
+def attention_of(base: nn.Module, arch: BoundArch, layer: int) -> Any:
+    """The attention module of one layer."""
     name = next(one.name for one in arch.spec.linears if one.writes == "qk")
     return module_of(base, arch.full(layer, name.rpartition(".")[0]))
 
@@ -121,5 +122,4 @@ def _linear(module: Any, name: str) -> LinearOperand:
 
 def prepared(module: QuantLinear) -> PreparedWeight | None:
     """The module's weight in tiles; None where it has no such layout."""
-    packed = module.weight()
-    return PreparedWeight.from_packed(packed) if PreparedWeight.serves(packed) else None
+    return module.prepared

@@ -64,6 +64,17 @@ DFQ_API int dfq_decode(const struct dfq_decoder* model, const struct dfq_cache* 
                        const float* cos, const float* sin, int64_t batch, int64_t rows, int64_t position, void* out,
                        int64_t threads);
 
+// The two halves of one block for many positions (a prompt), around an attention that the caller computes.
+// Before: hidden [batch, rows, hidden] -> query [batch, rows, heads, head_dim], turned by RoPE and, if `rotate`, by R3; keys
+// and values go to the cache. After: mixed [batch, rows, heads * head_dim], the attention's result; hidden is updated in place.
+DFQ_API int dfq_prefill_before(const struct dfq_decoder* model, int64_t layer, const struct dfq_cache* caches,
+                               const void* hidden, const float* cos, const float* sin, int64_t batch, int64_t rows,
+                               int64_t position, int64_t rotate, void* query, int64_t threads);
+DFQ_API int dfq_prefill_after(const struct dfq_decoder* model, int64_t layer, void* hidden, const void* mixed,
+                              int64_t lines, int64_t threads);
+// x [lines, hidden] in place: the norm behind the last block.
+DFQ_API int dfq_prefill_norm(const struct dfq_decoder* model, void* x, int64_t lines, int64_t threads);
+
 // Size of each struct in int64 words: the caller's tables must agree.
 DFQ_API int dfq_decoder_words(int64_t* linear, int64_t* block, int64_t* cache, int64_t* decoder, int64_t threads);
 

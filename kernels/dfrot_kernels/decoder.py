@@ -151,3 +151,25 @@ class Decoder:
         out = torch.empty_like(hidden)
         native.call("dfq_decode", self._table, caches, hidden, cos, sin, batch, rows, position, out)
         return out
+
+    # --- prompts: the caller computes the attention between the two halves of a block ------------------------------
+
+    def before(
+        self, layer: int, hidden: Tensor, caches: Tensor, cos: Tensor, sin: Tensor, position: int, rotate: bool
+    ) -> Tensor:
+        """hidden [batch, rows, hidden] of any length -> queries [batch, rows, heads, head_dim], placed by RoPE and, if
+        `rotate`, rotated by R3; keys and values are appended to the cache of `layer`."""
+        batch, rows, _ = hidden.shape
+        query = torch.empty((batch, rows, self.shape.heads, self.shape.head_dim), dtype=hidden.dtype)
+        where = (batch, rows, position, int(rotate))
+        native.call("dfq_prefill_before", self._table, layer, caches, hidden, cos, sin, *where, query)
+        return query
+
+    def after(self, layer: int, hidden: Tensor, mixed: Tensor) -> None:
+        """mixed [batch, rows, heads, head_dim], what the attention made; hidden becomes the output of the block."""
+        lines = hidden.shape[0] * hidden.shape[1]
+        native.call("dfq_prefill_after", self._table, layer, hidden, mixed.contiguous(), lines)
+
+    def finish(self, hidden: Tensor) -> None:
+        """The norm behind the last block, in place."""
+        native.call("dfq_prefill_norm", self._table, hidden, hidden.shape[0] * hidden.shape[1])

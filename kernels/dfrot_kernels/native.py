@@ -37,7 +37,7 @@ SIGNATURES = {
     "dfq_tiled_w4a8": "pppiiippppipip",
     "dfq_decode": "pppppiiip",
     "dfq_decoder_words": "pppp",
-    "dfq_prefill_before": "pippppiiip",
+    "dfq_prefill_before": "pippppiiiip",
     "dfq_prefill_after": "pippi",
     "dfq_prefill_norm": "ppi",
     "dfq_hadamard_quantize": "piiipiiiifppp",

@@ -194,7 +194,9 @@ bool valid(const dfq_linear& l, int64_t n, int64_t k) {
          (!l.base_t || (l.order > 0 && l.block > 0 && k % l.block == 0)) && (l.bits == 16 || l.symmetric || l.sums);
 }
 
-bool valid(const dfq_decoder& m) {
+}  // namespace
+
+bool valid_decoder(const dfq_decoder& m) {
   const int64_t q = m.heads * m.head_dim, kv = m.kv_heads * m.head_dim;
   if (!valid_type(m.dtype) || !valid_bits(m.kv_bits) || m.kv_heads < 1 || m.heads % m.kv_heads) return false;
   if (m.head_dim < 2 || m.head_dim > 512 || m.head_dim % 2) return false;
@@ -207,7 +209,6 @@ bool valid(const dfq_decoder& m) {
   return true;
 }
 
-}  // namespace
 }  // namespace dfq
 
 using namespace dfq;
@@ -220,7 +221,7 @@ int dfq_decoder_words(int64_t* linear, int64_t* block, int64_t* cache, int64_t* 
 
 int dfq_decode(const dfq_decoder* model, const dfq_cache* caches, const void* hidden, const float* cos,
                const float* sin, int64_t batch, int64_t rows, int64_t position, void* out, int64_t threads) {
-  if (batch < 1 || rows < 1 || batch * rows > DECODE_ROWS || position < 0 || !valid(*model)) return DFQ_BAD_ARGUMENT;
+  if (batch < 1 || rows < 1 || batch * rows > DECODE_ROWS || position < 0 || !valid_decoder(*model)) return DFQ_BAD_ARGUMENT;
   return guarded([&] {
     Step step(*model, caches, hidden, cos, sin, batch, rows, position, out);
     step.plan_attention();

@@ -4,6 +4,8 @@
 #pragma once
 #include <cstdint>
 
+struct dfq_decoder;
+
 namespace dfq {
 
 struct DecoderKernels {
@@ -13,9 +15,13 @@ struct DecoderKernels {
   void (*add)(void* x, const void* y, int type, int64_t from, int64_t count);
   // `heads` heads of `dim` values from element `at` on turn by the angles whose cos and sin [dim] are given (RoPE)
   void (*turn)(void* x, int type, int64_t at, int64_t heads, int64_t dim, const float* cos, const float* sin);
+  // values x[from + i] as float32
+  void (*widen)(const void* x, int type, int64_t from, int64_t count, float* out);
   // out[from + i] = silu(gate[from + i]) * up[from + i]
   void (*gated)(const void* gate, const void* up, int type, int64_t from, int64_t count, void* out);
 };
+
+bool valid_decoder(const dfq_decoder& model);  // whether its tables fit together
 
 extern const DecoderKernels scalar_decoder;
 #ifdef DFQ_HAVE_AVX2

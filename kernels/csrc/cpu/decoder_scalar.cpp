@@ -13,6 +13,6 @@ namespace {
 
 }  // namespace
 
-const DecoderKernels scalar_decoder = {norm, add, turn, gated};
+const DecoderKernels scalar_decoder = {norm, add, turn, load_floats, gated};
 
 }  // namespace dfq
