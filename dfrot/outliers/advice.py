@@ -15,13 +15,14 @@ STANDS_OUT = 4.0  # times the median output error from which an input stays in 1
 
 @dataclass(frozen=True)
 class Recipe:
-    """rotation: a method of `dfq rotate`. sink_tokens, keep, kv_clip: as `dfq quantize` takes them. reasons: one
-    sentence per choice."""
+    """rotation: of `dfq rotate`. sink_tokens, keep, a_clip, kv_clip: of the quantization. reasons: one sentence
+    per choice."""
 
     rotation: str = "dfrot"
     gamma: str = "auto"
     sink_tokens: int = 0
     keep: tuple[str, ...] = ("lm_head",)
+    a_clip: float = 1.0
     kv_clip: float = 1.0
     reasons: tuple[str, ...] = field(default=(), compare=False)
 
@@ -49,13 +50,18 @@ def recommend(findings: dict[str, Any], ranked: list[dict[str, Any]], head: str,
         )
     else:
         reasons.append(f"down_proj stays at 4 bits: no input stands out by {STANDS_OUT:g} times the median error")
-    clips = [
-        side.get("hadamard", side["none"])["best_clip"] for layer in findings["layers"] for side in layer["kv"].values()
-    ]
-    clip = float(median(clips))
+    taps = [found["activations"] for layer in findings["layers"] for found in layer["taps"].values()]
+    caches = [side for layer in findings["layers"] for side in layer["kv"].values()]
+    a_clip, kv_clip = _clip(taps, "activation", reasons), _clip(caches, "KV", reasons)
+    return Recipe(rotation, "auto", sinks, (head, *keep), a_clip, kv_clip, tuple(reasons))
+
+
+def _clip(parts: list[dict[str, Any]], what: str, reasons: list[str]) -> float:
+    """The median of the ratios that make the squared error of each part smallest."""
+    clip = float(median(part.get("hadamard", part["none"])["best_clip"] for part in parts))
     if clip < 1:
-        reasons.append(f"KV clip {clip:g}: the median over layers of the ratio with the smallest squared error")
-    return Recipe(rotation, "auto", sinks, (head, *keep), clip, tuple(reasons))
+        reasons.append(f"{what} clip {clip:g}: the median over layers of the ratio with the smallest squared error")
+    return clip
 
 
 def _rotation(methods: dict[str, Any], reasons: list[str]) -> str:

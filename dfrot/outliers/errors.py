@@ -49,7 +49,9 @@ def activation_errors(
         if name == "hadamard":
             lost = back(error, block) * (1.0 if gain is None else gain)
         part = error.double().square().sum(1)
+        clips = {clip: _energy(fake_quantize(turned[~massive], BITS, False, clip) - turned[~massive]) for clip in CLIPS}
         found[name] = {
+            "best_clip": min(CLIPS, key=lambda clip: clips[clip]),
             "relative": float(part.sum()) / max(_energy(turned), 1e-300),
             "common": float(part[~massive].sum()) / max(_energy(turned[~massive]), 1e-300),
             "massive_share": float(part[massive].sum() / part.sum().clamp_min(1e-300)),

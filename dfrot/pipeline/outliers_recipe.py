@@ -110,13 +110,14 @@ def _made(model: Path, recipe: Recipe, settings: RecipeSettings, work: Path) -> 
     gamma: float | str = recipe.gamma if recipe.gamma == "auto" else float(recipe.gamma)
     rotated = model
     if recipe.rotation != "none":
-        rotated = work / f"rotated-{recipe.rotation}-{recipe.gamma}"
+        rotated = work / f"rotated-{recipe.rotation}-{recipe.gamma}-{recipe.a_clip}"
         wanted = RotateSettings(
             method=recipe.rotation,
             dataset=settings.dataset,
             seqlen=settings.refine_seqlen,
             seed=settings.seed,
             gamma=gamma,
+            a_clip=recipe.a_clip,
             gate=False,
         )
         rotate(model, rotated, wanted, resume=True)
@@ -132,7 +133,7 @@ def _made(model: Path, recipe: Recipe, settings: RecipeSettings, work: Path) -> 
             statistics=False,
         )
         calibrate(rotated, calibration, how, resume=True)
-    scheme = replace(QuantScheme.parse(settings.scheme), kv_clip=recipe.kv_clip)
+    scheme = replace(QuantScheme.parse(settings.scheme), a_clip=recipe.a_clip, kv_clip=recipe.kv_clip)
     quantization = QuantizeSettings(
         scheme=scheme, algorithm=settings.algorithm, keep=recipe.keep, sink_tokens=recipe.sink_tokens
     )
