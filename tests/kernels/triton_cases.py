@@ -153,7 +153,20 @@ def hadamard_cases() -> Iterator[Case]:
     yield Case("hadamard", "NaN stays in its block", (bad, one, 64), TERMS)
 
 
-BUILDERS = (quantize_cases, w4a16_cases, integer_cases, hadamard_cases)
+def hadamard_quantize_cases() -> Iterator[Case]:
+    """On small integers of few values the transform is exact, and so are its codes."""
+    for order, block, width in ((1, 64, 64), (1, 512, 512), (12, 48, 48), (1, 32, 96), (40, 40 * 512, 40 * 512)):
+        x = torch.randint(-4, 5, (6, width), generator=seeded(width)).float() * 2.0
+        x[1] = 0.0
+        x[2, 3], x[3, 4] = torch.nan, torch.inf
+        for bits, symmetric in ((4, True), (8, False)):
+            args = (x.bfloat16(), hadamard_base(order), block, bits, symmetric, 0.9)
+            yield Case("hadamard_quantize", f"{order} {block} {width} {bits}", args, EXACT)
+    x = rows_of_all_kinds(6, 96)
+    yield Case("hadamard_quantize", "no transform", (x, None, 0, 4, False, 1.0))
+
+
+BUILDERS = (quantize_cases, w4a16_cases, integer_cases, hadamard_cases, hadamard_quantize_cases)
 
 
 def cases() -> list[Case]:

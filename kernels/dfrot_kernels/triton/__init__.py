@@ -15,6 +15,7 @@ from dfrot_kernels.triton import hadamard, quantize, w4a8, w4a16
 KERNELS: dict[str, Callable[..., Any]] = {
     "quantize_per_token": quantize.quantize_per_token,
     "hadamard": hadamard.hadamard,
+    "hadamard_quantize": hadamard.hadamard_quantize,
     "w4a16_mm": w4a16.w4a16_mm,
     "w4a8_mm": w4a8.integer_mm,
     "w4a4_mm": w4a8.integer_mm,

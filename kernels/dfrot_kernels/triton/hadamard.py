@@ -1,4 +1,4 @@
-"""`hadamard`: the Kronecker factors of the transform as products with +-1 matrices on tensor cores.
+"""`hadamard`, `hadamard_quantize`: Kronecker factors of the transform as products with +-1 matrices on tensor cores.
 
 A Sylvester matrix of size 2^p is the Kronecker product of two smaller ones, so a block is multiplied as a matrix from
 either side; the base matrix (sizes that are no power of two) comes third. Factors are exact in bfloat16; values are
@@ -21,8 +21,9 @@ import triton.language as tl
 from torch import Tensor
 
 from dfrot_kernels import ref
-from dfrot_kernels.triton.launch import ceil_div, power2, shared_memory
-from dfrot_kernels.triton.rows import dot
+from dfrot_kernels.triton.launch import EXACT, ceil_div, power2, shared_memory
+from dfrot_kernels.triton.quantize import quantize_per_token, tokens
+from dfrot_kernels.triton.rows import dot, quantized
 from dfrot_kernels.triton.weights import low_part
 
 PEER = "fast_hadamard_transform"
@@ -51,16 +52,17 @@ def multiply(x, h):
 
 
 @triton.jit
-def _hadamard(
-    x, base, out, count, factor,
+def transform(
+    x, base, first, count,
     ORDER: tl.constexpr, SIZE: tl.constexpr, LEFT: tl.constexpr, ROWS: tl.constexpr, ORDERS: tl.constexpr,
     RIGHT: tl.constexpr,
 ):  # fmt: skip
-    """Blocks [count, ORDER, SIZE] -> out, ROWS of them a program, held as [ROWS, ORDERS, LEFT, RIGHT], which pads."""
-    line = tl.arange(0, ROWS * ORDERS * LEFT * RIGHT)
-    inside = line % (LEFT * RIGHT)
-    order = line // (LEFT * RIGHT) % ORDERS
-    row = tl.program_id(0).to(tl.int64) * ROWS + line // (ORDERS * LEFT * RIGHT)
+    """ROWS blocks of [count, ORDER, SIZE] from `first` on, times +-1: float32 [ROWS, WIDTH], where they lie in x, and
+    which exist. WIDTH = ORDERS * LEFT * RIGHT pads a block."""
+    WIDTH: tl.constexpr = ORDERS * LEFT * RIGHT
+    line = tl.arange(0, WIDTH)[None, :]
+    inside, order = line % (LEFT * RIGHT), line // (LEFT * RIGHT)
+    row = (first + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     held = (row < count) & (order < ORDER) & (inside < SIZE)
     at = row * (ORDER * SIZE) + order * SIZE + inside
     y = tl.load(x + at, mask=held, other=0.0).to(tl.float32)
@@ -76,8 +78,35 @@ def _hadamard(
         y = tl.trans(tl.reshape(y, (ROWS, ORDERS, LEFT * RIGHT)), (0, 2, 1))
         y = tl.dot(tl.reshape(y, (ROWS * LEFT * RIGHT, ORDERS)), matrix, input_precision="tf32x3")
         y = tl.trans(tl.reshape(y, (ROWS, LEFT * RIGHT, ORDERS)), (0, 2, 1))
-    y = tl.reshape(y, (ROWS * ORDERS * LEFT * RIGHT,)) * factor
-    tl.store(out + at, y.to(out.dtype.element_ty), mask=held)
+    return tl.reshape(y, (ROWS, WIDTH)), at, held
+
+
+@triton.jit
+def _hadamard(
+    x, base, out, count, root,
+    ORDER: tl.constexpr, SIZE: tl.constexpr, LEFT: tl.constexpr, ROWS: tl.constexpr, ORDERS: tl.constexpr,
+    RIGHT: tl.constexpr,
+):  # fmt: skip
+    """Blocks [count, ORDER, SIZE] -> out of the same shape, ROWS of them a program."""
+    y, at, held = transform(x, base, tl.program_id(0) * ROWS, count, ORDER, SIZE, LEFT, ROWS, ORDERS, RIGHT)
+    tl.store(out + at, tl.div_rn(y, root + tl.zeros_like(y)).to(out.dtype.element_ty), mask=held)
+
+
+@triton.jit
+def _hadamard_quantize(
+    x, base, codes, scales, zeros, count, root, clip,
+    ORDER: tl.constexpr, SIZE: tl.constexpr, LEFT: tl.constexpr, ROWS: tl.constexpr, ORDERS: tl.constexpr,
+    RIGHT: tl.constexpr, HALF: tl.constexpr, SYMMETRIC: tl.constexpr,
+):  # fmt: skip
+    """The same where a row is one block, and its int8 codes: the transformed row never leaves the registers."""
+    first = tl.program_id(0) * ROWS
+    y, at, held = transform(x, base, first, count, ORDER, SIZE, LEFT, ROWS, ORDERS, RIGHT)
+    y = tl.where(held, tl.div_rn(y, root + tl.zeros_like(y)), 0.0)
+    q, scale, zero = quantized(y, clip, HALF, SYMMETRIC)
+    tl.store(codes + at, q.to(tl.int8), mask=held)
+    row = first + tl.arange(0, ROWS)
+    tl.store(scales + row, scale, mask=row < count)
+    tl.store(zeros + row, zero.to(tl.int32), mask=row < count)
 
 
 def shape(block: int, order: int) -> tuple[int, int, int, int]:
@@ -99,32 +128,60 @@ def _peer() -> Callable[..., Any] | None:
     return function
 
 
-def _launch(x: Tensor, base: Tensor, out: Tensor, block: int, order: int, factor: float) -> None:
+def _launch(kernel: Any, x: Tensor, base: Tensor, out: tuple[Tensor, ...], block: int, order: int, *more: Any) -> None:
     rows, orders, left, right = shape(block, order)
     count, tile = x.numel() // block, rows * orders * left * right
-    _hadamard[(ceil_div(count, rows),)](
-        x, base, out, count, factor, order, block // order, left, rows, orders, right,
-        num_warps=min(16, max(4, tile // 1024)),
-    )  # fmt: skip
+    sizes = (order, block // order, left, rows, orders, right)
+    warps = min(16, max(4, tile // 1024))
+    kernel[(ceil_div(count, rows),)](x, base, *out, count, *more[:2], *sizes, *more[2:], num_warps=warps, **EXACT)
 
 
-def hadamard(x: Tensor, base: Tensor, block: int) -> Tensor:
+def _largest(device: torch.device) -> int:
+    return LARGEST if shared_memory(device) >= 160 << 10 else LARGEST // 2
+
+
+def _whole(block: int, order: int, device: torch.device) -> bool:
+    """Whether one program holds a block, and the base matrix beside it."""
+    return math.prod(shape(block, order)) <= (_largest(device) if order == 1 else _largest(device) // 2)
+
+
+def transformed(x: Tensor, base: Tensor, block: int, dtype: torch.dtype) -> Tensor:
+    """`hadamard` with the result in `dtype`."""
     order = base.shape[0]
-    size, factor = block // order, 1 / math.sqrt(block)
-    largest = LARGEST if shared_memory(x.device) >= 160 << 10 else LARGEST // 2
-    if x.dtype == torch.float64 or x.numel() == 0 or size > largest:
-        return ref.hadamard(x, base, block)  # exact fusing; nothing to do; wider than a program
+    size, root = block // order, math.sqrt(block)
+    if x.dtype == torch.float64 or x.numel() == 0 or size > _largest(x.device):
+        wide = x if x.dtype == torch.float64 else x.float()
+        return ref.hadamard(wide, base, block).to(dtype)  # exact fusing; nothing to do; wider than a program
     x = x.contiguous()
     peer = _peer() if x.is_cuda and order == 1 and 8 <= block <= 32768 else None
     if peer is not None:
-        done: Tensor = peer(x.reshape(-1, block), scale=factor)
+        done: Tensor = peer(x.to(dtype).reshape(-1, block), scale=1 / root)
         return done.reshape(x.shape)
     base = base.to(torch.float32).contiguous()
-    if order == 1 or math.prod(shape(block, order)) <= largest // 2:
-        out = torch.empty_like(x)
-        _launch(x, base, out, block, order, factor)
+    if _whole(block, order, x.device):
+        out = torch.empty(x.shape, dtype=dtype, device=x.device)
+        _launch(_hadamard, x, base, (out,), block, order, root)
         return out
     # a base matrix that leaves no room beside the block: its product is PyTorch's
     part = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    _launch(x, base, part, size, 1, factor)
-    return (base.T @ part.reshape(-1, order, size)).reshape(x.shape).to(x.dtype)
+    _launch(_hadamard, x, base, (part,), size, 1, 1.0)
+    return (base.T @ part.reshape(-1, order, size)).div_(root).reshape(x.shape).to(dtype)
+
+
+def hadamard(x: Tensor, base: Tensor, block: int) -> Tensor:
+    return transformed(x, base, block, x.dtype)
+
+
+def hadamard_quantize(
+    x: Tensor, base: Tensor | None, block: int, bits: int, symmetric: bool, clip: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    if base is None:
+        return quantize_per_token(x, bits, symmetric, clip)
+    order = base.shape[0]
+    if block != x.shape[1] or x.numel() == 0 or not _whole(block, order, x.device):
+        return quantize_per_token(transformed(x, base, block, torch.float32), bits, symmetric, clip)
+    out = tokens(x)
+    half = 1 << (bits - 1)
+    base, root = base.to(torch.float32).contiguous(), math.sqrt(block)
+    _launch(_hadamard_quantize, x.contiguous(), base, out, block, order, root, clip, half, symmetric)
+    return out

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dfrot_kernels import ref
 from dfrot_kernels.triton.launch import EXACT, power2
-from dfrot_kernels.triton.rows import INF, rint, steps, zero_point
+from dfrot_kernels.triton.rows import not_finite, token_codes, token_scale
 
 WIDEST = 16384  # values of a row that one program holds in registers
 
@@ -25,36 +25,36 @@ def _quantize(
     bad = tl.full((), 0, tl.int32)
     for begin in range(0, k, BLOCK):
         values = tl.load(x + row * k + begin + columns, mask=begin + columns < k, other=0.0).to(tl.float32)
-        bad += tl.sum((~(tl.abs(values) < INF)).to(tl.int32))  # NaN too
+        bad += tl.sum(not_finite(values))
         low = tl.minimum(low, tl.min(values))
         high = tl.maximum(high, tl.max(values))
-    low, high = low * clip, high * clip
-    step = steps(low, high, HALF, SYMMETRIC)
-    good = (bad == 0) & (step < INF)
-    scale = tl.where(step == 0, 1.0, step)
-    zero = scale * 0.0
-    if not SYMMETRIC:
-        zero = zero_point(low, scale, 2 * HALF - 1) - HALF
-    zero = tl.where(good, zero, 0.0)
-    tl.store(scales + row, tl.where(good, scale, float("nan")))
+    scale, zero, good = token_scale(low, high, bad, clip, HALF, SYMMETRIC)
+    tl.store(scales + row, scale)
     tl.store(zeros + row, zero.to(tl.int32))
     for begin in range(0, k, BLOCK):
         held = begin + columns < k
         values = tl.load(x + row * k + begin + columns, mask=held, other=0.0).to(tl.float32)
-        q = rint(tl.div_rn(values, scale + tl.zeros_like(values))) + zero
-        q = tl.where(good, tl.minimum(tl.maximum(q, -HALF), HALF - 1), 0.0)
+        q = token_codes(values, scale, zero, good, HALF)
         tl.store(codes + row * k + begin + columns, q.to(tl.int8), mask=held)
+
+
+def tokens(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where codes int8 [M, K], scale float32 [M] and zero int32 [M] of rows x go."""
+    m = x.shape[0]
+    return (
+        torch.empty(x.shape, dtype=torch.int8, device=x.device),
+        torch.empty(m, dtype=torch.float32, device=x.device),
+        torch.empty(m, dtype=torch.int32, device=x.device),
+    )
 
 
 def quantize_per_token(x: Tensor, bits: int, symmetric: bool, clip: float) -> tuple[Tensor, Tensor, Tensor]:
     if x.numel() == 0:
         return ref.quantize_per_token(x, bits, symmetric, clip)
     m, k = x.shape
-    codes = torch.empty((m, k), dtype=torch.int8, device=x.device)
-    scale = torch.empty(m, dtype=torch.float32, device=x.device)
-    zero = torch.empty(m, dtype=torch.int32, device=x.device)
+    out = tokens(x)
     block = min(power2(k), WIDEST)
     warps = max(1, min(16, block // 512))
     half = 1 << (bits - 1)
-    _quantize[(m,)](x.contiguous(), codes, scale, zero, k, clip, half, symmetric, block, num_warps=warps, **EXACT)
-    return codes, scale, zero
+    _quantize[(m,)](x.contiguous(), *out, k, clip, half, symmetric, block, num_warps=warps, **EXACT)
+    return out

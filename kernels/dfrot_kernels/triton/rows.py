@@ -35,6 +35,41 @@ def zero_point(low, step, TOP: tl.constexpr):
     return rint(tl.minimum(tl.div_rn(-low, step), TOP))
 
 
+@triton.jit
+def token_scale(low, high, bad, clip, HALF: tl.constexpr, SYMMETRIC: tl.constexpr):
+    """Ends of rows (low <= 0 <= high) and how many of their values are not finite -> what `quantize_per_token` stores:
+    float32 scale (NaN for bad rows) and zero point, and whether a row is good. Any shape, scalars too."""
+    low, high = low * clip, high * clip
+    step = steps(low, high, HALF, SYMMETRIC)
+    good = (bad == 0) & (step < INF)
+    scale = tl.where(step == 0, 1.0, step)
+    zero = scale * 0.0
+    if not SYMMETRIC:
+        zero = zero_point(low, scale, 2 * HALF - 1) - HALF
+    return tl.where(good, scale, float("nan")), tl.where(good, zero, 0.0), good
+
+
+@triton.jit
+def token_codes(values, scale, zero, good, HALF: tl.constexpr):
+    """float32 values -> codes, as float32; scale, zero and good broadcast."""
+    q = rint(tl.div_rn(values, scale + tl.zeros_like(values))) + zero
+    return tl.where(good, tl.minimum(tl.maximum(q, -HALF), HALF - 1), 0.0)
+
+
+@triton.jit
+def not_finite(values):
+    """1 where NaN or infinite."""
+    return (~(tl.abs(values) < INF)).to(tl.int32)
+
+
+@triton.jit
+def quantized(y, clip, HALF: tl.constexpr, SYMMETRIC: tl.constexpr):
+    """Rows float32 [R, K] (0 where they are padded) -> codes [R, K], scale [R], zero [R], all float32."""
+    low, high = tl.minimum(tl.min(y, 1), 0.0), tl.maximum(tl.max(y, 1), 0.0)
+    scale, zero, good = token_scale(low, high, tl.sum(not_finite(y), 1), clip, HALF, SYMMETRIC)
+    return token_codes(y, scale[:, None], zero[:, None], good[:, None], HALF), scale, zero
+
+
 # whether this process runs Triton's interpreter, whose tl.dot multiplies bfloat16 as the integers it keeps them in
 INTERPRETED = tl.constexpr(not isinstance(rint, triton.JITFunction))
 
