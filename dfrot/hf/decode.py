@@ -76,7 +76,7 @@ class NativeDecoder:
         decoder = self._ready(base, hidden)
         cos, sin = self._turned(base, hidden, begin, rows)
         table = self._caches(decoder, layers, begin + rows, batch, hidden)
-        if batch * rows <= LINES:
+        if batch * rows <= LINES and not 0 < decoder.shape.window < rows:
             out = decoder.run(hidden, table, cos, sin, begin)
             for layer in layers:
                 layer.length = begin + rows
@@ -96,7 +96,7 @@ class NativeDecoder:
         rows, begin = hidden.shape[1], layers[0].length
         few = rows <= MAX_ROWS
         mask = None if few else _mask(rows, begin, decoder.shape.window)
-        first = _first(hidden.shape[0], rows, begin, decoder.shape.window) if few else None
+        seen = _seen(hidden.shape[0], rows, begin, decoder.shape.window)
         for number, layer in enumerate(layers):
             assert layer.packed is not None
             query = decoder.before(number, hidden, table, cos, sin, begin, rotate=not few)
@@ -104,7 +104,7 @@ class NativeDecoder:
             view = CacheView(layer, layer.packed, layer.length)
             query = query.transpose(1, 2)
             if few:
-                mixed = view.attend(query, decoder.shape.scaling, first, None)
+                mixed = view.attend(query, decoder.shape.scaling, *seen)
             else:
                 module = attention_of(base, self.arch, number)
                 mixed, _ = sdpa_attention_forward(module, query, *view.tensors(), mask, scaling=decoder.shape.scaling)
@@ -126,6 +126,8 @@ class NativeDecoder:
         layers = cache.layers if cache is not None else []
         if not layers or type(layers[0]) is not DfqCacheLayer or not layers[0].keep:
             raise Unfit("no cache (a call that scores a text)")
+        if not kwargs.get("use_cache") and not layers[0].length:
+            raise Unfit("a cache that nobody asked for (a call that scores a text)")
         for name, value in kwargs.items():
             if name not in _KNOWN and name not in _IGNORED and value not in (None, False):
                 raise Unfit(f"argument {name}")
@@ -200,11 +202,14 @@ def _mask(rows: int, begin: int, window: int) -> Tensor | None:
     return visible[None, None]
 
 
-def _first(batch: int, rows: int, begin: int, window: int) -> Tensor | None:
-    """The first position that each of the last `rows` sees, int64 [batch, rows]; None: all of them from 0 on."""
+def _seen(batch: int, rows: int, begin: int, window: int) -> tuple[Tensor | None, Tensor | None]:
+    """What each of the last `rows` sees, as `dfq::kv_attention` takes it: the first cached position, and which of the
+    new ones."""
     if not 0 < window < begin + rows:
-        return None
-    return (torch.arange(begin, begin + rows) + 1 - window).clamp(min=0).expand(batch, -1).contiguous()
+        return None, None
+    first = (torch.arange(begin, begin + rows) + 1 - window).clamp(min=0, max=begin).expand(batch, -1).contiguous()
+    new = torch.ones(rows, rows, dtype=torch.bool).tril()
+    return first, new.triu(1 - window) if window < rows else None
 
 
 def _same(before: list[Any], now: list[Any]) -> bool:
