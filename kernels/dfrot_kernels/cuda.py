@@ -19,7 +19,17 @@ from dfrot_kernels import native, ops
 
 PACKAGE = "triton"
 # What dfrot_kernels/triton serves; named here so that registering needs no import of Triton.
-OPS = ("quantize_per_token", "hadamard", "hadamard_quantize", "w4a16_mm", "w4a8_mm", "w4a4_mm")
+OPS = (
+    "quantize_per_token",
+    "hadamard",
+    "hadamard_quantize",
+    "kv_append",
+    "kv_dequantize",
+    "kv_quantize",
+    "w4a16_mm",
+    "w4a8_mm",
+    "w4a4_mm",
+)
 
 
 def status() -> tuple[bool, str]:

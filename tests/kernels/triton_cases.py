@@ -166,7 +166,52 @@ def hadamard_quantize_cases() -> Iterator[Case]:
     yield Case("hadamard_quantize", "no transform", (x, None, 0, 4, False, 1.0))
 
 
-BUILDERS = (quantize_cases, w4a16_cases, integer_cases, hadamard_cases, hadamard_quantize_cases)
+def kv_cases() -> Iterator[Case]:
+    for bits in range(2, 9):
+        for dim in (1, 20, 64):
+            for symmetric in (True, False):
+                x = rows_of_all_kinds(7, dim, torch.bfloat16).reshape(7, 1, dim)
+                yield Case("kv_quantize", f"{bits} {dim} {symmetric}", (x, bits, symmetric, 0.9))
+        stored = ref.kv_quantize(rows_of_all_kinds(7, 21), bits, False, 1.0)
+        yield Case("kv_dequantize", f"{bits}", (*stored, 21, bits, torch.float32))
+    yield Case("kv_dequantize", "symmetric", (stored[0], stored[1], None, 21, 8, torch.float16))
+    huge = torch.tensor([[1e30, -1e30, 3.0, 0.0], [1e-30, 0.0, 0.0, -1e-30]])
+    yield Case("kv_quantize", "scales beyond float16", (huge, 4, False, 1.0))
+    yield Case("kv_quantize", "no rows", (torch.zeros(0, 3, 8), 4, False, 1.0))
+
+
+def kv_store(positions: int, batch: int, heads: int, dim: int, bits: int, zero: bool) -> tuple[Tensor | None, ...]:
+    """Buffers of a cache, filled with a pattern that must survive where nothing is written."""
+    lead = (positions, batch, heads)
+    codes = torch.full((*lead, (dim * bits + 7) // 8), 0xA5, dtype=torch.uint8)
+    return codes, torch.full(lead, 7.0).half(), torch.full(lead, 3, dtype=torch.uint8) if zero else None
+
+
+def kv_append_cases() -> Iterator[Case]:
+    """Keys are small integers, so that R3 is exact and so are its codes."""
+    for bits, block, order, dims, zero in (
+        (4, 64, 1, (64, 64), True), (4, 16, 1, (32, 20), False), (8, 32, 1, (32, 32), True), (3, 32, 1, (32, 8), True),
+        (4, 24, 12, (24, 24), True), (4, 8, 1, (40, 40), True), (5, 0, 0, (24, 24), False),
+        (4, 256, 1, (256, 64), True),
+    ):  # fmt: skip
+        batch, seq, heads = 2, 3, 2
+        key = torch.randint(-4, 5, (batch, seq, heads, dims[0]), generator=seeded(*dims)).to(torch.bfloat16)
+        value = torch.randn(batch, seq, heads, dims[1], generator=seeded(*dims)).to(torch.bfloat16)
+        stores = (*kv_store(7, batch, heads, dims[0], bits, zero), *kv_store(7, batch, heads, dims[1], bits, zero))
+        base = hadamard_base(order) if order else None
+        args = (key.transpose(1, 2).contiguous().transpose(1, 2), value, *stores, 2, bits, 1.0, base, block)
+        yield Case("kv_append", f"{bits} {block} {order} {dims}", args, EXACT, tuple(range(2, 8)))
+
+
+BUILDERS = (
+    quantize_cases,
+    w4a16_cases,
+    integer_cases,
+    hadamard_cases,
+    hadamard_quantize_cases,
+    kv_cases,
+    kv_append_cases,
+)
 
 
 def cases() -> list[Case]:
