@@ -16,6 +16,7 @@ from dfrot.draft.base import Draft
 from dfrot.draft.dream import DreamDraft
 from dfrot.draft.eagle3 import Eagle3Draft
 from dfrot.draft.target import Target
+from dfrot.quant.linear import QuantLinear
 from dfrot.rotation.hadamard import matrix
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -25,9 +26,8 @@ NORMS = ("input_layernorm", "post_attention_layernorm")
 
 def dense(linear: nn.Module) -> Tensor:
     """The weight float32 [N, K] by which a linear of a loaded target multiplies its unrotated input."""
-    packed: Any = getattr(linear, "weight_packed", None)
-    if packed is not None:
-        weight: Tensor = linear.weight().dequantize(torch.float32)  # type: ignore[operator]
+    if isinstance(linear, QuantLinear):
+        weight: Tensor = linear.weight().dequantize(torch.float32)
     else:
         weight = linear.weight.detach().float()  # type: ignore[operator]
     spec = getattr(getattr(linear, "plan", None), "hadamard", None)

@@ -22,6 +22,7 @@ from dfrot.quant.plan import LinearPlan
 from dfrot.quant.scheme import FULL
 from dfrot.quant.sinks import Sinks
 from dfrot_kernels.layouts import PackedWeight
+from dfrot_kernels.prepared import PreparedWeight
 
 
 class _RotatedLinear(nn.Module):
@@ -72,17 +73,19 @@ class _RotatedLinear(nn.Module):
 class QuantLinear(_RotatedLinear):
     """A linear whose weight is stored as packed codes [N, row bytes], scale bfloat16 [N, G], zero uint8 [N, G].
 
-    4-bit weights run on the integer operators: `w4a16_mm` for 16-bit activations, `w4a8_mm` and `w4a4_mm` on
-    per-token codes. Other widths (2, 3, 5..8) are unpacked and multiplied in float32 on every call: right for
-    accuracy studies, not fast.
+    4-bit weights run on the integer operators. Where a native kernel has a layout of its own for them (CPU, groups of
+    whole blocks), `prepare` exchanges the stored tensors for that layout (`prepared`), and the state dict puts them
+    together again: one copy in memory, the same files on disk. Other widths (2, 3, 5..8) are unpacked and multiplied
+    in float32 on every call: right for accuracy studies, not fast.
     """
 
-    weight_packed: Tensor
-    weight_scale: Tensor
+    weight_packed: Tensor | None
+    weight_scale: Tensor | None
     weight_zero: Tensor | None
 
     def __init__(self, plan: LinearPlan, bias: bool, dtype: torch.dtype) -> None:
         super().__init__(plan, bias, dtype)
+        self.prepared: PreparedWeight | None = None
         self.register_buffer("weight_packed", torch.empty(plan.rows, plan.row_bytes, dtype=torch.uint8))
         self.register_buffer("weight_scale", torch.empty(plan.rows, plan.groups, dtype=torch.bfloat16))
         zero = None if plan.w_sym else torch.empty(plan.rows, plan.groups, dtype=torch.uint8)
@@ -90,26 +93,66 @@ class QuantLinear(_RotatedLinear):
 
     def weight(self) -> PackedWeight:
         """The stored weight as the kernels' value type."""
+        if self.prepared is not None:
+            return self.prepared.to_packed()
         p = self.plan
+        assert self.weight_packed is not None
+        assert self.weight_scale is not None
         return PackedWeight(
             self.weight_packed, self.weight_scale, self.weight_zero, p.w_bits, p.group, (p.rows, p.cols)
         )
 
     def prepare(self, name: str) -> None:
         super().prepare(name)
-        scale = self.weight_scale.float()
-        if not bool(torch.isfinite(scale).all()):
+        weight = self.weight()
+        if not bool(torch.isfinite(weight.scale).all()):
             raise InputError(f"tensor {name}.weight_scale holds NaN or Inf; the checkpoint is damaged, make it again")
-        if self.weight_zero is not None and int(self.weight_zero.max()) >= 2**self.plan.w_bits:
+        if weight.zero is not None and weight.zero.numel() and int(weight.zero.max()) >= 2**self.plan.w_bits:
             raise InputError(f"tensor {name}.weight_zero holds codes beyond {self.plan.w_bits} bits; make it again")
+        self._prepack()
+
+    def _prepack(self) -> None:
+        """Into the kernels' layout, where there is one; the stored tensors go."""
+        weight = self.weight()
+        if self.prepared is None and PreparedWeight.serves(weight):
+            shifted = self.plan.a_bits != FULL and not self.plan.a_sym
+            self.prepared = PreparedWeight.from_packed(weight, with_sums=shifted)
+            self.weight_packed = self.weight_scale = self.weight_zero = None
+
+    def _unprepack(self) -> bool:
+        """Back to the stored tensors; whether they were prepacked."""
+        if self.prepared is None:
+            return False
+        weight, self.prepared = self.prepared.to_packed(), None
+        self.weight_packed, self.weight_scale, self.weight_zero = weight.packed, weight.scale, weight.zero
+        return True
 
     def _apply(self, fn: Any, recurse: bool = True) -> QuantLinear:
         """`model.to(dtype)` is meant for the model's floats, not for stored scales: they stay bfloat16."""
+        prepacked = self._unprepack()
         scale = self.weight_scale
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        assert scale is not None
+        assert self.weight_scale is not None
         if self.weight_scale.dtype != scale.dtype:
             self.weight_scale = scale.to(self.weight_scale.device)
+        if prepacked:
+            self._prepack()
         return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.prepared is not None:
+            weight = self.prepared.to_packed()
+            for name, tensor in (("packed", weight.packed), ("scale", weight.scale), ("zero", weight.zero)):
+                if tensor is not None:
+                    destination[f"{prefix}weight_{name}"] = tensor
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        prepacked = self._unprepack()
+        super()._load_from_state_dict(*args, **kwargs)
+        if prepacked:
+            self._prepack()
 
     def forward(self, x: Tensor) -> Tensor:
         rows = self.rows(x)
@@ -117,30 +160,36 @@ class QuantLinear(_RotatedLinear):
         sinks = self.sink_rows()
         if sinks is not None:
             out[sinks] = self._full(rows[sinks])
-        if self.bias is not None:
-            out = out + self.bias.float()
-        return out.to(x.dtype).view(*x.shape[:-1], self.plan.rows)
+        return out.view(*x.shape[:-1], self.plan.rows)
 
     def _product(self, rows: Tensor) -> Tensor:
-        """rows [M, K] with quantized activations -> float32 [M, N]."""
+        """rows [M, K] with quantized activations -> [M, N] of their dtype, bias added in float32."""
         p = self.plan
         if p.a_bits == FULL:
             return self._full(rows)
         if p.w_bits != 4:
-            return self.simulated(rows, self._dense())
-        activations = torch.ops.dfq.quantize_per_token(rows, p.a_bits, p.a_sym, p.a_clip)
+            return self._finished(self.simulated(rows, self._dense()), rows.dtype)
+        q, scale, zero = torch.ops.dfq.quantize_per_token(rows, p.a_bits, p.a_sym, p.a_clip)
+        if self.prepared is not None:
+            return self.prepared.integer_linear(q, scale, None if p.a_sym else zero, self.bias, rows.dtype)
         product = torch.ops.dfq.w4a4_mm if p.a_bits <= 4 else torch.ops.dfq.w4a8_mm
-        out: Tensor = product(*activations, self.weight_packed, self.weight_scale, self.weight_zero, p.group)
-        return out
+        out: Tensor = product(q, scale, zero, self.weight_packed, self.weight_scale, self.weight_zero, p.group)
+        return self._finished(out, rows.dtype)
 
     def _full(self, rows: Tensor) -> Tensor:
-        """rows [M, K] with 16-bit activations -> float32 [M, N]."""
+        """rows [M, K] with 16-bit activations -> [M, N] of their dtype, bias added in float32."""
+        if self.prepared is not None:
+            return self.prepared.linear(rows, self.bias)
         if self.plan.w_bits != 4:
-            return F.linear(rows.float(), self._dense())
+            return self._finished(F.linear(rows.float(), self._dense()), rows.dtype)
         out: Tensor = torch.ops.dfq.w4a16_mm(
             rows.float(), self.weight_packed, self.weight_scale, self.weight_zero, self.plan.group
         )
-        return out
+        return self._finished(out, rows.dtype)
+
+    def _finished(self, out: Tensor, dtype: torch.dtype) -> Tensor:
+        """A float32 product with the bias added, cast once."""
+        return (out if self.bias is None else out + self.bias.float()).to(dtype)
 
     def _dense(self) -> Tensor:
         return self.weight().dequantize(torch.float32)

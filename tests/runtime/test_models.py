@@ -154,7 +154,7 @@ def test_bfloat16_model_keeps_scales_and_codes(kit: SimpleNamespace, tmp_path: P
     for dtype in ("bfloat16", "float16", "float32"):
         model = load_model(folder, dtype)
         linear = next(m for m in model.modules() if isinstance(m, QuantLinear))
-        assert linear.weight_scale.dtype == torch.bfloat16
+        assert linear.weight().scale.dtype == torch.bfloat16
         assert model(ids).logits.dtype == getattr(torch, dtype)
     assert load_model(folder).dtype == torch.bfloat16
 
