@@ -17,7 +17,8 @@ class DraftConfig:
     """arch: dream or eagle3. target_hidden_size: width of the target's features and embeddings. cross: False drops
     the cross-attention sublayer (ablation). mid_block: the block whose output imitates the intermediate feature.
     num_final_layers: self-attention blocks behind the cross block. select: how that feature was chosen (training
-    only). aux_layers: decoder layers whose outputs eagle3 reads. target_fingerprint: see dfrot/draft/store.py."""
+    only). aux_layers: decoder layers whose outputs eagle3 reads. target_fingerprint: see dfrot/draft/store.py.
+    quantized: w4 or w8 when the draft's own linears are packed, else empty."""
 
     arch: str
     hidden_size: int
@@ -36,6 +37,7 @@ class DraftConfig:
     select: str = "sample"
     aux_layers: tuple[int, ...] = ()
     target_fingerprint: str = ""
+    quantized: str = ""
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:

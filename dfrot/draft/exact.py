@@ -58,12 +58,12 @@ def _kind(module: nn.Module) -> tuple[Any, ...]:
     return type(module), module.in_features, module.out_features, dtype, getattr(module, "bias", None) is None, detail
 
 
-def _input_dtype(module: nn.Module) -> torch.dtype:
-    """What flows into the module: its float weight's dtype, else that of what it emits."""
+def _input_dtypes(module: nn.Module) -> list[torch.dtype]:
+    """What may flow into the module: its float weight's dtype; into a packed one, either of two."""
     weight = getattr(module, "weight", None)
     if isinstance(weight, Tensor) and weight.is_floating_point():
-        return weight.dtype
-    return torch.bfloat16
+        return [weight.dtype]
+    return [torch.bfloat16, torch.float32]
 
 
 @torch.no_grad()
@@ -71,7 +71,7 @@ def _changes(module: nn.Module, count: int) -> bool:
     size = int(module.in_features)  # type: ignore[arg-type]
     source = torch.Generator().manual_seed(count)
     device = next((tensor.device for tensor in [*module.parameters(), *module.buffers()]), torch.device("cpu"))
-    for dtype in {_input_dtype(module), torch.float32} if not hasattr(module, "weight") else {_input_dtype(module)}:
+    for dtype in _input_dtypes(module):
         for _ in range(TRIALS):
             x = torch.randn(1, count, size, generator=source).to(device, dtype)
             if not torch.equal(module(x), torch.cat([module(x[:, row : row + 1]) for row in range(count)], 1)):

@@ -11,6 +11,7 @@ from dfrot.checkpoint import Checkpoint, read_header, read_tensor
 from dfrot.draft.base import Draft
 from dfrot.draft.build import build
 from dfrot.draft.config import DraftConfig
+from dfrot.draft.quantize import empty_linears, prepare_linears
 from dfrot.errors import InputError, MismatchError
 from dfrot.files import digest_bytes, fsync_folder, read_json, write_json
 from dfrot.writer import SafetensorsWriter, TensorPlan
@@ -55,7 +56,10 @@ def load_tensors(file: Path) -> dict[str, Tensor]:
 
 def save_draft(folder: Path, draft: Draft, dtype: torch.dtype = torch.bfloat16) -> None:
     """Write config and weights into `folder` (a stage's working folder)."""
-    save_tensors(folder / f"{WEIGHTS}.safetensors", {k: v.to(dtype) for k, v in draft.state_dict().items()})
+    save_tensors(
+        folder / f"{WEIGHTS}.safetensors",
+        {k: v.to(dtype) if v.is_floating_point() else v for k, v in draft.state_dict().items()},
+    )
     write_json(folder / CONFIG, draft.config.to_dict())
 
 
@@ -65,7 +69,10 @@ def load_draft(folder: Path, dtype: torch.dtype = torch.float32) -> Draft:
     if not where.is_file():
         raise InputError(f"{folder}: no {CONFIG}; is this the --out of dfq draft train?")
     draft = build(DraftConfig.from_dict(read_json(where), str(where)))
+    if draft.config.quantized:
+        empty_linears(draft, draft.config.quantized)
     load_state(draft, load_tensors(folder / f"{WEIGHTS}.safetensors"), str(folder / f"{WEIGHTS}.safetensors"))
+    prepare_linears(draft)
     return draft.to(dtype).requires_grad_(False).eval()
 
 

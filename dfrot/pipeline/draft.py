@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from dfrot.arch import BoundArch, describe
 from dfrot.draft.build import build, config_for
 from dfrot.draft.config import DraftConfig
 from dfrot.draft.data import Corpus, load_corpora
+from dfrot.draft.quantize import quantize_draft, scheme_of
 from dfrot.draft.regenerate import regenerate
 from dfrot.draft.source import Online, Source, Stored, save_corpus, save_index, save_shard
 from dfrot.draft.store import fingerprint, save_draft
@@ -55,13 +56,14 @@ class DataSettings:
 class DraftSettings:
     """arch: dream or eagle3. select: sample, token, static:F or none. cross: False leaves the cross-attention out.
     intermediate: width of the draft's MLPs, None for the target's. warm: begin with the target's own first and last
-    block (dfrot/draft/warm.py)."""
+    block (dfrot/draft/warm.py). quantize: w4 or w8 rounds the trained draft."""
 
     arch: str = "dream"
     select: str = "sample"
     cross: bool = True
     intermediate: int | None = None
     warm: bool = True
+    quantize: str = ""
     data: DataSettings = field(default_factory=DataSettings)
     train: TrainOptions = field(default_factory=TrainOptions)
 
@@ -112,12 +114,15 @@ def train(
     of another target."""
     arch, mark = _open(model)
     config = draft_config(arch, settings, mark)
+    if settings.quantize:
+        scheme_of(settings.quantize)
     if config.arch == "eagle3" and max(config.aux_layers) > arch.n_layers:
         raise InputError(f"{model}: too few layers ({arch.n_layers}) for an eagle3 draft")
     request = {
         "draft": config.to_dict(),
         "train": asdict(settings.train),
         "warm": settings.warm,
+        "quantize": settings.quantize,
         "data": _named(settings.data) if features is None else {"features": Stored(features).index},
     }
     require_free_space(out.parent, 20 * build_size(config))
@@ -132,8 +137,8 @@ def train(
                 source = stored
             else:
                 source = Online(target, *corpora(model, target, settings.data, progress), config.select)
-            history = _train(config, target, source, settings.train, stage.folder, progress, report, settings.warm)
-            stage.publish({"history": history, "train_tokens": int(source.corpus("train").lengths.sum())})
+            told = _train(config, target, source, settings, stage.folder, progress, report)
+            stage.publish({**told, "train_tokens": int(source.corpus("train").lengths.sum())})
     return read_evidence(out, KIND)
 
 
@@ -147,20 +152,26 @@ def _train(
     config: DraftConfig,
     target: Target,
     source: Source,
-    options: TrainOptions,
+    settings: DraftSettings,
     folder: Path,
     progress: Progress,
     report: Report,
-    warm: bool,
-) -> list[dict[str, Any]]:
-    torch.manual_seed(options.seed)
+) -> dict[str, Any]:
+    """Train, save, and tell: the history, and what rounding the draft cost."""
+    torch.manual_seed(settings.train.seed)
     draft = build(config)
-    if warm:
+    if settings.warm:
         warm_start(draft, target)
-    history = Trainer(draft, source, target.embed, target.head, options, folder, report).run(progress)
+    trainer = Trainer(draft, source, target.embed, target.head, settings.train, folder, report)
+    told: dict[str, Any] = {"history": trainer.run(progress)}
+    if settings.quantize:
+        before = trainer.measure().simulated_tau
+        told["quantized"] = {**quantize_draft(draft, settings.quantize), "simulated_tau_before": before}
+        told["quantized"]["simulated_tau"] = trainer.measure().simulated_tau
+        draft.config = replace(config, quantized=settings.quantize)
     save_draft(folder, draft)
     (folder / STATE).unlink(missing_ok=True)
-    return history
+    return told
 
 
 def extract(

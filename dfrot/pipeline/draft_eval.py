@@ -23,6 +23,7 @@ from dfrot.hf.load import load_model
 from dfrot.hf.tokens import encode, load_tokenizer
 from dfrot.stage import Progress, silent
 
+LARGE = 32_000_000  # parameters
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -30,7 +31,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class EvalSettings:
     """prompts: how many of the held-out text of `dataset` (a text or a .jsonl of `prompt` or `messages`), each of
     `prompt_tokens` tokens at most. shapes: (depth, top-k, total) of every comparison, all in one process. force:
-    also drafts of another target. draft_dtype: what the draft computes in."""
+    also drafts of another target. draft_dtype: what the draft computes
+    in; auto takes float32 for a small draft, whose passes are overhead, and bfloat16 for a large one."""
 
     dataset: str = "stdlib"
     prompts: int = 20
@@ -40,7 +42,7 @@ class EvalSettings:
     sampling: Sampling = Sampling()
     force: bool = False
     seed: int = 0
-    draft_dtype: str = "bfloat16"
+    draft_dtype: str = "auto"
 
 
 def name_of(shape: Shape) -> str:
@@ -48,9 +50,17 @@ def name_of(shape: Shape) -> str:
     return f"chain {shape.depth}" if shape.topk == 1 else f"tree {shape.depth},{shape.topk},{shape.total}"
 
 
+def load_in(draft: Path, dtype: str) -> Draft:
+    """The draft in `dtype`, or in what suits its size."""
+    loaded = load_draft(draft)
+    if dtype == "auto":
+        dtype = "bfloat16" if loaded.count() >= LARGE else "float32"
+    return loaded.to(DTYPES[dtype])
+
+
 def open_pair(model: Path, draft: Path, force: bool, dtype: str) -> tuple[Target, Draft, Any]:
     """Target, draft and tokenizer, checked against each other."""
-    loaded = load_draft(draft, DTYPES[dtype])
+    loaded = load_in(draft, dtype)
     target = Target(load_model(model), loaded.config.aux_layers)
     check_target(loaded.config, model, target.vocab_size, int(target.config.hidden_size), force)
     return target, loaded, load_tokenizer(model)

@@ -10,13 +10,14 @@ from typing import Any
 from dfrot.draft.base import Draft
 from dfrot.draft.cost import choose, measure
 from dfrot.draft.decode import Limits, Output, plain, speculative
-from dfrot.draft.store import check_target, load_draft
+from dfrot.draft.store import check_target
 from dfrot.draft.target import Target
 from dfrot.draft.tree import Shape
 from dfrot.draft.warp import Sampling
+from dfrot.hf.generate import hook
 from dfrot.hf.load import load_model
 from dfrot.hf.tokens import load_tokenizer
-from dfrot.pipeline.draft_eval import DTYPES
+from dfrot.pipeline.draft_eval import load_in
 from dfrot.stage import read_evidence
 
 GREEDY = Sampling()
@@ -34,12 +35,12 @@ class GenerateSettings:
     sampling: Sampling = Sampling()
     force: bool = False
     seed: int = 0
-    draft_dtype: str = "bfloat16"
+    draft_dtype: str = "auto"
 
 
 def generate_text(model: Path, draft: Path | None, settings: GenerateSettings) -> dict[str, Any]:
     """Returns text, tokens, how they came about, acceptance length and decode speed."""
-    loaded = None if draft is None else load_draft(draft, DTYPES[settings.draft_dtype])
+    loaded = None if draft is None else load_in(draft, settings.draft_dtype)
     target = Target(load_model(model), () if loaded is None else loaded.config.aux_layers)
     tokenizer = load_tokenizer(model)
     prompt = list(tokenizer(settings.prompt)["input_ids"])
@@ -95,3 +96,19 @@ def generate(
     out = speculative(target, draft, prompt, limits, sampling, shape, seed)
     kind = f"chain {shape.depth}" if shape.topk == 1 else f"tree {shape.depth},{shape.topk},{shape.total}"
     return out, f"speculative, {kind}, tau {out.tau:.2f}"
+
+
+def custom_generate(
+    model: Any, draft: Draft, shape: Shape | None = None, seed: int = 0, agreement: Sequence[float] = ()
+) -> Any:
+    """For a loaded model: `model.generate(ids, custom_generate=custom_generate(model, draft), max_new_tokens=64)`.
+
+    Greedy and sampling, with whatever logits processors `generate` was asked for; rows of a batch one by one."""
+    target = Target(model, draft.config.aux_layers)
+
+    def decode(prompt: list[int], longest: int, eos: frozenset[int], processor: Any, do_sample: bool) -> list[int]:
+        sampling = Sampling(1.0 if do_sample else 0.0, processors=() if processor is None else (processor,))
+        limits = Limits(longest, eos)
+        return generate(target, draft, prompt, limits, sampling, shape, seed, agreement)[0].tokens
+
+    return hook(decode)

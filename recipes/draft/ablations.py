@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--only", nargs="*", help="Names of rows; all of them without it.")
     given = parser.parse_args()
     folders = {name: resolve(getattr(given, name)) for name in ("target", "rotated", "original")}
@@ -85,7 +86,9 @@ def main() -> None:
                 extract(model, features, row.settings)
             train(model, folder, row.settings, features=features, report=say)
         force = row.learns_from != "target"
-        report = evaluate(folders["target"], folder, EvalSettings(prompts=given.prompts, force=force))
+        report = evaluate(
+            folders["target"], folder, EvalSettings(prompts=given.prompts, max_new_tokens=given.new_tokens, force=force)
+        )
         table.append({"name": row.name, "parameters": load_draft(folder).count(), **report})
         (out / f"table-{given.seed}.json").write_text(json.dumps(table, indent=2) + "\n")
         for shape, found in report["shapes"].items():

@@ -151,8 +151,7 @@ def test_dense_weights_take_unrotated_inputs() -> None:
     packed = QuantLinear(LinearPlan("p", 64, 96, True, 4, 0, True, 16, False, 1.0, spec), False, torch.float32)
     codes = torch.randint(0, 16, (64, 96), dtype=torch.uint8)
     stored = PackedWeight.from_codes(codes, torch.full((64, 1), 0.25).bfloat16(), None, 4, 0)
-    packed.weight_packed.copy_(stored.packed)
-    packed.weight_scale.copy_(stored.scale)
+    packed.load_state_dict({"weight_packed": stored.packed, "weight_scale": stored.scale})
     packed.prepare("p")
     assert torch.allclose(x @ dense(packed).T, packed(x), atol=1e-2)
 

@@ -26,6 +26,7 @@ from dfrot_cli.plan import plan
 @click.option("--weight-feature", type=float, default=0.1, show_default=True, help="Of the last feature's loss.")
 @click.option("--weight-mid", type=float, default=0.1, show_default=True, help="Of the intermediate feature's loss.")
 @click.option("--decay", "weight_decay_", type=float, default=0.8, show_default=True)
+@click.option("--quantize-draft", "quantize", type=click.Choice(["w4", "w8"]), help="Round the trained draft.")
 @click.option("--evaluations", type=click.IntRange(1), default=8, show_default=True)
 @out_option("Folder of the draft.")
 @common
@@ -35,6 +36,7 @@ def train(model: str, out: Path, features: Path | None, common: Common, weight_d
     from dfrot.models import resolve
     from dfrot.pipeline.draft import train as run
 
+    given["quantize"] = given["quantize"] or ""
     names = ("epochs", "batch", "lr", "ttt_steps", "weight_feature", "weight_mid", "evaluations")
     options = {name: given.pop(name) for name in names} | {"weight_decay": weight_decay_}
     settings = draft_settings(common, given, options)
@@ -51,6 +53,8 @@ def train(model: str, out: Path, features: Path | None, common: Common, weight_d
     columns = ("step", "simulated_tau", "held_out_kl", "held_out_agreement", "loss")
     rows = [[record.get(name) for name in columns] for record in evidence["history"]]
     show.table("held-out samples", ("step", "tau (simulated)", "KL by step", "agreement by step", "loss"), rows)
+    if told := evidence.get("quantized"):
+        show.facts(f"the draft in {given['quantize']}", told)
     show.line(f"wrote {out}")
 
 
