@@ -25,7 +25,7 @@ STYLE = """
 body{margin:0 auto;max-width:1180px;padding:16px;font:16px/1.5 system-ui,sans-serif;color:#222;background:#fff}
 h1{font-size:1.6rem;margin:.2em 0}h2{font-size:1.25rem;margin:1.8em 0 .4em;border-bottom:1px solid #ddd}
 .grid{display:grid;gap:16px;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr))}
-figure{margin:0;border:1px solid #e3e3e3;border-radius:6px;padding:8px;min-width:0}
+figure{margin:0;border:1px solid #e3e3e3;border-radius:6px;padding:8px;min-width:0;max-width:680px}
 figcaption{font-size:.85rem;color:#555}svg{display:block;height:auto;max-width:100%}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem;margin:.6em 0}
 th,td{text-align:right;padding:3px 10px 3px 0;border-bottom:1px solid #eee;white-space:nowrap}

@@ -26,16 +26,16 @@ def rows(a: dict[str, Any], b: dict[str, Any]) -> list[list[Any]]:
         ("largest channel ratio", lambda r: max(n["curve"][0] for x in r["layers"] for n in x["norms"].values())),
         ("query and key channel outliers", lambda r: len(r["head_outliers"])),
         ("attention to the first token", lambda r: _mean([x["sinks"]["mean_first_token"] for x in r["layers"]])),
-        ("4-bit error / norm, massive tokens", lambda r: r["token_errors"]["methods"]["none"]["massive"]),
-        ("4-bit error / norm, common tokens", lambda r: r["token_errors"]["methods"]["none"]["common"]),
+        ("error / norm at 4 bits, massive tokens", lambda r: r["token_errors"]["methods"]["none"]["massive"]),
+        ("error / norm at 4 bits, common tokens", lambda r: r["token_errors"]["methods"]["none"]["common"]),
     ]
     table_rows = [[name, _round(read(a)), _round(read(b))] for name, read in lines]
     for tap in a["layers"][0]["taps"]:
         values = [_mean([x["taps"][tap]["activations"]["none"]["output"] for x in r["layers"]]) for r in (a, b)]
-        table_rows.append([f"4-bit output error, input of {short(tap)}", *map(_round, values)])
+        table_rows.append([f"output error at 4 bits, input of {short(tap)}", *map(_round, values)])
     for side in ("keys", "values"):
         values = [_mean([x["kv"][side]["none"]["relative"] for x in r["layers"]]) for r in (a, b)]
-        table_rows.append([f"4-bit error of {side}", *map(_round, values)])
+        table_rows.append([f"error at 4 bits of {side}", *map(_round, values)])
     return table_rows
 
 

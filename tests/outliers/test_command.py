@@ -93,3 +93,23 @@ def test_bad_input_is_one_line(
     assert ran.exit_code == 2
     assert said in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_fix_says_what_it_cost(dfq: Callable[..., Any], make: Make, text: Path, tmp_path: Path, spike: Any) -> None:
+    words = ("fix", make(change=spike.change), "--dataset", text, "--seqlen", 64, "--eval-seqlen", 32, "--windows", 2)
+    ran = dfq(*words, "--fix", "massive:zero", "--no-quantized", "--out", tmp_path / "out")
+    assert ran.exit_code == 0, ran.stderr
+    assert "massive:zero" in ran.stdout
+    assert "another function" in ran.stdout
+    assert (tmp_path / "out/model.safetensors").is_file()
+    plan = dfq(*words, "--search", "--plan", "--json", "--out", tmp_path / "second")
+    assert json.loads(plan.stdout)["settings"]["search"] is True
+    for wrong, said in (
+        ((), "give --fix"),
+        (("--fix", "massive:cube"), "nearest: massive"),
+        (("--fix", "gains:mean"), "no channel"),
+    ):
+        ran = dfq(*words, *wrong, "--no-quantized", "--out", tmp_path / "third")
+        assert ran.exit_code == 2, ran.stdout
+        assert said in ran.stderr
+        assert not (tmp_path / "third").exists()
