@@ -24,6 +24,7 @@ OPS = (
     "hadamard",
     "hadamard_quantize",
     "kv_append",
+    "kv_attention",
     "kv_dequantize",
     "kv_quantize",
     "w4a16_mm",

@@ -203,6 +203,55 @@ def kv_append_cases() -> Iterator[Case]:
         yield Case("kv_append", f"{bits} {block} {order} {dims}", args, EXACT, tuple(range(2, 8)))
 
 
+def attention_case(
+    label: str, batch: int, seq: int, heads: tuple[int, int], length: int, dims: tuple[int, int], bits: int = 4, *,
+    symmetric: bool = False, dtype: torch.dtype = torch.float32, block: int = 0, first: Tensor | None = None,
+    tree: Tensor | None = None, sinks: int = 0, start: Tensor | None = None, bad: bool = False,
+) -> Case:  # fmt: skip
+    g = seeded(batch, seq, length, *dims)
+    parts: list[Any] = []
+    for dim in dims:
+        rows = torch.randn(length + 2, batch, heads[1], dim, generator=g)
+        if bad:
+            rows[length // 2, 0, 0, 0] = torch.nan
+        packed, scale, zero = ref.kv_quantize(rows, bits, symmetric, 1.0)
+        parts += [packed, scale, None if symmetric else zero]
+    query = torch.randn(batch, seq, heads[0], dims[0], generator=g).to(dtype)
+    exact = [torch.randn(sinks, batch, heads[1], dim, generator=g).to(dtype) if sinks else None for dim in dims]
+    if bad and sinks:
+        exact[1][0, 0, 0, 0] = torch.inf
+    base = hadamard_base(1) if block else None
+    args = (query, *parts, length, dims[1], bits, dims[0] ** -0.5, base, block, first, tree, *exact, start)
+    return Case("kv_attention", label, args, 1e-4 if dtype == torch.float32 else 2.0**-7)
+
+
+def attention_cases() -> Iterator[Case]:
+    yield attention_case("one row", 1, 1, (4, 4), 37, (16, 16))
+    yield attention_case("gqa, batch, several splits", 2, 3, (8, 2), 700, (32, 20), block=32)
+    yield attention_case("symmetric bfloat16", 2, 2, (2, 2), 150, (64, 64), symmetric=True, dtype=torch.bfloat16)
+    yield attention_case("float16, odd heads", 1, 5, (3, 1), 33, (20, 24), dtype=torch.float16)
+    yield attention_case("three bits", 1, 2, (2, 1), 40, (21, 9), 3)
+    yield attention_case("eight bits", 1, 2, (2, 1), 40, (16, 24), 8, symmetric=True)
+    yield attention_case("many rows", 1, 64, (4, 2), 200, (16, 16))
+    yield attention_case("wide heads", 1, 2, (2, 2), 140, (256, 256), block=64)
+    tree = torch.rand(6, 6, generator=seeded(6)) < 0.5
+    yield attention_case("tree", 2, 6, (4, 2), 140, (16, 16), tree=tree)
+    trees = torch.rand(2, 6, 6, generator=seeded(7)) < 0.5
+    trees[1, 2] = False  # with `first` at the end, this row sees nothing
+    first = torch.randint(0, 134, (2, 6), generator=seeded(8))
+    first[1, 2] = 500
+    yield attention_case("trees and windows", 2, 6, (4, 2), 140, (16, 16), tree=trees, first=first)
+    late = torch.full((1, 2), 600)
+    yield attention_case("window in the last split", 1, 2, (2, 2), 700, (16, 16), first=late)
+    yield attention_case("sinks", 2, 2, (4, 2), 300, (32, 20), sinks=4)
+    start = torch.tensor([-2, 5])
+    yield attention_case("sinks that begin elsewhere", 2, 2, (4, 2), 300, (32, 32), sinks=4, start=start, block=32)
+    yield attention_case("fewer positions than sinks", 1, 1, (2, 1), 2, (16, 16), sinks=4)
+    blind = torch.tensor([[0, 200], [0, 200]])
+    yield attention_case("NaN reaches who sees it", 2, 2, (4, 2), 300, (16, 16), bad=True, first=blind)
+    yield attention_case("infinite sink", 2, 2, (4, 2), 300, (16, 16), bad=True, first=blind, sinks=2)
+
+
 BUILDERS = (
     quantize_cases,
     w4a16_cases,
@@ -211,6 +260,7 @@ BUILDERS = (
     hadamard_quantize_cases,
     kv_cases,
     kv_append_cases,
+    attention_cases,
 )
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from dfrot_kernels.triton import hadamard, kv, quantize, w4a8, w4a16
+from dfrot_kernels.triton import attention, hadamard, kv, quantize, w4a8, w4a16
 
 KERNELS: dict[str, Callable[..., Any]] = {
     "quantize_per_token": quantize.quantize_per_token,
     "hadamard": hadamard.hadamard,
     "hadamard_quantize": hadamard.hadamard_quantize,
     "kv_append": kv.kv_append,
+    "kv_attention": attention.kv_attention,
     "kv_dequantize": kv.kv_dequantize,
     "kv_quantize": kv.kv_quantize,
     "w4a16_mm": w4a16.w4a16_mm,
