@@ -36,6 +36,7 @@ ENVIRONMENT = {"kernels/dfrot_kernels/native.py", "kernels/dfrot_kernels/which.p
 LAYERS = (
     {"errors", "files", "checkpoint", "writer", "stage", "arch", "hf", "_register"},
     {"rotation", "calib", "quant", "reference"},
+    {"draft"},  # reads corpora and packs its own weights; only the pipeline builds on it
     {"evaluate", "outliers"},
     {"models"},
     {"pipeline", "bench"},
