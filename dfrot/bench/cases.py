@@ -123,7 +123,7 @@ def quantize_per_token(shape: Shape, draw: torch.Generator, cover: int) -> Case:
 
 
 # sizes that an op does not have: it is measured once however many of them are asked for
-IGNORES = {"hadamard": ("n", "group"), "quantize_per_token": ("n", "group")}
+IGNORES: dict[str, tuple[str, ...]] = {"hadamard": ("n", "group"), "quantize_per_token": ("n", "group")}
 
 BUILDERS: dict[str, Builder] = {
     "w4a16_mm": w4a16_mm,

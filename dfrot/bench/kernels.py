@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 import dfrot_kernels
+from dfrot.bench import cases_fused, cases_kv, cases_prepared  # noqa: F401  (they add to BUILDERS)
 from dfrot.bench.case import Case, Shape
 from dfrot.bench.cases import BUILDERS, IGNORES
 from dfrot.bench.clock import race

@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from dfrot.bench import cases, kernels, roofline
+from dfrot.bench import cases, cases_fused, kernels, roofline
 from dfrot.bench.case import Case, Shape, error
 from dfrot.bench.clock import Timing, race
 from dfrot.bench.figure import plot
@@ -122,6 +122,15 @@ def test_an_op_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch)
     assert "from_the_future" not in kernels.available()
     with pytest.raises(UnsupportedError, match="no such operator"):
         kernels.chosen(["from_the_future"])
+
+
+def test_moved_codes_are_counted() -> None:
+    codes, scale, zero = torch.zeros(2, 8, dtype=torch.int8), torch.ones(2), torch.zeros(2, dtype=torch.int32)
+    other = codes.clone()
+    other[0, 0] = 1
+    assert cases_fused.moved((codes, scale, zero), (other, scale, zero)) == 1 / 16
+    assert math.isinf(cases_fused.moved((codes, scale, zero), (2 * other, scale, zero)))
+    assert math.isinf(cases_fused.moved((codes, scale, zero), (codes, 1.01 * scale, zero)))
 
 
 def test_error_sees_everything() -> None:
