@@ -15,7 +15,7 @@ BENCH := build/bench
 # What decides the content of the environment: a change installs again, nothing else does.
 INPUTS := pyproject.toml constraints.txt kernels/CMakeLists.txt $(wildcard kernels/csrc/*.* kernels/csrc/*/*.*)
 
-.PHONY: setup test test-slow test-gpu demo table lint type wheel-check check bench clean
+.PHONY: setup test test-slow test-gpu demo demo-draft table lint type wheel-check check bench clean
 
 setup: $(STAMP)
 
@@ -39,6 +39,10 @@ test-gpu: setup
 demo: setup
 	$(BIN)/dfq compare --model reference --dataset stdlib --seqlen 1024 --windows 8 --batch 4 \
 	  --samples 24 --calibration-seqlen 512 --decode 16 --refine-seqlen 1024 --out $(DEMO) --overwrite
+
+# A draft for the reference model at W4A4KV4, and plain against speculative decoding. Under ten minutes on two cores.
+demo-draft: setup
+	recipes/draft/demo.sh $(BIN)/dfq build/demo-draft
 
 # The same table at full size: six times the text, five times the calibration. Half an hour on two cores.
 table: setup

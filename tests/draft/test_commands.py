@@ -1,0 +1,90 @@
+"""The commands, from the shipped model to text, and what they refuse in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from dfrot_cli.main import main
+
+TRAIN = ("--samples", "6", "--held-out", "2", "--seqlen", "40", "--batch", "2", "--epochs", "1", "--evaluations", "1")
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A draft of the shipped model after three steps."""
+    out = tmp_path_factory.mktemp("draft") / "draft"
+    done = run("draft", "train", "--model", "reference", "--out", out, *TRAIN, "--quantize-draft", "w8", "--json")
+    assert done.exit_code == 0, done.output
+    return out
+
+
+def test_train_tells_its_history(trained: Path) -> None:
+    record = json.loads((trained / "stage.json").read_text())
+    assert [entry["step"] for entry in record["history"]] == [0, 3]
+    assert record["history"][0]["simulated_tau"] > 1.05, "a warm start knows something"
+    assert record["quantized"]["bytes"] < record["quantized"]["bytes_before"]
+    assert {path.name for path in trained.iterdir()} == {"draft.json", "draft.safetensors", "stage.json"}
+
+
+def test_eval_and_generate(trained: Path, tmp_path: Path) -> None:
+    common = ("--model", "reference", "--draft", trained)
+    shapes = ("--chain", "2", "--tree", "2,2,4")
+    few = ("--count", "2", "--prompt-tokens", "12", "--max-new-tokens", "10")
+    done = run("draft", "eval", *common, *shapes, *few, "--require-lossless", "--out", tmp_path / "e.json", "--json")
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "e.json").read_text())
+    assert set(report["shapes"]) == {"chain 2", "tree 2,2,4"}
+    for found in report["shapes"].values():
+        assert found["identical"] == "2/2"
+        assert 1 <= found["tau"] <= 3
+    told = [
+        json.loads(
+            run("draft", "generate", *extra, "--prompt", "import os\n", "--max-new-tokens", "12", "--json").stdout
+        )
+        for extra in ((*common, "--chain", "2"), ("--model", "reference"))
+    ]
+    assert told[0]["tokens"] == told[1]["tokens"]
+    assert told[0]["how"].startswith("speculative, chain 2")
+
+
+def test_plans_touch_nothing(tmp_path: Path) -> None:
+    for command in ("train", "extract"):
+        done = run("draft", command, "--model", "reference", "--out", tmp_path / "x", "--plan", "--json")
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["state"] == "new"
+    assert not any(tmp_path.iterdir())
+
+
+def test_extracted_features_train_a_draft(tmp_path: Path) -> None:
+    done = run("draft", "extract", "--model", "reference", "--out", tmp_path / "f", *TRAIN[:6])
+    assert done.exit_code == 0, done.output
+    done = run("draft", "train", "--model", "reference", "--features", tmp_path / "f", "--out", tmp_path / "d", *TRAIN)
+    assert done.exit_code == 0, done.output
+    again = run("draft", "train", "--model", "reference", "--features", tmp_path / "f", "--out", tmp_path / "d", *TRAIN)
+    assert again.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("eval", "--temperature", "1", "--require-lossless"), "greedy"),
+        (("eval", "--tree", "9"), "three numbers"),
+        (("generate", "--prompt", "x", "--chain", "1", "--tree", "2,2,4"), "one shape"),
+        (("generate", "--prompt", "x", "--top-p", "2"), "--top-p"),
+        (("generate", "--prompt", "x", "--max-new-tokens", "5000"), "context"),
+    ],
+)
+def test_bad_options_are_one_line(trained: Path, arguments: tuple[str, ...], message: str) -> None:
+    command, *rest = arguments
+    done = run("draft", command, "--model", "reference", "--draft", trained, *rest)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
