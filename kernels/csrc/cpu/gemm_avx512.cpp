@@ -10,38 +10,52 @@
 namespace dfq {
 namespace {
 
-constexpr int HEIGHT = 6, TILES = 4, SUMS = HEIGHT * TILES, LANES = 16;
-constexpr int64_t BLOCK_VALUES = SUMS * LANES;  // outputs of one block times TILES tiles
+constexpr int HEIGHT = 6, VECTORS = 4, LANES = 16;
+using Ints = __m512i;
+using Floats = __m512;
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 #include "unroll.inc"
 
-inline __m512i load(const void* from) { return _mm512_loadu_si512(from); }
+inline Ints ints_at(const void* from) { return _mm512_loadu_si512(from); }
+inline Floats floats_at(const float* from) { return _mm512_loadu_ps(from); }
+inline void put(void* to, Ints v) { _mm512_storeu_si512(to, v); }
+inline void put(float* to, Floats v) { _mm512_storeu_ps(to, v); }
+inline Ints same(int32_t value) { return _mm512_set1_epi32(value); }
+inline Ints minus(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
+inline Ints product(Ints a, Ints b) { return _mm512_mullo_epi32(a, b); }
+inline Floats plus(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+inline Floats product(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+inline Floats to_floats(Ints v) { return _mm512_cvtepi32_ps(v); }
+inline Ints pair(Ints low, Ints high) { return _mm512_or_si512(low, _mm512_slli_epi32(high, 16)); }
+inline Ints pair_product(Ints a, Ints b) { return _mm512_madd_epi16(a, b); }
 
-inline __m512i dword(const void* from) {
+inline Ints dword(const void* from) {
   int32_t value;
   std::memcpy(&value, from, 4);
-  return _mm512_set1_epi32(value);
+  return same(value);
 }
 
-// 16 bfloat16 values as float
-inline __m512 widen(const uint16_t* from) {
+// bfloat16 values as float
+inline Floats widen(const uint16_t* from) {
   const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
-inline __m512i zeros_of(const TiledWeight& w, int64_t group, int64_t tile) {
-  if (!w.zero) return _mm512_set1_epi32(8);
-  const uint8_t* from = w.zero + group * w.n16 + tile * TILED_ROWS;
-  return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+inline Ints zeros_of(const TiledWeight& w, int64_t group, int64_t column) {
+  if (!w.zero) return same(8);
+  return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w.zero + group * w.n16 + column)));
 }
 
-inline int64_t columns_of(const TiledWeight& w, int64_t group) { return least(w.group, w.k - group * w.group); }
-
-// First k-block behind a group.
-inline int64_t end_of(const TiledWeight& w, int64_t group) {
-  return group + 1 < w.groups ? (group + 1) * w.group / TILED_DEPTH : w.blocks;
+int32_t sum_bytes(const int8_t* q, int64_t count) {
+  __m512i sum = _mm512_setzero_si512();
+  const __m512i ones = _mm512_set1_epi8(1);
+  for (int64_t j = 0; j < count; j += 64) {
+    const __mmask64 mask = ~0ull >> (64 - least(64, count - j));
+    sum = _mm512_dpbusd_epi32(sum, ones, _mm512_maskz_loadu_epi8(mask, q + j));
+  }
+  return _mm512_reduce_add_epi32(sum);
 }
 
 // Rounded to nearest even like the reference: VCVTNEPS2BF16 would flush subnormals.
@@ -53,18 +67,17 @@ inline __m256i to_bf16(__m512 v) {
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16));
 }
 
-// Writes y = totals * x_scale + bias of one block, totals [row][TILES][LANES]; x_scale null: 1.
-void finish(const GemmCall& call, int64_t block, int64_t first, int64_t last, const float* totals) {
+// Writes y = totals * x_scale + bias of `width` vectors of one block; x_scale null: 1.
+void finish(const GemmCall& call, int64_t block, int64_t column, int width, const float* totals) {
   const TiledOut& out = call.out;
   const int64_t n = call.weight->n, row = block * HEIGHT, rows = least(HEIGHT, call.m - row);
-  for (int64_t tile = first; tile < last; ++tile) {
-    const int64_t column = tile * TILED_ROWS;
-    const __mmask16 mask = __mmask16((1u << least(TILED_ROWS, n - column)) - 1);
-    const __m512 bias = out.bias ? _mm512_maskz_loadu_ps(mask, out.bias + column) : _mm512_setzero_ps();
+  for (int t = 0; t < width; ++t, column += LANES, totals += LANES) {
+    const __mmask16 mask = __mmask16((1u << least(LANES, n - column)) - 1);
+    const Floats bias = out.bias ? _mm512_maskz_loadu_ps(mask, out.bias + column) : _mm512_setzero_ps();
     for (int64_t r = 0; r < rows; ++r) {
-      __m512 y = _mm512_loadu_ps(totals + (r * TILES + tile - first) * LANES);
-      if (call.x_scale) y = _mm512_mul_ps(y, _mm512_set1_ps(call.x_scale[row + r]));
-      if (out.bias) y = _mm512_add_ps(y, bias);
+      Floats y = floats_at(totals + r * VECTORS * LANES);
+      if (call.x_scale) y = product(y, _mm512_set1_ps(call.x_scale[row + r]));
+      if (out.bias) y = plus(y, bias);
       const int64_t at = (row + r) * n + column;
       if (out.type == DFQ_FLOAT32) {
         _mm512_mask_storeu_ps(static_cast<float*>(out.y) + at, mask, y);
@@ -76,9 +89,47 @@ void finish(const GemmCall& call, int64_t block, int64_t first, int64_t last, co
   }
 }
 
-#include "gemm_integer_avx512.inc"
+// sums += codes of `blocks` (1 or more) k-blocks times the rows of a block. The instruction is written out because gcc 12 spills
+// accumulators of its intrinsic.
+template <int WIDTH>
+inline __attribute__((always_inline)) void multiply_add(Ints* sums, const char* rows, const uint8_t* tiles,
+                                                        int64_t stride, int64_t blocks) {
+  const Ints nibble = _mm512_set1_epi8(15);
+  const auto half = [&](const char* from, const Ints* codes) __attribute__((always_inline)) {
+    unrolled<HEIGHT>(DFQ_EACH(r) {
+      const Ints value = dword(from + 4 * r);
+      unrolled<WIDTH>(DFQ_EACH(t) {
+        asm("vpdpbusd %2, %1, %0" : "+v"(sums[r * WIDTH + t]) : "v"(codes[t]), "v"(value));
+      });
+    });
+  };
+  do {
+    Ints codes[WIDTH];
+    unrolled<WIDTH>(DFQ_EACH(t) { codes[t] = _mm512_and_si512(ints_at(tiles + t * stride), nibble); });
+    half(rows, codes);
+    unrolled<WIDTH>(DFQ_EACH(t) {
+      codes[t] = _mm512_and_si512(_mm512_srli_epi16(ints_at(tiles + t * stride), 4), nibble);
+    });
+    half(rows + 4 * HEIGHT, codes);
+    rows += 8 * HEIGHT, tiles += TILED_BYTES;
+  } while (--blocks > 0);
+}
+
+#include "gemm_rows.inc"
+
+#include "gemm_integer.inc"
 
 #include "gemm_float_avx512.inc"
+
+void multiply_integer(const GemmCall& call, int64_t first, int64_t last, int64_t begin, int64_t end, void* work) {
+  float* memory = static_cast<float*>(work);
+  switch (last - first) {
+    case 1: return integer_columns<1>(call, first, begin, end, memory);
+    case 2: return integer_columns<2>(call, first, begin, end, memory);
+    case 3: return integer_columns<3>(call, first, begin, end, memory);
+    default: return integer_columns<4>(call, first, begin, end, memory);
+  }
+}
 
 // totals, sums of one group that is longer than a piece, what a piece of the weight becomes
 int64_t work_bytes(int64_t blocks) { return 2 * blocks * BLOCK_VALUES * 4 + WEIGHT_BYTES; }
@@ -86,7 +137,8 @@ int64_t work_bytes(int64_t blocks) { return 2 * blocks * BLOCK_VALUES * 4 + WEIG
 }  // namespace
 
 const GemmKernels avx512_gemm = {
-    HEIGHT, TILES, integer_bytes, float_bytes, pack_integer, pack_float, work_bytes, multiply_integer, multiply_float,
+    HEIGHT,     VECTORS,          integer_bytes,  float_bytes, pack_integer, pack_float,
+    work_bytes, multiply_integer, multiply_float,
 };
 
 }  // namespace dfq

@@ -33,6 +33,9 @@ const GemmKernels* tiled_gemm() {
 #ifdef DFQ_HAVE_AVX512
   if (current_isa() == DFQ_AVX512) return &avx512_gemm;
 #endif
+#ifdef DFQ_HAVE_AVX2
+  if (current_isa() >= DFQ_AVX2) return &avx2_gemm;
+#endif
   return nullptr;
 }
 
