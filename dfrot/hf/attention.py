@@ -56,7 +56,7 @@ def unchanged() -> bool:
     """Whether `dfq` in transformers' table still means the function of this module: nobody stands in between."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    return ALL_ATTENTION_FUNCTIONS[NAME] is dfq_attention  # type: ignore[no-any-return]
+    return bool(ALL_ATTENTION_FUNCTIONS[NAME] is dfq_attention)
 
 
 def register() -> None:
