@@ -5,7 +5,8 @@ quantization parameters per token for the present R, then the R that best maps t
 images. Re-implemented from the paper, with three changes that make it fast:
 
 1. Massive rows first (`anchor.py`). They carry most of the objective and live in a few dimensions, where the
-   alternation costs next to nothing and can be run many times.
+   alternation costs next to nothing and can be run many times. The search starts from what this finds, and once more
+   from the start itself: which basin is the deeper one depends on the rows.
 2. The Procrustes step is solved to first order in a fixed eigenbasis (`descent.py`), not by a decomposition per round.
 3. Steps are over-relaxed and carry momentum (Nesterov's k / (k + 3), at most 0.75), dropped whenever the objective is
    above its best: plain alternation creeps, because codes change only at rounding thresholds.
@@ -17,6 +18,7 @@ not, the search returns to the best one with half the step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -50,9 +52,9 @@ before it is measured; matrix() builds it (float64 [d, d])."""
 @dataclass(frozen=True)
 class RefineSettings:
     """bits, symmetric, clip: the deployment quantizer of activations. gamma: weight of massive rows before squaring
-    (paper: 100), or "auto": gamma^2 N_m / N = 10. rounds: at most. tol: stop when the objective falls by less than
-    this share per round (mean over 12). precision: of the products; "auto" takes bfloat16 where the processor has
-    it and the width is at least 1024. The refinement draws nothing at random; seed is that of the start, recorded."""
+    (paper: 100), or "auto": gamma^2 N_m / N = 10. rounds: at most, of either search. tol: stop when the objective
+    falls by less than this share per round (mean over 12). precision: of the products; "auto" takes bfloat16 where
+    the processor has it and the width is at least 1024. Nothing is drawn at random; seed is the start's, recorded."""
 
     bits: int = 4
     symmetric: bool = False
@@ -85,8 +87,9 @@ class RefineSettings:
 
 @dataclass(frozen=True)
 class Refinement:
-    """matrix float64 [d, d]; curve: the objective at every iterate (start first, then the anchored one); accepted: the
-    falling sequence of those kept; best: index of the last kept in `curve`; orthogonality_error |R^T R - I|_max;
+    """matrix float64 [d, d]; curve: the objective at every iterate (the start, then the search from the anchored
+    rotation, then the one from the start); accepted: the falling sequence of those better than all before; best: index
+    of the last of these in `curve`; orthogonality_error |R^T R - I|_max;
     stats: JSON, with start and final errors measured in float32 products and float64 sums."""
 
     matrix: Tensor
@@ -108,26 +111,27 @@ class _Search:
         self.curve: list[float] = []
         self.accepted: list[tuple[int, float]] = []
 
-    def record(self, value: float) -> bool:
-        """Note the objective at the present iterate; True when it is accepted."""
+    def record(self, value: float) -> None:
+        """Note the objective at the present iterate; it becomes the best one, or ends the momentum."""
         self.curve.append(value)
         if self.accepted and not value < self.accepted[-1][1]:
             self.skew = None
             self.above += 1
-            return False
-        self.accepted.append((len(self.curve) - 1, value))
-        self.best, self.above = self.turned, 0
-        return True
+        else:
+            self.accepted.append((len(self.curve) - 1, value))
+            self.best, self.above = self.turned, 0
 
-    def finished(self) -> bool:
-        """Whether rounds, improvement or step size are used up."""
+    def finished(self, least: float) -> bool:
+        """Whether rounds, improvement or step size are used up, or another search's `least` is out of reach: falling
+        as in its last window, this one would not meet it in two more."""
         rounds = len(self.curve) - 1
         if rounds >= self.settings.rounds or self.accepted[-1][1] == 0.0 or self.step < MIN_STEP:
             return True
         if rounds < WINDOW:
             return False
         before = min(value for at, value in self.accepted if at <= rounds - WINDOW)
-        return self.accepted[-1][1] > before * (1.0 - WINDOW * self.settings.tol)
+        now = self.accepted[-1][1]
+        return now > before * (1.0 - WINDOW * self.settings.tol) or now - 2 * (before - now) > least
 
     def advance(self, rounds: Round, product: Tensor) -> None:
         """The next iterate from C at the present one."""
@@ -158,43 +162,81 @@ def refine(
     """
     _check(features, start)
     gamma = effective_gamma(features, settings.gamma)
+    iterates = _Iterates(start, watch)
     with Tiles() as tiles:
-        half, total = settings.half(features.width), settings.rounds
-        begin = start
-        if features.n_massive and gamma and total:
-            begin = anchor(features, start, settings.grid, tiles)
-        shift = int(begin is not start)  # the anchored rotation is an iterate of its own
-        if shift and watch is not None:
-            watch(1, lambda: begin)
+        if features.n_massive and gamma and settings.rounds:
+            iterates.anchored(anchor(features, start, settings.grid, tiles))
+        half = settings.half(features.width)
         rounds = Round(features, gamma, settings.grid, tiles, half)
-        search = _Search(settings, rounds.enter(begin))
-        while True:
-            progress("refine", min(len(search.curve), total), total)
-            value, product = rounds.measure(search.turned)
-            if search.record(value) and watch is not None and not (shift and len(search.curve) == 1):
-                watch(len(search.curve) - 1 + shift, partial(rounds.leave, search.best))
-            if search.finished():
-                break
-            search.advance(rounds, product)
+        done, total = 0, settings.rounds * len(iterates.begins)
+        for number, begin in enumerate(iterates.begins):
+            search = _Search(settings, rounds.enter(begin))
+            while True:
+                progress("refine", number * settings.rounds + len(search.curve), total)
+                value, product = rounds.measure(search.turned)
+                fresh = not search.curve
+                search.record(value)
+                iterates.note(value, begin if fresh else None, partial(rounds.leave, search.turned))
+                if search.finished(iterates.least):
+                    break
+                search.advance(rounds, product)
+            done += len(search.curve) - 1
         progress("refine", total, total)
-        found = search.accepted[-1][0]
-        matrix = rounds.leave(search.best) if found else begin
-        del rounds  # its copy of the rows and its eigenbasis are not needed for what follows
-        matrix = orthogonalise(matrix) if found or shift else start
+        matrix = iterates.matrix()
+        del rounds, search  # their copies of the rows and the eigenbasis are not needed for what follows
+        iterates.matrix = lambda: start
+        matrix = orthogonalise(matrix) if iterates.best else start
         before, after = (evaluate(features, one, settings.grid, gamma, tiles) for one in (start, matrix))
-    curve = [before.value] * shift + search.curve
-    accepted = [(at + shift, value) for at, value in search.accepted]
-    if shift:
-        accepted = [(0, before.value)] + [point for point in accepted if point[1] < before.value]
+    accepted, best = iterates.accepted(), iterates.best
     if after.value > before.value:  # nothing was gained, whatever the rounding of the products says
-        accepted, matrix, after = accepted[:1], start, before
+        accepted, best, matrix, after = accepted[:1], 0, start, before
     stats = _stats(features, gamma, before, after) | {
-        "rounds": len(search.curve) - 1,
-        "anchored": bool(shift),
+        "rounds": done,
+        "anchored": 0 < best < iterates.second,
         "precision": "bfloat16" if half else "float32",
     }
-    values = [value for _, value in accepted]
-    return Refinement(matrix, curve, values, accepted[-1][0], orthogonality_error(matrix), stats)
+    return Refinement(matrix, iterates.values, accepted, best, orthogonality_error(matrix), stats)
+
+
+class _Iterates:
+    """The objective at every iterate: the start, then the searches one behind the other; and the best one of all."""
+
+    def __init__(self, start: Tensor, watch: Watch | None) -> None:
+        self.start, self.watch = start, watch
+        self.begins = [start]
+        self.values = [math.inf]  # the start's comes with its own search
+        self.best, self.least, self.second = 0, math.inf, 1
+        self.matrix: Callable[[], Tensor] = lambda: start
+
+    def anchored(self, begin: Tensor) -> None:
+        """Search from `begin` first, and from the start afterwards: which of the two ends lower, no one knows."""
+        if begin is self.start:
+            return
+        self.begins = [begin, self.start]
+        if self.watch is not None:
+            self.watch(1, lambda: begin)
+
+    def note(self, value: float, begin: Tensor | None, matrix: Callable[[], Tensor]) -> None:
+        """An iterate; `begin`: the rotation itself when it is the first of its search."""
+        known = begin is not None and begin is not self.start  # watched already
+        if begin is self.start:
+            at, self.values[0], self.second = 0, value, len(self.values)
+        else:
+            at = len(self.values)
+            self.values.append(value)
+        if value < self.least:
+            self.best, self.least = at, value
+            self.matrix = matrix if begin is None else lambda: begin
+            if self.watch is not None and not known:
+                self.watch(at, self.matrix)
+
+    def accepted(self) -> list[float]:
+        """The falling sequence of those that are better than all before."""
+        found: list[float] = []
+        for value in self.values:
+            if not found or value < found[-1]:
+                found.append(value)
+        return found
 
 
 def fast_bfloat16() -> bool:

@@ -235,12 +235,31 @@ def test_polar_solves_procrustes() -> None:
 def test_progress_and_stopping(planted: Planted) -> None:
     seen: list[tuple[str, int, int]] = []
     found = refine(planted(), randomized(64, 0), RefineSettings(rounds=5), progress=lambda *a: seen.append(a))
-    assert [done for _, done, _ in seen] == [0, 1, 2, 3, 4, 5, 5]
-    assert found.stats["rounds"] == 5
+    assert [done for _, done, _ in seen] == [0, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10, 10]  # two searches of five rounds
+    assert {total for _, _, total in seen} == {10}
+    assert found.stats["rounds"] == 10
     early = refine(planted(), randomized(64, 0), RefineSettings(rounds=400, tol=0.01))
-    assert early.stats["rounds"] < 200
+    assert early.stats["rounds"] < 400
     none = refine(planted(), randomized(64, 0), RefineSettings(rounds=0))
     assert torch.equal(none.matrix, randomized(64, 0))
+
+
+def test_the_better_of_two_searches_is_kept(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One search starts from the anchored rotation, one from the start; neither is the better one on all rows."""
+    features, start = planted(), randomized(64, 0)
+    both = refine(features, start, RefineSettings())
+    monkeypatch.setattr("dfrot.rotation.refine.anchor", lambda features, start, grid, tiles: start)
+    plain = refine(features, start, RefineSettings())
+    assert not plain.stats["anchored"]
+    assert both.accepted[-1] <= plain.accepted[-1]
+    assert both.stats["rounds"] > plain.stats["rounds"]
+    rest = both.curve[both.curve.index(both.accepted[0]) + 1 :]
+    first = next(at for at in range(len(rest)) if rest[at] == plain.curve[1])
+    assert rest[first:] == plain.curve[1 : 1 + len(rest) - first]  # the second search is the plain one, round by round
+    monkeypatch.setattr("dfrot.rotation.refine.anchor", lambda features, start, grid, tiles: both.matrix)
+    again = refine(features, start, RefineSettings())
+    assert again.stats["anchored"]
+    assert again.accepted[-1] <= both.accepted[-1]
 
 
 def test_bad_input_is_refused(planted: Planted) -> None:
