@@ -12,6 +12,7 @@ import os
 import sysconfig
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +47,12 @@ SIGNATURES = {
     "dfq_kv_append": "ppiiiiiippppppiiifpii",
     "dfq_kv_attention": "piiiiiiippppppiifpiippippipp",
 }
+_NUMBERS = (int, float, type(None))
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
+
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_transforms = torch._C._functorch.peek_interpreter_stack
+_tracing = torch._C._get_tracing_state
 
 _library: ctypes.CDLL | None = None
 _status = "not loaded"
@@ -194,13 +200,37 @@ def call(name: str, *args: Tensor | int | float | None) -> None:
         MemoryError: no memory for the scratch space.
         RuntimeError: arguments outside the kernel's limits (an inner size beyond 2^19).
     """
+    # told apart by the type of numbers: isinstance(value, Tensor) runs Python code and costs more than the call
+    numbers: list[Any] = [
+        value if type(value) in _NUMBERS else value.data_ptr()  # type: ignore[union-attr]
+        for value in args
+    ]
+    call_addresses(name, *numbers)
+
+
+def call_addresses(name: str, *args: int | float | None) -> None:
+    """`call` with addresses (Tensor.data_ptr) in place of tensors."""
     assert _library is not None
-    plain = [value.data_ptr() if isinstance(value, Tensor) else value for value in args]
-    code = getattr(_library, name)(*plain, torch.get_num_threads())
+    code = getattr(_library, name)(*args, torch.get_num_threads())
     if code == 1:
         raise MemoryError(f"{name}: no memory for scratch space")
     if code != 0:
         raise RuntimeError(f"{name}: arguments beyond the kernel's limits (code {code}); DFQ_IMPL=reference has none")
+
+
+def direct(x: Tensor) -> bool:
+    """Whether a kernel may be called on x past the dispatcher: a plain CPU tensor, and nobody traces or transforms."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(x) is Tensor
+        and x.is_cpu
+        and not x.requires_grad
+        and not x.is_neg()
+        and _dispatch_modes() == 0
+        and _transforms() is None
+        and _tracing() is None
+        and _library is not None
+    )
 
 
 def release_memory() -> None:

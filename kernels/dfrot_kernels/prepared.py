@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dfrot_kernels import native, ops_tiled
+from dfrot_kernels.cpu import DTYPE_CODES
 from dfrot_kernels.layouts import PackedWeight
+from dfrot_kernels.native import call_addresses
 from dfrot_kernels.ref_tiled import ROWS
 
 
@@ -61,16 +63,51 @@ class PreparedWeight:
 
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [..., K] float32, bfloat16 or float16 -> [..., N] of the same dtype."""
-        out: Tensor = torch.ops.dfq.w4a16_tiled_mm(
-            x, self.tiles, self.scale, self.zero, bias, self.shape[0], self.group
-        )
+        (n, k), kind = self.shape, DTYPE_CODES.get(x.dtype)
+        if kind is None or x.dim() == 0 or not self._direct(x, bias):
+            result: Tensor = torch.ops.dfq.w4a16_tiled_mm(x, self.tiles, self.scale, self.zero, bias, n, self.group)
+            return result
+        rows = x.numel() // k
+        out = x.new_empty((rows, n) if x.dim() == 2 else (*x.shape[:-1], n))
+        weight = (self.tiles.data_ptr(), self.scale.data_ptr(), _address(self.zero), self.group)
+        call_addresses("dfq_tiled_w4a16", x.data_ptr(), kind, rows, n, k, *weight, _address(bias), out.data_ptr())
         return out
 
     def integer_linear(
         self, q: Tensor, x_scale: Tensor, x_zero: Tensor | None, bias: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
         """Codes int8 [M, K] with scale [M] and zero point int32 [M] (None: 0) -> [M, N] of `dtype`."""
-        out: Tensor = torch.ops.dfq.w4a8_tiled_mm(
-            q, x_scale, x_zero, self.tiles, self.scale, self.zero, self.sums, bias, self.shape[0], self.group, dtype
-        )
+        (n, k), sums, m = self.shape, self.sums, len(q)
+        if (
+            q.dtype != torch.int8
+            or q.dim() != 2
+            or not _vector(x_scale, torch.float32, m)
+            or not (x_zero is None or (sums is not None and _vector(x_zero, torch.int32, m)))
+            or dtype not in DTYPE_CODES
+            or not self._direct(q, bias)
+        ):
+            result: Tensor = torch.ops.dfq.w4a8_tiled_mm(
+                q, x_scale, x_zero, self.tiles, self.scale, self.zero, sums, bias, n, self.group, dtype
+            )
+            return result
+        out = torch.empty((m, n), dtype=dtype)
+        tokens = (q.data_ptr(), x_scale.data_ptr(), _address(x_zero), m, n, k)
+        weight = (self.tiles.data_ptr(), self.scale.data_ptr(), _address(self.zero), _address(sums), self.group)
+        call_addresses("dfq_tiled_w4a8", *tokens, *weight, _address(bias), DTYPE_CODES[dtype], out.data_ptr())
         return out
+
+    def _direct(self, x: Tensor, bias: Tensor | None) -> bool:
+        """Whether the kernel may be called past the dispatcher, which costs more than the product of a small layer."""
+        n, k = self.shape
+        if k == 0 or x.size(-1) != k or not x.is_contiguous() or not native.direct(x):
+            return False
+        return bias is None or _vector(bias, torch.float32, n)
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _vector(x: Tensor, dtype: torch.dtype, length: int) -> bool:
+    """Whether the kernels read x in place."""
+    return x.dtype == dtype and x.is_cpu and x.dim() == 1 and x.size(0) == length and x.is_contiguous()
