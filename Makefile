@@ -15,7 +15,7 @@ BENCH := build/bench
 # What decides the content of the environment: a change installs again, nothing else does.
 INPUTS := pyproject.toml constraints.txt kernels/CMakeLists.txt $(wildcard kernels/csrc/*.* kernels/csrc/*/*.*)
 
-.PHONY: setup test test-slow test-gpu demo demo-draft table lint type wheel-check check bench clean
+.PHONY: setup test test-slow test-gpu demo demo-draft table recipe ci lint type wheel-check check bench clean
 
 setup: $(STAMP)
 
@@ -61,6 +61,16 @@ wheel-check: setup
 	$(BIN)/python -m pytest -q -m wheel tests/packaging $(ARGS)
 
 check: lint type test wheel-check
+
+# One recipe, checked against its expected figures: make recipe NAME=llama3-8b-w4a4kv4 [ARGS="--set seed=1"]
+recipe: setup
+	@test -f "recipes/$(NAME).yaml" || { echo "make recipe NAME=...: one of"; ls recipes/*.yaml; exit 2; }
+	$(BIN)/dfq run recipes/$(NAME).yaml --check $(ARGS)
+
+# What CI runs: the checks, then the recipes of the model that ships with dfq (minutes each), as anybody runs them.
+ci: check
+	$(BIN)/dfq run recipes/reference-w4a16.yaml --check --no-resume --out build/ci/reference-w4a16
+	$(BIN)/dfq run recipes/reference-w4a4kv4.yaml --check --no-resume --out build/ci/reference-w4a4kv4
 
 bench: setup
 	$(BIN)/dfq bench rotate --out $(BENCH) --overwrite

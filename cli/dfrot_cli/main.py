@@ -8,10 +8,13 @@ from typing import Any, NoReturn
 import click
 
 COMMANDS = {
+    "run": "Run a recipe: a YAML file with every stage and what should come out.",
     "rotate": "Rotate a checkpoint; its function stays the same.",
     "calibrate": "Collect what quantize needs, block by block.",
     "quantize": "Quantize a checkpoint to packed integers.",
     "eval": "Measure checkpoints (dfq eval ppl).",
+    "export": "Write a checkpoint for vLLM, llama.cpp, transformers, ...",
+    "inspect": "Say what a checkpoint is and who can load it.",
     "draft": "Train a small model that guesses ahead; decode with it, losslessly.",
     "outliers": "Find outliers, explain them, remove them.",
     "compare": "Run every method on one model, print one table.",

@@ -26,8 +26,12 @@ DOORS = {
     "fast_hadamard_transform": ("kernels/dfrot_kernels/triton/hadamard.py",),
     "pyarrow": ("dfrot/calib/rows.py",),
     "matplotlib": ("dfrot/rotation/", "dfrot/bench/"),
-    "llama_cpp": ("dfrot/bench/peer.py",),
-    "gguf": ("dfrot/bench/gguf_file.py",),
+    "llama_cpp": ("dfrot/bench/peer.py", "dfrot/export/engines.py"),
+    "gguf": ("dfrot/bench/gguf_file.py", "dfrot/export/"),
+    "yaml": ("dfrot/recipe/document.py",),
+    "starlette": ("dfrot/serve/",),
+    "uvicorn": ("dfrot/serve/server.py",),
+    "lm_eval": ("dfrot/evaluate/tasks.py",),
     "pickle": (),
     "torch.utils.cpp_extension": (),
 }
@@ -39,7 +43,8 @@ LAYERS = (
     {"draft"},  # reads corpora and packs its own weights; only the pipeline builds on it
     {"evaluate", "outliers"},
     {"models"},
-    {"pipeline", "bench"},
+    {"pipeline", "bench", "export"},
+    {"recipe", "serve"},  # a recipe runs the pipeline's stages; a server holds a loaded model and its draft
 )
 # hf runs quantized models, so it may use what describes and computes them
 SIDEWAYS = {("hf", "quant"), ("hf", "rotation")}

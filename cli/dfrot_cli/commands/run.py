@@ -1,0 +1,74 @@
+"""dfq run: a recipe from the model to the measured result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from dfrot_cli import show
+from dfrot_cli.options import Common, common
+
+
+@click.command("run")
+@click.argument("recipe", type=click.Path(path_type=Path), metavar="RECIPE.yaml")
+@click.option("--set", "changes", multiple=True, metavar="A.B=C", help="Change one value; repeatable; null removes.")
+@click.option("--check", is_flag=True, help="Fail unless every expected metric is met.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder. Default: runs/NAME.")
+@common
+def command(recipe: Path, changes: tuple[str, ...], check: bool, out: Path | None, common: Common) -> None:
+    """Run the stages that a recipe names: (outliers_fix,) rotate, calibrate, quantize, (draft,) eval.
+
+    Finished stages of the same request are reused, interrupted ones continue. --seed replaces the recipe's seed.
+    The recipe's keys are in docs/recipes.md; unknown ones are refused."""
+    common.prepare()
+    from dfrot.recipe.check import require
+    from dfrot.recipe.recipe import load
+    from dfrot.recipe.run import plan, run
+
+    if click.get_current_context().get_parameter_source("seed") is ParameterSource.COMMANDLINE:
+        changes = (*changes, f"seed={common.seed}")
+    loaded = load(recipe, changes)
+    folder = out or Path("runs") / loaded.name
+    if common.plan:
+        planned = plan(loaded, folder)
+        show.as_json({"command": "run", **planned}) if common.json else _plan(planned)
+        return
+    with show.progress() as progress:
+        report = run(loaded, folder, progress=progress, **common.stage())
+    show.as_json({"out": str(folder), **report}) if common.json else _table(report, folder)
+    if check:
+        require(report["checks"])
+
+
+def _plan(planned: dict[str, Any]) -> None:
+    show.facts(f"plan: dfq run, recipe {planned['name']}", {name: planned[name] for name in ("model", "out", "digest")})
+    show.table("", ("stage", "folder", "state"), [[row[key] for key in ("stage", "folder", "state")]
+                                                  for row in planned["stages"]])  # fmt: skip
+    for row in planned["stages"]:
+        show.facts(row["stage"], _flat(row["settings"]))
+    _expected([{"metric": name, **one} for name, one in planned["expect"].items()], ())
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
+def _table(report: dict[str, Any], folder: Path) -> None:
+    rows = [(name, str(folder / one["folder"]), one["digest"][:12]) for name, one in report["stages"].items()]
+    show.table(f"{report['name']}: {report['model']}", ("stage", "folder", "digest"), rows)
+    claimed = {row["metric"] for row in report["checks"]}
+    show.table("", ("metric", "measured"), [item for item in report["metrics"].items() if item[0] not in claimed])
+    _expected(report["checks"], ("measured", "difference", "passed"))
+    show.line(f"wrote {folder / 'run.json'}")
+
+
+def _expected(rows: list[dict[str, Any]], more: tuple[str, ...]) -> None:
+    if rows:
+        columns = ("metric", "value", "tolerance", "status", *more)
+        show.table("", ("metric", "expected", *columns[2:]), [[row[key] for key in columns] for row in rows])

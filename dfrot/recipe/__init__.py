@@ -1,0 +1,1 @@
+"""Recipes: a whole run as one strict YAML file, its stages run in order, its expected metrics checked."""

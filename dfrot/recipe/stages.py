@@ -1,0 +1,104 @@
+"""The stages that a recipe can name: settings, what each needs and makes, and the library function behind it.
+
+The functions are those of the commands; a stage's folder is what the command would have written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dfrot.errors import InputError
+from dfrot.pipeline.calibrate import CalibrateSettings, calibrate
+from dfrot.pipeline.draft import DraftSettings
+from dfrot.pipeline.draft import train as train_draft
+from dfrot.pipeline.draft_eval import EvalSettings as DraftEvalSettings
+from dfrot.pipeline.outliers_fix import FixSettings, fix
+from dfrot.pipeline.quantize import QuantizeSettings, quantize
+from dfrot.pipeline.rotate import RotateSettings, rotate
+from dfrot.recipe import measure
+from dfrot.recipe.measure import CheckpointEval
+
+Folders = Mapping[str, Path]
+"""What there is so far, by name: `model` and the folders of the stages that ran."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """folder: what the stage makes, under this name in the run folder. run(folders, settings, out, **stage options):
+    returns the stage's evidence. metrics(evidence): numbers by name."""
+
+    settings: type[Any]
+    folder: str
+    run: Callable[..., dict[str, Any]]
+    metrics: Callable[[Mapping[str, Any]], dict[str, float]] = lambda evidence: {}
+
+
+def source(folders: Folders) -> Path:
+    """The 16-bit checkpoint that comes next: rotated, else fixed, else the model itself."""
+    return next(folders[name] for name in ("rotated", "fixed", "model") if name in folders)
+
+
+def final(folders: Folders) -> Path:
+    """The checkpoint that is the result so far."""
+    return folders["packed"] if "packed" in folders else source(folders)
+
+
+def _fix(folders: Folders, settings: FixSettings, out: Path, **options: Any) -> dict[str, Any]:
+    return fix(folders["model"], out, settings, **options)
+
+
+def _rotate(folders: Folders, settings: RotateSettings, out: Path, **options: Any) -> dict[str, Any]:
+    return rotate(source(folders), out, settings, **options)
+
+
+def _calibrate(folders: Folders, settings: CalibrateSettings, out: Path, **options: Any) -> dict[str, Any]:
+    return calibrate(source(folders), out, settings, **options)
+
+
+def _quantize(folders: Folders, settings: QuantizeSettings, out: Path, **options: Any) -> dict[str, Any]:
+    return quantize(source(folders), folders.get("calibration"), out, settings, **options)
+
+
+def _draft(folders: Folders, settings: DraftSettings, out: Path, **options: Any) -> dict[str, Any]:
+    return train_draft(final(folders), out, settings, **options)
+
+
+STAGES: dict[str, Row] = {
+    "outliers_fix": Row(FixSettings, "fixed", _fix),
+    "rotate": Row(RotateSettings, "rotated", _rotate),
+    "calibrate": Row(CalibrateSettings, "calibration", _calibrate),
+    "quantize": Row(QuantizeSettings, "packed", _quantize, measure.sizes),
+    "draft": Row(DraftSettings, "draft", _draft),
+    "eval": Row(CheckpointEval, "eval", measure.evaluate_checkpoints, measure.eval_metrics),
+    "draft_eval": Row(DraftEvalSettings, "draft_eval", measure.evaluate_draft, measure.draft_metrics),
+}
+"""By section name, in the order they run."""
+
+
+def require_order(stages: Mapping[str, Any], where: str) -> None:
+    """Refuse what cannot run, before anything does."""
+    if not stages:
+        raise InputError(f"{where}: names no stage; add one of {', '.join(STAGES)}")
+    quantization = stages.get("quantize")
+    if quantization is not None and quantization.needs_calibration() and "calibrate" not in stages:
+        raise InputError(f"{where}: quantize: {quantization.algorithm} needs a calibration; add a section calibrate")
+    if "calibrate" in stages and quantization is None:
+        raise InputError(f"{where}: calibrate: nothing uses it; add a section quantize, or remove it")
+    if "draft_eval" in stages and "draft" not in stages:
+        raise InputError(f"{where}: draft_eval: there is no draft; add a section draft")
+    made = {"model", *(STAGES[name].folder for name in stages)}
+    for name in stages["eval"].checkpoints if "eval" in stages else ():
+        if name not in made or name not in measure.CHECKPOINTS:
+            there = [one for one in measure.CHECKPOINTS if one in made]
+            raise InputError(f"{where}: eval.checkpoints: {name} is not made here; choose of {', '.join(there)}")
+
+
+def metrics_of(stages: Mapping[str, Any]) -> list[str]:
+    """Names of the metrics that these stages measure."""
+    found = ["packed.bits_per_weight", "packed.bytes"] if "quantize" in stages else []
+    if "eval" in stages:
+        found += measure.eval_names(stages["eval"])
+    return found + (["draft.tau", "draft.identical"] if "draft_eval" in stages else [])
