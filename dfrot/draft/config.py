@@ -15,7 +15,8 @@ FORMAT_VERSION = 1
 @dataclass(frozen=True)
 class DraftConfig:
     """arch: dream or eagle3. target_hidden_size: width of the target's features and embeddings. cross: False drops
-    the cross-attention sublayer (ablation). mid_block: the block whose output imitates the intermediate feature.
+    the cross-attention sublayer (ablation). distance: its heads lean towards near features (see dream.py). mid_block:
+    the block whose output imitates the intermediate feature.
     num_final_layers: self-attention blocks behind the cross block. select: how that feature was chosen (training
     only). aux_layers: decoder layers whose outputs eagle3 reads. target_fingerprint: see dfrot/draft/store.py.
     quantized: w4 or w8 when the draft's own linears are packed, else empty."""
@@ -33,6 +34,7 @@ class DraftConfig:
     max_position_embeddings: int = 2048
     num_final_layers: int = 1
     cross: bool = True
+    distance: bool = True
     mid_block: int = 0
     select: str = "sample"
     aux_layers: tuple[int, ...] = ()

@@ -21,6 +21,7 @@ from dfrot.draft.diagonal import Slots
 from dfrot.draft.layers import MLP, Diagonal, Projections, RMSNorm, attend_with_diagonals
 
 GATE_AT_START = 0.1  # tanh(gate): 0, as published, would give the cross block no gradient until the gate has moved
+SLOPES_AT_START = (2, -6)  # powers of two, of the first and of the last head: from the newest feature alone to all
 
 
 class SelfBlock(nn.Module):
@@ -69,6 +70,8 @@ class CrossAttention(Projections):
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.null_k = nn.Parameter(0.02 * torch.randn(self.kv_heads, 1, self.dim))
         self.null_v = nn.Parameter(torch.zeros(self.kv_heads, 1, self.dim))
+        slopes = torch.logspace(*SLOPES_AT_START, self.heads, base=2.0)
+        self.log_slopes = nn.Parameter(slopes.log()) if config.distance else None
 
     def normed_queries(self, x: Tensor) -> Tensor:
         return self.q_norm(self.queries(x))  # type: ignore[no-any-return]
@@ -76,6 +79,16 @@ class CrossAttention(Projections):
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         k, v = super().keys_values(x)
         return self.k_norm(k), v
+
+    def lean(self, slots: Tensor, features: Tensor) -> Tensor | None:
+        """What is added to the scores, [B, H, n, 1 + m] for the null and features of positions [m], from slots of
+        positions [B, n]: minus slope times how far a feature is from the newest one that a slot may see. Post-norm
+        features say little about where they stand, and no rotary positions reach them; None without `distance`."""
+        if self.log_slopes is None:
+            return None
+        far = (slots[..., None] - 1 - features).clamp(min=0)
+        far = torch.cat([far.new_zeros(*far.shape[:-1], 1), far], -1)
+        return -self.log_slopes.exp()[:, None, None] * far[:, None]
 
     def with_null(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """k, v [B, Hkv, m, D] -> the same with the null in front, m + 1."""
@@ -127,6 +140,11 @@ class DreamDraft(Draft):
         cross = self.cross.cross_attn
         queries = cross.normed_queries(self.cross.input_layernorm(h0)) if cross is not None else None
         dense = cross.with_null(*cross.keys_values(features)) if cross is not None else None
+        lean = (
+            cross.lean(positions, torch.arange(features.shape[1], device=features.device))
+            if cross is not None
+            else None
+        )
         own: list[tuple[Tensor, Tensor]] = []
         kept: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self.final]
         outputs = []
@@ -134,7 +152,8 @@ class DreamDraft(Draft):
             mixed = None
             if cross is not None and queries is not None and dense is not None:
                 diagonals = [slots.diagonal(k, v, t - r) for r, (k, v) in enumerate(own)]
-                mixed = attend_with_diagonals(queries, *dense, slots.features_before(t), diagonals)
+                near = [] if cross.log_slopes is None else [-cross.log_slopes.exp() * (t - r - 1) for r in range(t)]
+                mixed = attend_with_diagonals(queries, *dense, slots.features_before(t), diagonals, lean, near)
             h = self.cross.finish(h0, mixed)
             if t == 0 and self.config.mid_block == 1:
                 mid = h

@@ -72,11 +72,21 @@ class DreamState(DraftState):
         mixed = None
         if block.cross_attn is not None:
             q = block.cross_attn.normed_queries(block.input_layernorm(h))
+            lean = block.cross_attn.lean(positions, self._places(cross_end))
+            if lean is not None:
+                visible = lean[0] if visible is None else lean[0].masked_fill(~visible, -torch.inf)
+                visible = visible.to(q.dtype)
             mixed = attend(q, *self.cross.read(cross_end), visible)
         h = block.finish(h, mixed)
         for final, buffer in zip(draft.final, self.final):
             h = self._self(final, buffer, h, positions, at, seen)
         return draft.leave(h)
+
+    def _places(self, end: int) -> Tensor:
+        """Positions int64 [end - 1] of what the cross buffer holds behind the null: true features, then the outputs
+        of the root and of the nodes."""
+        drafted = [self.slots - 1 + depth for depth in [0, *self.depths][: end - 1 - self.features]]
+        return torch.cat([torch.arange(self.features), torch.tensor(drafted, dtype=torch.long)])
 
     def _self(
         self, block: SelfBlock, buffer: Buffer, h: Tensor, positions: Tensor, at: int, seen: Tensor | None

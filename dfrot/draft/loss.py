@@ -8,6 +8,7 @@ over the vocabulary, which divides it by V and leaves little but regression.)
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -98,18 +99,22 @@ def losses(
     head: Head,
     weights: Weights,
     count_agreement: bool = True,
+    counts_of: Callable[[Sequence[int]], list[int]] = list,
 ) -> Losses:
     """Loss of one batch. mask bool [B, S]: slots that count (all slots are present: positions 0 .. S - 1).
 
-    head: the target's, without gradients of its own. count_agreement: also compare argmaxes (slow on a CPU)."""
+    head: the target's, without gradients of its own. count_agreement: also compare argmaxes (slow on a CPU).
+    counts_of: counts of slots here -> those of the whole batch, which sums are divided by, where others compute
+    parts of it: then losses and gradients of all parts add up to those of the batch."""
     device = given.last.device
     feature = mid = torch.zeros((), device=device)
-    if draft.config.arch == "dream" and weights.feature:
-        feature = F.smooth_l1_loss(normalised(out.outputs[0][mask]), normalised(given.last[mask]))
-    if given.mid is not None and out.mid is not None and weights.mid:
-        mid = F.smooth_l1_loss(normalised(out.mid[mask]), normalised(given.mid[mask]))
     steps = len(out.outputs)
     kept = [slots_of_step(mask, t) for t in range(steps)]
+    counts = [max(count, 1) for count in counts_of([int(one.sum()) for one in [mask, *kept]])]
+    if draft.config.arch == "dream" and weights.feature:
+        feature = _imitation(out.outputs[0], given.last, mask, counts[0])
+    if given.mid is not None and out.mid is not None and weights.mid:
+        mid = _imitation(out.mid, given.mid, mask, counts[0])
     rows = max(1, CHUNK_BYTES // (4 * draft.config.vocab_size))
     where = mask.nonzero()
     sums = [torch.zeros((), device=device) for _ in range(steps)]
@@ -139,8 +144,7 @@ def losses(
         for t, (total, same) in enumerate(found):
             sums[t] = sums[t] + total
             agree[t] += float(same)
-    counts = [max(int(rows_t.sum()), 1) for rows_t in kept]
-    kl = [total / count for total, count in zip(sums, counts)]
+    kl = [total / count for total, count in zip(sums, counts[1:])]
     total = weights.feature * feature + weights.mid * mid
     for t, term in enumerate(kl):
         total = total + weights.kl * weights.decay**t * term
@@ -149,5 +153,11 @@ def losses(
         float(feature.detach()),
         float(mid.detach()),
         [float(term.detach()) for term in kl],
-        [same / count for same, count in zip(agree, counts)],
+        [same / count for same, count in zip(agree, counts[1:])],
     )
+
+
+def _imitation(own: Tensor, theirs: Tensor, mask: Tensor, count: int) -> Tensor:
+    """Mean SmoothL1 between normalised features [B, S, d] at the slots of `mask`, of which there are `count`."""
+    found = F.smooth_l1_loss(normalised(own[mask]), normalised(theirs[mask]), reduction="sum")
+    return found / (count * own.shape[-1])

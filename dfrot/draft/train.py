@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor
 from dfrot.draft.base import Draft, Head
 from dfrot.draft.loss import Losses, Weights, losses, simulated_tau
 from dfrot.draft.optim import AdamW, rate
+from dfrot.draft.parallel import Group
 from dfrot.draft.source import Source
 from dfrot.draft.store import load_tensors, save_tensors
 from dfrot.draft.target import Features
@@ -59,7 +60,8 @@ class TrainOptions:
 
 @dataclass
 class Trainer:
-    """One run. `embed` and `head` are the target's; `folder` is where the state lies between calls."""
+    """One run. `embed` and `head` are the target's; `folder` is where the state lies between calls. group: processes
+    that train together; the first of them keeps the state and reports."""
 
     draft: Draft
     source: Source
@@ -68,8 +70,13 @@ class Trainer:
     options: TrainOptions
     folder: Path
     report: Callable[[dict[str, Any]], None] = lambda record: None
+    group: Group = field(default_factory=Group)
 
     def __post_init__(self) -> None:
+        if self.options.batch < self.group.size:
+            raise InputError(
+                f"--batch {self.options.batch}: {self.group.size} processes need one sample each; raise it"
+            )
         self.count = len(self.source.corpus("train"))
         self.steps = max(1, round(self.options.epochs * self.count / self.options.batch))
         self.every = max(1, -(-self.steps // self.options.evaluations))
@@ -111,20 +118,33 @@ class Trainer:
         return self._permutation
 
     def _step(self, step: int) -> tuple[int, Losses]:
-        rows, features = self.source.batch("train", self.samples(step))
+        whole = self.samples(step)
+        rows, features = self.source.batch("train", self.group.share(whole))
         noisy = features
         if self.options.noise:
-            source = torch.Generator().manual_seed(self.options.seed * 1_000_003 + step)
-            noisy = _with_noise(features, self.options.noise, source)
+            places = self.group.share(torch.arange(len(whole)))
+            first = (self.options.seed * 1_000_003 + step) * 4096
+            noisy = _with_noise(features, self.options.noise, [first + int(place) for place in places])
         self.draft.train()
-        loss = self._losses(rows.tokens, rows.mask, features, noisy)
-        if not bool(torch.isfinite(loss.total)):
-            raise InputError(BAD.format(step))
+        loss = self._losses(rows.tokens, rows.mask, features, noisy, self.group.counts)
         loss.total.backward()  # type: ignore[no-untyped-call]
+        own = torch.tensor([float(loss.total.detach()), loss.feature, loss.mid, *loss.kl, *loss.agreement])
+        found = self.group.sum_gradients(self.draft.parameters(), own)
+        if not bool(torch.isfinite(found).all()):
+            raise InputError(BAD.format(step))
         self.optimizer.step(rate(step, self.steps, self.options.lr))
-        return int(rows.lengths.sum()), loss
+        feature, mid, *rest = found[1:].tolist()
+        told = Losses(found[0], feature, mid, rest[: len(loss.kl)], rest[len(loss.kl) :])
+        return int(self.source.corpus("train").lengths[whole].sum()), told
 
-    def _losses(self, tokens: Tensor, mask: Tensor, clean: Features, given: Features) -> Losses:
+    def _losses(
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        clean: Features,
+        given: Features,
+        counts_of: Callable[[Sequence[int]], list[int]] = list,
+    ) -> Losses:
         dtype = next(self.draft.parameters()).dtype
         reads = given.aux if self.draft.config.arch == "eagle3" else given.last
         if reads is None:
@@ -135,7 +155,8 @@ class Trainer:
             out = self.draft.train_forward(
                 self.embed(tokens).to(dtype), positions, reads.to(dtype), self.options.ttt_steps
             )
-            return losses(self.draft, out, clean, mask, self.head, self.options.weights, not torch.is_grad_enabled())
+            counted = not torch.is_grad_enabled()
+            return losses(self.draft, out, clean, mask, self.head, self.options.weights, counted, counts_of)
 
     @torch.no_grad()
     def measure(self) -> Losses:
@@ -162,7 +183,8 @@ class Trainer:
         if not self.best or record["simulated_tau"] > max(old["simulated_tau"] for old in self.history):
             self.best = {name: value.detach().clone() for name, value in self.draft.state_dict().items()}
         self.history.append(record)
-        self._save(step)
+        if self.group.rank == 0:
+            self._save(step)
         pace = {"steps": self.steps, "tokens_per_second": speed, "seconds_per_step": each}
         self.report({**record, **pace})
 
@@ -177,9 +199,14 @@ class Trainer:
 
     def _resume(self) -> int:
         """Load the state of an interrupted run. Returns the step to go on with."""
-        if not (self.folder / STATE).is_file():
+        file = self.folder / STATE
+        if self.group.size > 1:
+            told = self.group.tell(file.read_bytes() if self.group.rank == 0 and file.is_file() else b"")
+            if self.group.rank and told:
+                file.write_bytes(told)
+        if not file.is_file():
             return 0
-        found = load_tensors(self.folder / STATE)
+        found = load_tensors(file)
         told = json.loads(bytes(found.pop("history").tolist()))
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
         for name, value in found.items():
@@ -191,14 +218,16 @@ class Trainer:
         return int(told["step"])
 
 
-def _with_noise(features: Features, width: float, source: torch.Generator) -> Features:
-    """Features with uniform noise on what the draft reads; what it imitates stays clean."""
+def _with_noise(features: Features, width: float, seeds: Sequence[int]) -> Features:
+    """Features with uniform noise on what the draft reads, of each sample by its own seed, which its padding does not
+    change; what the draft imitates stays clean."""
 
     def noisy(x: Tensor | None) -> Tensor | None:
         if x is None:
             return None
         rms = x.float().pow(2).mean(-1, keepdim=True).sqrt()
-        return x + (width * rms * (2 * torch.rand(x.shape, generator=source) - 1)).to(x.dtype)
+        drawn = [torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return x + (width * rms * (2 * torch.stack(drawn) - 1)).to(x.dtype)
 
     return Features(noisy(features.last), features.mid, features.layer, noisy(features.aux))  # type: ignore[arg-type]
 

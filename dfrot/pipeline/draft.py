@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from dfrot.arch import BoundArch, describe
 from dfrot.draft.build import build, config_for
 from dfrot.draft.config import DraftConfig
 from dfrot.draft.data import Corpus, load_corpora
+from dfrot.draft.parallel import Group
 from dfrot.draft.quantize import quantize_draft, scheme_of
 from dfrot.draft.regenerate import regenerate
 from dfrot.draft.source import Online, Source, Stored, save_corpus, save_index, save_shard
@@ -28,6 +30,7 @@ from dfrot.stage import Progress, open_stage, read_evidence, silent
 
 KIND, EXTRACT = "draft train", "draft extract"
 PER_SHARD = 64  # samples
+WORK = b"work"  # the first process to the others
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -105,10 +108,14 @@ def train(
     features: Path | None = None,
     progress: Progress = silent,
     report: Report = lambda record: None,
+    group: Group | None = None,
     resume: bool | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Publish a draft for the target folder `model`; returns its `stage.json` (with the history of evaluations).
+
+    group: processes that train together, each calling this with the same arguments (dfrot/draft/parallel.py). The
+    first one owns `out`; the others return {}.
 
     Raises DfqError in one line for targets that cannot be drafted for, for data without answers, and for features
     of another target."""
@@ -125,20 +132,31 @@ def train(
         "quantize": settings.quantize,
         "data": _named(settings.data) if features is None else {"features": Stored(features).index},
     }
+    group = group or Group()
+
+    def work(folder: Path) -> dict[str, Any]:
+        target = Target(load_model(model), config.aux_layers)
+        source: Source
+        if features is not None:
+            stored = Stored(features)
+            stored.check(mark, config.select, config.aux_layers)
+            source = stored
+        else:
+            source = Online(target, *corpora(model, target, settings.data, progress), config.select)
+        told = _train(config, target, source, settings, folder, progress, report, group)
+        return {**told, "train_tokens": int(source.corpus("train").lengths.sum())}
+
+    if group.rank:
+        if group.tell(b"") == WORK:
+            with tempfile.TemporaryDirectory(prefix="dfq-draft-") as aside:
+                work(Path(aside))
+        return {}
     require_free_space(out.parent, 20 * build_size(config))
     with open_stage(out, KIND, request, resume, overwrite) as stage:
+        group.tell(b"" if stage.finished else WORK)
         if not stage.finished:
             stage.mark("begun")
-            target = Target(load_model(model), config.aux_layers)
-            source: Source
-            if features is not None:
-                stored = Stored(features)
-                stored.check(mark, config.select, config.aux_layers)
-                source = stored
-            else:
-                source = Online(target, *corpora(model, target, settings.data, progress), config.select)
-            told = _train(config, target, source, settings, stage.folder, progress, report)
-            stage.publish({**told, "train_tokens": int(source.corpus("train").lengths.sum())})
+            stage.publish(work(stage.folder))
     return read_evidence(out, KIND)
 
 
@@ -156,14 +174,17 @@ def _train(
     folder: Path,
     progress: Progress,
     report: Report,
+    group: Group,
 ) -> dict[str, Any]:
     """Train, save, and tell: the history, and what rounding the draft cost."""
     torch.manual_seed(settings.train.seed)
     draft = build(config)
     if settings.warm:
         warm_start(draft, target)
-    trainer = Trainer(draft, source, target.embed, target.head, settings.train, folder, report)
+    trainer = Trainer(draft, source, target.embed, target.head, settings.train, folder, report, group)
     told: dict[str, Any] = {"history": trainer.run(progress)}
+    if group.rank:
+        return told
     if settings.quantize:
         before = trainer.measure().simulated_tau
         told["quantized"] = {**quantize_draft(draft, settings.quantize), "simulated_tau_before": before}

@@ -75,9 +75,9 @@ class Scripted(Draft):
     """A draft that knows in advance what the target will say (`told`: all tokens by position), and proposes it, or
     anything but it."""
 
-    def __init__(self, told: list[int], right: bool = True) -> None:
+    def __init__(self, told: list[int], right: bool = True, vocab: int = VOCAB) -> None:
         size = COMMON["hidden_size"]
-        config = DraftConfig("dream", size, size, size, 4, 2, 16, VOCAB, max_position_embeddings=512)
+        config = DraftConfig("dream", size, size, size, 4, 2, 16, vocab, max_position_embeddings=512)
         super().__init__(config)
         self.told, self.right = told, right
 
@@ -85,10 +85,11 @@ class Scripted(Draft):
         return TrainOutput([embeddings] * (steps + 1), None)
 
     def logits(self, output: Tensor, head: Head) -> Tensor:
-        rows = torch.zeros(len(output), VOCAB)
+        vocab = self.config.vocab_size
+        rows = torch.zeros(len(output), vocab)
         for row, position in enumerate(output[:, 0].long().tolist()):
             token = self.told[position + 1] if position + 1 < len(self.told) else 0
-            rows[row] = torch.randn(VOCAB, generator=torch.Generator().manual_seed(position)) * 0.01
+            rows[row] = torch.randn(vocab, generator=torch.Generator().manual_seed(position)) * 0.01
             rows[row, token] = 9.0 if self.right else -9.0
         return rows
 

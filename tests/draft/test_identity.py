@@ -28,6 +28,7 @@ CONFIGS = {
     "narrow": replace(DREAM, target_hidden_size=48),
     "two final": replace(DREAM, num_final_layers=2, mid_block=1),
     "no final": replace(DREAM, num_final_layers=0),
+    "no distance": replace(DREAM, distance=False),
     "blind": replace(DREAM, cross=False),
     "eagle3": replace(DREAM, arch="eagle3", aux_layers=(1, 2, 3)),
 }

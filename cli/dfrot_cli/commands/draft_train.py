@@ -9,6 +9,7 @@ import click
 
 from dfrot_cli import show
 from dfrot_cli.commands.draft_options import data_options, draft_settings
+from dfrot_cli.launch import launched
 from dfrot_cli.options import Common, common, model_option, out_option
 from dfrot_cli.plan import plan
 
@@ -31,7 +32,9 @@ from dfrot_cli.plan import plan
 @out_option("Folder of the draft.")
 @common
 def train(model: str, out: Path, features: Path | None, common: Common, weight_decay_: float, **given: Any) -> None:
-    """Train a draft on the features of exactly this target, quantizers and KV bits included."""
+    """Train a draft on the features of exactly this target, quantizers and KV bits included.
+
+    Under torchrun or accelerate launch every process computes its share of each step's samples."""
     common.prepare()
     from dfrot.models import resolve
     from dfrot.pipeline.draft import train as run
@@ -44,9 +47,13 @@ def train(model: str, out: Path, features: Path | None, common: Common, weight_d
     if common.plan:
         plan("draft train", {"model": folder, "features": features}, settings, out, common)
         return
-    with show.progress() as progress:
-        kept = {"features": features, "progress": progress, "report": _line, **common.stage()}
-        evidence = run(folder, out, settings, **kept)
+    with launched() as group:
+        if group.rank:  # the first process speaks for all
+            run(folder, out, settings, features=features, group=group, **common.stage())
+            return
+        with show.progress() as progress:
+            kept = {"features": features, "progress": progress, "report": _line, "group": group, **common.stage()}
+            evidence = run(folder, out, settings, **kept)
     if common.json:
         show.as_json({"out": str(out), **evidence})
         return

@@ -1,0 +1,134 @@
+"""Greedy speculative decoding of packed W4A4KV4 targets on the native decoder: token for token the plain output,
+with a trained, a random, an all-knowing and a perverse draft, in chains and trees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dfrot.bench.presets import preset
+from dfrot.bench.random_model import random_checkpoint
+from dfrot.draft.base import Draft
+from dfrot.draft.build import build
+from dfrot.draft.config import DraftConfig
+from dfrot.draft.decode import Limits, plain, speculative
+from dfrot.draft.target import Target
+from dfrot.draft.tree import Shape
+from dfrot.draft.warm import warm_start
+from dfrot.draft.warp import Sampling
+from dfrot.hf.load import load_model
+from dfrot_kernels import native
+
+SHAPES = (Shape(3), Shape(4, 3, 10))
+GREEDY = Sampling()
+
+
+@dataclass
+class Case:
+    """A target, prompts for it, and what it says to each."""
+
+    target: Target
+    prompts: list[list[int]]
+    told: list[list[int]]
+
+    @classmethod
+    def of(cls, target: Target, prompts: list[list[int]], count: int) -> Case:
+        return cls(target, prompts, [plain(target, prompt, Limits(count), GREEDY).tokens for prompt in prompts])
+
+
+def own_draft(target: Target) -> Draft:
+    """An untrained draft that begins with the target's own blocks."""
+    config, heads = target.config, int(target.config.num_attention_heads)
+    size, groups = int(config.hidden_size), int(config.num_key_value_heads)
+    torch.manual_seed(0)
+    made = DraftConfig("dream", size, size, size, heads, groups, size // heads, target.vocab_size)
+    draft = build(made)
+    warm_start(draft, target)
+    return draft.requires_grad_(False).eval()
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """A random packed checkpoint: eight prompts, 40 tokens each."""
+    folder = random_checkpoint(tmp_path_factory.mktemp("target") / "packed", preset("tiny"), "w4a4kv4", 3)
+    target, source = Target(load_model(folder)), torch.Generator().manual_seed(2)
+    prompts = [torch.randint(3, 320, (9 + n,), generator=source).tolist() for n in range(8)]
+    return Case.of(target, prompts, 40)
+
+
+def check(case: Case, draft: Draft | None, kit: SimpleNamespace, shape: Shape, right: bool = True) -> float:
+    """Every output is the plain one. draft None: one that knows what will be said, or (not `right`) says anything
+    else. Returns the acceptance length."""
+    emitted = rounds = 0
+    for prompt, told in zip(case.prompts, case.told):
+        one = draft or kit.scripted([*prompt, *told], right, case.target.vocab_size)
+        out = speculative(case.target, one, prompt, Limits(len(told)), GREEDY, shape)
+        assert out.tokens == told
+        if draft is None:  # every round, but for the last one, which the length cuts off
+            assert set(out.accepted[:-1]) <= {shape.depth if right else 0}
+        emitted += out.emitted
+        rounds += out.rounds
+    return emitted / rounds
+
+
+def check_all(case: Case, drafts: list[Draft], kit: SimpleNamespace) -> None:
+    distinct = {token for told in case.told for token in told}
+    assert len(distinct) > 10, "a target that repeats itself proves nothing"
+    served = case.target.native.steps if case.target.native is not None else 0
+    for shape in SHAPES:
+        for draft in drafts:
+            check(case, draft, kit, shape)
+        assert check(case, None, kit, shape) > shape.depth
+        assert check(case, None, kit, shape, right=False) == 1
+    if native.active():
+        assert case.target.native.steps > served, "the native decoder checks the guesses"
+        assert not case.target.native.report()["unfit"]
+
+
+def test_small_packed_target(small: Case, kit: SimpleNamespace) -> None:
+    check_all(small, [own_draft(small.target)], kit)
+
+
+def test_the_op_by_op_path_is_lossless_too(small: Case, kit: SimpleNamespace) -> None:
+    """What serves where the native decoder does not (a target that eagle3 reads layers of)."""
+    target = Target(small.target.model, (1, 1, 2))
+    case = Case.of(target, small.prompts[:3], 20)
+    assert target.native is None
+    for shape in SHAPES:
+        assert check(case, None, kit, shape) > shape.depth
+        assert check(case, None, kit, shape, right=False) == 1
+
+
+@pytest.mark.slow
+def test_fifty_prompts_of_the_reference_model(tmp_path: Path, kit: SimpleNamespace) -> None:
+    """50 prompts, 128 tokens, the shipped model rotated and packed in W4A4KV4, a draft trained for it among others."""
+    from dfrot.draft.store import load_draft
+    from dfrot.draft.train import TrainOptions
+    from dfrot.hf.tokens import load_tokenizer
+    from dfrot.models import resolve
+    from dfrot.pipeline.draft import DataSettings, DraftSettings, train
+    from dfrot.pipeline.draft_eval import load_prompts
+    from dfrot.pipeline.quantize import QuantizeSettings, quantize
+    from dfrot.pipeline.rotate import RotateSettings, rotate
+    from dfrot.quant.scheme import QuantScheme
+
+    rotate(resolve("reference"), tmp_path / "rotated", RotateSettings(method="hadamard"))
+    settings = QuantizeSettings(scheme=QuantScheme.parse("w4a4kv4"), method="rtn")
+    quantize(tmp_path / "rotated", None, tmp_path / "packed", settings)
+    data = DataSettings(samples=64, held_out=4, seqlen=128)
+    train(
+        tmp_path / "packed",
+        tmp_path / "draft",
+        DraftSettings(data=data, train=TrainOptions(batch=4, evaluations=1)),
+    )
+    target = Target(load_model(tmp_path / "packed"))
+    prompts = load_prompts("stdlib", load_tokenizer(tmp_path / "packed"), 50, 64)
+    case = Case.of(target, prompts, 128)
+    assert sum(map(len, case.told)) == 50 * 128
+    trained = load_draft(tmp_path / "draft")
+    check_all(case, [trained, own_draft(target)], kit)
+    assert check(case, trained, kit, SHAPES[0]) > 1.2
