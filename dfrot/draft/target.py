@@ -15,9 +15,11 @@ from dfrot.draft.select import Chooser, row_entropy
 from dfrot.errors import UnsupportedError
 from dfrot.hf.interpose import observing, row_by_row
 from dfrot.hf.rollback import keep_path, new_cache
+from dfrot_kernels.decoder import LINES
 
-# Query rows times heads per key head: the packed attention cuts positions alike up to here, differently above.
-ALIKE = 32
+# The native attention cuts long caches into stretches: alike while query rows times heads per key head stay within the
+# first number, or the positions within the second.
+ALIKE, STRETCH = 32, 512
 
 
 @dataclass
@@ -219,7 +221,8 @@ class Target:
         """Features [n, d] of consecutive tokens by the native decoder, in blocks whose rows are independent of one
         another (see ALIKE); None where it does not serve this call, in the middle of nothing."""
         found = []
-        for part in torch.split(torch.tensor(tokens), max(1, ALIKE // self.group)):
+        short = int(cache.get_seq_length()) + len(tokens) <= STRETCH
+        for part in torch.split(torch.tensor(tokens), LINES if short else min(LINES, max(1, ALIKE // self.group))):
             call = {"input_ids": part[None], "past_key_values": cache, "use_cache": True}
             out = self.native.serve(self.decoder, call)
             if out is None:

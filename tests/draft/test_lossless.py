@@ -93,6 +93,24 @@ def test_small_packed_target(small: Case, kit: SimpleNamespace) -> None:
     check_all(small, [own_draft(small.target)], kit)
 
 
+@pytest.mark.parametrize("past", [9, 500, 700])
+def test_blocks_of_any_size_are_their_rows(past: int, tmp_path: Path) -> None:
+    """Eight heads per key head, short and long caches: a pass of n rows is n passes, to the last bit."""
+    shape = {**preset("tiny"), "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 16}
+    target = Target(load_model(random_checkpoint(tmp_path / "packed", shape, "w4a4kv4", 1)))
+    source = torch.Generator().manual_seed(past)
+    prompt, tokens = torch.randint(3, 320, (past,), generator=source), list(range(30, 50))
+    with torch.inference_mode():
+        cache = target.start()
+        target.prefill(prompt, cache)
+        alone = torch.stack([target.step(token, cache) for token in tokens])
+        target.keep(cache, past, len(tokens), [])
+        for rows in (2, 5, 16, 20):
+            _, block = target.verify(tokens[:rows], list(range(-1, rows - 1)), cache)
+            target.keep(cache, past, rows, [])
+            assert torch.equal(block, alone[:rows])
+
+
 def test_the_op_by_op_path_is_lossless_too(small: Case, kit: SimpleNamespace) -> None:
     """What serves where the native decoder does not (a target that eagle3 reads layers of)."""
     target = Target(small.target.model, (1, 1, 2))
