@@ -30,7 +30,7 @@ DOORS = {
     "gguf": ("dfrot/bench/gguf_file.py", "dfrot/export/"),
     "yaml": ("dfrot/recipe/document.py",),
     "starlette": ("dfrot/serve/",),
-    "uvicorn": ("dfrot/serve/server.py",),
+    "uvicorn": ("dfrot/serve/",),
     "lm_eval": ("dfrot/evaluate/tasks.py",),
     "pickle": (),
     "torch.utils.cpp_extension": (),

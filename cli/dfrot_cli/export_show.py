@@ -1,0 +1,44 @@
+"""How `dfq export` shows the matrix of formats, what it wrote, and what it checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dfrot_cli import show
+
+
+def matrix(json: bool) -> None:
+    from dfrot.export import fit
+
+    found = fit.matrix()
+    if json:
+        show.as_json(
+            {name: {key: vars(one) | {"cell": one.cell} for key, one in row.items()} for name, row in found.items()}
+        )
+        return
+    targets = list(next(iter(found.values())))
+    show.table("", ("scheme", *targets), [(name, *(row[key].cell for key in targets)) for name, row in found.items()])
+    show.line("no (why): the nearest scheme that can be exported")
+
+
+def written(evidence: dict[str, Any], out: Path) -> None:
+    for text in evidence["notes"]:
+        show.note(f"note: {text}")
+    if (scales := evidence["scales"])["rounded"]:
+        worst = scales["worst_relative_error"]
+        show.note(f"note: {scales['rounded']} of {scales['count']} scales rounded to float16, by at most {worst:g}")
+    names = ", ".join(str(out / name) for name in evidence["files"])
+    show.line(f"wrote {names}: {evidence['scheme']} as {evidence['storage']}, {show.size(evidence['bytes'])}")
+    show.line(f"for {', '.join(evidence['engines'])}")
+
+
+def checked(report: dict[str, Any], out: Path) -> None:
+    columns = ("scheme", "target", "as", "loaded by", "perplexity", "dfq", "ratio", "largest logit difference", "match")
+    keys = ("scheme", "target", "storage", "engine", "perplexity", "ours", "ratio", "logits", "match")
+    show.table("", columns, [tuple(row[key] for key in keys) for row in report["rows"] if row["refused"] is None])
+    refused = [
+        (row["scheme"], row["target"], row["refused"], row["instead"]) for row in report["rows"] if row["refused"]
+    ]
+    show.table("", ("scheme", "target", "refused", "instead"), refused)
+    show.line(f"wrote {out / 'check.json'}")

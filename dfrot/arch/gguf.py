@@ -1,0 +1,46 @@
+"""How llama.cpp calls the parts of each architecture: facts of its file format, as data.
+
+interleaved: linears whose rows llama.cpp wants in the order of its own RoPE. Hugging Face pairs element i of a head
+with i + d/2; llama.cpp's `llama` graph pairs 2i with 2i + 1, so their rows are interleaved. Its other graphs pair
+like Hugging Face. Nothing else about a model is known to the exporter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dfrot.arch.llama import DOWN, GATE, OUT, UP, K, Q, V
+
+
+@dataclass(frozen=True)
+class GGUFNames:
+    """arch: `general.architecture`. parts: our relative module name -> theirs, inside a block `blk.N`."""
+
+    arch: str
+    interleaved: tuple[str, ...] = ()
+    parts: dict[str, str] = field(default_factory=dict)
+    embed: str = "token_embd"
+    final_norm: str = "output_norm"
+    head: str = "output"
+
+
+PARTS = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    Q: "attn_q",
+    K: "attn_k",
+    V: "attn_v",
+    OUT: "attn_output",
+    GATE: "ffn_gate",
+    UP: "ffn_up",
+    DOWN: "ffn_down",
+}
+
+GGUF_ARCHS: dict[str, GGUFNames] = {
+    "llama": GGUFNames("llama", interleaved=(Q, K), parts=PARTS),
+    "mistral": GGUFNames("llama", interleaved=(Q, K), parts=PARTS),
+    "qwen2": GGUFNames("qwen2", parts=PARTS),
+    "qwen3": GGUFNames("qwen3", parts=PARTS),
+}
