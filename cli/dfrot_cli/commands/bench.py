@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from dfrot_cli import show
-from dfrot_cli.commands import bench_generate, bench_kernels
+from dfrot_cli.commands import bench_draft, bench_generate, bench_kernels
 from dfrot_cli.options import Common, common
 from dfrot_cli.plan import plan
 
@@ -18,6 +18,7 @@ def command() -> None:
     """Measure dfq itself, beside what it replaces."""
 
 
+command.add_command(bench_draft.command)
 command.add_command(bench_generate.command)
 command.add_command(bench_kernels.command)
 
