@@ -8,9 +8,11 @@ DFQ_CPU_ISA=scalar|avx2|avx512 picks the instruction set. The wrappers that ops 
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import sysconfig
 import warnings
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,7 @@ SIGNATURES = {
     "dfq_kv_append": "ppiiiiiippppppiiifpii",
     "dfq_kv_attention": "piiiiiiippppppiifpiippippipp",
 }
+_OF_A_FILE = (0b000, 0b001, 0b101)  # bits 63 (present), 62 (swapped) and 61 (file) of a pagemap entry
 _NUMBERS = (int, float, type(None))
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
 
@@ -231,6 +234,31 @@ def direct(x: Tensor) -> bool:
         and _tracing() is None
         and _library is not None
     )
+
+
+def drop_pages(x: Tensor) -> int:
+    """Give back the resident pages of a tensor that is a view of a mapped file: whoever reads it again gets the file's
+    bytes again. Returns the bytes given back; 0 where x lies elsewhere, was written to, or the system is not Linux.
+
+    A loaded checkpoint is such a mapping. What is prepacked from it would count twice otherwise, until all is loaded.
+    """
+    page = mmap.PAGESIZE
+    begin, end = -(-x.data_ptr() // page) * page, (x.data_ptr() + x.numel() * x.element_size()) // page * page
+    if end <= begin or not x.is_cpu or not x.is_contiguous():
+        return 0
+    try:
+        with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
+            pagemap.seek(begin // page * 8)
+            entries = array("Q", pagemap.read((end - begin) // page * 8))
+    except OSError:
+        return 0
+    # a page without bit 61 (of a file) or with bit 62 (swapped out) holds something that no file has
+    if len(entries) != (end - begin) // page or any((entry >> 61) not in _OF_A_FILE for entry in set(entries)):
+        return 0
+    advise = getattr(ctypes.CDLL(None), "madvise", None)
+    if advise is None or advise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED) != 0:
+        return 0
+    return end - begin
 
 
 def release_memory() -> None:
