@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dfrot.calib.data import calibration_windows, load_text, windows
-from dfrot.errors import InputError
+from dfrot.errors import InputError, UnsupportedError
 from dfrot.hf.tokens import encode
 
 HELD_OUT_OF_256 = 16  # conversations whose hash begins below this are held out, about 6 %
@@ -97,6 +97,7 @@ def _conversations(path: Path, tokenizer: Any, samples: int, held_out: int, seql
         where = f"{path}, line {number}"
         if not isinstance(messages, list) or not messages:
             raise InputError(f'{where}: "messages" must be a list of role and content; mend or remove the line')
+        refuse_images(row, where)
         ids, mask = answer_mask(tokenizer, messages, where)
         ids, mask = ids[:seqlen], mask[:seqlen]
         if not any(mask):
@@ -106,6 +107,14 @@ def _conversations(path: Path, tokenizer: Any, samples: int, held_out: int, seql
     if not sides[0] or not sides[1]:
         raise InputError(f"{path}: too few conversations to hold some out by their hash; give at least some dozens")
     return _padded(sides[0][:samples]), _padded(sides[1][:held_out])
+
+
+def refuse_images(row: dict[str, Any], where: str) -> None:
+    """Raise UnsupportedError for a row with images, which no target that drafting serves can see."""
+    messages = row.get("messages") if isinstance(row.get("messages"), list) else []
+    parts = [message.get("content") for message in messages or [] if isinstance(message, dict)]
+    if row.get("images") or row.get("image") or any(not isinstance(part, str) for part in parts if part is not None):
+        raise UnsupportedError(f"{where}: holds images or parts other than text, which drafting does not serve yet")
 
 
 def answer_mask(tokenizer: Any, messages: Sequence[dict[str, Any]], where: str) -> tuple[list[int], list[bool]]:

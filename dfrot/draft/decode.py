@@ -7,7 +7,7 @@ the same way. The first token comes from the prompt's pass in both and is in no 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -81,25 +81,35 @@ def _check(target: Target, prompt: Sequence[int], limits: Limits) -> None:
         )
 
 
-@torch.inference_mode()
 def plain(target: Target, prompt: Sequence[int], limits: Limits, sampling: Sampling, seed: int = 0) -> Output:
     """One token per pass of the target."""
+    out = Output()
+    for _ in plain_steps(target, prompt, limits, sampling, out, seed):
+        pass
+    return out
+
+
+@torch.inference_mode()
+def plain_steps(
+    target: Target, prompt: Sequence[int], limits: Limits, sampling: Sampling, out: Output, seed: int = 0
+) -> Iterator[None]:
+    """`plain` into `out`, pausing whenever there are new tokens. Steps of several texts may take turns."""
     _check(target, prompt, limits)
     generator = torch.Generator().manual_seed(seed)
-    cache, out = target.start(), Output()
+    cache = target.start()
     _, logits = target.prefill(torch.tensor(prompt), cache)
     out.tokens.append(sampling.pick(logits, prompt, generator))
+    yield
     begin = time.perf_counter()
     while not limits.ends(out.tokens):
         logits = target.step(out.tokens[-1], cache)
         out.tokens.append(sampling.pick(logits, [*prompt, *out.tokens] if sampling.needs_prefix else (), generator))
         out.rounds += 1
         out.emitted += 1
+        yield
     out.seconds = out.verify_seconds = time.perf_counter() - begin
-    return out
 
 
-@torch.inference_mode()
 def speculative(
     target: Target,
     draft: Draft,
@@ -110,9 +120,27 @@ def speculative(
     seed: int = 0,
 ) -> Output:
     """The same text (greedy) or the same distribution (sampling), several tokens per pass of the target."""
+    out = Output()
+    for _ in speculative_steps(target, draft, prompt, limits, sampling, shape, out, seed):
+        pass
+    return out
+
+
+@torch.inference_mode()
+def speculative_steps(
+    target: Target,
+    draft: Draft,
+    prompt: Sequence[int],
+    limits: Limits,
+    sampling: Sampling,
+    shape: Shape,
+    out: Output,
+    seed: int = 0,
+) -> Iterator[None]:
+    """`speculative` into `out`, pausing whenever there are new tokens. Steps of several texts may take turns."""
     _check(target, prompt, limits)
     generator = torch.Generator().manual_seed(seed)
-    cache, out = target.start(), Output()
+    cache = target.start()
     features, logits = target.prefill(torch.tensor(prompt), cache)
     committed = list(prompt)  # tokens in the cache
     out.tokens.append(sampling.pick(logits, prompt, generator))
@@ -122,6 +150,7 @@ def speculative(
     def head(outputs: torch.Tensor) -> torch.Tensor:
         return draft.logits(outputs, target.head)
 
+    yield
     begin = time.perf_counter()
     while not limits.ends(out.tokens):
         start = time.perf_counter()
@@ -147,5 +176,5 @@ def speculative(
             out.emitted += 1
             if limits.ends(out.tokens):
                 break
+        yield
     out.seconds = time.perf_counter() - begin
-    return out

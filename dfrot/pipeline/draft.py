@@ -57,13 +57,15 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class DraftSettings:
-    """arch: dream or eagle3. select: sample, token, static:F or none. cross: False leaves the cross-attention out.
-    intermediate: width of the draft's MLPs, None for the target's. warm: begin with the target's own first and last
-    block (dfrot/draft/warm.py). quantize: w4 or w8 rounds the trained draft."""
+    """arch: dream or eagle3. select: sample, token, static:F or none. cross: False leaves the cross-attention out,
+    distance: False its lean towards near features. intermediate: width of the draft's MLPs, None for the target's.
+    warm: begin with the target's own first and last block (dfrot/draft/warm.py). quantize: w4 or w8 rounds the trained
+    draft."""
 
     arch: str = "dream"
     select: str = "sample"
     cross: bool = True
+    distance: bool = True
     intermediate: int | None = None
     warm: bool = True
     quantize: str = ""
@@ -80,9 +82,8 @@ def draft_config(arch: BoundArch, settings: DraftSettings, mark: str) -> DraftCo
     """The config of the draft that `settings` ask for."""
     width = settings.intermediate or arch.intermediate
     select = settings.select if settings.arch == "dream" else "none"
-    return config_for(
-        arch, settings.arch, select=select, cross=settings.cross, intermediate_size=width, target_fingerprint=mark
-    )
+    parts = {"cross": settings.cross, "distance": settings.distance}
+    return config_for(arch, settings.arch, select=select, intermediate_size=width, target_fingerprint=mark, **parts)
 
 
 def corpora(model: Path, target: Target, data: DataSettings, progress: Progress) -> tuple[Corpus, Corpus]:

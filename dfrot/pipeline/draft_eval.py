@@ -12,6 +12,7 @@ import torch
 
 from dfrot.calib.data import load_text, windows
 from dfrot.draft.base import Draft
+from dfrot.draft.data import refuse_images
 from dfrot.draft.decode import Limits, Output, plain, speculative
 from dfrot.draft.metrics import classify, first_difference, speeds, summary
 from dfrot.draft.store import check_target, load_draft
@@ -86,6 +87,8 @@ def _rows(path: Path, tokenizer: Any) -> list[list[int]]:
             row = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
             raise InputError(f"{path}, line {number}: not JSON ({error}); mend or remove the line") from None
+        if isinstance(row, dict):
+            refuse_images(row, f"{path}, line {number}")
         text = row.get("prompt") if isinstance(row, dict) else None
         if text is None and isinstance(row, dict) and isinstance(row.get("messages"), list):
             asked = [message for message in row["messages"] if message.get("role") != "assistant"]

@@ -246,10 +246,12 @@ def test_conversations_from_a_file(tmp_path: Path) -> None:
         ('{"messages": []}', "must be a list"),
         ('{"messages": [{"role": "user", "content": "x"}]}', "no answer"),
         ("{", "not JSON"),
+        (json.dumps({"messages": CHAT, "images": ["x.png"]}), "holds images"),
+        (json.dumps({"messages": [{"role": "user", "content": [{"type": "image"}]}, CHAT[1]]}), "other than text"),
         ('{"messages": [{"role": "assistant"}]}', "template refuses"),
     ):
         file.write_text(json.dumps(rows[0]) + "\n" + bad + "\n")
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(DfqError, match=message):
             load_corpora(str(file), Words(), 9, 9, 64, 0)
 
 
