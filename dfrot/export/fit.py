@@ -125,6 +125,8 @@ def nearest(target: Target, scheme: QuantScheme) -> str:
     """The accepted scheme closest to `scheme`: the grid of weights changes last, activations and KV first."""
     groups = sorted({0, 32, *(n for one in target.storages for n in one.groups)})
     bits = sorted({one.bits for one in target.storages})
+    if scheme.w_bits == FULL:
+        scheme = replace(scheme, w_bits=4, w_group=32)  # 16 bits are not near anything; this one every format holds
     found: list[tuple[tuple[float, ...], str]] = []
     for w_bits, group, w_sym, a_bits, a_sym in product(
         bits, {*groups, scheme.w_group}, (True, False), target.a_bits, (True, False)

@@ -14,6 +14,7 @@ from dfrot.export.fit import target_of
 from dfrot.export.source import Source, open_source
 from dfrot.files import require_free_space, write_json
 from dfrot.hf.tokens import TOKENIZER_FILES
+from dfrot.pipeline.lineage import lineage
 from dfrot.quant.scheme import QuantScheme
 from dfrot.stage import Progress, open_stage, read_evidence, silent
 from dfrot.writer import SafetensorsWriter
@@ -59,7 +60,7 @@ def export(
                 gguf.write(source, stage.folder, dtype, progress)
             else:
                 _folder(source, stage.folder, progress)
-            stage.publish(_evidence(source, stage.folder))
+            stage.publish({**_evidence(source, stage.folder), "lineage": lineage(model)})
     return read_evidence(out, KIND)
 
 

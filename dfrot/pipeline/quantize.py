@@ -23,6 +23,7 @@ from dfrot.errors import InputError, UnsupportedError
 from dfrot.files import require_free_space, write_json
 from dfrot.hf.tokens import TOKENIZER_FILES
 from dfrot.pipeline.layout import Layout
+from dfrot.pipeline.lineage import lineage
 from dfrot.quant import Algorithm, algorithm, keep
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.grid import Quantized
@@ -129,7 +130,7 @@ def quantize(
             linears = work.all(progress)
             remove_all(stage.folder)
             _copy_rest(checkpoint, config, arch, stage.folder)
-            stage.publish(_evidence(layout, settings, linears))
+            stage.publish({**_evidence(layout, settings, linears), "lineage": lineage(model)})
     return read_evidence(out, KIND)
 
 

@@ -1,0 +1,50 @@
+"""dfq inspect: what a checkpoint is and who can load it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from dfrot_cli import show
+from dfrot_cli.options import Common, common
+
+
+@click.command("inspect")
+@click.argument("path", metavar="PATH")
+@common
+def command(path: str, common: Common) -> None:
+    """Say what a checkpoint is: scheme, rotation, size, who loads it, what it can be exported to.
+
+    PATH is a folder (dfq's, a 16-bit one, GPTQ, AWQ, compressed-tensors), a .gguf file, or what --model takes. Only
+    headers are read.
+    """
+    common.prepare()
+    from pathlib import Path
+
+    from dfrot.export.inspect import inspect
+    from dfrot.models import resolve
+
+    given = Path(path)
+    facts = inspect(given if given.exists() else resolve(path))
+    if common.json:
+        show.as_json(facts)
+        return
+    show.facts(str(facts.pop("path")), dict(_rows(facts)))
+
+
+def _rows(facts: dict[str, Any]) -> Any:
+    for name, value in facts.items():
+        label = name.replace("_", " ")
+        if name == "bytes":
+            yield "size", show.size(value)
+        elif name == "parameters":
+            yield label, f"{value:,}"
+        elif isinstance(value, dict):
+            for key, one in value.items():
+                yield f"{label}: {key}", one
+        elif isinstance(value, list):
+            if value:
+                yield label, "; ".join(map(str, value)) if name == "notes" else ", ".join(map(str, value))
+        elif value is not None:
+            yield label, value

@@ -1,0 +1,157 @@
+"""Reading the header of a GGUF file: metadata and tensor table, never a weight, and nothing on trust.
+
+Counts and lengths come from the file, so each is held against the bytes that are left before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from dfrot.errors import InputError
+
+MAGIC = b"GGUF"
+MAX_HEADER = 512 << 20
+KEPT = 64  # elements of an array that are kept; the rest is only counted
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+# ggml type -> name, elements per block, bytes per block
+TYPES = {
+    0: ("F32", 1, 4),
+    1: ("F16", 1, 2),
+    2: ("Q4_0", 32, 18),
+    3: ("Q4_1", 32, 20),
+    6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34),
+    10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210),
+    16: ("IQ2_XXS", 256, 66),
+    17: ("IQ2_XS", 256, 74),
+    18: ("IQ3_XXS", 256, 98),
+    19: ("IQ1_S", 256, 50),
+    20: ("IQ4_NL", 32, 18),
+    21: ("IQ3_S", 256, 110),
+    22: ("IQ2_S", 256, 82),
+    23: ("IQ4_XS", 256, 136),
+    24: ("I8", 1, 1),
+    25: ("I16", 1, 2),
+    26: ("I32", 1, 4),
+    28: ("F64", 1, 8),
+    29: ("IQ1_M", 256, 56),
+    30: ("BF16", 1, 2),
+    34: ("TQ1_0", 256, 54),
+    35: ("TQ2_0", 256, 66),
+    39: ("MXFP4", 32, 17),
+}
+
+
+@dataclass(frozen=True)
+class GGUFTensor:
+    """type: its ggml name; shape: rows first, as everywhere else here."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass
+class GGUFHeader:
+    """metadata: scalars, strings, the first elements of arrays. lengths: of the arrays."""
+
+    metadata: dict[str, Any] = field(default_factory=dict)
+    lengths: dict[str, int] = field(default_factory=dict)
+    tensors: list[GGUFTensor] = field(default_factory=list)
+
+
+class _Reader:
+    def __init__(self, handle: BinaryIO, file: Path, size: int) -> None:
+        self.handle, self.file, self.size = handle, file, size
+
+    def fail(self, what: str) -> InputError:
+        return InputError(f"{self.file}: {what} at byte {self.handle.tell()}; the file is damaged, fetch it again")
+
+    def need(self, count: int) -> None:
+        if self.handle.tell() + count > min(self.size, MAX_HEADER):
+            raise self.fail(f"the header promises {count} more bytes than there are")
+
+    def take(self, format: str) -> Any:
+        size = struct.calcsize("<" + format)
+        self.need(size)
+        return struct.unpack("<" + format, self.handle.read(size))[0]
+
+    def text(self) -> str:
+        length = self.take("Q")
+        self.need(length)
+        return self.handle.read(length).decode("utf-8", errors="replace")
+
+    def value(self, kind: int, header: GGUFHeader, key: str, nested: bool = False) -> Any:
+        if kind in _SCALARS:
+            return self.take(_SCALARS[kind])
+        if kind == _STRING:
+            return self.text()
+        if kind != _ARRAY or nested:
+            raise self.fail(f"key {key!r} has a value of unknown type {kind}")
+        inner, count = self.take("I"), self.take("Q")
+        smallest = struct.calcsize("<" + _SCALARS[inner]) if inner in _SCALARS else 8
+        self.need(count * smallest)
+        header.lengths[key] = count
+        kept = [self.value(inner, header, key, True) for _ in range(min(count, KEPT))]
+        if inner in _SCALARS:
+            self.handle.seek((count - len(kept)) * smallest, 1)
+        else:
+            for _ in range(count - len(kept)):
+                length = self.take("Q")
+                self.need(length)
+                self.handle.seek(length, 1)
+        return kept
+
+
+def read(file: Path) -> GGUFHeader:
+    """The header of a GGUF file (versions 2 and 3, little-endian). Raises InputError in one line."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as handle:
+            if handle.read(4) != MAGIC:
+                raise InputError(f"{file}: is not a GGUF file")
+            return _read(_Reader(handle, file, size))
+    except OSError as error:
+        raise InputError(f"{file}: not readable ({error.strerror}); check the file") from None
+
+
+def _read(reader: _Reader) -> GGUFHeader:
+    header = GGUFHeader()
+    version = reader.take("I")
+    if version not in (2, 3):
+        raise reader.fail(f"version {version} is unknown")
+    tensors, keys = reader.take("Q"), reader.take("Q")
+    reader.need(24 * tensors + 12 * keys)  # the least that so many can take
+    for _ in range(keys):
+        key = reader.text()
+        header.metadata[key] = reader.value(reader.take("I"), header, key)
+    for _ in range(tensors):
+        header.tensors.append(_tensor(reader))
+    return header
+
+
+def _tensor(reader: _Reader) -> GGUFTensor:
+    name, dims = reader.text(), reader.take("I")
+    if dims > 4:
+        raise reader.fail(f"tensor {name!r} has {dims} dimensions")
+    shape = tuple(reader.take("Q") for _ in range(dims))[::-1]
+    kind, offset = reader.take("I"), reader.take("Q")
+    known, block, nbytes = TYPES.get(kind, (f"type {kind}", 1, 0))
+    count = math.prod(shape)
+    if shape and shape[-1] % block:
+        raise reader.fail(f"tensor {name!r}: {shape[-1]} columns are not whole blocks of {known}")
+    total = count // block * nbytes
+    if offset + total > reader.size:
+        raise reader.fail(f"tensor {name!r} of {total} bytes lies beyond the end")
+    return GGUFTensor(name, known, shape, total)
