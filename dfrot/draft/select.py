@@ -115,6 +115,12 @@ class Chooser:
             self.layer = torch.full(score.shape, number)
             return
         better = score < self.best
+        if not bool(better.any()):
+            return
+        if bool(better.all()):  # no copy
+            self.best, self.feature = score, output
+            self.layer = torch.full(score.shape, number)
+            return
         self.best = torch.where(better, score, self.best)
         self.feature = torch.where(better[..., None], output, self.feature)
         self.layer = torch.where(better.to(self.layer.device), number, self.layer)

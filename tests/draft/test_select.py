@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dfrot.draft.select import Chooser, Selection, row_entropy
 from dfrot.draft.target import Target
@@ -109,8 +111,6 @@ def test_masks_and_half_precision(dtype: torch.dtype) -> None:
 
 def test_no_matrix_of_all_heads_and_positions_exists(targets: Get, kit: SimpleNamespace) -> None:
     """Every tensor that the probe makes is smaller than one [heads, S, S]."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
     largest = 0
 
     class Watch(TorchDispatchMode):
@@ -127,6 +127,56 @@ def test_no_matrix_of_all_heads_and_positions_exists(targets: Get, kit: SimpleNa
         row_entropy(q, k, None, 0.25, True)
     assert largest <= heads * 64 * length
     assert largest < heads * length * length / 4
+
+
+class Alive(TorchDispatchMode):
+    """The most bytes that tensors made inside held at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.known:
+            return
+        self.known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+def test_extraction_at_4k_takes_little_more_than_a_forward(kit: SimpleNamespace) -> None:
+    """Weights and activations together: at most a fifth above the target's own pass."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 5, "head_dim": 64, "vocab_size": 512}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096}
+    config = AutoConfig.for_model("llama", **sizes, **heads)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
+    target, ids = Target(model.requires_grad_(False).eval()), torch.randint(0, 512, (1, 4096))
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    peaks = []
+    for kind in (None, "sample"):
+        chooser = kind and Chooser(Selection.parse(kind), torch.ones_like(ids, dtype=torch.bool), target.n_layers)
+        with Alive() as alive:
+            found = target.features(ids, chooser or None)
+        peaks.append(weights + alive.peak)
+        assert (found.mid is None) == (kind is None)
+    assert peaks[0] > weights + 4096 * 256 * 2, "something was counted"
+    assert peaks[1] <= 1.2 * peaks[0]
 
 
 @pytest.mark.parametrize("text", ["static", "static:0", "static:1.5", "static:x", "sample:3", "all"])
