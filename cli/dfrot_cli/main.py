@@ -17,6 +17,8 @@ COMMANDS = {
     "inspect": "Say what a checkpoint is and who can load it.",
     "draft": "Train a small model that guesses ahead; decode with it, losslessly.",
     "outliers": "Find outliers, explain them, remove them.",
+    "generate": "Generate text with a checkpoint, as it comes.",
+    "serve": "Serve a checkpoint over HTTP, OpenAI-compatible.",
     "compare": "Run every method on one model, print one table.",
     "models": "List the model aliases.",
     "doctor": "Show which kernel serves each operator, and why.",

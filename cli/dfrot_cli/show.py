@@ -94,6 +94,12 @@ def line(text: str) -> None:
     click.echo(text)
 
 
+def piece(text: str) -> None:
+    """A piece of running text on stdout, at once."""
+    click.echo(text, nl=False)
+    sys.stdout.flush()
+
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A table on stdout; columns of text lean left, numbers right."""
     shown = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)

@@ -53,7 +53,9 @@ def generate_text(model: Path, draft: Path | None, settings: GenerateSettings) -
         size = int(target.config.hidden_size)
         check_target(loaded.config, model, target.vocab_size, size, settings.force)
         shape = None if settings.shape is None else Shape(*settings.shape)
-        out, how = generate(target, loaded, prompt, limits, settings.sampling, shape, settings.seed, _agreement(draft))
+        out, how = generate(
+            target, loaded, prompt, limits, settings.sampling, shape, settings.seed, held_out_agreement(draft)
+        )
     return {
         "text": tokenizer.decode(out.tokens),
         "tokens": out.tokens,
@@ -64,7 +66,7 @@ def generate_text(model: Path, draft: Path | None, settings: GenerateSettings) -
     }
 
 
-def _agreement(draft: Path) -> list[float]:
+def held_out_agreement(draft: Path) -> list[float]:
     """Held-out agreement by step of the best evaluation in the draft's record."""
     history = read_evidence(draft, "draft train")["history"]
     best = max(history, key=lambda record: float(record["simulated_tau"]))

@@ -1,0 +1,169 @@
+"""Text from a checkpoint, piece by piece: what `dfq generate` prints and `dfq serve` sends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from dfrot.draft.cost import choose, measure
+from dfrot.draft.decode import Limits, Output, plain_steps, speculative_steps
+from dfrot.draft.store import check_target
+from dfrot.draft.target import Target
+from dfrot.draft.tree import Shape
+from dfrot.draft.warp import Sampling
+from dfrot.errors import InputError
+from dfrot.hf.load import load_model
+from dfrot.hf.tokens import load_tokenizer
+from dfrot.pipeline.draft_eval import load_in
+from dfrot.pipeline.draft_generate import held_out_agreement
+from dfrot.pipeline.text_stream import TextStream
+
+Finish = Literal["stop", "length"]
+_PROBE = 32  # tokens of the prompt behind which drafting costs are measured
+
+
+@dataclass(frozen=True)
+class TextRequest:
+    """prompt: token ids. stops: strings that end the text and are cut off. max_new_tokens None: up to the end of the
+    context. ignore_eos: go on behind the end-of-text token."""
+
+    prompt: tuple[int, ...]
+    max_new_tokens: int | None = None
+    stops: tuple[str, ...] = ()
+    sampling: Sampling = Sampling()
+    seed: int = 0
+    ignore_eos: bool = False
+
+
+class Engine:
+    """A loaded checkpoint with its tokenizer and, if given, its draft. Generations may take turns in one thread."""
+
+    def __init__(
+        self,
+        model: Path,
+        draft: Path | None = None,
+        shape: tuple[int, int, int] | None = None,
+        force: bool = False,
+        draft_dtype: str = "auto",
+    ) -> None:
+        """shape: (depth, top-k, total) of the guesses; None chooses a chain from costs measured here, or none at all
+        where drafting does not pay. force: also a draft of another target. Raises DfqError in one line."""
+        self.draft = None if draft is None else load_in(draft, draft_dtype)
+        self.target = Target(load_model(model), () if self.draft is None else self.draft.config.aux_layers)
+        self.tokenizer = load_tokenizer(model)
+        ends = self.target.model.generation_config.eos_token_id
+        self.ends = frozenset() if ends is None else frozenset([ends] if isinstance(ends, int) else ends)
+        self.shape: Shape | None = None
+        self.how = "plain, no draft given"
+        if self.draft is not None and draft is not None:
+            size = int(self.target.config.hidden_size)
+            check_target(self.draft.config, model, self.target.vocab_size, size, force)
+            self.shape, self.how = self._choose(draft) if shape is None else (Shape(*shape), _named(Shape(*shape)))
+
+    def _choose(self, draft: Path) -> tuple[Shape | None, str]:
+        assert self.draft is not None
+        prompt = (torch.arange(_PROBE) % (self.target.vocab_size - 1)).tolist()
+        most = min(6, max(1, self.target.max_length - _PROBE - 8))
+        guesses, gain = choose(measure(self.target, self.draft, prompt, most), held_out_agreement(draft))
+        if not guesses:
+            return None, f"plain: drafting does not pay here (best expected speedup {gain:.2f})"
+        return Shape(guesses), f"{_named(Shape(guesses))} (expected speedup {gain:.2f})"
+
+    @property
+    def context(self) -> int:
+        """Positions of prompt and text together."""
+        return self.target.max_length
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text to be continued, with the tokenizer's BOS."""
+        return tuple(self.tokenizer(text, verbose=False)["input_ids"])
+
+    @property
+    def chats(self) -> bool:
+        """Whether the tokenizer has a chat template."""
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+        """Token ids of a conversation (role and content each), ready for the assistant's turn."""
+        if not self.chats:
+            raise InputError("this model has no chat template: continue a text instead (a prompt, /v1/completions)")
+        try:
+            text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # a template raises whatever its author liked
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"messages: refused by the model's chat template ({reason})") from None
+        return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def start(self, request: TextRequest) -> Generation:
+        """A generation that has not begun. Raises InputError for a prompt that does not fit."""
+        return Generation(self, request)
+
+
+class Generation:
+    """One text on its way: iterate over its pieces. `out` and `finish` are complete when the iteration is."""
+
+    def __init__(self, engine: Engine, request: TextRequest) -> None:
+        left = engine.context - len(request.prompt)
+        count = left if request.max_new_tokens is None else request.max_new_tokens
+        if not request.prompt:
+            raise InputError("the prompt holds no token; give some text")
+        if min(request.prompt) < 0 or max(request.prompt) >= engine.target.vocab_size:
+            raise InputError(f"the prompt holds a token id outside 0..{engine.target.vocab_size - 1}")
+        if count < 1 or count > left:
+            raise InputError(
+                f"{len(request.prompt)} prompt tokens and {count} new ones: the context holds {engine.context}; "
+                "shorten one of them"
+            )
+        self.engine, self.request, self.out = engine, request, Output()
+        self.finish: Finish | None = None
+        self.limits = Limits(count, frozenset() if request.ignore_eos else engine.ends)
+
+    def __iter__(self) -> Iterator[str]:
+        """Text after every step, "" where none is certain yet."""
+        engine, request, out = self.engine, self.request, self.out
+        stream, seen = TextStream(engine.decode, request.stops), 0
+        for _ in self._steps():
+            new = out.tokens[seen:]
+            for place, token in enumerate(new):
+                if token in self.limits.eos:
+                    break
+                yield stream.push([token])
+                if stream.stopped:
+                    del out.tokens[seen + place + 1 :]  # the rest of an accepted block
+                    self.finish = "stop"
+                    return
+            seen = len(out.tokens)
+        yield stream.finish()
+        self.finish = "stop" if stream.stopped or out.tokens[-1] in self.limits.eos else "length"
+
+    def _steps(self) -> Iterator[None]:
+        engine, request = self.engine, self.request
+        if engine.draft is None or engine.shape is None:
+            return plain_steps(engine.target, request.prompt, self.limits, request.sampling, self.out, request.seed)
+        return speculative_steps(
+            engine.target,
+            engine.draft,
+            request.prompt,
+            self.limits,
+            request.sampling,
+            engine.shape,
+            self.out,
+            request.seed,
+        )
+
+    @property
+    def usage(self) -> tuple[int, int]:
+        """Tokens of the prompt, and new ones."""
+        return len(self.request.prompt), len(self.out.tokens)
+
+
+def _named(shape: Shape) -> str:
+    kind = f"chain {shape.depth}" if shape.topk == 1 else f"tree {shape.depth},{shape.topk},{shape.total}"
+    return f"speculative, {kind}"

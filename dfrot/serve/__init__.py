@@ -1,0 +1,1 @@
+"""An OpenAI-compatible endpoint for a few users; large deployments use vLLM through `dfq export`."""
