@@ -20,7 +20,7 @@ from dfrot.draft.config import DraftConfig
 from dfrot.draft.diagonal import Slots
 from dfrot.draft.layers import MLP, Diagonal, Projections, RMSNorm, attend_with_diagonals
 
-GATE_AT_START = 0.1  # tanh(gate): 0, as published, would give the cross block no gradient until the gate has moved
+GATE_AT_START = 0.5  # tanh(gate): 0, as published, would give the cross block no gradient until the gate has moved
 SLOPES_AT_START = (2, -6)  # powers of two, of the first and of the last head: from the newest feature alone to all
 
 

@@ -51,12 +51,12 @@ def rows(base: DraftSettings) -> list[Row]:
     return [
         Row("dream", base),
         Row("no cross-attention", replace(base, cross=False, intermediate=848)),
+        Row("eagle3", replace(base, arch="eagle3", intermediate=1024), features="eagle3"),
+        Row("learnt from bf16", base, "rotated", "rotated"),
         Row("no lean to near features", replace(base, distance=False)),
         Row("static 0.75", replace(base, select="static:0.75"), features="static"),
         Row("no intermediate feature", replace(base, select="none")),
         Row("cold start", replace(base, warm=False)),
-        Row("eagle3", replace(base, arch="eagle3", intermediate=1024), features="eagle3"),
-        Row("learnt from bf16", base, "rotated", "rotated"),
         Row("rotation unaware", base, "original", "original"),
     ]
 
