@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from, as its stages recorded it (rotation, seeds, calibration), carried from one to the next."""
+"""Where a checkpoint comes from, as its stages recorded it: rotation, seeds, calibration."""
 
 from __future__ import annotations
 

@@ -1,0 +1,203 @@
+"""GGUF: blocks that decode to our numbers, llama.cpp on every architecture, its tokenizer on any text."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dfrot.checkpoint import Checkpoint
+from dfrot.errors import InputError, UnsupportedError
+from dfrot.export import engines
+from dfrot.export.gguf import NAME, interleave
+from dfrot.export.gguf_blocks import blocks
+from dfrot.export.half import Rounding
+from dfrot.export.run import export
+from dfrot.export.targets import GGUF
+from dfrot.hf.tokens import load_tokenizer
+from dfrot_kernels.layouts import PackedWeight
+
+gguf = pytest.importorskip("gguf")
+
+
+@pytest.mark.parametrize("storage", GGUF.storages, ids=lambda one: one.name)
+@pytest.mark.parametrize("group", [0, 32, 64])
+def test_blocks_decode_to_our_weights_bit_for_bit(storage: Any, group: int) -> None:
+    """The public decoder of the format, on random codes and bfloat16 scales. Asymmetric offsets m = -zero scale may
+    have more bits than float16: within its rounding."""
+    generator = torch.Generator().manual_seed(storage.bits + group)
+    n, k = 24, 192
+    top = 2**storage.bits
+    codes = torch.randint(0, top, (n, k), dtype=torch.uint8, generator=generator)
+    groups = k // group if group else 1
+    scale = (torch.rand(n, groups, generator=generator) * 0.2 + 2.0**-17).bfloat16()
+    zero = None
+    if not storage.symmetric:
+        zero = torch.randint(0, top, (n, groups), dtype=torch.uint8, generator=generator)
+    weight = PackedWeight.from_codes(codes, scale, zero, storage.bits, group)
+    rounding = Rounding()
+    raw = blocks(weight, storage, rounding, "w").numpy()
+    kind = getattr(gguf.GGMLQuantizationType, storage.name)
+    decoded = torch.from_numpy(gguf.quants.dequantize(raw, kind))
+    ours = weight.dequantize(torch.float32)
+    if storage.symmetric:
+        assert rounding.rounded == 0
+        assert torch.equal(decoded, ours)
+    else:
+        most = scale.float().max() * top * 2.0**-11
+        assert (decoded - ours).abs().max() <= most
+
+
+def test_scales_outside_float16_are_counted_or_refused() -> None:
+    rounding = Rounding()
+    exact = torch.tensor([2.0**-17, 1.0, 65280.0]).bfloat16().float()
+    assert torch.equal(rounding.half(exact, "w").float(), exact)
+    assert rounding.to_dict() == {"count": 3, "rounded": 0, "worst_relative_error": 0.0}
+    rounding.half(torch.tensor([2.0**-22 * 1.1875]), "w")
+    assert rounding.rounded == 1
+    for bad in (1e-9, 70000.0):
+        with pytest.raises(UnsupportedError, match="compressed-tensors"):
+            rounding.half(torch.tensor([bad]), "w")
+
+
+def test_interleaving_makes_neighbours_of_rope_pairs() -> None:
+    rows = torch.arange(2 * 8).view(16, 1)
+    assert interleave(rows, 2)[:8, 0].tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
+    assert interleave(rows, 2)[8:, 0].tolist() == [8, 12, 9, 13, 10, 14, 11, 15]
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+QKV = tuple(f"self_attn.{name}_proj" for name in "qkv")
+MODELS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "llama with biases": ({"attention_bias": True}, (*QKV, "self_attn.o_proj")),
+    "llama, tied head": ({"tie_word_embeddings": True}, ()),
+    "llama, head_dim apart": ({"head_dim": 64}, ()),
+    "llama 3.1 rope": ({"rope_scaling": LLAMA3}, ()),
+    "linear rope": ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, ()),
+    "transformers 5 rope": ({"rope_parameters": {**LLAMA3, "rope_theta": 500000.0}, "rope_theta": None}, ()),
+    "mistral": ({"model_type": "mistral"}, ()),
+    "qwen2 with biases": ({"model_type": "qwen2"}, QKV),
+    "qwen3": ({"model_type": "qwen3", "head_dim": 32}, ()),
+    "qwen3, tied head": ({"model_type": "qwen3", "head_dim": 32, "tie_word_embeddings": True}, ()),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_llama_cpp_computes_every_architecture(
+    name: str, kit: SimpleNamespace, engine: Callable[..., engines.Logits], own: Any, ids: Tensor, tmp_path: Path
+) -> None:
+    """In float32 nothing is rounded but llama.cpp's float16 key-value cache."""
+    changes, biased = MODELS[name]
+    changes = {key: value for key, value in changes.items() if value is not None}
+    model = kit.build(tmp_path / "model", bias=biased, **changes)
+    export(model, "gguf", tmp_path / "out", dtype="f32")
+    theirs = engine("gguf", tmp_path / "out")(ids)
+    assert kit.difference(own(model), theirs) < 2e-3
+
+
+def test_llama_cpp_reads_text_as_we_do(dense: Path, tmp_path: Path) -> None:
+    """Token ids of random text, special and added tokens, the BOS; the chat template is there."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    export(dense, "gguf", tmp_path / "out")
+    model = llama_cpp.Llama(model_path=str(tmp_path / "out" / NAME), vocab_only=True, verbose=False)
+    ours = load_tokenizer(dense)
+    draw = random.Random(0)
+    pieces = ["the", " the", "in", "\f", "</s>", "  ", "\n", "x1", "é", "日本", "🙂", "'s", "!?", "0", "\t"]
+    for _ in range(40):
+        text = "".join(draw.choice(pieces) for _ in range(12))
+        assert model.tokenize(text.encode(), add_bos=True, special=True) == ours(text)["input_ids"], text
+    assert model.metadata["tokenizer.chat_template"] == (dense / "chat_template.jinja").read_text()
+    assert model.token_bos() == 0
+    assert model.token_eos() == 1
+
+
+def test_what_the_file_says(pack: Callable[[str], Path], kit: SimpleNamespace, tmp_path: Path) -> None:
+    """Types and names by the public reader: linears as blocks, norms in float32, an untied head, padded vocabulary."""
+    export(pack("w4a16-g32"), "gguf", tmp_path / "out")
+    reader = gguf.GGUFReader(tmp_path / "out" / NAME)
+    types = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    assert types["blk.1.ffn_down.weight"] == "Q4_0"
+    assert types["blk.0.attn_norm.weight"] == types["output_norm.weight"] == "F32"
+    assert types["output.weight"] == types["token_embd.weight"] == "BF16"
+    norm = next(tensor for tensor in reader.tensors if tensor.name == "output_norm.weight")
+    assert np.array_equal(norm.data, Checkpoint.open(pack("w4a16-g32")).read("model.norm.weight").float().numpy())
+    assert len(reader.fields["tokenizer.ggml.tokens"].data) == kit.rows
+
+
+def test_the_same_bytes_every_time(pack: Callable[[str], Path], tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        export(pack("w4a16-g32"), "gguf", tmp_path / name)
+    assert (tmp_path / "a" / NAME).read_bytes() == (tmp_path / "b" / NAME).read_bytes()
+
+
+def _changed(model: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """A copy of `model` with an edited tokenizer.json."""
+    folder.mkdir()
+    for file in model.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    value = json.loads((folder / "tokenizer.json").read_text())
+    change(value)
+    (folder / "tokenizer.json").write_text(json.dumps(value))
+    return folder
+
+
+BROKEN: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "pre_tokenizer": lambda value: value.update(pre_tokenizer={"type": "Whitespace"}),
+    "prefix space": lambda value: value["pre_tokenizer"].update(add_prefix_space=True),
+    "normalizer": lambda value: value.update(normalizer={"type": "Lowercase"}),
+    "model": lambda value: value["model"].update(type="Unigram"),
+    "id outside": lambda value: value["model"]["vocab"].update(more=10**6),
+    "id not a number": lambda value: value["model"]["vocab"].update(more="x"),
+    "no model": lambda value: value.pop("model"),
+    "split without a pattern": lambda value: value.update(pre_tokenizer={"type": "Split", "behavior": "Isolated"}),
+    "added tokens": lambda value: value.update(added_tokens=[{"id": 3}]),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_tokenizer_that_llama_cpp_would_read_otherwise_is_refused(name: str, dense: Path, tmp_path: Path) -> None:
+    model = _changed(dense, tmp_path / "model", BROKEN[name])
+    with pytest.raises((UnsupportedError, InputError), match=r"tokenizer\.json") as caught:
+        export(model, "gguf", tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+        {"rope_scaling": {"rope_type": "llama3", "factor": "x"}},
+        {"rope_scaling": 7},
+        {"rope_theta": "big"},
+        {"hidden_act": "gelu"},
+        {"partial_rotary_factor": 0.5},
+    ],
+    ids=str,
+)
+def test_a_config_without_words_in_gguf_is_refused(changes: dict[str, Any], kit: Any, tmp_path: Path) -> None:
+    model = kit.build(tmp_path / "model", **changes)
+    with pytest.raises((UnsupportedError, InputError), match=r"config\.json") as caught:
+        export(model, "gguf", tmp_path / "out")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sliding_window_bounds_the_context(kit: Any, tmp_path: Path) -> None:
+    model = kit.build(tmp_path / "model", model_type="mistral", sliding_window=64)
+    export(model, "gguf", tmp_path / "out")
+    field = gguf.GGUFReader(tmp_path / "out" / NAME).fields["llama.context_length"]
+    assert int(field.parts[field.data[0]][0]) == 64
