@@ -122,14 +122,14 @@ def _guesser(target: Target, draft: Draft, ids: torch.Tensor, features: torch.Te
     """A function that drafts a chain behind the same root again and again: extending by one slot, then growing."""
     state = draft.begin(len(ids) + 4 * max(ROWS) + 64)
     state.extend(target.embed(torch.cat([ids, ids[-1:]])), features)
-    root, kept = int(ids[-1]), (state.slots, getattr(state, "features", 0))
+    root, kept = int(ids[-1]), (state.slots, state.position, getattr(state, "features", 0))
 
     def guess(count: int) -> None:
         output = state.extend(target.embed(ids[-1:]), features[-1:])
         expand(state, root, output, lambda out: draft.logits(out, target.head), target.embed, Shape(count))
-        state.slots = kept[0]
+        state.slots, state.position = kept[:2]
         if hasattr(state, "features"):
-            state.features = kept[1]
+            state.features = kept[2]
 
     return guess
 

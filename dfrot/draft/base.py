@@ -67,24 +67,31 @@ class DraftState(ABC):
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.slots = 0  # verified slots: the root's position + 1
+        self.slots = 0  # verified slots; fewer than positions where image tokens were left out
+        self.position = -1  # of the root, in the target's sequence
         self.ancestors = torch.zeros(0, 0, dtype=torch.bool)  # [nodes, nodes], itself included
-        self.depths: list[int] = []  # of the nodes; their position is slots - 1 + depth
+        self.depths: list[int] = []  # of the nodes; their position is the root's + depth
         self.outputs: list[Tensor] = []  # of the root, then of the nodes, [1, d] each
 
     @abstractmethod
-    def extend(self, embeddings: Tensor, features: Tensor) -> Tensor:
-        """Add verified slots; forgets all drafted nodes. embeddings [m, d] of the tokens at positions
-        slots .. slots + m - 1; features [m', f]: of the positions that became known, so that all positions below
-        the last new slot are. Returns the output of the last slot (the root), [1, d]."""
+    def extend(self, embeddings: Tensor, features: Tensor, places: Tensor | None = None) -> Tensor:
+        """Add verified slots; forgets all drafted nodes. embeddings [m, d] of the tokens behind the root, or at the
+        rising positions `places` int64 [m] (some left out); features [m', f]: of the positions that became known, so
+        that all positions below the last new slot are. Returns the output of the last slot (the root), [1, d]."""
 
     @abstractmethod
     def grow(self, embeddings: Tensor, parents: list[int]) -> Tensor:
         """Add drafted nodes, embeddings [k, d] of their tokens; parents are the root or of earlier calls.
         Returns their outputs [k, d]."""
 
-    def _restart(self, added: int, root: Tensor) -> None:
-        self.slots += added
+    def _following(self, count: int, places: Tensor | None) -> Tensor:
+        """Positions int64 [1, count] of new slots."""
+        found = torch.arange(self.position + 1, self.position + 1 + count) if places is None else places
+        return found[None]
+
+    def _restart(self, positions: Tensor, root: Tensor) -> None:
+        self.slots += positions.shape[1]
+        self.position = int(positions[0, -1])
         self.ancestors = self.ancestors.new_zeros(0, 0)
         self.depths = []
         self.outputs = [root]
@@ -100,7 +107,7 @@ class DraftState(ABC):
             grown[old + row, old + row] = True
             self.depths.append(self.depths[parent] + 1 if parent >= 0 else 1)
         self.ancestors = grown
-        positions = torch.tensor([[self.slots - 1 + depth for depth in self.depths[old:]]])
+        positions = torch.tensor([[self.position + depth for depth in self.depths[old:]]])
         rows = grown[old:]
         return positions, None if bool(rows.all()) else rows
 

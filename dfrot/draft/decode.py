@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from dfrot.draft.base import Draft
+from dfrot.draft.prompt import Images, run
 from dfrot.draft.target import Target
 from dfrot.draft.tree import Shape, expand
 from dfrot.draft.verify import verify
@@ -69,10 +70,10 @@ class Output:
         return self.emitted / self.rounds if self.rounds else 0.0
 
 
-def _check(target: Target, prompt: Sequence[int], limits: Limits) -> None:
+def _check(target: Target, prompt: Sequence[int], limits: Limits, images: Images | None) -> None:
     if not prompt:
         raise InputError("the prompt holds no token; give some text")
-    if max(prompt) >= target.vocab_size or min(prompt) < 0:
+    if images is None and (max(prompt) >= target.vocab_size or min(prompt) < 0):
         raise InputError(f"the prompt holds token id {max(prompt)}, the vocabulary ends at {target.vocab_size}")
     if len(prompt) + limits.max_new_tokens > target.max_length:
         raise InputError(
@@ -81,24 +82,36 @@ def _check(target: Target, prompt: Sequence[int], limits: Limits) -> None:
         )
 
 
-def plain(target: Target, prompt: Sequence[int], limits: Limits, sampling: Sampling, seed: int = 0) -> Output:
+def plain(
+    target: Target,
+    prompt: Sequence[int],
+    limits: Limits,
+    sampling: Sampling,
+    seed: int = 0,
+    images: Images | None = None,
+) -> Output:
     """One token per pass of the target."""
     out = Output()
-    for _ in plain_steps(target, prompt, limits, sampling, out, seed):
+    for _ in plain_steps(target, prompt, limits, sampling, out, seed, images):
         pass
     return out
 
 
 @torch.inference_mode()
 def plain_steps(
-    target: Target, prompt: Sequence[int], limits: Limits, sampling: Sampling, out: Output, seed: int = 0
+    target: Target,
+    prompt: Sequence[int],
+    limits: Limits,
+    sampling: Sampling,
+    out: Output,
+    seed: int = 0,
+    images: Images | None = None,
 ) -> Iterator[None]:
     """`plain` into `out`, pausing whenever there are new tokens. Steps of several texts may take turns."""
-    _check(target, prompt, limits)
+    _check(target, prompt, limits, images)
     generator = torch.Generator().manual_seed(seed)
     cache = target.start()
-    _, logits = target.prefill(torch.tensor(prompt), cache)
-    out.tokens.append(sampling.pick(logits, prompt, generator))
+    out.tokens.append(sampling.pick(run(target, prompt, cache, images).logits, prompt, generator))
     yield
     begin = time.perf_counter()
     while not limits.ends(out.tokens):
@@ -118,10 +131,11 @@ def speculative(
     sampling: Sampling,
     shape: Shape,
     seed: int = 0,
+    images: Images | None = None,
 ) -> Output:
     """The same text (greedy) or the same distribution (sampling), several tokens per pass of the target."""
     out = Output()
-    for _ in speculative_steps(target, draft, prompt, limits, sampling, shape, out, seed):
+    for _ in speculative_steps(target, draft, prompt, limits, sampling, shape, out, seed, images):
         pass
     return out
 
@@ -136,16 +150,18 @@ def speculative_steps(
     shape: Shape,
     out: Output,
     seed: int = 0,
+    images: Images | None = None,
 ) -> Iterator[None]:
     """`speculative` into `out`, pausing whenever there are new tokens. Steps of several texts may take turns."""
-    _check(target, prompt, limits)
+    _check(target, prompt, limits, images)
     generator = torch.Generator().manual_seed(seed)
     cache = target.start()
-    features, logits = target.prefill(torch.tensor(prompt), cache)
+    ran = run(target, prompt, cache, images)
+    features = ran.features
     committed = list(prompt)  # tokens in the cache
-    out.tokens.append(sampling.pick(logits, prompt, generator))
+    out.tokens.append(sampling.pick(ran.logits, prompt, generator))
     state = draft.begin(len(prompt) + limits.max_new_tokens + shape.depth * shape.topk + 2)
-    fresh = [*prompt, out.tokens[-1]]  # tokens whose slots the draft has not computed
+    slots, places = ran.slots(target, out.tokens[-1])  # that the draft has not computed
 
     def head(outputs: torch.Tensor) -> torch.Tensor:
         return draft.logits(outputs, target.head)
@@ -156,7 +172,7 @@ def speculative_steps(
         start = time.perf_counter()
         room = min(limits.max_new_tokens - len(out.tokens) - 1, target.max_length - len(committed) - 1)
         now = Shape(max(0, min(shape.depth, room)), shape.topk, shape.total)
-        root = state.extend(target.embed(torch.tensor(fresh)), features)
+        root = state.extend(slots, features, places)
         tree = expand(state, out.tokens[-1], root, head, target.embed, now)
         drafted = time.perf_counter()
         found, logits = target.verify(tree.tokens, tree.parents, cache)
@@ -171,6 +187,7 @@ def speculative_steps(
         out.accepted.append(len(verdict.path) - 1)
         committed += [tree.tokens[node] for node in verdict.path]
         fresh = [*(tree.tokens[node] for node in verdict.path[1:]), verdict.bonus]
+        slots, places = target.embed(torch.tensor(fresh)), None
         for token in fresh:
             out.tokens.append(token)
             out.emitted += 1

@@ -27,20 +27,20 @@ class DreamState(DraftState):
             null = draft.cross.cross_attn
             self.cross.write(0, null.null_k.data[None], null.null_v.data[None])
 
-    def extend(self, embeddings: Tensor, features: Tensor) -> Tensor:
+    def extend(self, embeddings: Tensor, features: Tensor, places: Tensor | None = None) -> Tensor:
         draft, count, old = self.draft, len(embeddings), self.slots
         if draft.cross.cross_attn is not None:
             k, v = draft.cross.cross_attn.keys_values(features[None].to(self.cross.k.dtype))
             self.cross.write(1 + self.features, k, v)
         self.features += len(features)
-        positions = torch.arange(old, old + count)[None]
-        seen = None if count == 1 else torch.arange(old + count) <= positions[0, :, None]
+        positions = self._following(count, places)
+        seen = None if count == 1 else torch.arange(old + count) <= torch.arange(old, old + count)[:, None]
         before = None
-        if count > 1 or self.features > old:
+        if count > 1 or self.features > int(positions[0, 0]):
             before = torch.arange(-1, self.features) < positions[0, :, None]
             before[:, 0] = True
         out = self._pass(embeddings[None], positions, old, seen, before, 1 + self.features)
-        self._restart(count, out[0, -1:])
+        self._restart(positions, out[0, -1:])
         self.keyed = 0
         return self.outputs[0]
 
@@ -85,7 +85,7 @@ class DreamState(DraftState):
     def _places(self, end: int) -> Tensor:
         """Positions int64 [end - 1] of what the cross buffer holds behind the null: true features, then the outputs
         of the root and of the nodes."""
-        drafted = [self.slots - 1 + depth for depth in [0, *self.depths][: end - 1 - self.features]]
+        drafted = [self.position + depth for depth in [0, *self.depths][: end - 1 - self.features]]
         return torch.cat([torch.arange(self.features), torch.tensor(drafted, dtype=torch.long)])
 
     def _self(

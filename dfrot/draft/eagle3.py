@@ -88,15 +88,17 @@ class Eagle3State(DraftState):
         config, like = draft.config, draft.norm.weight
         self.buffer = Buffer(config.num_key_value_heads, capacity, config.head_dim, like)
 
-    def extend(self, embeddings: Tensor, features: Tensor) -> Tensor:
+    def extend(self, embeddings: Tensor, features: Tensor, places: Tensor | None = None) -> Tensor:
         count, old = len(embeddings), self.slots
         hidden = self.draft.fc(features.to(self.buffer.k.dtype))
         if old == 0:
             hidden = torch.cat([hidden.new_zeros(1, hidden.shape[-1]), hidden])
-        positions = torch.arange(old, old + count)[None]
-        seen = None if count == 1 else torch.arange(old + count) <= positions[0, :, None]
+        if places is not None:  # of the features behind the root's, those before the slots
+            hidden = hidden[places - self.position - 1]
+        positions = self._following(count, places)
+        seen = None if count == 1 else torch.arange(old + count) <= torch.arange(old, old + count)[:, None]
         out = self._pass(embeddings, hidden, positions, old, seen)
-        self._restart(count, out[-1:])
+        self._restart(positions, out[-1:])
         return self.outputs[0]
 
     def grow(self, embeddings: Tensor, parents: list[int]) -> Tensor:

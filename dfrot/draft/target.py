@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dfrot.draft.exact import RowExact
 from dfrot.draft.select import Chooser, row_entropy
-from dfrot.errors import UnsupportedError
+from dfrot.errors import InputError, UnsupportedError
 from dfrot.hf.interpose import observing, row_by_row
 from dfrot.hf.rollback import keep_path, new_cache
 from dfrot_kernels.decoder import LINES
@@ -25,12 +25,15 @@ ALIKE, STRETCH = 32, 512
 @dataclass
 class Features:
     """last [B, S, d] behind the final norm; mid [B, S, d] and its layer int64 [B, 1 or S], or None; aux [B, S, 3 d]
-    or None: outputs of three decoder layers side by side."""
+    or None: outputs of three decoder layers side by side. With images: embeddings [B, S, d], text and images merged,
+    and kept int64 [B, n], the positions that become slots of the draft."""
 
     last: Tensor
     mid: Tensor | None = None
     layer: Tensor | None = None
     aux: Tensor | None = None
+    embeddings: Tensor | None = None
+    kept: Tensor | None = None
 
 
 class Target:
@@ -98,21 +101,62 @@ class Target:
             logits = logits * scale
         return logits
 
+    # --- images -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def merge(self, ids: Tensor, given: dict[str, Any]) -> Tensor:
+        """Embeddings [n, d] of a prompt int64 [n] whose image tokens are replaced by what the vision tower says of
+        `given`, the processor's other tensors. Raises InputError when they do not fit each other."""
+        if not hasattr(self.model.config, "vision_config"):
+            raise UnsupportedError(f"{type(self.model).__name__}: takes no images; leave them out")
+        if "mrope_section" in (getattr(self.config, "rope_parameters", None) or {}):
+            raise UnsupportedError(f"{self.config.model_type}: positions in three dimensions are not served yet")
+        caught: list[Tensor] = []
+
+        def catch(_: nn.Module, __: Any, call: dict[str, Any]) -> None:
+            caught.append(call["inputs_embeds"][0])
+            raise _Caught
+
+        handle = self.decoder.register_forward_pre_hook(catch, with_kwargs=True)
+        try:
+            self.model.base_model(input_ids=ids[None], use_cache=False, **given)
+        except _Caught:
+            return caught[0]
+        except (ValueError, RuntimeError, TypeError, IndexError) as error:
+            first = (str(error).splitlines() or [""])[0]
+            raise InputError(
+                f"images and prompt do not fit each other ({first}); give what the processor made"
+            ) from None
+        finally:
+            handle.remove()
+        raise UnsupportedError(f"{type(self.model).__name__}: hands no embeddings to its decoder")
+
+    def sight(self, ids: Tensor) -> Any:
+        """An observer of how much a prompt int64 [n] looks at its images (dfrot/draft/visual.py)."""
+        from dfrot.draft.visual import Sight
+
+        return Sight(ids, int(self.model.config.image_token_id), self.n_layers - 1)
+
     # --- training ---------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def features(self, ids: Tensor, chooser: Chooser | None = None) -> Features:
-        """Features of ids int64 [B, S], as the deployed model computes them (quantizers and KV bits included)."""
+    def features(
+        self, ids: Tensor, chooser: Chooser | None = None, embeddings: Tensor | None = None, sight: Any = None
+    ) -> Features:
+        """Features of ids int64 [B, S], as the deployed model computes them (quantizers and KV bits included).
+
+        embeddings [S, d]: of `merge`, for one row with images; sight: looks on too."""
         handles = []
         if chooser is not None and chooser.selection.kind != "none":
             for number, layer in enumerate(self.layers):
                 handles.append(layer.register_forward_hook(_offer(chooser, number)))
         watch: Any = contextlib.nullcontext()
-        if chooser is not None and chooser.selection.kind in ("sample", "token"):
-            watch = observing(self.model, _measure(chooser))
+        if chooser is not None and (sight is not None or chooser.selection.kind in ("sample", "token")):
+            watch = observing(self.model, _measure(chooser, sight))
+        call = {"input_ids": ids} if embeddings is None else {"inputs_embeds": embeddings[None]}
         try:
             with watch, self._aux() as aux:
-                out = self.decoder(input_ids=ids, use_cache=False)
+                out = self.decoder(**call, use_cache=False)
         finally:
             for handle in handles:
                 handle.remove()
@@ -146,10 +190,15 @@ class Target:
         return new_cache()
 
     @torch.no_grad()
-    def prefill(self, ids: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
-        """Run the prompt int64 [n]. Returns features [n, f] for the draft and logits float32 [V] of the last row."""
-        with self._aux() as aux:
-            out = self.decoder(input_ids=ids[None], past_key_values=cache, use_cache=True)
+    def prefill(
+        self, ids: Tensor, cache: Any, embeddings: Tensor | None = None, sight: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        """Run the prompt int64 [n], or with images its `embeddings` [n, d] with `sight` looking on. Returns features
+        [n, f] for the draft and logits float32 [V] of the last row."""
+        watch: Any = contextlib.nullcontext() if sight is None else observing(self.model, sight.observe)
+        call = {"input_ids": ids[None]} if embeddings is None else {"inputs_embeds": embeddings[None]}
+        with watch, self._aux() as aux:
+            out = self.decoder(**call, past_key_values=cache, use_cache=True)
         joined = self._joined(aux)
         features = out.last_hidden_state[0] if joined is None else joined[0]
         return features, self.head(out.last_hidden_state[:, -1:])[0, 0].float()
@@ -277,8 +326,14 @@ def _nothing(*_: Any) -> None:
     """Looking on without interest: the modules serve, op by op."""
 
 
-def _measure(chooser: Chooser) -> Any:
+class _Caught(Exception):
+    """The embeddings are known, the rest of the pass is not needed."""
+
+
+def _measure(chooser: Chooser, sight: Any = None) -> Any:
     def observe(layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scale: float, causal: bool) -> None:
+        if sight is not None:
+            sight.observe(layer, query, key, mask, scale, causal)
         if chooser.wants_entropy(layer):
             chooser.measured(*row_entropy(query, key, mask, scale, causal))
 

@@ -11,7 +11,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -150,11 +150,15 @@ class Trainer:
         if reads is None:
             raise InputError("an eagle3 draft reads three layers, and these features hold none")
         positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+        embeddings = self.embed(tokens) if clean.embeddings is None else clean.embeddings
+        if clean.kept is not None:  # some image tokens are no slots of the draft; features all stay
+            positions = clean.kept
+            embeddings, mask = _at(embeddings, positions), mask.gather(1, positions)
+            mid = None if clean.mid is None else _at(clean.mid, positions)
+            clean = Features(_at(clean.last, positions), mid)
         fast: Any = torch.autocast("cpu", torch.bfloat16) if self.options.bf16 else contextlib.nullcontext()
         with fast:
-            out = self.draft.train_forward(
-                self.embed(tokens).to(dtype), positions, reads.to(dtype), self.options.ttt_steps
-            )
+            out = self.draft.train_forward(embeddings.to(dtype), positions, reads.to(dtype), self.options.ttt_steps)
             counted = not torch.is_grad_enabled()
             return losses(self.draft, out, clean, mask, self.head, self.options.weights, counted, counts_of)
 
@@ -229,7 +233,12 @@ def _with_noise(features: Features, width: float, seeds: Sequence[int]) -> Featu
         drawn = [torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return x + (width * rms * (2 * torch.stack(drawn) - 1)).to(x.dtype)
 
-    return Features(noisy(features.last), features.mid, features.layer, noisy(features.aux))  # type: ignore[arg-type]
+    return replace(features, last=noisy(features.last), aux=noisy(features.aux))  # type: ignore[arg-type]
+
+
+def _at(x: Tensor, places: Tensor) -> Tensor:
+    """x [B, S, d] at places int64 [B, n]."""
+    return x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def _mean(found: list[Losses]) -> Losses:

@@ -100,8 +100,9 @@ class Scripted(Draft):
 class _Positions(DraftState):
     """Outputs that say which position they stand for."""
 
-    def extend(self, embeddings: Tensor, features: Tensor) -> Tensor:
-        self._restart(len(embeddings), torch.full((1, 1), float(self.slots + len(embeddings) - 1)))
+    def extend(self, embeddings: Tensor, features: Tensor, places: Tensor | None = None) -> Tensor:
+        positions = self._following(len(embeddings), places)
+        self._restart(positions, torch.full((1, 1), float(positions[0, -1])))
         return self.outputs[0]
 
     def grow(self, embeddings: Tensor, parents: list[int]) -> Tensor:

@@ -162,6 +162,26 @@ def test_pruned_slots_keep_the_identity() -> None:
         assert set(kept[moved].tolist()) == {p for p in kept.tolist() if p - t > 7}
 
 
+@pytest.mark.parametrize("name", ["dream", "no distance", "eagle3"])
+@torch.no_grad()
+def test_training_replays_drafting_on_pruned_slots(name: str) -> None:
+    """The cross-attention still sees every feature; eagle3 reads the feature before each slot that is kept."""
+    draft, embeddings, features = make(name)
+    kept = torch.tensor([0, 1, 2, 5, 9, *range(10, N)])
+    outputs = draft.train_forward(embeddings[None, kept], kept[None], features[None], STEPS).outputs
+    for root in (11, 16):
+        slots = kept[kept <= root]
+        state = draft.begin(N + STEPS)
+        first = slots[:6]
+        state.extend(embeddings[first], features[: int(first[-1])], first)
+        got = [state.extend(embeddings[slots[6:]], features[int(first[-1]) : root], slots[6:])]
+        for t in range(1, STEPS + 1):
+            got.append(state.grow(embeddings[root + t : root + t + 1], [t - 2]))
+        for t, out in enumerate(got):
+            place = int((kept == root + t).nonzero())
+            assert torch.allclose(out[0], outputs[t][0, place], atol=1e-11), (root, t)
+
+
 @torch.no_grad()
 def test_a_batch_is_its_rows() -> None:
     draft, embeddings, features = make("dream")

@@ -1,0 +1,141 @@
+"""Prompts with images: which image tokens the draft sees, and samples to train on.
+
+The target sees every image token; of the draft's slots only the share that the prompt itself looks at most is kept
+(DREAM, section 3.3; the published code never runs its pruning). Positions do not move, and the cross-attention still
+reaches every feature. Scores come from the rows behind the last image of the prompt alone, in training as in serving.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dfrot.draft.data import Corpus
+from dfrot.draft.select import ROWS_AT_A_TIME, Chooser, Selection
+from dfrot.draft.target import Features, Target
+from dfrot.errors import InputError
+
+KEEP = 0.75
+TRAINED = (0.5, 0.75, 1.0)  # shares of image tokens that training draws from
+
+
+class Sight:
+    """How much the prompt's text looks at each image token, from the attention of the target's last layer.
+
+    tokens int64 [n]: of the prompt. scores float32 [image tokens]: mean over heads and rows behind the last image."""
+
+    def __init__(self, tokens: Tensor, image_token: int, last_layer: int) -> None:
+        self.columns = (tokens == image_token).nonzero().flatten()
+        if not len(self.columns):
+            raise InputError("the prompt holds no image token; give the processor's ids, or leave the images out")
+        first = int(self.columns[-1]) + 1
+        self.rows = torch.arange(min(first, len(tokens) - 1), len(tokens))
+        self.count, self.last_layer = len(tokens), last_layer
+        self.scores = torch.zeros(len(self.columns))
+
+    def observe(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scale: float, causal: bool) -> None:
+        """Look on (dfrot/hf/interpose.py): query [1, H, Q, D], key [1, Hkv, K, D] of a pass that begins at position 0
+        and may be longer than the prompt."""
+        if layer != self.last_layer:
+            return
+        heads, kv_heads = query.shape[1], key.shape[1]
+        keys = key[0, :, : self.count].float().transpose(-1, -2).unsqueeze(1)
+        places = torch.arange(self.count)
+        for rows in torch.split(self.rows, ROWS_AT_A_TIME):
+            part = query[0].reshape(kv_heads, heads // kv_heads, query.shape[2], -1)[:, :, rows].float()
+            scores = (part @ keys) * scale
+            weights = scores.masked_fill(places > rows[:, None], -torch.inf).softmax(-1)
+            self.scores += weights[..., self.columns].sum((0, 1, 2)) / (heads * len(self.rows))
+
+    def kept(self, share: float) -> Tensor:
+        """Positions int64 of the prompt's slots that stay, rising: text, and of every image (a run of its tokens) the
+        best ceil(share * tokens), at least one unless share is 0."""
+        if not 0 <= share <= 1:
+            raise InputError(f"visual tokens kept: {share} is not a share between 0 and 1")
+        stays = torch.ones(self.count, dtype=torch.bool)
+        stays[self.columns] = False
+        breaks = (self.columns.diff() > 1).nonzero().flatten() + 1
+        for run in torch.tensor_split(torch.arange(len(self.columns)), breaks.tolist()):
+            best = self.scores[run].topk(math.ceil(share * len(run))).indices
+            stays[self.columns[run[best]]] = True
+        return stays.nonzero().flatten()
+
+
+@dataclass(frozen=True)
+class VisualSample:
+    """tokens: prompt and answer, image tokens in place. prompt: how many of them are the prompt. given: what else the
+    processor made (pixel_values, image_sizes, ...)."""
+
+    tokens: list[int]
+    prompt: int
+    given: dict[str, Tensor]
+
+
+class VisualSource:
+    """Training samples with images, their features from the running target. keep: share of image tokens that held-out
+    samples keep; training draws it from TRAINED."""
+
+    def __init__(
+        self,
+        target: Target,
+        train: Sequence[VisualSample],
+        held_out: Sequence[VisualSample],
+        select: str = "sample",
+        keep: float = KEEP,
+    ) -> None:
+        self.target, self.selection, self.keep = target, Selection.parse(select), keep
+        self.samples = {"train": train, "held_out": held_out}
+        self.corpora = {side: _corpus(samples) for side, samples in self.samples.items()}
+
+    def corpus(self, side: str) -> Corpus:
+        return self.corpora[side]
+
+    def batch(self, side: str, index: Tensor) -> tuple[Corpus, Features]:
+        """Raises InputError where samples of a batch keep different numbers of slots."""
+        rows = self.corpora[side].rows(index)
+        longest, share = rows.tokens.shape[1], self.keep
+        if side == "train":
+            share = TRAINED[int(index.sum()) % len(TRAINED)]
+        found = [self._one(self.samples[side][int(n)], longest, share) for n in index]
+        sizes = {len(one.kept) for one in found if one.kept is not None}
+        if len(sizes) > 1:
+            raise InputError("the samples of a batch hold different numbers of image tokens; train with --batch 1")
+        names = [name for name, value in vars(found[0]).items() if value is not None]
+        return rows, Features(**{name: torch.stack([getattr(one, name) for one in found]) for name in names})
+
+    def _one(self, sample: VisualSample, longest: int, share: float) -> Features:
+        """Features of one sample, without a batch dimension, padded behind to `longest` positions."""
+        ids, target = torch.tensor(sample.tokens), self.target
+        # an image token that an answer holds as text is never an image
+        answer = target.embed(ids[sample.prompt :])
+        embeddings = torch.cat([target.merge(ids[: sample.prompt], sample.given), answer])
+        sight = target.sight(ids[: sample.prompt])
+        rows = torch.zeros(1, len(ids), dtype=torch.bool)
+        rows[:, sample.prompt : -1] = True
+        chooser = Chooser(self.selection, rows, target.n_layers)
+        made = target.features(ids[None], chooser, embeddings, sight)
+        kept = torch.cat([sight.kept(share), torch.arange(sample.prompt, longest)])
+        whole = {"last": made.last[0], "mid": None if made.mid is None else made.mid[0]}
+        whole |= {"aux": None if made.aux is None else made.aux[0], "embeddings": embeddings}
+        padded = {name: None if x is None else _pad(x, longest) for name, x in whole.items()}
+        return Features(**padded, kept=kept)  # type: ignore[arg-type]
+
+
+def _pad(x: Tensor, length: int) -> Tensor:
+    return torch.cat([x, x.new_zeros(length - len(x), x.shape[1])])
+
+
+def _corpus(samples: Sequence[VisualSample]) -> Corpus:
+    longest = max(len(sample.tokens) for sample in samples)
+    tokens = torch.zeros(len(samples), longest, dtype=torch.long)
+    mask = torch.zeros(len(samples), longest, dtype=torch.bool)
+    for row, sample in enumerate(samples):
+        if not 0 < sample.prompt < len(sample.tokens) - 1:
+            raise InputError(f"sample {row}: an answer of at least two tokens behind a prompt is needed")
+        tokens[row, : len(sample.tokens)] = torch.tensor(sample.tokens)
+        mask[row, sample.prompt : len(sample.tokens) - 1] = True
+    return Corpus(tokens, mask, torch.tensor([len(sample.tokens) for sample in samples]))
