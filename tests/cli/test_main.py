@@ -32,7 +32,7 @@ def test_help_names_every_command(dfq: Any) -> None:
     assert ran.code == 0
     assert all(f"  {name} " in ran.out for name in COMMANDS)
     wanted = {"rotate", "calibrate", "quantize", "eval", "draft", "outliers", "compare", "models", "doctor", "bench"}
-    assert set(COMMANDS) >= wanted | {"run", "generate", "serve"}
+    assert set(COMMANDS) >= wanted | {"run", "generate", "serve", "report"}
 
 
 def test_the_promised_command_shapes() -> None:

@@ -31,7 +31,7 @@ DOORS = {
     "yaml": ("dfrot/recipe/document.py",),
     "starlette": ("dfrot/serve/",),
     "uvicorn": ("dfrot/serve/",),
-    "lm_eval": ("dfrot/evaluate/tasks.py",),
+    "lm_eval": ("dfrot/pipeline/tasks",),
     "pickle": (),
     "torch.utils.cpp_extension": (),
 }

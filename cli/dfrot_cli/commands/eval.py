@@ -1,4 +1,4 @@
-"""dfq eval ppl: perplexity of one or more checkpoints on the same windows."""
+"""dfq eval: perplexity of one or more checkpoints on the same windows; divergence, tasks and speed beside it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 import click
 
 from dfrot_cli import show
+from dfrot_cli.commands.eval_kl import kl
+from dfrot_cli.commands.eval_speed import speed
+from dfrot_cli.commands.eval_tasks import tasks
 from dfrot_cli.options import Common, common, dataset_option, seqlen_option
 from dfrot_cli.plan import plan
 
@@ -15,6 +18,10 @@ from dfrot_cli.plan import plan
 @click.group("eval")
 def command() -> None:
     """Measure checkpoints."""
+
+
+for part in (kl, tasks, speed):
+    command.add_command(part)
 
 
 @command.command("ppl")

@@ -1,0 +1,46 @@
+"""dfq report: results of several runs in one table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dfrot_cli import show
+from dfrot_cli.options import Common, common
+from dfrot_cli.plan import plan
+
+
+@click.command("report")
+@click.argument("places", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR...")
+@click.option("--out", "outs", multiple=True, type=click.Path(path_type=Path), metavar="FILE", help=".md or .html.")
+@common
+def command(places: tuple[Path, ...], outs: tuple[Path, ...], common: Common) -> None:
+    """Collect what dfq run and dfq eval (ppl, kl, speed, tasks with --out) measured, one line per checkpoint.
+
+    Numbers share a column only where they were measured alike: text, windows, dtypes, tasks, machine."""
+    common.prepare()
+    from dfrot.errors import ExistsError, InputError
+    from dfrot.files import write_bytes
+    from dfrot.pipeline.report import collect
+    from dfrot.pipeline.report_text import WRITERS, lines
+
+    for out in outs:
+        if out.suffix not in WRITERS:
+            raise InputError(f"--out {out}: the name must end in {' or '.join(WRITERS)}")
+        if out.exists() and not common.overwrite:
+            raise ExistsError(f"{out}: already exists; choose another --out, or replace it with --overwrite")
+    if common.plan:
+        plan(
+            "report", {f"place {n}": place for n, place in enumerate(places, 1)}, {}, outs[0] if outs else None, common
+        )
+        return
+    table = collect(places)
+    for out in outs:
+        write_bytes(out, WRITERS[out.suffix](table).encode())
+    if common.json:
+        show.as_json(table.to_dict())
+        return
+    show.table("", *lines(table))
+    for out in outs:
+        show.line(f"wrote {out}")
