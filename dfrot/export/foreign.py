@@ -34,7 +34,7 @@ def describe(entry: dict[str, Any], where: str) -> Foreign:
             return _awq(entry)
         if method == "compressed-tensors":
             return _compressed_tensors(entry)
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise InputError(f"{where}: quantization_config is not {method}'s ({error!r}); restore the file") from None
     name = str(method)[:40] if isinstance(method, str) else "unknown"
     return Foreign(name, f"as {name} says", readers=("transformers, if it has this quantizer",))

@@ -98,7 +98,7 @@ class _Reader:
         if kind == _STRING:
             return self.text()
         if kind != _ARRAY or nested:
-            raise self.fail(f"key {key!r} has a value of unknown type {kind}")
+            raise self.fail(f"key {key[:60]!r} has a value of unknown type {kind}")
         inner, count = self.take("I"), self.take("Q")
         smallest = struct.calcsize("<" + _SCALARS[inner]) if inner in _SCALARS else 8
         self.need(count * smallest)
@@ -136,22 +136,29 @@ def _read(reader: _Reader) -> GGUFHeader:
     for _ in range(keys):
         key = reader.text()
         header.metadata[key] = reader.value(reader.take("I"), header, key)
+    ends = []
     for _ in range(tensors):
-        header.tensors.append(_tensor(reader))
+        tensor, offset = _tensor(reader)
+        header.tensors.append(tensor)
+        ends.append((offset + tensor.nbytes, tensor.name))
+    align = header.metadata.get("general.alignment", 32)
+    if type(align) is not int or not 0 < align <= 1 << 16:
+        raise reader.fail(f"alignment {str(align)[:20]} is no number of bytes")
+    begin = -(-reader.handle.tell() // align) * align  # data starts aligned behind the header
+    if ends and begin + max(ends)[0] > reader.size:
+        raise reader.fail(f"tensor {max(ends)[1][:60]!r} lies beyond the end")
     return header
 
 
-def _tensor(reader: _Reader) -> GGUFTensor:
+def _tensor(reader: _Reader) -> tuple[GGUFTensor, int]:
+    """One row of the table, and its offset in the data."""
     name, dims = reader.text(), reader.take("I")
     if dims > 4:
-        raise reader.fail(f"tensor {name!r} has {dims} dimensions")
+        raise reader.fail(f"tensor {name[:60]!r} has {dims} dimensions")
     shape = tuple(reader.take("Q") for _ in range(dims))[::-1]
     kind, offset = reader.take("I"), reader.take("Q")
     known, block, nbytes = TYPES.get(kind, (f"type {kind}", 1, 0))
     count = math.prod(shape)
     if shape and shape[-1] % block:
-        raise reader.fail(f"tensor {name!r}: {shape[-1]} columns are not whole blocks of {known}")
-    total = count // block * nbytes
-    if offset + total > reader.size:
-        raise reader.fail(f"tensor {name!r} of {total} bytes lies beyond the end")
-    return GGUFTensor(name, known, shape, total)
+        raise reader.fail(f"tensor {name[:60]!r}: {shape[-1]} columns are not whole blocks of {known}")
+    return GGUFTensor(name, known, shape, count // block * nbytes), offset

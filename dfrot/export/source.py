@@ -123,9 +123,9 @@ def _runtime(
     model: Path, target: Target, config: DfqConfig | None, scheme: QuantScheme, online_r4: bool, notes: list[str]
 ) -> HadamardSpec | None:
     """What our runtime does besides integers: refused, or proven to make no difference."""
+    if online_r4 and (config is None or config.online.r4 is None):
+        raise UnsupportedError(f"--online-r4: {model} has no online rotation R4; leave the option out")
     if config is None:
-        if online_r4:
-            raise UnsupportedError(f"--online-r4: {model} has no online rotation; leave the option out")
         return None
     engines = ", ".join(target.engines)
     if config.resets:
