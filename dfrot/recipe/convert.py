@@ -89,6 +89,8 @@ def _fits(value: Any, hint: Any) -> bool:
     origin = typing.get_origin(hint)
     if hint is type(None):
         return value is None
+    if is_dataclass(hint):
+        return isinstance(value, Mapping) or (hint is QuantScheme and isinstance(value, str))
     if origin is Literal:
         return value in typing.get_args(hint)
     if origin is tuple:

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dfrot.errors import InputError
+from dfrot.export.fit import fit, target_of
+from dfrot.export.run import export
 from dfrot.pipeline.calibrate import CalibrateSettings, calibrate
 from dfrot.pipeline.draft import DraftSettings
 from dfrot.pipeline.draft import train as train_draft
@@ -18,11 +20,22 @@ from dfrot.pipeline.draft_eval import EvalSettings as DraftEvalSettings
 from dfrot.pipeline.outliers_fix import FixSettings, fix
 from dfrot.pipeline.quantize import QuantizeSettings, quantize
 from dfrot.pipeline.rotate import RotateSettings, rotate
+from dfrot.quant.scheme import QuantScheme
 from dfrot.recipe import measure
 from dfrot.recipe.measure import CheckpointEval
 
 Folders = Mapping[str, Path]
 """What there is so far, by name: `model` and the folders of the stages that ran."""
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """As `dfrot.export.run.export`: scheme None writes the checkpoint's own, dtype is gguf's."""
+
+    to: Literal["compressed-tensors", "gguf", "gptq"]
+    scheme: QuantScheme | None = None
+    dtype: Literal["bf16", "f16", "f32"] | None = None
+    online_r4: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,12 +79,19 @@ def _draft(folders: Folders, settings: DraftSettings, out: Path, **options: Any)
     return train_draft(final(folders), out, settings, **options)
 
 
+def _export(folders: Folders, settings: ExportSettings, out: Path, **options: Any) -> dict[str, Any]:
+    return export(
+        final(folders), settings.to, out, settings.scheme, dtype=settings.dtype, online_r4=settings.online_r4, **options
+    )
+
+
 STAGES: dict[str, Row] = {
     "outliers_fix": Row(FixSettings, "fixed", _fix),
     "rotate": Row(RotateSettings, "rotated", _rotate),
     "calibrate": Row(CalibrateSettings, "calibration", _calibrate),
     "quantize": Row(QuantizeSettings, "packed", _quantize, measure.sizes),
     "draft": Row(DraftSettings, "draft", _draft),
+    "export": Row(ExportSettings, "exported", _export),
     "eval": Row(CheckpointEval, "eval", measure.evaluate_checkpoints, measure.eval_metrics),
     "draft_eval": Row(DraftEvalSettings, "draft_eval", measure.evaluate_draft, measure.draft_metrics),
 }
@@ -89,11 +109,24 @@ def require_order(stages: Mapping[str, Any], where: str) -> None:
         raise InputError(f"{where}: calibrate: nothing uses it; add a section quantize, or remove it")
     if "draft_eval" in stages and "draft" not in stages:
         raise InputError(f"{where}: draft_eval: there is no draft; add a section draft")
+    if "export" in stages:
+        _require_exportable(stages, where)
     made = {"model", *(STAGES[name].folder for name in stages)}
     for name in stages["eval"].checkpoints if "eval" in stages else ():
         if name not in made or name not in measure.CHECKPOINTS:
             there = [one for one in measure.CHECKPOINTS if one in made]
             raise InputError(f"{where}: eval.checkpoints: {name} is not made here; choose of {', '.join(there)}")
+
+
+def _require_exportable(stages: Mapping[str, Any], where: str) -> None:
+    """What the format cannot hold is known now, not after hours of work."""
+    wanted, rotation, quantization = stages["export"], stages.get("rotate"), stages.get("quantize")
+    if rotation is not None and rotation.method != "none" and rotation.online and not wanted.online_r4:
+        raise InputError(f"{where}: export: {wanted.to} has no online rotations; set rotate.online to false")
+    scheme = wanted.scheme or (quantization.scheme if quantization is not None else QuantScheme(16, 16, 16))
+    found = fit(target_of(wanted.to), scheme)
+    if found.reason is not None:
+        raise InputError(f"{where}: export: {wanted.to} cannot hold {found.reason}; quantize to {found.instead}")
 
 
 def metrics_of(stages: Mapping[str, Any]) -> list[str]:

@@ -114,6 +114,17 @@ def test_a_seed_on_the_command_line_replaces_the_recipes(dfq: Any, recipe: Path,
     assert seed("--set", "seed=3", "--seed", 4) == 4
 
 
+def test_export_is_a_stage(dfq: Any, recipe: Path, tmp_path: Path) -> None:
+    weights = ("--set", "rotate.online=false", "--set", "quantize.scheme=w4a16", "--set", "eval=null")
+    given = ("run", recipe, *weights, "--set", "expect=null", "--out", tmp_path / "out")
+    assert dfq(*given, "--set", "export.to=compressed-tensors").code == 0
+    config = read_json(tmp_path / "out" / "exported" / "config.json")
+    assert config["quantization_config"]["quant_method"] == "compressed-tensors"
+    wrong = dfq(*given, "--set", "export.to=onnx")
+    assert wrong.code == 2
+    assert "compressed-tensors or gguf or gptq" in wrong.err
+
+
 def test_a_foreign_folder_is_left_alone(dfq: Any, recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("x")
