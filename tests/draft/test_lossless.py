@@ -135,7 +135,7 @@ def test_fifty_prompts_of_the_reference_model(tmp_path: Path, kit: SimpleNamespa
     from dfrot.quant.scheme import QuantScheme
 
     rotate(resolve("reference"), tmp_path / "rotated", RotateSettings(method="hadamard"))
-    settings = QuantizeSettings(scheme=QuantScheme.parse("w4a4kv4"), method="rtn")
+    settings = QuantizeSettings(scheme=QuantScheme.parse("w4a4kv4"), algorithm="rtn")
     quantize(tmp_path / "rotated", None, tmp_path / "packed", settings)
     data = DataSettings(samples=64, held_out=4, seqlen=128)
     train(

@@ -1,0 +1,151 @@
+"""A vision part beside a dfq folder: rotating both changes nothing, quantizing the language model loses nothing, and
+parts of other models are refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from dfrot.arch import describe
+from dfrot.draft.decode import Limits, plain, speculative
+from dfrot.draft.prompt import Images
+from dfrot.draft.store import fingerprint
+from dfrot.draft.target import Target
+from dfrot.draft.tree import Shape
+from dfrot.draft.warp import Sampling
+from dfrot.errors import DfqError, InputError, MismatchError, UnsupportedError
+from dfrot.hf.load import load_model
+from dfrot.hf.vision import CONFIG, VisionConfig, compose, join, rotate_vision, save_vision_of
+from dfrot.pipeline.quantize import QuantizeSettings, quantize
+from dfrot.pipeline.rotate import RotateSettings, rotate
+from dfrot.quant.scheme import QuantScheme
+from dfrot.writer import SafetensorsWriter, TensorPlan
+
+IMAGE, VOCAB, WIDTH = 120, 128, 64
+TEXT = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": WIDTH,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": VOCAB,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+    "eos_token_id": None,
+    "rms_norm_eps": 1e-5,
+}
+TOWER = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 16,
+    "patch_size": 8,
+}
+PROMPT = [3, 17, *[IMAGE] * 4, 44, 61, 90, 12]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A random language model and vision part, both rotated, and the language model in W4A4KV4."""
+    root = tmp_path_factory.mktemp("vlm")
+    folder = root / "lm"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(TEXT))
+    shapes = describe(TEXT).tensors()
+    writer = SafetensorsWriter(folder, [TensorPlan(key, torch.float32, shape) for key, shape in shapes.items()])
+    source = torch.Generator().manual_seed(0)
+    for key, shape in shapes.items():
+        scale = (1.0 if "embed" in key else 1.5 * shape[-1] ** -0.5) if len(shape) == 2 else 0.2
+        values = scale * torch.randn(shape, generator=source) + (1.0 if "norm" in key else 0.0)
+        writer.write(key, values)
+    writer.sync()
+    torch.manual_seed(0)
+    config = VisionConfig(TOWER, IMAGE)
+    model = compose(load_model(folder), config)
+    torch.nn.init.normal_(model.model.multi_modal_projector.linear_2.bias)
+    save_vision_of(model, root / "vision", config)
+    settings = RotateSettings(method="orthogonal", dataset=None, seqlen=32)
+    rotate(folder, root / "rotated", settings)
+    scheme = QuantScheme.parse("w4a4kv4")
+    quantize(root / "rotated", None, root / "packed", QuantizeSettings(scheme=scheme, algorithm="rtn"))
+    for name in ("rotated", "packed"):
+        rotate_vision(root / "vision", root / "rotated", fingerprint(root / name), root / f"vision-{name}")
+    return SimpleNamespace(root=root, config=config)
+
+
+def open_joined(parts: SimpleNamespace, name: str, dtype: Any = None) -> Any:
+    folder, vision = parts.root / name, "vision" if name == "lm" else f"vision-{name}"
+    return join(load_model(folder, dtype), parts.root / vision, fingerprint(folder))
+
+
+def given(seed: int) -> dict[str, Any]:
+    return {"pixel_values": torch.randn((1, 3, 16, 16), generator=torch.Generator().manual_seed(seed))}
+
+
+def test_rotating_both_parts_changes_nothing(parts: SimpleNamespace) -> None:
+    ids = torch.tensor([PROMPT])
+    before = open_joined(parts, "lm")(input_ids=ids, **given(0)).logits
+    after = open_joined(parts, "rotated")(input_ids=ids, **given(0)).logits
+    assert torch.allclose(before, after, atol=1e-3 * float(before.abs().max()))
+    other = open_joined(parts, "lm")(input_ids=ids, **given(1)).logits
+    assert not torch.allclose(before, other, atol=1e-2 * float(before.abs().max())), "the image must matter"
+    unrotated = join(load_model(parts.root / "rotated"), parts.root / "vision", "")
+    wrong = unrotated(input_ids=ids, **given(0)).logits
+    assert not torch.allclose(before, wrong, atol=1e-2 * float(before.abs().max())), "the projector must be rotated"
+
+
+@pytest.mark.parametrize("shape", [Shape(3), Shape(4, 3, 10)])
+def test_a_packed_language_model_that_sees_is_lossless(
+    parts: SimpleNamespace, kit: SimpleNamespace, shape: Shape
+) -> None:
+    target = Target(open_joined(parts, "packed", torch.float32))
+    said = set()
+    for seed in range(4):
+        images = Images(given(seed))
+        told = plain(target, PROMPT, Limits(24), Sampling(), images=images).tokens
+        oracle, foe = (kit.scripted([*PROMPT, *told], right, VOCAB) for right in (True, False))
+        for draft in (oracle, foe, random_draft()):
+            out = speculative(target, draft, PROMPT, Limits(24), Sampling(), shape, images=images)
+            assert out.tokens == told
+            if draft is oracle:
+                assert set(out.accepted[:-1]) == {shape.depth}
+        said.add(tuple(told))
+    assert len(said) > 1, "the answers must depend on the image"
+
+
+def random_draft() -> Any:
+    from dfrot.draft.build import build
+    from dfrot.draft.config import DraftConfig
+
+    return build(DraftConfig("dream", WIDTH, WIDTH, 96, 4, 2, 16, VOCAB)).requires_grad_(False)
+
+
+def test_what_does_not_belong_together_is_refused(parts: SimpleNamespace, tmp_path: Path) -> None:
+    root, model = parts.root, load_model(parts.root / "packed")
+    cases = [
+        (lambda: join(model, root / "vision-packed", "another"), MismatchError, "another language model"),
+        (lambda: rotate_vision(root / "vision-packed", root / "rotated", "", tmp_path), UnsupportedError, "already"),
+        (lambda: join(model, tmp_path, ""), DfqError, ""),
+        (lambda: compose(model, replace(parts.config, image_token=VOCAB)), InputError, "not in the vocabulary"),
+    ]
+    for work, kind, message in cases:
+        with pytest.raises(kind, match=message or None) as caught:
+            work()
+        assert "\n" not in str(caught.value)
+    damaged = tmp_path / "vision"
+    damaged.mkdir()
+    (damaged / CONFIG).write_text((root / "vision" / CONFIG).read_text())
+    whole = (root / "vision" / "vision.safetensors").read_bytes()
+    (damaged / "vision.safetensors").write_bytes(whole[:-50])
+    with pytest.raises(InputError, match="truncated"):
+        join(model, damaged, "")
