@@ -34,8 +34,19 @@ def written(evidence: dict[str, Any], out: Path) -> None:
 
 
 def checked(report: dict[str, Any], out: Path) -> None:
-    columns = ("scheme", "target", "as", "loaded by", "perplexity", "dfq", "ratio", "largest logit difference", "match")
-    keys = ("scheme", "target", "storage", "engine", "perplexity", "ours", "ratio", "logits", "match")
+    columns = (
+        "scheme",
+        "target",
+        "as",
+        "loaded by",
+        "perplexity",
+        "by definition",
+        "ratio",
+        "logits, rel. RMS",
+        "match",
+        "dfq",
+    )
+    keys = ("scheme", "target", "storage", "engine", "perplexity", "ours", "ratio", "logits", "match", "runtime")
     show.table("", columns, [tuple(row[key] for key in keys) for row in report["rows"] if row["refused"] is None])
     refused = [
         (row["scheme"], row["target"], row["refused"], row["instead"]) for row in report["rows"] if row["refused"]

@@ -17,6 +17,7 @@ from dfrot.evaluate.tokens import Reader
 from dfrot.export import engines
 from dfrot.export.fit import SCHEMES, fit
 from dfrot.export.run import export
+from dfrot.export.served import served
 from dfrot.export.targets import TARGETS, served_clip
 from dfrot.files import write_bytes, write_json
 from dfrot.hf.load import load_model
@@ -43,8 +44,9 @@ def check_all(
     """Quantize the 16-bit `model` by rounding under every scheme, export to every target, load, compare.
 
     Writes `check.json` and `check.md` into `out`; returns {"rows": [...]}. A row: scheme, target, refused (one line)
-    and instead, or storage, engine, perplexity, ours (both float32 around the same integers), ratio, logits (relative
-    RMS difference), match (perplexity within 0.5 %)."""
+    and instead, or storage, engine, perplexity, ours (both float32 around the same integers; see `served` where
+    activations are quantized), ratio, logits (relative RMS difference), match (perplexity within 0.5 %), runtime
+    (perplexity of dfq's own kernels in float32)."""
     if (entry := DfqConfig.of(Checkpoint.open(model).config)) is not None:
         what = "is quantized" if entry.scheme is not None else "expects online rotations"
         raise UnsupportedError(f"{model}: {what}; give a 16-bit checkpoint of dfq rotate --no-online")
@@ -78,6 +80,7 @@ def _scheme(model: Path, scheme: QuantScheme, work: Path, tokens: Tensor) -> lis
     """The row of the matrix for one scheme."""
     source = packed(model, scheme, work / "dfq")
     own: list[tuple[Tensor, Tensor]] = []
+    runtime = 0.0
     rows = []
     for name, target in TARGETS.items():
         row: dict[str, Any] = {"scheme": scheme.name, "target": name, "refused": None, "instead": None}
@@ -88,16 +91,26 @@ def _scheme(model: Path, scheme: QuantScheme, work: Path, tokens: Tensor) -> lis
             text = str(error).removeprefix(f"{source}: ").partition(";")[0]
             rows.append({**row, "refused": found.reason or text, "instead": found.instead})
             continue
-        own = own or list(engines.losses(engines.of_model(load_model(source, torch.float32)), tokens))
+        if not own:
+            own = list(engines.losses(engines.of_model(load_model(source, torch.float32)), tokens))
+            runtime = perplexity(own)
+            if scheme.a_bits != FULL:
+                own = list(engines.losses(engines.of_model(served(source)), tokens))
         engine, load = engines.ENGINES[name]
         theirs = list(engines.losses(load(work / name), tokens))
-        rows.append({**row, "storage": evidence["storage"], "engine": engine, **compare(own, theirs)})
+        result = {"storage": evidence["storage"], "engine": engine, "runtime": runtime, **compare(own, theirs)}
+        rows.append({**row, **result})
     return rows
+
+
+def perplexity(side: list[tuple[Tensor, Tensor]]) -> float:
+    """Of windows that count alike."""
+    return float(torch.stack([loss for loss, _ in side]).mean().exp())
 
 
 def compare(own: list[tuple[Tensor, Tensor]], theirs: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
     """Perplexities over the same windows and the relative RMS difference of logits."""
-    ours, other = (float(torch.stack([loss for loss, _ in side]).mean().exp()) for side in (own, theirs))
+    ours, other = perplexity(own), perplexity(theirs)
     difference = sum(float((a - b).square().sum(dtype=torch.float64)) for (_, a), (_, b) in zip(own, theirs))
     whole = sum(float(a.square().sum(dtype=torch.float64)) for _, a in own)
     return {

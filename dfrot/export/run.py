@@ -89,7 +89,7 @@ def _evidence(source: Source, folder: Path) -> dict[str, Any]:
     return {
         "target": source.target.name,
         "scheme": source.scheme.name,
-        "storage": source.storage.name if source.storage is not None else "16 bits",
+        "storage": source.storage.name if source.storage is not None else "dense",
         "engines": list(source.target.engines),
         "notes": source.notes,
         "scales": source.rounding.to_dict(),

@@ -13,6 +13,8 @@ from torch import Tensor
 from dfrot.errors import InputError
 from dfrot.hf.load import _quiet
 
+_NOT_SIZES = ("quantization_config", "model_type", "torch_dtype", "dtype")
+
 
 def load_foreign(path: Path, dtype: torch.dtype = torch.float32, dequantize: bool = False) -> Any:
     """The model that transformers makes of a folder, whatever quantizer it names; local files, no remote code.
@@ -49,7 +51,7 @@ def dense_model(config: dict[str, Any], state: dict[str, Tensor]) -> Any:
     """A plain float32 model with the given weights. Raises InputError when names or shapes do not fit."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    values = {key: value for key, value in config.items() if key not in ("quantization_config", "model_type")}
+    values = {key: value for key, value in config.items() if key not in _NOT_SIZES}
     with _quiet():
         made = AutoModelForCausalLM.from_config(
             AutoConfig.for_model(config["model_type"], **values), dtype=torch.float32, trust_remote_code=False

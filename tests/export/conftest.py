@@ -15,9 +15,6 @@ from torch import Tensor
 from dfrot.arch import describe
 from dfrot.export import engines
 from dfrot.export.check import packed
-from dfrot.export.source import open_source
-from dfrot.export.targets import TARGETS
-from dfrot.hf.foreign import dense_model
 from dfrot.hf.load import load_model
 from dfrot.quant.scheme import QuantScheme
 from dfrot.writer import SafetensorsWriter, TensorPlan
@@ -123,32 +120,6 @@ def own(ids: Tensor) -> Callable[[Path], Tensor]:
         if folder not in known:
             known[folder] = engines.of_model(load_model(folder, torch.float32))(ids)
         return known[folder]
-
-    return get
-
-
-@pytest.fixture(scope="session")
-def served(ids: Tensor) -> Callable[[Path], Tensor]:
-    """served(folder) -> logits by the engines' definition: our integers as dense weights, symmetric activations with
-    scale max|x| / (2^(b-1) - 1/2). Ours scales by the same number through two roundings instead of one, and the
-    largest value of a row lies exactly between two codes: a random model then goes another way, an argument about the
-    last bit. This twin has none."""
-
-    def get(folder: Path) -> Tensor:
-        source = open_source(folder, TARGETS["compressed-tensors"])
-        names = [name for name in source.checkpoint.entries if name.rpartition(".")[0] not in source.plans]
-        state = {name: source.checkpoint.read(name) for name in names}
-        state |= {f"{name}.weight": source.weight(name).dequantize() for name in source.plans}
-        model = dense_model({k: v for k, v in source.checkpoint.config.items() if k != "torch_dtype"}, state)
-        half = 2 ** (source.scheme.a_bits - 1)
-
-        def quantize(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-            scale = args[0].abs().amax(-1, keepdim=True) / (half - 0.5)
-            return (torch.clamp(torch.round(args[0] / scale), -half, half - 1) * scale,)
-
-        for name in source.plans:
-            model.get_submodule(name).register_forward_pre_hook(quantize)
-        return engines.of_model(model)(ids)
 
     return get
 

@@ -12,9 +12,10 @@ import pytest
 from torch import Tensor
 
 from dfrot.errors import UnsupportedError
-from dfrot.export.engines import Logits
+from dfrot.export.engines import Logits, of_model
 from dfrot.export.fit import SCHEMES, fit, matrix, nearest
 from dfrot.export.run import export
+from dfrot.export.served import served
 from dfrot.export.targets import TARGETS, served_clip
 from dfrot.quant.scheme import QuantScheme
 
@@ -37,7 +38,6 @@ def test_what_fits_computes_the_same(
     target: str,
     pack: Callable[[str], Path],
     own: Callable[[Path], Tensor],
-    served: Callable[[Path], Tensor],
     engine: Callable[[str, Path], Logits],
     ids: Tensor,
     kit: SimpleNamespace,
@@ -46,11 +46,11 @@ def test_what_fits_computes_the_same(
     source = pack(scheme)
     evidence = export(source, target, tmp_path / "out")
     theirs = engine(target, tmp_path / "out")(ids)
-    ours = served(source) if QuantScheme.parse(scheme).a_bits != 16 else own(source)
+    ours = of_model(served(source))(ids) if QuantScheme.parse(scheme).a_bits != 16 else own(source)
     assert kit.difference(ours, theirs) < limit(QuantScheme.parse(scheme), target)
     assert (ours.argmax(-1) == theirs.argmax(-1)).float().mean() > 0.95
     storage = fit(TARGETS[target], QuantScheme.parse(scheme)).storage
-    assert evidence["storage"] == (storage.name if storage else "16 bits")
+    assert evidence["storage"] == (storage.name if storage else "dense")
 
 
 @pytest.mark.parametrize(("scheme", "target"), REFUSED)
