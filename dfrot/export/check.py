@@ -41,23 +41,28 @@ def check_all(
     progress: Progress = silent,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Quantize the 16-bit `model` by rounding under every scheme, export to every target, load, compare.
+    """Quantize the 16-bit `model` by rounding under every scheme, export to every target, load, compare. A packed
+    model is taken as it is: one scheme, its own.
 
     Writes `check.json` and `check.md` into `out`; returns {"rows": [...]}. A row: scheme, target, refused (one line)
     and instead, or storage, engine, perplexity, ours (both float32 around the same integers; see `served` where
     activations are quantized), ratio, logits (relative RMS difference), match (perplexity within 0.5 %), runtime
     (perplexity of dfq's own kernels in float32)."""
-    if (entry := DfqConfig.of(Checkpoint.open(model).config)) is not None:
-        what = "is quantized" if entry.scheme is not None else "expects online rotations"
-        raise UnsupportedError(f"{model}: {what}; give a 16-bit checkpoint of dfq rotate --no-online")
+    entry = DfqConfig.of(Checkpoint.open(model).config)
+    if entry is not None and (entry.scheme is None or entry.fake):
+        what = "is simulated" if entry.scheme is not None else "expects online rotations"
+        raise UnsupportedError(f"{model}: {what}; give a packed checkpoint, or a 16-bit one of dfq rotate --no-online")
+    own = entry.scheme if entry is not None else None
+    names = schemes if own is None else (own.name,)
     tokens = Reader(load_text(dataset, "test"), seqlen, windows).read(model).windows
     request = {"model": Checkpoint.open(model).digest(), "dataset": dataset, "shape": list(tokens.shape)}
     rows: list[dict[str, Any]] = []
     with open_stage(out, KIND, request, False, overwrite) as stage:
         work = stage.folder / "work"
-        for number, name in enumerate(schemes):
-            progress("check", number, len(schemes))
-            rows += _scheme(model, QuantScheme.parse(name), work / name, tokens)
+        for number, name in enumerate(names):
+            progress("check", number, len(names))
+            source = model if own is not None else packed(model, QuantScheme.parse(name), work / name / "dfq")
+            rows += _scheme(source, QuantScheme.parse(name), work / name, tokens)
             shutil.rmtree(work / name, ignore_errors=True)
         shutil.rmtree(work, ignore_errors=True)
         write_json(stage.folder / "check.json", rows)
@@ -76,20 +81,20 @@ def packed(model: Path, scheme: QuantScheme, out: Path) -> Path:
     return out
 
 
-def _scheme(model: Path, scheme: QuantScheme, work: Path, tokens: Tensor) -> list[dict[str, Any]]:
+def _scheme(source: Path, scheme: QuantScheme, work: Path, tokens: Tensor) -> list[dict[str, Any]]:
     """The row of the matrix for one scheme."""
-    source = packed(model, scheme, work / "dfq")
     own: list[tuple[Tensor, Tensor]] = []
     runtime = 0.0
     rows = []
     for name, target in TARGETS.items():
-        row: dict[str, Any] = {"scheme": scheme.name, "target": name, "refused": None, "instead": None}
+        row: dict[str, Any] = {"scheme": scheme.name, "target": name, "refused": None, "word": None, "instead": None}
         try:
             evidence = export(source, name, work / name)
         except UnsupportedError as error:
             found = fit(target, scheme)
             text = str(error).removeprefix(f"{source}: ").partition(";")[0]
-            rows.append({**row, "refused": found.reason or text, "instead": found.instead})
+            word = {"refused": found.reason or text, "word": found.word or text, "instead": found.instead}
+            rows.append({**row, **word})
             continue
         if not own:
             own = list(engines.losses(engines.of_model(load_model(source, torch.float32)), tokens))
@@ -133,6 +138,6 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 def _cell(row: dict[str, Any]) -> str:
     if row["refused"] is not None:
-        return f"no: {row['refused']}; {row['instead']}"
+        return f"no ({row['word']}): {row['instead'] or 'see the message'}"
     word = "" if row["match"] else "DIFFERS, "
     return f"{row['storage']}: {word}{row['ratio']:.4f} x, logits {row['logits']:.1e}"

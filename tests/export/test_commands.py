@@ -71,7 +71,6 @@ def test_refusals_are_one_line_and_exit_code_2(
         ("--model", model, "--out", tmp_path / "x"),
         ("--model", model, "--to", "gptq", "--scheme", "w4a16", "--dtype", "f16", "--out", tmp_path / "x"),
         ("--model", model, "--to", "gguf", "--scheme", "w4a16", "--dtype", "f8", "--out", tmp_path / "x"),
-        ("--model", model, "--check", "--out", tmp_path / "x"),
         ("--model", model, "--to", "compressed-tensors", "--online-r4", "--out", tmp_path / "x"),
     ]
     for arguments in wrong:
@@ -90,8 +89,10 @@ def test_a_plan_writes_nothing(dfq: Callable[..., Ran], pack: Callable[[str], Pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_check_compares_every_cell(dense: Path, tmp_path: Path) -> None:
-    """On two schemes of the tiny model; the command runs them all."""
+def test_check_compares_every_cell(
+    dfq: Callable[..., Ran], dense: Path, pack: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """On two schemes of the tiny model (the command runs them all), then on a packed checkpoint as it is."""
     pytest.importorskip("llama_cpp")
     pytest.importorskip("compressed_tensors")
     from dfrot.export.check import check_all
@@ -105,5 +106,8 @@ def test_check_compares_every_cell(dense: Path, tmp_path: Path) -> None:
     assert all(row["match"] for row in rows if not row["refused"])
     shown = (tmp_path / "check/check.md").read_text()
     assert "| w4a16-g32 | pack-quantized: " in shown
-    assert "; w4a16 |" in shown
+    assert "no (weights only): w4a16 |" in shown
     assert not (tmp_path / "check/work").exists()
+    options = ("--dataset", text, "--seqlen", 64, "--windows", 2, "--json", "--out", tmp_path / "own")
+    own = json.loads(dfq("export", "--model", pack("w4a16-g32-wasym"), "--check", *options).out)
+    assert [(row["scheme"], row["match"]) for row in own["rows"]] == [("w4a16-g32-wasym", True)] * len(TARGETS)

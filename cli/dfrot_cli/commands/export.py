@@ -24,7 +24,7 @@ from dfrot_cli.plan import plan
 @click.option(
     "--check",
     is_flag=True,
-    help="Export --model (16 bits, --no-online) under every scheme, load each with its engine, compare.",
+    help="Export --model to every format, load each with its engine, compare; a 16-bit model under every scheme.",
 )
 @click.option("--seqlen", type=click.IntRange(2), default=256, show_default=True, help="Window length of --check.")
 @click.option("--windows", type=click.IntRange(1), default=4, show_default=True, help="Windows of --check.")
