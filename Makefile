@@ -16,7 +16,7 @@ BENCH := build/bench
 # What decides the content of the environment: a change installs again, nothing else does.
 INPUTS := pyproject.toml constraints.txt kernels/CMakeLists.txt $(wildcard kernels/csrc/*.* kernels/csrc/*/*.*)
 
-.PHONY: setup test test-slow test-gpu demo demo-draft table recipe ci lint type wheel-check check bench clean
+.PHONY: setup test test-slow test-gpu sanitize arm demo demo-draft table recipe ci lint type wheel-check check bench clean
 
 setup: $(STAMP)
 
@@ -43,6 +43,31 @@ test-slow: setup
 
 test-gpu: setup
 	$(BIN)/python -m pytest -q -m gpu $(ARGS)
+
+# The tests of the kernels against a library that stops at the first wrong access (ASan) or undefined operation (UBSan).
+# Leaks are not looked for: Python frees little at its end. Needs cmake and gcc.
+sanitize: setup
+	cmake -S kernels -B build/sanitize -DDFQ_SANITIZE=address,undefined >/dev/null
+	cmake --build build/sanitize --parallel 2
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  $(BIN)/python tests/sanitize.py build/sanitize/libdfq_cpu.so tests/kernels -q $(ARGS)
+
+# The scalar kernels built for 64-bit ARM, run under emulation: every function must give the bits it gives here.
+# Needs cmake, g++-aarch64-linux-gnu and qemu-user.
+ARM := aarch64-linux-gnu
+arm:
+	cmake -S kernels -B build/native >/dev/null && cmake --build build/native --parallel 2
+	cmake -S kernels -B build/arm -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+	  -DCMAKE_CXX_COMPILER=$(ARM)-g++ >/dev/null && cmake --build build/arm --parallel 2
+	$(CXX) -std=c++17 -Ikernels/csrc tests/kernels/portable.cpp -o build/native/portable \
+	  -Lbuild/native -ldfq_cpu -Wl,-rpath,$(CURDIR)/build/native
+	$(ARM)-g++ -std=c++17 -Ikernels/csrc tests/kernels/portable.cpp -o build/arm/portable \
+	  -Lbuild/arm -ldfq_cpu -Wl,-rpath,$(CURDIR)/build/arm
+	build/native/portable >build/native/sums
+	qemu-aarch64 -L /usr/$(ARM) build/arm/portable >build/arm/sums
+	cmp build/native/sums build/arm/sums
+	@echo "the same bits in $$(wc -l <build/arm/sums) outputs on $(ARM)"
 
 # The comparison table of every method on the model that ships with dfq; also written to demo/compare.json.
 demo: $(RUN)
