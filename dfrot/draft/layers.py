@@ -21,7 +21,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight).to(x.dtype)
+        return F.rms_norm(wide, self.weight.shape, self.weight.to(wide.dtype), self.eps).to(x.dtype)
 
 
 class MLP(nn.Module):
@@ -73,13 +73,17 @@ class Rotary:
         angles = torch.arange(config.max_position_embeddings, dtype=torch.float64)[:, None] / config.rope_theta**half
         self.angles = torch.cat([angles, angles], -1)
         self.tables: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
+        self.last: tuple[Tensor, torch.dtype, Tensor, Tensor] | None = None  # of one pass, whose blocks ask alike
 
     def __call__(self, x: Tensor, positions: Tensor) -> Tensor:
         """x [B, heads, n, D], positions int64 [B or 1, n]."""
-        kind = (x.dtype, x.device)
-        if kind not in self.tables:
-            self.tables[kind] = (self.angles.cos().to(x), self.angles.sin().to(x))
-        cos, sin = (table[positions].unsqueeze(1) for table in self.tables[kind])
+        if self.last is None or self.last[0] is not positions or self.last[1] != x.dtype:
+            kind = (x.dtype, x.device)
+            if kind not in self.tables:
+                self.tables[kind] = (self.angles.cos().to(x), self.angles.sin().to(x))
+            cos, sin = (table[positions].unsqueeze(1) for table in self.tables[kind])
+            self.last = (positions, x.dtype, cos, sin)
+        _, _, cos, sin = self.last
         low, high = x.chunk(2, -1)
         return x * cos + torch.cat([-high, low], -1) * sin
 
