@@ -88,7 +88,7 @@ def _rows(name: str, run: Callable[[torch.Tensor], Any], wanted: Callable[[torch
     """An op on rows of K values: its peer is a copy of the same bfloat16 rows. written: bytes per value."""
 
     def build(shape: Shape, draw: torch.Generator, cover: int) -> Case:
-        count = ring(2 * shape.rows * shape.k, cover if shape.rows <= MANY_ROWS else 0)
+        count = ring(2 * shape.rows * shape.k, cover)
         inputs = [activations(shape.rows, shape.k, draw) for _ in range(min(count, 64))]
 
         def gate() -> float:

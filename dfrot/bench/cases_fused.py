@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dfrot.bench import peers
 from dfrot.bench.case import Case, Shape
-from dfrot.bench.cases import BUILDERS, IGNORES, MANY_ROWS
+from dfrot.bench.cases import BUILDERS, IGNORES
 from dfrot.bench.operands import activations, few, ring
 from dfrot.rotation.hadamard import plan
 from dfrot_kernels import ref_fused
@@ -45,7 +45,7 @@ def _case(
 
 
 def _inputs(shape: Shape, draw: torch.Generator, cover: int, each: int) -> list[tuple[Tensor, ...]]:
-    count = min(64, ring(2 * each * shape.rows * shape.k, cover if shape.rows <= MANY_ROWS else 0))
+    count = min(64, ring(2 * each * shape.rows * shape.k, cover))
     return [tuple(activations(shape.rows, shape.k, draw) for _ in range(each)) for _ in range(count)]
 
 

@@ -47,6 +47,7 @@ def bench_kernels(
     context: int = 8192,
     repeats: int = 7,
     with_peers: bool = True,
+    cached: bool = False,
     seed: int = 0,
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -54,7 +55,8 @@ def bench_kernels(
 
     Each measurement passes its gate first: an op that is off its reference has `error` and no times. Contenders take
     turns; times are medians with their spread. `roofline_percent`: the least time that bandwidth and arithmetic
-    allow, over the measured one, with the bandwidth probed in the same turns.
+    allow, over the measured one, with the bandwidth probed in the same turns. Operands rotate, so that they come from
+    memory (weights of products with many rows excepted, which are reused); cached: two of each, which caches may hold.
     """
     names = chosen(ops)
     for n, k in shapes:
@@ -64,15 +66,23 @@ def bench_kernels(
             raise InputError(f"--group {group}: does not divide the {k} columns of shape {n}x{k}")
     line = measure(repeats)
     cover = ring_bytes(line.cache)
+    operands = 0 if cached else cover
     read, size = max(readers(cover).values(), key=lambda way: _speed(way, repeats))
     jobs = list(_jobs(names, shapes, rows, group, context))
     found = []
     for done, (name, shape) in enumerate(jobs):
         progress(name, done, len(jobs))
         draw = torch.Generator().manual_seed(seed)
-        case = BUILDERS[name](shape, draw, cover)
+        case = BUILDERS[name](shape, draw, operands)
         found.append(_measured(case, line, (read, size), repeats, with_peers))
-    return {"results": found, "roofline": line.to_dict(), "repeats": repeats, "seed": seed, "machine": machine()}
+    return {
+        "results": found,
+        "roofline": line.to_dict(),
+        "cached": cached,
+        "repeats": repeats,
+        "seed": seed,
+        "machine": machine(),
+    }
 
 
 def _speed(way: tuple[Any, int], repeats: int) -> float:

@@ -38,6 +38,7 @@ def _rows(ctx: click.Context, option: click.Parameter, value: str) -> list[int]:
 @click.option("--context", type=click.IntRange(1), default=8192, show_default=True, help="Of attention, in tokens.")
 @click.option("--repeats", type=click.IntRange(1), default=7, show_default=True, help="Interleaved samples.")
 @click.option("--peers/--no-peers", "with_peers", default=True, show_default=True, help="Time torch's kernels too.")
+@click.option("--cached", is_flag=True, help="Operands that caches may hold, instead of ones that come from memory.")
 @click.option("--figure", type=click.Path(path_type=Path, dir_okay=False), metavar="PNG", help="Write a roofline plot.")
 @common
 def command(ops: str | None, figure: Path | None, common: Common, **options: Any) -> None:
