@@ -51,5 +51,6 @@ def checked(report: dict[str, Any], out: Path) -> None:
     refused = [
         (row["scheme"], row["target"], row["refused"], row["instead"]) for row in report["rows"] if row["refused"]
     ]
-    show.table("", ("scheme", "target", "refused", "instead"), refused)
+    if refused:
+        show.table("", ("scheme", "target", "refused", "instead"), refused)
     show.line(f"wrote {out / 'check.json'}")
