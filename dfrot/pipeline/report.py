@@ -49,6 +49,9 @@ class Table:
     def to_dict(self) -> dict[str, Any]:
         """JSON: columns, rows of named cells, and the files that were read."""
         columns = self.ordered()
+        for number, column in enumerate(columns):
+            if column.title in {one.title for one in columns[:number]}:
+                column.title += f" ({number})"  # measured otherwise in what the title does not say
         rows = [{"checkpoint": name, **{c.title: cells.get(c.key) for c in columns}} for name, cells in self.rows]
         return {"columns": [column.title for column in columns], "rows": rows, "files": self.files}
 
@@ -119,12 +122,20 @@ def _ppl(table: Table, value: Any, file: Path, labels: Sequence[str] = ()) -> No
         # the same measurement in another dtype of logits has another id; name what people look for
         title = f"{value['dataset']['name'].rsplit('/', 1)[-1]} {protocol['windows']}x{protocol['seqlen']}"
         title += "" if protocol["logits_dtype"] == "bfloat16" else f" {protocol['logits_dtype']}"
+        base = labels[0] if labels else _label(value["results"][0])
+        alike = (base, str(protocol["token_ids"]), str(protocol["windows"]), str(protocol["seqlen"]))
         _scheme(table, label, result)
         table.put(label, Column(("ppl", mark), f"perplexity, {title}"), result["perplexity"])
-        table.put(label, Column(("ratio", mark), f"x first, {title}"), result.get("ratio_to_first"))
-        table.put(label, Column(("kl", mark), "KL"), result.get("kl"))
-        table.put(label, Column(("top1", mark), "top-1", "%"), result.get("top1"))
+        if number:
+            table.put(label, Column(("ratio", mark, base), f"x {base}, {title}"), result.get("ratio_to_first"))
+            table.put(label, Column(("kl", *alike), f"KL from {base}, {title}"), _rounded(result.get("kl")))
+            table.put(label, Column(("top1", *alike), f"top-1 as {base}, {title}", "%"), _rounded(result.get("top1")))
         table.put(label, Column(("disk",), "on disk", "B"), result.get("bytes_on_disk"))
+
+
+def _rounded(value: float | None) -> float | None:
+    """dfq eval ppl and kl sum in another order: what agrees to six digits is one number."""
+    return None if value is None else float(f"{value:.6g}")
 
 
 def _run(table: Table, value: Any, file: Path) -> None:
@@ -145,13 +156,14 @@ def _run(table: Table, value: Any, file: Path) -> None:
 def _kl(table: Table, value: Any, file: Path) -> None:
     settings = value["settings"]
     title = f"{Path(value['dataset']['name']).name} {settings['windows']}x{settings['seqlen']}"
-    mark = (value["dataset"]["token_ids"], str(settings["windows"]), str(settings["seqlen"]))
+    base = _label(value["results"][0])
+    mark = (base, str(value["dataset"]["token_ids"]), str(settings["windows"]), str(settings["seqlen"]))
     for result in value["results"][1:]:
         label = _label(result)
         _scheme(table, label, result)
-        table.put(label, Column(("kl", *mark), f"KL, {title}"), result["kl"])
-        table.put(label, Column(("kl", "q99", *mark), f"KL 99 %, {title}"), result["kl_quantiles"]["0.99"])
-        table.put(label, Column(("top1", *mark), f"top-1, {title}", "%"), result["top1"])
+        table.put(label, Column(("kl", *mark), f"KL from {base}, {title}"), _rounded(result["kl"]))
+        table.put(label, Column(("kl", "q99", *mark), f"KL from {base} 99 %, {title}"), result["kl_quantiles"]["0.99"])
+        table.put(label, Column(("top1", *mark), f"top-1 as {base}, {title}", "%"), _rounded(result["top1"]))
 
 
 def _speed(table: Table, value: Any, file: Path) -> None:

@@ -180,9 +180,14 @@ def _quiet() -> Iterator[Callable[[Progress], Progress]]:
 
         return report
 
+    from lm_eval import evaluator
+
     logger.setLevel(logging.CRITICAL)
+    find_commit = evaluator.get_git_commit_hash  # runs git in the current folder, which complains on its own stderr
+    evaluator.get_git_commit_hash = lambda: None
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             yield aloud
     finally:
+        evaluator.get_git_commit_hash = find_commit
         logger.setLevel(level)

@@ -10,6 +10,8 @@ from dfrot_cli import show
 from dfrot_cli.options import Common, common
 from dfrot_cli.plan import plan
 
+WIDE = 7  # columns that fit a terminal
+
 
 @click.command("report")
 @click.argument("places", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR...")
@@ -41,6 +43,10 @@ def command(places: tuple[Path, ...], outs: tuple[Path, ...], common: Common) ->
     if common.json:
         show.as_json(table.to_dict())
         return
-    show.table("", *lines(table))
+    heads, rows = lines(table)
+    if len(heads) > WIDE > len(rows):  # few checkpoints, many measurements: a line for each of these
+        turned = [list(row) for row in zip(heads, *rows)]
+        heads, rows = turned[0], turned[1:]
+    show.table("", heads, rows)
     for out in outs:
         show.line(f"wrote {out}")
