@@ -53,6 +53,7 @@ class Stored:
         if not where.is_file():
             raise InputError(f"{folder}: no {INDEX}; is this the --out of dfq draft extract?")
         self.index: dict[str, Any] = read_json(where)
+        self.names: list[str] = list(self.index["tensors"])
         self.corpora = {side: _corpus(folder, side) for side in SIDES}
         self.parts = {side: [_part(folder, side, n) for n in range(self.shards(side))] for side in SIDES}
 
@@ -65,7 +66,7 @@ class Stored:
     def batch(self, side: str, index: Tensor) -> tuple[Corpus, Features]:
         rows = self.corpora[side].rows(index)
         length, found = rows.tokens.shape[1], {}
-        for name in self.index["tensors"]:
+        for name in self.names:
             found[name] = torch.stack([self._row(side, name, int(n)) for n in index])
         cut = {name: t[:, :length] if name != "layer" or t.shape[1] > 1 else t for name, t in found.items()}
         return rows, Features(cut["last"], cut.get("mid"), cut.get("layer"), cut.get("aux"))
@@ -84,10 +85,13 @@ class Stored:
         return out
 
     def check(self, fingerprint: str, select: str, aux_layers: tuple[int, ...]) -> None:
-        """Refuse features of another target, of another selection, or without the layers an eagle3 draft reads."""
+        """Refuse features of another target, of another selection, or without the layers an eagle3 draft reads. With
+        the selection `none` intermediate features stay on the disk."""
         if self.index["fingerprint"] != fingerprint:
             raise MismatchError(f"{self.folder}: holds features of another target; extract them from this one")
-        if select != "none" and self.index["select"] != select:
+        if select == "none":
+            self.names = [name for name in self.names if name not in ("mid", "layer")]
+        elif self.index["select"] != select:
             raise MismatchError(
                 f"{self.folder}: was extracted with --feature-select {self.index['select']}, not {select}; use that one"
             )

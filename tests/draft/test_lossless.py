@@ -53,11 +53,11 @@ def own_draft(target: Target) -> Draft:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """A random packed checkpoint: eight prompts, 40 tokens each."""
+    """A random packed checkpoint: five prompts, 32 tokens each."""
     folder = random_checkpoint(tmp_path_factory.mktemp("target") / "packed", preset("tiny"), "w4a4kv4", 3)
     target, source = Target(load_model(folder)), torch.Generator().manual_seed(2)
-    prompts = [torch.randint(3, 320, (9 + n,), generator=source).tolist() for n in range(8)]
-    return Case.of(target, prompts, 40)
+    prompts = [torch.randint(3, 320, (9 + n,), generator=source).tolist() for n in range(5)]
+    return Case.of(target, prompts, 32)
 
 
 def check(case: Case, draft: Draft | None, kit: SimpleNamespace, shape: Shape, right: bool = True) -> float:

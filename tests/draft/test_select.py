@@ -162,7 +162,7 @@ def test_extraction_at_4k_takes_little_more_than_a_forward(kit: SimpleNamespace)
     """Weights and activations together: at most a fifth above the target's own pass."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    sizes = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 5, "head_dim": 64, "vocab_size": 512}
+    sizes = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "head_dim": 64, "vocab_size": 512}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096}
     config = AutoConfig.for_model("llama", **sizes, **heads)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")

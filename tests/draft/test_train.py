@@ -279,6 +279,8 @@ def test_stored_features_are_the_running_ones(targets: Get, tmp_path: Path) -> N
             assert ours is None or torch.equal(ours, theirs)
     stored.check("x", "sample", ())
     stored.check("x", "none", ())
+    assert stored.batch("train", torch.tensor([1]))[1].mid is None, "a draft without an intermediate feature got one"
+    stored = Stored(tmp_path)
     for arguments in (("y", "sample", ()), ("x", "token", ()), ("x", "none", (1, 2, 3))):
         with pytest.raises(MismatchError):
             stored.check(*arguments)

@@ -144,11 +144,11 @@ def test_images_reach_the_draft_and_nothing_is_lost(name: str, kit: SimpleNamesp
     said = set()
     for seed in range(2):
         prompt, images = prompt_of(name, seed), Images(given_of(name, seed))
-        told = plain(target, prompt, Limits(20), GREEDY, images=images).tokens
+        told = plain(target, prompt, Limits(15), GREEDY, images=images).tokens
         for shape in SHAPES:
             oracle, foe = (kit.scripted([*prompt, *told], right, VOCAB) for right in (True, False))
             outs = [
-                speculative(target, one, prompt, Limits(20), GREEDY, shape, images=images)
+                speculative(target, one, prompt, Limits(15), GREEDY, shape, images=images)
                 for one in (draft, oracle, foe)
             ]
             assert [out.tokens for out in outs] == [told] * 3
@@ -156,7 +156,7 @@ def test_images_reach_the_draft_and_nothing_is_lost(name: str, kit: SimpleNamesp
             assert outs[2].tau == 1
         said.add(tuple(told))
     assert len(said) == 2
-    assert len({token for told in said for token in told}) > 6
+    assert len({token for told in said for token in told}) > 4
 
 
 def test_plain_is_what_generate_says() -> None:
@@ -227,11 +227,11 @@ def samples(target: Target, count: int, begin: int) -> list[VisualSample]:
 def test_training_on_images(arch: str, tmp_path: Path) -> None:
     draft = random_draft(arch)
     target = Target(target_of("llava").model, draft.config.aux_layers)
-    source = VisualSource(target, samples(target, 8, 0), samples(target, 4, 50))
+    source = VisualSource(target, samples(target, 8, 0), samples(target, 2, 50))
     _, found = source.batch("held_out", torch.tensor([0, 1]))
     assert found.kept is not None
     assert found.kept.shape[1] == found.last.shape[1] - 1, "one of four image tokens is left out"
-    options = TrainOptions(epochs=12, batch=4, evaluations=2, bf16=False, lr=4e-3)
+    options = TrainOptions(epochs=8, batch=4, evaluations=2, bf16=False, lr=4e-3)
     history = Trainer(draft, source, target.embed, target.head, options, tmp_path).run()
     assert history[-1]["held_out_kl"][0] < history[0]["held_out_kl"][0] - 0.1
     assert history[-1]["loss"] < history[1]["loss"]
