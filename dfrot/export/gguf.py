@@ -136,11 +136,15 @@ def _about(writer: Any, source: Source, types: Any, dense: str) -> None:
 
 
 def _tokenizer(writer: Any, vocabulary: gguf_tokenizer.Vocabulary) -> None:
-    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types(vocabulary.types)
-    writer.add_token_merges(vocabulary.merges)
+    if vocabulary.scores:
+        writer.add_token_scores(vocabulary.scores)
+        writer.add_add_space_prefix(vocabulary.prefix)
+    else:
+        writer.add_token_merges(vocabulary.merges)
     for role, index in vocabulary.special.items():
         getattr(writer, f"add_{role}_token_id")(index)
     writer.add_add_bos_token(vocabulary.add_bos)

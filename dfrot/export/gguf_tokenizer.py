@@ -1,7 +1,9 @@
-"""tokenizer.json as GGUF says it: byte-level BPE with the tag of a pre-tokenizer that llama.cpp has built in.
+"""tokenizer.json as GGUF says it: byte-level BPE (GPT-2, Llama 3, Qwen) or BPE with byte fallback (Llama 2, Mistral).
 
-How text is split before merging is code in llama.cpp, chosen by a tag; here the tag is looked up by the expression in
-tokenizer.json. An expression that is not in the table is refused: a near miss would tokenize differently in silence.
+How byte-level text is split before merging is code in llama.cpp, chosen by a tag; here the tag is looked up by the
+expression in tokenizer.json. An expression that is not in the table is refused: a near miss would tokenize differently
+in silence. The other kind is called `llama` there: no splitting, spaces become U+2581, and the pair whose union has
+the highest score merges first; the score of a token is minus the rank of the first merge that makes it.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from typing import Any
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.files import read_json
 
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's token types
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's token types
+SPACE = "\u2581"
+NEVER = -1e6  # score of a token that no merge makes
 
 _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -26,12 +30,15 @@ PRE: dict[tuple[str, ...], str] = {
     (_SPLIT % "",): "qwen2",
     ("Digits", "ByteLevel"): "smollm",
 }
+WHOLE = ("llama-bpe",)  # tags under which a piece that is a token is taken whole (`ignore_merges`)
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a GGUF file says of a tokenizer. types: one of llama.cpp's token types each."""
+    """What a GGUF file says of a tokenizer. model: gpt2 (byte-level) or llama (byte fallback); types: one of
+    llama.cpp's token types each; scores: of llama; prefix: whether a space goes in front of a text."""
 
+    model: str
     pre: str
     tokens: tuple[str, ...]
     types: tuple[int, ...]
@@ -39,6 +46,8 @@ class Vocabulary:
     special: dict[str, int]  # bos, eos, pad, unk
     add_bos: bool
     template: str | None
+    scores: tuple[float, ...] = ()
+    prefix: bool = False
 
 
 def read(folder: Path, size: int, config: dict[str, Any]) -> Vocabulary:
@@ -55,11 +64,8 @@ def read(folder: Path, size: int, config: dict[str, Any]) -> Vocabulary:
 def _read(folder: Path, where: Path, size: int, config: dict[str, Any]) -> Vocabulary:
     value = read_json(where)
     model = value["model"]
-    if model["type"] != "BPE" or model.get("byte_fallback"):
-        raise UnsupportedError(f"{where}: a {model['type']} tokenizer; only byte-level BPE is exported to gguf")
-    normalizer = (value.get("normalizer") or {}).get("type")
-    if normalizer not in (None, "NFC"):
-        raise UnsupportedError(f"{where}: normalizer {normalizer}: llama.cpp does not normalize text")
+    if model["type"] != "BPE":
+        raise UnsupportedError(f"{where}: a {str(model['type'])[:40]} tokenizer; only BPE is exported to gguf")
     tokens = [f"[PAD{index}]" for index in range(size)]
     types = [UNUSED] * size
     for text, index in model["vocab"].items():
@@ -67,17 +73,55 @@ def _read(folder: Path, where: Path, size: int, config: dict[str, Any]) -> Vocab
     for added in value.get("added_tokens") or ():
         index = _inside(added["id"], size, where)
         tokens[index], types[index] = added["content"], CONTROL if added["special"] else USER_DEFINED
+    ids = {text: index for index, text in enumerate(tokens)}
     settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
     merges = tuple(one if isinstance(one, str) else " ".join(one) for one in model["merges"])
-    return Vocabulary(
-        pre=_pre(value.get("pre_tokenizer"), where),
-        tokens=tuple(tokens),
-        types=tuple(types),
-        merges=merges,
-        special=_special(settings, config, {text: index for index, text in enumerate(tokens)}),
-        add_bos=_adds_bos(value.get("post_processor")),
-        template=_template(folder, settings),
-    )
+    common: dict[str, Any] = {
+        "special": _special(settings, config, ids),
+        "add_bos": _adds_bos(value.get("post_processor")),
+        "template": _template(folder, settings),
+    }
+    if not model.get("byte_fallback"):
+        pre = _byte_level(value, where)
+        return Vocabulary("gpt2", pre, tuple(tokens), tuple(types), merges, **common)
+    prefix = _fallback(value, where)
+    for index, text in enumerate(tokens):
+        if types[index] == NORMAL and len(text) == 6 and text.startswith("<0x"):
+            types[index] = BYTE
+    if model.get("unk_token") in ids:
+        types[ids[model["unk_token"]]] = UNKNOWN
+    ranks: dict[str, float] = {}
+    for rank, merge in enumerate(merges):
+        ranks.setdefault(merge.replace(" ", ""), -float(rank))
+    scores = tuple(ranks.get(text, NEVER) for text in tokens)
+    return Vocabulary("llama", "default", tuple(tokens), tuple(types), (), scores=scores, prefix=prefix, **common)
+
+
+def _byte_level(value: dict[str, Any], where: Path) -> str:
+    """llama.cpp's tag for how this tokenizer splits; refuses what it would do otherwise."""
+    normalizer = (value.get("normalizer") or {}).get("type")
+    if normalizer not in (None, "NFC"):
+        raise UnsupportedError(f"{where}: normalizer {normalizer}: llama.cpp does not normalize text")
+    pre = _pre(value.get("pre_tokenizer"), where)
+    if bool(value["model"].get("ignore_merges")) != (pre in WHOLE):
+        raise UnsupportedError(f"{where}: ignore_merges differs from what llama.cpp does for {pre}")
+    return pre
+
+
+def _fallback(value: dict[str, Any], where: Path) -> bool:
+    """Whether a space is put in front. Raises UnsupportedError unless all else is what llama.cpp's `llama` does."""
+    normalizer, split = value.get("normalizer"), value.get("pre_tokenizer")
+    steps: list[dict[str, Any]] = []
+    if normalizer is not None:
+        steps = normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]
+    kinds = [step["type"] for step in steps]
+    if split is None and kinds in (["Prepend", "Replace"], ["Replace"]):
+        if steps[-1]["pattern"] == {"String": " "} and steps[-1]["content"] == SPACE:
+            return kinds[0] == "Prepend" and bool(steps[0]["prepend"] == SPACE)
+    elif not kinds and split and split["type"] == "Metaspace" and split["replacement"] == SPACE:
+        if not split.get("split", True):
+            return split.get("prepend_scheme") in ("first", "always")
+    raise UnsupportedError(f"{where}: a byte-fallback tokenizer that treats spaces unlike Llama 2's and Mistral's")
 
 
 def _inside(index: Any, size: int, where: Path) -> int:
