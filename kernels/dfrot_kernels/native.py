@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import platform
 import sysconfig
 import warnings
 from array import array
@@ -149,9 +150,16 @@ def load() -> bool:
             raise RuntimeError(f"DFQ_CPU_ISA={isa_wanted!r}: {error}") from None
         _status = f"libdfq_cpu, DFQ_CPU_ISA={isa_wanted}"
     else:
-        _status = f"libdfq_cpu, the best instruction set that dfq and this processor share ({isa()})"
+        _status = _choice(isa(), platform.machine())
     share_threads(True)
     return True
+
+
+def _choice(isa: str, machine: str) -> str:
+    """Why the library runs `isa` on a processor that the system calls `machine`."""
+    if isa == "scalar" and machine not in ("x86_64", "AMD64", "amd64"):
+        return f"libdfq_cpu, portable code: dfq has no kernels for the instruction sets of {machine}"
+    return f"libdfq_cpu, the best instruction set that dfq and this processor share ({isa})"
 
 
 def only_native() -> bool:

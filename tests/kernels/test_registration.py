@@ -212,6 +212,13 @@ def test_the_instruction_set_can_be_forced(reload):
         assert dfrot_kernels.which("w4a8_mm") == (f"native-{name}", f"libdfq_cpu, DFQ_CPU_ISA={name}")
 
 
+def test_other_processors_are_served_by_portable_code_that_says_so():
+    assert "portable code" in native._choice("scalar", "aarch64")
+    assert "aarch64" in native._choice("scalar", "aarch64")
+    assert "(scalar)" in native._choice("scalar", "x86_64")
+    assert "(avx2)" in native._choice("avx2", "x86_64")
+
+
 @needs_library
 def test_native_only_forbids_the_fallback_for_other_tensors(monkeypatch):
     """A silent fallback would be a false benchmark: with DFQ_IMPL=native the reference refuses to run."""
