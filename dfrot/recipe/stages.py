@@ -126,7 +126,9 @@ def _require_exportable(stages: Mapping[str, Any], where: str) -> None:
     scheme = wanted.scheme or (quantization.scheme if quantization is not None else QuantScheme(16, 16, 16))
     found = fit(target_of(wanted.to), scheme)
     if found.reason is not None:
-        raise InputError(f"{where}: export: {wanted.to} cannot hold {found.reason}; quantize to {found.instead}")
+        raise InputError(
+            f"{where}: export: {wanted.to} cannot hold {scheme.name}: {found.reason}; quantize to {found.instead}"
+        )
 
 
 def metrics_of(stages: Mapping[str, Any]) -> list[str]:

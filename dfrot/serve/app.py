@@ -7,6 +7,7 @@ import contextlib
 import hmac
 import json
 import secrets
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ class Service:
         self.engine, self.settings, self.report = engine, settings, report
         self.metrics = Metrics()
         self.scheduler = Scheduler(engine, settings.parallel, settings.queue, self._finished)
+        self._encoding = threading.Lock()  # tokenizers are shared by threads, not made for it
         self.mark = secrets.token_hex(4)
         self.started = int(time.time())
 
@@ -90,9 +92,10 @@ class Service:
 
     def _ids(self, call: Call) -> tuple[int, ...]:
         try:
-            if call.kind == "chat":
-                return self.engine.encode_chat(call.prompt)
-            return self.engine.encode(call.prompt) if isinstance(call.prompt, str) else call.prompt
+            with self._encoding:
+                if call.kind == "chat":
+                    return self.engine.encode_chat(call.prompt)
+                return self.engine.encode(call.prompt) if isinstance(call.prompt, str) else call.prompt
         except DfqError as error:
             raise bad(str(error)) from None
 
@@ -241,7 +244,7 @@ def make_app(service: Service) -> Starlette:
 
     def route(path: str, handler: Callable[[Request], Awaitable[Response]], method: str, key: bool = True) -> Route:
         async def answer(request: Request) -> Response:
-            status = 499  # the client left
+            status = 500
             try:
                 if key:
                     service.require_key(request)
@@ -253,7 +256,8 @@ def make_app(service: Service) -> Starlette:
                 headers = {"connection": "close"} if status in (408, 413) else headers
                 response = JSONResponse(error.body(), status, headers)
             except ClientDisconnect:
-                response = Response(status_code=499)
+                status = 499  # nobody reads it; the counter does
+                response = Response(status_code=status)
             finally:
                 service.metrics.add("dfq_requests_total", path=path, status=str(status))
             return response
