@@ -43,6 +43,11 @@ ALIASES: dict[str, str] = {
     "qwen3-8b": "Qwen/Qwen3-8B",
     "qwen3-14b": "Qwen/Qwen3-14B",
     "qwen3-32b": "Qwen/Qwen3-32B",
+    "smollm2-135m": "HuggingFaceTB/SmolLM2-135M",
+    "smollm2-360m": "HuggingFaceTB/SmolLM2-360M",
+    "smollm2-1.7b": "HuggingFaceTB/SmolLM2-1.7B",
+    "granite3.3-2b": "ibm-granite/granite-3.3-2b-base",
+    "granite3.3-8b": "ibm-granite/granite-3.3-8b-base",
     "tinyllama": "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T",
 }
 """Alias -> hub id. Base models, as in the papers."""

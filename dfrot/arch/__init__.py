@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from dfrot.arch.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from dfrot.arch.llama import GRANITE, LLAMA, MISTRAL, QWEN2, QWEN3
 from dfrot.arch.postnorm import GEMMA2, GEMMA3, OLMO2
 from dfrot.arch.spec import ArchSpec, BoundArch, Linear, Norm, Tap
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import UnsupportedError
 
-ARCHS: dict[str, ArchSpec] = {spec.model_type: spec for spec in (LLAMA, MISTRAL, QWEN2, QWEN3, OLMO2, GEMMA2, GEMMA3)}
+ARCHS: dict[str, ArchSpec] = {
+    spec.model_type: spec for spec in (LLAMA, MISTRAL, QWEN2, QWEN3, GRANITE, OLMO2, GEMMA2, GEMMA3)
+}
 
 
 def describe(config: dict[str, Any], where: str = "config.json") -> BoundArch:

@@ -41,6 +41,7 @@ PARTS = {
 GGUF_ARCHS: dict[str, GGUFNames] = {
     "llama": GGUFNames("llama", interleaved=(Q, K), parts=PARTS),
     "mistral": GGUFNames("llama", interleaved=(Q, K), parts=PARTS),
+    "granite": GGUFNames("granite", interleaved=(Q, K), parts=PARTS),
     "qwen2": GGUFNames("qwen2", parts=PARTS),
     "qwen3": GGUFNames("qwen3", parts=PARTS),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dfrot.arch.spec import ArchSpec, Linear, Norm
+from dfrot.arch.spec import ArchSpec, Linear, Norm, Scalars
 
 Q, K, V, OUT = (f"self_attn.{name}_proj" for name in "qkvo")
 GATE, UP, DOWN = (f"mlp.{name}_proj" for name in ("gate", "up", "down"))
@@ -28,4 +28,9 @@ LLAMA = ArchSpec(
 )
 MISTRAL = replace(LLAMA, model_type="mistral")
 QWEN2 = replace(LLAMA, model_type="qwen2")  # q, k, v carry biases: found in the checkpoint, not declared
+GRANITE = replace(
+    LLAMA,
+    model_type="granite",
+    scalars=Scalars("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"),
+)
 QWEN3 = replace(LLAMA, model_type="qwen3", head_norms=("self_attn.q_norm", "self_attn.k_norm"))

@@ -9,6 +9,7 @@ declarations: no other file knows a model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,6 +44,18 @@ class Norm:
 
 
 @dataclass(frozen=True)
+class Scalars:
+    """Constants of `config.json` that multiply whole tensors, by their keys there ("": none). Rotations commute with
+    all of them. embed: on embeddings; residual: on what a block adds; attention: on scores, in place of
+    head_dim^-1/2; logits: divides them."""
+
+    embed: str = ""
+    residual: str = ""
+    attention: str = ""
+    logits: str = ""
+
+
+@dataclass(frozen=True)
 class ArchSpec:
     """A decoder architecture. Names inside a block are relative to `block.format(i=...)`."""
 
@@ -55,6 +68,7 @@ class ArchSpec:
     head: Linear
     head_norms: tuple[str, ...] = ()  # q/k norms inside attention: untouched by every rotation
     tied_by_default: bool = False
+    scalars: Scalars = Scalars()
 
     def refuses(self, space: str) -> str | None:
         """Why this architecture cannot have `space` rotated, or None."""
@@ -128,6 +142,14 @@ class BoundArch:
     @property
     def tied(self) -> bool:
         return bool(self.config.get("tie_word_embeddings", self.spec.tied_by_default))
+
+    def scalar(self, role: str) -> float:
+        """The constant of a role of `Scalars`, 1 where the architecture has none. Raises InputError for no number."""
+        key = getattr(self.spec.scalars, role)
+        value = self.config.get(key, 1.0) if key else 1.0
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < abs(value) < math.inf:
+            raise InputError(f"config.json: {key} is {value!r}, a number other than 0 is needed")
+        return float(value)
 
     def prefix(self, layer: int) -> str:
         return self.spec.block.format(i=layer)

@@ -31,10 +31,13 @@ def logit_chunks(model: Any, hidden: Tensor) -> Iterator[tuple[int, int, Tensor]
     The head runs in the model's dtype; the cast up is the loss's."""
     head = model.get_output_embeddings()
     cap = getattr(model.config, "final_logit_softcapping", None)
+    divisor = getattr(model.config, "logits_scaling", None) or 1.0
     step = max(1, LOGIT_BYTES // (4 * model.config.vocab_size * hidden.shape[0]))
     for begin in range(0, hidden.shape[1], step):
         end = min(begin + step, hidden.shape[1])
         logits = head(hidden[:, begin:end])
+        if divisor != 1.0:
+            logits = logits / divisor
         if cap is not None:
             logits = torch.tanh(logits / cap) * cap
         yield begin, end, logits.float()

@@ -26,6 +26,10 @@ def describe(writer: Any, arch: BoundArch, where: Path) -> None:
     writer.add_vocab_size(arch.sizes["vocab"])
     writer.add_layer_norm_rms_eps(_number(config, "rms_norm_eps", 1e-6, where))
     writer.add_rope_dimension_count(arch.head_dim)
+    for role in ("embedding", "residual", "attention", "logit"):
+        key = {"embedding": "embed", "logit": "logits"}.get(role, role)
+        if getattr(arch.spec.scalars, key):
+            getattr(writer, f"add_{role}_scale")(arch.scalar(key))
     if config.get("hidden_act", "silu") != "silu":
         raise UnsupportedError(f"{where}: hidden_act {config['hidden_act']!r}: llama.cpp computes silu in this model")
 

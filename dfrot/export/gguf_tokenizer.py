@@ -110,17 +110,18 @@ def _byte_level(value: dict[str, Any], where: Path) -> str:
 
 def _fallback(value: dict[str, Any], where: Path) -> bool:
     """Whether a space is put in front. Raises UnsupportedError unless all else is what llama.cpp's `llama` does."""
-    normalizer, split = value.get("normalizer"), value.get("pre_tokenizer")
+    normalizer: Any = value.get("normalizer")
+    split: Any = value.get("pre_tokenizer")
     steps: list[dict[str, Any]] = []
     if normalizer is not None:
         steps = normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]
     kinds = [step["type"] for step in steps]
+    metaspace = bool(split) and split["type"] == "Metaspace" and split["replacement"] == SPACE
     if split is None and kinds in (["Prepend", "Replace"], ["Replace"]):
         if steps[-1]["pattern"] == {"String": " "} and steps[-1]["content"] == SPACE:
             return kinds[0] == "Prepend" and bool(steps[0]["prepend"] == SPACE)
-    elif not kinds and split and split["type"] == "Metaspace" and split["replacement"] == SPACE:
-        if not split.get("split", True):
-            return split.get("prepend_scheme") in ("first", "always")
+    elif metaspace and not kinds and not split.get("split", True):
+        return split.get("prepend_scheme") in ("first", "always")
     raise UnsupportedError(f"{where}: a byte-fallback tokenizer that treats spaces unlike Llama 2's and Mistral's")
 
 

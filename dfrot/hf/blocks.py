@@ -107,7 +107,9 @@ class BlockRunner:
             raise InputError(f"token id {int(ids.max())} is outside the vocabulary ({vocab}); wrong tokenizer?")
         name = f"{self.arch.spec.embed}.weight"
         rows = torch.cat([self.checkpoint.read_rows(name, int(i), int(i) + 1) for i in ids])
-        return rows.to(self.dtype)[inverse]
+        found = rows.to(self.dtype)[inverse]
+        scale = self.arch.scalar("embed")
+        return found if scale == 1 else found * scale
 
     @torch.no_grad()
     def run(self, block: nn.Module, hidden: Tensor, cache: Any = None) -> Tensor:
@@ -162,4 +164,6 @@ class BlockRunner:
         normed = self.normed(hidden)
         out = torch.cat([normed @ part.to(self.dtype).T for part in self.head_rows(rows)], dim=-1)
         bias = f"{self.arch.spec.head.name}.bias"
-        return out + self.checkpoint.read(bias).to(self.dtype) if bias in self.checkpoint else out
+        out = out + self.checkpoint.read(bias).to(self.dtype) if bias in self.checkpoint else out
+        divisor = self.arch.scalar("logits")
+        return out if divisor == 1 else out / divisor

@@ -21,6 +21,7 @@ def window_nll(runner: BlockRunner, hidden: Tensor, tokens: Tensor) -> float:
         logits = normed @ part.to(runner.dtype).T
         if bias is not None:
             logits = logits + bias[begin : begin + len(part)]
+        logits = logits / runner.arch.scalar("logits")
         total = torch.logaddexp(total, logits.double().logsumexp(-1))
         inside = (targets >= begin) & (targets < begin + len(part))
         wanted[inside] = logits[inside, targets[inside] - begin].double()

@@ -71,6 +71,7 @@ def _logits(
     # rounding every weight by a relative uniform error moves the logits by unit / sqrt 3 * |W| |x|, summed in squares
     squares = sum(part.double().square().sum(0) for part in rotated.head_rows())
     noise = (rotated.normed(fed).double().square() @ squares).sqrt() * (_unit(rotated, head) / 3**0.5) / size
+    noise = noise / abs(original.arch.scalar("logits"))
     error = (rotated.logits(fed) - expected).norm(dim=-1) / size
     _judge(found, head, _rms(error), _rms(noise))
     final = rotated.logits(own)

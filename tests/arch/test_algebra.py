@@ -26,11 +26,19 @@ ALL = (*QKV, "self_attn.o_proj", *(f"mlp.{name}_proj" for name in ("gate", "up",
 SERVED = [name for name, spec in ARCHS.items() if spec.refuses("residual") is None]
 REFUSED = [name for name in ARCHS if name not in SERVED]
 
+GRANITE = {
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.125,
+    "logits_scaling": 8.0,
+}
 CASES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     *((name, {}, QKV if name == "qwen2" else ()) for name in SERVED),
     *((name, {"tie_word_embeddings": True}, QKV if name == "qwen2" else ()) for name in SERVED),
     ("llama", {"attention_bias": True, "mlp_bias": True}, ALL),
     ("qwen3", {"attention_bias": True}, ALL[:4]),
+    ("granite", GRANITE, ()),
+    ("granite", {**GRANITE, "tie_word_embeddings": True}, ()),
     ("llama", {"intermediate_size": 96, "head_dim": 12, "num_key_value_heads": 1}, ()),
     ("mistral", {"intermediate_size": 172, "num_key_value_heads": 4}, ()),
     ("llama", {"intermediate_size": 92, "hidden_size": 30, "head_dim": 10, "num_attention_heads": 6}, ()),  # blocks
@@ -174,7 +182,7 @@ def test_post_norm_architectures_are_refused_with_the_reason(make: Any, kind: st
 
 def test_the_refused_are_the_known_ones() -> None:
     assert set(REFUSED) == {"olmo2", "gemma2", "gemma3_text"}
-    assert set(SERVED) == {"llama", "mistral", "qwen2", "qwen3"}
+    assert set(SERVED) == {"llama", "mistral", "qwen2", "qwen3", "granite"}
 
 
 def test_gains_that_are_stored_less_one(make: Any, tmp_path: Path) -> None:

@@ -76,6 +76,8 @@ def by_blocks(folder: Path) -> Tensor:
         {"model_type": "mistral", "sliding_window": 5},
         {"model_type": "qwen2"},
         {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+        {"model_type": "granite", "embedding_multiplier": 12.0, "residual_multiplier": 0.22}
+        | {"attention_multiplier": 0.2, "logits_scaling": 8.0},
         {"model_type": "qwen3"},
         {"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention", "full_attention"]}
         | {"sliding_window": 3, "use_sliding_window": True},

@@ -91,6 +91,17 @@ MODELS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "transformers 5 rope": ({"rope_parameters": {**LLAMA3, "rope_theta": 500000.0}, "rope_theta": None}, ()),
     "mistral": ({"model_type": "mistral"}, ()),
     "qwen2 with biases": ({"model_type": "qwen2"}, QKV),
+    "granite, tied head": (
+        {
+            "model_type": "granite",
+            "tie_word_embeddings": True,
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.125,
+            "logits_scaling": 8.0,
+        },
+        (),
+    ),
     "qwen3": ({"model_type": "qwen3", "head_dim": 32}, ()),
     "qwen3, tied head": ({"model_type": "qwen3", "head_dim": 32, "tie_word_embeddings": True}, ()),
 }

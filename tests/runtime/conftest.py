@@ -40,6 +40,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {**COMMON, "attention_bias": True},
     "mistral": {**COMMON, "sliding_window": 16, "head_dim": 32},
     "qwen2": COMMON,
+    "granite": {
+        **COMMON,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 4.0,
+    },
     "qwen3": {**COMMON, "head_dim": 32},
 }
 

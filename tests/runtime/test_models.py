@@ -17,7 +17,7 @@ from dfrot.quant.scheme import QuantScheme
 from dfrot.rotation.hadamard import plan
 from dfrot.rotation.online import OnlineRotations
 
-KINDS = ("llama", "mistral", "qwen2", "qwen3")
+KINDS = ("llama", "mistral", "qwen2", "qwen3", "granite")
 
 
 def online(kind: str, kit: SimpleNamespace) -> OnlineRotations:

@@ -1,0 +1,58 @@
+"""The whole way for an architecture with constants of its own: rotated behind the gate, packed, measured, exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dfrot.calib.data import load_text
+from dfrot.errors import InputError
+from dfrot.evaluate.ppl import window_losses
+from dfrot.evaluate.tokens import Reader
+from dfrot.export import engines
+from dfrot.export.check import compare, packed
+from dfrot.export.run import export
+from dfrot.hf.load import load_model
+from dfrot.pipeline.rotate import RotateSettings, rotate
+from dfrot.quant.scheme import QuantScheme
+
+GRANITE = {
+    "model_type": "granite",
+    "tie_word_embeddings": True,
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.125,
+    "logits_scaling": 0.5,
+}
+
+
+def test_from_weights_to_llama_cpp(kit: Any, engine: Any, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the thin thing in the inn, then the other thing\n" * 400)
+    model = kit.build(tmp_path / "model", dtype=torch.float32, torch_dtype="float32", **GRANITE)
+    settings = RotateSettings(method="hadamard", dataset=str(text), seqlen=64, online=False)
+    evidence = rotate(model, tmp_path / "rotated", settings)
+    assert evidence["gate"]["logits"]["relative_error"] < 1e-4
+    windows = Reader(load_text(str(text), "test"), 48, 2).read(model).windows
+    whole = load_model(model)
+    for folder in (model, tmp_path / "rotated"):
+        found = window_losses(load_model(folder), windows)
+        own = list(engines.losses(engines.of_model(whole), windows))  # transformers' own logits
+        assert torch.allclose(found, torch.stack([loss for loss, _ in own]), rtol=1e-4)
+    integers = packed(tmp_path / "rotated", QuantScheme.parse("w4a16-g32"), tmp_path / "packed")
+    ours = list(engines.losses(engines.of_model(load_model(integers)), windows))
+    for target in engines.ENGINES:
+        export(integers, target, tmp_path / target)
+        theirs = compare(ours, list(engines.losses(engine(target, tmp_path / target), windows)))
+        assert theirs["match"], target
+        assert theirs["logits"] < (0.03 if target == "gguf" else 1e-4), target
+
+
+@pytest.mark.parametrize("value", ["x", 0, float("inf"), True, None])
+def test_a_constant_that_is_no_number_is_refused(value: Any, kit: Any, tmp_path: Path) -> None:
+    model = kit.build(tmp_path / "model", **{**GRANITE, "residual_multiplier": value})
+    with pytest.raises(InputError, match="residual_multiplier"):
+        export(model, "gguf", tmp_path / "out")
