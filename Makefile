@@ -16,7 +16,7 @@ BENCH := build/bench
 # What decides the content of the environment: a change installs again, nothing else does.
 INPUTS := pyproject.toml constraints.txt kernels/CMakeLists.txt $(wildcard kernels/csrc/*.* kernels/csrc/*/*.*)
 
-.PHONY: setup test test-slow test-gpu sanitize arm demo demo-draft table recipe ci lint type wheel-check check bench clean
+.PHONY: setup test test-slow test-gpu sanitize emulate demo demo-draft table recipe ci lint type wheel-check check bench clean
 
 setup: $(STAMP)
 
@@ -53,21 +53,25 @@ sanitize: setup
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  $(BIN)/python tests/sanitize.py build/sanitize/libdfq_cpu.so tests/kernels -q $(ARGS)
 
-# The scalar kernels built for 64-bit ARM, run under emulation: every function must give the bits it gives here.
-# Needs cmake, g++-aarch64-linux-gnu and qemu-user.
-ARM := aarch64-linux-gnu
-arm:
+# The kernels on emulated processors: 64-bit ARM and older x86 ones, which must run without an illegal instruction. The
+# scalar code gives the bits that it gives here. Needs cmake, g++-aarch64-linux-gnu and qemu-user, on x86-64.
+ARM   := aarch64-linux-gnu
+PROBE := tests/kernels/portable.cpp
+emulate:
 	cmake -S kernels -B build/native >/dev/null && cmake --build build/native --parallel 2
 	cmake -S kernels -B build/arm -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
 	  -DCMAKE_CXX_COMPILER=$(ARM)-g++ >/dev/null && cmake --build build/arm --parallel 2
-	$(CXX) -std=c++17 -Ikernels/csrc tests/kernels/portable.cpp -o build/native/portable \
+	$(CXX) -std=c++17 -Ikernels/csrc $(PROBE) -o build/native/portable \
 	  -Lbuild/native -ldfq_cpu -Wl,-rpath,$(CURDIR)/build/native
-	$(ARM)-g++ -std=c++17 -Ikernels/csrc tests/kernels/portable.cpp -o build/arm/portable \
+	$(ARM)-g++ -std=c++17 -Ikernels/csrc $(PROBE) -o build/arm/portable \
 	  -Lbuild/arm -ldfq_cpu -Wl,-rpath,$(CURDIR)/build/arm
 	build/native/portable >build/native/sums
-	qemu-aarch64 -L /usr/$(ARM) build/arm/portable >build/arm/sums
-	cmp build/native/sums build/arm/sums
-	@echo "the same bits in $$(wc -l <build/arm/sums) outputs on $(ARM)"
+	qemu-aarch64 -L /usr/$(ARM) build/arm/portable | cmp build/native/sums
+	qemu-x86_64 -cpu Nehalem build/native/portable 0 2>/dev/null | cmp build/native/sums
+	! qemu-x86_64 -cpu Nehalem build/native/portable 1 2>/dev/null
+	qemu-x86_64 -cpu Haswell build/native/portable 1 >/dev/null 2>&1
+	! qemu-x86_64 -cpu Haswell build/native/portable 2 2>/dev/null
+	@echo "$$(wc -l <build/native/sums) outputs: the same bits on $(ARM) and on an x86 without AVX; AVX2 runs without AVX-512"
 
 # The comparison table of every method on the model that ships with dfq; also written to demo/compare.json.
 demo: $(RUN)

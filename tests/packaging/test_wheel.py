@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import sysconfig
@@ -42,7 +43,7 @@ def names(wheel: Path) -> set[str]:
         return set(archive.namelist())
 
 
-def dfq(wheel: Path, folder: Path, *arguments: str) -> Any:
+def dfq(wheel: Path, folder: Path, *arguments: str, **environment: str) -> Any:
     """JSON output of the command, run from the installed wheel and the environment's dependencies only."""
     target = folder / "site"
     if not target.exists():
@@ -51,7 +52,14 @@ def dfq(wheel: Path, folder: Path, *arguments: str) -> Any:
     # -S: without the .pth files, which would let the editable install of this environment win
     paths = [str(target), sysconfig.get_paths()["purelib"], sysconfig.get_paths()["platlib"]]
     code = f"import sys; sys.path += {paths}; from dfrot_cli.main import main; main({list(arguments)})"
-    ran = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=folder, check=False)
+    ran = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, **environment},
+        check=False,
+    )
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout)
 
@@ -85,6 +93,40 @@ def test_the_native_wheel_works_alone(native: Path, tmp_path: Path) -> None:
     assert served["w4a4_mm"].startswith("native")
     reference = next(row for row in dfq(native, tmp_path, "models", "--json") if row["alias"] == "reference")
     assert Path(reference["folder"]).is_relative_to(tmp_path / "site")
+
+
+BENCH = (
+    "bench",
+    "kernels",
+    "--shapes",
+    "32x64",
+    "--rows",
+    "1,20",
+    "--repeats",
+    "1",
+    "--context",
+    "40",
+    "--no-peers",
+    "--cached",
+)
+
+
+@pytest.mark.parametrize("isa", ["scalar", "avx2"])
+def test_the_native_wheel_runs_without_avx512(native: Path, tmp_path: Path, isa: str) -> None:
+    """Every operator, through the gates of the bench, with the code that an older processor would get."""
+    if platform.machine() not in ("x86_64", "AMD64") and isa != "scalar":
+        pytest.skip(f"{isa} is for x86")
+    report = dfq(native, tmp_path, "doctor", "--json", DFQ_CPU_ISA=isa)
+    assert {row["implementation"] for row in report["operators"]} == {f"native-{isa}"}
+    results = dfq(native, tmp_path, *BENCH, "--json", DFQ_CPU_ISA=isa)["results"]
+    assert {one["implementation"] for one in results} == {f"native-{isa}"}
+    assert all(one["passed"] for one in results)
+
+
+def test_the_pure_wheel_computes(pure: Path, tmp_path: Path) -> None:
+    results = dfq(pure, tmp_path, *BENCH, "--ops", "w4a16_mm,w4a8_mm,w4a4_mm,hadamard_quantize,kv_attention", "--json")
+    assert {one["implementation"] for one in results["results"]} == {"reference"}
+    assert all(one["passed"] for one in results["results"])
 
 
 def test_the_pure_wheel_falls_back_and_says_so(pure: Path, tmp_path: Path) -> None:
