@@ -161,8 +161,8 @@ def _runtime(
             f"{r4.block & -r4.block}"
         )
     notes.append(
-        "R4 is written as an online transform: vLLM applies it (tensor parallel 1, no bias); transformers and SGLang "
-        "ignore it and compute nonsense"
+        "R4 is written as an online transform: vLLM applies it (tensor parallel 1, no bias), transformers ignores it "
+        "and computes nonsense; ask other engines before relying on them"
     )
     return r4
 

@@ -51,6 +51,18 @@ def test_from_weights_to_llama_cpp(kit: Any, engine: Any, tmp_path: Path) -> Non
         assert theirs["logits"] < (0.03 if target == "gguf" else 1e-4), target
 
 
+@pytest.mark.parametrize("target", engines.ENGINES)
+def test_a_tied_head_and_biases(
+    target: str, kit: Any, own: Any, engine: Any, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    """Never rotated, so never untied: the embedding is the head in every format, biases are taken along."""
+    model = kit.build(tmp_path / "model", bias=kit.qkv, model_type="qwen2", tie_word_embeddings=True)
+    integers = packed(model, QuantScheme.parse("w4a16-g32"), tmp_path / "packed")
+    export(integers, target, tmp_path / "out")
+    theirs = engine(target, tmp_path / "out")(ids)
+    assert kit.difference(own(integers), theirs) < (0.03 if target == "gguf" else 1e-4)
+
+
 @pytest.mark.parametrize("value", ["x", 0, float("inf"), True, None])
 def test_a_constant_that_is_no_number_is_refused(value: Any, kit: Any, tmp_path: Path) -> None:
     model = kit.build(tmp_path / "model", **{**GRANITE, "residual_multiplier": value})
