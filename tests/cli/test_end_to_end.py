@@ -42,6 +42,10 @@ def test_pipeline(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "down_proj" in ran.out
     assert str(stats) in ran.out
 
+    ran = run("calibrate", "--model", rotated, *data, "--samples", 3, "--no-statistics", "--out", tmp_path / "tokens")
+    assert ran.code == 0, ran.err
+    assert "down_proj" not in ran.out
+
     ran = run("quantize", "--model", rotated, "--calibration", stats, "--scheme", "w4a4kv4", "--out", packed, "--json")
     assert ran.code == 0, ran.err
     assert ran.json["out"] == str(packed)

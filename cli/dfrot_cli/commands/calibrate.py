@@ -18,6 +18,12 @@ from dfrot_cli.plan import plan
 @click.option("--samples", type=click.IntRange(1), default=128, show_default=True, help="Windows of text.")
 @seqlen_option
 @click.option("--hessians/--no-hessians", default=True, show_default=True, help="Keep second moments in the result.")
+@click.option(
+    "--statistics/--no-statistics",
+    default=True,
+    show_default=True,
+    help="Without: keep the tokens alone, in seconds; all that GPTQ needs while errors propagate.",
+)
 @out_option("Folder of the calibration.")
 @common
 def command(model: str, out: Path, dataset: str | None, common: Common, **options: Any) -> None:
@@ -37,5 +43,6 @@ def command(model: str, out: Path, dataset: str | None, common: Common, **option
     if common.json:
         show.as_json({"out": str(out), **evidence})
         return
-    show.hardest("inputs", evidence["taps"], "kurtosis")
+    if evidence["taps"]:
+        show.hardest("inputs", evidence["taps"], "kurtosis")
     show.line(f"wrote {out}")
