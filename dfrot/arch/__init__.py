@@ -5,14 +5,14 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from dfrot.arch.llama import GRANITE, LLAMA, MISTRAL, QWEN2, QWEN3
+from dfrot.arch.llama import GRANITE, LLAMA, MISTRAL, PHI3, QWEN2, QWEN3
 from dfrot.arch.postnorm import GEMMA2, GEMMA3, OLMO2
 from dfrot.arch.spec import ArchSpec, BoundArch, Linear, Norm, Tap
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import UnsupportedError
 
 ARCHS: dict[str, ArchSpec] = {
-    spec.model_type: spec for spec in (LLAMA, MISTRAL, QWEN2, QWEN3, GRANITE, OLMO2, GEMMA2, GEMMA3)
+    spec.model_type: spec for spec in (LLAMA, MISTRAL, QWEN2, QWEN3, GRANITE, PHI3, OLMO2, GEMMA2, GEMMA3)
 }
 
 

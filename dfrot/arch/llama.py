@@ -33,4 +33,16 @@ GRANITE = replace(
     model_type="granite",
     scalars=Scalars("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"),
 )
+QKV, GATE_UP = "self_attn.qkv_proj", "mlp.gate_up_proj"
+PHI3 = replace(  # phi-4 as well
+    LLAMA,
+    model_type="phi3",
+    norms=(Norm("input_layernorm", (QKV,)), Norm("post_attention_layernorm", (GATE_UP,))),
+    linears=(
+        Linear(QKV, "residual", "qkv", "qkv", "hidden", (("qk", "q"), ("qk", "kv"), ("v", "kv"))),
+        Linear(OUT, "v", "residual", "hidden", "q"),
+        Linear(GATE_UP, "residual", "gate_up", "gate_up", "hidden", (("mlp", "mlp"), ("mlp", "mlp"))),
+        Linear(DOWN, "mlp", "residual", "hidden", "mlp"),
+    ),
+)
 QWEN3 = replace(LLAMA, model_type="qwen3", head_norms=("self_attn.q_norm", "self_attn.k_norm"))

@@ -20,13 +20,22 @@ from dfrot.errors import InputError
 
 @dataclass(frozen=True)
 class Linear:
-    """One linear of a block: weight [rows, cols]; `rows` and `cols` name sizes of `BoundArch.sizes`."""
+    """One linear of a block: weight [rows, cols]; `rows` and `cols` name sizes of `BoundArch.sizes`.
+
+    parts: of a linear that several were fused into, (space, rows) of the consecutive blocks of rows; `writes` is then
+    a name of its own.
+    """
 
     name: str
     reads: str
     writes: str
     rows: str
     cols: str
+    parts: tuple[tuple[str, str], ...] = ()
+
+    def enters(self, space: str) -> bool:
+        """Whether any of its rows write `space`."""
+        return self.writes == space or space in {part for part, _ in self.parts}
 
 
 @dataclass(frozen=True)
@@ -106,6 +115,8 @@ class ArchSpec:
                 "mlp": _size(config, "intermediate_size"),
                 "vocab": _size(config, "vocab_size"),
                 "head_dim": head_dim,
+                "qkv": (heads + 2 * kv_heads) * head_dim,
+                "gate_up": 2 * _size(config, "intermediate_size"),
             },
         )
 

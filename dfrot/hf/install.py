@@ -122,4 +122,4 @@ def finish(model: Any, config: DfqConfig) -> None:
 
 def _attentions(arch: BoundArch) -> set[str]:
     """Modules whose linears write query and key heads."""
-    return {name.rpartition(".")[0] for _, linear, name in arch.linears() if linear.writes == "qk"}
+    return {name.rpartition(".")[0] for _, linear, name in arch.linears() if linear.enters("qk")}

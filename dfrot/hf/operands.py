@@ -85,7 +85,7 @@ _ROOT = "model"  # where transformers keeps the part below the head
 
 def attention_of(base: nn.Module, arch: BoundArch, layer: int) -> Any:
     """The attention module of one layer."""
-    name = next(one.name for one in arch.spec.linears if one.writes == "qk")
+    name = next(one.name for one in arch.spec.linears if one.enters("qk"))
     return module_of(base, arch.full(layer, name.rpartition(".")[0]))
 
 

@@ -58,6 +58,10 @@ class Subject:
         opened, config = check_folder(path)
         where = str(opened.path / "config.json")
         arch: BoundArch = describe(opened.config, where)
+        if fused := [one.name for one in arch.spec.linears if one.parts]:
+            raise UnsupportedError(
+                f"{where}: {fused[0]} is several linears in one, which dfq outliers cannot tell apart"
+            )
         if reason := arch.spec.refuses("residual"):
             raise UnsupportedError(f"{where}: cannot be measured block by block: {reason}")
         self.source, self.arch, self.config = opened, arch, config

@@ -63,6 +63,7 @@ class _Job:
     layer: int = 0
     reads: str = ""  # space of the columns
     writes: str = ""  # space of the rows
+    parts: tuple[tuple[str, str], ...] = ()  # of fused rows: spaces and sizes of their blocks, in order
     gain: str = ""  # norm weight multiplied onto the columns
     offset: float = 0.0  # gain = stored + offset
     constant: float | None = None  # the whole output is this
@@ -96,8 +97,10 @@ class Fuser:
             for linear in spec.linears:
                 name = arch.full(layer, linear.name)
                 gain, offset = fed.get(linear.name, ("", 0.0))
-                jobs[f"{name}.weight"] = _Job(f"{name}.weight", layer, linear.reads, linear.writes, gain, offset)
-                jobs[f"{name}.bias"] = _Job(f"{name}.bias", layer, writes=linear.writes)
+                jobs[f"{name}.weight"] = _Job(
+                    f"{name}.weight", layer, linear.reads, linear.writes, linear.parts, gain, offset
+                )
+                jobs[f"{name}.bias"] = _Job(f"{name}.bias", layer, writes=linear.writes, parts=linear.parts)
         final = f"{spec.final_norm.name}.weight"
         jobs[final] = self._norm(final, spec.final_norm.offset)
         head = f"{spec.head.name}.weight"
@@ -167,13 +170,24 @@ class Fuser:
                     out.addmm_(r1[k : k + step, begin : begin + step].T, whole[k : k + step].to(torch.float64))
                 yield begin, out
             return
-        by_head = job.writes == "v" and r2 is not None
+        parts = [(space, self.arch.sizes[rows]) for space, rows in job.parts] or [(job.writes, total)]
+        first = 0
+        for space, count in parts:
+            yield from self._block(job, columns, first, count, r2 if space == "v" else None, step)
+            first += count
+
+    def _block(
+        self, job: _Job, columns: int, first: int, count: int, r2: Tensor | None, step: int
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Rows first..first + count of a tensor; with R2, head by head."""
         size = self.arch.head_dim
-        if by_head:
+        if r2 is not None:
             step = max(1, step // size) * size  # whole heads only
-        for begin in range(0, total, step):
-            rows = self.checkpoint.read_rows(job.source, begin, begin + step).reshape(-1, columns).to(torch.float64)
-            if by_head and r2 is not None:
+        end = first + count
+        for begin in range(first, end, step):
+            rows = self.checkpoint.read_rows(job.source, begin, min(begin + step, end))
+            rows = rows.reshape(-1, columns).to(torch.float64)
+            if r2 is not None:
                 rows = torch.matmul(r2[job.layer].T, rows.reshape(-1, size, columns)).reshape(-1, columns)
             yield begin, rows
 

@@ -23,6 +23,7 @@ SIZES = {
     "vocab_size": 40,
     "max_position_embeddings": 64,
     "tie_word_embeddings": False,
+    "pad_token_id": None,
 }
 
 Make = Callable[..., Path]

@@ -38,6 +38,7 @@ CASES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("llama", {"attention_bias": True, "mlp_bias": True}, ALL),
     ("qwen3", {"attention_bias": True}, ALL[:4]),
     ("granite", GRANITE, ()),
+    ("phi3", {"num_key_value_heads": 4, "num_attention_heads": 8}, ()),
     ("granite", {**GRANITE, "tie_word_embeddings": True}, ()),
     ("llama", {"intermediate_size": 96, "head_dim": 12, "num_key_value_heads": 1}, ()),
     ("mistral", {"intermediate_size": 172, "num_key_value_heads": 4}, ()),
@@ -182,7 +183,7 @@ def test_post_norm_architectures_are_refused_with_the_reason(make: Any, kind: st
 
 def test_the_refused_are_the_known_ones() -> None:
     assert set(REFUSED) == {"olmo2", "gemma2", "gemma3_text"}
-    assert set(SERVED) == {"llama", "mistral", "qwen2", "qwen3", "granite"}
+    assert set(SERVED) == {"llama", "mistral", "qwen2", "qwen3", "granite", "phi3"}
 
 
 def test_gains_that_are_stored_less_one(make: Any, tmp_path: Path) -> None:

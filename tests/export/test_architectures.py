@@ -1,4 +1,5 @@
-"""The whole way for an architecture with constants of its own: rotated behind the gate, packed, measured, exported."""
+"""The whole way for architectures of another build (constants, fused linears): rotated behind the gate, packed,
+measured, exported, loaded."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from dfrot.calib.data import load_text
-from dfrot.errors import InputError
+from dfrot.errors import InputError, UnsupportedError
 from dfrot.evaluate.ppl import window_losses
 from dfrot.evaluate.tokens import Reader
 from dfrot.export import engines
@@ -29,10 +30,15 @@ GRANITE = {
 }
 
 
-def test_from_weights_to_llama_cpp(kit: Any, engine: Any, tmp_path: Path) -> None:
+PHI3 = {"model_type": "phi3", "pad_token_id": None}
+UNKNOWN_TO = {"phi3": ("gguf",)}  # formats in which the architecture is not described
+
+
+@pytest.mark.parametrize("config", [GRANITE, PHI3], ids=lambda config: config["model_type"])
+def test_from_weights_to_engines(config: dict[str, Any], kit: Any, engine: Any, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the thin thing in the inn, then the other thing\n" * 400)
-    model = kit.build(tmp_path / "model", dtype=torch.float32, torch_dtype="float32", **GRANITE)
+    model = kit.build(tmp_path / "model", dtype=torch.float32, torch_dtype="float32", **config)
     settings = RotateSettings(method="hadamard", dataset=str(text), seqlen=64, online=False)
     evidence = rotate(model, tmp_path / "rotated", settings)
     assert evidence["gate"]["logits"]["relative_error"] < 1e-4
@@ -45,6 +51,10 @@ def test_from_weights_to_llama_cpp(kit: Any, engine: Any, tmp_path: Path) -> Non
     integers = packed(tmp_path / "rotated", QuantScheme.parse("w4a16-g32"), tmp_path / "packed")
     ours = list(engines.losses(engines.of_model(load_model(integers)), windows))
     for target in engines.ENGINES:
+        if target in UNKNOWN_TO.get(config["model_type"], ()):
+            with pytest.raises(UnsupportedError, match="is not described"):
+                export(integers, target, tmp_path / target)
+            continue
         export(integers, target, tmp_path / target)
         theirs = compare(ours, list(engines.losses(engine(target, tmp_path / target), windows)))
         assert theirs["match"], target

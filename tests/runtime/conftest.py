@@ -40,6 +40,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {**COMMON, "attention_bias": True},
     "mistral": {**COMMON, "sliding_window": 16, "head_dim": 32},
     "qwen2": COMMON,
+    "phi3": {**COMMON, "sliding_window": None},
     "granite": {
         **COMMON,
         "embedding_multiplier": 3.0,
