@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dfrot.arch.llama import DOWN, GATE, OUT, UP, K, Q, V
+from dfrot.arch.llama import DOWN, GATE, GATE_UP, OUT, QKV, UP, K, Q, V
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,20 @@ PARTS = {
     DOWN: "ffn_down",
 }
 
+FUSED = {  # llama.cpp splits both itself
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    QKV: "attn_qkv",
+    OUT: "attn_output",
+    GATE_UP: "ffn_up",
+    DOWN: "ffn_down",
+}
+
 GGUF_ARCHS: dict[str, GGUFNames] = {
     "llama": GGUFNames("llama", interleaved=(Q, K), parts=PARTS),
     "mistral": GGUFNames("llama", interleaved=(Q, K), parts=PARTS),
     "granite": GGUFNames("granite", interleaved=(Q, K), parts=PARTS),
+    "phi3": GGUFNames("phi3", parts=FUSED),
     "qwen2": GGUFNames("qwen2", parts=PARTS),
     "qwen3": GGUFNames("qwen3", parts=PARTS),
 }

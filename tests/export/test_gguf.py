@@ -102,6 +102,7 @@ MODELS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         },
         (),
     ),
+    "phi3": ({"model_type": "phi3", "pad_token_id": None}, ()),
     "qwen3": ({"model_type": "qwen3", "head_dim": 32}, ()),
     "qwen3, tied head": ({"model_type": "qwen3", "head_dim": 32, "tie_word_embeddings": True}, ()),
 }
@@ -113,7 +114,7 @@ def test_llama_cpp_computes_every_architecture(
 ) -> None:
     """In float32 nothing is rounded but llama.cpp's float16 key-value cache."""
     changes, biased = MODELS[name]
-    changes = {key: value for key, value in changes.items() if value is not None}
+    changes = {key: value for key, value in changes.items() if value is not None or key == "pad_token_id"}
     model = kit.build(tmp_path / "model", bias=biased, **changes)
     export(model, "gguf", tmp_path / "out", dtype="f32")
     theirs = engine("gguf", tmp_path / "out")(ids)
