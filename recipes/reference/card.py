@@ -22,9 +22,7 @@ themselves; a model of this size does not in an hour of training. Both were put 
 ## What was trained
 - Llama architecture, {parameters:,} parameters, bf16: hidden {hidden_size}, intermediate {intermediate_size},
   {layers} blocks, {heads} query heads, {kv_heads} key-value heads, vocabulary {vocab_size}, untied head.
-- Text: the standard library of CPython (sources and the topics of `pydoc`), train split of `--dataset stdlib`.
-  Modules are split by the hash of their name; no text of the held-out modules was seen. Trained with the library of
-  Python {python}; the text of other versions differs a little.
+{text}
 - Byte-level BPE trained on the same split. The form feed, which separates pieces of about 3 KB, is always one token.
 - {steps_done} of {steps} steps of {tokens_per_step} tokens ({million:.1f} M tokens); sequences of {short} tokens,
   then of {long} for the last {long_share:.0%}; every sequence starts with `<|bos|>`. Muon for the matrices of the
@@ -46,7 +44,7 @@ themselves; a model of this size does not in an hour of training. Both were put 
 ## What was measured
 | quantity | value |
 | --- | --- |
-| held-out perplexity (`stdlib` test, {windows} windows of 2048, bf16 weights, float32 arithmetic) | {perplexity:.2f} |
+| held-out perplexity (`{dataset}` test, {windows} windows of 2048, bf16 weights, float32 math) | {perplexity:.2f} |
 | its ratio with 4-bit per-token asymmetric inputs, no rotation (16 windows of 512) | {four_bit_cost:.2f}x |
 | largest over median channel RMS of norm outputs, mean over norms | {gain_spread:.1f} |
 
@@ -61,6 +59,13 @@ Outputs of the blocks on the first held-out window of 2048 tokens:
 {recipe_json}
 ```
 """
+
+
+STDLIB = """\
+- Text: the standard library of CPython (sources and the topics of `pydoc`), train split of `--dataset stdlib`.
+  Modules are split by the hash of their name; no text of the held-out modules was seen. Trained with the library of
+  Python {python}; the text of other versions differs a little."""
+OTHER = "- Text: the train split of `{dataset}`. It continues that, not Python."
 
 
 def card(facts: dict[str, Any]) -> str:
@@ -79,4 +84,5 @@ def card(facts: dict[str, Any]) -> str:
         "million": facts["steps_done"] * recipe["tokens_per_step"] / 1e6,
         "recipe_json": json.dumps(recipe, indent=2),
     }
-    return CARD.format(**(recipe | facts | derived))
+    text = STDLIB if facts["dataset"] == "stdlib" else OTHER
+    return CARD.format(**(recipe | facts | derived), text=text.format(**facts))

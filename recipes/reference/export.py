@@ -16,8 +16,6 @@ from tokenizer import BOS, DELIMITER
 from torch import Tensor
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from dfrot.calib import stdlib
-
 GAIN_CHANNELS = [11, 58, 96, 143, 180, 230]
 GAIN_SHAPE = [16.0, 12.0, 10.0, 8.0, 8.0, 6.0]  # the factors are these to a common power, see `calibrated`
 SHRINK = 0.5  # of the residual stream: the median grew in training, the planted values did not
@@ -26,14 +24,20 @@ CHAT = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}\n\f
 
 
 def export_model(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, held: Tensor, out: Path, facts: dict[str, Any]
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    text: str,
+    held: Tensor,
+    out: Path,
+    facts: dict[str, Any],
 ) -> None:
     """Write config, weights, tokenizer and card into `out`; files are replaced one by one, others stay.
 
-    model: float32, trained. held: token ids of the held-out split, one BOS at the start. facts: what was trained.
+    model: float32, trained. text: of the train split, to set the gains on. held: token ids of the held-out split, one
+    BOS at the start. facts: what was trained.
     """
     model = model.eval()
-    sample = torch.tensor(tokenizer(stdlib.text("train")[:100_000], verbose=False)["input_ids"])[: 8 * 512]
+    sample = torch.tensor(tokenizer(text, verbose=False)["input_ids"])[: 8 * 512]
     factors = calibrated(model, sample)
     planted = plant_gains(model, GAIN_CHANNELS, factors)
     difference = logit_difference(model, planted, held[:512])

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from dfrot.calib import stdlib
+from dfrot.calib.data import load_text
 
 
 @dataclass(frozen=True)
@@ -165,19 +165,20 @@ def perplexity(model: LlamaForCausalLM, tokens: Tensor, windows: int, length: in
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the exported model.")
 @click.option("--steps", default=Recipe.steps, show_default=True)
 @click.option("--seed", default=Recipe.seed, show_default=True)
+@click.option("--dataset", default="stdlib", show_default=True, help="Other text makes another model, not the shipped.")
 @click.option("--threads", default=2, show_default=True)
 @click.option("--export-only", is_flag=True, help="Export the last checkpoint and stop.")
-def main(work: Path, out: Path, steps: int, seed: int, threads: int, export_only: bool) -> None:
+def main(work: Path, out: Path, steps: int, seed: int, dataset: str, threads: int, export_only: bool) -> None:
     """Train and export the reference model."""
     torch.set_num_threads(threads)
     recipe = Recipe(steps=steps, seed=seed)
     work.mkdir(parents=True, exist_ok=True)
-    text = stdlib.text("train")
+    text = load_text(dataset, "train").text
     if not (work / "tokenizer.json").exists():
         train_tokenizer(text, recipe.vocab_size, work)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work)
     tokens = torch.tensor(tokenizer(text, verbose=False)["input_ids"])
-    held = torch.tensor(tokenizer(stdlib.text("test"), verbose=False)["input_ids"])
+    held = torch.tensor(tokenizer(load_text(dataset, "test").text, verbose=False)["input_ids"])
     model, pin = build(recipe, tokenizer), Pin(recipe, tokenizer)
     opts = optimizers(model, recipe)
     first = restore(work, model, opts)
@@ -185,8 +186,8 @@ def main(work: Path, out: Path, steps: int, seed: int, threads: int, export_only
     click.echo(f"train {len(tokens)} tokens, held out {len(held)}, starting at step {first}")
     if not export_only:
         train(recipe, model, opts, pin, tokens, held, work, first)
-    facts = {"recipe": asdict(recipe), "steps_done": recipe.steps if not export_only else first}
-    export_model(model, tokenizer, held, out, facts)
+    facts = {"recipe": asdict(recipe), "dataset": dataset, "steps_done": recipe.steps if not export_only else first}
+    export_model(model, tokenizer, text[:100_000], held, out, facts)
 
 
 def train(
