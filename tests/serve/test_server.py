@@ -24,7 +24,7 @@ from dfrot.errors import ResourceError, UnsupportedError
 from dfrot.pipeline.generate import Engine, TextRequest
 from dfrot.serve import app, protocol
 from dfrot.serve.app import ServeSettings
-from dfrot.serve.server import bind, serve
+from dfrot.serve.server import KEEP_ALIVE, bind, serve
 
 PROMPT = "def read(self, size):"
 
@@ -266,7 +266,11 @@ def soak(server: Any, engine: Engine, clients: int, seconds: float, count: int) 
     errors, done, end = list[str](), [0] * clients, time.monotonic() + seconds
 
     def work(number: int) -> None:
-        own, prompt = client(server), prompts[number]
+        with client(server) as own:
+            ask(own, number)
+
+    def ask(own: openai.OpenAI, number: int) -> None:
+        prompt = prompts[number]
         while time.monotonic() < end or done[number] < 3:
             given = {"model": "reference", "prompt": prompt, "max_tokens": count, "temperature": 0}
             if done[number] % 3 == 2:
@@ -307,7 +311,7 @@ def test_eight_parallel_clients_for_two_minutes_leak_nothing(engine: Engine, sta
         healthy(server, engine)
         after = metric(server, "dfq_resident_bytes")
         assert after < before * 1.05 + (16 << 20), f"{before} -> {after} bytes after {served} requests"
-        wait(lambda: len(list(Path("/proc/self/fd").iterdir())) <= files + 2)
+        wait(lambda: len(list(Path("/proc/self/fd").iterdir())) <= files + 2, KEEP_ALIVE + 15)
 
 
 def test_the_command_serves_and_ends_gracefully() -> None:
