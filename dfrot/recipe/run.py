@@ -15,7 +15,7 @@ from typing import Any
 
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import ExistsError, InputError, ResourceError
-from dfrot.files import digest_json, read_json, write_json
+from dfrot.files import digest_json, read_json, remove_partial, write_json
 from dfrot.models import ALIASES, REFERENCE, cached, resolve
 from dfrot.recipe import check
 from dfrot.recipe.recipe import Recipe
@@ -66,6 +66,8 @@ def run(
     demands that there is something to go on from."""
     if resume and not (out / RECIPE).is_file():
         raise InputError(f"{out}: holds no run to resume; leave out --resume, or give its --out")
+    for name in (RECIPE, RUN):
+        remove_partial(out / name)
     if out.exists() and not (out / RECIPE).is_file() and any(out.iterdir()):
         raise ExistsError(f"{out}: already exists and holds no run of a recipe; choose another --out")
     model = resolve(recipe.model)

@@ -159,6 +159,20 @@ def test_interrupted_anywhere_it_ends_in_the_same_bytes(
     assert files(tmp_path / "resumed") == files(tmp_path / "straight")
 
 
+def test_what_a_killed_write_leaves_is_swept(dfq: Any, recipe: Path, tmp_path: Path) -> None:
+    """A process that dies between writing aside and renaming leaves a file with a name of its own."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".recipe.json.k1ll3d_9").write_bytes(b'{"keys": {')
+    assert dfq("run", recipe, "--out", out).code == 0
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    assert dfq("run", recipe, "--out", other).code == 2
+    assert [path.name for path in other.iterdir()] == ["notes.txt"]
+
+
 def test_killed_outright_it_ends_in_the_same_bytes(dfq: Any, recipe: Path, tmp_path: Path) -> None:
     assert dfq("run", recipe, "--out", tmp_path / "straight").code == 0
     out = tmp_path / "killed"

@@ -61,10 +61,10 @@ def test_two_processes_draw_the_curve_of_one(chats: Path, tmp_path: Path) -> Non
     assert json.loads(told[0][0])["history"], "the first process speaks"
     assert told[1] == (b"", b""), "the second one does not"
     one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
-    for ours, theirs in zip(one, two):
-        assert torch.allclose(torch.tensor(ours), torch.tensor(theirs), rtol=3e-3), (ours, theirs)
+    for ours, theirs in zip(one, two):  # sums of bfloat16 products in another order, through two epochs of Adam
+        assert torch.allclose(torch.tensor(ours), torch.tensor(theirs), rtol=1e-2), (ours, theirs)
     assert len(one[0]) == 2
-    assert one[0][0] != pytest.approx(one[0][1], rel=3e-3), "a curve that does not move would prove nothing"
+    assert one[0][0] != pytest.approx(one[0][1], rel=3e-2), "a curve that does not move would prove nothing"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
