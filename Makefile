@@ -105,7 +105,7 @@ recipe: setup
 	@test -f "recipes/$(NAME).yaml" || { echo "make recipe NAME=...: one of"; ls recipes/*.yaml; exit 2; }
 	$(BIN)/dfq run recipes/$(NAME).yaml --check $(ARGS)
 
-# What CI runs: the checks, then the recipes of the model that ships with dfq (minutes each), as anybody runs them.
+# The checks of .ci/run, then the recipes of the model that ships with dfq (minutes each), as anybody runs them.
 ci: check
 	$(BIN)/dfq run recipes/reference-w4a16.yaml --check --no-resume --out build/ci/reference-w4a16
 	$(BIN)/dfq run recipes/reference-w4a4kv4.yaml --check --no-resume --out build/ci/reference-w4a4kv4
