@@ -15,27 +15,7 @@ constexpr int64_t CHUNK = 1024;  // values of a row that are converted and kept 
 inline __m256i load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
 inline void store(void* to, __m256i v) { _mm256_storeu_si256(static_cast<__m256i*>(to), v); }
 
-void half_to_float(const uint16_t* in, int64_t count, float* out);
-void float_to_half(const float* in, int64_t count, uint16_t* out);
-#define DFQ_OWN_HALF_ROWS
 #include "convert.inc"
-
-void half_to_float(const uint16_t* in, int64_t count, float* out) {
-  int64_t i = 0;
-  for (; i + 8 <= count; i += 8) {
-    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i))));
-  }
-  for (; i < count; ++i) out[i] = load_f16(in[i]);
-}
-
-void float_to_half(const float* in, int64_t count, uint16_t* out) {
-  int64_t i = 0;
-  for (; i + 8 <= count; i += 8) {
-    const __m128i half = _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), half);
-  }
-  for (; i < count; ++i) out[i] = store_f16(in[i]);
-}
 
 #include "codes.inc"
 

@@ -1,4 +1,6 @@
 // The elementwise work of a decoder block with AVX2 and F16C.
+#include <immintrin.h>
+
 #include <cmath>
 #include <cstring>
 

@@ -1,4 +1,6 @@
 // The elementwise work of a decoder block with AVX-512.
+#include <immintrin.h>
+
 #include <cmath>
 #include <cstring>
 

@@ -1,6 +1,8 @@
 // Fused row kernels, AVX2: the row stays in cache between the steps of kernels.h.
 #include "fused.h"
 
+#include <immintrin.h>
+
 #include <cmath>
 #include <cstring>
 

@@ -16,27 +16,7 @@
 namespace dfq {
 namespace {
 
-void half_to_float(const uint16_t* in, int64_t count, float* out);
-void float_to_half(const float* in, int64_t count, uint16_t* out);
-#define DFQ_OWN_HALF_ROWS
 #include "convert.inc"
-
-void half_to_float(const uint16_t* in, int64_t count, float* out) {
-  int64_t i = 0;
-  for (; i + 16 <= count; i += 16) {
-    _mm512_storeu_ps(out + i, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + i))));
-  }
-  for (; i < count; ++i) out[i] = load_f16(in[i]);
-}
-
-void float_to_half(const float* in, int64_t count, uint16_t* out) {
-  int64_t i = 0;
-  for (; i + 16 <= count; i += 16) {
-    const __m256i half = _mm512_cvtps_ph(_mm512_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), half);
-  }
-  for (; i < count; ++i) out[i] = store_f16(in[i]);
-}
 
 #include "fused.inc"
 #include "signs.inc"

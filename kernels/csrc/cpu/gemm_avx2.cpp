@@ -13,28 +13,8 @@ constexpr int HEIGHT = 6, VECTORS = 2, LANES = 8;
 using Ints = __m256i;
 using Floats = __m256;
 
-void half_to_float(const uint16_t* in, int64_t count, float* out);
-void float_to_half(const float* in, int64_t count, uint16_t* out);
-#define DFQ_OWN_HALF_ROWS
 #include "convert.inc"
 #include "unroll.inc"
-
-void half_to_float(const uint16_t* in, int64_t count, float* out) {
-  int64_t i = 0;
-  for (; i + 8 <= count; i += 8) {
-    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i))));
-  }
-  for (; i < count; ++i) out[i] = load_f16(in[i]);
-}
-
-void float_to_half(const float* in, int64_t count, uint16_t* out) {
-  int64_t i = 0;
-  for (; i + 8 <= count; i += 8) {
-    const __m128i half = _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), half);
-  }
-  for (; i < count; ++i) out[i] = store_f16(in[i]);
-}
 
 inline Ints ints_at(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
 inline Floats floats_at(const float* from) { return _mm256_loadu_ps(from); }
