@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from dfrot.arch import describe
 from dfrot.bench import gguf_file, memory
 from dfrot.bench.clock import Timing
-from dfrot.bench.peer import PREFIX, LlamaCpp, Runner
+from dfrot.bench.peer import PREFIX, LlamaCpp, Runner, one_turn
 from dfrot.bench.presets import preset
 from dfrot.bench.random_model import random_checkpoint
 from dfrot.bench.runners import Dfq
@@ -25,7 +24,6 @@ from dfrot.stage import Progress, silent
 
 SCHEMES = ("w4a16kv16", "w4a8kv4", "w4a4kv4")
 PEER = "llama.cpp Q4_0"
-PAUSE = 0.05  # seconds between turns: threads of the one before stop spinning
 
 
 def have_llama_cpp() -> bool:
@@ -103,7 +101,7 @@ def _race(
     for turn in range(repeats + 1):
         for runner_index, (name, runner) in enumerate(runners.items()):
             progress("time", turn * len(runners) + runner_index, (repeats + 1) * len(runners))
-            found = _turn(runner, prefill, decode if turn else 2)
+            found = one_turn(runner, prefill, decode if turn else 2)
             if turn:  # the first turn warms up
                 samples[name][0].append(found[0])
                 samples[name][1].append(found[1] / decode)
@@ -117,17 +115,6 @@ def _race(
             "decode_per_s": 1 / step.median,
         }
     return report
-
-
-def _turn(runner: Runner, prefill: int, decode: int) -> tuple[float, float]:
-    time.sleep(PAUSE)
-    begin = time.perf_counter()
-    runner.prefill(prefill)
-    middle = time.perf_counter()
-    runner.start()
-    start = time.perf_counter()
-    runner.decode(decode)
-    return middle - begin, time.perf_counter() - start
 
 
 def _compare(results: dict[str, dict[str, Any]]) -> None:

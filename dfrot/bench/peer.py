@@ -5,6 +5,7 @@ torch is not imported here: a process that measures llama.cpp's memory shall not
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ import numpy as np
 from dfrot.errors import ResourceError
 
 PREFIX = 32  # tokens in the cache before decoding starts
+PAUSE = 0.05  # seconds between turns: threads of the one before stop spinning
 
 
 class Runner(Protocol):
@@ -23,6 +25,18 @@ class Runner(Protocol):
     def start(self) -> None: ...
 
     def decode(self, count: int) -> None: ...
+
+
+def one_turn(runner: Runner, prefill: int, decode: int) -> tuple[float, float]:
+    """Seconds of a prefill of `prefill` tokens, and of `decode` greedy tokens behind a prompt of PREFIX."""
+    time.sleep(PAUSE)
+    begin = time.perf_counter()
+    runner.prefill(prefill)
+    middle = time.perf_counter()
+    runner.start()
+    start = time.perf_counter()
+    runner.decode(decode)
+    return middle - begin, time.perf_counter() - start
 
 
 def prompt(count: int, vocab: int) -> list[int]:

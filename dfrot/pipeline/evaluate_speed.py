@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from dfrot.bench import memory
 from dfrot.bench.clock import Timing
+from dfrot.bench.peer import one_turn
 from dfrot.bench.runners import Dfq
 from dfrot.errors import InputError
 from dfrot.hf.load import check_folder
@@ -21,7 +21,6 @@ from dfrot.rotation.bench import machine
 from dfrot.stage import Progress, silent
 
 KIND = "eval speed"
-PAUSE = 0.05  # seconds between turns: threads of the one before stop spinning
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def speed(
     for turn in range(turns):
         for number, runner in enumerate(runners):
             progress("time", turn * len(runners) + number, turns * len(runners))
-            found = _turn(runner, settings.prefill, settings.decode)
+            found = one_turn(runner, settings.prefill, settings.decode)
             if turn:
                 samples[number][0].append(found[0])
                 samples[number][1].append(found[1] / settings.decode)
@@ -88,17 +87,6 @@ def speed(
         del runners
         report["draft"] = _drafted(Path(models[-1]), draft, settings, progress)
     return report
-
-
-def _turn(runner: Dfq, prefill: int, decode: int) -> tuple[float, float]:
-    time.sleep(PAUSE)
-    begin = time.perf_counter()
-    runner.prefill(prefill)
-    middle = time.perf_counter()
-    runner.start()
-    start = time.perf_counter()
-    runner.decode(decode)
-    return middle - begin, time.perf_counter() - start
 
 
 def _memory(model: Path, settings: SpeedSettings, progress: Progress) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from dfrot.arch import describe
-from dfrot.bench import generate, gguf_file, memory
+from dfrot.bench import generate, gguf_file, memory, peer
 from dfrot.bench.presets import PRESETS, preset
 from dfrot.bench.random_model import random_checkpoint
 from dfrot.errors import InputError, ResourceError
@@ -22,7 +22,7 @@ QUICK: dict[str, Any] = {"prefill": 16, "decode": 2, "repeats": 1}
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
-    monkeypatch.setattr(generate, "PAUSE", 0.0)
+    monkeypatch.setattr(peer, "PAUSE", 0.0)
 
 
 def test_results_have_their_schema() -> None:
