@@ -40,10 +40,9 @@ def _zero_points(weight: PackedWeight) -> Tensor:
 def plan(source: Source) -> list[TensorPlan]:
     """The tensors of the result, in the checkpoint's order."""
     found = []
-    for name, entry in source.checkpoint.entries.items():
-        module, _, kind = name.rpartition(".")
-        one = source.plans.get(module)
-        if one is None or kind == "bias":
+    for name, module, kind, one in source.parts():
+        if one is None:
+            entry = source.checkpoint.entry(name)
             found.append(TensorPlan(name, entry.dtype, entry.shape))
         elif kind == "weight_packed":
             found.append(TensorPlan(name, torch.int32, (one.rows, -(-one.cols * one.w_bits // WORD))))
@@ -67,10 +66,8 @@ def _transforms(source: Source) -> list[str]:
 
 def tensors(source: Source) -> Iterator[tuple[str, Tensor]]:
     """Their values, one linear in memory at a time."""
-    for name in source.checkpoint.entries:
-        module, _, kind = name.rpartition(".")
-        one = source.plans.get(module)
-        if one is None or kind == "bias":
+    for name, module, kind, one in source.parts():
+        if one is None:
             yield name, source.checkpoint.read(name)
         elif kind == "weight_packed":
             weight = source.weight(module)

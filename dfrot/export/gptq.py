@@ -29,10 +29,9 @@ def _pack_last(codes: Tensor, bits: int) -> Tensor:
 def plan(source: Source) -> list[TensorPlan]:
     """The tensors of the result, in the checkpoint's order."""
     found = []
-    for name, entry in source.checkpoint.entries.items():
-        module, _, kind = name.rpartition(".")
-        one = source.plans.get(module)
-        if one is None or kind == "bias":
+    for name, module, kind, one in source.parts():
+        if one is None:
+            entry = source.checkpoint.entry(name)
             found.append(TensorPlan(name, entry.dtype, entry.shape))
         elif kind == "weight_packed":
             n, k, bits = one.rows, one.cols, one.w_bits
@@ -45,10 +44,8 @@ def plan(source: Source) -> list[TensorPlan]:
 
 def tensors(source: Source) -> Iterator[tuple[str, Tensor]]:
     """Their values, one linear in memory at a time."""
-    for name in source.checkpoint.entries:
-        module, _, kind = name.rpartition(".")
-        one = source.plans.get(module)
-        if one is None or kind == "bias":
+    for name, module, kind, one in source.parts():
+        if one is None:
             yield name, source.checkpoint.read(name)
         elif kind == "weight_packed":
             yield from ((f"{module}.{part}", value) for part, value in _linear(source, module, one))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from dfrot.arch import BoundArch, describe
+from dfrot.arch import BoundArch, describe, described
 from dfrot.arch.gguf import GGUF_ARCHS
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, UnsupportedError
@@ -45,6 +46,13 @@ class Source:
         """The model's dtype: that of its embedding."""
         return self.checkpoint.entry(f"{self.arch.spec.embed}.weight").dtype
 
+    def parts(self) -> Iterator[tuple[str, str, str, LinearPlan | None]]:
+        """Every tensor in the checkpoint's order: its name, module and kind, and the packed linear that it codes; None
+        for what is carried over as it is, biases of packed linears among it."""
+        for name in self.checkpoint.entries:
+            module, _, kind = name.rpartition(".")
+            yield name, module, kind, self.plans.get(module) if kind != "bias" else None
+
     def weight(self, name: str) -> PackedWeight:
         """One packed linear, as stored. Raises InputError for zero codes that its bits cannot hold."""
         plan, read = self.plans[name], self.checkpoint.read
@@ -64,6 +72,9 @@ def open_source(model: Path, target: Target, wanted: QuantScheme | None = None, 
     where = str(checkpoint.path / "config.json")
     config = DfqConfig.of(checkpoint.config, where)
     arch = describe(checkpoint.config, where)
+    checkpoint = described(checkpoint, arch)
+    if arch.spec.experts is not None:
+        raise UnsupportedError(f"{model}: a mixture of experts is exported to no format yet; run it with dfq")
     plans = plan_linears(arch, config, where) if config is not None else {}
     packed = {name: plan for name, plan in plans.items() if plan.packed}
     if packed:
