@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,11 @@ def state(out: Path | None, common: Common) -> str:
     if (out.parent / f".{out.name}.partial").exists():
         return "an interrupted run is there; would " + ("start over" if common.resume is False else "continue")
     return "new"
+
+
+def numbered(folders: Sequence[Path]) -> dict[str, Any]:
+    """The checkpoints of a command that takes several, as inputs of its plan."""
+    return {f"model {number}": folder for number, folder in enumerate(folders, 1)}
 
 
 def plan(kind: str, inputs: Mapping[str, Any], settings: Any, out: Path | None, common: Common) -> None:

@@ -12,7 +12,7 @@ from dfrot_cli.commands.eval_kl import kl
 from dfrot_cli.commands.eval_speed import speed
 from dfrot_cli.commands.eval_tasks import tasks
 from dfrot_cli.options import Common, common, dataset_option, seqlen_option
-from dfrot_cli.plan import plan
+from dfrot_cli.plan import numbered, plan
 
 
 @click.group("eval")
@@ -53,7 +53,7 @@ def ppl(models: tuple[str, ...], out: Path | None, common: Common, dataset: str 
     dataset = dataset or default_dataset(models[0] if models else "", folders[0])
     settings = EvalSettings(dataset=dataset, threads=common.threads, device=common.device, **options)
     if common.plan:
-        plan("eval ppl", {f"model {n}": folder for n, folder in enumerate(folders, 1)}, settings, out, common)
+        plan("eval ppl", numbered(folders), settings, out, common)
         return
     with show.progress() as progress:
         report = evaluate(folders, settings, progress)

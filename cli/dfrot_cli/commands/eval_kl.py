@@ -10,7 +10,7 @@ import click
 from dfrot_cli import show
 from dfrot_cli.commands.eval_options import file_option, keep, models_option, resolved
 from dfrot_cli.options import Common, common, dataset_option, seqlen_option
-from dfrot_cli.plan import plan
+from dfrot_cli.plan import numbered, plan
 
 
 @click.command("kl")
@@ -34,7 +34,7 @@ def kl(models: tuple[str, ...], out: Path | None, common: Common, dataset: str |
     folders = resolved(models, out, common)
     settings = KlSettings(dataset=dataset or default_dataset(models[0], folders[0]), **options)
     if common.plan:
-        plan("eval kl", {f"model {n}": folder for n, folder in enumerate(folders, 1)}, settings, out, common)
+        plan("eval kl", numbered(folders), settings, out, common)
         return
     with show.progress() as progress:
         report = divergence(folders, settings, progress)

@@ -11,7 +11,7 @@ from dfrot_cli import show
 from dfrot_cli.commands.draft_options import shape_options, shapes_of
 from dfrot_cli.commands.eval_options import file_option, keep, models_option, resolved
 from dfrot_cli.options import Common, common
-from dfrot_cli.plan import plan
+from dfrot_cli.plan import numbered, plan
 
 
 @click.command("speed")
@@ -44,7 +44,7 @@ def speed(
     folders = resolved(models, out, common)
     settings = SpeedSettings(shapes=shapes_of(chain, tree), **options)
     if common.plan:
-        inputs = {**{f"model {n}": folder for n, folder in enumerate(folders, 1)}, "draft": draft}
+        inputs = {**numbered(folders), "draft": draft}
         plan("eval speed", inputs, settings, out, common)
         return
     with show.progress() as progress:

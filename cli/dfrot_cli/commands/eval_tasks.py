@@ -10,7 +10,7 @@ import click
 from dfrot_cli import show
 from dfrot_cli.commands.eval_options import file_option, keep, models_option, resolved
 from dfrot_cli.options import Common, common
-from dfrot_cli.plan import plan
+from dfrot_cli.plan import numbered, plan
 
 
 @click.command("tasks")
@@ -40,7 +40,7 @@ def tasks(
     folders = resolved(models, out, common)
     settings = TaskSettings(tasks=tasks, seed=common.seed, **options)
     if common.plan:
-        inputs = {**{f"model {n}": folder for n, folder in enumerate(folders, 1)}, "draft": draft}
+        inputs = {**numbered(folders), "draft": draft}
         plan("eval tasks", inputs, settings, out, common)
         return
     with show.progress() as progress:

@@ -10,7 +10,7 @@ import click
 
 from dfrot_cli import show
 from dfrot_cli.options import Common, common, dataset_option, seqlen_option
-from dfrot_cli.plan import plan
+from dfrot_cli.plan import numbered, plan
 
 SUBCOMMANDS = ("fix",)
 
@@ -69,7 +69,7 @@ def measure(models: tuple[str, ...], out: Path | None, dataset: str | None, comm
     criteria = Criteria(*(options.pop(name) for name in ("absolute", "ratio", "channel")))
     settings = OutlierSettings(dataset=dataset, seed=common.seed, criteria=criteria, **options)
     if common.plan:
-        plan("outliers", {f"model {n}": folder for n, folder in enumerate(folders, 1)}, settings, out, common)
+        plan("outliers", numbered(folders), settings, out, common)
         return
     from dfrot_cli.outliers_show import comparison, summary
 
