@@ -119,13 +119,15 @@ def main() -> None:
     args = parser.parse_args()
     args.folder = resolve(args.model)
     args.out.mkdir(parents=True, exist_ok=True)
-    measured = OutlierSettings(dataset=args.dataset, rounds=20, ablate=False, perplexity=False)
     how = RecipeSettings(dataset=args.dataset, windows=args.windows, samples=args.samples, calibration_seqlen=512)
-    report = outliers(args.folder, args.out / "report", measured, overwrite=True)
+    measured = OutlierSettings(dataset=args.dataset, rounds=20, ablate=False, perplexity=False, recipe=how)
+    # refused where it is of another model or other settings, and the rows beside it with it
+    known = args.out / "report"
+    report = outliers(args.folder, known, measured, resume=True if known.exists() else None)
     advised = {key: value for key, value in report["recommendation"].items() if key != "reasons"}
     recommended = Recipe(**{**advised, "keep": tuple(advised["keep"])})
 
-    table = Table(args.out / "fixes.json")
+    table = Table(args.out / f"fixes-{args.seeds}-seeds.json")
     base = table.row("none", functools.partial(fixed, "none", args, measured, how))["plain"]
     print("| fix | massive | channel outliers | activation error | bf16 | rotation | W4A4KV4, RTN |")
     print("|---|---|---|---|---|---|---|")
@@ -138,7 +140,7 @@ def main() -> None:
         print(f"| {name} | {' | '.join(map(str, cells))} | {row['rotation']} | {cell(row['quantized'], base)} |")
 
     print("\n| recipe | W4A4KV4, GPTQ |\n|---|---|")
-    table, how = Table(args.out / "recipes.json"), replace(how, algorithm="gptq")
+    table, how = Table(args.out / f"recipes-{args.seeds}-seeds.json"), replace(how, algorithm="gptq")
     for name, recipe in {**RECIPES, "recommended": recommended}.items():
         make = functools.partial(by_recipe, recipe, args, how)
         print(f"| {name} | {cell(table.row(name, make)['quantized'], base)} |")
