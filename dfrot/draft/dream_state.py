@@ -8,13 +8,17 @@ from torch import Tensor
 from dfrot.draft.base import Buffer, DraftState, behind
 from dfrot.draft.dream import DreamDraft, SelfBlock
 from dfrot.draft.layers import attend
+from dfrot.draft.native import native_pass
+from dfrot_kernels.draft import LINES, Slots
 
 
 class DreamState(DraftState):
     """Buffers per block: verified rows in front, drafted ones behind. The cross buffer begins with the null key;
-    a drafted key there is made from the output of the root or of a node and is seen by strict descendants only."""
+    a drafted key there is made from the output of the root or of a node and is seen by strict descendants only.
 
-    def __init__(self, draft: DreamDraft, capacity: int) -> None:
+    Up to LINES rows are one native call (native.py) where that serves the draft and `native` allows it."""
+
+    def __init__(self, draft: DreamDraft, capacity: int, native: bool = True) -> None:
         super().__init__(capacity)
         self.draft = draft
         config, like = draft.config, draft.norm.weight
@@ -26,9 +30,16 @@ class DreamState(DraftState):
         if draft.cross.cross_attn is not None:
             null = draft.cross.cross_attn
             self.cross.write(0, null.null_k.data[None], null.null_v.data[None])
+        self.native = native_pass(draft) if native else None
+        self.natively = 0  # passes that were native calls
+        if self.native is not None:
+            stores = [self.first, self.cross, *self.final]
+            self.table = self.native.buffers([(store.k[0], store.v[0]) for store in stores])
 
     def extend(self, embeddings: Tensor, features: Tensor, places: Tensor | None = None) -> Tensor:
         draft, count, old = self.draft, len(embeddings), self.slots
+        if self.native is not None and max(count, len(features)) <= LINES:
+            return self._extend_natively(embeddings, features, places)
         if draft.cross.cross_attn is not None:
             k, v = draft.cross.cross_attn.keys_values(features[None].to(self.cross.k.dtype))
             self.cross.write(1 + self.features, k, v)
@@ -44,8 +55,21 @@ class DreamState(DraftState):
         self.keyed = 0
         return self.outputs[0]
 
+    def _extend_natively(self, embeddings: Tensor, features: Tensor, places: Tensor | None) -> Tensor:
+        count, known = len(embeddings), 1 + self.features
+        self.features += len(features)
+        positions = self._following(count, places)
+        tree = None if count == 1 else torch.ones(count, count, dtype=torch.bool).tril()
+        seen = Slots(positions, self.slots, self.slots, tree, known, self.features, 0, None, None)
+        out = self._call(embeddings, features, seen, int(positions[0, -1]))
+        self._restart(positions, out[-1:])
+        self.keyed = 0
+        return self.outputs[0]
+
     def grow(self, embeddings: Tensor, parents: list[int]) -> Tensor:
         old = len(self.depths)
+        if self.native is not None and max(len(parents), len(self.outputs) - self.keyed) <= LINES:
+            return self._grow_natively(embeddings, parents)
         if self.draft.cross.cross_attn is not None and self.keyed < len(self.outputs):
             fresh = torch.cat(self.outputs[self.keyed :])[None]
             self.cross.write(1 + self.features + self.keyed, *self.draft.cross.cross_attn.keys_values(fresh))
@@ -60,6 +84,28 @@ class DreamState(DraftState):
         out = self._pass(embeddings[None], positions, self.slots + old, behind(self.slots, rows), strict, end)[0]
         self.outputs += list(torch.split(out, 1))
         return out
+
+    def _grow_natively(self, embeddings: Tensor, parents: list[int]) -> Tensor:
+        old, known = len(self.depths), 1 + self.features + self.keyed
+        fresh = self.outputs[self.keyed :]
+        self.keyed = len(self.outputs)
+        places = torch.tensor([self.position + depth for depth in [0, *self.depths]])
+        positions, rows = self._enter(parents)
+        strict = None if rows is None else behind(1, self.ancestors[old:, : self.keyed - 1])
+        cross = (known, self.features, self.keyed, places, strict)
+        seen = Slots(positions, self.slots + old, self.slots, None if rows is None else rows.contiguous(), *cross)
+        new = fresh[0] if len(fresh) == 1 else torch.cat(fresh) if fresh else None
+        out = self._call(embeddings, new, seen, self.position + max(self.depths[old:]))
+        self.outputs += list(torch.split(out, 1))
+        return out
+
+    def _call(self, embeddings: Tensor, fresh: Tensor | None, seen: Slots, last: int) -> Tensor:
+        """One native pass; `last`: the largest position."""
+        assert self.native is not None
+        self.natively += 1
+        dtype = self.first.k.dtype
+        new = None if fresh is None or self.draft.cross.cross_attn is None else fresh.to(dtype)
+        return self.native.run(embeddings.to(dtype), new, self.table, self.draft.rotary.table(last + 1), seen)
 
     def _pass(
         self, x: Tensor, positions: Tensor, at: int, seen: Tensor | None, visible: Tensor | None, cross_end: int

@@ -63,6 +63,9 @@ class Projections(nn.Module):
         return self.o_proj(mixed.transpose(1, 2).flatten(-2))  # type: ignore[no-any-return]
 
 
+CHUNK = 512  # positions by which a table of angles grows
+
+
 class Rotary:
     """Rotary position embedding (arXiv 2104.09864), half-split layout, from a table of `max_position_embeddings`.
 
@@ -73,7 +76,15 @@ class Rotary:
         angles = torch.arange(config.max_position_embeddings, dtype=torch.float64)[:, None] / config.rope_theta**half
         self.angles = torch.cat([angles, angles], -1)
         self.tables: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
+        self.wide: tuple[Tensor, Tensor] | None = None
         self.last: tuple[Tensor, torch.dtype, Tensor, Tensor] | None = None  # of one pass, whose blocks ask alike
+
+    def table(self, positions: int) -> tuple[Tensor, Tensor]:
+        """cos and sin float32 [.., D] of at least the first so many positions, on the CPU."""
+        if self.wide is None or len(self.wide[0]) < positions:
+            part = self.angles[: (positions // CHUNK + 1) * CHUNK]
+            self.wide = (part.cos().float(), part.sin().float())
+        return self.wide
 
     def __call__(self, x: Tensor, positions: Tensor) -> Tensor:
         """x [B, heads, n, D], positions int64 [B or 1, n]."""

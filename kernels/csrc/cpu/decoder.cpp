@@ -17,6 +17,7 @@ namespace dfq {
 namespace {
 
 #include "host.inc"
+#include "team.inc"
 
 struct Family {  // the functions of the instruction set in use
   const Kernels& rows;
@@ -35,52 +36,11 @@ Family family() {
   return {kernels(), scalar_tiled, scalar_attention, scalar_decoder};
 }
 
-// Threads meet here. They spin, since the next piece of work is microseconds away; where the machine is busy with
-// something else, they let it run.
-class Meeting {
- public:
-  void wait(int64_t size) {  // of the team
-    if (size == 1) return;
-    const int64_t turn = turn_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
-      arrived_.store(0, std::memory_order_relaxed);
-      turn_.store(turn + 1, std::memory_order_release);
-      return;
-    }
-    for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; ++spins) {
-      if (spins < 4096) {
-#if defined(__x86_64__)
-        __builtin_ia32_pause();
-#endif
-      } else {
-        std::this_thread::yield();
-      }
-    }
-  }
-
- private:
-  alignas(64) std::atomic<int64_t> arrived_{0};
-  alignas(64) std::atomic<int64_t> turn_{0};
-};
-
 TiledWeight weight_of(const dfq_linear& l) {
   const int64_t group = l.group > 0 && l.group < l.k ? l.group : l.k;
   return {l.tiles, l.scale, l.zero, l.sums, l.n, l.k, divided(l.n, TILED_ROWS) * TILED_ROWS,
           divided(l.k, TILED_DEPTH), group, divided(l.k, group)};
 }
-
-struct Cut {  // one allocation, several arrays
-  char* next;
-  char* take(int64_t bytes) {
-    char* const here = next;
-    next += divided(bytes, 64) * 64;
-    return here;
-  }
-  template <typename T>
-  T* take(int64_t count) {
-    return reinterpret_cast<T*>(take(count * int64_t(sizeof(T))));
-  }
-};
 
 // What one thread keeps to itself.
 struct Private {

@@ -1,0 +1,23 @@
+// A pass of a draft with AVX2.
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "../dfq_draft.h"
+#include "draft.h"
+
+namespace dfq {
+namespace {
+
+#include "convert.inc"
+#include "lanes.inc"
+
+constexpr int WEIGHT_ROWS = 2, X_ROWS = 2;  // of a weight and of x whose sums are in registers together
+
+#include "draft.inc"
+
+}  // namespace
+
+const DraftKernels avx2_draft = {load_floats, store_floats, dense, add_times, attend};
+
+}  // namespace dfq

@@ -1,0 +1,154 @@
+"""The native pass of a DREAM draft against its modules: all storages of weights and instruction sets, chain and tree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from dfrot.draft.build import build
+from dfrot.draft.config import DraftConfig
+from dfrot.draft.dream import DreamDraft
+from dfrot.draft.dream_state import DreamState
+from dfrot.draft.native import native_pass, unfit
+from dfrot.draft.quantize import quantize_draft
+from dfrot_kernels import native
+from dfrot_kernels.draft import LINES
+
+pytestmark = pytest.mark.skipif(not native.active(), reason="no native library")
+
+EVEN, ODD = (64, 96, 4, 2, 16), (72, 88, 6, 3, 12)  # hidden, MLP, heads, heads of keys, values of a head
+
+
+@pytest.fixture(params=native.available_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = native.isa()
+    native.set_isa(request.param)
+    yield request.param
+    native.set_isa(before)
+
+
+@pytest.fixture(autouse=True)
+def surroundings() -> Iterator[None]:
+    """NaN in fresh memory, and the number of threads as it was."""
+    threads = torch.get_num_threads()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
+def made(sizes: tuple[int, ...], quantized: str, dtype: torch.dtype, **changes: object) -> DreamDraft:
+    """A random draft whose norms, gates and null key say something."""
+    hidden, mlp, heads, kv_heads, dim = sizes
+    torch.manual_seed(0)
+    draft = build(DraftConfig("dream", hidden, hidden, mlp, heads, kv_heads, dim, 100, **changes))  # type: ignore[arg-type]
+    assert isinstance(draft, DreamDraft)
+    for parameter in draft.parameters():
+        if parameter.dim() == 1:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    if draft.cross.cross_attn is not None:
+        draft.cross.cross_attn.null_v.data.normal_()
+    draft.requires_grad_(False).eval()
+    if quantized:
+        quantize_draft(draft, quantized)
+    return draft.to(dtype)
+
+
+@torch.inference_mode()
+def drafted(draft: DreamDraft, by_calls: bool) -> Tensor:
+    """Outputs of a prompt, of rounds with chains and trees behind it, and of slots that were left out."""
+    state = DreamState(draft, 100, by_calls)
+    assert (state.native is not None) == by_calls
+    source, size = torch.Generator().manual_seed(1), draft.config.hidden_size
+    e, f = (torch.randn(60, size, generator=source).to(draft.norm.weight.dtype) for _ in range(2))
+    found = [state.extend(e[:20], f[:20])]  # more rows than a call takes
+    found += [state.extend(e[20:24], f[20:24]), state.grow(e[24:25], [-1]), state.grow(e[25:26], [0])]
+    found += [state.extend(e[26:27], f[26:27]), state.grow(e[30:33], [-1, -1, -1])]
+    found += [state.grow(e[33:36], [0, 0, 2]), state.grow(e[36:39], [3, 4, 5])]
+    found.append(state.extend(e[40:43], f[27:33], torch.tensor([26, 29, 31])))
+    found.append(state.extend(e[27:29], f[33:34]))
+    assert state.natively == (9 if by_calls else 0)
+    return torch.cat(found).double()
+
+
+@pytest.mark.parametrize("sizes", [EVEN, ODD])
+@pytest.mark.parametrize("quantized", ["", "w8", "w4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_says_what_the_modules_say(sizes: tuple[int, ...], quantized: str, dtype: torch.dtype, isa: str) -> None:
+    draft = made(sizes, quantized, dtype)
+    ours, theirs = drafted(draft, True), drafted(draft, False)
+    # 4-bit tiles take float32 rows as the sum of two bfloat16 (2^-17); the modules round to bfloat16 after every step
+    assert (ours - theirs).norm() < (1e-5 if dtype == torch.float32 else 2e-2) * theirs.norm()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"cross": False}, {"distance": False}, {"num_final_layers": 0}, {"num_final_layers": 2}]
+)
+def test_every_form_of_the_draft(changes: dict[str, object], isa: str) -> None:
+    draft = made(ODD, "", torch.float32, **changes)
+    ours, theirs = drafted(draft, True), drafted(draft, False)
+    assert (ours - theirs).norm() < 1e-5 * theirs.norm()
+
+
+@pytest.mark.parametrize("quantized", ["", "w8"])
+def test_instruction_sets_and_threads_agree_to_the_last_bit(quantized: str) -> None:
+    draft, found = made(ODD, quantized, torch.bfloat16), []
+    before = native.isa()
+    for isa in native.available_isas():
+        native.set_isa(isa)
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(drafted(draft, True))
+    native.set_isa(before)
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+@torch.inference_mode()
+def test_rows_are_what_they_are_alone(isa: str) -> None:
+    """Slots of one call are those of calls one by one, so that a guess does not depend on what is guessed beside it."""
+    draft = made(EVEN, "", torch.float32)
+    e, f = torch.randn(10, 64), torch.randn(10, 64)
+    alone, block = DreamState(draft, 30), DreamState(draft, 30)
+    for row in range(10):
+        last = alone.extend(e[row : row + 1], f[row : row + 1])
+    assert torch.equal(last, block.extend(e, f))
+    children = torch.randn(4, 64)
+    together = block.grow(children, [-1] * 4)
+    for row in range(4):
+        assert torch.equal(together[row], alone.grow(children[row : row + 1], [-1])[0])
+
+
+def test_weights_that_changed_are_read_anew() -> None:
+    draft = made(EVEN, "", torch.float32)
+    first = drafted(draft, True)
+    draft.cross.cross_attn_attn_gate.data.mul_(2)
+    draft.norm.weight.data.mul_(2)
+    ours, theirs = drafted(draft, True), drafted(draft, False)
+    assert (ours - theirs).norm() < 1e-5 * theirs.norm()
+    assert not torch.allclose(ours, first)
+
+
+def test_who_is_served() -> None:
+    assert unfit(made(EVEN, "", torch.float32)) is None
+    assert "float64" in str(unfit(made(EVEN, "", torch.float64)))
+    narrow = build(DraftConfig("dream", 64, 128, 96, 4, 2, 16, 100))
+    assert isinstance(narrow, DreamDraft)
+    assert "narrower" in str(unfit(narrow))
+    learning = made(EVEN, "", torch.float32).requires_grad_(True)
+    assert native_pass(learning) is None, "its gradients go through the modules"
+    with torch.no_grad():
+        assert native_pass(learning) is not None
+
+
+def test_more_rows_than_a_call_takes_are_refused() -> None:
+    draft = made(EVEN, "", torch.float32)
+    served, state = native_pass(draft), DreamState(draft, 40)
+    assert served is not None
+    rows = torch.zeros(LINES + 1, 64)
+    with pytest.raises(ValueError, match="rows are served"):
+        served.run(rows, None, state.table, draft.rotary.table(1), None)  # type: ignore[arg-type]
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="limits"):
+        DreamState(draft, 3).extend(rows[:4], rows[:4])  # more than its buffers hold
