@@ -1,4 +1,4 @@
-"""The native pass of a DREAM draft against its modules: all storages of weights and instruction sets, chain and tree."""
+"""The native pass of a DREAM draft against its modules: any storage of weights, any instruction set, chain and tree."""
 
 from __future__ import annotations
 
