@@ -165,6 +165,7 @@ class Checkpoint:
         self.path = path
         self.config = config
         self.entries = entries
+        self.on_disk = entries
 
     @classmethod
     def open(cls, path: Path | str) -> Checkpoint:
@@ -186,6 +187,12 @@ class Checkpoint:
                 )
             raise InputError(f"{path}: no model.safetensors and no model.safetensors.index.json; copy the weights")
         return cls(path, config, read_header(single))
+
+    def renamed(self, entries: dict[str, TensorEntry]) -> Checkpoint:
+        """The same folder under other names, or as parts of its tensors; its identity stays that of the files."""
+        found = Checkpoint(self.path, self.config, entries)
+        found.on_disk = self.on_disk
+        return found
 
     def __contains__(self, name: str) -> bool:
         return name in self.entries
@@ -215,8 +222,8 @@ class Checkpoint:
         """Identity of the weights: headers, config and a sample of every tensor's bytes (not all of them:
         hashing 140 GB before each stage would cost more than the stage)."""
         parts = [json.dumps(self.config, sort_keys=True).encode()]
-        for name in sorted(self.entries):
-            entry = self.entries[name]
+        for name in sorted(self.on_disk):
+            entry = self.on_disk[name]
             parts.append(f"{name} {entry.dtype} {entry.shape}".encode())
             with entry.file.open("rb") as handle:
                 for offset in {

@@ -5,14 +5,17 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+from dfrot.arch.layouts import described
 from dfrot.arch.llama import GRANITE, LLAMA, MISTRAL, PHI3, QWEN2, QWEN3
+from dfrot.arch.moe import MIXTRAL, QWEN3_MOE
 from dfrot.arch.postnorm import GEMMA2, GEMMA3, OLMO2
 from dfrot.arch.spec import ArchSpec, BoundArch, Linear, Norm, Tap
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import UnsupportedError
 
 ARCHS: dict[str, ArchSpec] = {
-    spec.model_type: spec for spec in (LLAMA, MISTRAL, QWEN2, QWEN3, GRANITE, PHI3, OLMO2, GEMMA2, GEMMA3)
+    spec.model_type: spec
+    for spec in (LLAMA, MISTRAL, QWEN2, QWEN3, GRANITE, PHI3, MIXTRAL, QWEN3_MOE, OLMO2, GEMMA2, GEMMA3)
 }
 
 
@@ -33,8 +36,9 @@ def open_described(path: Any) -> tuple[Checkpoint, BoundArch]:
     """Open a checkpoint folder and check it against its architecture's description."""
     checkpoint = Checkpoint.open(path)
     arch = describe(checkpoint.config, str(checkpoint.path / "config.json"))
+    checkpoint = described(checkpoint, arch)
     arch.check(checkpoint)
     return checkpoint, arch
 
 
-__all__ = ["ARCHS", "ArchSpec", "BoundArch", "Linear", "Norm", "Tap", "describe", "open_described"]
+__all__ = ["ARCHS", "ArchSpec", "BoundArch", "Linear", "Norm", "Tap", "describe", "described", "open_described"]

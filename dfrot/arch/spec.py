@@ -2,20 +2,20 @@
 
 A *space* is a basis in which a tensor lives. `residual` is the stream between blocks (rotated by R1), `v` the
 value heads (R2, one block per head), `qk` the query and key heads (crossed by RoPE, so R3 can only act online),
-`mlp` the gated product that enters down_proj (crossed by the non-linearity, so R4 acts online), `vocab` the
-logits. Everything else, fusing, rotating, calibrating, quantizing, exporting, is derived from these
-declarations: no other file knows a model.
+`mlp` the gated product that enters down_proj (crossed by the non-linearity, so R4 acts online), `router` the scores
+by which a mixture chooses its experts, `vocab` the logits. Everything else, fusing, rotating, calibrating,
+quantizing, exporting, is derived from these declarations: no other file knows a model.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dfrot.checkpoint import Checkpoint
-from dfrot.errors import InputError
+from dfrot.errors import InputError, UnsupportedError
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Linear:
     """One linear of a block: weight [rows, cols]; `rows` and `cols` name sizes of `BoundArch.sizes`.
 
     parts: of a linear that several were fused into, (space, rows) of the consecutive blocks of rows; `writes` is then
-    a name of its own.
+    a name of its own. expert: of which member of a mixture it is a part (None: every token passes it).
     """
 
     name: str
@@ -32,6 +32,7 @@ class Linear:
     rows: str
     cols: str
     parts: tuple[tuple[str, str], ...] = ()
+    expert: int | None = None
 
     def enters(self, space: str) -> bool:
         """Whether any of its rows write `space`."""
@@ -65,8 +66,41 @@ class Scalars:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """A mixture of gated MLPs in place of one; a router sends each token to a few of them.
+
+    container: the module that holds them, expert e being `container.e`. linears: those of one expert, named relative to
+    it, gate before up. router: reads what the experts read; it is rotated with them and never quantized. count, width:
+    keys of `config.json`: the number of experts (the first name that is there), an expert's intermediate size. always:
+    keys that say in which layers there is a mixture, with the values that mean all of them. memory: (segment of a
+    stored name, what transformers calls it). merged: tensors that hold the weights of all experts at once, [experts,
+    rows, cols], by transformers' name, with the linears whose rows follow one another in them: the layout of its
+    memory, which it can also write.
+    """
+
+    container: str
+    linears: tuple[Linear, ...]
+    router: Linear
+    count: tuple[str, ...]
+    width: str
+    always: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    memory: tuple[str, str] | None = None
+    merged: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    def expanded(self, count: int) -> tuple[Linear, ...]:
+        """The linears of all experts, expert by expert."""
+        return tuple(
+            replace(one, name=f"{self.container}.{expert}.{one.name}", expert=expert)
+            for expert in range(count)
+            for one in self.linears
+        )
+
+
+@dataclass(frozen=True)
 class ArchSpec:
-    """A decoder architecture. Names inside a block are relative to `block.format(i=...)`."""
+    """A decoder architecture. Names inside a block are relative to `block.format(i=...)`. Of a mixture, `linears` are
+    those outside the experts until `bind` knows how many there are; the norm that feeds the router feeds the experts.
+    """
 
     model_type: str
     embed: str
@@ -78,6 +112,12 @@ class ArchSpec:
     head_norms: tuple[str, ...] = ()  # q/k norms inside attention: untouched by every rotation
     tied_by_default: bool = False
     scalars: Scalars = Scalars()
+    experts: Experts | None = None
+
+    @property
+    def routers(self) -> tuple[Linear, ...]:
+        """Linears that stay in high precision: they decide which others run."""
+        return (self.experts.router,) if self.experts is not None else ()
 
     def refuses(self, space: str) -> str | None:
         """Why this architecture cannot have `space` rotated, or None."""
@@ -101,8 +141,13 @@ class ArchSpec:
             raise InputError(
                 f"config.json: num_attention_heads {heads} is not a multiple of key/value heads {kv_heads}"
             )
+        width = _size(config, self.experts.width if self.experts is not None else "intermediate_size")
+        count = 0
+        if self.experts is not None:
+            named = [key for key in self.experts.count if config.get(key) is not None]
+            count = _size(config, (named or self.experts.count)[0])
         return BoundArch(
-            spec=self,
+            spec=self._with_experts(config, count),
             config=config,
             n_layers=_size(config, "num_hidden_layers"),
             n_heads=heads,
@@ -112,13 +157,33 @@ class ArchSpec:
                 "hidden": hidden,
                 "q": heads * head_dim,
                 "kv": kv_heads * head_dim,
-                "mlp": _size(config, "intermediate_size"),
+                "mlp": width,
                 "vocab": _size(config, "vocab_size"),
                 "head_dim": head_dim,
                 "qkv": (heads + 2 * kv_heads) * head_dim,
-                "gate_up": 2 * _size(config, "intermediate_size"),
+                "gate_up": 2 * width,
+                "experts": count,
             },
         )
+
+    def _with_experts(self, config: dict[str, Any], count: int) -> ArchSpec:
+        """The description with every expert's linears written out."""
+        mixture = self.experts
+        if mixture is None:
+            return self
+        for key, values in mixture.always:
+            if (value := config.get(key)) is not None and value not in values:
+                raise UnsupportedError(
+                    f"config.json: {key} is {value!r}: some layers have one MLP and others a mixture, which dfq does "
+                    "not support; take a model whose layers are all alike"
+                )
+        experts = mixture.expanded(count)
+        readers = tuple(one.name for one in experts if one.reads == "residual")
+        norms = tuple(
+            replace(norm, feeds=(*norm.feeds, *readers)) if mixture.router.name in norm.feeds else norm
+            for norm in self.norms
+        )
+        return replace(self, linears=(*self.linears, *experts), norms=norms)
 
 
 @dataclass(frozen=True)
@@ -128,6 +193,11 @@ class Tap:
     name: str  # the relative name of the first linear of the group
     linears: tuple[Linear, ...]
     reads: str
+
+    @property
+    def expert(self) -> int | None:
+        """The member of a mixture whose tokens these are; None: all tokens."""
+        return self.linears[0].expert
 
 
 @dataclass(frozen=True)
@@ -169,12 +239,22 @@ class BoundArch:
         """`model.layers.3` + `self_attn.q_proj` -> `model.layers.3.self_attn.q_proj`."""
         return f"{self.prefix(layer)}.{name}"
 
+    def module(self, name: str) -> str:
+        """Where transformers keeps what the checkpoint calls `name` (a full or relative name)."""
+        memory = self.spec.experts.memory if self.spec.experts is not None else None
+        return name if memory is None else _segment(name, *memory)
+
+    def stored(self, module: str) -> str:
+        """The inverse of `module`."""
+        memory = self.spec.experts.memory if self.spec.experts is not None else None
+        return module if memory is None else _segment(module, memory[1], memory[0])
+
     def taps(self) -> tuple[Tap, ...]:
         """Groups of linears by what feeds them, in the order of computation."""
         fed = {name: norm.name for norm in self.spec.norms for name in norm.feeds}
-        groups: dict[str, list[Linear]] = {}
+        groups: dict[tuple[str, int | None], list[Linear]] = {}
         for linear in self.spec.linears:
-            groups.setdefault(fed.get(linear.name, linear.name), []).append(linear)
+            groups.setdefault((fed.get(linear.name, linear.name), linear.expert), []).append(linear)
         return tuple(Tap(group[0].name, tuple(group), group[0].reads) for group in groups.values())
 
     def linears(self) -> Iterator[tuple[int, Linear, str]]:
@@ -195,7 +275,7 @@ class BoundArch:
                 found[self.full(layer, norm.name) + ".weight"] = (hidden,)
             for name in spec.head_norms:
                 found[self.full(layer, name) + ".weight"] = (self.head_dim,)
-            for linear in spec.linears:
+            for linear in (*spec.routers, *spec.linears):
                 found[self.full(layer, linear.name) + ".weight"] = self.shape(linear)
         found[f"{spec.final_norm.name}.weight"] = (hidden,)
         if not self.tied:
@@ -226,6 +306,11 @@ class BoundArch:
                 )
             if entry.shape != (biases[name],):
                 raise InputError(f"{entry.file}: tensor {name}: shape {list(entry.shape)}, needs [{biases[name]}]")
+
+
+def _segment(name: str, old: str, new: str) -> str:
+    """`name` with one of its segments between dots exchanged."""
+    return ".".join(new if part == old else part for part in name.split("."))
 
 
 def _size(config: dict[str, Any], key: str, default: int | None = None) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dfrot.arch import BoundArch, Tap
 from dfrot.calib.stats import BINS, BINS_PER_OCTAVE, CLIP_BITS, CLIP_RATIOS, LOWEST, CalibStats
 from dfrot.hf.blocks import OnlineHadamard
+from dfrot.hf.experts import experts_of
 from dfrot.quant.activations import fake_quantize
 
 SAMPLE_ROWS = 256
@@ -39,9 +40,9 @@ class HessianSum:
     """`(2 / n) sum x^T x`: float32 products, float64 sum, of the upper block triangle only (the rest is its mirror
     image, and these products are most of what calibration costs)."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int | None = None) -> None:
         self.count = 0
-        self.total: Tensor | None = None
+        self.total = None if width is None else torch.zeros(width, width, dtype=torch.float64)
 
     def add(self, rows: Tensor) -> None:
         """rows float32 [M, K]."""
@@ -54,36 +55,48 @@ class HessianSum:
         self.count += len(rows)
 
     def value(self) -> Tensor:
-        """float32 [K, K], exactly symmetric."""
+        """float32 [K, K], exactly symmetric; zeros when nothing was added."""
         assert self.total is not None
-        upper = (self.total * (2 / self.count)).float()
+        upper = (self.total * (2 / max(self.count, 1))).float()
         return upper.triu_().add_(upper.triu(1).T)
 
 
-class Observer:
-    """Builds the CalibStats of one tap from chunks of rows; `total` rows will come, `seed` picks the sample."""
+def ranks(total: int, seed: int) -> Tensor:
+    """int64 [total]: in which order rows are taken into a sample."""
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    return torch.empty_like(order).scatter_(0, order, torch.arange(total))
 
-    def __init__(self, width: int, total: int, seed: int, hessian: bool = True) -> None:
-        order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-        self.sampled = order[:SAMPLE_ROWS].sort().values
-        self.hessian = HessianSum() if hessian else None
+
+class Observer:
+    """Builds the CalibStats of one tap from chunks of rows. rank: see `ranks`; of all rows that come, the SAMPLE_ROWS
+    with the lowest ranks are the sample."""
+
+    def __init__(self, width: int, rank: Tensor, hessian: bool = True) -> None:
+        self.rank = rank
+        self.hessian = HessianSum(width) if hessian else None
         self.absmax = torch.zeros(width)
         self.count = 0
-        self.rows: list[Tensor] = []
+        self.sample = torch.empty(0, width)
+        self.sampled = torch.empty(0, dtype=torch.long)  # the ranks of the sample's rows
 
-    def add(self, x: Tensor) -> None:
-        """x [..., K]: the next rows, in order."""
+    def add(self, x: Tensor, index: Tensor | None = None) -> None:
+        """x [..., K]: the next rows, in order. index int64: which of all rows they are, where some do not come."""
         rows = x.reshape(-1, x.shape[-1]).float()
         if self.hessian is not None:
             self.hessian.add(rows)
         self.absmax = torch.maximum(self.absmax, rows.abs().amax(0))
-        begin, self.count = self.count, self.count + len(rows)
-        picked = self.sampled[(self.sampled >= begin) & (self.sampled < self.count)] - begin
-        if len(picked):
-            self.rows.append(rows[picked])
+        rank = self.rank[self.count : self.count + len(rows)] if index is None else self.rank[index]
+        self.count += len(rows)
+        worst = self.sampled.max() if len(self.sampled) == SAMPLE_ROWS else len(self.rank)
+        fresh = (rank < worst).nonzero().flatten()
+        fresh = fresh[rank[fresh].argsort()[:SAMPLE_ROWS]].sort().values
+        self.sample, self.sampled = torch.cat([self.sample, rows[fresh]]), torch.cat([self.sampled, rank[fresh]])
+        if len(self.sampled) > SAMPLE_ROWS:
+            kept = self.sampled.argsort()[:SAMPLE_ROWS].sort().values
+            self.sample, self.sampled = self.sample[kept], self.sampled[kept]
 
     def stats(self) -> CalibStats:
-        sample = torch.cat(self.rows)
+        sample = self.sample
         squares = sample.double().square()
         energy = squares.sum(1)
         fourth = squares.square().sum(1) * sample.shape[1] / energy.square().clamp(min=1e-300)
@@ -110,15 +123,21 @@ def _clip_errors(rows: Tensor) -> Tensor:
 
 
 @contextmanager
-def watching(block: nn.Module, taps: Sequence[Tap], callback: Callable[[Tap, Tensor], None]) -> Iterator[None]:
-    """Call `callback(tap, x)` once per run of the block, before the first linear of each tap multiplies x."""
-    seen: dict[str, Tensor] = {}
+def watching(
+    block: nn.Module, taps: Sequence[Tap], callback: Callable[[Tap, Tensor, Tensor | None], None]
+) -> Iterator[None]:
+    """Call `callback(tap, x, rows)` once per run of the block, before the first linear of each tap multiplies x.
+
+    rows: which of the run's tokens, counted over samples and positions, an expert was sent; None: x [B, S, K] is all.
+    An expert without tokens is not heard of."""
+    seen: set[str] = set()
+    mixture = experts_of(block)
 
     def hook(tap: Tap) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def before(module: nn.Module, args: tuple[Any, ...]) -> None:
             if tap.name not in seen:
-                seen[tap.name] = args[0]
-                callback(tap, args[0])
+                seen.add(tap.name)
+                callback(tap, args[0], mixture.rows if mixture is not None else None)
 
         return before
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dfrot.arch import Tap
 from dfrot.calib.observe import linear_of
+from dfrot.hf.experts import Experts, experts_of
 from dfrot.quant.activations import fake_quantize, fake_quantize_kv
 from dfrot.quant.scheme import FULL, QuantScheme
 from dfrot.rotation.online import HadamardSpec
@@ -22,8 +23,9 @@ from dfrot.rotation.online import HadamardSpec
 class TapQuantizer:
     """A pre-hook shared by the linears of one tap: they get the same tensor, so it is rounded once."""
 
-    def __init__(self, scheme: QuantScheme, clip: float, sink_tokens: int) -> None:
-        self.scheme, self.clip, self.sink_tokens = scheme, clip, sink_tokens
+    def __init__(self, scheme: QuantScheme, clip: float, sink_tokens: int, mixture: Experts | None) -> None:
+        self.scheme, self.clip, self.sink_tokens, self.mixture = scheme, clip, sink_tokens, mixture
+        self.seqlen = 1
         self.source: Tensor | None = None
         self.result: Tensor | None = None
 
@@ -32,9 +34,17 @@ class TapQuantizer:
         if x is not self.source or self.result is None:
             self.source = x
             self.result = fake_quantize(x, self.scheme.a_bits, self.scheme.a_sym, self.clip)
-            if self.sink_tokens:
+            rows = self.mixture.rows if self.mixture is not None else None
+            if self.sink_tokens and rows is None:
                 self.result[:, : self.sink_tokens] = x[:, : self.sink_tokens]
+            elif self.sink_tokens and rows is not None:
+                leading = rows % self.seqlen < self.sink_tokens
+                self.result[leading] = x[leading]
         return (self.result,)
+
+    def begin(self, block: nn.Module, args: tuple[Any, ...]) -> None:
+        """A run of the block on hidden [B, S, d]: experts see some of its B S rows."""
+        self.seqlen = args[0].shape[1]
 
     def forget(self, *_: Any) -> None:
         """Let go of the activations of the last run."""
@@ -47,7 +57,9 @@ def quantize_activations(
     """Attach the simulated quantizer to those linears of a tap that are in `names` (relative names)."""
     if scheme.a_bits == FULL:
         return
-    quantizer = TapQuantizer(scheme, clip, sink_tokens)
+    quantizer = TapQuantizer(scheme, clip, sink_tokens, experts_of(block) if tap.expert is not None else None)
+    if tap.expert is not None:
+        block.register_forward_pre_hook(quantizer.begin)
     for linear in tap.linears:
         if linear.name in names:
             linear_of(block, linear.name).register_forward_pre_hook(quantizer)

@@ -44,6 +44,8 @@ class CalibStats:
 
     def percentile(self, q: float) -> float:
         """|x| below which `q` percent of the sampled values lie, to the upper edge of a bin (1/8 octave)."""
+        if not self.count:
+            return 0.0
         total = self.histogram.cumsum(0)
         index = int(torch.searchsorted(total, (total[-1] * (q / 100)).ceil().clamp(min=1)))
         return float(2.0 ** (LOWEST + (min(index, BINS - 1) + 1) / BINS_PER_OCTAVE))
@@ -60,7 +62,7 @@ class CalibStats:
         hessian = None
         if self.hessian is not None and other.hessian is not None:
             total = self.hessian.double().mul_(self.count).add_(other.hessian.double().mul_(other.count))
-            hessian = total.div_(count).float()
+            hessian = total.div_(max(count, 1)).float()
         return CalibStats(
             count,
             hessian,

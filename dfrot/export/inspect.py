@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from dfrot.arch import ARCHS, describe
+from dfrot.arch import ARCHS, describe, described
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import DfqError, InputError
 from dfrot.export import foreign, gguf_header
@@ -85,6 +85,7 @@ def _ours(checkpoint: Checkpoint, config: DfqConfig | None, where: str) -> dict[
         facts["notes"].append("this architecture is not described in dfq: it cannot be rotated or quantized")
         return facts
     arch = describe(checkpoint.config, where)
+    checkpoint = described(checkpoint, arch)
     if config is None:
         arch.check(checkpoint)
     else:

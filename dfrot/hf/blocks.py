@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dfrot.arch import BoundArch
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, UnsupportedError
+from dfrot.hf import experts
 from dfrot.quant import resets
 from dfrot.quant.config import DfqConfig
 from dfrot.rotation.online import HadamardSpec
@@ -68,6 +69,7 @@ class BlockRunner:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.skeleton = AutoModelForCausalLM.from_config(self.config, dtype=dtype)
+        experts.install(self.skeleton, arch, dtype)
         # rotary tables are computed, not stored: build that one module for real
         rotary = self._module("model.rotary_emb")
         self.rotary = type(rotary)(config=self.config)
@@ -80,7 +82,7 @@ class BlockRunner:
         module = copy.deepcopy(module)
         state = {}
         for name, _ in module.named_parameters():
-            state[name] = self.checkpoint.read(f"{prefix}.{name}").to(self.dtype)
+            state[name] = self.checkpoint.read(self.arch.stored(f"{prefix}.{name}")).to(self.dtype)
         module.load_state_dict(state, strict=False, assign=True)
         for name, _ in list(module.named_buffers()):
             raise UnsupportedError(f"{prefix}.{name}: a block with stored buffers cannot be run block by block")
@@ -90,6 +92,8 @@ class BlockRunner:
         """Block `layer` with weights, online R4 attached. Drop the previous one first: one block in memory."""
         release_memory()
         module = self._materialise(self._module(self.arch.prefix(layer)), self.arch.prefix(layer))
+        if memory := self.arch.spec.experts and self.arch.spec.experts.memory:
+            module.add_module(memory[0], module.get_submodule(memory[1]))  # known by its stored name too
         if self.online and self.online.r4:
             for linear in self.arch.spec.linears:
                 if linear.reads == "mlp":

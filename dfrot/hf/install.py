@@ -12,6 +12,7 @@ from torch import nn
 from dfrot.arch import BoundArch, describe
 from dfrot.checkpoint import TensorEntry, read_header
 from dfrot.errors import InputError, UnsupportedError
+from dfrot.hf import experts
 from dfrot.quant import resets
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.linear import DenseLinear, QuantLinear
@@ -54,23 +55,25 @@ def replace_linears(model: Any, config: DfqConfig, files: Sequence[str] | None) 
     arch = _arch(model)
     where = str(Path(files[0]).parent / "config.json") if files else "config.json"
     entries = _headers(files)
+    experts.install(model, arch, model.dtype)
     for name, plan in plan_linears(arch, config, where).items():
-        old = model.get_submodule(name)
+        module = arch.module(name)
+        old = model.get_submodule(module)
         entry = entries.get(f"{name}.weight")
         # a simulated weight lies on a grid that the model's dtype may not hold: keep the stored one
         stored = entry if config.fake and plan.w_bits != FULL else None
-        model.set_submodule(name, _module(plan, old, stored, model.dtype))
-    check_tensors(model, entries, Path(files[0]).parent if files else Path())
+        model.set_submodule(module, _module(plan, old, stored, model.dtype))
+    check_tensors(model, arch, entries, Path(files[0]).parent if files else Path())
 
 
-def check_tensors(model: Any, entries: dict[str, TensorEntry], folder: Path) -> None:
+def check_tensors(model: Any, arch: BoundArch, entries: dict[str, TensorEntry], folder: Path) -> None:
     """Every tensor of the model must be in the files with its shape and kind of dtype, and no other."""
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    expected = model.state_dict()
+    expected = {arch.stored(name): tensor for name, tensor in model.state_dict().items()}
     for name, tensor in expected.items():
         entry = entries.get(name)
         if entry is None:
-            if name in tied:
+            if arch.module(name) in tied:
                 continue
             raise InputError(f"{folder}: tensor {name} is missing; the checkpoint is incomplete, make it again")
         if entry.shape != tuple(tensor.shape):
@@ -102,8 +105,10 @@ def finish(model: Any, config: DfqConfig) -> None:
     runtime = Runtime(kv, config.sink_tokens, arch.n_layers)
     for name, module in model.named_modules():
         if isinstance(module, QuantLinear | DenseLinear):
-            module.prepare(name)
+            module.prepare(arch.stored(name))
             module.sinks = runtime.sinks if name != arch.spec.head.name else None
+        elif isinstance(module, experts.Experts):
+            module.sinks = runtime.sinks
     if kv is not None:
         attention.register()
         if model.config._attn_implementation not in ("sdpa", attention.NAME):

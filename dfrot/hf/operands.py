@@ -28,6 +28,8 @@ def decoder_of(base: Any, arch: BoundArch, kv: KVSpec | None, sinks: int, hidden
         raise Unfit(f"the model is on {hidden.device}")
     if getattr(config, "hidden_act", None) != "silu":
         raise Unfit(f"activation {getattr(config, 'hidden_act', None)!r}")
+    if spec.experts is not None:
+        raise Unfit("a mixture of experts")
     if arch.scalar("embed") != 1 or arch.scalar("residual") != 1:
         raise Unfit("embeddings or residuals times a constant")
     if any(norm.late or norm.offset for norm in (*spec.norms, spec.final_norm)):

@@ -63,6 +63,12 @@ class DfqHfQuantizer(HfQuantizer):  # type: ignore[misc]
         finish(model, self.quantization_config.dfq)
         return model
 
+    def update_weight_conversions(self, weight_conversions: list[Any], *rest: Any) -> list[Any]:
+        """Names may be mapped to transformers' own; experts are not merged, they are modules of ours."""
+        from transformers.core_model_loading import WeightConverter
+
+        return [one for one in weight_conversions if not isinstance(one, WeightConverter)]
+
     def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
         """Load every tensor in the dtype its module declares (codes as they are, scales in bfloat16)."""
         is_float = (

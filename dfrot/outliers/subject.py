@@ -62,6 +62,10 @@ class Subject:
             raise UnsupportedError(
                 f"{where}: {fused[0]} is several linears in one, which dfq outliers cannot tell apart"
             )
+        if arch.spec.experts is not None:
+            raise UnsupportedError(
+                f"{where}: is a mixture of experts, each of which sees other tokens; dfq outliers measures dense models"
+            )
         if reason := arch.spec.refuses("residual"):
             raise UnsupportedError(f"{where}: cannot be measured block by block: {reason}")
         self.source, self.arch, self.config = opened, arch, config

@@ -18,7 +18,7 @@ from dfrot.arch import BoundArch, Tap, open_described
 from dfrot.calib import calibration as store
 from dfrot.calib.data import calibration_windows, load_text
 from dfrot.calib.hidden import HiddenStates, remove_all
-from dfrot.calib.observe import Observer, chunk_samples, watching
+from dfrot.calib.observe import Observer, chunk_samples, ranks, watching
 from dfrot.calib.stats import CalibStats
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, MismatchError
@@ -116,6 +116,7 @@ class _Run:
         self.runner = BlockRunner(checkpoint, arch)
         self.shape = (tokens.shape[0], tokens.shape[1], arch.hidden)
         self.step = chunk_samples(arch, tokens.shape[1])
+        self.rank = ranks(tokens.numel(), settings.seed)
 
     def hidden(self, layer: int) -> HiddenStates:
         return HiddenStates(self.stage.folder, layer, self.shape)
@@ -147,7 +148,7 @@ class _Run:
         return summary
 
     def observer(self, width: int) -> Observer:
-        return Observer(width, self.tokens.numel(), self.settings.seed, self.settings.hessians)
+        return Observer(width, self.rank, self.settings.hessians)
 
     @torch.no_grad()
     def block(self, layer: int) -> dict[str, CalibStats]:
@@ -156,12 +157,15 @@ class _Run:
             name: self.observer(width) for name, width in store.widths(self.arch, store.stem_of(layer)).items()
         }
 
-        def collect(tap: Tap, x: Tensor) -> None:
-            observers[tap.name].add(x)
+        done = 0  # tokens of the chunks before
+
+        def collect(tap: Tap, x: Tensor, rows: Tensor | None) -> None:
+            observers[tap.name].add(x, None if rows is None else rows + done)
 
         block, source, target = self.runner.block(layer), self.hidden(layer), self.hidden(layer + 1)
         with watching(block, taps, collect):
             for begin in self.chunks():
+                done = begin * self.shape[1]
                 target.write(begin, self.runner.run(block, source.read(begin, begin + self.step)))
         target.sync()
         return {name: observer.stats() for name, observer in observers.items()}

@@ -24,6 +24,23 @@ from dfrot.hf.blocks import BlockRunner
 DAMPING = 0.01  # of the mean diagonal, as in GPTQ
 
 
+@dataclass(frozen=True)
+class Fed:
+    """What a tap is fed in one run: x float32 [..., K], and which of the run's tokens these are (None: all)."""
+
+    x: Tensor
+    rows: Tensor | None
+
+    def at(self, other: Fed) -> Tensor:
+        """[M, K]: these activations for the tokens of `other`, its own where a token went to another expert here."""
+        mine = self.x.reshape(-1, self.x.shape[-1])
+        if self.rows is None or other.rows is None:
+            return mine
+        found = other.x.clone()
+        found[torch.isin(other.rows, self.rows)] = mine[torch.isin(self.rows, other.rows)]  # both ascend
+        return found
+
+
 class TapSums:
     """Second moments at one tap: of the quantized model's rows, and of these with the unquantized model's."""
 
@@ -31,12 +48,12 @@ class TapSums:
         self.hessian = HessianSum()
         self.cross: Tensor | None = None
 
-    def add(self, x: Tensor, exact: Tensor | None) -> None:
-        """x, exact float32 [..., K]: the same positions of both models."""
-        rows = x.reshape(-1, x.shape[-1])
+    def add(self, fed: Fed, exact: Fed | None, compensate: bool) -> None:
+        """The same tokens of both models. An expert that only the quantized model sent tokens to has no `exact`."""
+        rows = fed.x.reshape(-1, fed.x.shape[-1])
         self.hessian.add(rows)
-        if exact is not None:
-            product = exact.reshape(-1, x.shape[-1]).T @ rows
+        if compensate:
+            product = (rows if exact is None else exact.at(fed)).T @ rows
             self.cross = product.double() if self.cross is None else self.cross.add_(product)
 
     def compensated(self, weights: Sequence[Tensor], hessian: Tensor, strength: float) -> list[Tensor]:
@@ -61,10 +78,10 @@ class Exact:
     target: HiddenStates
     strength: float
 
-    def run(self, runner: BlockRunner, layer: int, taps: Sequence[Tap], begin: int, end: int) -> dict[str, Tensor]:
+    def run(self, runner: BlockRunner, layer: int, taps: Sequence[Tap], begin: int, end: int) -> dict[str, Fed]:
         """Run the unquantized block on samples begin .. end; returns what the taps are fed, by tap name."""
-        seen: dict[str, Tensor] = {}
+        seen: dict[str, Fed] = {}
         block = runner.block(layer)
-        with watching(block, taps, lambda tap, x: seen.update({tap.name: x})):
+        with watching(block, taps, lambda tap, x, rows: seen.update({tap.name: Fed(x, rows)})):
             self.target.write(begin, runner.run(block, self.source.read(begin, end)))
         return seen

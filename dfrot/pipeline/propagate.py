@@ -6,7 +6,7 @@ taps and blocks make up for earlier errors.
 
 When all samples fit into memory together, one forward pass does it all: the pass stops at each tap, the tap's
 weights are quantized in place, and the pass goes on with them. Otherwise each tap costs a pass over the chunks
-that is cut off as soon as the tap is reached.
+that is cut off as soon as the tap is reached; experts, which do not feed one another, share their passes.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dfrot.arch import Tap
+from dfrot.arch import BoundArch, Tap
 from dfrot.calib.hidden import HiddenStates
 from dfrot.calib.observe import chunk_samples, linear_of, watching
 from dfrot.calib.simulate import SimulatedKV, quantize_activations
 from dfrot.hf.blocks import BlockRunner
-from dfrot.pipeline.compensate import Exact, TapSums
+from dfrot.pipeline.compensate import Exact, Fed, TapSums
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.grid import Quantized
+from dfrot.quant.rtn import starved
 
-TapQuantize = Callable[[Sequence[Tensor], Tensor], list[Quantized]]
-"""Weights float32 [N_i, K] of one tap and their Hessian [K, K] -> one result each."""
+TapQuantize = Callable[[Sequence[Tensor], Tensor | None, str | None], list[Quantized]]
+"""Weights float32 [N_i, K] of one tap, their Hessian [K, K], or why there is none to use -> one result each."""
+
+SUMS_BYTES = 4 << 30  # second moments of taps that share a pass
 
 
 class _Reached(Exception):
@@ -77,32 +80,37 @@ def quantize_block(
 
     def settle(tap: Tap, sums: TapSums) -> None:
         modules = [linear_of(block, one.name) for one in tap.linears]
-        hessian = sums.hessian.value()
         weights = [module.weight.data for module in modules]
-        if exact is not None:
+        few = starved(sums.hessian.count, weights[0].shape[1]) if tap.expert is not None else None
+        hessian = None if few else sums.hessian.value()
+        if exact is not None and hessian is not None:
             weights = sums.compensated(weights, hessian, exact.strength)
-        for one, module, result in zip(tap.linears, modules, quantize(weights, hessian)):
+        for one, module, result in zip(tap.linears, modules, quantize(weights, hessian, few)):
             module.weight.data = result.dequantize()
             results[arch.full(layer, one.name)] = result
 
     if len(starts) == 1:
         inputs = exact.run(runner, layer, taps, 0, samples) if exact is not None else {}
+        waiting = {tap.name: tap for tap in taps}
 
-        def at_once(tap: Tap, x: Tensor) -> None:
+        def at_once(tap: Tap, x: Tensor, rows: Tensor | None) -> None:
             sums = TapSums()
-            sums.add(x, inputs.pop(tap.name, None))
-            settle(tap, sums)
+            sums.add(Fed(x, rows), inputs.pop(tap.name, None), exact is not None)
+            settle(waiting.pop(tap.name), sums)
 
         with watching(block, taps, at_once):
             target.write(0, runner.run(block, source.read(0, samples), cache))
+        for tap in waiting.values():
+            settle(tap, TapSums())  # experts without tokens
     else:
-        for tap in taps:
-            sums = TapSums()
+        for group in _passes(runner.arch, taps):
+            sums = {tap.name: TapSums() for tap in group}
             for begin in starts:
-                known = exact.run(runner, layer, [tap], begin, begin + step) if exact is not None else {}
-                x = _until(runner, block, tap, source.read(begin, begin + step), cache)
-                sums.add(x, known.get(tap.name))
-            settle(tap, sums)
+                known = exact.run(runner, layer, group, begin, begin + step) if exact is not None else {}
+                for name, fed in _until(runner, block, group, source.read(begin, begin + step), cache).items():
+                    sums[name].add(fed, known.get(name), exact is not None)
+            for tap in group:
+                settle(tap, sums.pop(tap.name))
         for begin in starts:
             if exact is not None and not taps:
                 exact.run(runner, layer, [], begin, begin + step)  # a block that is kept whole
@@ -113,17 +121,37 @@ def quantize_block(
     return results
 
 
-def _until(runner: BlockRunner, block: nn.Module, tap: Tap, hidden: Tensor, cache: Any) -> Tensor:
-    """What a tap is fed, from a run that goes no further than this tap."""
-    seen: list[Tensor] = []
+def _passes(arch: BoundArch, taps: Sequence[Tap]) -> list[list[Tap]]:
+    """Taps that share a pass, in the order of computation: one at a time, but all experts' inputs together, then all
+    their inner ones, as far as SUMS_BYTES allow."""
+    groups: list[list[Tap]] = []
+    experts = [tap for tap in taps if tap.expert is not None]
+    for tap in [tap for tap in taps if tap.expert is None]:
+        groups.append([tap])
+    for space in dict.fromkeys(tap.reads for tap in experts):
+        size = 0
+        for tap in (one for one in experts if one.reads == space):
+            nbytes = 16 * arch.sizes[tap.linears[0].cols] ** 2
+            if not size or size + nbytes > SUMS_BYTES:
+                groups.append([])
+                size = 0
+            groups[-1].append(tap)
+            size += nbytes
+    return groups
 
-    def stop(tap: Tap, x: Tensor) -> None:
-        seen.append(x)
-        raise _Reached
 
-    with watching(block, [tap], stop), suppress(_Reached):
+def _until(runner: BlockRunner, block: nn.Module, taps: Sequence[Tap], hidden: Tensor, cache: Any) -> dict[str, Fed]:
+    """What taps are fed, from a run that goes no further than the last of them."""
+    seen: dict[str, Fed] = {}
+
+    def stop(tap: Tap, x: Tensor, rows: Tensor | None) -> None:
+        seen[tap.name] = Fed(x, rows)
+        if len(seen) == len(taps):
+            raise _Reached
+
+    with watching(block, taps, stop), suppress(_Reached):
         runner.run(block, hidden, cache)
-    return seen[0]
+    return seen
 
 
 @torch.no_grad()

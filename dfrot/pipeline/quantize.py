@@ -15,20 +15,22 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from dfrot.arch import BoundArch, describe
+from dfrot.arch import BoundArch, describe, described
 from dfrot.calib import calibration as store
 from dfrot.calib.hidden import HiddenStates, remove_all
+from dfrot.calib.stats import CalibStats
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.files import require_free_space, write_json
 from dfrot.hf.tokens import TOKENIZER_FILES
 from dfrot.pipeline.layout import Layout
 from dfrot.pipeline.lineage import lineage
-from dfrot.quant import Algorithm, algorithm, keep
+from dfrot.quant import Algorithm, algorithm, keep, rtn
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.grid import Quantized
 from dfrot.quant.options import Options
 from dfrot.quant.resets import Reset
+from dfrot.quant.rtn import starved
 from dfrot.quant.scheme import FULL, QuantScheme
 from dfrot.rotation.online import OnlineRotations
 from dfrot.stage import Progress, Stage, open_stage, read_evidence, silent
@@ -142,6 +144,7 @@ def _source(model: Path) -> tuple[Checkpoint, BoundArch, OnlineRotations]:
     if entry is not None and entry.scheme is not None:
         raise UnsupportedError(f"{model}: is quantized already; give the 16-bit checkpoint")
     arch = describe(checkpoint.config, where)
+    checkpoint = described(checkpoint, arch)
     arch.check(checkpoint)
     return checkpoint, arch, entry.online if entry is not None else OnlineRotations()
 
@@ -262,7 +265,10 @@ class _Work:
         names = ["", "exact-"] if self.compensate else [""]
         return [HiddenStates(self.stage.folder, layer, shape, name) for name in names]
 
-    def together(self, weights: Sequence[Tensor], hessian: Tensor | None) -> list[Quantized]:
+    def together(self, weights: Sequence[Tensor], hessian: Tensor | None, few: str | None = None) -> list[Quantized]:
+        """few: why these weights are rounded although the algorithm would do better."""
+        if few is not None:
+            return rtn.fallback(weights, self.scheme, self.options, few)
         return self.function(weights, hessian, self.scheme, self.options)
 
     def block(self, layer: int) -> dict[str, Quantized]:
@@ -279,7 +285,10 @@ class _Work:
         results: dict[str, Quantized] = {}
         for tap in self.arch.taps():
             names = [self.arch.full(layer, one.name) for one in tap.linears]
-            results.update(self.quantized([n for n in names if n not in self.config.keep], stats.get(tap.name)))
+            found = stats.get(tap.name)
+            few = starved(found.count, len(found.absmax)) if found is not None and tap.expert is not None else None
+            names = [name for name in names if name not in self.config.keep]
+            results.update(self.quantized(names, found.hessian if found is not None else None, few))
         return results
 
     def head(self, layer: int) -> dict[str, Quantized]:
@@ -290,24 +299,21 @@ class _Work:
             from dfrot.pipeline.propagate import head_hessian
 
             return self.quantized([name], head_hessian(self.runner, self.config, self.streams(layer)[0]))
-        return self.quantized([name], self.stats(store.HEAD).get(name))
+        found = self.stats(store.HEAD).get(name)
+        return self.quantized([name], found.hessian if found is not None else None)
 
-    def stats(self, stem: str) -> dict[str, Tensor]:
-        """Hessians of the calibration by tap, when the algorithm wants them."""
+    def stats(self, stem: str) -> dict[str, CalibStats]:
+        """Those of the calibration by tap, with Hessians, when the algorithm wants them."""
         if self.calibration is None or not self.algorithm.needs_hessian:
             return {}
-        found = {}
-        for tap, one in self.calibration.stats(stem).items():
-            if one.hessian is None:
-                raise InputError(
-                    f"{self.calibration.path}: holds no Hessians; calibrate with them, or propagate errors"
-                )
-            found[tap] = one.hessian
+        found = self.calibration.stats(stem)
+        if any(one.hessian is None for one in found.values()):
+            raise InputError(f"{self.calibration.path}: holds no Hessians; calibrate with them, or propagate errors")
         return found
 
-    def quantized(self, names: list[str], hessian: Tensor | None) -> dict[str, Quantized]:
+    def quantized(self, names: list[str], hessian: Tensor | None, few: str | None = None) -> dict[str, Quantized]:
         """Linears of one tap straight from the checkpoint."""
         if not names:
             return {}
         weights = [self.checkpoint.read(f"{self.layout.stored(name)}.weight").float() for name in names]
-        return dict(zip(names, self.together(weights, hessian)))
+        return dict(zip(names, self.together(weights, hessian, few)))

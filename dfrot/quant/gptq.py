@@ -142,8 +142,7 @@ def quantize_together(
         raise InputError(f"gptq: Hessian {list(hessian.shape)} does not fit weights {shapes}; wrong calibration?")
     factored = factor(hessian, options)
     if isinstance(factored, str):
-        results = rtn.quantize_together(weights, None, scheme, options)
-        return [Quantized(r.codes, r.grid, {**r.stats, "fallback": factored}) for r in results]
+        return rtn.fallback(weights, scheme, options, factored)
     tall = torch.cat([weight.float() for weight in weights])
     grid = rtn.grid_for(tall, scheme, options)
     hessian = hessian.float()

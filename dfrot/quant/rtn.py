@@ -60,6 +60,20 @@ def quantize(weight: Tensor, hessian: Tensor | None, scheme: QuantScheme, option
     return Quantized(codes, grid, stats)
 
 
+def fallback(weights: Sequence[Tensor], scheme: QuantScheme, options: Options, reason: str) -> list[Quantized]:
+    """`quantize_together` in place of an algorithm that cannot do it, with the reason in `stats`."""
+    results = quantize_together(weights, None, scheme, options)
+    return [Quantized(r.codes, r.grid, {**r.stats, "fallback": reason}) for r in results]
+
+
+def starved(tokens: int, columns: int) -> str | None:
+    """Why an expert cannot be quantized on `tokens` of its own, or None. With fewer tokens than columns the Hessian is
+    singular, and GPTQ would move its error to where no token of the calibration looked."""
+    if tokens >= columns:
+        return None
+    return f"its expert was sent {tokens} calibration tokens, {columns} are needed (one per column)"
+
+
 def quantize_together(
     weights: Sequence[Tensor], hessian: Tensor | None, scheme: QuantScheme, options: Options
 ) -> list[Quantized]:

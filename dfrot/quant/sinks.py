@@ -11,6 +11,9 @@ model hardly leans on its sinks; the papers' gains are those of large ones. The 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -39,6 +42,18 @@ class Sinks:
         offset = positions[None, :] - first[:, None]
         rows = ((offset >= 0) & (offset < self.count)).flatten().nonzero().flatten()
         self.rows = rows if len(rows) else None
+
+    @contextmanager
+    def among(self, rows: Tensor) -> Iterator[None]:
+        """While only the call's rows int64 [n] are computed, in this order: an expert's tokens."""
+        whole = self.rows
+        if whole is not None:
+            found = torch.isin(rows.cpu(), whole).nonzero().flatten()
+            self.rows = found if len(found) else None
+        try:
+            yield
+        finally:
+            self.rows = whole
 
     def end(self) -> None:
         """The call is over: what follows (the head) works on other rows."""

@@ -94,7 +94,7 @@ class Fuser:
                 fed.update(dict.fromkeys(norm.feeds, (name, norm.offset)))
             for name in (f"{arch.full(layer, norm)}.weight" for norm in spec.head_norms):
                 jobs[name] = _Job(name)
-            for linear in spec.linears:
+            for linear in (*spec.routers, *spec.linears):
                 name = arch.full(layer, linear.name)
                 gain, offset = fed.get(linear.name, ("", 0.0))
                 jobs[f"{name}.weight"] = _Job(

@@ -4,10 +4,14 @@ Each rotated block is fed the exactly rotated hidden state of the original, so a
 not where it has been amplified. What rounding may do is measured, not guessed: the rotated block runs a second time
 with its weights jittered by half a unit in the last place of the stored dtype. A block whose update differs from
 the original's by much more than that jitter moves it holds different weights.
+
+A mixture of experts is not continuous: where two experts score alike, rounding decides which one runs. Its router's
+scores are judged for every token, its block on the tokens that went to the same experts all three times.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +20,7 @@ from torch import Tensor, nn
 from dfrot.arch import BoundArch
 from dfrot.errors import GateError
 from dfrot.hf.blocks import BlockRunner
+from dfrot.hf.experts import recorded_choices
 from dfrot.stage import Progress, silent
 
 MARGIN = 4.0  # times the measured effect of rounding; right models measure 0.3 to 1.2
@@ -27,10 +32,27 @@ LOGIT_TOKENS = 64  # positions whose logits are compared: bounds memory at large
 Figures = dict[str, float]
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What the original's and the rotated model's projector say of the same images, float32 [1, n, hidden] each; unit:
+    roundoff of the projector's stored dtype."""
+
+    original: Tensor
+    rotated: Tensor
+    unit: float
+
+
 def gate(
-    original: BlockRunner, rotated: BlockRunner, tokens: Tensor, r1: Tensor, *, progress: Progress = silent
+    original: BlockRunner,
+    rotated: BlockRunner,
+    tokens: Tensor,
+    r1: Tensor,
+    seen: Seen | None = None,
+    *,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Compare two checkpoints on `tokens` int64 [1, S], with `r1` float64 [hidden, hidden] between them.
+    """Compare two checkpoints on `tokens` int64 [1, S], with `r1` float64 [hidden, hidden] between them. seen: image
+    embeddings, put in behind the first token.
 
     Returns the evidence: relative error and limit of the embedding, of every block and of the head, and how far
     the logits are apart end to end. Raises GateError naming the first part that differs by more than rounding."""
@@ -40,24 +62,61 @@ def gate(
     fed = _turn(hidden, r1)
     error = (own - fed).norm(dim=-1) / fed.norm(dim=-1).clamp_min(1e-30)
     _judge(found, arch.spec.embed, _rms(error), _unit(rotated, arch.spec.embed))
+    if seen is not None:
+        fed = _turn(seen.original, r1)
+        error = (seen.rotated - fed).norm(dim=-1) / fed.norm(dim=-1).clamp_min(1e-30)
+        _judge(found, "projector", _rms(error), seen.unit)
+        hidden, own = (
+            torch.cat([x[:, :1], images, x[:, 1:]], 1) for x, images in ((hidden, seen.original), (own, seen.rotated))
+        )
     for layer in range(arch.n_layers):
         progress("gate", layer, arch.n_layers)
-        after = original.run(original.block(layer), hidden)
+        after, chosen = _run(original, original.block(layer), hidden)
         expected = _turn(after.double() - hidden.double(), r1)
         fed = _turn(hidden, r1)
         block = rotated.block(layer)
-        out = rotated.run(block, torch.cat([fed, own]))
+        out, again = _run(rotated, block, torch.cat([fed, own]))
         _jitter(block, arch, _unit(rotated, arch.prefix(layer)), layer)
-        shaken = rotated.run(block, fed)
+        shaken, third = _run(rotated, block, fed)
         del block
+        alike = torch.ones(hidden.shape[:2], dtype=torch.bool)
+        for router, first, second, last in zip(arch.spec.routers, chosen, again, third):
+            alike &= _routed(found, arch.full(layer, router.name), first, second, last)
         scale = expected.norm(dim=-1) + BENEATH * fed.norm(dim=-1)
-        error = (out[:1] - fed - expected).norm(dim=-1) / scale
-        noise = (shaken - out[:1]).norm(dim=-1) / scale
+        error = ((out[:1] - fed - expected).norm(dim=-1) / scale)[alike]
+        noise = ((shaken - out[:1]).norm(dim=-1) / scale)[alike]
         _judge(found, arch.prefix(layer), _rms(error), _rms(noise))
+        if not bool(alike.all()):
+            found[arch.prefix(layer)]["rerouted"] = int((~alike).sum())
         hidden, own = after, out[1:]
     progress("gate", arch.n_layers, arch.n_layers)
     logits = _logits(found, original, rotated, hidden[:, -LOGIT_TOKENS:], own[:, -LOGIT_TOKENS:], r1)
-    return {"tokens": tokens.shape[1], "parts": found, "logits": logits}
+    images = {} if seen is None else {"image_tokens": seen.original.shape[1]}
+    return {"tokens": tokens.shape[1], **images, "parts": found, "logits": logits}
+
+
+def _run(runner: BlockRunner, block: nn.Module, hidden: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """The block's output, and what its router chose (nothing without one)."""
+    with recorded_choices(block, runner.arch) as chosen:
+        return runner.run(block, hidden), chosen
+
+
+def _routed(
+    found: dict[str, Figures],
+    name: str,
+    original: tuple[Tensor, Tensor],
+    rotated: tuple[Tensor, Tensor],
+    shaken: tuple[Tensor, Tensor],
+) -> Tensor:
+    """Judge a router by its scores; which tokens, bool [1, S], it sent to the same experts in all three runs."""
+    scores, experts = original
+    tokens = len(scores)  # of the rotated run, the first half was fed the original's states
+    size = scores.norm(dim=-1).clamp_min(1e-30)
+    error = (rotated[0][:tokens] - scores).norm(dim=-1) / size
+    noise = (shaken[0] - rotated[0][:tokens]).norm(dim=-1) / size
+    _judge(found, name, _rms(error), _rms(noise))
+    same = [(other.sort().values == experts.sort().values).all(-1) for other in (rotated[1][:tokens], shaken[1])]
+    return (same[0] & same[1])[None]
 
 
 def _logits(

@@ -26,6 +26,11 @@ SIZES = {
     "pad_token_id": None,
 }
 
+EXTRA: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 3, "num_experts_per_tok": 2},
+    "qwen3_moe": {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 20, "norm_topk_prob": True},
+}
+
 Make = Callable[..., Path]
 
 
@@ -36,7 +41,7 @@ def make(tmp_path: Path) -> Make:
     def build(
         model_type: str, dtype: torch.dtype = torch.float64, bias: tuple[str, ...] = (), seed: int = 0, **changes: Any
     ) -> Path:
-        config = {"model_type": model_type, **SIZES, **changes}
+        config = {"model_type": model_type, **SIZES, **EXTRA.get(model_type, {}), **changes}
         arch = describe(config)
         shapes = dict(arch.tensors())
         shapes.update({f"{n}.bias": (arch.sizes[s.rows],) for _, s, n in arch.linears() if s.name in bias})

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dfrot.arch import ARCHS, describe, open_described
+from dfrot.arch import ARCHS, BoundArch, describe, open_described
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import UnsupportedError
 from dfrot.hf.blocks import hf_config
+from dfrot.hf.experts import install
 from dfrot.rotation.fuse import Fuser, Rotations, fuse
 from dfrot.rotation.hadamard import plan, random_orthogonal, randomized, transform
 from dfrot.rotation.online import HadamardSpec
@@ -40,6 +41,7 @@ CASES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("granite", GRANITE, ()),
     ("phi3", {"num_key_value_heads": 4, "num_attention_heads": 8}, ()),
     ("granite", {**GRANITE, "tie_word_embeddings": True}, ()),
+    ("qwen3_moe", {"norm_topk_prob": False, "num_experts_per_tok": 1, "moe_intermediate_size": 48}, ()),
     ("llama", {"intermediate_size": 96, "head_dim": 12, "num_key_value_heads": 1}, ()),
     ("mistral", {"intermediate_size": 172, "num_key_value_heads": 4}, ()),
     ("llama", {"intermediate_size": 92, "hidden_size": 30, "head_dim": 10, "num_attention_heads": 6}, ()),  # blocks
@@ -57,6 +59,19 @@ class ExactNorm(nn.Module):
         return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
 
 
+class ExactRouter(nn.Module):
+    """transformers takes the softmax of router scores in float32."""
+
+    def __init__(self, router: Any, normalise: bool) -> None:
+        super().__init__()
+        self.weight, self.top_k, self.normalise = router.weight, router.top_k, normalise
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        scores = x @ self.weight.T
+        value, index = scores.softmax(-1).topk(self.top_k)
+        return scores, value / value.sum(-1, keepdim=True) if self.normalise else value, index
+
+
 class Online(nn.Module):
     def __init__(self, spec: HadamardSpec, linear: nn.Module) -> None:
         super().__init__()
@@ -70,18 +85,39 @@ def logits(folder: Path, r4: HadamardSpec | None = None) -> Tensor:
     from transformers import AutoModelForCausalLM
 
     checkpoint = Checkpoint.open(folder)
-    model = AutoModelForCausalLM.from_config(hf_config(checkpoint.config, torch.float64)).to(torch.float64).eval()
-    state = {name: checkpoint.read(name) for name in checkpoint.entries}
+    arch = describe(checkpoint.config)
+    config = hf_config(checkpoint.config, torch.float64)
+    config._experts_implementation = "eager"
+    model = AutoModelForCausalLM.from_config(config).to(torch.float64).eval()
+    state = {arch.module(name): checkpoint.read(name) for name in checkpoint.entries}
     if checkpoint.config["tie_word_embeddings"]:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    model.load_state_dict(state, strict=True)
+    if r4 is not None:
+        install(model, arch, torch.float64)
+    else:
+        merge(state, arch)
+    model.load_state_dict(state, strict=True, assign=True)
+    downs = {arch.module(name) for _, linear, name in arch.linears() if linear.reads == "mlp"}
     for name, module in list(model.named_modules()):
         if type(module).__name__.endswith("RMSNorm"):
             model.set_submodule(name, ExactNorm(module))
-        elif r4 and name.endswith("down_proj"):
+        elif type(module).__name__.endswith("Router"):
+            model.set_submodule(name, ExactRouter(module, getattr(config, "norm_topk_prob", True)))
+        elif r4 and name in downs:
             model.set_submodule(name, Online(r4, module))
     with torch.no_grad():
         return model(TOKENS).logits  # type: ignore[no-any-return]
+
+
+def merge(state: dict[str, Tensor], arch: BoundArch) -> None:
+    """Experts as transformers keeps them in memory: [experts, rows, cols]."""
+    mixture = arch.spec.experts
+    for layer in range(arch.n_layers if mixture is not None else 0):
+        assert mixture is not None
+        place = arch.module(arch.full(layer, mixture.container))
+        for name, parts in mixture.merged:
+            names = [[f"{place}.{e}.{part}.weight" for part in parts] for e in range(arch.sizes["experts"])]
+            state[arch.full(layer, name)] = torch.stack([torch.cat([state.pop(n) for n in one]) for one in names])
 
 
 def rotated(folder: Path, out: Path, rotations: Rotations) -> Path:
@@ -117,7 +153,7 @@ def test_rotated_logits_are_the_originals(
     out = rotated(folder, tmp_path / "out", rotations)
     assert error(logits(out, rotations.r4), logits(folder)) < 1e-10
     changed, original = Checkpoint.open(out), Checkpoint.open(folder)
-    name = "model.layers.1.mlp.down_proj.weight"
+    name = next(f"{name}.weight" for layer, one, name in describe(original.config).linears() if one.reads == "mlp")
     assert not torch.allclose(changed.read(name), original.read(name))
     assert bool((changed.read("model.norm.weight") == 1).all())
     assert set(original.entries) | {"lm_head.weight"} == set(changed.entries)
@@ -183,7 +219,7 @@ def test_post_norm_architectures_are_refused_with_the_reason(make: Any, kind: st
 
 def test_the_refused_are_the_known_ones() -> None:
     assert set(REFUSED) == {"olmo2", "gemma2", "gemma3_text"}
-    assert set(SERVED) == {"llama", "mistral", "qwen2", "qwen3", "granite", "phi3"}
+    assert set(SERVED) == {"llama", "mistral", "qwen2", "qwen3", "granite", "phi3", "mixtral", "qwen3_moe"}
 
 
 def test_gains_that_are_stored_less_one(make: Any, tmp_path: Path) -> None:

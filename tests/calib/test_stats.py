@@ -7,7 +7,7 @@ import torch
 from scipy.stats import kurtosis
 from torch import Tensor
 
-from dfrot.calib.observe import SAMPLE_ROWS, HessianSum, Observer
+from dfrot.calib.observe import SAMPLE_ROWS, HessianSum, Observer, ranks
 from dfrot.calib.stats import CLIP_RATIOS, CalibStats
 from dfrot.errors import InputError, MismatchError
 from dfrot.quant.activations import fake_quantize
@@ -19,7 +19,8 @@ def rows(n: int, k: int = 24, seed: int = 0) -> Tensor:
 
 
 def observe(*chunks: Tensor, hessian: bool = True) -> CalibStats:
-    observer = Observer(chunks[0].shape[-1], sum(c[..., 0].numel() for c in chunks), seed=0, hessian=hessian)
+    total = sum(chunk[..., 0].numel() for chunk in chunks)
+    observer = Observer(chunks[0].shape[-1], ranks(total, seed=0), hessian=hessian)
     for chunk in chunks:
         observer.add(chunk)
     return observer.stats()

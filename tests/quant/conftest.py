@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from dfrot.arch import describe
 from dfrot.files import read_json, write_json
 from dfrot.quant.config import DfqConfig
 from dfrot.rotation.hadamard import plan
@@ -55,17 +56,16 @@ def _build(
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**CONFIG, **changes}), dtype=dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.dim() == 2:
-                parameter.normal_(0, 1.0 if "embed" in name else parameter.shape[1] ** -0.5)
+            if parameter.dim() >= 2:
+                parameter.normal_(0, 1.0 if "embed" in name else parameter.shape[-1] ** -0.5)
             elif name.endswith("bias"):
                 parameter.normal_(0, 0.2)
     model.save_pretrained(folder)
     _tokenizer(folder)
     if online:
         config = read_json(folder / "config.json")
-        sizes = model.config
-        head = getattr(sizes, "head_dim", None) or sizes.hidden_size // sizes.num_attention_heads
-        rotations = OnlineRotations(plan(head), plan(sizes.intermediate_size))
+        arch = describe(config)
+        rotations = OnlineRotations(plan(arch.head_dim), plan(arch.intermediate))
         config["quantization_config"] = DfqConfig(online=rotations).to_dict()
         write_json(folder / "config.json", config)
     return folder

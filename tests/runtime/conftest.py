@@ -49,6 +49,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "logits_scaling": 4.0,
     },
     "qwen3": {**COMMON, "head_dim": 32},
+    "mixtral": {**COMMON, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {**COMMON, "head_dim": 32, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 48},
 }
 
 
@@ -60,8 +62,8 @@ def build(folder: Path, kind: str = "llama", seed: int = 0, dtype: torch.dtype =
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**CONFIGS[kind], **changes}), dtype=dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.dim() == 2:
-                parameter.normal_(0, 1.0 if "embed" in name else parameter.shape[1] ** -0.5)
+            if parameter.dim() >= 2:
+                parameter.normal_(0, 1.0 if "embed" in name else parameter.shape[-1] ** -0.5)
             elif name.endswith("bias"):
                 parameter.normal_(0, 0.2)
     model.save_pretrained(folder)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dfrot.arch import describe
 from dfrot.errors import InputError
 from dfrot.hf.load import load_model
 from dfrot.quant.config import DfqConfig
@@ -17,13 +18,12 @@ from dfrot.quant.scheme import QuantScheme
 from dfrot.rotation.hadamard import plan
 from dfrot.rotation.online import OnlineRotations
 
-KINDS = ("llama", "mistral", "qwen2", "qwen3", "granite", "phi3")
+KINDS = ("llama", "mistral", "qwen2", "qwen3", "granite", "phi3", "mixtral", "qwen3_moe")
 
 
 def online(kind: str, kit: SimpleNamespace) -> OnlineRotations:
-    config = kit.configs[kind]
-    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    return OnlineRotations(r3=plan(head_dim), r4=plan(config["intermediate_size"]))
+    arch = describe({"model_type": kind, **kit.configs[kind]})
+    return OnlineRotations(r3=plan(arch.head_dim), r4=plan(arch.intermediate))
 
 
 @torch.no_grad()
@@ -40,7 +40,8 @@ def test_packed_equals_its_simulated_twin(kind: str, kit: SimpleNamespace, tmp_p
     source = kit.build(tmp_path / "source", kind)
     config = DfqConfig(QuantScheme.parse("w4a4kv4"), online(kind, kit))
     packed = load_model(kit.pack(source, tmp_path / "packed", config))
-    assert sum(isinstance(m, QuantLinear) for m in packed.modules()) == (8 if kind == "phi3" else 14)
+    declared = list(describe({"model_type": kind, **kit.configs[kind]}).linears())
+    assert sum(isinstance(m, QuantLinear) for m in packed.modules()) == len(declared)
     real = logits(packed, ids)
     twin = logits(load_model(tmp_path / "packed", fake=True), ids)
     fake_folder = DfqConfig(config.scheme, config.online, fake=True)

@@ -12,6 +12,8 @@ from dfrot_cli import show
 from dfrot_cli.options import Common, common, model_option, out_option, scheme_option
 from dfrot_cli.plan import plan
 
+FALLBACKS = 8  # lines about linears that could only be rounded; a mixture may have hundreds
+
 
 @click.command("quantize")
 @model_option
@@ -69,8 +71,11 @@ def command(
 def _table(evidence: dict[str, Any], out: Path) -> None:
     linears, sizes = evidence["linears"], evidence["sizes"]
     show.hardest("linears", linears, "output_error")
-    for name, reason in evidence["fallbacks"].items():
+    fallbacks = list(evidence["fallbacks"].items())
+    for name, reason in fallbacks[:FALLBACKS]:
         show.note(f"{name}: rounded to nearest instead: {reason}")
+    if len(fallbacks) > FALLBACKS:
+        show.note(f"and {len(fallbacks) - FALLBACKS} more linears: see fallbacks in stage.json")
     ratio = sizes["source_bytes"] / sizes["bytes"]
     show.line(
         f"wrote {out}: {show.size(sizes['bytes'])} (from {show.size(sizes['source_bytes'])}, {ratio:.2f}x smaller), "

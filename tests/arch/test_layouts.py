@@ -1,0 +1,99 @@
+"""Mixtures of experts on disk: as their makers publish them and as transformers keeps them, read alike."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dfrot.arch import describe, open_described
+from dfrot.checkpoint import Checkpoint
+from dfrot.errors import InputError, UnsupportedError
+from dfrot.hf.load import load_model
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 64,
+    "num_experts_per_tok": 2,
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "mixtral": {**SIZES, "num_local_experts": 4},
+    "qwen3_moe": {**SIZES, "num_experts": 6, "moe_intermediate_size": 24, "norm_topk_prob": True},
+}
+PUBLISHED = {  # on the hub: mistralai/Mixtral-8x7B-v0.1, Qwen/Qwen3-30B-A3B
+    "mixtral": {
+        "model.layers.1.block_sparse_moe.gate.weight": (4, 32),
+        "model.layers.1.block_sparse_moe.experts.3.w1.weight": (48, 32),
+        "model.layers.1.block_sparse_moe.experts.3.w2.weight": (32, 48),
+        "model.layers.1.block_sparse_moe.experts.3.w3.weight": (48, 32),
+    },
+    "qwen3_moe": {
+        "model.layers.1.mlp.gate.weight": (6, 32),
+        "model.layers.1.mlp.experts.5.gate_proj.weight": (24, 32),
+        "model.layers.1.mlp.experts.5.up_proj.weight": (24, 32),
+        "model.layers.1.mlp.experts.5.down_proj.weight": (32, 24),
+    },
+}
+
+
+def saved(folder: Path, kind: str, **how: Any) -> Path:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **KINDS[kind])).save_pretrained(folder, **how)
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_layouts_read_alike(kind: str, tmp_path: Path) -> None:
+    published = saved(tmp_path / "published", kind)
+    merged = saved(tmp_path / "merged", kind, save_original_format=False)
+    stored = Checkpoint.open(published).entries
+    assert {name: stored[name].shape for name in PUBLISHED[kind]} == PUBLISHED[kind]
+    assert "model.layers.1.mlp.experts.gate_up_proj" in Checkpoint.open(merged).entries
+    one, arch = open_described(published)
+    other, _ = open_described(merged)
+    assert set(one.entries) == set(other.entries) == set(arch.tensors())
+    for name in one.entries:
+        assert torch.equal(one.read(name), other.read(name)), name
+        assert torch.equal(one.read_rows(name, 1, 3), other.read_rows(name, 1, 3)), name
+    assert other.digest() == Checkpoint.open(merged).digest() != one.digest(), "identity is that of the files"
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        assert torch.equal(load_model(published)(ids).logits, load_model(merged)(ids).logits)
+
+
+def test_damaged_mixtures_are_refused(tmp_path: Path) -> None:
+    merged = saved(tmp_path / "merged", "qwen3_moe", save_original_format=False)
+    config = json.loads((merged / "config.json").read_text())
+    (merged / "config.json").write_text(json.dumps({**config, "num_local_experts": 5}))
+    with pytest.raises(InputError, match=r"experts\.\w+_proj: shape \[6, .*needs \[5, "):
+        open_described(merged)
+    published = saved(tmp_path / "published", "qwen3_moe")
+    (published / "config.json").write_text(json.dumps({**config, "num_local_experts": 7}))
+    with pytest.raises(InputError, match=r"mlp\.gate\.weight: shape \[6, 32\], .* needs \[7, 32\]"):
+        open_described(published)
+
+
+@pytest.mark.parametrize("change", [{"decoder_sparse_step": 2}, {"mlp_only_layers": [1]}])
+def test_dense_layers_among_mixtures_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedError, match=f"{next(iter(change))} is .* one MLP and others a mixture"):
+        describe({"model_type": "qwen3_moe", **KINDS["qwen3_moe"], **change})
+
+
+def test_every_expert_is_its_own_tap() -> None:
+    arch = describe({"model_type": "mixtral", **KINDS["mixtral"]})
+    taps = {tap.name: [one.name.rpartition(".")[2] for one in tap.linears] for tap in arch.taps()}
+    assert taps["self_attn.q_proj"] == ["q_proj", "k_proj", "v_proj"]
+    assert taps["block_sparse_moe.experts.2.w1"] == ["w1", "w3"]
+    assert taps["block_sparse_moe.experts.2.w2"] == ["w2"]
+    assert len(taps) == 2 + 2 * 4
+    assert not any("gate" in name for _, _, name in arch.linears()), "routers are never quantized"
