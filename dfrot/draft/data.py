@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from dfrot.calib.data import calibration_windows, load_text, windows
-from dfrot.errors import InputError, UnsupportedError
+from dfrot.draft.rows import first_row, read_rows, refuse_images
+from dfrot.errors import InputError
 from dfrot.hf.tokens import encode
 
 HELD_OUT_OF_256 = 16  # conversations whose hash begins below this are held out, about 6 %
@@ -59,7 +60,7 @@ def load_corpora(
 
     Raises InputError for a dataset without usable samples."""
     path = Path(dataset)
-    if path.suffix == ".jsonl" and path.is_file() and "messages" in _first_row(path):
+    if path.suffix == ".jsonl" and path.is_file() and "messages" in first_row(path):
         return _conversations(path, tokenizer, samples, held_out, seqlen)
     train = calibration_windows(encode(tokenizer, load_text(dataset, "train").text), samples, seqlen, seed)
     test = windows(encode(tokenizer, load_text(dataset, "test").text), seqlen)
@@ -70,31 +71,10 @@ def load_corpora(
     return of_windows(train, prompt), of_windows(test[::every][:held_out], prompt)
 
 
-def _first_row(path: Path) -> dict[str, Any]:
-    for row in _rows(path):
-        return row
-    raise InputError(f"{path}: holds no rows")
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as handle:
-        for number, line in enumerate(handle, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise InputError(f"{path}, line {number}: not JSON ({error}); mend or remove the line") from None
-            if not isinstance(row, dict):
-                raise InputError(f"{path}, line {number}: not a JSON object; mend or remove the line")
-            yield row
-
-
 def _conversations(path: Path, tokenizer: Any, samples: int, held_out: int, seqlen: int) -> tuple[Corpus, Corpus]:
     sides: tuple[list[tuple[list[int], list[bool]]], list[tuple[list[int], list[bool]]]] = ([], [])
-    for number, row in enumerate(_rows(path), 1):
+    for row, where in read_rows(path):
         messages = row.get("messages")
-        where = f"{path}, line {number}"
         if not isinstance(messages, list) or not messages:
             raise InputError(f'{where}: "messages" must be a list of role and content; mend or remove the line')
         refuse_images(row, where)
@@ -109,16 +89,14 @@ def _conversations(path: Path, tokenizer: Any, samples: int, held_out: int, seql
     return _padded(sides[0][:samples]), _padded(sides[1][:held_out])
 
 
-def refuse_images(row: dict[str, Any], where: str) -> None:
-    """Raise UnsupportedError for a row with images, which no target that drafting serves can see."""
-    messages = row.get("messages") if isinstance(row.get("messages"), list) else []
-    parts = [message.get("content") for message in messages or [] if isinstance(message, dict)]
-    if row.get("images") or row.get("image") or any(not isinstance(part, str) for part in parts if part is not None):
-        raise UnsupportedError(f"{where}: holds images or parts other than text, which drafting does not serve yet")
-
-
-def answer_mask(tokenizer: Any, messages: Sequence[dict[str, Any]], where: str) -> tuple[list[int], list[bool]]:
-    """Token ids of a conversation, and which belong to answers: by comparing prefixes of the chat template.
+def answer_mask(
+    tokenizer: Any,
+    messages: Sequence[dict[str, Any]],
+    where: str,
+    expand: Callable[[list[int]], list[int]] = list,
+) -> tuple[list[int], list[bool]]:
+    """Token ids of a conversation, and which belong to answers: by comparing prefixes of the chat template. expand:
+    what becomes of its ids, one by one (an image token for every patch).
 
     Raises InputError when the template rewrites earlier turns, so that a prefix is no prefix."""
     ids: list[int] = []
@@ -127,8 +105,8 @@ def answer_mask(tokenizer: Any, messages: Sequence[dict[str, Any]], where: str) 
         for number, message in enumerate(messages):
             if message.get("role") != "assistant":
                 continue
-            asked = _template(tokenizer, messages[:number], True)
-            told = _template(tokenizer, messages[: number + 1], False)
+            asked = expand(template_ids(tokenizer, messages[:number], True))
+            told = expand(template_ids(tokenizer, messages[: number + 1], False))
             if told[: len(asked)] != asked or asked[: len(ids)] != ids:
                 raise InputError(f"{where}: the chat template rewrites earlier turns; give one answer per conversation")
             mask += [False] * (len(asked) - len(ids)) + [True] * (len(told) - len(asked))
@@ -141,7 +119,8 @@ def answer_mask(tokenizer: Any, messages: Sequence[dict[str, Any]], where: str) 
     return ids, mask
 
 
-def _template(tokenizer: Any, messages: Sequence[dict[str, Any]], ask: bool) -> list[int]:
+def template_ids(tokenizer: Any, messages: Sequence[dict[str, Any]], ask: bool) -> list[int]:
+    """Token ids of a conversation in the tokenizer's chat template; ask: ready for the assistant's turn."""
     text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids

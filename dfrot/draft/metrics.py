@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from dfrot.draft.decode import Output
+from dfrot.draft.prompt import Images, run
 from dfrot.draft.target import Target
 
 
@@ -63,11 +64,13 @@ def first_difference(left: Sequence[int], right: Sequence[int]) -> int | None:
 
 
 @torch.inference_mode()
-def classify(target: Target, prompt: Sequence[int], told: Sequence[int], place: int, rows: int) -> dict[str, Any]:
+def classify(
+    target: Target, prompt: Sequence[int], told: Sequence[int], place: int, rows: int, images: Images | None = None
+) -> dict[str, Any]:
     """Why greedy outputs part at new token `place`: `near-tie` if the two best logits lie closer together than a
     block of `rows` rows moves them, else `BUG`. told: the plain output."""
     cache = target.start()
-    _, logits = target.prefill(torch.tensor(prompt), cache)
+    logits = run(target, prompt, cache, images).logits
     for token in told[:place]:
         logits = target.step(token, cache)
     best = logits.topk(2).values
@@ -75,7 +78,7 @@ def classify(target: Target, prompt: Sequence[int], told: Sequence[int], place: 
     moved = 0.0
     if place:
         again = target.start()
-        target.prefill(torch.tensor(prompt), again)
+        run(target, prompt, again, images)
         for token in told[: max(0, place - rows)]:
             target.step(token, again)
         block = list(told[max(0, place - rows) : place])

@@ -6,7 +6,12 @@ import torch
 from torch import Tensor
 
 from dfrot.draft.data import Corpus
+from dfrot.draft.decode import Limits, plain
+from dfrot.draft.opening import ends_of
+from dfrot.draft.prompt import Images
 from dfrot.draft.target import Target
+from dfrot.draft.visual import VisualSample
+from dfrot.draft.warp import Sampling
 from dfrot.stage import Progress, silent
 
 ROWS = 32  # sequences decoded side by side
@@ -24,6 +29,16 @@ def continuations(target: Target, prompts: Tensor, count: int) -> Tensor:
         if number + 1 < count:
             out = target.decoder(input_ids=token, past_key_values=cache, use_cache=True)
     return torch.cat(found, 1)
+
+
+def answered(target: Target, prompt: list[int], given: dict[str, Tensor], longest: int) -> VisualSample | None:
+    """A prompt with images and the target's greedy answer, at most `longest` tokens together; None where it says less
+    than two tokens."""
+    room = longest - len(prompt)
+    if room < 2:
+        return None
+    said = plain(target, prompt, Limits(room, ends_of(target)), Sampling(), images=Images(given)).tokens
+    return VisualSample([*prompt, *said], len(prompt), given) if len(said) > 1 else None
 
 
 def regenerate(target: Target, corpus: Corpus, prompt: int, progress: Progress = silent) -> Corpus:

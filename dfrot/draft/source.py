@@ -13,11 +13,14 @@ from dfrot.draft.data import Corpus
 from dfrot.draft.select import Chooser, Selection
 from dfrot.draft.store import load_tensors, save_tensors
 from dfrot.draft.target import Features, Target
+from dfrot.draft.visual import KEEP, kept_slots, share_of
 from dfrot.errors import InputError, MismatchError
 from dfrot.files import read_json, write_json
 
 INDEX = "features.json"
 SIDES = ("train", "held_out")
+SCORES = "scores"  # of image tokens, by which slots are kept
+STORED = ("last", "mid", "layer", "aux", "embeddings")
 
 
 class Source(Protocol):
@@ -47,8 +50,9 @@ class Online:
 class Stored:
     """Shards on disk: `part-NNNNN.safetensors` of `features.json`'s `per_shard` samples each, sides one by one."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, keep: float = KEEP) -> None:
+        """keep: share of image tokens that held-out samples keep, where there are images."""
+        self.folder, self.keep = folder, keep
         where = folder / INDEX
         if not where.is_file():
             raise InputError(f"{folder}: no {INDEX}; is this the --out of dfq draft extract?")
@@ -69,7 +73,10 @@ class Stored:
         for name in self.names:
             found[name] = torch.stack([self._row(side, name, int(n)) for n in index])
         cut = {name: t[:, :length] if name != "layer" or t.shape[1] > 1 else t for name, t in found.items()}
-        return rows, Features(cut["last"], cut.get("mid"), cut.get("layer"), cut.get("aux"))
+        features = Features(cut["last"], cut.get("mid"), cut.get("layer"), cut.get("aux"), cut.get("embeddings"))
+        if SCORES in cut:  # samples with images
+            features.kept = kept_slots(cut[SCORES], share_of(side, index, self.keep))
+        return rows, features
 
     def _row(self, side: str, name: str, sample: int) -> Tensor:
         shard, row = divmod(sample, int(self.index["per_shard"]))
@@ -124,9 +131,9 @@ def _corpus(folder: Path, side: str) -> Corpus:
     return Corpus(found["tokens"].long(), found["mask"], found["lengths"])
 
 
-def save_shard(folder: Path, side: str, shard: int, features: Features) -> None:
-    """One shard, in the target's dtype, whole or not there."""
-    tensors = {"last": features.last, "mid": features.mid, "layer": features.layer, "aux": features.aux}
+def save_shard(folder: Path, side: str, shard: int, features: Features, scores: Tensor | None = None) -> None:
+    """One shard, in the target's dtype, whole or not there. scores: of `VisualSource.scored`, with images."""
+    tensors = {**{name: getattr(features, name) for name in STORED}, SCORES: scores}
     save_tensors(folder / part_name(side, shard), {k: v.contiguous() for k, v in tensors.items() if v is not None})
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -51,28 +51,45 @@ class Sight:
             weights = scores.masked_fill(places > rows[:, None], -torch.inf).softmax(-1)
             self.scores += weights[..., self.columns].sum((0, 1, 2)) / (heads * len(self.rows))
 
+    def spread(self) -> Tensor:
+        """float32 [n]: scores at the image tokens' positions, -1 elsewhere."""
+        found = torch.full((self.count,), -1.0)
+        found[self.columns] = self.scores
+        return found
+
     def kept(self, share: float) -> Tensor:
-        """Positions int64 of the prompt's slots that stay, rising: text, and of every image (a run of its tokens) the
-        best ceil(share * tokens), at least one unless share is 0."""
-        if not 0 <= share <= 1:
-            raise InputError(f"visual tokens kept: {share} is not a share between 0 and 1")
-        stays = torch.ones(self.count, dtype=torch.bool)
-        stays[self.columns] = False
-        breaks = (self.columns.diff() > 1).nonzero().flatten() + 1
-        for run in torch.tensor_split(torch.arange(len(self.columns)), breaks.tolist()):
-            best = self.scores[run].topk(math.ceil(share * len(run))).indices
-            stays[self.columns[run[best]]] = True
-        return stays.nonzero().flatten()
+        """`kept` of this prompt."""
+        return kept(self.spread(), share)
+
+
+def kept(scores: Tensor, share: float) -> Tensor:
+    """Positions int64 that stay slots, rising, from scores float32 [n], negative for text, which stays: of every image
+    (a run of its tokens) the best ceil(share * tokens)."""
+    if not 0 <= share <= 1:
+        raise InputError(f"visual tokens kept: {share} is not a share between 0 and 1")
+    stays, columns = scores < 0, (scores >= 0).nonzero().flatten()
+    breaks = (columns.diff() > 1).nonzero().flatten() + 1
+    for run in torch.tensor_split(columns, breaks.tolist()):
+        stays[run[scores[run].topk(math.ceil(share * len(run))).indices]] = True
+    return stays.nonzero().flatten()
 
 
 @dataclass(frozen=True)
 class VisualSample:
     """tokens: prompt and answer, image tokens in place. prompt: how many of them are the prompt. given: what else the
-    processor made (pixel_values, image_sizes, ...)."""
+    processor made (pixel_values, image_sizes, ...). mask: slots that count, None for all of the answer."""
 
     tokens: list[int]
     prompt: int
     given: dict[str, Tensor]
+    mask: tuple[bool, ...] | None = None
+
+    def counts(self) -> Tensor:
+        """bool [n]: tokens whose slots count; never the last, whose prediction has no use."""
+        found = torch.zeros(len(self.tokens), dtype=torch.bool)
+        found[self.prompt :] = True if self.mask is None else torch.tensor(self.mask[self.prompt :])
+        found[-1] = False
+        return found
 
 
 class VisualSource:
@@ -96,33 +113,44 @@ class VisualSource:
 
     def batch(self, side: str, index: Tensor) -> tuple[Corpus, Features]:
         """Raises InputError where samples of a batch keep different numbers of slots."""
-        rows = self.corpora[side].rows(index)
-        longest, share = rows.tokens.shape[1], self.keep
-        if side == "train":
-            share = TRAINED[int(index.sum()) % len(TRAINED)]
-        found = [self._one(self.samples[side][int(n)], longest, share) for n in index]
-        sizes = {len(one.kept) for one in found if one.kept is not None}
-        if len(sizes) > 1:
-            raise InputError("the samples of a batch hold different numbers of image tokens; train with --batch 1")
-        names = [name for name, value in vars(found[0]).items() if value is not None]
-        return rows, Features(**{name: torch.stack([getattr(one, name) for one in found]) for name in names})
+        rows, features, scores = self.scored(side, index)
+        return rows, replace(features, kept=kept_slots(scores, share_of(side, index, self.keep)))
 
-    def _one(self, sample: VisualSample, longest: int, share: float) -> Features:
-        """Features of one sample, without a batch dimension, padded behind to `longest` positions."""
+    def scored(self, side: str, index: Tensor) -> tuple[Corpus, Features, Tensor]:
+        """Features of samples without a choice of slots, and the scores float32 [B, S] that `kept` chooses by."""
+        rows = self.corpora[side].rows(index)
+        found = [self._one(self.samples[side][int(n)], rows.tokens.shape[1]) for n in index]
+        names = [name for name, value in vars(found[0][0]).items() if value is not None]
+        stacked = {name: torch.stack([getattr(one, name) for one, _ in found]) for name in names}
+        return rows, Features(**stacked), torch.stack([scores for _, scores in found])
+
+    def _one(self, sample: VisualSample, longest: int) -> tuple[Features, Tensor]:
+        """Features and scores of one sample, without a batch dimension, padded behind to `longest` positions."""
         ids, target = torch.tensor(sample.tokens), self.target
         # an image token that an answer holds as text is never an image
         answer = target.embed(ids[sample.prompt :])
         embeddings = torch.cat([target.merge(ids[: sample.prompt], sample.given), answer])
         sight = target.sight(ids[: sample.prompt])
-        rows = torch.zeros(1, len(ids), dtype=torch.bool)
-        rows[:, sample.prompt : -1] = True
-        chooser = Chooser(self.selection, rows, target.n_layers)
+        chooser = Chooser(self.selection, sample.counts()[None], target.n_layers)
         made = target.features(ids[None], chooser, embeddings, sight)
-        kept = torch.cat([sight.kept(share), torch.arange(sample.prompt, longest)])
         whole = {"last": made.last[0], "mid": None if made.mid is None else made.mid[0]}
         whole |= {"aux": None if made.aux is None else made.aux[0], "embeddings": embeddings}
         padded = {name: None if x is None else _pad(x, longest) for name, x in whole.items()}
-        return Features(**padded, kept=kept)  # type: ignore[arg-type]
+        scores = torch.cat([sight.spread(), torch.full((longest - sample.prompt,), -1.0)])
+        return Features(**padded), scores  # type: ignore[arg-type]
+
+
+def share_of(side: str, index: Tensor, keep: float) -> float:
+    """The share of image tokens that a batch keeps: training draws it, the same for the same samples."""
+    return TRAINED[int(index.sum()) % len(TRAINED)] if side == "train" else keep
+
+
+def kept_slots(scores: Tensor, share: float) -> Tensor:
+    """`kept` of every row of a batch, int64 [B, n]. Raises InputError where they differ in number."""
+    found = [kept(row, share) for row in scores]
+    if len({len(one) for one in found}) > 1:
+        raise InputError("the samples of a batch hold different numbers of image tokens; train with --batch 1")
+    return torch.stack(found)
 
 
 def _pad(x: Tensor, length: int) -> Tensor:
@@ -137,5 +165,5 @@ def _corpus(samples: Sequence[VisualSample]) -> Corpus:
         if not 0 < sample.prompt < len(sample.tokens) - 1:
             raise InputError(f"sample {row}: an answer of at least two tokens behind a prompt is needed")
         tokens[row, : len(sample.tokens)] = torch.tensor(sample.tokens)
-        mask[row, sample.prompt : len(sample.tokens) - 1] = True
+        mask[row, : len(sample.tokens)] = sample.counts()
     return Corpus(tokens, mask, torch.tensor([len(sample.tokens) for sample in samples]))

@@ -14,17 +14,20 @@ from dfrot.arch import BoundArch, describe
 from dfrot.draft.build import build, config_for
 from dfrot.draft.config import DraftConfig
 from dfrot.draft.data import Corpus, load_corpora
+from dfrot.draft.opening import open_target
 from dfrot.draft.parallel import Group
+from dfrot.draft.pictured import Row, Sighted, load_pictured, pictured, question
 from dfrot.draft.quantize import quantize_draft, scheme_of
-from dfrot.draft.regenerate import regenerate
-from dfrot.draft.source import Online, Source, Stored, save_corpus, save_index, save_shard
+from dfrot.draft.regenerate import answered, regenerate
+from dfrot.draft.source import SCORES, Online, Source, Stored, save_corpus, save_index, save_shard
 from dfrot.draft.store import fingerprint, save_draft
-from dfrot.draft.target import Target
+from dfrot.draft.target import Features, Target
 from dfrot.draft.train import STATE, Trainer, TrainOptions
+from dfrot.draft.visual import KEEP, VisualSample, VisualSource
 from dfrot.draft.warm import warm_start
 from dfrot.errors import InputError
 from dfrot.files import require_free_space
-from dfrot.hf.load import check_folder, load_model
+from dfrot.hf.load import check_folder
 from dfrot.hf.tokens import load_tokenizer
 from dfrot.stage import Progress, open_stage, read_evidence, silent
 
@@ -36,8 +39,10 @@ Report = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class DataSettings:
-    """dataset: stdlib, wikitext2, a text, or a .jsonl of messages. samples and held_out: sequences of at most seqlen
-    tokens. regenerate: the target writes all but the first `prompt` tokens itself (greedily)."""
+    """dataset: stdlib, wikitext2, a text, a .jsonl of messages (with images), or shapes. samples and held_out:
+    sequences of at most seqlen tokens. regenerate: the target writes all but the first `prompt` tokens itself
+    (greedily), with images all behind the question. keep: share of image tokens that are slots of the draft on held-out
+    samples."""
 
     dataset: str = "stdlib"
     samples: int = 1024
@@ -46,8 +51,11 @@ class DataSettings:
     regenerate: bool = False
     prompt: int = 32
     seed: int = 0
+    keep: float = KEEP
 
     def __post_init__(self) -> None:
+        if not 0 <= self.keep <= 1:
+            raise InputError(f"--keep-visual {self.keep}: is not a share between 0 and 1")
         for name, least in (("samples", 1), ("held_out", 1), ("seqlen", 8), ("prompt", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least {least} is needed")
@@ -95,6 +103,27 @@ def corpora(model: Path, target: Target, data: DataSettings, progress: Progress)
     return train, held
 
 
+def _source(model: Path, target: Target, data: DataSettings, select: str, progress: Progress) -> Online | VisualSource:
+    """Samples of text or about images, their features from the running target."""
+    if not pictured(data.dataset):
+        return Online(target, *corpora(model, target, data, progress), select)
+    sighted = Sighted.open(model)
+    made = 0
+
+    def make(row: Row) -> VisualSample | None:
+        nonlocal made
+        progress("the target writes answers" if data.regenerate else "read images", made, data.samples + data.held_out)
+        made += 1
+        if not data.regenerate:
+            return sighted.sample(row, data.seqlen)
+        messages, seen, where = row
+        prompt = sighted.prompt(question(messages), len(seen), where)
+        return answered(target, prompt, {"pixel_values": seen}, data.seqlen)
+
+    pair = load_pictured(data.dataset, sighted.config.size, data.samples, data.held_out, make)
+    return VisualSource(target, *pair, select, data.keep)
+
+
 def _named(data: DataSettings) -> dict[str, Any]:
     """Settings for the record: a path would tie the result to this machine."""
     name = Path(data.dataset).name if Path(data.dataset).exists() else data.dataset
@@ -136,14 +165,14 @@ def train(
     group = group or Group()
 
     def work(folder: Path) -> dict[str, Any]:
-        target = Target(load_model(model), config.aux_layers)
+        target = open_target(model, config.aux_layers)
         source: Source
         if features is not None:
-            stored = Stored(features)
+            stored = Stored(features, settings.data.keep)
             stored.check(mark, config.select, config.aux_layers)
             source = stored
         else:
-            source = Online(target, *corpora(model, target, settings.data, progress), config.select)
+            source = _source(model, target, settings.data, config.select, progress)
         told = _train(config, target, source, settings, folder, progress, report, group)
         return {**told, "train_tokens": int(source.corpus("train").lengths.sum())}
 
@@ -213,8 +242,7 @@ def extract(
     require_free_space(out.parent, extract_bytes(arch, settings))
     with open_stage(out, EXTRACT, request, resume, overwrite) as stage:
         if not stage.finished:
-            target = Target(load_model(model), config.aux_layers)
-            source = Online(target, *corpora(model, target, data, progress), config.select)
+            source = _source(model, open_target(model, config.aux_layers), data, config.select, progress)
             names: set[str] = set()
             for side in ("train", "held_out"):
                 corpus = source.corpus(side)
@@ -236,30 +264,36 @@ def extract(
     return read_evidence(out, EXTRACT)
 
 
-def _extract(source: Online, side: str, index: torch.Tensor, shard: int, folder: Path) -> list[str]:
+def _extract(source: Online | VisualSource, side: str, index: torch.Tensor, shard: int, folder: Path) -> list[str]:
     """Write one shard; returns the names of its tensors."""
-    from dfrot.draft.target import Features
-
     longest = source.corpus(side).tokens.shape[1]
     parts = []
     for part in torch.split(index, 8):
-        rows, found = source.batch(side, part)
+        seen = None
+        if isinstance(source, VisualSource):
+            rows, found, seen = source.scored(side, part)
+        else:
+            rows, found = source.batch(side, part)
         missing = longest - rows.tokens.shape[1]
-        parts.append({name: _pad(value, missing) for name, value in vars(found).items() if value is not None})
+        one = {name: _pad(value, missing) for name, value in vars(found).items() if value is not None}
+        parts.append(one if seen is None else {**one, SCORES: _pad(seen, missing, -1.0)})
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    save_shard(folder, side, shard, Features(**whole))
-    return sorted(whole)
+    names, scores = sorted(whole), whole.pop(SCORES, None)
+    save_shard(folder, side, shard, Features(**whole), scores)
+    return names
 
 
-def _pad(x: torch.Tensor, missing: int) -> torch.Tensor:
+def _pad(x: torch.Tensor, missing: int, value: float = 0.0) -> torch.Tensor:
     if not missing or x.shape[1] == 1:
         return x
-    return torch.cat([x, x.new_zeros(x.shape[0], missing, *x.shape[2:])], 1)
+    return torch.cat([x, x.new_full((x.shape[0], missing, *x.shape[2:]), value)], 1)
 
 
 def extract_bytes(arch: BoundArch, settings: DraftSettings) -> int:
-    """Disk that the shards take, at 2 bytes per value: last and intermediate features, three more for eagle3."""
+    """Disk that the shards take at most, at 2 bytes per value: last and intermediate features, three more for eagle3,
+    with images the merged embeddings."""
     streams = 1 + (settings.select != "none" and settings.arch == "dream") + 3 * (settings.arch == "eagle3")
+    streams += pictured(settings.data.dataset)
     data = settings.data
     return 2 * arch.hidden * streams * (data.samples + data.held_out) * data.seqlen
 

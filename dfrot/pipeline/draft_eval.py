@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +11,18 @@ import torch
 
 from dfrot.calib.data import load_text, windows
 from dfrot.draft.base import Draft
-from dfrot.draft.data import refuse_images
+from dfrot.draft.data import template_ids
 from dfrot.draft.decode import Limits, Output, plain, speculative
 from dfrot.draft.metrics import classify, first_difference, speeds, summary
+from dfrot.draft.opening import ends_of, open_target
+from dfrot.draft.pictured import Asked, Sighted, load_questions, pictured
+from dfrot.draft.rows import read_rows, refuse_images
 from dfrot.draft.store import check_target, load_draft
 from dfrot.draft.target import Target
 from dfrot.draft.tree import Shape
+from dfrot.draft.visual import KEEP
 from dfrot.draft.warp import Sampling
 from dfrot.errors import InputError
-from dfrot.hf.load import load_model
 from dfrot.hf.tokens import encode, load_tokenizer
 from dfrot.stage import Progress, silent
 
@@ -30,8 +32,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """prompts: how many of the held-out text of `dataset` (a text or a .jsonl of `prompt` or `messages`), each of
-    `prompt_tokens` tokens at most. shapes: (depth, top-k, total) of every comparison, all in one process. force:
+    """prompts: how many of the held-out text of `dataset` (a text, each of `prompt_tokens` tokens; a .jsonl of `prompt`
+    or `messages`, with `images`; shapes). Answers about images end where the target ends them. keep: share of image
+    tokens that are slots of the draft. shapes: (depth, top-k, total) of every comparison, all in one process. force:
     also drafts of another target. draft_dtype: what the draft computes
     in; auto takes float32 for a small draft, whose passes are overhead, and bfloat16 for a large one."""
 
@@ -44,6 +47,7 @@ class EvalSettings:
     force: bool = False
     seed: int = 0
     draft_dtype: str = "auto"
+    keep: float = KEEP
 
 
 def name_of(shape: Shape) -> str:
@@ -62,7 +66,7 @@ def load_in(draft: Path, dtype: str) -> Draft:
 def open_pair(model: Path, draft: Path, force: bool, dtype: str) -> tuple[Target, Draft, Any]:
     """Target, draft and tokenizer, checked against each other."""
     loaded = load_in(draft, dtype)
-    target = Target(load_model(model), loaded.config.aux_layers)
+    target = open_target(model, loaded.config.aux_layers)
     check_target(loaded.config, model, target.vocab_size, int(target.config.hidden_size), force)
     return target, loaded, load_tokenizer(model)
 
@@ -80,22 +84,15 @@ def load_prompts(dataset: str, tokenizer: Any, count: int, length: int) -> list[
 
 def _rows(path: Path, tokenizer: Any) -> list[list[int]]:
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise InputError(f"{path}, line {number}: not JSON ({error}); mend or remove the line") from None
-        if isinstance(row, dict):
-            refuse_images(row, f"{path}, line {number}")
-        text = row.get("prompt") if isinstance(row, dict) else None
-        if text is None and isinstance(row, dict) and isinstance(row.get("messages"), list):
-            asked = [message for message in row["messages"] if message.get("role") != "assistant"]
-            text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-        if not isinstance(text, str) or not text:
-            raise InputError(f'{path}, line {number}: neither "prompt" nor "messages"; mend or remove the line')
-        found.append(list(tokenizer(text)["input_ids"]))
+    for row, where in read_rows(path):
+        refuse_images(row, where)
+        if isinstance(row.get("prompt"), str) and row["prompt"]:
+            found.append(list(tokenizer(row["prompt"])["input_ids"]))
+        elif isinstance(row.get("messages"), list):
+            asked = [one for one in row["messages"] if isinstance(one, dict) and one.get("role") != "assistant"]
+            found.append(template_ids(tokenizer, asked, True))
+        else:
+            raise InputError(f'{where}: neither "prompt" nor "messages"; mend or remove the line')
     if not found:
         raise InputError(f"{path}: holds no prompts")
     return found
@@ -107,9 +104,14 @@ def evaluate(model: Path, draft: Path, settings: EvalSettings, progress: Progres
     Greedy outputs are compared token by token (`identical`); a difference is classified (`mismatches`). With
     sampling they differ by nature, and only the numbers are given."""
     target, loaded, tokenizer = open_pair(model, draft, settings.force, settings.draft_dtype)
-    prompts = load_prompts(settings.dataset, tokenizer, settings.prompts, settings.prompt_tokens)
-    shapes = [Shape(*shape) for shape in settings.shapes]
     limits = Limits(settings.max_new_tokens)
+    if pictured(settings.dataset):
+        prompts = load_questions(settings.dataset, Sighted.open(model), settings.prompts, settings.keep)
+        limits = Limits(settings.max_new_tokens, ends_of(target))
+    else:
+        texts = load_prompts(settings.dataset, tokenizer, settings.prompts, settings.prompt_tokens)
+        prompts = [Asked(ids) for ids in texts]
+    shapes = [Shape(*shape) for shape in settings.shapes]
     pairs = compare(target, loaded, prompts, shapes, limits, settings, progress)
     return {
         "prompts": len(prompts),
@@ -123,7 +125,7 @@ def evaluate(model: Path, draft: Path, settings: EvalSettings, progress: Progres
 def compare(
     target: Target,
     draft: Draft,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Asked],
     shapes: Sequence[Shape],
     limits: Limits,
     settings: EvalSettings,
@@ -134,13 +136,14 @@ def compare(
     sampling, seed = settings.sampling, settings.seed
     warm = Limits(min(8, limits.max_new_tokens))
     for shape in shapes:
-        speculative(target, draft, prompts[0], warm, sampling, shape, seed)
+        speculative(target, draft, prompts[0].ids, warm, sampling, shape, seed, prompts[0].images)
     pairs: list[list[tuple[Output, Output]]] = [[] for _ in shapes]
-    for number, prompt in enumerate(prompts):
+    for number, asked in enumerate(prompts):
         progress("decode prompts", number, len(prompts))
-        before = plain(target, prompt, limits, sampling, seed) if number % 2 == 0 else None
-        fast = [speculative(target, draft, prompt, limits, sampling, shape, seed) for shape in shapes]
-        told = before or plain(target, prompt, limits, sampling, seed)
+        prompt, images = asked.ids, asked.images
+        before = plain(target, prompt, limits, sampling, seed, images) if number % 2 == 0 else None
+        fast = [speculative(target, draft, prompt, limits, sampling, shape, seed, images) for shape in shapes]
+        told = before or plain(target, prompt, limits, sampling, seed, images)
         for found, out in zip(pairs, fast):
             found.append((told, out))
     progress("decode prompts", len(prompts), len(prompts))
@@ -148,7 +151,7 @@ def compare(
 
 
 def _numbers(
-    target: Target, prompts: Sequence[Sequence[int]], pairs: Sequence[tuple[Output, Output]], settings: EvalSettings
+    target: Target, prompts: Sequence[Asked], pairs: Sequence[tuple[Output, Output]], settings: EvalSettings
 ) -> dict[str, Any]:
     numbers = {**summary([out for _, out in pairs]), **speeds(pairs)}
     if settings.sampling.greedy and not settings.sampling.needs_prefix:
@@ -156,7 +159,7 @@ def _numbers(
         for number, (told, out) in enumerate(pairs):
             place = first_difference(told.tokens, out.tokens)
             if place is not None:
-                found = classify(target, prompts[number], told.tokens, place, 8)
+                found = classify(target, prompts[number].ids, told.tokens, place, 8, prompts[number].images)
                 mismatches.append({"prompt": number, **found})
         numbers["identical"] = f"{len(pairs) - len(mismatches)}/{len(pairs)}"
         numbers["mismatches"] = mismatches

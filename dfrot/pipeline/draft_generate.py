@@ -7,15 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dfrot.draft.base import Draft
 from dfrot.draft.cost import choose, measure
 from dfrot.draft.decode import Limits, Output, plain, speculative
+from dfrot.draft.opening import ends_of, open_target
+from dfrot.draft.pictured import Sighted
+from dfrot.draft.prompt import Images
 from dfrot.draft.store import check_target
 from dfrot.draft.target import Target
 from dfrot.draft.tree import Shape
+from dfrot.draft.visual import KEEP
 from dfrot.draft.warp import Sampling
 from dfrot.hf.generate import hook
-from dfrot.hf.load import load_model
+from dfrot.hf.pixels import pixels, read
 from dfrot.hf.tokens import load_tokenizer
 from dfrot.pipeline.draft_eval import load_in
 from dfrot.stage import read_evidence
@@ -25,7 +31,8 @@ GREEDY = Sampling()
 
 @dataclass(frozen=True)
 class GenerateSettings:
-    """shape: (depth, top-k, total), or None to choose from measured costs. stop: strings that end the text."""
+    """shape: (depth, top-k, total), or None to choose from measured costs. stop: strings that end the text. images:
+    files that stand before the prompt, in the model's chat template; keep: share of their tokens that it sees."""
 
     prompt: str
     max_new_tokens: int = 128
@@ -36,26 +43,37 @@ class GenerateSettings:
     force: bool = False
     seed: int = 0
     draft_dtype: str = "auto"
+    images: tuple[Path, ...] = ()
+    keep: float = KEEP
+
+
+def _prompt(model: Path, settings: GenerateSettings) -> tuple[Any, list[int], Images | None]:
+    """Tokenizer, token ids and images."""
+    if not settings.images:
+        tokenizer = load_tokenizer(model)
+        return tokenizer, list(tokenizer(settings.prompt)["input_ids"]), None
+    sighted = Sighted.open(model)
+    asked = [*({"type": "image"} for _ in settings.images), {"type": "text", "text": settings.prompt}]
+    ids = sighted.prompt([{"role": "user", "content": asked}], len(settings.images), "--prompt")
+    seen = torch.stack([pixels(read(file), sighted.config.size) for file in settings.images])
+    return sighted.tokenizer, ids, Images({"pixel_values": seen}, settings.keep)
 
 
 def generate_text(model: Path, draft: Path | None, settings: GenerateSettings) -> dict[str, Any]:
     """Returns text, tokens, how they came about, acceptance length and decode speed."""
     loaded = None if draft is None else load_in(draft, settings.draft_dtype)
-    target = Target(load_model(model), () if loaded is None else loaded.config.aux_layers)
-    tokenizer = load_tokenizer(model)
-    prompt = list(tokenizer(settings.prompt)["input_ids"])
-    ends = target.model.generation_config.eos_token_id
-    eos = frozenset() if settings.ignore_eos or ends is None else frozenset([ends] if isinstance(ends, int) else ends)
+    tokenizer, prompt, images = _prompt(model, settings)
+    target = open_target(model, () if loaded is None else loaded.config.aux_layers)
+    eos = frozenset() if settings.ignore_eos else ends_of(target)
     limits = Limits(settings.max_new_tokens, eos, settings.stop, tokenizer.decode)
     if loaded is None or draft is None:
-        out, how = plain(target, prompt, limits, settings.sampling, settings.seed), "plain, no draft given"
+        out, how = plain(target, prompt, limits, settings.sampling, settings.seed, images), "plain, no draft given"
     else:
         size = int(target.config.hidden_size)
         check_target(loaded.config, model, target.vocab_size, size, settings.force)
         shape = None if settings.shape is None else Shape(*settings.shape)
-        out, how = generate(
-            target, loaded, prompt, limits, settings.sampling, shape, settings.seed, held_out_agreement(draft)
-        )
+        likely = held_out_agreement(draft)
+        out, how = generate(target, loaded, prompt, limits, settings.sampling, shape, settings.seed, likely, images)
     return {
         "text": tokenizer.decode(out.tokens),
         "tokens": out.tokens,
@@ -82,6 +100,7 @@ def generate(
     shape: Shape | None = None,
     seed: int = 0,
     agreement: Sequence[float] = (),
+    images: Images | None = None,
 ) -> tuple[Output, str]:
     """Decode with the best chain for this machine, or plainly where none pays. Returns the output and how it was made.
 
@@ -91,11 +110,11 @@ def generate(
         guesses, gain = choose(measure(target, draft, prompt, most), agreement)
         if guesses == 0:
             told = f"plain: drafting does not pay here (best expected speedup {gain:.2f})"
-            return plain(target, prompt, limits, sampling, seed), told
+            return plain(target, prompt, limits, sampling, seed, images), told
         shape = Shape(guesses)
-        out = speculative(target, draft, prompt, limits, sampling, shape, seed)
+        out = speculative(target, draft, prompt, limits, sampling, shape, seed, images)
         return out, f"speculative, chain {guesses} (expected speedup {gain:.2f}), tau {out.tau:.2f}"
-    out = speculative(target, draft, prompt, limits, sampling, shape, seed)
+    out = speculative(target, draft, prompt, limits, sampling, shape, seed, images)
     kind = f"chain {shape.depth}" if shape.topk == 1 else f"tree {shape.depth},{shape.topk},{shape.total}"
     return out, f"speculative, {kind}, tau {out.tau:.2f}"
 

@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from dfrot.draft.cost import choose, measure
 from dfrot.draft.decode import Limits, Output, plain_steps, speculative_steps
+from dfrot.draft.opening import ends_of, open_target
+from dfrot.draft.pictured import Sighted
+from dfrot.draft.prompt import Images
+from dfrot.draft.rows import MAX_IMAGES
 from dfrot.draft.store import check_target
-from dfrot.draft.target import Target
 from dfrot.draft.tree import Shape
 from dfrot.draft.warp import Sampling
 from dfrot.errors import InputError
-from dfrot.hf.load import load_model
+from dfrot.hf.pixels import pixels, read
 from dfrot.hf.tokens import load_tokenizer
+from dfrot.hf.vision import sees
 from dfrot.pipeline.draft_eval import load_in
 from dfrot.pipeline.draft_generate import held_out_agreement
 from dfrot.pipeline.text_stream import TextStream
@@ -29,7 +34,7 @@ _PROBE = 32  # tokens of the prompt behind which drafting costs are measured
 @dataclass(frozen=True)
 class TextRequest:
     """prompt: token ids. stops: strings that end the text and are cut off. max_new_tokens None: up to the end of the
-    context. ignore_eos: go on behind the end-of-text token."""
+    context. ignore_eos: go on behind the end-of-text token. images: of `Engine.encode_seen`, which made the prompt."""
 
     prompt: tuple[int, ...]
     max_new_tokens: int | None = None
@@ -37,6 +42,7 @@ class TextRequest:
     sampling: Sampling = Sampling()
     seed: int = 0
     ignore_eos: bool = False
+    images: Images | None = None
 
 
 class Engine:
@@ -53,10 +59,10 @@ class Engine:
         """shape: (depth, top-k, total) of the guesses; None chooses a chain from costs measured here, or none at all
         where drafting does not pay. force: also a draft of another target. Raises DfqError in one line."""
         self.draft = None if draft is None else load_in(draft, draft_dtype)
-        self.target = Target(load_model(model), () if self.draft is None else self.draft.config.aux_layers)
-        self.tokenizer = load_tokenizer(model)
-        ends = self.target.model.generation_config.eos_token_id
-        self.ends = frozenset() if ends is None else frozenset([ends] if isinstance(ends, int) else ends)
+        self.target = open_target(model, () if self.draft is None else self.draft.config.aux_layers)
+        self.sighted = Sighted.open(model) if sees(model) else None
+        self.tokenizer = load_tokenizer(model) if self.sighted is None else self.sighted.tokenizer
+        self.ends = ends_of(self.target)
         self.shape: Shape | None = None
         self.how = "plain, no draft given"
         if self.draft is not None and draft is not None:
@@ -101,6 +107,37 @@ class Engine:
             raise InputError(f"messages: refused by the model's chat template ({reason})") from None
         return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
+    @property
+    def sees(self) -> bool:
+        """Whether prompts may hold images."""
+        return self.sighted is not None
+
+    def encode_seen(
+        self, messages: Sequence[Mapping[str, Any]], pictures: Sequence[Tensor]
+    ) -> tuple[tuple[int, ...], Images]:
+        """Token ids of a conversation whose contents are texts or lists of parts ({"type": "text", "text"}, {"type":
+        "image"}), and its pictures uint8 [H, W, 3], in the order of their parts."""
+        if self.sighted is None:
+            raise InputError("this model takes no images; leave them out, or serve one that sees")
+        if not self.chats:
+            raise InputError(
+                "this model has no chat template, which says where images stand; add one to its folder"
+            )
+        if len(pictures) > MAX_IMAGES:
+            raise InputError(f"{len(pictures)} images; {MAX_IMAGES} at most")
+        ids = self.sighted.prompt([dict(message) for message in messages], len(pictures), "messages")
+        seen = torch.stack([pixels(picture, self.sighted.config.size) for picture in pictures])
+        return tuple(ids), Images({"pixel_values": seen})
+
+    def encode_question(
+        self, text: str, images: Sequence[Path], system: str | None = None
+    ) -> tuple[tuple[int, ...], Images]:
+        """`encode_seen` of image files and a text behind them."""
+        pictures = [read(file) for file in images]
+        asked = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
+        first = [{"role": "system", "content": system}] if system else []
+        return self.encode_seen([*first, {"role": "user", "content": asked}], pictures)
+
     def start(self, request: TextRequest) -> Generation:
         """A generation that has not begun. Raises InputError for a prompt that does not fit."""
         return Generation(self, request)
@@ -121,6 +158,8 @@ class Generation:
                 f"{len(request.prompt)} prompt tokens and {count} new ones: the context holds {engine.context}; "
                 "shorten one of them"
             )
+        if engine.sighted is not None and request.images is None:
+            engine.sighted.check(request.prompt, 0, "the prompt")
         self.engine, self.request, self.out = engine, request, Output()
         self.finish: Finish | None = None
         self.limits = Limits(count, frozenset() if request.ignore_eos else engine.ends)
@@ -146,7 +185,8 @@ class Generation:
     def _steps(self) -> Iterator[None]:
         engine, request = self.engine, self.request
         if engine.draft is None or engine.shape is None:
-            return plain_steps(engine.target, request.prompt, self.limits, request.sampling, self.out, request.seed)
+            sampling, seed = request.sampling, request.seed
+            return plain_steps(engine.target, request.prompt, self.limits, sampling, self.out, seed, request.images)
         return speculative_steps(
             engine.target,
             engine.draft,
@@ -156,6 +196,7 @@ class Generation:
             engine.shape,
             self.out,
             request.seed,
+            request.images,
         )
 
     @property

@@ -22,6 +22,7 @@ from dfrot.outliers.advice import DEFAULT, Recipe
 from dfrot.outliers.fixes.base import Change, Context
 from dfrot.outliers.rewrite import rewrite
 from dfrot.outliers.subject import Subject
+from dfrot.pipeline import vision
 from dfrot.pipeline.outliers import OutlierSettings, measure, prepare
 from dfrot.pipeline.outliers_recipe import RecipeSettings, plain_perplexity, quantized_perplexity
 from dfrot.stage import Progress, open_stage, read_evidence, silent
@@ -67,6 +68,7 @@ def fix(
     "before", "after" and, for a search, every trial. `report`: a folder or file of `dfq outliers` on this checkpoint.
 
     Raises UnsupportedError for a rotated or quantized checkpoint (fix the original), or where a fix finds nothing."""
+    vision.refuse(model, "the rewritten checkpoint")
     subject, tokens, source, decode = prepare(model, settings.outliers)
     if subject.kind != "original" or subject.config is not None:
         raise UnsupportedError(f"{model}: is {subject.kind} by dfq already; fix the original checkpoint")

@@ -23,6 +23,8 @@ from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.files import require_free_space, write_json
 from dfrot.hf.tokens import TOKENIZER_FILES
+from dfrot.hf.vision import sees, vision_digest
+from dfrot.pipeline import vision
 from dfrot.pipeline.layout import Layout
 from dfrot.pipeline.lineage import lineage
 from dfrot.quant import Algorithm, algorithm, keep, rtn
@@ -124,6 +126,8 @@ def quantize(
         "calibration": found.digest if found is not None and settings.needs_calibration() else None,
         "settings": asdict(settings),
     }
+    if sees(checkpoint.path):
+        request["vision"] = vision_digest(checkpoint.path)
     hidden = 4 * HiddenStates.nbytes((*found.tokens().shape, arch.hidden)) if found is not None else 0
     require_free_space(out.parent, layout.nbytes + hidden)
     with open_stage(out, KIND, request, resume, overwrite) as stage:
@@ -132,6 +136,7 @@ def quantize(
             linears = work.all(progress)
             remove_all(stage.folder)
             _copy_rest(checkpoint, config, arch, stage.folder)
+            vision.carry(checkpoint.path, stage.folder)
             stage.publish({**_evidence(layout, settings, linears), "lineage": lineage(model)})
     return read_evidence(out, KIND)
 

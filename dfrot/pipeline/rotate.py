@@ -22,6 +22,8 @@ from dfrot.errors import GateError, InputError, UnsupportedError
 from dfrot.files import require_free_space, write_json
 from dfrot.hf.blocks import BlockRunner
 from dfrot.hf.tokens import TOKENIZER_FILES, encode, load_tokenizer
+from dfrot.hf.vision import sees, vision_digest
+from dfrot.pipeline import vision
 from dfrot.quant.config import DfqConfig
 from dfrot.rotation import rotation as rotations_file
 from dfrot.rotation.features import collect
@@ -184,6 +186,8 @@ def _inputs(model: Path, settings: RotateSettings) -> _Inputs:
                     f"{arch.sizes['vocab']} entries; copy the tokenizer of this model"
                 )
     request = {"source": checkpoint.digest(), "settings": asdict(settings), "dataset": source}
+    if sees(checkpoint.path):
+        request["vision"] = vision_digest(checkpoint.path)
     return _Inputs(checkpoint, arch, settings, online, calibration, held_out, decode, request)
 
 
@@ -238,10 +242,13 @@ def _work(stage: Stage, inputs: _Inputs, progress: Progress) -> None:
             stage.mark(unit)
     progress("rotate", len(units), len(units))
     _describe(stage.folder, inputs)
+    if sees(checkpoint.path):
+        vision.rotate(checkpoint.path, stage.folder, turned=rotations.r1 is not None)
     if _gated(settings) and rotations.r1 is not None:
         original = BlockRunner(checkpoint, inputs.arch)
         result = BlockRunner(*open_described(stage.folder))
-        evidence["gate"] = gate(original, result, inputs.held_out, rotations.r1, progress=progress)
+        seen = vision.gate_images(original, result) if sees(checkpoint.path) else None
+        evidence["gate"] = gate(original, result, inputs.held_out, rotations.r1, seen, progress=progress)
         evidence["gate"]["source"] = settings.dataset or "random ids"
     evidence["weights"] = Checkpoint.open(stage.folder).digest()
     stage.publish(evidence)

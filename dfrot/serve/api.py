@@ -13,6 +13,7 @@ from dfrot.draft.warp import Sampling
 from dfrot.errors import DfqError
 from dfrot.recipe.convert import nearest
 from dfrot.serve.errors import bad
+from dfrot.serve.images import check_count, image_of
 
 Kind = Literal["chat", "completion"]
 _ABSENT: dict[str, tuple[Any, ...]] = {
@@ -28,11 +29,13 @@ _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant"
 
 @dataclass(frozen=True)
 class Call:
-    """What one body asks for. prompt: text, token ids or messages. max_tokens None: the server's default."""
+    """What one body asks for. prompt: text, token ids or messages. images: encoded, in the order of their places in the
+    messages. max_tokens None: the server's default."""
 
     kind: Kind
     model: str
     prompt: Any
+    images: tuple[bytes, ...]
     max_tokens: int | None
     stops: tuple[str, ...]
     temperature: float
@@ -96,7 +99,8 @@ def parse(kind: Kind, body: Any) -> Call:
         if not any(value == one and type(value) is type(one) for one in _ABSENT[key]):
             raise bad(f"{key}: is not supported by this server; leave it out", key, "unsupported_parameter")
     fields = _Fields(given)
-    prompt = _messages(fields.take("messages")) if kind == "chat" else _prompt(fields.take("prompt"))
+    images: list[bytes] = []
+    prompt = _messages(fields.take("messages"), images) if kind == "chat" else _prompt(fields.take("prompt"))
     short = fields.number("max_tokens", None, 1, 1 << 31, whole=True)
     longer = fields.number("max_completion_tokens", short, 1, 1 << 31, whole=True) if kind == "chat" else short
     stream = fields.flag("stream")
@@ -104,6 +108,7 @@ def parse(kind: Kind, body: Any) -> Call:
         kind=kind,
         model=fields.text("model"),
         prompt=prompt,
+        images=tuple(images),
         max_tokens=longer if kind == "chat" or longer is not None else 16,
         stops=_stops(fields.take("stop", [])),
         temperature=fields.number("temperature", 1.0, 0, 2),
@@ -209,13 +214,16 @@ def _prompt(value: Any) -> str | tuple[int, ...]:
     raise bad("prompt: must be one text or one list of token ids; send several prompts as several requests", "prompt")
 
 
-def _messages(value: Any) -> list[dict[str, str]]:
+def _messages(value: Any, images: list[bytes]) -> list[dict[str, Any]]:
+    """Role and content of every message; the images of its parts are put into `images`."""
     if not isinstance(value, list) or not value:
         raise bad("messages: must be a list of at least one message", "messages")
-    return [_message(one, f"messages[{place}]") for place, one in enumerate(value)]
+    found = [_message(one, f"messages[{place}]", images) for place, one in enumerate(value)]
+    check_count(len(images))
+    return found
 
 
-def _message(value: Any, where: str) -> dict[str, str]:
+def _message(value: Any, where: str, images: list[bytes]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise bad(f"{where}: must be an object with role and content", "messages")
     role = value.get("role")
@@ -223,19 +231,27 @@ def _message(value: Any, where: str) -> dict[str, str]:
         raise bad(f"{where}.role: {role!r} is not one of {', '.join(_ROLES)}", "messages")
     if extra := {key for key, item in value.items() if item is not None} - {"role", "content", "name"}:
         raise bad(f"{where}.{sorted(extra)[0]}: is not supported", "messages", "unsupported_parameter")
-    return {"role": _ROLES[role], "content": _content(value.get("content"), where)}
+    return {"role": _ROLES[role], "content": _content(value.get("content"), where, role == "user", images)}
 
 
-def _content(value: Any, where: str) -> str:
+def _content(value: Any, where: str, sees: bool, images: list[bytes]) -> str | list[dict[str, str]]:
+    """Text, or parts where some of them are images."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list) or not value:
         raise bad(f"{where}.content: must be text", "messages")
-    return "".join(_part(part, f"{where}.content[{place}]") for place, part in enumerate(value))
+    parts = [_part(part, f"{where}.content[{place}]", sees, images) for place, part in enumerate(value)]
+    if all(part["type"] == "text" for part in parts):
+        return "".join(part["text"] for part in parts)
+    return parts
 
 
-def _part(part: Any, where: str) -> str:
+def _part(part: Any, where: str, sees: bool, images: list[bytes]) -> dict[str, str]:
     kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "image_url" and sees:
+        images.append(image_of(part, where))
+        return {"type": "image"}
     if kind != "text" or not isinstance(part.get("text"), str):
-        raise bad(f"{where}: {kind or 'this'} is not supported, only text is", "messages", "unsupported_content")
-    return str(part["text"])
+        taken = "only text and image_url are" if sees else "only text is"
+        raise bad(f"{where}: {kind or 'this'} is not supported, {taken}", "messages", "unsupported_content")
+    return {"type": "text", "text": part["text"]}

@@ -20,7 +20,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from dfrot.draft.prompt import Images
 from dfrot.errors import DfqError
+from dfrot.hf.pixels import decode
 from dfrot.pipeline.generate import Engine, TextRequest
 from dfrot.serve.api import Call, Kind, parse
 from dfrot.serve.errors import ApiError, bad
@@ -83,19 +85,24 @@ class Service:
             raise bad(
                 f"max_tokens: {call.max_tokens} is above this server's limit of {settings.max_tokens}", "max_tokens"
             )
-        ids = await run_in_threadpool(self._ids, call)
+        ids, images = await run_in_threadpool(self._ids, call)
         most = call.max_tokens or max(1, min(settings.max_tokens, self.engine.context - len(ids)))
         seed = secrets.randbits(62) if call.seed is None else call.seed % (1 << 63)
         sampling = call.sampling(len(ids), self.engine.target.vocab_size)
-        request = TextRequest(ids, most, call.stops, sampling, seed, call.ignore_eos)
+        request = TextRequest(ids, most, call.stops, sampling, seed, call.ignore_eos, images)
         return self.scheduler.submit(request, emit, settings.timeout)
 
-    def _ids(self, call: Call) -> tuple[int, ...]:
+    def _ids(self, call: Call) -> tuple[tuple[int, ...], Images | None]:
         try:
+            if call.images and not self.engine.sees:
+                raise bad("messages: this model takes no images; leave them out", "messages", "unsupported_content")
             with self._encoding:
+                if call.images:
+                    pictures = [decode(data, f"image {number}") for number, data in enumerate(call.images)]
+                    return self.engine.encode_seen(call.prompt, pictures)
                 if call.kind == "chat":
-                    return self.engine.encode_chat(call.prompt)
-                return self.engine.encode(call.prompt) if isinstance(call.prompt, str) else call.prompt
+                    return self.engine.encode_chat(call.prompt), None
+                return self.engine.encode(call.prompt) if isinstance(call.prompt, str) else call.prompt, None
         except DfqError as error:
             raise bad(str(error)) from None
 

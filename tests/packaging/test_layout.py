@@ -24,6 +24,7 @@ DOORS = {
     "ctypes": ("kernels/dfrot_kernels/native.py",),
     "triton": ("kernels/dfrot_kernels/triton/",),
     "fast_hadamard_transform": ("kernels/dfrot_kernels/triton/hadamard.py",),
+    "PIL": ("dfrot/hf/pixels.py",),
     "pyarrow": ("dfrot/calib/rows.py",),
     "matplotlib": ("dfrot/rotation/", "dfrot/bench/"),
     "llama_cpp": ("dfrot/bench/peer.py", "dfrot/export/engines.py"),

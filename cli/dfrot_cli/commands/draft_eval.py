@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from dfrot_cli import show
-from dfrot_cli.commands.draft_options import sampling_of, sampling_options, shape_options, shapes_of
+from dfrot_cli.commands.draft_options import keep_option, sampling_of, sampling_options, shape_options, shapes_of
 from dfrot_cli.options import Common, common, model_option
 from dfrot_cli.plan import plan
 
@@ -17,11 +17,12 @@ from dfrot_cli.plan import plan
 @model_option
 @click.option("--draft", type=click.Path(path_type=Path), required=True, metavar="D", help="Result of dfq draft train.")
 @click.option(
-    "--dataset", "--prompts", metavar="P", default="stdlib", show_default=True, help="Text, or .jsonl prompts."
+    "--dataset", "--prompts", metavar="P", default="stdlib", show_default=True, help="Text, .jsonl prompts, or shapes."
 )
 @click.option("--count", type=click.IntRange(1), default=20, show_default=True, help="Prompts.")
 @click.option("--prompt-tokens", type=click.IntRange(2), default=64, show_default=True)
 @click.option("--max-new-tokens", type=click.IntRange(2), default=128, show_default=True)
+@keep_option
 @shape_options
 @sampling_options
 @click.option("--require-lossless", is_flag=True, help="Fail unless every greedy output is identical.")

@@ -8,15 +8,19 @@ from typing import Any
 import click
 
 from dfrot_cli import show
-from dfrot_cli.commands.draft_options import sampling_of, sampling_options, shape_options
+from dfrot_cli.commands.draft_options import keep_option, sampling_of, sampling_options, shape_options
 from dfrot_cli.options import Common, common, model_option
 from dfrot_cli.plan import plan
+
+_IMAGE = "An image that stands before TEXT, in the chat template; repeatable. The model must see."
 
 
 @click.command("generate")
 @model_option
 @click.option("--draft", type=click.Path(path_type=Path), metavar="D", help="Result of dfq draft train; plain without.")
 @click.option("--prompt", required=True, metavar="TEXT")
+@click.option("--image", "images", type=click.Path(path_type=Path), multiple=True, metavar="FILE", help=_IMAGE)
+@keep_option
 @click.option("--max-new-tokens", type=click.IntRange(1), default=128, show_default=True)
 @click.option("--stop", multiple=True, metavar="TEXT", help="End with the token that completes it; repeatable.")
 @click.option("--ignore-eos", is_flag=True, help="Go on behind the end-of-text token.")

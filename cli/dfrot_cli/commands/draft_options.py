@@ -51,15 +51,20 @@ def shapes_of(chain: tuple[int, ...], tree: tuple[str, ...]) -> tuple[tuple[int,
     return tuple((one.depth, one.topk, one.total) for one in shapes or [Shape.parse(None, None)])
 
 
+keep_option = click.option(
+    "--keep-visual", "keep", type=click.FloatRange(0, 1), default=0.75, show_default=True,
+    help="Share of image tokens that the draft sees.",
+)  # fmt: skip
 _DATA = (
     click.option(
-        "--dataset", "--data", metavar="D", default="stdlib", show_default=True, help="Text, or .jsonl chats."
+        "--dataset", "--data", metavar="D", default="stdlib", show_default=True, help="Text, .jsonl chats, or shapes."
     ),
     click.option("--samples", type=click.IntRange(1), default=1024, show_default=True),
     click.option("--held-out", type=click.IntRange(1), default=16, show_default=True, help="Samples to judge by."),
     click.option("--seqlen", type=click.IntRange(8), default=256, show_default=True),
     click.option("--regenerate", is_flag=True, help="The target writes the answers itself."),
     click.option("--prompt", type=click.IntRange(1), default=32, show_default=True, help="Tokens before them."),
+    keep_option,
     click.option("--arch", type=click.Choice(["dream", "eagle3"]), default="dream", show_default=True),
     click.option("--feature-select", "select", default="sample", show_default=True, help="sample|token|static:F|none."),
 )
@@ -77,7 +82,7 @@ def draft_settings(common: Common, given: dict[str, Any], train: dict[str, Any])
     from dfrot.draft.train import TrainOptions
     from dfrot.pipeline.draft import DataSettings, DraftSettings
 
-    names = ("dataset", "samples", "held_out", "seqlen", "regenerate", "prompt")
+    names = ("dataset", "samples", "held_out", "seqlen", "regenerate", "prompt", "keep")
     data = DataSettings(**{name: given.pop(name) for name in names}, seed=common.seed)
     parts = ("feature", "mid", "decay")
     weights = Weights(**{name: train.pop(f"weight_{name}") for name in parts if f"weight_{name}" in train})

@@ -14,6 +14,8 @@ from dfrot_cli.commands.draft_options import sampling_of, sampling_options, shap
 from dfrot_cli.options import Common, common, model_option
 from dfrot_cli.plan import plan
 
+_IMAGE = "An image that stands before TEXT, which is a message then; repeatable. The model must see."
+
 
 @click.command("generate")
 @model_option
@@ -21,6 +23,7 @@ from dfrot_cli.plan import plan
 @click.option("--prompt", required=True, metavar="TEXT", help="The text to go on with; - reads it from stdin.")
 @click.option("--chat", is_flag=True, help="TEXT is a message: put it into the model's chat template.")
 @click.option("--system", metavar="TEXT", help="With --chat: what the system message says.")
+@click.option("--image", "images", type=click.Path(path_type=Path), multiple=True, metavar="FILE", help=_IMAGE)
 @click.option("--max-new-tokens", type=click.IntRange(1), default=128, show_default=True)
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable.")
 @click.option("--ignore-eos", is_flag=True, help="Go on behind the end-of-text token.")
@@ -34,6 +37,7 @@ def command(
     prompt: str,
     chat: bool,
     system: str | None,
+    images: tuple[Path, ...],
     stop: tuple[str, ...],
     chain: tuple[int, ...],
     tree: tuple[str, ...],
@@ -52,19 +56,31 @@ def command(
 
     if len(chain) + len(tree) > 1:
         raise InputError("--chain and --tree: give one shape")
-    if system is not None and not chat:
+    if system is not None and not (chat or images):
         raise InputError("--system: is a message of a conversation; add --chat")
     shape = shapes_of(chain, tree)[0] if chain or tree else None
     sampling, folder = sampling_of(given), resolve(model)
     text = sys.stdin.read() if prompt == "-" else prompt
     if common.plan:
-        told = {"chat": chat, "system": system, "stop": stop, "sampling": sampling, "shape": shape, **given}
+        told = {
+            "chat": chat,
+            "system": system,
+            "images": images,
+            "stop": stop,
+            "sampling": sampling,
+            "shape": shape,
+            **given,
+        }
         plan("generate", {"model": folder, "draft": draft}, told, None, common)
         return
     engine = Engine(folder, draft, shape, force)
     messages = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": text}]
-    ids = engine.encode_chat(messages) if chat else engine.encode(text)
-    job = engine.start(TextRequest(ids, stops=stop, sampling=sampling, seed=common.seed, **given))
+    seen = None
+    if images:
+        ids, seen = engine.encode_question(text, images, system)
+    else:
+        ids = engine.encode_chat(messages) if chat else engine.encode(text)
+    job = engine.start(TextRequest(ids, stops=stop, sampling=sampling, seed=common.seed, images=seen, **given))
     begin, pieces = time.perf_counter(), []
     for piece in job:
         pieces.append(piece)

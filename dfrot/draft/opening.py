@@ -1,0 +1,23 @@
+"""A target from its folder, with its vision part where it has one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dfrot.draft.store import language_fingerprint
+from dfrot.draft.target import Target
+from dfrot.hf.load import load_model
+from dfrot.hf.vision import join, sees
+
+
+def open_target(model: Path, aux_layers: Sequence[int] = ()) -> Target:
+    """The target of a checkpoint folder. Raises DfqError in one line."""
+    loaded = load_model(model)
+    return Target(join(loaded, model, language_fingerprint(model)) if sees(model) else loaded, aux_layers)
+
+
+def ends_of(target: Target) -> frozenset[int]:
+    """The tokens that end its texts."""
+    ends = target.model.generation_config.eos_token_id
+    return frozenset() if ends is None else frozenset([ends] if isinstance(ends, int) else ends)
