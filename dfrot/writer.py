@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +43,8 @@ class _Place:
 
 
 class SafetensorsWriter:
-    """Shards of at most `shard_bytes` in `folder`; `stem` is the file name without `.safetensors`."""
+    """Shards of at most `shard_bytes` in `folder`; `stem` is the file name without `.safetensors`; `stored`: what a
+    tensor of the plan is called in the file."""
 
     def __init__(
         self,
@@ -52,8 +53,9 @@ class SafetensorsWriter:
         stem: str = "model",
         shard_bytes: int = 4 << 30,
         metadata: dict[str, str] | None = None,
+        stored: Callable[[str], str] = str,
     ) -> None:
-        self.folder = folder
+        self.folder, self.stored = folder, stored
         self.metadata = {"format": "pt", **(metadata or {})}
         self.places: dict[str, _Place] = {}
         self.shards: dict[Path, list[TensorPlan]] = {}
@@ -75,7 +77,7 @@ class SafetensorsWriter:
                 folder / f"{stem}.safetensors.index.json",
                 {
                     "metadata": {"total_size": sum(t.nbytes for t in plan)},
-                    "weight_map": {t.name: file.name for file, group in self.shards.items() for t in group},
+                    "weight_map": {stored(t.name): file.name for file, group in self.shards.items() for t in group},
                 },
             )
 
@@ -84,7 +86,7 @@ class SafetensorsWriter:
         header: dict[str, object] = {"__metadata__": self.metadata}
         position = 0
         for tensor in group:
-            header[tensor.name] = {
+            header[self.stored(tensor.name)] = {
                 "dtype": DTYPE_NAMES[tensor.dtype],
                 "shape": list(tensor.shape),
                 "data_offsets": [position, position + tensor.nbytes],

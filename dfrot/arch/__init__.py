@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 from typing import Any
 
 from dfrot.arch.layouts import described
@@ -10,6 +11,7 @@ from dfrot.arch.llama import GRANITE, LLAMA, MISTRAL, PHI3, QWEN2, QWEN3
 from dfrot.arch.moe import MIXTRAL, QWEN3_MOE
 from dfrot.arch.postnorm import GEMMA2, GEMMA3, OLMO2
 from dfrot.arch.spec import ArchSpec, BoundArch, Linear, Norm, Tap
+from dfrot.arch.vlm import WRAPPERS
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import UnsupportedError
 
@@ -20,13 +22,16 @@ ARCHS: dict[str, ArchSpec] = {
 
 
 def describe(config: dict[str, Any], where: str = "config.json") -> BoundArch:
-    """The bound description of a checkpoint's `config.json`. Raises UnsupportedError for an unknown model."""
+    """The bound description of a checkpoint's `config.json`; of a model that sees, of its language model. Raises
+    UnsupportedError for an unknown one."""
     kind = config.get("model_type")
+    if isinstance(kind, str) and kind in WRAPPERS:
+        return replace(describe(WRAPPERS[kind].language(config), where), wrapper=WRAPPERS[kind])
     if not isinstance(kind, str) or kind not in ARCHS:
-        near = difflib.get_close_matches(str(kind), ARCHS, 1)
+        near = difflib.get_close_matches(str(kind), [*ARCHS, *WRAPPERS], 1)
         hint = f"; nearest: {near[0]}" if near else ""
         raise UnsupportedError(
-            f"{where}: model_type {kind!r} is unknown (known: {', '.join(ARCHS)}{hint}); "
+            f"{where}: model_type {kind!r} is unknown (known: {', '.join([*ARCHS, *WRAPPERS])}{hint}); "
             "describe it in dfrot/arch/ to add it"
         )
     return ARCHS[kind].bind(config)

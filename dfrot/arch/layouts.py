@@ -1,4 +1,6 @@
-"""Checkpoints whose experts are stored merged, read as if every expert's linears were tensors of their own.
+"""Checkpoints read under the names of their architecture's description, whatever their files call a tensor.
+
+Of a model that sees, the language model lies under a prefix, which differs between makers and transformers.
 
 The makers of mixtures publish one linear per expert, and transformers writes that too unless it is told
 `save_original_format=False`: then a layer has two tensors, [experts, rows, cols], as in its memory. An expert's rows
@@ -18,10 +20,10 @@ def described(checkpoint: Checkpoint, arch: BoundArch) -> Checkpoint:
     """`checkpoint` with the names of its architecture's description. Raises InputError for a merged tensor of another
     shape, or for one linear that is stored twice."""
     mixture = arch.spec.experts
-    if mixture is None:
+    if mixture is None and arch.wrapper is None:
         return checkpoint
-    merged = {arch.full(layer, name): layer for layer in range(arch.n_layers) for name, _ in mixture.merged}
-    parts = dict(mixture.merged)
+    parts = dict(mixture.merged) if mixture is not None else {}
+    merged = {arch.full(layer, name): layer for layer in range(arch.n_layers) for name in parts}
     found: dict[str, TensorEntry] = {}
     for name, entry in checkpoint.entries.items():
         if name in merged:

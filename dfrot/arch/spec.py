@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dfrot.checkpoint import Checkpoint
+from dfrot.arch.wrapper import Wrapper
+from dfrot.checkpoint import Checkpoint, TensorEntry
 from dfrot.errors import InputError, UnsupportedError
 
 
@@ -202,7 +203,7 @@ class Tap:
 
 @dataclass(frozen=True)
 class BoundArch:
-    """An ArchSpec with the sizes of one checkpoint."""
+    """An ArchSpec with the sizes of one checkpoint. config: the language model's; wrapper: what surrounds it."""
 
     spec: ArchSpec
     config: dict[str, Any]
@@ -211,6 +212,7 @@ class BoundArch:
     n_kv_heads: int
     head_dim: int
     sizes: dict[str, int] = field(repr=False)
+    wrapper: Wrapper | None = None
 
     @property
     def hidden(self) -> int:
@@ -240,14 +242,26 @@ class BoundArch:
         return f"{self.prefix(layer)}.{name}"
 
     def module(self, name: str) -> str:
-        """Where transformers keeps what the checkpoint calls `name` (a full or relative name)."""
+        """Where transformers keeps what the description calls `name` (a full or relative name)."""
+        if self.wrapper is not None:
+            name = self.wrapper.module(name)
         memory = self.spec.experts.memory if self.spec.experts is not None else None
         return name if memory is None else _segment(name, *memory)
 
     def stored(self, module: str) -> str:
-        """The inverse of `module`."""
+        """The inverse of `module`, which also understands the names that files use."""
+        if self.wrapper is not None:
+            module = self.wrapper.described(module)
         memory = self.spec.experts.memory if self.spec.experts is not None else None
         return module if memory is None else _segment(module, memory[1], memory[0])
+
+    def written(self, name: str) -> str:
+        """What dfq calls tensor `name` of the description in the files that it writes."""
+        return name if self.wrapper is None else self.wrapper.module(name)
+
+    def is_outside(self, name: str) -> bool:
+        """Whether a tensor belongs to what surrounds the language model."""
+        return self.wrapper is not None and self.wrapper.is_outside(name)
 
     def taps(self) -> tuple[Tap, ...]:
         """Groups of linears by what feeds them, in the order of computation."""
@@ -299,6 +313,9 @@ class BoundArch:
         for name, entry in checkpoint.entries.items():
             if name in expected or name.endswith("rotary_emb.inv_freq") or (name == head and self.tied):
                 continue
+            if self.is_outside(name):
+                self._check_outside(name, entry)
+                continue
             if name not in biases:
                 raise InputError(
                     f"{entry.file}: tensor {name} is not part of a {self.spec.model_type} model; "
@@ -306,6 +323,15 @@ class BoundArch:
                 )
             if entry.shape != (biases[name],):
                 raise InputError(f"{entry.file}: tensor {name}: shape {list(entry.shape)}, needs [{biases[name]}]")
+
+    def _check_outside(self, name: str, entry: TensorEntry) -> None:
+        assert self.wrapper is not None
+        if not entry.dtype.is_floating_point:
+            raise InputError(f"{entry.file}: tensor {name}: dtype {entry.dtype} is not a weight's; fetch it again")
+        if self.wrapper.writes(name) and (not entry.shape or entry.shape[0] != self.hidden):
+            raise InputError(
+                f"{entry.file}: tensor {name}: shape {list(entry.shape)}, the language model is {self.hidden} wide"
+            )
 
 
 def _segment(name: str, old: str, new: str) -> str:

@@ -17,7 +17,7 @@ class Dfq:
         from dfrot.hf.load import load_model
 
         self.model: Any = load_model(folder)
-        self.vocab = int(self.model.config.vocab_size)
+        self.vocab = int(self.model.config.get_text_config().vocab_size)
         self.out: Any = None
 
     @torch.inference_mode()

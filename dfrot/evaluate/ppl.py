@@ -29,10 +29,10 @@ def logit_chunks(model: Any, hidden: Tensor) -> Iterator[tuple[int, int, Tensor]
     """(begin, end, float32 logits [B, end - begin, vocab]) over the positions of hidden [B, S, hidden].
 
     The head runs in the model's dtype; the cast up is the loss's."""
-    head = model.get_output_embeddings()
-    cap = getattr(model.config, "final_logit_softcapping", None)
-    divisor = getattr(model.config, "logits_scaling", None) or 1.0
-    step = max(1, LOGIT_BYTES // (4 * model.config.vocab_size * hidden.shape[0]))
+    head, config = model.get_output_embeddings(), model.config.get_text_config()
+    cap = getattr(config, "final_logit_softcapping", None)
+    divisor = getattr(config, "logits_scaling", None) or 1.0
+    step = max(1, LOGIT_BYTES // (4 * config.vocab_size * hidden.shape[0]))
     for begin in range(0, hidden.shape[1], step):
         end = min(begin + step, hidden.shape[1])
         logits = head(hidden[:, begin:end])

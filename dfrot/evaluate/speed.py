@@ -15,7 +15,8 @@ def decode_speed(model: Any, tokenizer: Any, tokens: int = 64, prompt: int = 32,
 
     tokens: decoded per run; prompt: its length in tokens (its content does not matter for the speed)."""
     start = getattr(tokenizer, "bos_token_id", None) or 0
-    ids = (torch.arange(prompt) % 97 + start).clamp(max=model.config.vocab_size - 1)[None].to(model.device)
+    last = model.config.get_text_config().vocab_size - 1
+    ids = (torch.arange(prompt) % 97 + start).clamp(max=last)[None].to(model.device)
     best = 0.0
     for _ in range(repeats):
         best = max(best, tokens / _decode(model, ids, tokens))

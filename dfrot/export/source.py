@@ -72,6 +72,10 @@ def open_source(model: Path, target: Target, wanted: QuantScheme | None = None, 
     where = str(checkpoint.path / "config.json")
     config = DfqConfig.of(checkpoint.config, where)
     arch = describe(checkpoint.config, where)
+    if arch.wrapper is not None:
+        raise UnsupportedError(
+            f"{model}: exports of models that see ({arch.wrapper.model_type}) are not supported; serve it with dfq"
+        )
     checkpoint = described(checkpoint, arch)
     if arch.spec.experts is not None:
         raise UnsupportedError(f"{model}: a mixture of experts is exported to no format yet; run it with dfq")

@@ -65,7 +65,7 @@ class BlockRunner:
             raise UnsupportedError(f"{checkpoint.path}: is quantized already; give the 16-bit checkpoint")
         self.online = entry.online if entry else None
         self.resets = entry.resets if entry else ()
-        self.config = hf_config(checkpoint.config, dtype)
+        self.config = hf_config(arch.config, dtype)
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.skeleton = AutoModelForCausalLM.from_config(self.config, dtype=dtype)

@@ -129,7 +129,7 @@ class NativeDecoder:
         if not kwargs.get("use_cache") and not layers[0].length:
             raise Unfit("a cache that nobody asked for (a call that scores a text)")
         for name, value in kwargs.items():
-            if name not in _KNOWN and name not in _IGNORED and value not in (None, False):
+            if name not in _KNOWN and name not in _IGNORED and value is not None and value is not False:
                 raise Unfit(f"argument {name}")
         if base.config.output_hidden_states or getattr(base.config, "output_attentions", False):
             raise Unfit("hidden states or attentions are wanted")
@@ -245,14 +245,13 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     return type(self).forward(self, *args, **kwargs) if out is None else out
 
 
-def attach(model: Any, arch: BoundArch, kv: KVSpec | None, sinks: Sinks) -> None:
-    """Let the base model's forward try the native path first."""
+def attach(model: Any, base: Any, arch: BoundArch, kv: KVSpec | None, sinks: Sinks) -> None:
+    """Let the forward of `base`, the part of `model` below its head, try the native path first."""
     decoder = NativeDecoder(arch, kv, sinks)
     if kv is None:
         decoder.unfit = "keys and values are kept in 16 bits"
     elif not native.active():
         decoder.unfit = f"no native library: {native.status()}"
-    base = model.base_model
     base.dfq_native = model.dfq_native = decoder
     if decoder.unfit is None:
         base.forward = MethodType(_forward, base)

@@ -54,7 +54,7 @@ def replace_linears(model: Any, config: DfqConfig, files: Sequence[str] | None) 
     Raises InputError naming the first missing, unexpected or malformed tensor and its file."""
     arch = _arch(model)
     where = str(Path(files[0]).parent / "config.json") if files else "config.json"
-    entries = _headers(files)
+    entries = {arch.stored(name): entry for name, entry in _headers(files).items()}
     experts.install(model, arch, model.dtype)
     for name, plan in plan_linears(arch, config, where).items():
         module = arch.module(name)
@@ -103,6 +103,7 @@ def finish(model: Any, config: DfqConfig) -> None:
     if scheme is not None and scheme.kv_bits != FULL:
         kv = KVSpec(scheme.kv_bits, scheme.kv_sym, scheme.kv_clip, config.online.r3)
     runtime = Runtime(kv, config.sink_tokens, arch.n_layers)
+    base = model.base_model if arch.wrapper is None else model.get_submodule(arch.wrapper.inside)
     for name, module in model.named_modules():
         if isinstance(module, QuantLinear | DenseLinear):
             module.prepare(arch.stored(name))
@@ -111,17 +112,17 @@ def finish(model: Any, config: DfqConfig) -> None:
             module.sinks = runtime.sinks
     if kv is not None:
         attention.register()
-        if model.config._attn_implementation not in ("sdpa", attention.NAME):
+        if base.config._attn_implementation not in ("sdpa", attention.NAME):
             raise UnsupportedError(
-                f"attn_implementation={model.config._attn_implementation!r}: dfq models run on sdpa; leave it out"
+                f"attn_implementation={base.config._attn_implementation!r}: dfq models run on sdpa; leave it out"
             )
         if kv.r3 is not None:
             for name in _attentions(arch):
-                attention.rotate_queries(model.get_submodule(name), kv.r3)
-        model.config._attn_implementation = attention.NAME
+                attention.rotate_queries(model.get_submodule(arch.module(name)), kv.r3)
+        base.config._attn_implementation = attention.NAME
     resets.attach(model, config.resets)
-    runtime.attach(model.base_model)
-    decode.attach(model, arch, kv, runtime.sinks)
+    runtime.attach(base)
+    decode.attach(model, base, arch, kv, runtime.sinks)
     model.dfq_runtime = runtime
 
 

@@ -73,11 +73,12 @@ def load_model(path: Path | str, dtype: torch.dtype | str | None = None, fake: b
     dtype: None takes the folder's. fake: run a packed checkpoint as its simulated twin (dequantized weights in
     float32, simulated activations), the same numbers by another route. Raises DfqError in one line."""
     checkpoint, config = check_folder(Path(path))
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+    sees = describe(checkpoint.config).wrapper is not None
     try:
         with _quiet():
-            model, info = AutoModelForCausalLM.from_pretrained(
+            model, info = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_pretrained(
                 checkpoint.path,
                 dtype=_dtype(checkpoint, dtype),
                 local_files_only=True,

@@ -39,6 +39,8 @@ def decoder_of(base: Any, arch: BoundArch, kv: KVSpec | None, sinks: int, hidden
     kind = getattr(base.rotary_emb, "rope_type", "default")
     if kind not in ANGLES_FIXED:
         raise Unfit(f"RoPE of type {kind!r}")
+    if "mrope_section" in (getattr(config, "rope_parameters", None) or {}):
+        raise Unfit("positions of three dimensions")
     windows = {_window(config, layer) for layer in range(arch.n_layers)}
     if len(windows) != 1:
         raise Unfit("sliding windows in some layers only")

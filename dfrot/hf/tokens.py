@@ -22,6 +22,9 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
     "generation_config.json",
+    "preprocessor_config.json",  # these of models that see
+    "processor_config.json",
+    "video_preprocessor_config.json",
 )
 
 

@@ -47,10 +47,11 @@ class Layout:
         head = f"{self.arch.spec.head.name}.weight"
         if head not in names and self.arch.spec.head.name in quantized:
             names.append(head)
+        names += [name for name in self.checkpoint.entries if self.arch.is_outside(name)]
         for name in names:
             module = name.removesuffix(".weight")
             plan += self._integers(module) if module in quantized else [self._dense(name)]
-            if f"{module}.bias" in self.checkpoint:
+            if f"{module}.bias" in self.checkpoint and not self.arch.is_outside(name):
                 plan.append(self._dense(f"{module}.bias"))
         return plan
 

@@ -191,6 +191,8 @@ def _copy_rest(checkpoint: Checkpoint, config: DfqConfig, arch: BoundArch, folde
     value["quantization_config"] = config.to_dict()
     if arch.tied and arch.spec.head.name not in config.keep:
         value["tie_word_embeddings"] = False  # the head has its own integers now
+        if isinstance(value.get("text_config"), dict):
+            value["text_config"]["tie_word_embeddings"] = False
     write_json(folder / "config.json", value)
     for name in TOKENIZER_FILES:
         if (checkpoint.path / name).is_file():
@@ -228,7 +230,7 @@ class _Work:
         self.integers = self.scheme.w_bits != FULL
         self.propagate = settings.propagate and self.algorithm.needs_hessian and self.integers
         self.compensate = settings.compensation if self.propagate else 0.0
-        self.writer = SafetensorsWriter(stage.folder, layout.plan())
+        self.writer = SafetensorsWriter(stage.folder, layout.plan(), stored=arch.written)
         if self.propagate:
             from dfrot.hf.blocks import BlockRunner
 

@@ -231,7 +231,7 @@ def _work(stage: Stage, inputs: _Inputs, progress: Progress) -> None:
         rotations, made = _rotations(stage, inputs, progress)
         evidence |= made
     fuser = Fuser(checkpoint, inputs.arch, rotations)
-    writer = SafetensorsWriter(stage.folder, fuser.plan())
+    writer = SafetensorsWriter(stage.folder, fuser.plan(), stored=inputs.arch.written)
     units = fuser.units()
     for number, (unit, names) in enumerate(units.items()):
         progress("rotate", number, len(units))
@@ -319,6 +319,8 @@ def _describe(folder: Path, inputs: _Inputs) -> None:
         config["dtype"] = str(embed.dtype).removeprefix("torch.")
     if inputs.settings.method != "none":
         config["tie_word_embeddings"] = False
+        if isinstance(config.get("text_config"), dict):
+            config["text_config"] = {**config["text_config"], "tie_word_embeddings": False}
     if inputs.online:
         config["quantization_config"] = DfqConfig(online=inputs.online).to_dict()
     write_json(folder / "config.json", config)

@@ -132,7 +132,8 @@ def check_packed(checkpoint: Checkpoint, arch: BoundArch, plans: dict[str, Linea
     if arch.tied:
         optional.add(f"{arch.spec.head.name}.weight")
     for name, entry in checkpoint.entries.items():
-        if name not in expected and name not in optional and not name.endswith("rotary_emb.inv_freq"):
+        known = name in expected or name in optional or name.endswith("rotary_emb.inv_freq")
+        if not known and not arch.is_outside(name):
             raise InputError(
                 f"{entry.file}: tensor {name} does not belong to this model; is config.json the right one?"
             )

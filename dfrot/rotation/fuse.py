@@ -108,6 +108,9 @@ class Fuser:
         if self.fuses_gains or not arch.tied:
             jobs[head] = _Job(source, reads="residual", gain=final, offset=spec.final_norm.offset)
         jobs[f"{spec.head.name}.bias"] = _Job(f"{spec.head.name}.bias")
+        for name in self.checkpoint.entries:
+            if arch.wrapper is not None and arch.is_outside(name):
+                jobs[name] = _Job(name, writes="residual" if arch.wrapper.writes(name) else "")
         return {name: job for name, job in jobs.items() if job.source in self.checkpoint}
 
     def _norm(self, name: str, offset: float) -> _Job:
