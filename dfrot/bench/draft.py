@@ -19,6 +19,7 @@ from dfrot.bench.presets import preset
 from dfrot.bench.random_model import random_checkpoint
 from dfrot.draft.base import Draft
 from dfrot.draft.build import build, config_for
+from dfrot.draft.head import guess_head
 from dfrot.draft.quantize import quantize_draft
 from dfrot.draft.target import Target
 from dfrot.draft.tree import Shape, expand
@@ -47,7 +48,8 @@ def bench_draft(
     and per kind of draft `speedup`: by agreement of guesses the best number of them and the speedup to expect, and
     `break_even[n]`, the acceptance length from which n guesses pay.
 
-    shape: one of presets.PRESETS, with random packed weights. drafts: bfloat16, w4 or w8: dream drafts of the target's
+    shape: one of presets.PRESETS, with random packed weights and a head in 16 bits, through which drafts are trained;
+    4-bit drafts guess from a 4-bit copy of it. drafts: bfloat16, w4 or w8: dream drafts of the target's
     width. prompt: positions in the cache."""
     if prompt < 2 or repeats < 1 or not rows or min(rows) < 1:
         raise InputError("prompt of at least 2, repeats and rows of at least 1 are needed")
@@ -56,7 +58,7 @@ def bench_draft(
         raise InputError(f"--prompt {prompt}: exceeds the context of {shape}; shorten it")
     with tempfile.TemporaryDirectory(prefix="dfq-bench-") as folder:
         progress("write the target", 0, 1)
-        target = Target(load_model(random_checkpoint(Path(folder) / "target", config, scheme, seed)))
+        target = Target(load_model(random_checkpoint(Path(folder) / "target", config, scheme, seed, True)))
     made = {kind: _draft(config, kind, seed) for kind in drafts}
     progress("time", 0, 1)
     seconds = _times(target, made, sorted(set(rows)), prompt, repeats, seed)
@@ -122,11 +124,15 @@ def _guesser(target: Target, draft: Draft, ids: torch.Tensor, features: torch.Te
     """A function that drafts a chain behind the same root again and again: extending by one slot, then growing."""
     state = draft.begin(len(ids) + 4 * max(ROWS) + 64)
     state.extend(target.embed(torch.cat([ids, ids[-1:]])), features)
-    root, kept = int(ids[-1]), (state.slots, state.position, getattr(state, "features", 0))
+    head, root, kept = (
+        guess_head(target, draft),
+        int(ids[-1]),
+        (state.slots, state.position, getattr(state, "features", 0)),
+    )
 
     def guess(count: int) -> None:
         output = state.extend(target.embed(ids[-1:]), features[-1:])
-        expand(state, root, output, lambda out: draft.logits(out, target.head), target.embed, Shape(count))
+        expand(state, root, output, lambda out: draft.logits(out, head), target.embed, Shape(count))
         state.slots, state.position = kept[:2]
         if hasattr(state, "features"):
             state.features = kept[2]

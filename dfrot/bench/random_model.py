@@ -18,11 +18,14 @@ from dfrot.rotation.online import OnlineRotations
 from dfrot.writer import SafetensorsWriter, TensorPlan
 
 
-def random_checkpoint(folder: Path, config: dict[str, Any], scheme: str, seed: int = 0) -> Path:
-    """Write `folder` for the shape in `config`: every linear in `scheme`, the head too, online rotations wherever
-    something is quantized behind them. Scales keep activations near unit size, so that nothing overflows."""
+def random_checkpoint(
+    folder: Path, config: dict[str, Any], scheme: str, seed: int = 0, keep_head: bool = False
+) -> Path:
+    """Write `folder` for the shape in `config`: every linear in `scheme`, the head too unless it is kept, online
+    rotations wherever something is quantized behind them. Scales keep activations near unit size, so that nothing
+    overflows."""
     arch = describe(config)
-    entry = dfq_config(arch, QuantScheme.parse(scheme))
+    entry = dfq_config(arch, QuantScheme.parse(scheme), keep_head)
     plans = plan_linears(arch, entry)
     kinds: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     for name, shape in arch.tensors().items():
@@ -40,13 +43,13 @@ def random_checkpoint(folder: Path, config: dict[str, Any], scheme: str, seed: i
     return folder
 
 
-def dfq_config(arch: BoundArch, scheme: QuantScheme) -> DfqConfig:
+def dfq_config(arch: BoundArch, scheme: QuantScheme, keep_head: bool = False) -> DfqConfig:
     """What `dfq quantize` would write: R3 with a quantized cache, R4 with quantized activations."""
     online = OnlineRotations(
         r3=hadamard_plan(arch.head_dim) if scheme.kv_bits < 16 else None,
         r4=hadamard_plan(arch.intermediate) if scheme.a_bits < 16 else None,
     )
-    keep = (arch.spec.head.name,) if arch.tied else ()
+    keep = (arch.spec.head.name,) if arch.tied or keep_head else ()
     return DfqConfig(scheme=scheme, online=online, keep=keep)
 
 

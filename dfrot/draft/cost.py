@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from dfrot.draft.base import Draft
+from dfrot.draft.head import guess_head
 from dfrot.draft.target import Target
 from dfrot.draft.tree import Shape, expand
 
@@ -48,8 +49,10 @@ def measure(target: Target, draft: Draft, prompt: Sequence[int], most: int = 6) 
     state = draft.begin(past + REPEATS * most * 4 + 64)
     state.extend(target.embed(torch.tensor([*prompt, prompt[-1]])), features)
 
+    of_target = guess_head(target, draft)
+
     def head(outputs: torch.Tensor) -> torch.Tensor:
-        return draft.logits(outputs, target.head)
+        return draft.logits(outputs, of_target)
 
     def verify(rows: int) -> None:
         target.verify([prompt[-1]] * rows, list(range(-1, rows - 1)), cache)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from dfrot.draft.base import Draft
+from dfrot.draft.head import guess_head
 from dfrot.draft.prompt import Images, run
 from dfrot.draft.target import Target
 from dfrot.draft.tree import Shape, expand
@@ -163,8 +164,10 @@ def speculative_steps(
     state = draft.begin(len(prompt) + limits.max_new_tokens + shape.depth * shape.topk + 2)
     slots, places = ran.slots(target, out.tokens[-1])  # that the draft has not computed
 
+    of_target = guess_head(target, draft)
+
     def head(outputs: torch.Tensor) -> torch.Tensor:
-        return draft.logits(outputs, target.head)
+        return draft.logits(outputs, of_target)
 
     yield
     begin = time.perf_counter()

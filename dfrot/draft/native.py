@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from dfrot.draft.base import Draft
 from dfrot.draft.dream import CrossBlock, DreamDraft, SelfBlock
 from dfrot.draft.layers import Projections
 from dfrot.quant.linear import QuantLinear
@@ -17,10 +18,12 @@ from dfrot_kernels import native
 from dfrot_kernels.draft import DTYPES, HEAD_DIM, DraftBlock, DraftPass, DraftShape, Weight, servable
 
 
-def unfit(draft: DreamDraft) -> str | None:
+def unfit(draft: Draft) -> str | None:
     """Why the native pass cannot serve this draft, or None."""
     if not native.active():
         return f"no native library: {native.status()}"
+    if not isinstance(draft, DreamDraft):
+        return f"{draft.config.arch} drafts have none"
     weight = draft.norm.weight
     if weight.device.type != "cpu" or weight.dtype not in DTYPES:
         return f"the draft is {weight.dtype} on {weight.device}"

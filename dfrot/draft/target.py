@@ -15,7 +15,10 @@ from dfrot.draft.select import Chooser, row_entropy
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.hf.interpose import observing, row_by_row
 from dfrot.hf.rollback import keep_path, new_cache
+from dfrot.quant.linear import QuantLinear
+from dfrot_kernels import native
 from dfrot_kernels.decoder import LINES
+from dfrot_kernels.draft import dense, servable
 
 # The native attention cuts long caches into stretches: alike while query rows times heads per key head stay within the
 # first number, or the positions within the second.
@@ -51,12 +54,14 @@ class Target:
         self.window: int | None = _window(self.config)
         heads = int(self.config.num_attention_heads)
         self.group = heads // int(getattr(self.config, "num_key_value_heads", None) or heads)
-        self.exact = RowExact([self.decoder, self.head_module])
+        self._dense_head = _dense(self.head_module)
+        self.exact = RowExact([self.decoder] if self._dense_head is not None else [self.decoder, self.head_module])
         native = getattr(self.decoder, "dfq_native", None)
         # hooks on layers keep the native decoder from serving: then plain steps must not use it either
         self.native: Any = native if native is not None and not native.unfit and not self.aux_layers else None
         self._by_modules = native is not None and self.native is None
         self._replay: list[int] | None = None
+        self.rounded_head: QuantLinear | None = None  # see dfrot/draft/head.py
         if not hasattr(self.decoder, "layers"):
             raise UnsupportedError(
                 f"{type(model).__name__}: its decoder has no list of layers; it cannot be drafted for"
@@ -92,7 +97,19 @@ class Target:
             features = features.to(weight.dtype)
         if torch.is_grad_enabled() and features.requires_grad and not isinstance(weight, Tensor):
             raise UnsupportedError("the target's head is quantized: a draft cannot be trained through it; keep lm_head")
-        logits: Tensor = self.head_module(features)
+        return self.scaled(self.head_module(features))
+
+    @torch.no_grad()
+    def say(self, features: Tensor) -> Tensor:
+        """`head` for a few rows that are decoded: every row has the bits that it has alone, and a dense head is read
+        once, at the speed of memory."""
+        weight = self._dense_head
+        if weight is None or any((self.head_module._forward_hooks, self.head_module._forward_pre_hooks)):
+            return self.head(features)
+        return self.scaled(dense(features.to(weight.dtype), weight))
+
+    def scaled(self, logits: Tensor) -> Tensor:
+        """What the config asks for behind the head."""
         if cap := getattr(self.config, "final_logit_softcapping", None):
             logits = torch.tanh(logits / cap) * cap
         if scaling := getattr(self.config, "logits_scaling", None):
@@ -201,7 +218,7 @@ class Target:
             out = self.decoder(**call, past_key_values=cache, use_cache=True)
         joined = self._joined(aux)
         features = out.last_hidden_state[0] if joined is None else joined[0]
-        return features, self.head(out.last_hidden_state[:, -1:])[0, 0].float()
+        return features, self.say(out.last_hidden_state[:, -1:])[0, 0].float()
 
     @torch.no_grad()
     def step(self, token: int, cache: Any) -> Tensor:
@@ -209,7 +226,7 @@ class Target:
         watched: Any = observing(self.model, _nothing) if self._by_modules else contextlib.nullcontext()
         with watched:
             out = self.decoder(input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True)
-        return self.head(out.last_hidden_state)[0, 0].float()
+        return self.say(out.last_hidden_state)[0, 0].float()
 
     @torch.no_grad()
     def verify(self, tokens: list[int], parents: list[int], cache: Any) -> tuple[Tensor, Tensor]:
@@ -242,7 +259,7 @@ class Target:
                 past_key_values=cache,
                 use_cache=True,
             )
-            logits = self.head(out.last_hidden_state)[0].float()
+            logits = self.say(out.last_hidden_state)[0].float()
         joined = self._joined(aux)
         return (out.last_hidden_state if joined is None else joined)[0], logits
 
@@ -264,7 +281,7 @@ class Target:
             self._replay = tokens
         rows = torch.stack([hidden[node] for node in range(len(tokens))])
         with self.exact.rows(len(tokens)):
-            return rows, self.head(rows[None])[0].float()
+            return rows, self.say(rows[None])[0].float()
 
     def _chain(self, tokens: list[int], cache: Any) -> Tensor | None:
         """Features [n, d] of consecutive tokens by the native decoder, in blocks whose rows are independent of one
@@ -286,6 +303,13 @@ class Target:
         elif path:
             self._chain([self._replay[node] for node in path], cache)
         self._replay = None
+
+
+def _dense(head: nn.Module) -> Tensor | None:
+    """The weight of a head that the native product of a few rows reads in place, or None."""
+    if type(head) is not nn.Linear or head.bias is not None or not native.active() or not servable(head.weight):
+        return None
+    return head.weight.detach()
 
 
 def branches(parents: list[int]) -> list[tuple[int, list[int]]]:

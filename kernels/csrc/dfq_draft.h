@@ -58,6 +58,11 @@ DFQ_API int dfq_draft_pass(const struct dfq_draft* draft, const struct dfq_draft
                            int64_t cross_at, int64_t features, int64_t drafted, const int64_t* places,
                            const uint8_t* cross_tree, void* out, int64_t threads);
 
+// out [m, n] = x [m, k] w[n, k]^T, all of `dtype`, float32 or bfloat16; float32 sums, and every row has the bits that it has
+// alone. For a few rows: the weight is read once for every 16 of them.
+DFQ_API int dfq_dense(const void* x, int64_t dtype, int64_t m, int64_t n, int64_t k, const void* weight, void* out,
+                      int64_t threads);
+
 // Size of each struct in int64 words: the caller's tables must agree.
 DFQ_API int dfq_draft_words(int64_t* linear, int64_t* block, int64_t* draft, int64_t* buffer, int64_t threads);
 

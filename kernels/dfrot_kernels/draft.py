@@ -37,6 +37,18 @@ def servable(weight: Weight) -> bool:
     return weight.dtype in DTYPES and weight.device.type == "cpu" and weight.is_contiguous()
 
 
+def dense(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., K] times a dense weight [N, K]^T, both of one of DTYPES -> [..., N] of that dtype. For a few rows, each
+    of which has the bits that it has alone; needs the native library."""
+    if x.dtype != weight.dtype or x.shape[-1] != weight.shape[1] or not servable(weight):
+        raise ValueError(f"dense: x {x.dtype} {tuple(x.shape)}, weight {weight.dtype} {tuple(weight.shape)}")
+    x = x.contiguous()
+    out = x.new_empty((*x.shape[:-1], weight.shape[0]))
+    if out.numel():
+        native.call("dfq_dense", x, DTYPE_CODES[x.dtype], x[..., 0].numel(), *weight.shape, weight, out)
+    return out
+
+
 @dataclass(frozen=True)
 class DraftBlock:
     """One block. Norm gains [hidden] (q_norm, k_norm [head_dim] or None), of any dtype. weights: q, k, v, o, gate, up,

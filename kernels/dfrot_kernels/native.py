@@ -46,6 +46,7 @@ SIGNATURES = {
     "dfq_prefill_norm": "ppi",
     "dfq_draft_pass": "pppipipppiipiiippp",
     "dfq_draft_words": "pppp",
+    "dfq_dense": "piiiipp",
     "dfq_hadamard_quantize": "piiipiiiifppp",
     "dfq_rmsnorm_quantize": "piiippfiifppp",
     "dfq_silu_mul_hadamard_quantize": "ppiiipiiiifppp",

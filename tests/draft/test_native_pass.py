@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from dfrot.bench.presets import preset
+from dfrot.bench.random_model import random_checkpoint
 from dfrot.draft.build import build
 from dfrot.draft.config import DraftConfig
 from dfrot.draft.dream import DreamDraft
 from dfrot.draft.dream_state import DreamState
+from dfrot.draft.head import guess_head
 from dfrot.draft.native import native_pass, unfit
 from dfrot.draft.quantize import quantize_draft
+from dfrot.draft.target import Target
+from dfrot.hf.load import load_model
 from dfrot_kernels import native
-from dfrot_kernels.draft import LINES
+from dfrot_kernels.draft import LINES, dense
 
 pytestmark = pytest.mark.skipif(not native.active(), reason="no native library")
 
@@ -119,6 +125,42 @@ def test_rows_are_what_they_are_alone(isa: str) -> None:
     together = block.grow(children, [-1] * 4)
     for row in range(4):
         assert torch.equal(together[row], alone.grow(children[row : row + 1], [-1])[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (37, 50), (64, 96), (130, 33)])
+def test_dense_products(n: int, k: int, dtype: torch.dtype, isa: str) -> None:
+    """Of few rows and of many, and every row as if it were alone."""
+    source = torch.Generator().manual_seed(n)
+    weight = torch.randn(n, k, generator=source).to(dtype)
+    for rows in (1, 2, 7, 16, 21):
+        x = torch.randn(rows, k, generator=source).to(dtype)
+        y, exact = dense(x, weight), x.double() @ weight.double().T
+        assert (y.double() - exact).norm() <= (1e-6 if dtype == torch.float32 else 4e-3) * exact.norm()
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            assert torch.equal(y, torch.cat([dense(row[None], weight) for row in x]))
+    assert dense(torch.empty(2, 0, k, dtype=dtype), weight).shape == (2, 0, n)
+    with pytest.raises(ValueError, match="dense"):
+        dense(torch.zeros(1, k + 1, dtype=dtype), weight)
+
+
+@torch.inference_mode()
+def test_four_bit_drafts_guess_from_a_four_bit_head(tmp_path: Path) -> None:
+    folder = random_checkpoint(tmp_path / "packed", preset("tiny"), "w4a4kv4", 0, keep_head=True)
+    target = Target(load_model(folder))
+    features = torch.randn(3, target.config.hidden_size, dtype=torch.bfloat16)
+    told = target.head(features).double()
+    assert (target.say(features).double() - told).norm() < 4e-3 * told.norm()
+    assert torch.equal(target.say(features)[:1], target.say(features[:1]))
+    assert target.rounded_head is None
+    assert torch.equal(guess_head(target, made(EVEN, "w8", torch.float32))(features), target.say(features))
+    guessed = guess_head(target, made(EVEN, "w4", torch.float32))(features).double()
+    assert target.rounded_head is not None
+    assert target.rounded_head.plan.w_bits == 4
+    assert 1e-3 * told.norm() < (guessed - told).norm() < 0.2 * told.norm()
+    packed = Target(load_model(random_checkpoint(tmp_path / "all", preset("tiny"), "w4a4kv4", 0)))
+    assert guess_head(packed, made(EVEN, "w4", torch.float32)) == packed.say, "its head is in 4 bits already"
 
 
 def test_weights_that_changed_are_read_anew() -> None:

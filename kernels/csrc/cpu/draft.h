@@ -35,6 +35,9 @@ struct DraftKernels {
   // outputs begin .. end - 1 of x [rows][stride] (zeros from k to the next multiple of 16) -> out [rows][out_stride]
   void (*dense)(const float* x, int64_t rows, int64_t stride, const DenseWeight& weight, int64_t begin, int64_t end,
                 float* out, int64_t out_stride);
+  // the same of bfloat16 x and weight, with zeros to the next multiple of 32; null: the instruction set has no such product
+  void (*dense_narrow)(const uint16_t* x, int64_t rows, int64_t stride, const DenseWeight& weight, int64_t begin,
+                       int64_t end, float* out, int64_t out_stride);
   void (*add)(float* x, const float* y, float factor, int64_t count);  // x += factor * y
   // scores: prefix + tail floats and 16 more; out [dim padded to 16]
   void (*attend)(const DraftQuery& query, float* scores, float* out);

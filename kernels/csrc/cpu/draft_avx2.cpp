@@ -18,6 +18,6 @@ constexpr int WEIGHT_ROWS = 2, X_ROWS = 2;  // of a weight and of x whose sums a
 
 }  // namespace
 
-const DraftKernels avx2_draft = {load_floats, store_floats, dense, add_times, attend};
+const DraftKernels avx2_draft = {load_floats, store_floats, dense, nullptr, add_times, attend};
 
 }  // namespace dfq
