@@ -39,9 +39,11 @@ MIXTRAL = replace(
         merged=((GATE_UP, ("w1", "w3")), (DOWN, ("w2",))),
     ),
 )
+MIXED = "some layers have one MLP and others a mixture"
 QWEN3_MOE = replace(
     QWEN3,
     model_type="qwen3_moe",
+    requires=(("decoder_sparse_step", (1,), MIXED), ("mlp_only_layers", ([],), MIXED)),
     norms=(Norm("input_layernorm", (Q, K, V)), Norm("post_attention_layernorm", (ROUTER.name,))),
     linears=ATTENTION,
     experts=Experts(
@@ -50,7 +52,6 @@ QWEN3_MOE = replace(
         router=ROUTER,
         count=("num_experts", "num_local_experts"),  # their maker's name, transformers'
         width="moe_intermediate_size",
-        always=(("decoder_sparse_step", (1,)), ("mlp_only_layers", ([],))),
         merged=((GATE_UP, ("gate_proj", "up_proj")), (DOWN, ("down_proj",))),
     ),
 )

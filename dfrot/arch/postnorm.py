@@ -1,17 +1,19 @@
-"""Architectures with a learned gain after a residual writer: described so that they are refused with a reason."""
+"""Architectures with a learned gain after a residual writer: R1 cannot pass it, so they have R2, R3 and R4 alone."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from dfrot.arch.llama import GATE, LLAMA, UP, K, Q, V
-from dfrot.arch.spec import Norm
+from dfrot.arch.spec import Norm, Scalars
 
+QK_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 OLMO2 = replace(
     LLAMA,
     model_type="olmo2",
     norms=(Norm("post_attention_layernorm", late=True), Norm("post_feedforward_layernorm", late=True)),
-    head_norms=("self_attn.q_norm", "self_attn.k_norm"),
+    head_norms=QK_NORMS,
+    head_norm_sizes=("q", "kv"),  # over all heads at once
 )
 GEMMA2 = replace(
     LLAMA,
@@ -24,5 +26,12 @@ GEMMA2 = replace(
     ),
     final_norm=Norm("model.norm", ("lm_head",), offset=1.0),
     tied_by_default=True,
+    scalars=Scalars(
+        embed="hidden_size",
+        embed_root=True,
+        logits_cap="final_logit_softcapping",
+        attention_cap="attn_logit_softcapping",
+    ),
+    requires=(("use_bidirectional_attention", (False,), "tokens see what follows them"),),
 )
-GEMMA3 = replace(GEMMA2, model_type="gemma3_text", head_norms=("self_attn.q_norm", "self_attn.k_norm"))
+GEMMA3 = replace(GEMMA2, model_type="gemma3_text", head_norms=QK_NORMS)

@@ -57,13 +57,17 @@ class Norm:
 @dataclass(frozen=True)
 class Scalars:
     """Constants of `config.json` that multiply whole tensors, by their keys there ("": none). Rotations commute with
-    all of them. embed: on embeddings; residual: on what a block adds; attention: on scores, in place of
-    head_dim^-1/2; logits: divides them."""
+    all of them. embed: on embeddings (embed_root: its square root); residual: on what a block adds; attention: on
+    scores, in place of head_dim^-1/2; logits: divides them. logits_cap, attention_cap: logits and attention scores x
+    become cap * tanh(x / cap), where transformers' configuration has a cap by that name."""
 
     embed: str = ""
     residual: str = ""
     attention: str = ""
     logits: str = ""
+    embed_root: bool = False
+    logits_cap: str = ""
+    attention_cap: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,10 @@ class Experts:
 
     container: the module that holds them, expert e being `container.e`. linears: those of one expert, named relative to
     it, gate before up. router: reads what the experts read; it is rotated with them and never quantized. count, width:
-    keys of `config.json`: the number of experts (the first name that is there), an expert's intermediate size. always:
-    keys that say in which layers there is a mixture, with the values that mean all of them. memory: (segment of a
-    stored name, what transformers calls it). merged: tensors that hold the weights of all experts at once, [experts,
-    rows, cols], by transformers' name, with the linears whose rows follow one another in them: the layout of its
-    memory, which it can also write.
+    keys of `config.json`: the number of experts (the first name that is there), an expert's intermediate size. memory:
+    (segment of a stored name, what transformers calls it). merged: tensors that hold the weights of all experts at
+    once, [experts, rows, cols], by transformers' name, with the linears whose rows follow one another in them: the
+    layout of its memory, which it can also write.
     """
 
     container: str
@@ -84,7 +87,6 @@ class Experts:
     router: Linear
     count: tuple[str, ...]
     width: str
-    always: tuple[tuple[str, tuple[Any, ...]], ...] = ()
     memory: tuple[str, str] | None = None
     merged: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
@@ -101,7 +103,9 @@ class Experts:
 class ArchSpec:
     """A decoder architecture. Names inside a block are relative to `block.format(i=...)`. Of a mixture, `linears` are
     those outside the experts until `bind` knows how many there are; the norm that feeds the router feeds the experts.
-    """
+
+    head_norms: q and k norms inside attention, untouched by every rotation; head_norm_sizes: the sizes of their gains,
+    head_dim where nothing is said. requires: (key of `config.json`, values that are supported, what others mean)."""
 
     model_type: str
     embed: str
@@ -110,7 +114,9 @@ class ArchSpec:
     linears: tuple[Linear, ...]
     final_norm: Norm
     head: Linear
-    head_norms: tuple[str, ...] = ()  # q/k norms inside attention: untouched by every rotation
+    head_norms: tuple[str, ...] = ()
+    head_norm_sizes: tuple[str, ...] = ()
+    requires: tuple[tuple[str, tuple[Any, ...], str], ...] = ()
     tied_by_default: bool = False
     scalars: Scalars = Scalars()
     experts: Experts | None = None
@@ -131,7 +137,11 @@ class ArchSpec:
         return None
 
     def bind(self, config: dict[str, Any]) -> BoundArch:
-        """Resolve sizes from a `config.json`. Raises InputError on missing or inconsistent values."""
+        """Resolve sizes from a `config.json`. Raises InputError on missing or inconsistent values, UnsupportedError for
+        what the description does not cover."""
+        for key, values, meaning in self.requires:
+            if (value := config.get(key)) is not None and value not in values:
+                raise UnsupportedError(f"config.json: {key} is {value!r}: {meaning}, which dfq does not support")
         hidden = _size(config, "hidden_size")
         heads = _size(config, "num_attention_heads")
         kv_heads = _size(config, "num_key_value_heads", heads)
@@ -148,7 +158,7 @@ class ArchSpec:
             named = [key for key in self.experts.count if config.get(key) is not None]
             count = _size(config, (named or self.experts.count)[0])
         return BoundArch(
-            spec=self._with_experts(config, count),
+            spec=self._with_experts(count),
             config=config,
             n_layers=_size(config, "num_hidden_layers"),
             n_heads=heads,
@@ -167,17 +177,11 @@ class ArchSpec:
             },
         )
 
-    def _with_experts(self, config: dict[str, Any], count: int) -> ArchSpec:
+    def _with_experts(self, count: int) -> ArchSpec:
         """The description with every expert's linears written out."""
         mixture = self.experts
         if mixture is None:
             return self
-        for key, values in mixture.always:
-            if (value := config.get(key)) is not None and value not in values:
-                raise UnsupportedError(
-                    f"config.json: {key} is {value!r}: some layers have one MLP and others a mixture, which dfq does "
-                    "not support; take a model whose layers are all alike"
-                )
         experts = mixture.expanded(count)
         readers = tuple(one.name for one in experts if one.reads == "residual")
         norms = tuple(
@@ -232,7 +236,7 @@ class BoundArch:
         value = self.config.get(key, 1.0) if key else 1.0
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < abs(value) < math.inf:
             raise InputError(f"config.json: {key} is {value!r}, a number other than 0 is needed")
-        return float(value)
+        return float(value) ** 0.5 if role == "embed" and self.spec.scalars.embed_root else float(value)
 
     def prefix(self, layer: int) -> str:
         return self.spec.block.format(i=layer)
@@ -287,8 +291,9 @@ class BoundArch:
         for layer in range(self.n_layers):
             for norm in spec.norms:
                 found[self.full(layer, norm.name) + ".weight"] = (hidden,)
-            for name in spec.head_norms:
-                found[self.full(layer, name) + ".weight"] = (self.head_dim,)
+            for number, name in enumerate(spec.head_norms):
+                size = spec.head_norm_sizes[number] if spec.head_norm_sizes else "head_dim"
+                found[self.full(layer, name) + ".weight"] = (self.sizes[size],)
             for linear in (*spec.routers, *spec.linears):
                 found[self.full(layer, linear.name) + ".weight"] = self.shape(linear)
         found[f"{spec.final_norm.name}.weight"] = (hidden,)

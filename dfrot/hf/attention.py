@@ -1,5 +1,5 @@
-"""The attention function `dfq`: R3 on the queries, then attention on the packed cache (a few query rows) or PyTorch's
-scaled dot product attention.
+"""The attention function `dfq`: R3 on the queries, then attention on the packed cache (a few query rows), PyTorch's
+scaled dot product attention, or one of our own where scores are capped.
 
 The cache layer rotates the keys before it quantizes them; the same orthogonal map on the queries cancels it in
 q k^T (QuaRot's R3). It acts after RoPE and after any q/k norm, where no weight could absorb it.
@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dfrot.errors import UnsupportedError
 from dfrot.hf.cache import CacheView
 from dfrot.hf.visible import of_mask
 from dfrot.rotation.online import HadamardSpec
 from dfrot_kernels.ref_kv import DIM as MAX_DIM
 
 NAME = "dfq"
+SCORES = 1 << 26  # of capped attention alive at once, 4 bytes each
 
 
 def dfq_attention(
@@ -35,6 +37,8 @@ def dfq_attention(
     base = getattr(module, "r3_base", None)
     if base is not None:
         query = torch.ops.dfq.hadamard(query, base, module.r3_block)
+    if kwargs.get("softcap") is not None:
+        return _capped(query, key, value, attention_mask, kwargs), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
 
 
@@ -50,6 +54,36 @@ def _on_packed(query: Tensor, view: CacheView, mask: Tensor | None, options: dic
         return None
     scaling = options.get("scaling")
     return view.attend(query, query.shape[-1] ** -0.5 if scaling is None else scaling, *seen)
+
+
+def _capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]) -> Tensor:
+    """Attention whose scores x become cap * tanh(x / cap) (Gemma 2), which PyTorch's fused one cannot do.
+
+    query [B, heads, S, D], key and value [B, kv_heads, length, D], mask bool or additive, [B or 1, 1, S, length]; None:
+    causal. Returns [B, S, heads, D]. A few rows at a time: no more than SCORES scores are alive."""
+    if options.get("dropout") or options.get("position_bias") is not None:
+        raise UnsupportedError("attention with capped scores knows neither dropout nor a position bias")
+    batch, heads, rows, dim = query.shape
+    cap, scaling = float(options["softcap"]), options.get("scaling")
+    scaling = dim**-0.5 if scaling is None else scaling
+    length = key.shape[2]
+    if mask is None and rows > 1:
+        at = torch.arange(length - rows, length, device=query.device)
+        mask = (torch.arange(length, device=query.device) <= at[:, None])[None, None]
+    key, value = key.transpose(-1, -2).unsqueeze(2), value.unsqueeze(2)  # [B, kv_heads, 1, ...]
+    query = query.reshape(batch, key.shape[1], -1, rows, dim)  # [B, kv_heads, heads of a group, S, D]
+    out = query.new_empty(batch, rows, heads, dim)
+    step = max(1, SCORES // (batch * heads * length))
+    for begin in range(0, rows, step):
+        part = slice(begin, begin + step)
+        scores = torch.tanh(torch.matmul(query[..., part, :], key).float() * (scaling / cap)) * cap
+        if mask is not None and mask.dtype == torch.bool:
+            scores = scores.masked_fill(~mask[:, :, None, part], -torch.inf)
+        elif mask is not None:
+            scores = scores + mask[:, :, None, part]
+        weights = torch.nan_to_num(scores.softmax(-1)).to(value.dtype)  # a padded row sees nothing
+        out[:, part] = torch.matmul(weights, value).flatten(1, 2).transpose(1, 2)
+    return out
 
 
 def unchanged() -> bool:

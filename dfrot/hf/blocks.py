@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -45,8 +46,14 @@ def hf_config(config: dict[str, Any], dtype: torch.dtype) -> Any:
     except Exception as error:  # transformers raises many kinds here; all mean that config.json is wrong
         raise InputError(f"config.json: refused by transformers ({' '.join(str(error).split())})") from None
     built.dtype = dtype
-    built._attn_implementation = "sdpa"
     return built
+
+
+def cap_of(config: Any, arch: BoundArch, role: str) -> float | None:
+    """The cap that a transformers configuration puts on "logits" or "attention" scores, or None."""
+    key = getattr(arch.spec.scalars, f"{role}_cap")
+    value = getattr(config, key, None) if key else None
+    return None if value is None else float(value)
 
 
 class BlockRunner:
@@ -65,14 +72,18 @@ class BlockRunner:
             raise UnsupportedError(f"{checkpoint.path}: is quantized already; give the 16-bit checkpoint")
         self.online = entry.online if entry else None
         self.resets = entry.resets if entry else ()
-        self.config = hf_config(arch.config, dtype)
+        config = hf_config(arch.config, dtype)
+        if cap_of(config, arch, "attention") is not None:
+            config._attn_implementation = "eager"  # PyTorch's fused attention knows no caps
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.skeleton = AutoModelForCausalLM.from_config(self.config, dtype=dtype)
+            self.skeleton = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        self.config = self.skeleton.config  # with the attention that transformers chose
         experts.install(self.skeleton, arch, dtype)
         # rotary tables are computed, not stored: build that one module for real
         rotary = self._module("model.rotary_emb")
         self.rotary = type(rotary)(config=self.config)
+        self.rotary_by_kind = "layer_type" in inspect.signature(rotary.forward).parameters
 
     def _module(self, name: str) -> nn.Module:
         return self.skeleton.get_submodule(name)  # type: ignore[no-any-return]
@@ -126,20 +137,29 @@ class BlockRunner:
             hidden,
             attention_mask=mask,
             position_ids=positions,
-            position_embeddings=self.rotary(hidden, positions),
+            position_embeddings=self._angles(block, hidden, positions),
             past_key_values=cache,
             use_cache=False,
         )
         return out[0] if isinstance(out, tuple) else out  # type: ignore[no-any-return]
 
+    def _kind(self, block: nn.Module) -> str | None:
+        """The block's kind of attention, where an architecture has several."""
+        kinds = getattr(self.config, "layer_types", None)
+        layer = next((m.layer_idx for m in block.modules() if isinstance(getattr(m, "layer_idx", None), int)), 0)
+        return str(kinds[layer]) if kinds else None
+
+    def _angles(self, block: nn.Module, hidden: Tensor, positions: Tensor) -> Any:
+        """cos and sin of RoPE, which may depend on the kind of attention."""
+        return self.rotary(hidden, positions, *((self._kind(block),) if self.rotary_by_kind else ()))
+
     def _mask(self, block: nn.Module, hidden: Tensor, positions: Tensor) -> Any:
         """The causal mask of this block: all of them see everything before, or some only a window."""
         from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
-        layer = next((m.layer_idx for m in block.modules() if isinstance(getattr(m, "layer_idx", None), int)), 0)
-        kinds = getattr(self.config, "layer_types", None)
+        kind = self._kind(block)
         window = getattr(self.config, "sliding_window", None)
-        sliding = kinds[layer] == "sliding_attention" if kinds else window is not None
+        sliding = kind == "sliding_attention" if kind is not None else window is not None
         create = create_sliding_window_causal_mask if sliding else create_causal_mask
         return create(
             config=self.config,
@@ -163,11 +183,14 @@ class BlockRunner:
             yield self.checkpoint.read_rows(name, begin, begin + rows)
 
     @torch.no_grad()
-    def logits(self, hidden: Tensor, rows: int = 8192) -> Tensor:
-        """Final norm and head on hidden [..., hidden] -> logits [..., vocab]; the head streams by rows."""
+    def logits(self, hidden: Tensor, rows: int = 8192, capped: bool = True) -> Tensor:
+        """Final norm and head on hidden [..., hidden] -> logits [..., vocab]; the head streams by rows. capped: False
+        leaves out the cap that some architectures put on them."""
         normed = self.normed(hidden)
         out = torch.cat([normed @ part.to(self.dtype).T for part in self.head_rows(rows)], dim=-1)
         bias = f"{self.arch.spec.head.name}.bias"
         out = out + self.checkpoint.read(bias).to(self.dtype) if bias in self.checkpoint else out
         divisor = self.arch.scalar("logits")
-        return out if divisor == 1 else out / divisor
+        out = out if divisor == 1 else out / divisor
+        cap = cap_of(self.config, self.arch, "logits") if capped else None
+        return out if cap is None else torch.tanh(out / cap) * cap

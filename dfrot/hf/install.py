@@ -112,9 +112,10 @@ def finish(model: Any, config: DfqConfig) -> None:
             module.sinks = runtime.sinks
     if kv is not None:
         attention.register()
-        if base.config._attn_implementation not in ("sdpa", attention.NAME):
+        own = "sdpa" if base._supports_sdpa else "eager"  # what transformers takes unless it is told otherwise
+        if base.config._attn_implementation not in (own, attention.NAME):
             raise UnsupportedError(
-                f"attn_implementation={base.config._attn_implementation!r}: dfq models run on sdpa; leave it out"
+                f"attn_implementation={base.config._attn_implementation!r}: dfq models run on {own}; leave it out"
             )
         if kv.r3 is not None:
             for name in _attentions(arch):

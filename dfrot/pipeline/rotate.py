@@ -48,7 +48,8 @@ SPARE = 16 << 20  # bytes beside weights and rotations: tokenizer, journal, evid
 
 @dataclass(frozen=True)
 class RotateSettings:
-    """method: dfrot (refined on data), hadamard (randomised), orthogonal (random), none (weights untouched).
+    """method: dfrot (refined on data), hadamard (randomised), orthogonal (random), none (weights untouched). It says
+    what R1 is; an architecture that R1 cannot pass has R2, R3 and R4 alone, with method hadamard.
 
     dataset: calibration text of dfrot (train split) and tokens of the gate (test split); None lets the gate use
     seeded random ids and excludes dfrot. gamma: weight of massive tokens, a number or "auto". a_bits, a_sym,
@@ -141,7 +142,10 @@ def plan(model: Path, settings: RotateSettings) -> dict[str, Any]:
         "method": settings.method,
         "bytes": sum(tensor.nbytes for tensor in fuser.plan()) + _rotation_bytes(inputs),
         "units": len(fuser.units()),
-        "r1": hadamard_plan(inputs.arch.hidden).to_dict() if settings.method in ("dfrot", "hadamard") else None,
+        "r1": hadamard_plan(inputs.arch.hidden).to_dict()
+        if settings.method in ("dfrot", "hadamard") and _turns(inputs)
+        else None,
+        "without": _without(inputs),
         "online": inputs.online.to_dict(),
         "calibration_tokens": 0 if inputs.calibration is None else inputs.calibration.numel(),
         "gate_tokens": inputs.held_out.numel() if _gated(settings) else 0,
@@ -159,8 +163,11 @@ def _inputs(model: Path, settings: RotateSettings) -> _Inputs:
         raise UnsupportedError(f"{where}: is rotated (or quantized) by dfq already; start from the original checkpoint")
     online = OnlineRotations()
     if settings.method != "none":
-        if reason := arch.spec.refuses("residual"):
-            raise UnsupportedError(f"{where}: {reason}")
+        if settings.method != "hadamard" and (reason := arch.spec.refuses("residual")):
+            raise UnsupportedError(
+                f"{where}: {reason}; --method {settings.method} is about R1: take --method hadamard, which gives this "
+                "model R2, R3 and R4"
+            )
         if settings.online:
             r4 = hadamard_plan(arch.intermediate, settings.r4_block)
             online = OnlineRotations(r3=hadamard_plan(arch.head_dim), r4=r4)
@@ -211,12 +218,25 @@ def _shapes_only(inputs: _Inputs) -> Rotations:
     if inputs.settings.method == "none":
         return Rotations()
     hidden = inputs.arch.hidden
-    return Rotations(r1=torch.empty(1, dtype=torch.float64).expand(hidden, hidden), r4=inputs.online.r4)
+    r1 = torch.empty(1, dtype=torch.float64).expand(hidden, hidden) if _turns(inputs) else None
+    return Rotations(r1=r1, r4=inputs.online.r4)
+
+
+def _turns(inputs: _Inputs) -> bool:
+    """Whether the residual gets an R1."""
+    return inputs.settings.method != "none" and inputs.arch.spec.refuses("residual") is None
+
+
+def _without(inputs: _Inputs) -> dict[str, str]:
+    """Rotations that this architecture cannot have, and why."""
+    reason = inputs.arch.spec.refuses("residual")
+    return {"R1": reason} if reason is not None and inputs.settings.method != "none" else {}
 
 
 def _rotation_bytes(inputs: _Inputs) -> int:
     arch = inputs.arch
-    return 0 if inputs.settings.method == "none" else 8 * (arch.hidden**2 + arch.n_layers * arch.head_dim**2)
+    r1 = arch.hidden**2 if _turns(inputs) else 0
+    return 0 if inputs.settings.method == "none" else 8 * (r1 + arch.n_layers * arch.head_dim**2)
 
 
 def _work(stage: Stage, inputs: _Inputs, progress: Progress) -> None:
@@ -226,6 +246,8 @@ def _work(stage: Stage, inputs: _Inputs, progress: Progress) -> None:
     size = sum(tensor.nbytes for tensor in fuser.plan())
     require_free_space(stage.folder, size + _rotation_bytes(inputs) + SPARE - there)
     evidence: dict[str, Any] = {"online": inputs.online.to_dict()}
+    if without := _without(inputs):
+        evidence["without"] = without
     rotations = Rotations()
     if settings.method != "none":
         rotations, made = _rotations(stage, inputs, progress)
@@ -244,7 +266,7 @@ def _work(stage: Stage, inputs: _Inputs, progress: Progress) -> None:
     _describe(stage.folder, inputs)
     if sees(checkpoint.path):
         vision.rotate(checkpoint.path, stage.folder, turned=rotations.r1 is not None)
-    if _gated(settings) and rotations.r1 is not None:
+    if _gated(settings):
         original = BlockRunner(checkpoint, inputs.arch)
         result = BlockRunner(*open_described(stage.folder))
         seen = vision.gate_images(original, result) if sees(checkpoint.path) else None
@@ -260,20 +282,23 @@ def _rotations(stage: Stage, inputs: _Inputs, progress: Progress) -> tuple[Rotat
     file = stage.folder / rotations_file.FILE
     if not stage.done("rotation"):
         report: dict[str, Any] = {}
-        if settings.method == "dfrot":
-            matrix, report = _refined(inputs, progress)
-        else:
-            make = random_orthogonal if settings.method == "orthogonal" else randomized
-            matrix = make(arch.hidden, settings.seed)
+        made: dict[str, Rotation] = {}
+        if _turns(inputs):
+            if settings.method == "dfrot":
+                matrix, report = _refined(inputs, progress)
+            else:
+                make = random_orthogonal if settings.method == "orthogonal" else randomized
+                matrix = make(arch.hidden, settings.seed)
+            made["R1"] = Rotation(matrix, settings.method, settings.seed)
+            report["r1"] = _account(made["R1"], arch.hidden)
         per_head = [randomized(arch.head_dim, (settings.seed, 1 + layer)) for layer in range(arch.n_layers)]
-        r1 = Rotation(matrix, settings.method, settings.seed)
-        r2 = Rotation(torch.stack(per_head), "hadamard", settings.seed)
-        report["r1"] = _account(r1, arch.hidden)
-        report["r2"] = _account(r2, arch.head_dim)
-        rotations_file.save(file, {"R1": r1, "R2": r2})
+        made["R2"] = Rotation(torch.stack(per_head), "hadamard", settings.seed)
+        report["r2"] = _account(made["R2"], arch.head_dim)
+        rotations_file.save(file, made)
         stage.mark("rotation", report)
     found = rotations_file.load(file)
-    return Rotations(found["R1"].matrix, found["R2"].matrix, inputs.online.r4), stage.recall("rotation")
+    r1 = found["R1"].matrix if "R1" in found else None
+    return Rotations(r1, found["R2"].matrix, inputs.online.r4), stage.recall("rotation")
 
 
 def _account(rotation: Rotation, size: int) -> dict[str, Any]:
@@ -317,8 +342,8 @@ def _describe(folder: Path, inputs: _Inputs) -> None:
     if not {"dtype", "torch_dtype"} & set(config):
         embed = inputs.checkpoint.entry(f"{inputs.arch.spec.embed}.weight")
         config["dtype"] = str(embed.dtype).removeprefix("torch.")
-    if inputs.settings.method != "none":
-        config["tie_word_embeddings"] = False
+    if _turns(inputs):
+        config["tie_word_embeddings"] = False  # R1 gives the head a weight of its own
         if isinstance(config.get("text_config"), dict):
             config["text_config"] = {**config["text_config"], "tie_word_embeddings": False}
     if inputs.online:

@@ -46,13 +46,13 @@ def gate(
     original: BlockRunner,
     rotated: BlockRunner,
     tokens: Tensor,
-    r1: Tensor,
+    r1: Tensor | None,
     seen: Seen | None = None,
     *,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Compare two checkpoints on `tokens` int64 [1, S], with `r1` float64 [hidden, hidden] between them. seen: image
-    embeddings, put in behind the first token.
+    """Compare two checkpoints on `tokens` int64 [1, S], with `r1` float64 [hidden, hidden] between them (None: they
+    share a basis). seen: image embeddings, put in behind the first token.
 
     Returns the evidence: relative error and limit of the embedding, of every block and of the head, and how far
     the logits are apart end to end. Raises GateError naming the first part that differs by more than rounding."""
@@ -120,20 +120,27 @@ def _routed(
 
 
 def _logits(
-    found: dict[str, Figures], original: BlockRunner, rotated: BlockRunner, hidden: Tensor, own: Tensor, r1: Tensor
+    found: dict[str, Figures],
+    original: BlockRunner,
+    rotated: BlockRunner,
+    hidden: Tensor,
+    own: Tensor,
+    r1: Tensor | None,
 ) -> dict[str, float]:
-    """Judge the head on exactly rotated states; then the whole path against the whole path."""
+    """Judge the head on exactly rotated states; then the whole path against the whole path. Logits are compared
+    before any cap, which would hide differences."""
     head = original.arch.spec.head.name
-    expected = original.logits(hidden)
+    stored = rotated.arch.spec.embed if rotated.arch.tied else head
+    expected = original.logits(hidden, capped=False)
     fed = _turn(hidden, r1)
     size = expected.norm(dim=-1).clamp_min(1e-30)
     # rounding every weight by a relative uniform error moves the logits by unit / sqrt 3 * |W| |x|, summed in squares
     squares = sum(part.double().square().sum(0) for part in rotated.head_rows())
-    noise = (rotated.normed(fed).double().square() @ squares).sqrt() * (_unit(rotated, head) / 3**0.5) / size
+    noise = (rotated.normed(fed).double().square() @ squares).sqrt() * (_unit(rotated, stored) / 3**0.5) / size
     noise = noise / abs(original.arch.scalar("logits"))
-    error = (rotated.logits(fed) - expected).norm(dim=-1) / size
+    error = (rotated.logits(fed, capped=False) - expected).norm(dim=-1) / size
     _judge(found, head, _rms(error), _rms(noise))
-    final = rotated.logits(own)
+    final = rotated.logits(own, capped=False)
     return {
         "relative_error": _rms((final - expected).norm(dim=-1) / size),
         "top1_agreement": float((final.argmax(-1) == expected.argmax(-1)).double().mean()),
@@ -150,8 +157,8 @@ def _judge(found: dict[str, Figures], name: str, error: float, rounding: float) 
         )
 
 
-def _turn(hidden: Tensor, r1: Tensor) -> Tensor:
-    return (hidden.double() @ r1).float()
+def _turn(hidden: Tensor, r1: Tensor | None) -> Tensor:
+    return hidden.float() if r1 is None else (hidden.double() @ r1).float()
 
 
 def _rms(values: Tensor) -> float:

@@ -11,13 +11,18 @@ import torch
 from torch import Tensor
 
 from dfrot.arch import describe, open_described
-from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, UnsupportedError
-from dfrot.hf.blocks import BlockRunner, hf_config
+from dfrot.hf.blocks import BlockRunner
+from dfrot.hf.load import load_model
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.scheme import QuantScheme
 from dfrot.writer import SafetensorsWriter, TensorPlan
 
+WINDOWS = ("sliding", "full", "sliding")
+ROPE = {
+    "full": {"rope_type": "linear", "rope_theta": 100.0, "factor": 2.0},
+    "sliding": {"rope_type": "default", "rope_theta": 10.0},
+}
 TOKENS = torch.randint(0, 40, (2, 12), generator=torch.Generator().manual_seed(0))
 CONFIG: dict[str, Any] = {
     "hidden_size": 24,
@@ -30,6 +35,8 @@ CONFIG: dict[str, Any] = {
     "max_position_embeddings": 64,
     "tie_word_embeddings": False,
 }
+
+GEMMA = {"query_pre_attn_scalar": 6, "sliding_window": 4, "layer_types": [f"{k}_attention" for k in WINDOWS]}
 
 
 def save(folder: Path, config: dict[str, Any], bias: tuple[str, ...] = ()) -> Path:
@@ -46,16 +53,9 @@ def save(folder: Path, config: dict[str, Any], bias: tuple[str, ...] = ()) -> Pa
 
 
 def whole(folder: Path) -> Tensor:
-    from transformers import AutoModelForCausalLM
-
-    checkpoint = Checkpoint.open(folder)
-    model = AutoModelForCausalLM.from_config(hf_config(checkpoint.config, torch.float32)).eval()
-    state = {name: checkpoint.read(name) for name in checkpoint.entries}
-    if checkpoint.config["tie_word_embeddings"]:
-        state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    model.load_state_dict(state, strict=True)
+    """transformers' own model, attention and experts as it chooses."""
     with torch.no_grad():
-        return model(TOKENS).logits  # type: ignore[no-any-return]
+        return load_model(folder)(TOKENS).logits  # type: ignore[no-any-return]
 
 
 def by_blocks(folder: Path) -> Tensor:
@@ -79,6 +79,13 @@ def by_blocks(folder: Path) -> Tensor:
         {"model_type": "granite", "embedding_multiplier": 12.0, "residual_multiplier": 0.22}
         | {"attention_multiplier": 0.2, "logits_scaling": 8.0},
         {"model_type": "qwen3"},
+        {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
+        {"model_type": "qwen3_moe", "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 20},
+        {"model_type": "olmo2"},
+        {"model_type": "gemma2", **GEMMA, "attn_logit_softcapping": 0.5, "final_logit_softcapping": 1.5},
+        {"model_type": "gemma2", **GEMMA, "attn_logit_softcapping": None, "final_logit_softcapping": None},
+        {"model_type": "gemma3_text", **GEMMA, "tie_word_embeddings": True}
+        | {"rope_parameters": {f"{kind}_attention": ROPE[kind] for kind in ROPE}},
         {"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention", "full_attention"]}
         | {"sliding_window": 3, "use_sliding_window": True},
     ],

@@ -12,10 +12,11 @@ from dfrot.arch import open_described
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import ExistsError, GateError, InputError, MismatchError, ResourceError, UnsupportedError
 from dfrot.hf.blocks import BlockRunner
+from dfrot.hf.load import load_model
 from dfrot.pipeline import rotate as stage_module
 from dfrot.pipeline.rotate import RotateSettings, plan, rotate
 from dfrot.quant.config import DfqConfig
-from dfrot.rotation.rotation import Rotation
+from dfrot.rotation.rotation import Rotation, load
 
 Make = Callable[..., Path]
 TOKENS = torch.arange(40).reshape(1, 40) * 5
@@ -207,9 +208,31 @@ def test_no_space_is_refused(make: Make, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("kind", ["olmo2", "gemma2", "gemma3_text"])
-def test_post_norm_models_are_refused_with_the_reason(make: Make, tmp_path: Path, kind: str) -> None:
-    with pytest.raises(UnsupportedError, match="learned gain between a residual writer"):
-        rotate(make(model_type=kind), tmp_path / "out", RotateSettings("hadamard", None))
+def test_post_norm_models_have_all_rotations_but_r1(make: Make, text: str, tmp_path: Path, kind: str) -> None:
+    tied = kind != "olmo2"
+    model = make(model_type=kind, tie_word_embeddings=tied, attn_logit_softcapping=1.0, final_logit_softcapping=2.0)
+    reason = f"{kind}: R1 cannot be fused: post_attention_layernorm has a learned gain between a residual writer"
+    for method in ("dfrot", "orthogonal"):
+        with pytest.raises(UnsupportedError, match=f"{reason}.*take --method hadamard"):
+            rotate(model, tmp_path / "out", RotateSettings(method, text))
+    settings = RotateSettings("hadamard", None)
+    planned = plan(model, settings)
+    evidence = rotate(model, tmp_path / "out", settings)
+    assert planned["without"]["R1"].startswith(reason)
+    assert evidence["without"] == planned["without"]
+    assert planned["r1"] is None
+    assert "r1" not in evidence
+    assert set(load(tmp_path / "out" / "rotation.safetensors")) == {"R2"}
+    before, after = Checkpoint.open(model), Checkpoint.open(tmp_path / "out")
+    assert set(before.entries) == set(after.entries)
+    changed = {name for name in before.entries if not torch.equal(before.read(name), after.read(name))}
+    parts = ("self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj")
+    assert changed == {f"model.layers.{n}.{part}.weight" for n in range(3) for part in parts}
+    assert after.config["tie_word_embeddings"] == tied
+    tokens = torch.randint(0, 260, (1, 40))
+    with torch.no_grad():
+        one, other = load_model(model, "float32")(tokens).logits, load_model(tmp_path / "out", "float32")(tokens).logits
+    assert float((other - one).norm() / one.norm()) < 0.02, "bfloat16 weights, rounded again"
 
 
 def test_nan_weights_are_refused_at_the_tensor(make: Make, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ COMMON: dict[str, Any] = {
     "eos_token_id": None,
     "pad_token_id": None,
 }
+GEMMA3 = ["sliding_attention", "full_attention"]
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {**COMMON, "attention_bias": True},
     "mistral": {**COMMON, "sliding_window": 16, "head_dim": 32},
@@ -49,6 +50,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "logits_scaling": 4.0,
     },
     "qwen3": {**COMMON, "head_dim": 32},
+    "olmo2": COMMON,
+    "gemma2": {
+        **COMMON,
+        "head_dim": 32,
+        "sliding_window": 16,
+        "query_pre_attn_scalar": 24,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 6.0,
+        "tie_word_embeddings": True,
+    },
+    "gemma3_text": {**COMMON, "head_dim": 32, "sliding_window": 16, "layer_types": GEMMA3, "tie_word_embeddings": True},
     "mixtral": {**COMMON, "num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen3_moe": {**COMMON, "head_dim": 32, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 48},
 }

@@ -129,3 +129,26 @@ def test_a_backward_pass_is_left_to_pytorch() -> None:
     out.square().sum().backward()
     assert query.grad is not None
     assert query.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("rows", "length"), [(1, 9), (5, 9), (9, 9)])
+@pytest.mark.parametrize("form", ["none", "bool", "additive"])
+def test_capped_attention_is_transformers_own(rows: int, length: int, form: str) -> None:
+    from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
+
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 4, rows, 8, generator=generator)
+    key, value = (torch.randn(2, 2, length, 8, generator=generator) for _ in range(2))
+    seen = torch.arange(length) <= torch.arange(length - rows, length)[:, None]
+    if form != "none":
+        seen &= torch.arange(length) > torch.arange(length - rows, length)[:, None] - 4  # a window
+    additive = torch.zeros(rows, length).masked_fill(~seen, torch.finfo(torch.float32).min).expand(2, 1, -1, -1)
+    mask = {"none": None, "bool": seen.expand(2, 1, -1, -1), "additive": additive}[form]
+    module = torch.nn.Module()
+    module.num_key_value_groups, module.training = 2, False  # type: ignore[assignment]
+    options = {"scaling": 0.7, "softcap": 0.9}
+    expected, _ = eager_attention_forward(module, query, key, value, additive, **options)
+    found, _ = dfq_attention(module, query, key, value, mask, **options)
+    torch.testing.assert_close(found, expected)
+    without, _ = eager_attention_forward(module, query, key, value, additive, scaling=0.7)
+    assert not torch.allclose(without, expected, rtol=1e-2, atol=1e-2)

@@ -18,7 +18,19 @@ from dfrot.quant.scheme import QuantScheme
 from dfrot.rotation.hadamard import plan
 from dfrot.rotation.online import OnlineRotations
 
-KINDS = ("llama", "mistral", "qwen2", "qwen3", "granite", "phi3", "mixtral", "qwen3_moe")
+KINDS = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "granite",
+    "phi3",
+    "mixtral",
+    "qwen3_moe",
+    "olmo2",
+    "gemma2",
+    "gemma3_text",
+)
 
 
 def online(kind: str, kit: SimpleNamespace) -> OnlineRotations:
@@ -194,3 +206,31 @@ def test_saved_again_it_is_the_same_checkpoint(kit: SimpleNamespace, tmp_path: P
     model.save_pretrained(tmp_path / "again")
     again = load_model(tmp_path / "again")
     assert torch.equal(logits(again, ids), logits(model, ids))
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3_text", "olmo2", "mixtral", "qwen3_moe"])
+def test_rotated_folders_of_other_blocks_equal_the_original(
+    kind: str, kit: SimpleNamespace, tmp_path: Path, ids: Tensor
+) -> None:
+    """R3 behind q and k norms, scores with a cap, experts; keys and values in 8 bits, which cost next to nothing."""
+    source = kit.build(tmp_path / "source", kind)
+    original = logits(load_model(source), ids)
+    plain = load_model(kit.pack(source, tmp_path / "plain", DfqConfig(online=online(kind, kit))))
+    assert relative(logits(plain, ids), original) < 1e-5
+    near = DfqConfig(QuantScheme(16, 16, 8), online(kind, kit))
+    assert relative(logits(load_model(kit.pack(source, tmp_path / "near", near)), ids), original) < 0.03
+
+
+def test_capped_scores_in_a_padded_batch(kit: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = kit.build(tmp_path / "source", "gemma2")
+    config = DfqConfig(QuantScheme.parse("w4a16kv4"), online("gemma2", kit), sink_tokens=2)
+    model = load_model(kit.pack(source, tmp_path / "packed", config))
+    short, long = torch.arange(5, 12), torch.arange(40, 60)
+    padded = torch.stack([torch.cat([torch.zeros(13, dtype=torch.long), short]), long])
+    mask = torch.ones_like(padded)
+    mask[0, :13] = 0
+    monkeypatch.setattr("dfrot.hf.attention.SCORES", 300)  # rows in parts
+    both = model.generate(padded, attention_mask=mask, max_new_tokens=5, do_sample=False, pad_token_id=0)
+    alone = model.generate(short[None], max_new_tokens=5, do_sample=False)
+    assert torch.equal(both[0, 20:], alone[0, 7:])
+    assert not model.dfq_native.report()["steps"], "the native decoder knows no caps"

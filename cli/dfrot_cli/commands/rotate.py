@@ -58,6 +58,8 @@ def command(model: str, out: Path, dataset: str | None, gamma: str, common: Comm
 
 def _summary(evidence: dict[str, Any]) -> dict[str, Any]:
     rows: dict[str, Any] = {"method": evidence["request"]["settings"]["method"]}
+    for name, reason in evidence.get("without", {}).items():
+        rows[name] = f"none: {reason}"
     if massive := evidence.get("massive"):
         rows["massive tokens"] = f"{massive['massive']} of {massive['rows']} rows ({massive['rule']})"
         rows["their texts"] = " ".join(repr(token["text"]) for token in massive["tokens"][:6])
@@ -68,6 +70,8 @@ def _summary(evidence: dict[str, Any]) -> dict[str, Any]:
         rows["gamma, rounds"] = f"{refined['gamma']:.4g}, {refined['rounds']}"
     if r1 := evidence.get("r1"):
         rows["orthogonality error"] = f"{r1['orthogonality_error']:.2g}"
+    elif r2 := evidence.get("r2"):
+        rows["orthogonality error"] = f"{r2['orthogonality_error']:.2g}"
     if gate := evidence.get("gate"):
         rows["gate"] = f"passed on {gate['tokens']} tokens"
     return rows
