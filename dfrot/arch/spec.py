@@ -333,7 +333,9 @@ class BoundArch:
         assert self.wrapper is not None
         if not entry.dtype.is_floating_point:
             raise InputError(f"{entry.file}: tensor {name}: dtype {entry.dtype} is not a weight's; fetch it again")
-        if self.wrapper.writes(name) and (not entry.shape or entry.shape[0] != self.hidden):
+        if not entry.shape:
+            raise UnsupportedError(f"{entry.file}: tensor {name}: a single value, which dfq does not carry over yet")
+        if self.wrapper.writes(name) and entry.shape[0] != self.hidden:
             raise InputError(
                 f"{entry.file}: tensor {name}: shape {list(entry.shape)}, the language model is {self.hidden} wide"
             )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dfrot.calib import shapes
@@ -66,6 +67,13 @@ class Sighted:
         found = self.expand(ids)
         self.check(found, images, where)
         return found
+
+    def seen(
+        self, messages: Sequence[dict[str, Any]], pictures: Sequence[Tensor], where: str
+    ) -> tuple[list[int], dict[str, Any]]:
+        """Ids of a conversation, ready for an answer, and what the model takes of its pictures uint8 [H, W, 3]."""
+        ids = self.prompt(messages, len(pictures), where)
+        return ids, {"pixel_values": torch.stack([pixels(one, self.config.size) for one in pictures])}
 
     def check(self, ids: Sequence[int], images: int, where: str) -> None:
         """Raise InputError unless these ids have the places of that many images."""

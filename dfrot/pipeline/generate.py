@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dfrot.arch import describe
+from dfrot.checkpoint import Checkpoint
 from dfrot.draft.cost import choose, measure
 from dfrot.draft.decode import Limits, Output, plain_steps, speculative_steps
 from dfrot.draft.opening import ends_of, open_target
@@ -20,7 +22,8 @@ from dfrot.draft.store import check_target
 from dfrot.draft.tree import Shape
 from dfrot.draft.warp import Sampling
 from dfrot.errors import InputError
-from dfrot.hf.pixels import pixels, read
+from dfrot.hf.pixels import read
+from dfrot.hf.processor import Processor
 from dfrot.hf.tokens import load_tokenizer
 from dfrot.hf.vision import sees
 from dfrot.pipeline.draft_eval import load_in
@@ -60,7 +63,11 @@ class Engine:
         where drafting does not pay. force: also a draft of another target. Raises DfqError in one line."""
         self.draft = None if draft is None else load_in(draft, draft_dtype)
         self.target = open_target(model, () if self.draft is None else self.draft.config.aux_layers)
-        self.sighted = Sighted.open(model) if sees(model) else None
+        self.sighted: Sighted | Processor | None = None
+        if sees(model):
+            self.sighted = Sighted.open(model)
+        elif describe(Checkpoint.open(model).config).wrapper is not None:
+            self.sighted = Processor.open(model)
         self.tokenizer = load_tokenizer(model) if self.sighted is None else self.sighted.tokenizer
         self.ends = ends_of(self.target)
         self.shape: Shape | None = None
@@ -120,14 +127,11 @@ class Engine:
         if self.sighted is None:
             raise InputError("this model takes no images; leave them out, or serve one that sees")
         if not self.chats:
-            raise InputError(
-                "this model has no chat template, which says where images stand; add one to its folder"
-            )
+            raise InputError("this model has no chat template, which says where images stand; add one to its folder")
         if len(pictures) > MAX_IMAGES:
             raise InputError(f"{len(pictures)} images; {MAX_IMAGES} at most")
-        ids = self.sighted.prompt([dict(message) for message in messages], len(pictures), "messages")
-        seen = torch.stack([pixels(picture, self.sighted.config.size) for picture in pictures])
-        return tuple(ids), Images({"pixel_values": seen})
+        ids, given = self.sighted.seen([dict(message) for message in messages], pictures, "messages")
+        return tuple(ids), Images(given)
 
     def encode_question(
         self, text: str, images: Sequence[Path], system: str | None = None

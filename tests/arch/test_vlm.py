@@ -22,6 +22,7 @@ from dfrot.hf.load import load_model
 from dfrot.models import resolve
 from dfrot.pipeline.calibrate import CalibrateSettings, calibrate
 from dfrot.pipeline.evaluate import EvalSettings, evaluate
+from dfrot.pipeline.generate import Engine, TextRequest
 from dfrot.pipeline.quantize import QuantizeSettings, quantize
 from dfrot.pipeline.rotate import RotateSettings, rotate
 from dfrot.quant.scheme import QuantScheme
@@ -199,6 +200,56 @@ def test_the_whole_pipeline_on_text(tmp_path: Path) -> None:
     report = evaluate([original, tmp_path / "packed"], EvalSettings(dataset=data, seqlen=64, windows=2))
     first, second = (one["perplexity"] for one in report["results"])
     assert 0.3 < second / first < 3
+
+
+def test_the_makers_processor_feeds_generation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """dfq generate --image on a folder as it is published: its own chat template, tokenizer and image sizes."""
+    from PIL import Image
+    from transformers import AutoTokenizer, LlavaProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve("reference"))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    monkeypatch.setitem(globals(), "IMAGE", tokenizer.convert_tokens_to_ids("<image>"))
+    text = {**CASES["llava"]["text_config"], "vocab_size": 4100}
+    original = build("llava", tmp_path / "original", torch.float32, text_config=text)
+    rotate(original, tmp_path / "rotated", RotateSettings(method="hadamard", dataset=None))
+    settings = QuantizeSettings(scheme=QuantScheme.parse("w4a4kv4"), algorithm="rtn")
+    quantize(tmp_path / "rotated", None, tmp_path / "blind", settings)
+    with pytest.raises(InputError, match=r"neither processor_config\.json nor"):
+        Engine(tmp_path / "blind")
+
+    sizes = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+    template = (
+        "{% for m in messages %}{% for c in m.content %}{{ '<image>' if c.type == 'image' else c.text }}{% endfor %}"
+        "{% endfor %} answer:"
+    )
+    LlavaProcessor(
+        CLIPImageProcessorPil(**sizes),
+        tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=template,
+    ).save_pretrained(tmp_path / "rotated")
+    quantize(tmp_path / "rotated", None, tmp_path / "packed", settings)
+    engine = Engine(tmp_path / "packed")
+    for name, colour in (("red", (200, 10, 10)), ("blue", (10, 10, 200))):
+        Image.new("RGB", (40, 30), colour).save(tmp_path / f"{name}.png")
+    texts = []
+    for name in ("red", "blue"):
+        ids, images = engine.encode_question("what is it?", [tmp_path / f"{name}.png"])
+        assert ids[:1] == (tokenizer.bos_token_id,)
+        assert ids.count(IMAGE) == 4
+        generation = engine.start(TextRequest(ids, 8, images=images, ignore_eos=True))
+        texts.append("".join(generation))
+        assert generation.usage == (len(ids), 8)
+    assert texts[0] != texts[1]
+    assert engine.target.native.report()["steps"] >= 14  # decoding is the native call, whatever came before
+    with pytest.raises(InputError, match="holds the token of images but no image"):
+        engine.start(TextRequest((0, 5, IMAGE), 4))
+    with pytest.raises(InputError, match="refused by the model's processor"):
+        engine.encode_seen([{"role": "user", "content": [{"type": "image"}]}], [])
 
 
 def test_published_names_and_those_of_memory_are_the_same_model(tmp_path: Path) -> None:
