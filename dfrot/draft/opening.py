@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dfrot.draft.store import language_fingerprint
 from dfrot.draft.target import Target
+from dfrot.hf.generate import end_tokens
 from dfrot.hf.load import load_model
 from dfrot.hf.vision import join, sees
 
@@ -19,5 +20,4 @@ def open_target(model: Path, aux_layers: Sequence[int] = ()) -> Target:
 
 def ends_of(target: Target) -> frozenset[int]:
     """The tokens that end its texts."""
-    ends = target.model.generation_config.eos_token_id
-    return frozenset() if ends is None else frozenset([ends] if isinstance(ends, int) else ends)
+    return end_tokens(target.model.generation_config)

@@ -27,6 +27,11 @@ class Shape:
         if self.topk > 1 and self.total < 2:
             raise InputError(f"draft tree total {self.total}: at least the root and one guess are needed")
 
+    @property
+    def name(self) -> str:
+        """`chain 3` or `tree 5,4,16`."""
+        return f"chain {self.depth}" if self.topk == 1 else f"tree {self.depth},{self.topk},{self.total}"
+
     @classmethod
     def parse(cls, chain: int | None, tree: str | None) -> Shape:
         """--chain N or --tree depth,topk,total; a chain of 3 without either."""

@@ -14,6 +14,12 @@ Decode = Callable[[list[int], int, frozenset[int], "Callable[[Tensor, Tensor], T
 """(prompt, max_new_tokens, eos, processor of scores or None, whether to sample) -> new tokens."""
 
 
+def end_tokens(generation_config: Any) -> frozenset[int]:
+    """Ids that end a text: transformers keeps none, one or several."""
+    ends = generation_config.eos_token_id
+    return frozenset() if ends is None else frozenset([ends] if isinstance(ends, int) else ends)
+
+
 def hook(decode: Decode) -> Callable[..., Tensor]:
     """A function for `custom_generate` that serves one sequence at a time through `decode`.
 
@@ -34,8 +40,7 @@ def hook(decode: Decode) -> Callable[..., Tensor]:
         known = {"MaxLengthCriteria", "EosTokenCriteria"}
         if other := [type(one).__name__ for one in stopping_criteria or () if type(one).__name__ not in known]:
             raise UnsupportedError(f"{other[0]}: drafting stops at a length or an end token; leave it out")
-        ends = generation_config.eos_token_id
-        eos = frozenset() if ends is None else frozenset([ends] if isinstance(ends, int) else list(ends))
+        eos = end_tokens(generation_config)
         longest = int(generation_config.max_length) - input_ids.shape[1]
         rows = [
             decode(row.tolist(), longest, eos, logits_processor or None, bool(generation_config.do_sample))

@@ -14,6 +14,7 @@ from dfrot.draft.base import Draft
 from dfrot.draft.data import template_ids
 from dfrot.draft.decode import Limits, Output, plain, speculative
 from dfrot.draft.metrics import classify, first_difference, speeds, summary
+from dfrot.draft.native import unfit
 from dfrot.draft.opening import ends_of, open_target
 from dfrot.draft.pictured import Asked, Sighted, load_questions, pictured
 from dfrot.draft.rows import read_rows, refuse_images
@@ -36,7 +37,8 @@ class EvalSettings:
     or `messages`, with `images`; shapes). Answers about images end where the target ends them. keep: share of image
     tokens that are slots of the draft. shapes: (depth, top-k, total) of every comparison, all in one process. force:
     also drafts of another target. draft_dtype: what the draft computes
-    in; auto takes float32 for a small draft, whose passes are overhead, and bfloat16 for a large one."""
+    in; auto takes bfloat16 for a large one, and where its passes are native calls (which compute in float32 from the
+    bfloat16 weights of the file), else float32."""
 
     dataset: str = "stdlib"
     prompts: int = 20
@@ -50,16 +52,11 @@ class EvalSettings:
     keep: float = KEEP
 
 
-def name_of(shape: Shape) -> str:
-    """`chain 3` or `tree 5,4,16`."""
-    return f"chain {shape.depth}" if shape.topk == 1 else f"tree {shape.depth},{shape.topk},{shape.total}"
-
-
 def load_in(draft: Path, dtype: str) -> Draft:
     """The draft in `dtype`, or in what suits its size."""
     loaded = load_draft(draft)
     if dtype == "auto":
-        dtype = "bfloat16" if loaded.count() >= LARGE else "float32"
+        dtype = "bfloat16" if loaded.count() >= LARGE or unfit(loaded) is None else "float32"
     return loaded.to(DTYPES[dtype])
 
 
@@ -118,7 +115,8 @@ def evaluate(model: Path, draft: Path, settings: EvalSettings, progress: Progres
         "max_new_tokens": settings.max_new_tokens,
         "greedy": settings.sampling.greedy,
         "draft_parameters": loaded.count(),
-        "shapes": {name_of(shape): _numbers(target, prompts, pairs[n], settings) for n, shape in enumerate(shapes)},
+        "draft_op_by_op": unfit(loaded),
+        "shapes": {shape.name: _numbers(target, prompts, pairs[n], settings) for n, shape in enumerate(shapes)},
     }
 
 

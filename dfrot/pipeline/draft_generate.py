@@ -115,8 +115,7 @@ def generate(
         out = speculative(target, draft, prompt, limits, sampling, shape, seed, images)
         return out, f"speculative, chain {guesses} (expected speedup {gain:.2f}), tau {out.tau:.2f}"
     out = speculative(target, draft, prompt, limits, sampling, shape, seed, images)
-    kind = f"chain {shape.depth}" if shape.topk == 1 else f"tree {shape.depth},{shape.topk},{shape.total}"
-    return out, f"speculative, {kind}, tau {out.tau:.2f}"
+    return out, f"speculative, {shape.name}, tau {out.tau:.2f}"
 
 
 def custom_generate(

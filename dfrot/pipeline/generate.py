@@ -210,5 +210,4 @@ class Generation:
 
 
 def _named(shape: Shape) -> str:
-    kind = f"chain {shape.depth}" if shape.topk == 1 else f"tree {shape.depth},{shape.topk},{shape.total}"
-    return f"speculative, {kind}"
+    return f"speculative, {shape.name}"

@@ -88,5 +88,7 @@ def _table(report: dict[str, Any]) -> None:
     title = f"{report['prompts']} prompts, {report['max_new_tokens']} tokens each"
     show.table(title, ("draft", *columns.values()), rows)
     slow = [name for name, found in report["shapes"].items() if (found.get("speedup") or 1) < 1]
+    if report["draft_op_by_op"]:
+        show.line(f"the draft runs op by op, which is slow: {report['draft_op_by_op']}")
     if slow:
         show.line(f"does not pay on this machine: {', '.join(slow)}")
