@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import re
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ from dfrot.files import read_json
 from dfrot.quant.config import DfqConfig
 from dfrot.stage import EVIDENCE
 
-REFERENCE = "reference"
+REFERENCE, REFERENCE_VLM = "reference", "reference-vlm"
+SHIPPED = (REFERENCE, REFERENCE_VLM)
 
 ALIASES: dict[str, str] = {
     "llama2-7b": "meta-llama/Llama-2-7b-hf",
@@ -74,7 +77,7 @@ class Known:
 
 
 def resolve(model: str) -> Path:
-    """The checkpoint folder for a folder, `reference`, an alias or a hub id.
+    """The checkpoint folder for a folder, `reference`, `reference-vlm`, an alias or a hub id.
 
     Raises InputError for something that is none of them, ResourceError when it would have to be fetched and
     cannot: the message says which folder or token would make it work.
@@ -88,9 +91,11 @@ def resolve(model: str) -> Path:
         from dfrot import reference
 
         return reference.path()
+    if model == REFERENCE_VLM:
+        return _assembled()
     hub_id = ALIASES.get(model.lower(), model)
     if not _HUB_ID.fullmatch(hub_id):
-        near = difflib.get_close_matches(model.lower(), [*ALIASES, REFERENCE], 1)
+        near = difflib.get_close_matches(model.lower(), [*ALIASES, *SHIPPED], 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise InputError(f"{model}: no such folder, alias or hub id{hint} (dfq models lists the aliases)")
     return cached(hub_id) or _download(hub_id)
@@ -131,14 +136,50 @@ def _quantized(folder: Path) -> bool:
 
 def default_dataset(model: str, folder: Path) -> str:
     """The dataset for a model when none is named: what an earlier stage used on it, `stdlib` for the reference
-    model (nothing else is at hand offline), else `wikitext2`."""
-    if model == REFERENCE:
+    models (nothing else is at hand offline), else `wikitext2`."""
+    if model in SHIPPED:
         return "stdlib"
     record = read_json(folder / EVIDENCE) if (folder / EVIDENCE).is_file() else {}
     request = record.get("request") if isinstance(record, dict) else None
     settings = request.get("settings") if isinstance(request, dict) else None
     used = settings.get("dataset") if isinstance(settings, dict) else None
     return "stdlib" if used == "stdlib" else "wikitext2"
+
+
+def assembled() -> Path:
+    """Where the reference model that sees lies once it has been put together: beside the hub cache, by its digest."""
+    from huggingface_hub import constants
+
+    from dfrot.reference import sees
+
+    return Path(constants.HF_HOME) / "dfq" / sees.digest()[:16] / REFERENCE_VLM
+
+
+def _assembled() -> Path:
+    """`assembled`, made if it is not there. Raises ResourceError where it cannot be written."""
+    from dfrot.reference import sees
+
+    folder = assembled()
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=".reference-vlm-", dir=folder.parent))
+        try:
+            sees.write(aside)
+            aside.chmod(0o755)
+            aside.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # nobody else made it meanwhile
+                raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        raise ResourceError(
+            f"{folder}: reference-vlm cannot be put together there ({error.strerror}); set HF_HOME to a folder that "
+            "can be written"
+        ) from None
+    return folder
 
 
 def _whole(folder: Path) -> bool:

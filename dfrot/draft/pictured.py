@@ -80,8 +80,8 @@ class Sighted:
         found, of = ids.count(self.config.image_token), images * self.config.per_image
         if found != of:
             raise InputError(
-                f"{where}: {found // self.config.per_image} places for images in the prompt, {images} images; the text "
-                "must not name the image token, and the chat template must place every image"
+                f"{where}: {found} image tokens in the prompt, {of} for {images} images; the text must not name the "
+                "token, and the chat template must place every image"
             )
 
     def sample(self, row: Row, seqlen: int) -> VisualSample:

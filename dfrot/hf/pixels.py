@@ -23,7 +23,7 @@ def decode(data: bytes, where: str) -> Tensor:
     """The picture of an encoded image, turned as its Exif entry says, without transparency; of several frames the
     first. Raises InputError for what is no image, damaged or too large."""
     try:
-        from PIL import Image, ImageOps
+        from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError:
         raise UnsupportedError(f"{where}: images are decoded by Pillow; pip install 'dfq[images]'") from None
     if len(data) > MAX_BYTES:
@@ -40,10 +40,8 @@ def decode(data: bytes, where: str) -> Tensor:
     except InputError:
         raise
     except Exception as error:  # decoders raise many kinds; all mean that the bytes are no whole image
-        reason = (str(error).splitlines() or [""])[0].replace("<_io.BytesIO object", "<bytes")[:80]
-        raise InputError(
-            f"{where}: is not a whole {', '.join(FORMATS)} image ({type(error).__name__}: {reason})"
-        ) from None
+        reason = "" if isinstance(error, UnidentifiedImageError) else f" ({(str(error).splitlines() or [''])[0][:80]})"
+        raise InputError(f"{where}: is not a whole {', '.join(FORMATS)} image{reason}") from None
     return torch.frombuffer(raw, dtype=torch.uint8).view(turned.height, turned.width, 3)
 
 

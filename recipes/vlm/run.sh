@@ -1,12 +1,23 @@
 #!/bin/sh
-# A small model that sees, from the reference model: trained, rotated, its language model in W4A4KV4, a draft for it.
-#   recipes/vlm/run.sh PYTHON DFQ OUT    finished parts are kept
+# The reference model that sees, in W4A4KV4, and what a draft is worth on it.
+#   recipes/vlm/run.sh DFQ OUT    finished parts are kept
 set -e
-here=$(dirname "$0")
-python=$1
-dfq=$2
-out=$3
-[ -d "$out/vision" ] || "$python" "$here/train.py" --out "$out"
-[ -d "$out/rotated" ] || "$dfq" rotate --model "$out/lm" --dataset stdlib --method hadamard --out "$out/rotated"
+dfq=$1
+out=$2
+mkdir -p "$out"
+data="--dataset shapes"
+[ -d "$out/rotated" ] || "$dfq" rotate --model reference-vlm --method hadamard --out "$out/rotated"
 [ -d "$out/packed" ] || "$dfq" quantize --model "$out/rotated" --algorithm rtn --scheme w4a4kv4 --out "$out/packed"
-"$python" "$here/table.py" --lm "$out/packed" --rotated "$out/rotated" --vision "$out/vision" --out "$out/table"
+train() {
+  [ -d "$out/$1" ] || "$dfq" draft train --model "$out/packed" $data --regenerate --samples 192 --held-out 8 \
+    --seqlen 64 --evaluations 2 --out "$out/$1" $2
+}
+measure() {
+  "$dfq" draft eval --model "$out/packed" --draft "$out/$1" $data --count 50 --chain 3 --tree 4,3,10 \
+    --require-lossless --overwrite --out "$out/$2.json" --keep-visual "$3"
+}
+train dream ""
+train no-cross "--no-cross --intermediate 848"
+measure dream dream-075 0.75
+measure dream dream-all 1
+measure no-cross no-cross-075 0.75

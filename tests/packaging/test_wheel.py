@@ -73,6 +73,8 @@ def test_contents(kind: str, request: pytest.FixtureRequest) -> None:
         assert name in found
     reference = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "MODEL_CARD.md")
     assert {f"dfrot/reference/{name}" for name in reference} <= found
+    seeing = ("vision.json", "vision.safetensors", "delta.safetensors", "chat_template.jinja", "MODEL_CARD.md")
+    assert {f"dfrot/reference/vlm/{name}" for name in seeing} <= found
     assert any(name.endswith("licenses/LICENSE") for name in found)
     assert not [name for name in found if name.endswith((".cpp", ".h", ".inc", ".pyc", "conftest.py"))]
 

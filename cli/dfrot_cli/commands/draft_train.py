@@ -19,6 +19,7 @@ from dfrot_cli.plan import plan
 @data_options
 @click.option("--features", type=click.Path(path_type=Path), metavar="F", help="Result of dfq draft extract.")
 @click.option("--cross/--no-cross", default=True, help="Leave the cross-attention out (ablation).")
+@click.option("--intermediate", type=click.IntRange(1), help="Width of its MLPs; default: the target's.")
 @click.option("--warm/--cold", default=True, help="Begin with the target's own first and last block.")
 @click.option("--epochs", type=float, default=2.0, show_default=True)
 @click.option("--batch", type=click.IntRange(1), default=4, show_default=True)

@@ -12,9 +12,9 @@ from dfrot_cli.options import Common, common
 @common
 def command(common: Common) -> None:
     """List the aliases that --model understands, and which of them lie complete in the local hub cache."""
-    from dfrot.models import known, resolve
+    from dfrot.models import SHIPPED, known, resolve
 
-    rows = [{"alias": "reference", "hub_id": None, "folder": str(resolve("reference"))}]
+    rows = [{"alias": alias, "hub_id": None, "folder": str(resolve(alias))} for alias in SHIPPED]
     rows += [
         {"alias": row.alias, "hub_id": row.hub_id, "folder": None if row.folder is None else str(row.folder)}
         for row in known()

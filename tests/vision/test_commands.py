@@ -1,0 +1,188 @@
+"""Images through the commands, on a tiny packed model: nothing is lost on any route, and a refusal is one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dfrot.draft.opening import open_target
+from dfrot.draft.pictured import Sighted, load_questions
+from dfrot.draft.source import Stored
+from dfrot.files import read_json
+from dfrot.pipeline.generate import Engine, TextRequest
+
+Image = pytest.importorskip("PIL.Image")
+FEW = ("--samples", "6", "--held-out", "2", "--seqlen", "48")
+TRAIN = ("--batch", "2", "--epochs", "1", "--evaluations", "1")
+
+
+@pytest.fixture(scope="module")
+def draft(packed: Path, dfq: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three steps on what the target says of drawn images."""
+    out = tmp_path_factory.mktemp("draft") / "draft"
+    done = dfq("draft", "train", "--model", packed, "--dataset", "shapes", "--regenerate", "--out", out, *FEW, *TRAIN)
+    assert done.exit_code == 0, done.output
+    return out
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A .jsonl of 60 conversations about images beside it."""
+    folder = tmp_path_factory.mktemp("rows")
+    lines = []
+    for number in range(60):
+        Image.new("RGB", (20, 12), (4 * number, 0, 99)).save(folder / f"{number}.png")
+        asked = {"role": "user", "content": f"<image>Number {number}?"}
+        answer = {"role": "assistant", "content": f"It is {number} of many."}
+        lines.append(json.dumps({"messages": [asked, answer], "images": [f"{number}.png"]}))
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    return folder / "rows.jsonl"
+
+
+@pytest.mark.parametrize("source", ["shapes", "rows"])
+def test_eval_is_lossless(source: str, packed: Path, draft: Path, rows: Path, dfq: Any, tmp_path: Path) -> None:
+    data = source if source == "shapes" else rows
+    shapes = ("--chain", "3", "--tree", "3,2,6", "--count", "4", "--max-new-tokens", "12")
+    given = ("--dataset", data, "--require-lossless", "--out", tmp_path / "e.json")
+    done = dfq("draft", "eval", "--model", packed, "--draft", draft, *shapes, *given)
+    assert done.exit_code == 0, done.output
+    report = read_json(tmp_path / "e.json")
+    assert {found["identical"] for found in report["shapes"].values()} == {"4/4"}
+    assert all(found["rounds"] > 4 for found in report["shapes"].values())
+
+
+def test_the_image_decides_the_answer(packed: Path, draft: Path, dfq: Any, tmp_path: Path) -> None:
+    told: dict[str, list[Any]] = {}
+    for name, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
+        Image.new("RGB", (40, 30), colour).save(tmp_path / f"{name}.png")
+        asked = ("--prompt", "What is it?", "--image", tmp_path / f"{name}.png", "--max-new-tokens", "10", "--json")
+        routes = (
+            ("generate", "--model", packed),
+            ("generate", "--model", packed, "--draft", draft, "--chain", "2"),
+            ("draft", "generate", "--model", packed),
+            ("draft", "generate", "--model", packed, "--draft", draft, "--tree", "2,2,4"),
+        )
+        told[name] = [json.loads(dfq(*route, *asked).stdout)["tokens"] for route in routes]
+        assert all(tokens == told[name][0] for tokens in told[name]), "the routes must agree"
+        assert len(told[name][0]) > 4
+    assert told["red"] != told["blue"]
+
+
+@pytest.mark.parametrize("source", ["shapes", "rows"])
+def test_stored_features_are_the_running_ones(
+    source: str, packed: Path, rows: Path, dfq: Any, tmp_path: Path, draft: Path
+) -> None:
+    data = source if source == "shapes" else str(rows)
+    done = dfq("draft", "extract", "--model", packed, "--dataset", data, "--out", tmp_path / "f", *FEW)
+    assert done.exit_code == 0, done.output
+    from dfrot.pipeline.draft import DataSettings, _source
+
+    settings = DataSettings(dataset=data, samples=6, held_out=2, seqlen=48)
+    online = _source(packed, open_target(packed), settings, "sample", lambda *_: None)
+    stored = Stored(tmp_path / "f")
+    for side, index in (("train", torch.tensor([3, 1])), ("held_out", torch.tensor([0, 1]))):
+        (rows_a, a), (rows_b, b) = online.batch(side, index), stored.batch(side, index)
+        assert rows_a.digest() == rows_b.digest()
+        for name in ("last", "mid", "embeddings", "kept"):
+            # padding behind a sample is whatever its pass gave
+            for n, length in enumerate(rows_a.lengths.tolist()):
+                left, right = getattr(a, name)[n], getattr(b, name)[n]
+                assert torch.equal(left, right) if name == "kept" else torch.equal(left[:length], right[:length]), name
+    done = dfq("draft", "train", "--model", packed, "--features", tmp_path / "f", "--out", tmp_path / "d", *TRAIN)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "d" / "draft.safetensors").stat().st_size == (draft / "draft.safetensors").stat().st_size
+
+
+def test_answers_count_and_questions_do_not(packed: Path, rows: Path) -> None:
+    from dfrot.pipeline.draft import DataSettings, _source
+
+    sighted = Sighted.open(packed)
+    settings = DataSettings(dataset=str(rows), samples=4, held_out=1, seqlen=48)
+    source = _source(packed, open_target(packed), settings, "none", lambda *_: None)
+    for sample in source.samples["train"]:
+        answer = sighted.tokenizer.decode(sample.tokens[sample.prompt :])
+        assert answer.startswith("It is ")
+        assert answer.endswith("many.<|eos|>")
+        assert sample.tokens[: sample.prompt].count(sighted.config.image_token) == sighted.config.per_image
+        assert sample.counts().tolist() == [
+            sample.prompt <= n < len(sample.tokens) - 1 for n in range(len(sample.tokens))
+        ]
+
+
+def test_rotating_and_packing_take_the_vision_part_along(original: Path, rotated: Path, packed: Path) -> None:
+    gate = read_json(rotated / "stage.json")["gate"]
+    assert gate["image_tokens"] == 8
+    assert gate["parts"]["projector"]["error"] < 1e-3
+    marks = {read_json(folder / "vision.json")["language_model"] for folder in (original, rotated, packed)}
+    assert len(marks) == 3
+    asked = load_questions("shapes", Sighted.open(original), 1)[0]
+    assert asked.images is not None
+    logits = []
+    for folder in (original, rotated):
+        model = open_target(folder).model
+        logits.append(model(input_ids=torch.tensor([asked.ids]), **asked.images.given).logits)
+    assert torch.allclose(*logits, atol=1e-3 * float(logits[0].abs().max()))
+
+
+def test_refusals(packed: Path, draft: Path, rows: Path, dfq: Any, tmp_path: Path) -> None:
+    lines = rows.read_text().splitlines()
+    broken = rows.parent / "broken.jsonl"
+    broken.write_text("\n".join([lines[0], "", lines[1].replace("<image>", ""), *lines[2:]]))
+    text = rows.parent / "mixed.jsonl"
+    text.write_text("\n".join([lines[0], json.dumps({"messages": json.loads(lines[1])["messages"]})]))
+    named = rows.parent / "named.jsonl"
+    named.write_text(lines[0].replace("Number", "<|image|>"))
+    (tmp_path / "cut.png").write_bytes((rows.parent / "1.png").read_bytes()[:40])
+    train = ("draft", "train", "--out", tmp_path / "no", *FEW, *TRAIN)
+    measured = ("draft", "eval", "--model", packed, "--draft", draft, "--count", "2")
+    cases = [
+        ((*train, "--model", packed, "--dataset", broken), "line 3: 0 places for images"),
+        ((*train, "--model", "reference", "--dataset", rows), "takes no images"),
+        ((*train, "--model", "reference", "--dataset", "shapes"), "takes no images"),
+        ((*train[: -len(TRAIN)], "--seqlen", "12", "--model", packed, "--dataset", "shapes"), "--seqlen 12"),
+        ((*measured, "--dataset", text), "line 2"),
+        ((*measured, "--dataset", named), "8 image tokens in the prompt, 4 for 1 images"),
+        (("generate", "--model", "reference", "--prompt", "x", "--image", rows.parent / "1.png"), "takes no images"),
+        (("generate", "--model", packed, "--prompt", "x", "--image", tmp_path / "cut.png"), "not a whole"),
+        (("generate", "--model", packed, "--prompt", "x", "--image", tmp_path / "absent.png"), "absent.png"),
+        (("generate", "--model", packed, "--prompt", "say <|image|>"), "1 image tokens in the prompt, 0 for 0 images"),
+        (("export", "--model", packed, "--to", "gguf", "--out", tmp_path / "no"), "vision part"),
+    ]
+    for arguments, message in cases:
+        done = dfq(*arguments)
+        assert done.exit_code == 2, done.output
+        assert message in done.stderr, arguments
+        assert done.stderr.count("\n") == 1, done.stderr
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_vision_part_of_another_model_is_refused(packed: Path, rotated: Path, dfq: Any, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "mixed"
+    shutil.copytree(packed, folder)
+    shutil.copyfile(rotated / "vision.json", folder / "vision.json")
+    done = dfq("generate", "--model", folder, "--prompt", "x")
+    assert done.exit_code == 2
+    assert "another language model" in done.stderr
+
+
+def test_requests_take_turns(packed: Path) -> None:
+    """Steps of two texts about different images, one after the other, and each as if it were alone."""
+    engine = Engine(packed)
+    pictures = [torch.full((16, 16, 3), value, dtype=torch.uint8) for value in (0, 255)]
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+    requests = []
+    for picture in pictures:
+        ids, images = engine.encode_seen(messages, [picture])
+        requests.append(TextRequest(ids, max_new_tokens=8, images=images, ignore_eos=True))
+    alone = [list(job) and job.out.tokens for job in map(engine.start, requests)]
+    together = [engine.start(request) for request in requests]
+    for _ in zip(*together):
+        pass
+    assert [job.out.tokens[:7] for job in together] == [tokens[:7] for tokens in alone]
+    assert alone[0] != alone[1]
