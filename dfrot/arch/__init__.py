@@ -21,6 +21,11 @@ ARCHS: dict[str, ArchSpec] = {
 }
 
 
+def is_described(config: dict[str, Any]) -> bool:
+    """Whether a `config.json` names a model of the table, or one of those that see."""
+    return config.get("model_type") in {*ARCHS, *WRAPPERS}
+
+
 def describe(config: dict[str, Any], where: str = "config.json") -> BoundArch:
     """The bound description of a checkpoint's `config.json`; of a model that sees, of its language model. Raises
     UnsupportedError for an unknown one."""
@@ -46,4 +51,15 @@ def open_described(path: Any) -> tuple[Checkpoint, BoundArch]:
     return checkpoint, arch
 
 
-__all__ = ["ARCHS", "ArchSpec", "BoundArch", "Linear", "Norm", "Tap", "describe", "described", "open_described"]
+__all__ = [
+    "ARCHS",
+    "ArchSpec",
+    "BoundArch",
+    "Linear",
+    "Norm",
+    "Tap",
+    "describe",
+    "described",
+    "is_described",
+    "open_described",
+]

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from dfrot.arch import ARCHS, describe, described
+from dfrot.arch import describe, described, is_described
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import DfqError, InputError
 from dfrot.export import foreign, gguf_header
@@ -81,7 +81,7 @@ def _ours(checkpoint: Checkpoint, config: DfqConfig | None, where: str) -> dict[
     else:
         kind, loads = ("dfq, simulated" if config.fake else "dfq, packed"), OURS
     facts: dict[str, Any] = {"kind": kind, "loads_in": [loads], "notes": []}
-    if checkpoint.config.get("model_type") not in ARCHS:
+    if not is_described(checkpoint.config):
         facts["notes"].append("this architecture is not described in dfq: it cannot be rotated or quantized")
         return facts
     arch = describe(checkpoint.config, where)

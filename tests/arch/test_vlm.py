@@ -16,6 +16,7 @@ from dfrot.arch import describe, open_described
 from dfrot.arch.vlm import WRAPPERS
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, UnsupportedError
+from dfrot.export.inspect import inspect
 from dfrot.export.source import open_source
 from dfrot.export.targets import TARGETS
 from dfrot.hf.load import load_model
@@ -178,6 +179,7 @@ def test_packed_generation_about_an_image(kind: str, tmp_path: Path) -> None:
     with torch.no_grad():
         exact, fake = packed(**given).logits, simulated(**given).logits
     assert torch.allclose(exact, fake, atol=2e-3 * float(fake.abs().max()))
+    assert inspect(tmp_path / "packed")["scheme"] == "w4a4kv4"
     out = packed.generate(**given, max_new_tokens=6, min_new_tokens=6, do_sample=False)
     assert out.shape[1] == given["input_ids"].shape[1] + 6
     other = dict(given, pixel_values=-1.3 * given["pixel_values"])
