@@ -29,6 +29,7 @@ LLAVA_NEXT = replace(  # the end of a row of patches is a vector of its own
     vectors=("model.image_newline",),
 )
 MISTRAL3 = replace(LLAVA, model_type="mistral3")
+GEMMA3 = replace(LLAVA, model_type="gemma3", writers=())  # a language model without R1
 IDEFICS3 = Wrapper(
     model_type="idefics3",
     inside="model.text_model",
@@ -57,4 +58,6 @@ QWEN3_VL = Wrapper(  # features of several depths of the tower join the stream b
     languages={"qwen3_vl_text": "qwen3"},
 )
 
-WRAPPERS = {one.model_type: one for one in (LLAVA, LLAVA_NEXT, MISTRAL3, IDEFICS3, SMOLVLM, QWEN2_5_VL, QWEN3_VL)}
+WRAPPERS = {
+    one.model_type: one for one in (LLAVA, LLAVA_NEXT, MISTRAL3, GEMMA3, IDEFICS3, SMOLVLM, QWEN2_5_VL, QWEN3_VL)
+}

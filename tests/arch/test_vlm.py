@@ -61,6 +61,13 @@ CASES: dict[str, dict[str, Any]] = {
         "vision_config": PIXTRAL,
         "spatial_merge_size": 2,
     },
+    "gemma3": {
+        "text_config": {"model_type": "gemma3_text", "head_dim": 16, "sliding_window": 6, **TEXT},
+        "vision_config": {"model_type": "siglip_vision_model", **SIGLIP},
+        "mm_tokens_per_image": 4,
+        "boi_token_index": 91,
+        "eoi_token_index": 92,
+    },
     "idefics3": {"text_config": {"model_type": "llama", **TEXT}, "vision_config": SIGLIP, "scale_factor": 2},
     "smolvlm": {"text_config": {"model_type": "llama", **TEXT}, "vision_config": SIGLIP, "scale_factor": 2},
     "qwen2_5_vl": {
@@ -108,6 +115,9 @@ def inputs(kind: str, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
         return {"input_ids": ids(4 + 8 + 2), "pixel_values": pixels(1, 3, 3, 16, 16), "image_sizes": sizes}
     if kind == "mistral3":
         return {"input_ids": ids(4), "pixel_values": pixels(1, 3, 16, 16), "image_sizes": torch.tensor([[16, 16]])}
+    if kind == "gemma3":
+        prompt = ids(4)
+        return {"input_ids": prompt, "pixel_values": pixels(1, 3, 16, 16), "token_type_ids": (prompt == IMAGE).int()}
     if kind in ("idefics3", "smolvlm"):
         return {"input_ids": ids(4), "pixel_values": pixels(1, 1, 3, 16, 16)}
     grid = torch.tensor([[1, 4, 4]])
@@ -129,10 +139,12 @@ class ExactNorm(nn.Module):
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
-        self.weight, self.eps = norm.weight, norm.variance_epsilon
+        gemma = type(norm).__name__.startswith("Gemma")
+        self.gain = norm.weight + 1 if gemma else norm.weight
+        self.eps = norm.eps if gemma else norm.variance_epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+        return self.gain * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
 
 
 def logits(folder: Path, kind: str) -> Tensor:
