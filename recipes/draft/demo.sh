@@ -11,7 +11,7 @@ mkdir -p "$out"
 [ -d "$out/packed" ] || "$dfq" quantize --model "$out/rotated" --calibration "$out/calibration" --scheme w4a4kv4 \
   --out "$out/packed"
 [ -d "$out/draft" ] || "$dfq" draft train --model "$out/packed" --dataset stdlib --samples 192 --seqlen 192 \
-  --held-out 8 --epochs 2 --evaluations 4 --out "$out/draft"
+  --held-out 8 --epochs 2 --evaluations 4 --quantize-draft w4 --out "$out/draft"
 "$dfq" draft eval --model "$out/packed" --draft "$out/draft" --dataset stdlib --count 10 --max-new-tokens 96 \
   --chain 1 --chain 3 --tree 4,3,10 --require-lossless --out "$out/eval.json" --overwrite
 "$dfq" draft generate --model "$out/packed" --draft "$out/draft" --prompt "def read(self, size):" --max-new-tokens 64
