@@ -12,10 +12,10 @@ from dfrot.hf.load import load_model
 from dfrot.hf.vision import join, sees
 
 
-def open_target(model: Path, aux_layers: Sequence[int] = ()) -> Target:
-    """The target of a checkpoint folder. Raises DfqError in one line."""
+def open_target(model: Path, aux_layers: Sequence[int] = (), drafted: bool = True) -> Target:
+    """The target of a checkpoint folder. drafted: False where it decodes plainly. Raises DfqError in one line."""
     loaded = load_model(model)
-    return Target(join(loaded, model, language_fingerprint(model)) if sees(model) else loaded, aux_layers)
+    return Target(join(loaded, model, language_fingerprint(model)) if sees(model) else loaded, aux_layers, drafted)
 
 
 def ends_of(target: Target) -> frozenset[int]:

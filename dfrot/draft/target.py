@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dfrot.arch import ARCHS
 from dfrot.draft.exact import RowExact
 from dfrot.draft.select import Chooser, row_entropy
 from dfrot.errors import InputError, UnsupportedError
@@ -42,16 +43,23 @@ class Features:
 class Target:
     """Wraps a transformers causal language model that is loaded, frozen and in evaluation mode.
 
-    aux_layers: decoder layers (from 1, as outputs are counted) that an eagle3 draft reads."""
+    aux_layers: decoder layers (from 1, as outputs are counted) that an eagle3 draft reads. drafted: False for a target
+    that decodes plainly, which more architectures can do."""
 
-    def __init__(self, model: Any, aux_layers: Sequence[int] = ()) -> None:
+    def __init__(self, model: Any, aux_layers: Sequence[int] = (), drafted: bool = True) -> None:
         self.model = model
         self.decoder: nn.Module = model.get_decoder()
         self.embedding: nn.Module = model.get_input_embeddings()
         self.head_module: nn.Module = model.get_output_embeddings()
         self.config = model.config.get_text_config()
         self.aux_layers = tuple(aux_layers)
-        self.window: int | None = _window(self.config)
+        self.drafted = drafted
+        if drafted and (kind := ARCHS.get(self.config.model_type)) is not None and kind.experts is not None:
+            raise UnsupportedError(
+                f"{self.config.model_type}: is a mixture of experts, whose routers are not verified row by row; "
+                "drafting does not serve it, generate plainly"
+            )
+        self.window: int | None = _window(self.config, drafted)
         heads = int(self.config.num_attention_heads)
         self.group = heads // int(getattr(self.config, "num_key_value_heads", None) or heads)
         self._dense_head = _dense(self.head_module)
@@ -236,6 +244,8 @@ class Target:
         (see dfrot/draft/exact.py): the native decoder serves both or neither.
 
         Returns features [n, f] and logits float32 [n, V]."""
+        if not self.drafted:
+            raise UnsupportedError(f"{self.config.model_type}: was opened to decode plainly; open it for drafting")
         past, count = int(cache.get_seq_length()), len(tokens)
         self._replay = None
         if self.native is not None and (found := self._native_tree(tokens, parents, cache)) is not None:
@@ -330,13 +340,15 @@ def branches(parents: list[int]) -> list[tuple[int, list[int]]]:
     return found
 
 
-def _window(config: Any) -> int | None:
-    """The sliding window that all layers share, None without one."""
+def _window(config: Any, drafted: bool) -> int | None:
+    """The sliding window that all layers share, None without one. Plain decoding leaves windows to the model."""
     kinds = set(getattr(config, "layer_types", None) or ())
     window = getattr(config, "sliding_window", None)
     if kinds - {"full_attention", "sliding_attention"}:
         odd = sorted(kinds - {"full_attention", "sliding_attention"})
         raise UnsupportedError(f"{config.model_type}: layers of kind {odd[0]} keep a state that cannot be rolled back")
+    if len(kinds) > 1 and not drafted:
+        return None
     if len(kinds) > 1:
         raise UnsupportedError(
             f"{config.model_type}: mixes full and sliding attention, which drafting does not serve yet"

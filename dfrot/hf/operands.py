@@ -26,14 +26,14 @@ def decoder_of(base: Any, arch: BoundArch, kv: KVSpec | None, sinks: int, hidden
     config, spec = base.config, arch.spec
     if hidden.device.type != "cpu" or kv is None:
         raise Unfit(f"the model is on {hidden.device}")
-    if getattr(config, "hidden_act", None) != "silu":
-        raise Unfit(f"activation {getattr(config, 'hidden_act', None)!r}")
     if spec.experts is not None:
         raise Unfit("a mixture of experts")
     if arch.scalar("embed") != 1 or arch.scalar("residual") != 1:
         raise Unfit("embeddings or residuals times a constant")
     if any(norm.late or norm.offset for norm in (*spec.norms, spec.final_norm)):
         raise Unfit("norms behind the residual writers")
+    if getattr(config, "hidden_act", None) != "silu":
+        raise Unfit(f"activation {getattr(config, 'hidden_act', None)!r}")
     if arch.head_dim > HEAD_DIM or arch.head_dim % 2:
         raise Unfit(f"heads of {arch.head_dim} values")
     kind = getattr(base.rotary_emb, "rope_type", "default")

@@ -63,7 +63,8 @@ def generate_text(model: Path, draft: Path | None, settings: GenerateSettings) -
     """Returns text, tokens, how they came about, acceptance length and decode speed."""
     loaded = None if draft is None else load_in(draft, settings.draft_dtype)
     tokenizer, prompt, images = _prompt(model, settings)
-    target = open_target(model, () if loaded is None else loaded.config.aux_layers)
+    aux = () if loaded is None else loaded.config.aux_layers
+    target = open_target(model, aux, drafted=loaded is not None)
     eos = frozenset() if settings.ignore_eos else ends_of(target)
     limits = Limits(settings.max_new_tokens, eos, settings.stop, tokenizer.decode)
     if loaded is None or draft is None:

@@ -62,7 +62,8 @@ class Engine:
         """shape: (depth, top-k, total) of the guesses; None chooses a chain from costs measured here, or none at all
         where drafting does not pay. force: also a draft of another target. Raises DfqError in one line."""
         self.draft = None if draft is None else load_in(draft, draft_dtype)
-        self.target = open_target(model, () if self.draft is None else self.draft.config.aux_layers)
+        aux = () if self.draft is None else self.draft.config.aux_layers
+        self.target = open_target(model, aux, drafted=self.draft is not None)
         self.sighted: Sighted | Processor | None = None
         if sees(model):
             self.sighted = Sighted.open(model)

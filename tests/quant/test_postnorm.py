@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from dfrot.checkpoint import Checkpoint
+from dfrot.draft.decode import Limits, plain
+from dfrot.draft.target import Target
+from dfrot.draft.warp import Sampling
 from dfrot.errors import UnsupportedError
 from dfrot.hf.load import load_model
 from dfrot.outliers.subject import Subject
@@ -52,6 +55,12 @@ def test_from_a_folder_to_generated_text(
     out = loaded.generate(prompt, max_new_tokens=5, do_sample=False)
     with torch.no_grad():
         assert torch.equal(loaded(out, use_cache=False).logits[:, 16:-1].argmax(-1), out[:, 17:])
+    assert (
+        plain(Target(loaded, drafted=False), prompt[0].tolist(), Limits(5), Sampling()).tokens == out[0, 17:].tolist()
+    )
+    if kind != "olmo2":
+        with pytest.raises(UnsupportedError, match="mixes full and sliding"):
+            Target(loaded)
     assert ("lm_head.weight" in Checkpoint.open(tmp_path / "w4a4kv4")) == (kind == "olmo2"), "tied stays tied"
 
 

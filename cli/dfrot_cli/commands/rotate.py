@@ -49,7 +49,11 @@ def command(model: str, out: Path, dataset: str | None, gamma: str, common: Comm
     dataset = dataset or default_dataset(model, folder)
     settings = rotate.RotateSettings(dataset=dataset, gamma=weight, seed=common.seed, **options)
     if common.plan:
-        plan("rotate", {"model": folder, **rotate.plan(folder, settings)}, settings, out, common)
+        facts = rotate.plan(folder, settings)
+        if not common.json:
+            facts |= {name: f"none: {reason}" for name, reason in facts.pop("without").items()}
+            facts = {name: value for name, value in facts.items() if value is not None}
+        plan("rotate", {"model": folder, **facts}, settings, out, common)
         return
     with show.progress() as progress:
         evidence = rotate.rotate(folder, out, settings, progress=progress, **common.stage())
