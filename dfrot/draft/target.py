@@ -274,11 +274,14 @@ class Target:
         return (out.last_hidden_state if joined is None else joined)[0], logits
 
     def _native_tree(self, tokens: list[int], parents: list[int], cache: Any) -> tuple[Tensor, Tensor] | None:
-        """A tree through the native decoder, which knows chains only: branch by branch, each node once, the cache
-        cropped to the fork in between. None where it does not serve."""
+        """A tree through the native decoder: in one call, or where it is too large for that branch by branch, each
+        node once, the cache cropped to the fork in between. None where it does not serve."""
         past = int(cache.get_seq_length())
         hidden: dict[int, Tensor] = {}
         runs = branches(parents)
+        if len(runs) > 1 and len(tokens) <= LINES:
+            found = self.native.serve_tree(self.decoder, tokens, parents, cache)
+            return None if found is None else (found, self.say(found[None])[0].float())
         for depth, run in runs:
             cache.crop(past + depth - int(cache.get_seq_length()))
             out = self._chain([tokens[node] for node in run], cache)

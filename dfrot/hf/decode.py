@@ -63,6 +63,30 @@ class NativeDecoder:
         self.steps += 1
         return out
 
+    def serve_tree(self, base: Any, tokens: list[int], parents: list[int], cache: Any) -> Tensor | None:
+        """Features [n, d] of a tree of at most LINES tokens behind what `cache` holds, in one call; parents come before
+        children, -1 is no parent. Node i is then at position past + i of the cache. None: the modules must compute
+        it."""
+        try:
+            call = {"input_ids": torch.tensor([tokens]), "past_key_values": cache, "use_cache": True}
+            layers: list[DfqCacheLayer] = self._checked(base, call).layers
+            hidden = base.embed_tokens(call["input_ids"])
+            decoder = self._ready(base, hidden)
+        except Unfit as reason:
+            self.fallbacks[str(reason)] = self.fallbacks.get(str(reason), 0) + 1
+            return None
+        begin, depths = layers[0].length, list[int]()
+        for parent in parents:
+            depths.append(depths[parent] + 1 if parent >= 0 else 0)
+        angles = self._turned(base, hidden, begin, max(depths) + 1)
+        cos, sin = (angle[torch.tensor(depths)] for angle in angles)
+        table = self._caches(decoder, layers, begin + len(tokens), 1, hidden)
+        out = decoder.run_tree(hidden, table, cos, sin, begin, torch.tensor(parents))
+        for layer in layers:
+            layer.length = begin + len(tokens)
+        self.steps += 1
+        return out[0]
+
     def _step(self, base: Any, kwargs: dict[str, Any]) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPast
 

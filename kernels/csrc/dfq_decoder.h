@@ -64,6 +64,13 @@ DFQ_API int dfq_decode(const struct dfq_decoder* model, const struct dfq_cache* 
                        const float* cos, const float* sin, int64_t batch, int64_t rows, int64_t position, void* out,
                        int64_t threads);
 
+// The same for a tree of tokens of one sequence: parents [rows] (-1: none; else below the node's own number) in place of
+// one behind the other, cos and sin of position + depth. Every row comes out as if its ancestors alone preceded it, to the
+// last bit; the caches hold node i at position + i.
+DFQ_API int dfq_decode_tree(const struct dfq_decoder* model, const struct dfq_cache* caches, const void* hidden,
+                            const float* cos, const float* sin, int64_t rows, int64_t position, const int64_t* parents,
+                            void* out, int64_t threads);
+
 // The two halves of one block for many positions (a prompt), around an attention that the caller computes.
 // Before: hidden [batch, rows, hidden] -> query [batch, rows, heads, head_dim], turned by RoPE and, if `rotate`, by R3; keys
 // and values go to the cache. After: mixed [batch, rows, heads * head_dim], the attention's result; hidden is updated in place.

@@ -152,6 +152,25 @@ class Decoder:
         native.call("dfq_decode", self._table, caches, hidden, cos, sin, batch, rows, position, out)
         return out
 
+    def run_tree(
+        self, hidden: Tensor, caches: Tensor, cos: Tensor, sin: Tensor, position: int, parents: Tensor
+    ) -> Tensor:
+        """hidden [1, rows, hidden] of a tree of tokens behind `position`, at most LINES of them; parents int64 [rows],
+        -1 or a smaller number; cos, sin float32 [rows, head_dim] of each node's own position -> behind the final norm,
+        every row as if its ancestors alone preceded it. Node i goes to position + i of the caches, which must have
+        room."""
+        batch, rows, width = hidden.shape
+        if hidden.dtype != self.shape.dtype or width != self.shape.hidden or batch != 1 or not 0 < rows <= LINES:
+            raise ValueError(
+                f"decoder: a tree is {hidden.dtype} {tuple(hidden.shape)}; {self.shape} takes {LINES} nodes"
+            )
+        if caches.shape[0] != self.layers or parents.shape != (rows,):
+            raise ValueError(f"decoder: {caches.shape[0]} caches, {self.layers} layers; {len(parents)} parents")
+        out = torch.empty_like(hidden, memory_format=torch.contiguous_format)
+        where = (rows, position, parents)
+        native.call("dfq_decode_tree", self._table, caches, hidden.contiguous(), cos, sin, *where, out)
+        return out
+
     # --- prompts: the caller computes the attention between the two halves of a block ------------------------------
 
     def before(

@@ -40,6 +40,7 @@ SIGNATURES = {
     "dfq_tiled_w4a16": "piiiipppipp",
     "dfq_tiled_w4a8": "pppiiippppipip",
     "dfq_decode": "pppppiiip",
+    "dfq_decode_tree": "pppppiipp",
     "dfq_decoder_words": "pppp",
     "dfq_prefill_before": "pippppiiiip",
     "dfq_prefill_after": "pippi",

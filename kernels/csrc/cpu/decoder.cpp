@@ -69,6 +69,10 @@ struct Step {
   float *queries, *steps, *digit_sums, *partial;
   int8_t* digits;
   int64_t* first;
+  const int64_t* parents = nullptr;  // of a tree
+  int64_t* depth;
+  uint8_t *side_codes, *side_zero;  // keys, then values of a tree: [rows][kv_heads]
+  uint16_t* side_scale;
   int64_t stretch, stretches, parts, memory;
 
   Step(const dfq_decoder& m, const dfq_cache* c, const void* h, const float* co, const float* si, int64_t b, int64_t r,
@@ -89,7 +93,7 @@ struct Step {
 };
 
 void Step::plan_attention() {
-  const int64_t dim = model.head_dim, length = position + rows, of_head = rows * group();
+  const int64_t dim = model.head_dim, length = position + rows, of_head = (parents ? 1 : rows) * group();
   call = {};
   const int64_t bytes = divided(dim * model.kv_bits, 8);
   call.k = call.v = {nullptr, nullptr, nullptr, dim, bytes, use.attention.width(dim, int(model.kv_bits))};
@@ -106,7 +110,8 @@ int64_t Step::shared_bytes() const {
   const int64_t of_head = q_width() / model.head_dim * lines;  // query lines
   const int64_t attention = of_head * (model.head_dim * 4 + call.parts * call.k.width + 4 + call.parts * 4) +
                             parts * of_head * (model.head_dim + 2) * 4 + lines * 8;
-  return lines * values * size + attention + 32 * 64;
+  const int64_t side = 2 * lines * model.kv_heads * (call.k.bytes + 3) + lines * 8;
+  return lines * values * size + attention + (parents ? side : 0) + 32 * 64;
 }
 
 void Step::lay_out(Cut cut) {
@@ -120,9 +125,17 @@ void Step::lay_out(Cut cut) {
   steps = cut.take<float>(of_head), digit_sums = cut.take<float>(of_head * call.parts);
   partial = cut.take<float>(parts * of_head * (model.head_dim + 2));
   first = cut.take<int64_t>(lines);
+  if (parents) {
+    const int64_t stored = 2 * lines * model.kv_heads;
+    depth = cut.take<int64_t>(lines);
+    side_codes = cut.take<uint8_t>(stored * call.k.bytes), side_zero = cut.take<uint8_t>(stored);
+    side_scale = cut.take<uint16_t>(stored);
+    for (int64_t i = 0; i < lines; ++i) depth[i] = parents[i] < 0 ? 0 : depth[parents[i]] + 1;
+  }
   call.query = queries, call.digits = digits, call.steps = steps, call.sums = digit_sums;
   for (int64_t i = 0; i < lines; ++i) {
-    first[i] = model.window ? std::max<int64_t>(0, position + i % rows + 1 - model.window) : 0;
+    const int64_t place = parents ? depth[i] : i % rows;
+    first[i] = model.window ? std::max<int64_t>(0, position + place + 1 - model.window) : 0;
   }
   call.first = model.window ? first : nullptr;
 }
@@ -179,11 +192,10 @@ int dfq_decoder_words(int64_t* linear, int64_t* block, int64_t* cache, int64_t* 
   return DFQ_OK;
 }
 
-int dfq_decode(const dfq_decoder* model, const dfq_cache* caches, const void* hidden, const float* cos,
-               const float* sin, int64_t batch, int64_t rows, int64_t position, void* out, int64_t threads) {
-  if (batch < 1 || rows < 1 || batch * rows > DECODE_ROWS || position < 0 || !valid_decoder(*model)) return DFQ_BAD_ARGUMENT;
+namespace {
+
+int run(Step& step, int64_t threads) {
   return guarded([&] {
-    Step step(*model, caches, hidden, cos, sin, batch, rows, position, out);
     step.plan_attention();
     const int64_t shared = divided(step.shared_bytes(), 64) * 64, own = divided(step.private_bytes(), 64) * 64;
     char* const memory = static_cast<char*>(scratch(SCRATCH_CALLER, shared + threads * own));
@@ -198,4 +210,25 @@ int dfq_decode(const dfq_decoder* model, const dfq_cache* caches, const void* hi
       Worker(*c.step, c.step->own({c.memory + index * c.own}), index, size).run();
     }, &context);
   });
+}
+
+}  // namespace
+
+int dfq_decode(const dfq_decoder* model, const dfq_cache* caches, const void* hidden, const float* cos,
+               const float* sin, int64_t batch, int64_t rows, int64_t position, void* out, int64_t threads) {
+  if (batch < 1 || rows < 1 || batch * rows > DECODE_ROWS || position < 0 || !valid_decoder(*model)) return DFQ_BAD_ARGUMENT;
+  Step step(*model, caches, hidden, cos, sin, batch, rows, position, out);
+  return run(step, threads);
+}
+
+int dfq_decode_tree(const dfq_decoder* model, const dfq_cache* caches, const void* hidden, const float* cos,
+                    const float* sin, int64_t rows, int64_t position, const int64_t* parents, void* out,
+                    int64_t threads) {
+  if (rows < 1 || rows > DECODE_ROWS || position < 0 || !parents || !valid_decoder(*model)) return DFQ_BAD_ARGUMENT;
+  for (int64_t i = 0; i < rows; ++i) {
+    if (parents[i] >= i || parents[i] < -1) return DFQ_BAD_ARGUMENT;
+  }
+  Step step(*model, caches, hidden, cos, sin, 1, rows, position, out);
+  step.parents = parents;
+  return run(step, threads);
 }
