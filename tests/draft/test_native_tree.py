@@ -85,7 +85,7 @@ def test_every_instruction_set(parents: list[int], threads: int, tmp_path: Path,
 @pytest.mark.parametrize("past", [1, 126, 510, 700])
 def test_where_tiles_and_stretches_end(past: int, tmp_path: Path) -> None:
     """The attention takes 128 positions at once and cuts at 512: a branch crosses as if it were alone."""
-    shape = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 16}
+    shape: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 16}
     check(target(tmp_path, "w4a4kv4", **shape), past, CROSSED)
 
 
@@ -121,9 +121,9 @@ def test_what_is_no_tree_is_refused(tmp_path: Path) -> None:
     with torch.inference_mode():
         cache = one.start()
         one.prefill(torch.arange(3, 20), cache)
+        hidden, angles = one.embed(torch.tensor([[5, 6, 7]])), torch.ones(3, one.native.decoder.shape.head_dim)
+        table = one.native._caches(one.native.decoder, cache.layers, 20, 1, hidden)
         with pytest.raises(RuntimeError, match="limits"):
-            hidden, angles = one.embed(torch.tensor([[5, 6, 7]])), torch.ones(3, one.native.decoder.shape.head_dim)
-            table = one.native._caches(one.native.decoder, cache.layers, 20, 1, hidden)
             one.native.decoder.run_tree(hidden, table, angles, angles, 17, torch.tensor([-1, 1, 0]))
         with pytest.raises(ValueError, match="takes 16"):
             one.native.serve_tree(one.decoder, [5] * 17, [-1] * 17, cache)
