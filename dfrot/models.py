@@ -52,6 +52,7 @@ ALIASES: dict[str, str] = {
     "gemma2-9b": "google/gemma-2-9b",
     "gemma3-1b": "google/gemma-3-1b-pt",
     "olmo2-7b": "allenai/OLMo-2-1124-7B",
+    "olmoe-1b-7b": "allenai/OLMoE-1B-7B-0924",
     "smollm2-135m": "HuggingFaceTB/SmolLM2-135M",
     "smollm2-360m": "HuggingFaceTB/SmolLM2-360M",
     "smollm2-1.7b": "HuggingFaceTB/SmolLM2-1.7B",

@@ -8,7 +8,7 @@ from typing import Any
 
 from dfrot.arch.layouts import described
 from dfrot.arch.llama import GRANITE, LLAMA, MISTRAL, PHI3, QWEN2, QWEN3
-from dfrot.arch.moe import MIXTRAL, QWEN3_MOE
+from dfrot.arch.moe import MIXTRAL, OLMOE, QWEN3_MOE
 from dfrot.arch.postnorm import GEMMA2, GEMMA3, OLMO2
 from dfrot.arch.spec import ArchSpec, BoundArch, Linear, Norm, Tap
 from dfrot.arch.vlm import WRAPPERS
@@ -17,7 +17,7 @@ from dfrot.errors import UnsupportedError
 
 ARCHS: dict[str, ArchSpec] = {
     spec.model_type: spec
-    for spec in (LLAMA, MISTRAL, QWEN2, QWEN3, GRANITE, PHI3, MIXTRAL, QWEN3_MOE, OLMO2, GEMMA2, GEMMA3)
+    for spec in (LLAMA, MISTRAL, QWEN2, QWEN3, GRANITE, PHI3, MIXTRAL, QWEN3_MOE, OLMOE, OLMO2, GEMMA2, GEMMA3)
 }
 
 

@@ -39,19 +39,27 @@ MIXTRAL = replace(
         merged=((GATE_UP, ("w1", "w3")), (DOWN, ("w2",))),
     ),
 )
+EXPERTS = Experts(
+    container="mlp.experts",
+    linears=_expert("gate_proj", "up_proj", "down_proj"),
+    router=ROUTER,
+    count=("num_experts", "num_local_experts"),  # their makers' name, transformers'
+    width="moe_intermediate_size",
+    merged=((GATE_UP, ("gate_proj", "up_proj")), (DOWN, ("down_proj",))),
+)
 MIXED = "some layers have one MLP and others a mixture"
 QWEN3_MOE = replace(
     QWEN3,
     model_type="qwen3_moe",
-    requires=(("decoder_sparse_step", (1,), MIXED), ("mlp_only_layers", ([],), MIXED)),
     norms=(Norm("input_layernorm", (Q, K, V)), Norm("post_attention_layernorm", (ROUTER.name,))),
     linears=ATTENTION,
-    experts=Experts(
-        container="mlp.experts",
-        linears=_expert("gate_proj", "up_proj", "down_proj"),
-        router=ROUTER,
-        count=("num_experts", "num_local_experts"),  # their maker's name, transformers'
-        width="moe_intermediate_size",
-        merged=((GATE_UP, ("gate_proj", "up_proj")), (DOWN, ("down_proj",))),
-    ),
+    experts=EXPERTS,
+    requires=(("decoder_sparse_step", (1,), MIXED), ("mlp_only_layers", ([],), MIXED)),
+)
+OLMOE = replace(
+    QWEN3_MOE,
+    model_type="olmoe",
+    head_norm_sizes=("q", "kv"),  # over all heads at once
+    experts=replace(EXPERTS, width="intermediate_size"),
+    requires=(("clip_qkv", (), "queries, keys and values are clamped, which no rotation of values passes"),),
 )

@@ -141,7 +141,9 @@ def compare(
     if DfqConfig.of(checkpoint.config, where) is not None:
         raise UnsupportedError(f"{where}: is rotated (or quantized) by dfq already; start from the original checkpoint")
     if reason := arch.spec.refuses("residual"):
-        raise UnsupportedError(f"{where}: {reason}")
+        raise UnsupportedError(
+            f"{where}: {reason}; dfq compare compares methods of R1, dfq rotate --method hadamard gives this model the rest"
+        )
     request = {"model": checkpoint.digest(), "settings": asdict(replace(settings, keep=False))}
     with open_stage(out, KIND, request, resume=resume, overwrite=overwrite) as stage:
         if stage.finished:

@@ -28,6 +28,7 @@ SIZES = {
 
 EXTRA: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 3, "num_experts_per_tok": 2},
+    "olmoe": {"head_dim": 6, "num_experts": 4, "num_experts_per_tok": 2},
     "qwen3_moe": {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 20, "norm_topk_prob": True},
 }
 

@@ -26,14 +26,20 @@ SIZES = {
 }
 KINDS: dict[str, dict[str, Any]] = {
     "mixtral": {**SIZES, "num_local_experts": 4},
+    "olmoe": {**SIZES, "num_experts": 4},
     "qwen3_moe": {**SIZES, "num_experts": 6, "moe_intermediate_size": 24, "norm_topk_prob": True},
 }
-PUBLISHED = {  # on the hub: mistralai/Mixtral-8x7B-v0.1, Qwen/Qwen3-30B-A3B
+PUBLISHED = {  # on the hub: mistralai/Mixtral-8x7B-v0.1, Qwen/Qwen3-30B-A3B, allenai/OLMoE-1B-7B-0924
     "mixtral": {
         "model.layers.1.block_sparse_moe.gate.weight": (4, 32),
         "model.layers.1.block_sparse_moe.experts.3.w1.weight": (48, 32),
         "model.layers.1.block_sparse_moe.experts.3.w2.weight": (32, 48),
         "model.layers.1.block_sparse_moe.experts.3.w3.weight": (48, 32),
+    },
+    "olmoe": {
+        "model.layers.1.mlp.gate.weight": (4, 32),
+        "model.layers.1.mlp.experts.3.down_proj.weight": (32, 48),
+        "model.layers.0.self_attn.k_norm.weight": (16,),
     },
     "qwen3_moe": {
         "model.layers.1.mlp.gate.weight": (6, 32),
@@ -83,10 +89,17 @@ def test_damaged_mixtures_are_refused(tmp_path: Path) -> None:
         open_described(published)
 
 
-@pytest.mark.parametrize("change", [{"decoder_sparse_step": 2}, {"mlp_only_layers": [1]}])
-def test_dense_layers_among_mixtures_are_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(UnsupportedError, match=f"{next(iter(change))} is .* one MLP and others a mixture"):
-        describe({"model_type": "qwen3_moe", **KINDS["qwen3_moe"], **change})
+@pytest.mark.parametrize(
+    ("kind", "change", "reason"),
+    [
+        ("qwen3_moe", {"decoder_sparse_step": 2}, "one MLP and others a mixture"),
+        ("qwen3_moe", {"mlp_only_layers": [1]}, "one MLP and others a mixture"),
+        ("olmoe", {"clip_qkv": 8.0}, "clamped"),
+    ],
+)
+def test_what_a_description_does_not_cover_is_refused(kind: str, change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"{next(iter(change))} is .*{reason}"):
+        describe({"model_type": kind, **KINDS[kind], **change})
 
 
 def test_every_expert_is_its_own_tap() -> None:

@@ -62,6 +62,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "gemma3_text": {**COMMON, "head_dim": 32, "sliding_window": 16, "layer_types": GEMMA3, "tie_word_embeddings": True},
     "mixtral": {**COMMON, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "olmoe": {**COMMON, "num_experts": 6, "num_experts_per_tok": 2},
     "qwen3_moe": {**COMMON, "head_dim": 32, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 48},
 }
 

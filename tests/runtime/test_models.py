@@ -27,6 +27,7 @@ KINDS = (
     "phi3",
     "mixtral",
     "qwen3_moe",
+    "olmoe",
     "olmo2",
     "gemma2",
     "gemma3_text",
