@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not native.active(), reason="no native library")
 
 BUSHY = [-1, 0, 0, 0, 1, 1, 2, 4, 4, 5]
 CROSSED = [-1, 0, 1, 0, 2, 3, 4, 5, 1, 6, 7, 0, 9, 11, 12, 13]  # branches whose nodes lie between one another's
-MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 40}
+MISTRAL: dict[str, Any] = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 40}
 
 
 @pytest.fixture(params=native.available_isas())
