@@ -142,7 +142,8 @@ def compare(
         raise UnsupportedError(f"{where}: is rotated (or quantized) by dfq already; start from the original checkpoint")
     if reason := arch.spec.refuses("residual"):
         raise UnsupportedError(
-            f"{where}: {reason}; dfq compare compares methods of R1, dfq rotate --method hadamard gives this model the rest"
+            f"{where}: {reason}; dfq compare is about methods of R1, dfq rotate --method hadamard gives this model "
+            "the other rotations"
         )
     request = {"model": checkpoint.digest(), "settings": asdict(replace(settings, keep=False))}
     with open_stage(out, KIND, request, resume=resume, overwrite=overwrite) as stage:
