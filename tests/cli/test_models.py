@@ -119,7 +119,7 @@ def test_a_near_miss_gets_a_hint() -> None:
 
 def test_models_lists_all(dfq: Any, cache: Path) -> None:
     rows = dfq("models", "--json").json
-    assert {row["alias"] for row in rows} == {"reference", *models.ALIASES}
+    assert {row["alias"] for row in rows} == {*models.SHIPPED, *models.ALIASES}
     assert "llama3-8b" in dfq("models").out
 
 
