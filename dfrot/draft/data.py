@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,10 +93,10 @@ def answer_mask(
     tokenizer: Any,
     messages: Sequence[dict[str, Any]],
     where: str,
-    expand: Callable[[list[int]], list[int]] = list,
+    encode: Callable[[Any, Sequence[dict[str, Any]], bool], list[int]] | None = None,
 ) -> tuple[list[int], list[bool]]:
-    """Token ids of a conversation, and which belong to answers: by comparing prefixes of the chat template. expand:
-    what becomes of its ids, one by one (an image token for every patch).
+    """Token ids of a conversation, and which belong to answers: by comparing prefixes of the chat template. encode:
+    what makes ids of messages, None for `template_ids`.
 
     Raises InputError when the template rewrites earlier turns, so that a prefix is no prefix."""
     ids: list[int] = []
@@ -105,8 +105,8 @@ def answer_mask(
         for number, message in enumerate(messages):
             if message.get("role") != "assistant":
                 continue
-            asked = expand(template_ids(tokenizer, messages[:number], True))
-            told = expand(template_ids(tokenizer, messages[: number + 1], False))
+            asked = (encode or template_ids)(tokenizer, messages[:number], True)
+            told = (encode or template_ids)(tokenizer, messages[: number + 1], False)
             if told[: len(asked)] != asked or asked[: len(ids)] != ids:
                 raise InputError(f"{where}: the chat template rewrites earlier turns; give one answer per conversation")
             mask += [False] * (len(asked) - len(ids)) + [True] * (len(told) - len(asked))
@@ -119,7 +119,7 @@ def answer_mask(
     return ids, mask
 
 
-def template_ids(tokenizer: Any, messages: Sequence[dict[str, Any]], ask: bool) -> list[int]:
+def template_ids(tokenizer: Any, messages: Sequence[Mapping[str, Any]], ask: bool) -> list[int]:
     """Token ids of a conversation in the tokenizer's chat template; ask: ready for the assistant's turn."""
     text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]

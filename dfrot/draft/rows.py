@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dfrot.errors import InputError, UnsupportedError
@@ -53,9 +52,9 @@ def refuse_images(row: dict[str, Any], where: str) -> None:
         )
 
 
-def conversation(row: dict[str, Any], root: Path, size: int, where: str) -> tuple[list[dict[str, Any]], Tensor]:
+def conversation(row: dict[str, Any], root: Path, where: str) -> tuple[list[dict[str, Any]], list[Tensor]]:
     """Messages whose contents are lists of parts ({"type": "text", "text"} or {"type": "image"}), and the row's
-    images as pixels float32 [n, 3, size, size], in the order of their places.
+    pictures uint8 [H, W, 3], in the order of their places.
 
     The row: `messages`, or `prompt` (its images in front unless marked), and `images`: paths relative to `root`, which
     they must not leave. Places are parts of the type image or `<image>` in a text. Raises InputError naming `where`."""
@@ -71,7 +70,7 @@ def conversation(row: dict[str, Any], root: Path, size: int, where: str) -> tupl
             f"{where}: {places} places for images ({MARK} or parts of the type image), {len(paths)} images; give one "
             "place to each"
         )
-    return messages, torch.stack([pixels.pixels(_picture(path, root, where), size) for path in paths])
+    return messages, [_picture(path, root, where) for path in paths]
 
 
 def _messages(row: dict[str, Any], images: int, where: str) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from dfrot.draft.config import DraftConfig
 from dfrot.draft.quantize import empty_linears, prepare_linears
 from dfrot.errors import InputError, MismatchError
 from dfrot.files import digest_bytes, fsync_folder, read_json, write_json
+from dfrot.hf.processor import FILES as PROCESSOR
 from dfrot.hf.vision import vision_digest
 from dfrot.writer import SafetensorsWriter, TensorPlan
 
@@ -31,7 +32,7 @@ _FILES = (
 
 def fingerprint(target: Path) -> str:
     """Identity of a target: its config (quantization and rotations included), weights, tokenizer and chat template,
-    and the vision part of one that sees."""
+    and the vision part or the processor of one that sees."""
     language = language_fingerprint(target)
     seen = vision_digest(target)
     return digest_bytes(language.encode(), seen.encode()) if seen else language
@@ -41,6 +42,7 @@ def language_fingerprint(target: Path) -> str:
     """`fingerprint` of the language model alone, by which a vision part knows it."""
     files = [target / name for name in _FILES]
     texts = [file.read_bytes() if file.is_file() else b"" for file in files]
+    texts += [(target / name).read_bytes() for name in PROCESSOR if (target / name).is_file()]
     return digest_bytes(Checkpoint.open(target).digest().encode(), *texts)
 
 

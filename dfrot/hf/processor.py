@@ -42,12 +42,12 @@ class Processor:
         return cls(found, token)
 
     def seen(
-        self, messages: Sequence[Mapping[str, Any]], pictures: Sequence[Tensor], where: str
+        self, messages: Sequence[Mapping[str, Any]], pictures: Sequence[Tensor], where: str, ask: bool = True
     ) -> tuple[list[int], dict[str, Any]]:
-        """Token ids of a conversation, ready for an answer, and the other tensors of pictures uint8 [H, W, 3], in the
-        order of their parts {"type": "image"}. Raises InputError naming `where`."""
+        """Token ids of a conversation and the other tensors of pictures uint8 [H, W, 3], in the order of their parts
+        {"type": "image"}. ask: ready for an answer. Raises InputError naming `where`."""
         try:
-            text = self.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+            text = self.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask)
             images = [picture.numpy() for picture in pictures] or None
             bos = self.tokenizer.bos_token
             begun = bos is not None and text.startswith(

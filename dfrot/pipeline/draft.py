@@ -16,7 +16,7 @@ from dfrot.draft.config import DraftConfig
 from dfrot.draft.data import Corpus, load_corpora
 from dfrot.draft.opening import open_target
 from dfrot.draft.parallel import Group
-from dfrot.draft.pictured import Row, Sighted, load_pictured, pictured, question
+from dfrot.draft.pictured import Row, learnt, load_pictured, pictured, question, reader_of
 from dfrot.draft.quantize import quantize_draft, scheme_of
 from dfrot.draft.regenerate import answered, regenerate
 from dfrot.draft.source import SCORES, Online, Source, Stored, save_corpus, save_index, save_shard
@@ -107,7 +107,7 @@ def _source(model: Path, target: Target, data: DataSettings, select: str, progre
     """Samples of text or about images, their features from the running target."""
     if not pictured(data.dataset):
         return Online(target, *corpora(model, target, data, progress), select)
-    sighted = Sighted.open(model)
+    reader = reader_of(model)
     made = 0
 
     def make(row: Row) -> VisualSample | None:
@@ -115,12 +115,11 @@ def _source(model: Path, target: Target, data: DataSettings, select: str, progre
         progress("the target writes answers" if data.regenerate else "read images", made, data.samples + data.held_out)
         made += 1
         if not data.regenerate:
-            return sighted.sample(row, data.seqlen)
-        messages, seen, where = row
-        prompt = sighted.prompt(question(messages), len(seen), where)
-        return answered(target, prompt, {"pixel_values": seen}, data.seqlen)
+            return learnt(reader, row, data.seqlen)
+        messages, pictures, where = row
+        return answered(target, *reader.seen(question(messages), pictures, where), data.seqlen)
 
-    pair = load_pictured(data.dataset, sighted.config.size, data.samples, data.held_out, make)
+    pair = load_pictured(data.dataset, data.samples, data.held_out, make)
     return VisualSource(target, *pair, select, data.keep)
 
 

@@ -16,7 +16,7 @@ from dfrot.draft.decode import Limits, Output, plain, speculative
 from dfrot.draft.metrics import classify, first_difference, speeds, summary
 from dfrot.draft.native import unfit
 from dfrot.draft.opening import ends_of, open_target
-from dfrot.draft.pictured import Asked, Sighted, load_questions, pictured
+from dfrot.draft.pictured import Asked, load_questions, pictured, reader_of
 from dfrot.draft.rows import read_rows, refuse_images
 from dfrot.draft.store import check_target, load_draft
 from dfrot.draft.target import Target
@@ -103,7 +103,7 @@ def evaluate(model: Path, draft: Path, settings: EvalSettings, progress: Progres
     target, loaded, tokenizer = open_pair(model, draft, settings.force, settings.draft_dtype)
     limits = Limits(settings.max_new_tokens)
     if pictured(settings.dataset):
-        prompts = load_questions(settings.dataset, Sighted.open(model), settings.prompts, settings.keep)
+        prompts = load_questions(settings.dataset, reader_of(model), settings.prompts, settings.keep)
         limits = Limits(settings.max_new_tokens, ends_of(target))
     else:
         texts = load_prompts(settings.dataset, tokenizer, settings.prompts, settings.prompt_tokens)

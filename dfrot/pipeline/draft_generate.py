@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dfrot.draft.base import Draft
 from dfrot.draft.cost import choose, measure
 from dfrot.draft.decode import Limits, Output, plain, speculative
 from dfrot.draft.opening import ends_of, open_target
-from dfrot.draft.pictured import Sighted
+from dfrot.draft.pictured import reader_of
 from dfrot.draft.prompt import Images
 from dfrot.draft.store import check_target
 from dfrot.draft.target import Target
@@ -21,7 +19,7 @@ from dfrot.draft.tree import Shape
 from dfrot.draft.visual import KEEP
 from dfrot.draft.warp import Sampling
 from dfrot.hf.generate import hook
-from dfrot.hf.pixels import pixels, read
+from dfrot.hf.pixels import read
 from dfrot.hf.tokens import load_tokenizer
 from dfrot.pipeline.draft_eval import load_in
 from dfrot.stage import read_evidence
@@ -52,11 +50,11 @@ def _prompt(model: Path, settings: GenerateSettings) -> tuple[Any, list[int], Im
     if not settings.images:
         tokenizer = load_tokenizer(model)
         return tokenizer, list(tokenizer(settings.prompt)["input_ids"]), None
-    sighted = Sighted.open(model)
+    reader = reader_of(model)
     asked = [*({"type": "image"} for _ in settings.images), {"type": "text", "text": settings.prompt}]
-    ids = sighted.prompt([{"role": "user", "content": asked}], len(settings.images), "--prompt")
-    seen = torch.stack([pixels(read(file), sighted.config.size) for file in settings.images])
-    return sighted.tokenizer, ids, Images({"pixel_values": seen}, settings.keep)
+    pictures = [read(file) for file in settings.images]
+    ids, given = reader.seen([{"role": "user", "content": asked}], pictures, "--prompt")
+    return reader.tokenizer, ids, Images(given, settings.keep)
 
 
 def generate_text(model: Path, draft: Path | None, settings: GenerateSettings) -> dict[str, Any]:

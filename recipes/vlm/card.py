@@ -74,10 +74,9 @@ def right(folder: Path, count: int) -> float:
     """Share of held-out answers that come out word for word."""
     target, sighted, same = open_target(folder), Sighted.open(folder), 0
     for seed in range(shapes.HELD_OUT, shapes.HELD_OUT + count):
-        messages, seen, where = drawn(seed, sighted.config.size)
-        prompt = sighted.prompt(question(messages), 1, where)
-        limits = Limits(64, ends_of(target))
-        said = plain(target, prompt, limits, Sampling(), images=Images({"pixel_values": seen})).tokens
+        messages, pictures, where = drawn(seed)
+        prompt, seen = sighted.seen(question(messages), pictures, where)
+        said = plain(target, prompt, Limits(64, ends_of(target)), Sampling(), images=Images(seen)).tokens
         same += sighted.tokenizer.decode(said, skip_special_tokens=True) == messages[1]["content"]
     return same / count
 

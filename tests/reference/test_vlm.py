@@ -74,13 +74,12 @@ def test_it_says_what_is_in_held_out_images(folder: Path) -> None:
     target, sighted = open_target(folder), Sighted.open(folder)
     right, blind, count = 0, 0, 24
     for seed in range(shapes.HELD_OUT, shapes.HELD_OUT + count):
-        messages, seen, where = drawn(seed, sighted.config.size)
-        prompt = sighted.prompt(question(messages), 1, where)
-        for pixels in (seen, drawn(seed + 1, sighted.config.size)[1]):
-            given = Images({"pixel_values": pixels})
-            said = plain(target, prompt, Limits(48, ends_of(target)), Sampling(), images=given).tokens
+        messages, own, where = drawn(seed)
+        for pictures in (own, drawn(seed + 1)[1]):
+            prompt, seen = sighted.seen(question(messages), pictures, where)
+            said = plain(target, prompt, Limits(48, ends_of(target)), Sampling(), images=Images(seen)).tokens
             same = sighted.tokenizer.decode(said, skip_special_tokens=True) == messages[1]["content"]
-            right, blind = right + (same and pixels is seen), blind + (same and pixels is not seen)
+            right, blind = right + (same and pictures is own), blind + (same and pictures is not own)
     claimed = json.loads((sees.path() / "training.json").read_text())["answers_right"]
     assert right / count > claimed - 0.2
     assert blind <= 2, "it must look at the image"

@@ -107,7 +107,7 @@ def test_answers_count_and_questions_do_not(packed: Path, rows: Path) -> None:
         answer = sighted.tokenizer.decode(sample.tokens[sample.prompt :])
         assert answer.startswith("It is ")
         assert answer.endswith("many.<|eos|>")
-        assert sample.tokens[: sample.prompt].count(sighted.config.image_token) == sighted.config.per_image
+        assert sample.tokens[: sample.prompt].count(sighted.image_token) == 4
         assert sample.counts().tolist() == [
             sample.prompt <= n < len(sample.tokens) - 1 for n in range(len(sample.tokens))
         ]

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from dfrot.draft.rows import MAX_IMAGES, conversation, read_rows
 from dfrot.errors import DfqError, InputError
@@ -33,12 +32,12 @@ def folder(tmp_path: Path) -> Path:
 def test_images_come_in_the_order_of_their_places(folder: Path) -> None:
     parts = [{"type": "image"}, {"type": "text", "text": "and"}, {"type": "image"}]
     row = {"messages": [{"role": "user", "content": parts}], "images": ["a.png", "more/b.png"]}
-    messages, seen = conversation(row, folder, 8, "here")
+    messages, seen = conversation(row, folder, "here")
     assert messages[0]["content"] == parts
-    assert torch.equal(seen[:, :, 0, 0], torch.tensor([[1.0, -1, -1], [-1, -1, 1]]))
+    assert [picture[0, 0].tolist() for picture in seen] == [[255, 0, 0], [0, 0, 255]]
     marked = {"messages": [{"role": "user", "content": "<image>and<image>"}], "images": row["images"]}
-    assert conversation(marked, folder, 8, "here")[0] == messages
-    prompt, _ = conversation({"prompt": "Which?", "images": ["a.png"]}, folder, 8, "here")
+    assert conversation(marked, folder, "here")[0] == messages
+    prompt, _ = conversation({"prompt": "Which?", "images": ["a.png"]}, folder, "here")
     assert prompt == [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which?"}]}]
 
 
@@ -69,7 +68,7 @@ def test_images_come_in_the_order_of_their_places(folder: Path) -> None:
 )
 def test_rows_that_are_refused(folder: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(DfqError, match=message) as caught:
-        conversation({**ROW, **change}, folder, 8, "rows.jsonl, line 7")
+        conversation({**ROW, **change}, folder, "rows.jsonl, line 7")
     assert str(caught.value).startswith("rows.jsonl, line 7")
     assert "\n" not in str(caught.value)
 

@@ -1,0 +1,119 @@
+"""A model that sees in the layout of the hub, with its makers' processor: packed, drafted for, and nothing lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dfrot.draft.pictured import drawn, learnt, question, reader_of
+from dfrot.files import read_json
+from dfrot.hf.processor import FILES
+from dfrot.hf.tokens import load_tokenizer
+from dfrot.pipeline.quantize import QuantizeSettings, quantize
+from dfrot.pipeline.rotate import RotateSettings, rotate
+from dfrot.quant.scheme import QuantScheme
+
+Image = pytest.importorskip("PIL.Image")
+IMAGE = 4094
+
+
+@pytest.fixture(scope="module")
+def hub(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random LLaVA in W4A4KV4: four image tokens an image, the shipped tokenizer."""
+    from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    root = tmp_path_factory.mktemp("hub")
+    text = {key: value for key, value in read_json(original / "config.json").items() if key != "architectures"}
+    tower = {"model_type": "clip_vision_model", "projection_dim": 32, **read_json(original / "vision.json")["tower"]}
+    config = LlavaConfig(
+        text_config=text, vision_config=tower, image_token_id=IMAGE, vision_feature_layer=-1, tie_word_embeddings=False
+    )
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(config)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=1.0 if "embed" in name else 1.5 * parameter.shape[1] ** -0.5)
+    model.save_pretrained(root / "original")
+    tokenizer = load_tokenizer(original)
+    crop = {"height": 16, "width": 16}
+    images = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=crop, do_resize=True)
+    given = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    processor = LlavaProcessor(
+        images, tokenizer, **given, image_token="<|image|>", chat_template=tokenizer.chat_template
+    )
+    processor.save_pretrained(root / "original")
+    rotate(root / "original", root / "rotated", RotateSettings(method="orthogonal", dataset=None, seqlen=32))
+    settings = QuantizeSettings(scheme=QuantScheme.parse("w4a4kv4"), algorithm="rtn")
+    quantize(root / "rotated", None, root / "packed", settings)
+    return root / "packed"
+
+
+def test_a_draft_is_trained_and_loses_nothing(hub: Path, dfq: Any, tmp_path: Path) -> None:
+    few = ("--samples", "6", "--held-out", "2", "--seqlen", "48", "--batch", "2", "--epochs", "1", "--evaluations", "1")
+    train = ("draft", "train", "--model", hub, "--dataset", "shapes", "--regenerate", "--out", tmp_path / "draft", *few)
+    done = dfq(*train)
+    assert done.exit_code == 0, done.output
+    given = ("--dataset", "shapes", "--count", "3", "--max-new-tokens", "12", "--out", tmp_path / "e.json")
+    shapes = ("--chain", "3", "--tree", "3,2,6", "--require-lossless")
+    done = dfq("draft", "eval", "--model", hub, "--draft", tmp_path / "draft", *given, *shapes)
+    assert done.exit_code == 0, done.output
+    assert {found["identical"] for found in read_json(tmp_path / "e.json")["shapes"].values()} == {"3/3"}
+    told = []
+    for colour in ((255, 0, 0), (0, 0, 255)):
+        Image.new("RGB", (40, 30), colour).save(tmp_path / "a.png")
+        asked = ("--prompt", "What is it?", "--image", tmp_path / "a.png", "--max-new-tokens", "10", "--json")
+        routes = (
+            ("generate", "--model", hub),
+            ("draft", "generate", "--model", hub, "--draft", tmp_path / "draft", "--chain", "2"),
+        )
+        told.append([json.loads(dfq(*route, *asked).stdout)["tokens"] for route in routes])
+        assert told[-1][0] == told[-1][1]
+    assert told[0] != told[1]
+
+
+def test_samples_hold_prompt_and_answer(hub: Path) -> None:
+    reader = reader_of(hub)
+    messages, pictures, where = drawn(0)
+    sample = learnt(reader, (messages, pictures, where), 64)
+    prompt, given = reader.seen(question(messages), pictures, where)
+    assert sample.tokens[: sample.prompt] == prompt
+    assert prompt.count(reader.image_token) == 4
+    assert torch.equal(sample.given["pixel_values"], given["pixel_values"])
+    assert reader.tokenizer.decode(sample.tokens[sample.prompt :]) == messages[1]["content"] + "<|eos|>"
+
+
+def test_what_does_not_fit_is_refused(hub: Path, dfq: Any, tmp_path: Path) -> None:
+    Image.new("RGB", (20, 12)).save(tmp_path / "a.png")
+    row = {"messages": [{"role": "user", "content": "<image><|image|>?"}], "images": ["a.png"]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for file in hub.iterdir():
+        if file.name not in FILES:
+            (bare / file.name).symlink_to(file)
+    train = (
+        "draft",
+        "train",
+        "--regenerate",
+        "--dataset",
+        tmp_path / "rows.jsonl",
+        "--out",
+        tmp_path / "no",
+        "--model",
+    )
+    ask = ("--prompt", "x", "--image", tmp_path / "a.png")
+    for arguments, message in (
+        ((*train, hub), "line 1"),
+        ((*train, bare), "copy them from the model"),
+        (("draft", "generate", "--model", bare, *ask), "copy them from the model"),
+        (("generate", "--model", hub, "--prompt", "<|image|>"), "image"),
+    ):
+        done = dfq(*arguments)
+        assert done.exit_code == 2, (arguments, done.output)
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr
