@@ -22,7 +22,7 @@ from dfrot.draft.build import build, config_for
 from dfrot.draft.head import guess_head
 from dfrot.draft.quantize import quantize_draft
 from dfrot.draft.target import Target
-from dfrot.draft.tree import Shape, expand
+from dfrot.draft.tree import Shape, Tree, expand
 from dfrot.errors import InputError, ResourceError
 from dfrot.hf.load import load_model
 from dfrot.rotation.bench import machine
@@ -39,6 +39,7 @@ def bench_draft(
     *,
     rows: Sequence[int] = ROWS,
     drafts: Sequence[str] = DRAFTS,
+    trees: Sequence[Shape] = (),
     prompt: int = 128,
     repeats: int = 5,
     seed: int = 0,
@@ -46,7 +47,7 @@ def bench_draft(
 ) -> dict[str, Any]:
     """Seconds by number of rows, interleaved in one process, JSON: `step`, `verify[n]`, `draft[kind][n]` (n guesses),
     and per kind of draft `speedup`: by agreement of guesses the best number of them and the speedup to expect, and
-    `break_even[n]`, the acceptance length from which n guesses pay.
+    `break_even[n]`, the acceptance length from which n guesses pay. `trees`: by name the same of whole trees.
 
     shape: one of presets.PRESETS, with random packed weights and a head in 16 bits, through which drafts are trained;
     4-bit drafts guess from a 4-bit copy of it. drafts: bfloat16, w4 or w8: dream drafts of the target's
@@ -54,14 +55,16 @@ def bench_draft(
     if prompt < 2 or repeats < 1 or not rows or min(rows) < 1:
         raise InputError("prompt of at least 2, repeats and rows of at least 1 are needed")
     config = preset(shape)
-    if prompt + max(rows) + 8 > config["max_position_embeddings"]:
+    if any(one.topk < 2 for one in trees):
+        raise InputError("--tree of one child per node is a chain, which --rows measures")
+    if prompt + max([*rows, *(one.depth * one.topk**2 for one in trees)]) + 8 > config["max_position_embeddings"]:
         raise InputError(f"--prompt {prompt}: exceeds the context of {shape}; shorten it")
     with tempfile.TemporaryDirectory(prefix="dfq-bench-") as folder:
         progress("write the target", 0, 1)
         target = Target(load_model(random_checkpoint(Path(folder) / "target", config, scheme, seed, True)))
     made = {kind: _draft(config, kind, seed) for kind in drafts}
     progress("time", 0, 1)
-    seconds = _times(target, made, sorted(set(rows)), prompt, repeats, seed)
+    seconds = _times(target, made, sorted(set(rows)), trees, prompt, repeats, seed)
     step, verify = seconds["step"], {n: seconds[f"verify {n}"] for n in sorted(set(rows))}
     costs = {kind: {n: seconds[f"{kind} {n}"] for n in verify} for kind in drafts}
     return {
@@ -73,10 +76,17 @@ def bench_draft(
         "step": step,
         "verify": verify,
         "draft": costs,
+        "trees": {tree.name: _tree(tree.name, step, seconds, drafts) for tree in trees},
         "break_even": {kind: break_even(step, verify, cost) for kind, cost in costs.items()},
         "speedup": {kind: by_agreement(step, verify, cost) for kind, cost in costs.items()},
         "machine": machine(),
     }
+
+
+def _tree(name: str, step: float, seconds: dict[str, float], drafts: Sequence[str]) -> dict[str, Any]:
+    """Of one tree: seconds of its verify pass and of each draft that grows it, and the acceptance length that pays."""
+    verify, cost = seconds[f"verify {name}"], {kind: seconds[f"{kind} {name}"] for kind in drafts}
+    return {"verify": verify, "draft": cost, "break_even": {kind: (verify + cost[kind]) / step for kind in drafts}}
 
 
 def _size(shape: tuple[int, ...]) -> int:
@@ -97,31 +107,41 @@ def _draft(config: dict[str, Any], kind: str, seed: int) -> tuple[Draft, int]:
 
 @torch.inference_mode()
 def _times(
-    target: Target, drafts: dict[str, tuple[Draft, int]], rows: Sequence[int], length: int, repeats: int, seed: int
+    target: Target,
+    drafts: dict[str, tuple[Draft, int]],
+    rows: Sequence[int],
+    trees: Sequence[Shape],
+    length: int,
+    repeats: int,
+    seed: int,
 ) -> dict[str, float]:
     """Median seconds of everything, in turns."""
     ids = torch.randint(3, target.vocab_size, (length,), generator=torch.Generator().manual_seed(seed))
     token, cache = int(ids[-1]), target.start()
     features, _ = target.prefill(ids, cache)
 
-    def verify(count: int) -> None:
-        target.verify([token] * count, list(range(-1, count - 1)), cache)
-        target.keep(cache, length, count, [])
+    def verify(parents: list[int]) -> None:
+        target.verify([token] * len(parents), parents, cache)
+        target.keep(cache, length, len(parents), [])
 
     def step() -> None:
         target.step(token, cache)
         target.keep(cache, length, 1, [])
 
     calls: dict[str, list[Callable[[], Any]]] = {"step": [step]}
-    calls |= {f"verify {n}": [lambda n=n: verify(n)] for n in rows}  # type: ignore[misc]
+    calls |= {f"verify {n}": [lambda n=n: verify(list(range(-1, n - 1)))] for n in rows}  # type: ignore[misc]
     for kind, (draft, _) in drafts.items():
         guess = _guesser(target, draft, ids, features)
-        calls |= {f"{kind} {n}": [lambda n=n, guess=guess: guess(n)] for n in rows}  # type: ignore[misc]
+        calls |= {f"{kind} {n}": [lambda n=n, guess=guess: guess(Shape(n))] for n in rows}  # type: ignore[misc]
+        for tree in trees:
+            parents = guess(tree).parents
+            calls[f"verify {tree.name}"] = [lambda parents=parents: verify(parents)]  # type: ignore[misc]
+            calls[f"{kind} {tree.name}"] = [lambda tree=tree, guess=guess: guess(tree)]  # type: ignore[misc]
     return {name: found.median for name, found in race(calls, repeats).items()}
 
 
-def _guesser(target: Target, draft: Draft, ids: torch.Tensor, features: torch.Tensor) -> Callable[[int], None]:
-    """A function that drafts a chain behind the same root again and again: extending by one slot, then growing."""
+def _guesser(target: Target, draft: Draft, ids: torch.Tensor, features: torch.Tensor) -> Callable[[Shape], Tree]:
+    """A function that drafts behind the same root again and again: extending by one slot, then growing."""
     state = draft.begin(len(ids) + 4 * max(ROWS) + 64)
     state.extend(target.embed(torch.cat([ids, ids[-1:]])), features)
     head, root, kept = (
@@ -130,12 +150,13 @@ def _guesser(target: Target, draft: Draft, ids: torch.Tensor, features: torch.Te
         (state.slots, state.position, getattr(state, "features", 0)),
     )
 
-    def guess(count: int) -> None:
+    def guess(shape: Shape) -> Tree:
         output = state.extend(target.embed(ids[-1:]), features[-1:])
-        expand(state, root, output, lambda out: draft.logits(out, head), target.embed, Shape(count))
+        found = expand(state, root, output, lambda out: draft.logits(out, head), target.embed, shape)
         state.slots, state.position = kept[:2]
         if hasattr(state, "features"):
             state.features = kept[2]
+        return found
 
     return guess
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from dfrot.bench.draft import break_even, by_agreement
+from dfrot.bench.draft import bench_draft, break_even, by_agreement
+from dfrot.draft.tree import Shape
+from dfrot.errors import InputError
 from dfrot_cli.main import main
 
 COMMAND = ["bench", "draft", "--shape", "tiny", "--rows", "1,3", "--repeats", "2", "--prompt", "16"]
@@ -22,8 +24,17 @@ def test_the_command_measures_and_plots(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "draft.png").stat().st_size > 1000
     assert set(told["verify"]) == set(told["draft"]["w4"]) == {"1", "3"}
     assert min(told["step"], *told["verify"].values(), *told["draft"]["bfloat16"].values()) > 0
-    table = CliRunner().invoke(main, COMMAND, catch_exceptions=False)
+    table = CliRunner().invoke(main, [*COMMAND, "--tree", "2,2,4"], catch_exceptions=False)
     assert "pays from tau" in table.output
+    assert "tree 2,2,4" in table.output
+
+
+def test_a_tree_pays_where_its_round_is_as_long_as_what_it_gives() -> None:
+    told = bench_draft("tiny", rows=[2], drafts=["w4"], trees=[Shape(2, 2, 4)], prompt=16, repeats=1)
+    tree = told["trees"]["tree 2,2,4"]
+    assert tree["break_even"]["w4"] * told["step"] == pytest.approx(tree["verify"] + tree["draft"]["w4"])
+    with pytest.raises(InputError, match="chain"):
+        bench_draft("tiny", trees=[Shape(3)])
 
 
 def test_what_follows_from_costs() -> None:

@@ -28,6 +28,7 @@ def _names(ctx: click.Context, option: click.Parameter, value: str) -> list[str]
 @click.option("--scheme", default="w4a4kv4", show_default=True)
 @click.option("--rows", default="1,2,4,8,16,32,64", callback=_numbers, show_default=True, metavar="N,N")
 @click.option("--drafts", default="bfloat16,w4", callback=_names, show_default=True, metavar="A,B")
+@click.option("--tree", "trees", multiple=True, metavar="D,K,N", help="Depth, top-k, nodes with the root; repeatable.")
 @click.option("--prompt", type=click.IntRange(2), default=128, show_default=True, help="Positions in the cache.")
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Interleaved samples.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Also write JSON and a plot here.")
@@ -37,15 +38,18 @@ def command(common: Common, out: Path | None, **options: Any) -> None:
     common.prepare()
     from dfrot.bench.draft import bench_draft, plot
     from dfrot.bench.presets import preset
+    from dfrot.draft.tree import Shape
     from dfrot.errors import ExistsError
     from dfrot.files import write_json
 
     preset(options["shape"])
+    options["trees"] = tuple(Shape.parse(None, tree) for tree in options["trees"])
     if out is not None and out.exists() and not common.overwrite:
         raise ExistsError(f"{out}: already exists; choose another --out, or replace it with --overwrite")
     settings = {**options, "seed": common.seed}
     if common.plan:
-        plan("bench draft", {}, settings, out, common)
+        named = [tree.name for tree in settings["trees"]]
+        plan("bench draft", {}, {**settings, "trees": named}, out, common)
         return
     with show.progress() as progress:
         result = bench_draft(**settings, progress=progress)
@@ -74,6 +78,14 @@ def _tables(result: dict[str, Any]) -> None:
         f"{result['shape']} {result['scheme']}, {machine['threads']} threads, {machine['processor']}: n rows, n guesses"
     )
     show.table(f"{title}; a step takes {1e3 * step:.1f} ms", heads, rows)
+    trees = []
+    for name, found in result["trees"].items():
+        row = [name, 1e3 * found["verify"], found["verify"] / step]
+        for kind in result["draft"]:
+            row += [1e3 * found["draft"][kind], found["break_even"][kind]]
+        trees.append(row)
+    if trees:
+        show.table("trees", ["tree", *heads[1:]], trees)
     for kind, found in result["speedup"].items():
         best_of = [(chance, best["guesses"], best["tau"], best["speedup"]) for chance, best in found.items()]
         show.table(f"{kind} draft", ("a guess stands", "best guesses", "tau", "speedup"), best_of)
