@@ -12,6 +12,7 @@ from dfrot.errors import DfqError, InputError
 from dfrot.export import foreign, gguf_header
 from dfrot.export.source import open_source
 from dfrot.export.targets import TARGETS
+from dfrot.hf.vision import CONFIG, VisionConfig, sees
 from dfrot.pipeline.lineage import lineage, record
 from dfrot.quant.config import QUANT_METHOD, DfqConfig
 from dfrot.quant.plan import check_packed, plan_linears
@@ -99,6 +100,9 @@ def _ours(checkpoint: Checkpoint, config: DfqConfig | None, where: str) -> dict[
         facts["kept_in_16_bits"] = list(config.keep)
     if scheme is not None:
         facts |= {"scheme": scheme.name, "weights": _grid(scheme), "activations": _acts(scheme), "kv": _kv(scheme)}
+    if sees(checkpoint.path):
+        seen = VisionConfig.read(checkpoint.path / CONFIG)
+        facts["images"] = f"{seen.size} x {seen.size} pixels, {seen.per_image} tokens each"
     facts["exports_to"] = {name: _exports(checkpoint, name) for name in TARGETS}
     return facts
 

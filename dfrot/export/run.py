@@ -14,7 +14,6 @@ from dfrot.export.fit import target_of
 from dfrot.export.source import Source, open_source
 from dfrot.files import require_free_space, write_json
 from dfrot.hf.tokens import TOKENIZER_FILES
-from dfrot.pipeline import vision
 from dfrot.pipeline.lineage import lineage
 from dfrot.quant.scheme import QuantScheme
 from dfrot.stage import Progress, open_stage, read_evidence, silent
@@ -45,7 +44,6 @@ def export(
     target = target_of(to)
     if dtype is not None and not target.described:
         raise UnsupportedError(f"--dtype {dtype}: {to} keeps 16-bit tensors as they are; leave the option out")
-    vision.refuse(model, "the export")
     source = open_source(model, target, scheme, online_r4)
     request = {
         "model": source.checkpoint.digest(),

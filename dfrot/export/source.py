@@ -15,6 +15,7 @@ from dfrot.errors import InputError, UnsupportedError
 from dfrot.export.fit import fit, without_activations
 from dfrot.export.half import Rounding
 from dfrot.export.targets import Storage, Target, served_clip
+from dfrot.pipeline import vision
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.plan import LinearPlan, check_packed, plan_linears
 from dfrot.quant.scheme import FULL, QuantScheme
@@ -72,6 +73,7 @@ def open_source(model: Path, target: Target, wanted: QuantScheme | None = None, 
     where = str(checkpoint.path / "config.json")
     config = DfqConfig.of(checkpoint.config, where)
     arch = describe(checkpoint.config, where)
+    vision.refuse(model, "the export")
     if arch.wrapper is not None:
         raise UnsupportedError(
             f"{model}: exports of models that see ({arch.wrapper.model_type}) are not supported; serve it with dfq"

@@ -160,6 +160,13 @@ def test_refusals(packed: Path, draft: Path, rows: Path, dfq: Any, tmp_path: Pat
     assert not (tmp_path / "no").exists()
 
 
+def test_inspect_tells_of_images(packed: Path, dfq: Any) -> None:
+    facts = json.loads(dfq("inspect", packed, "--json").stdout)
+    assert facts["images"] == "16 x 16 pixels, 4 tokens each"
+    assert all("vision part" in reason for reason in facts["exports_to"].values())
+    assert "images" not in json.loads(dfq("inspect", "reference", "--json").stdout)
+
+
 def test_a_vision_part_of_another_model_is_refused(packed: Path, rotated: Path, dfq: Any, tmp_path: Path) -> None:
     import shutil
 
