@@ -16,6 +16,7 @@ from dfrot.draft.base import Draft
 from dfrot.draft.build import build
 from dfrot.draft.config import DraftConfig
 from dfrot.draft.decode import Limits, plain, speculative
+from dfrot.draft.prompt import Images
 from dfrot.draft.target import Target
 from dfrot.draft.tree import Shape
 from dfrot.draft.warm import warm_start
@@ -25,19 +26,25 @@ from dfrot_kernels import native
 
 SHAPES = (Shape(3), Shape(4, 3, 10))
 GREEDY = Sampling()
+IMAGES = 50
 
 
 @dataclass
 class Case:
-    """A target, prompts for it, and what it says to each."""
+    """A target, prompts for it, their images, and what it says to each."""
 
     target: Target
     prompts: list[list[int]]
+    images: list[Images | None]
     told: list[list[int]]
 
     @classmethod
-    def of(cls, target: Target, prompts: list[list[int]], count: int) -> Case:
-        return cls(target, prompts, [plain(target, prompt, Limits(count), GREEDY).tokens for prompt in prompts])
+    def of(
+        cls, target: Target, prompts: list[list[int]], count: int, images: list[Images | None] | None = None
+    ) -> Case:
+        shown = images or [None] * len(prompts)
+        told = [plain(target, one, Limits(count), GREEDY, images=seen).tokens for one, seen in zip(prompts, shown)]
+        return cls(target, prompts, shown, told)
 
 
 def own_draft(target: Target) -> Draft:
@@ -64,9 +71,9 @@ def check(case: Case, draft: Draft | None, kit: SimpleNamespace, shape: Shape, r
     """Every output is the plain one. draft None: one that knows what will be said, or (not `right`) says anything
     else. Returns the acceptance length."""
     emitted = rounds = 0
-    for prompt, told in zip(case.prompts, case.told):
+    for prompt, images, told in zip(case.prompts, case.images, case.told):
         one = draft or kit.scripted([*prompt, *told], right, case.target.vocab_size)
-        out = speculative(case.target, one, prompt, Limits(len(told)), GREEDY, shape)
+        out = speculative(case.target, one, prompt, Limits(len(told)), GREEDY, shape, images=images)
         assert out.tokens == told
         if draft is None:  # every round, but for the last one, which the length cuts off
             assert set(out.accepted[:-1]) <= {shape.depth if right else 0}
@@ -121,32 +128,58 @@ def test_the_op_by_op_path_is_lossless_too(small: Case, kit: SimpleNamespace) ->
         assert check(case, None, kit, shape, right=False) == 1
 
 
-@pytest.mark.slow
-def test_fifty_prompts_of_the_reference_model(tmp_path: Path, kit: SimpleNamespace) -> None:
-    """50 prompts, 128 tokens, the shipped model rotated and packed in W4A4KV4, a draft trained for it among others."""
-    from dfrot.draft.store import load_draft
+def packed_and_drafted(model: str, folder: Path, dataset: str, seqlen: int) -> tuple[Path, Path]:
+    """A shipped model rotated and in W4A4KV4, and a draft trained for it on what it says."""
     from dfrot.draft.train import TrainOptions
-    from dfrot.hf.tokens import load_tokenizer
     from dfrot.models import resolve
     from dfrot.pipeline.draft import DataSettings, DraftSettings, train
-    from dfrot.pipeline.draft_eval import load_prompts
     from dfrot.pipeline.quantize import QuantizeSettings, quantize
     from dfrot.pipeline.rotate import RotateSettings, rotate
     from dfrot.quant.scheme import QuantScheme
 
-    rotate(resolve("reference"), tmp_path / "rotated", RotateSettings(method="hadamard"))
+    rotate(resolve(model), folder / "rotated", RotateSettings(method="hadamard"))
     settings = QuantizeSettings(scheme=QuantScheme.parse("w4a4kv4"), algorithm="rtn")
-    quantize(tmp_path / "rotated", None, tmp_path / "packed", settings)
-    data = DataSettings(samples=64, held_out=4, seqlen=128)
-    train(
-        tmp_path / "packed",
-        tmp_path / "draft",
-        DraftSettings(data=data, train=TrainOptions(batch=4, evaluations=1)),
-    )
-    target = Target(load_model(tmp_path / "packed"))
-    prompts = load_prompts("stdlib", load_tokenizer(tmp_path / "packed"), 50, 64)
+    quantize(folder / "rotated", None, folder / "packed", settings)
+    data = DataSettings(dataset=dataset, samples=64, held_out=4, seqlen=seqlen)
+    options = TrainOptions(batch=4, evaluations=1)
+    train(folder / "packed", folder / "draft", DraftSettings(data=data, train=options))
+    return folder / "packed", folder / "draft"
+
+
+@pytest.mark.slow
+def test_fifty_prompts_of_the_reference_model(tmp_path: Path, kit: SimpleNamespace) -> None:
+    """50 prompts, 128 tokens, the shipped model rotated and packed in W4A4KV4, a draft trained for it among others."""
+    from dfrot.draft.store import load_draft
+    from dfrot.hf.tokens import load_tokenizer
+    from dfrot.pipeline.draft_eval import load_prompts
+
+    packed, draft = packed_and_drafted("reference", tmp_path, "stdlib", 128)
+    target = Target(load_model(packed))
+    prompts = load_prompts("stdlib", load_tokenizer(packed), 50, 64)
     case = Case.of(target, prompts, 128)
     assert sum(map(len, case.told)) == 50 * 128
-    trained = load_draft(tmp_path / "draft")
+    trained = load_draft(draft)
+    check_all(case, [trained, own_draft(target)], kit)
+    assert check(case, trained, kit, SHAPES[0]) > 1.2
+
+
+@pytest.mark.slow
+def test_fifty_images_of_the_reference_model_that_sees(
+    tmp_path: Path, kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """50 questions about images, 128 tokens each, on past the end of the answer."""
+    from huggingface_hub import constants
+
+    from dfrot.draft.opening import open_target
+    from dfrot.draft.pictured import load_questions, reader_of
+    from dfrot.draft.store import load_draft
+
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hub"))  # where the model is put together
+    packed, draft = packed_and_drafted("reference-vlm", tmp_path, "shapes", 64)
+    target = open_target(packed)
+    asked = load_questions("shapes", reader_of(packed), IMAGES)
+    case = Case.of(target, [one.ids for one in asked], 128, [one.images for one in asked])
+    assert sum(map(len, case.told)) == IMAGES * 128
+    trained = load_draft(draft)
     check_all(case, [trained, own_draft(target)], kit)
     assert check(case, trained, kit, SHAPES[0]) > 1.2

@@ -12,9 +12,11 @@ from dfrot_cli.options import Common, common
 @common
 def command(common: Common) -> None:
     """List the aliases that --model understands, and which of them lie complete in the local hub cache."""
-    from dfrot.models import SHIPPED, known, resolve
+    from dfrot.models import REFERENCE, REFERENCE_VLM, assembled, known, resolve
 
-    rows = [{"alias": alias, "hub_id": None, "folder": str(resolve(alias))} for alias in SHIPPED]
+    made = assembled()  # put together on first use, which this is not
+    rows = [{"alias": REFERENCE, "hub_id": None, "folder": str(resolve(REFERENCE))}]
+    rows += [{"alias": REFERENCE_VLM, "hub_id": None, "folder": str(made) if made.is_dir() else None}]
     rows += [
         {"alias": row.alias, "hub_id": row.hub_id, "folder": None if row.folder is None else str(row.folder)}
         for row in known()
