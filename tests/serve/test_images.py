@@ -12,8 +12,11 @@ import openai
 import pytest
 import torch
 
+from dfrot.arch import open_described
 from dfrot.calib import shapes
+from dfrot.draft.build import build, config_for
 from dfrot.draft.rows import MAX_IMAGES
+from dfrot.draft.store import fingerprint, save_draft
 from dfrot.pipeline.generate import Engine
 from dfrot.reference import sees
 from dfrot.serve.api import parse
@@ -77,10 +80,15 @@ def test_only_users_show_images() -> None:
 
 
 @pytest.fixture(scope="module")
-def seeing(tmp_path_factory: pytest.TempPathFactory, start: Any) -> Iterator[Any]:
-    folder = tmp_path_factory.mktemp("sees") / "reference-vlm"
-    folder.mkdir()
-    sees.write(Path(folder))
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("sees") / "reference-vlm"
+    made.mkdir()
+    sees.write(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def seeing(folder: Path, start: Any) -> Iterator[Any]:
     with start(Engine(folder), name="vlm", max_body=100_000) as found:
         yield found
 
@@ -105,6 +113,18 @@ def test_a_conversation_about_images(seeing: Any) -> None:
     streamed = "".join(piece.choices[0].delta.content or "" for piece in pieces)
     assert streamed == told.choices[0].message.content
     assert ask(seeing, {"type": "text", "text": "x = 1"}).usage.prompt_tokens < 16, "text alone is served too"
+
+
+def test_a_draft_changes_nothing(seeing: Any, folder: Path, tmp_path: Path, start: Any) -> None:
+    _, arch = open_described(folder)
+    torch.manual_seed(0)
+    save_draft(tmp_path, build(config_for(arch, "dream", target_fingerprint=fingerprint(folder))))
+    parts = [(part(uri(shapes.sample(seed).picture)), TEXT) for seed in (3, 4)]
+    with start(Engine(folder, tmp_path, (3, 1, 0)), name="vlm", max_body=100_000) as drafted:
+        for one in parts:
+            told = [ask(server, *one).choices[0].message.content for server in (seeing, drafted)]
+            assert told[0] == told[1]
+        assert drafted.lines[0]["new"] > 5
 
 
 def test_broken_images_leave_it_healthy(seeing: Any, server: Any) -> None:
