@@ -51,7 +51,8 @@ sanitize: setup
 	cmake --build build/sanitize --parallel 2
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	  $(BIN)/python tests/sanitize.py build/sanitize/libdfq_cpu.so tests/kernels -q $(ARGS)
+	  $(BIN)/python tests/sanitize.py build/sanitize/libdfq_cpu.so tests/kernels \
+	  tests/draft/test_native_pass.py tests/draft/test_native_tree.py -q $(ARGS)
 
 # The kernels on emulated processors: 64-bit ARM and older x86 ones, which must run without an illegal instruction. The
 # scalar code gives the bits that it gives here. Needs cmake, g++-aarch64-linux-gnu and qemu-user, on x86-64.

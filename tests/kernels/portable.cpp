@@ -6,6 +6,7 @@
 #include <cstring>
 #include <vector>
 
+#include "dfq_draft.h"
 #include "dfq_kernels.h"
 #include "dfq_tiled.h"
 
@@ -141,6 +142,42 @@ void cache(int64_t rows, int64_t length, int64_t threads) {
                                         k_zero.data(), threads), k, k_scale, k_zero);
 }
 
+// A self block and a cross block of a draft, three slots of a tree, and the dense product that its guesses come from.
+void draft(int64_t type, int64_t threads) {
+  const int64_t hidden = 40, heads = 4, kv = 2, dim = 12, mlp = 56, rows = 3, capacity = 9, size = type ? 2 : 4;
+  std::vector<std::vector<float>> wide;
+  std::vector<std::vector<uint16_t>> narrow;
+  const auto linear = [&](int64_t n, int64_t k) -> dfq_draft_linear {
+    wide.push_back(floats(n * k, 0.2f)), narrow.push_back(bfloats(n * k, 0.2f));
+    const void* const data = type ? static_cast<const void*>(narrow.back().data()) : wide.back().data();
+    return {data, nullptr, nullptr, type, n, k, 0};
+  };
+  const auto gains = floats(hidden), slopes = floats(heads);
+  const auto block = [&](bool cross) -> dfq_draft_block {
+    const float* const norm = cross ? gains.data() : nullptr;
+    return {gains.data(), gains.data(), norm, norm, cross ? slopes.data() : nullptr, 0.5, 0.7, cross,
+            linear(heads * dim, hidden), linear(kv * dim, hidden), linear(kv * dim, hidden),
+            linear(hidden, heads * dim), linear(mlp, hidden), linear(mlp, hidden), linear(hidden, mlp)};
+  };
+  const dfq_draft_block blocks[2] = {block(false), block(true)};
+  const dfq_draft model = {blocks, gains.data(), type, 2, hidden, heads, kv, dim, mlp, 1e-5};
+  std::vector<uint8_t> k[2], v[2];
+  dfq_draft_buffer buffers[2];
+  for (int i = 0; i < 2; ++i) {
+    k[i].resize(kv * capacity * dim * size), v[i].resize(kv * capacity * dim * size);
+    buffers[i] = {k[i].data(), v[i].data(), capacity};
+  }
+  const auto x = floats(rows * hidden), angles = floats(8 * dim);
+  const auto narrow_x = bfloats(rows * hidden);
+  const void* const in = type ? static_cast<const void*>(narrow_x.data()) : x.data();
+  const int64_t positions[3] = {4, 5, 5}, places[2] = {3, 4};
+  const uint8_t tree[9] = {1, 0, 0, 1, 1, 0, 1, 0, 1}, seen[6] = {1, 0, 1, 1, 1, 0};
+  std::vector<uint8_t> out(rows * hidden * size), y(rows * mlp * size);
+  report("draft", dfq_draft_pass(&model, buffers, in, rows, in, 2, angles.data(), angles.data(), positions, 4, 4, tree, 5,
+                                 4, 2, places, seen, out.data(), threads), out, k[0], v[0], k[1], v[1]);
+  report("dense", dfq_dense(in, type, rows, mlp, hidden, blocks[0].gate.data, y.data(), threads), y);
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -152,6 +189,7 @@ int main(int count, char** arguments) {
     for (int64_t type = 0; type < 2; ++type) {
       transforms(3, 512, 1, type, threads);
       transforms(2, 12 * 16, 12, type, threads);
+      draft(type, threads);
     }
     cache(1, 40, threads);
     cache(9, 300, threads);
