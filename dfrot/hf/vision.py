@@ -26,6 +26,7 @@ CONFIG, WEIGHTS = "vision.json", "vision"
 TOWER, PROJECTOR = "vision_tower.", "multi_modal_projector."
 LAST = f"{PROJECTOR}linear_2"
 MAX_SIZE = 4096  # pixels on a side
+MAX_LAYERS, MAX_WIDTH = 256, 1 << 16  # of a tower; what a file says is looked at before anything is allocated
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,14 @@ class VisionConfig:
         tower: Any = config.tower if isinstance(config.tower, dict) else {}
         size, patch = tower.get("image_size"), tower.get("patch_size")
         whole = all(type(n) is int for n in (size, patch, config.image_token))
+        sizes = [value for value in tower.values() if isinstance(value, int)]
+        deep = tower.get("num_hidden_layers", 1)
         if not (whole and 0 < patch <= size <= MAX_SIZE and config.image_token >= 0):
             raise InputError(f"{file}: image_size, patch_size or image_token makes no sense; make it again")
+        if not (isinstance(deep, int) and deep <= MAX_LAYERS and all(0 <= value <= MAX_WIDTH for value in sizes)):
+            raise InputError(f"{file}: a tower of such sizes is not supported; make it again")
+        if not isinstance(config.language_model, str):
+            raise InputError(f"{file}: language_model is no fingerprint; make it again")
         return config
 
     @property
@@ -166,9 +173,9 @@ def look(folder: Path, pixels: Tensor, width: int) -> Tensor:
     from transformers import LlamaConfig
 
     config, tensors = VisionConfig.read(folder / CONFIG), _load(folder)
-    _, parts = _modules(config, LlamaConfig(hidden_size=width))
-    both = nn.ModuleDict(parts)
-    _check(both.state_dict(), tensors, folder)
+    text = LlamaConfig(hidden_size=width)
+    _require_fit(config, text, tensors, folder)
+    both = nn.ModuleDict(_modules(config, text)[1])
     both.load_state_dict(tensors)
     seen = both["vision_tower"].eval()(pixels).last_hidden_state[:, 1:]  # without the class token
     return both["multi_modal_projector"](seen)  # type: ignore[no-any-return]
@@ -191,15 +198,25 @@ def join(language_model: Any, vision: Path, fingerprint: str) -> Any:
     MismatchError when they were not made for each other, InputError for a damaged file."""
     config, tensors = VisionConfig.read(vision / CONFIG), _load(vision)
     _fits(vision, config, fingerprint)
+    _require_fit(config, language_model.config, tensors, vision)
     model = compose(language_model, config)
-    _check(_parts(model), tensors, vision)
     model.model.load_state_dict(tensors, strict=False)
     return model.requires_grad_(False).eval()
 
 
-def _check(expected: dict[str, Tensor], tensors: dict[str, Tensor], folder: Path) -> None:
-    for name, value in expected.items():
+def _require_fit(config: VisionConfig, text: Any, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Raise InputError unless the tensors are those that the description asks for; nothing is allocated for it."""
+    attention = text._attn_implementation
+    try:
+        with torch.device("meta"):
+            parts = _modules(config, text)[1]
+    except Exception as error:  # transformers raises many kinds here; all mean that the description is wrong
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise InputError(f"{folder / CONFIG}: refused by transformers ({reason}); make it again") from None
+    finally:
+        text._attn_implementation = attention
+    for name, value in nn.ModuleDict(parts).state_dict().items():
         if name not in tensors or tensors[name].shape != value.shape:
             raise InputError(f"{folder}: tensor {name} is missing or has another shape; make the vision part again")
-    if extra := sorted(set(tensors) - set(expected)):
+    if extra := sorted(set(tensors) - set(nn.ModuleDict(parts).state_dict())):
         raise InputError(f"{folder}: tensor {extra[0]} does not belong to it; make the vision part again")

@@ -160,6 +160,36 @@ def test_refusals(packed: Path, draft: Path, rows: Path, dfq: Any, tmp_path: Pat
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tower": {"image_size": 16, "patch_size": 0}},
+        {"tower": {"image_size": 1 << 20, "patch_size": 8}},
+        {"tower": {"image_size": 16, "patch_size": 8, "num_hidden_layers": 10**9}},
+        {"tower": {"image_size": 16, "patch_size": 8, "num_hidden_layers": "many"}},
+        {"tower": {"image_size": 16, "patch_size": 8, "hidden_size": 1 << 40}},
+        {"tower": {"image_size": 16, "patch_size": 8, "hidden_size": 60000, "intermediate_size": 60000}},
+        {"tower": {"image_size": 16, "patch_size": 8, "hidden_size": 30, "num_attention_heads": 7}},
+        {"tower": {"image_size": 16, "patch_size": 8, "hidden_act": "none such"}},
+        {"tower": 3},
+        {"image_token": -1},
+        {"image_token": 5000},
+        {"image_token": True},
+        {"language_model": ["x"]},
+        {"more": 1},
+    ],
+)
+def test_hostile_descriptions(change: dict[str, Any], original: Path, dfq: Any, tmp_path: Path) -> None:
+    for file in original.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "vision.json").unlink()
+    (tmp_path / "vision.json").write_text(json.dumps({**read_json(original / "vision.json"), **change}))
+    done = dfq("generate", "--model", tmp_path, "--prompt", "x")
+    assert done.exit_code == 2, done.output
+    assert done.stderr.count("\n") == 1
+    assert len(done.stderr) < 400
+
+
 def test_inspect_tells_of_images(packed: Path, dfq: Any) -> None:
     facts = json.loads(dfq("inspect", packed, "--json").stdout)
     assert facts["images"] == "16 x 16 pixels, 4 tokens each"
