@@ -62,8 +62,7 @@ class Target:
         self.window: int | None = _window(self.config, drafted)
         heads = int(self.config.num_attention_heads)
         self.group = heads // int(getattr(self.config, "num_key_value_heads", None) or heads)
-        self._dense_head = _dense(self.head_module)
-        self.exact = RowExact([self.decoder] if self._dense_head is not None else [self.decoder, self.head_module])
+        self.exact = RowExact([self.decoder, *([] if self._dense_head() is not None else [self.head_module])])
         native = getattr(self.decoder, "dfq_native", None)
         # hooks on layers keep the native decoder from serving: then plain steps must not use it either
         self.native: Any = native if native is not None and not native.unfit and not self.aux_layers else None
@@ -111,10 +110,20 @@ class Target:
     def say(self, features: Tensor) -> Tensor:
         """`head` for a few rows that are decoded: every row has the bits that it has alone, and a dense head is read
         once, at the speed of memory."""
-        weight = self._dense_head
-        if weight is None or any((self.head_module._forward_hooks, self.head_module._forward_pre_hooks)):
+        weight = self._dense_head()
+        if weight is None:
             return self.head(features)
+        if any((self.head_module._forward_hooks, self.head_module._forward_pre_hooks)):  # somebody looks on
+            rows = [self.head(row[None]) for row in features.reshape(-1, features.shape[-1])]
+            return torch.cat(rows).view(*features.shape[:-1], -1)
         return self.scaled(dense(features.to(weight.dtype), weight))
+
+    def _dense_head(self) -> Tensor | None:
+        """The weight of a head that the native product of a few rows reads in place, or None."""
+        head = self.head_module
+        if type(head) is not nn.Linear or head.bias is not None or not native.active() or not servable(head.weight):
+            return None
+        return head.weight
 
     def scaled(self, logits: Tensor) -> Tensor:
         """What the config asks for behind the head."""
@@ -316,13 +325,6 @@ class Target:
         elif path:
             self._chain([self._replay[node] for node in path], cache)
         self._replay = None
-
-
-def _dense(head: nn.Module) -> Tensor | None:
-    """The weight of a head that the native product of a few rows reads in place, or None."""
-    if type(head) is not nn.Linear or head.bias is not None or not native.active() or not servable(head.weight):
-        return None
-    return head.weight.detach()
 
 
 def branches(parents: list[int]) -> list[tuple[int, list[int]]]:

@@ -163,6 +163,18 @@ def test_four_bit_drafts_guess_from_a_four_bit_head(tmp_path: Path) -> None:
     assert guess_head(packed, made(EVEN, "w4", torch.float32)) == packed.say, "its head is in 4 bits already"
 
 
+@torch.inference_mode()
+def test_hooks_of_a_head_are_called_and_rows_stay_alone(tmp_path: Path) -> None:
+    target = Target(load_model(random_checkpoint(tmp_path / "packed", preset("tiny"), "w4a4kv4", 0, keep_head=True)))
+    features, seen = torch.randn(1, 4, target.config.hidden_size, dtype=torch.bfloat16), []
+    handle = target.head_module.register_forward_hook(lambda _, given, told: seen.append(given[0].shape))
+    together = target.say(features)
+    assert len(seen) == 4
+    assert torch.equal(together[:, 2], target.say(features[:, 2:3])[:, 0])
+    handle.remove()
+    assert torch.allclose(target.say(features), together, atol=0.05)
+
+
 def test_weights_that_changed_are_read_anew() -> None:
     draft = made(EVEN, "", torch.float32)
     first = drafted(draft, True)
