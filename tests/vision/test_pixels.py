@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from dfrot.errors import InputError
+from dfrot.errors import InputError, UnsupportedError
 from dfrot.hf import pixels
 
 Image = pytest.importorskip("PIL.Image")
@@ -96,3 +97,9 @@ def test_scaling_keeps_the_picture() -> None:
     assert torch.equal(pixels.pixels(small, 16), small.permute(2, 0, 1).float() / 127.5 - 1)
     with pytest.raises(InputError, match="uint8"):
         pixels.pixels(small.float(), 16)
+
+
+def test_without_pillow_the_refusal_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(UnsupportedError, match=r"pip install 'dfq\[images\]'"):
+        pixels.decode(b"", "here")
