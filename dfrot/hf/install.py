@@ -13,6 +13,7 @@ from dfrot.arch import BoundArch, describe
 from dfrot.checkpoint import TensorEntry, read_header
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.hf import experts
+from dfrot.hf.blocks import cap_of
 from dfrot.quant import resets
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.linear import DenseLinear, QuantLinear
@@ -66,6 +67,13 @@ def replace_linears(model: Any, config: DfqConfig, files: Sequence[str] | None) 
     check_tensors(model, arch, entries, Path(files[0]).parent if files else Path())
 
 
+def renamed_dtypes(model: Any) -> dict[str, torch.dtype]:
+    """Parameters that are stored under another name, and the dtypes that they shall have: transformers 5.20 loads what
+    it renames as it is stored."""
+    arch = _arch(model)
+    return {name: parameter.dtype for name, parameter in model.named_parameters() if arch.stored(name) != name}
+
+
 def check_tensors(model: Any, arch: BoundArch, entries: dict[str, TensorEntry], folder: Path) -> None:
     """Every tensor of the model must be in the files with its shape and kind of dtype, and no other."""
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
@@ -113,7 +121,8 @@ def finish(model: Any, config: DfqConfig) -> None:
     if kv is not None:
         attention.register()
         own = "sdpa" if base._supports_sdpa else "eager"  # what transformers takes unless it is told otherwise
-        if base.config._attn_implementation not in (own, attention.NAME):
+        capped = {"eager"} if cap_of(base.config, arch, "attention") is not None else set()
+        if base.config._attn_implementation not in {own, attention.NAME} | capped:
             raise UnsupportedError(
                 f"attn_implementation={base.config._attn_implementation!r}: dfq models run on {own}; leave it out"
             )
@@ -121,10 +130,18 @@ def finish(model: Any, config: DfqConfig) -> None:
             for name in _attentions(arch):
                 attention.rotate_queries(model.get_submodule(arch.module(name)), kv.r3)
         base.config._attn_implementation = attention.NAME
+    keep_caps(base, arch)
     resets.attach(model, config.resets)
     runtime.attach(base)
     decode.attach(model, base, arch, kv, runtime.sinks)
     model.dfq_runtime = runtime
+
+
+def keep_caps(base: Any, arch: BoundArch) -> None:
+    """Attention whose scores are capped must not run on PyTorch's fused one: older transformers leave the cap out
+    without a word, newer ones take another by themselves."""
+    if cap_of(base.config, arch, "attention") is not None and base.config._attn_implementation == "sdpa":
+        base.config._attn_implementation = "eager"
 
 
 def _attentions(arch: BoundArch) -> set[str]:

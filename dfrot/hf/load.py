@@ -13,6 +13,7 @@ import torch
 from dfrot.arch import describe, described
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import DfqError, InputError, UnsupportedError
+from dfrot.hf.install import keep_caps
 from dfrot.hf.tokens import load_tokenizer
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.plan import check_packed, plan_linears
@@ -75,7 +76,8 @@ def load_model(path: Path | str, dtype: torch.dtype | str | None = None, fake: b
     checkpoint, config = check_folder(Path(path))
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    sees = describe(checkpoint.config).wrapper is not None
+    arch = describe(checkpoint.config)
+    sees = arch.wrapper is not None
     try:
         with _quiet():
             model, info = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_pretrained(
@@ -95,6 +97,7 @@ def load_model(path: Path | str, dtype: torch.dtype | str | None = None, fake: b
     # the checks above read the index; transformers may have preferred another file of the folder
     if left := sorted(str(name) for key in ("missing_keys", "mismatched_keys") for name in info[key]):
         raise InputError(f"{checkpoint.path}: tensor {left[0]} was not loaded; two sets of weights in one folder?")
+    keep_caps(model.base_model if arch.wrapper is None else model.get_submodule(arch.wrapper.inside), arch)
     if fake and config is not None and config.scheme is not None:
         from dfrot.quant.linear import simulate
 

@@ -53,13 +53,17 @@ class DfqHfQuantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_before_weight_loading(
         self, model: nn.Module, checkpoint_files: Sequence[str] | None = None, **kwargs: Any
     ) -> None:
-        from dfrot.hf.install import replace_linears
+        from dfrot.hf.install import renamed_dtypes, replace_linears
 
         replace_linears(model, self.quantization_config.dfq, checkpoint_files)
+        self._renamed = renamed_dtypes(model)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         from dfrot.hf.install import finish
 
+        for name, dtype in self._renamed.items():
+            parameter = model.get_parameter(name)
+            parameter.data = parameter.data.to(dtype)
         finish(model, self.quantization_config.dfq)
         return model
 
