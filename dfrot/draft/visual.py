@@ -112,7 +112,7 @@ class VisualSource:
         return self.corpora[side]
 
     def batch(self, side: str, index: Tensor) -> tuple[Corpus, Features]:
-        """Raises InputError where samples of a batch keep different numbers of slots."""
+        """Samples with their features, and the slots that they keep."""
         rows, features, scores = self.scored(side, index)
         return rows, replace(features, kept=kept_slots(scores, share_of(side, index, self.keep)))
 
@@ -146,11 +146,11 @@ def share_of(side: str, index: Tensor, keep: float) -> float:
 
 
 def kept_slots(scores: Tensor, share: float) -> Tensor:
-    """`kept` of every row of a batch, int64 [B, n]. Raises InputError where they differ in number."""
+    """`kept` of every row of a batch, int64 [B, n]. Rows that keep fewer slots get the last position again, which never
+    counts and which no other slot looks at."""
     found = [kept(row, share) for row in scores]
-    if len({len(one) for one in found}) > 1:
-        raise InputError("the samples of a batch hold different numbers of image tokens; train with --batch 1")
-    return torch.stack(found)
+    most, last = max(map(len, found)), scores.shape[1] - 1
+    return torch.stack([torch.cat([one, one.new_full((most - len(one),), last)]) for one in found])
 
 
 def _pad(x: Tensor, length: int) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from dfrot.draft.build import build
 from dfrot.draft.config import DraftConfig
 from dfrot.draft.decode import Limits, plain, speculative
+from dfrot.draft.loss import Losses
 from dfrot.draft.prompt import Images
 from dfrot.draft.target import Target
 from dfrot.draft.train import Trainer, TrainOptions
@@ -251,6 +252,32 @@ def test_training_replays_decoding_with_pruned_images() -> None:
     got = state.extend(found.embeddings[0, slots], found.last[0, : one.prompt], slots)
     assert torch.allclose(got[0], out[len(slots) - 1], atol=1e-5)
     assert state.position == one.prompt
+
+
+def test_rows_of_a_batch_may_hold_different_numbers_of_images() -> None:
+    """Losses of two samples together are those of each alone."""
+    target, draft = target_of("llava"), random_draft().requires_grad_(False)
+    one = samples(target, 1, 5)[0]
+    prompt = [*one.tokens[: one.prompt], *prompt_of("llava", 9)]
+    given = {"pixel_values": torch.cat([given_of("llava", seed)["pixel_values"] for seed in (5, 9)])}
+    told = plain(target, prompt, Limits(9), GREEDY, images=Images(given)).tokens
+    two = VisualSample([*prompt, *told], len(prompt), given)
+    options = TrainOptions(bf16=False)
+
+    def loss(*held: VisualSample) -> Losses:
+        source = VisualSource(target, held, held, keep=0.5)
+        rows, found = source.batch("held_out", torch.arange(len(held)))
+        trainer = Trainer(draft, source, target.embed, target.head, options, Path())
+        return trainer._losses(rows.tokens, rows.mask, found, found)
+
+    alone, together = [loss(one), loss(two)], loss(one, two)
+    counts = [int(sample.counts().sum()) for sample in (one, two)]
+    for step in range(2):
+        shares = [count - step for count in counts]
+        mean = sum(part.kl[step] * share for part, share in zip(alone, shares)) / sum(shares)
+        assert abs(together.kl[step] - mean) < 1e-5 * mean
+    mean = sum(part.feature * count for part, count in zip(alone, counts)) / sum(counts)
+    assert abs(together.feature - mean) < 1e-5 * mean
 
 
 def test_what_does_not_fit_is_one_line(targets: Callable[..., Target]) -> None:
