@@ -12,18 +12,14 @@ from torch import Tensor, nn
 
 from dfrot.arch import ARCHS
 from dfrot.draft.exact import RowExact
+from dfrot.draft.native_blocks import NativeBlocks
 from dfrot.draft.select import Chooser, row_entropy
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.hf.interpose import observing, row_by_row
 from dfrot.hf.rollback import keep_path, new_cache
 from dfrot.quant.linear import QuantLinear
 from dfrot_kernels import native
-from dfrot_kernels.decoder import LINES
 from dfrot_kernels.draft import dense, servable
-
-# The native attention cuts long caches into stretches: alike while query rows times heads per key head stay within the
-# first number, or the positions within the second.
-ALIKE, STRETCH = 32, 512
 
 
 @dataclass
@@ -67,7 +63,7 @@ class Target:
         # hooks on layers keep the native decoder from serving: then plain steps must not use it either
         self.native: Any = native if native is not None and not native.unfit and not self.aux_layers else None
         self._by_modules = native is not None and self.native is None
-        self._replay: list[int] | None = None
+        self._blocks = None if self.native is None else NativeBlocks(self.native, self.decoder, self.group)
         self.rounded_head: QuantLinear | None = None  # see dfrot/draft/head.py
         if not hasattr(self.decoder, "layers"):
             raise UnsupportedError(
@@ -256,9 +252,8 @@ class Target:
         if not self.drafted:
             raise UnsupportedError(f"{self.config.model_type}: was opened to decode plainly; open it for drafting")
         past, count = int(cache.get_seq_length()), len(tokens)
-        self._replay = None
-        if self.native is not None and (found := self._native_tree(tokens, parents, cache)) is not None:
-            return found
+        if self._blocks is not None and (found := self._blocks.tree(tokens, parents, cache)) is not None:
+            return found, self.say(found[None])[0].float()
         paths: list[list[int]] = []  # of every node: its ancestors and itself
         for node, parent in enumerate(parents):
             paths.append([*(paths[parent] if parent >= 0 else []), node])
@@ -282,67 +277,10 @@ class Target:
         joined = self._joined(aux)
         return (out.last_hidden_state if joined is None else joined)[0], logits
 
-    def _native_tree(self, tokens: list[int], parents: list[int], cache: Any) -> tuple[Tensor, Tensor] | None:
-        """A tree through the native decoder: in one call, or where it is too large for that branch by branch, each
-        node once, the cache cropped to the fork in between. None where it does not serve."""
-        past = int(cache.get_seq_length())
-        hidden: dict[int, Tensor] = {}
-        runs = branches(parents)
-        if len(runs) > 1 and len(tokens) <= LINES:
-            found = self.native.serve_tree(self.decoder, tokens, parents, cache)
-            return None if found is None else (found, self.say(found[None])[0].float())
-        for depth, run in runs:
-            cache.crop(past + depth - int(cache.get_seq_length()))
-            out = self._chain([tokens[node] for node in run], cache)
-            if out is None:
-                cache.crop(past - int(cache.get_seq_length()))
-                return None
-            hidden |= dict(zip(run, out))
-        if len(runs) > 1:
-            cache.crop(past - int(cache.get_seq_length()))
-            self._replay = tokens
-        rows = torch.stack([hidden[node] for node in range(len(tokens))])
-        with self.exact.rows(len(tokens)):
-            return rows, self.say(rows[None])[0].float()
-
-    def _chain(self, tokens: list[int], cache: Any) -> Tensor | None:
-        """Features [n, d] of consecutive tokens by the native decoder, in blocks whose rows are independent of one
-        another (see ALIKE); None where it does not serve this call, in the middle of nothing."""
-        found = []
-        short = int(cache.get_seq_length()) + len(tokens) <= STRETCH
-        for part in torch.split(torch.tensor(tokens), LINES if short else min(LINES, max(1, ALIKE // self.group))):
-            call = {"input_ids": part[None], "past_key_values": cache, "use_cache": True}
-            out = self.native.serve(self.decoder, call)
-            if out is None:
-                return None
-            found.append(out.last_hidden_state[0])
-        return torch.cat(found)
-
     def keep(self, cache: Any, past: int, rows: int, path: list[int]) -> None:
         """After `verify` of `rows` nodes: of them keep those on the accepted path."""
-        if self._replay is None:
+        if self._blocks is None or not self._blocks.keep(path, cache):
             keep_path(cache, past, rows, path)
-        elif path:
-            self._chain([self._replay[node] for node in path], cache)
-        self._replay = None
-
-
-def branches(parents: list[int]) -> list[tuple[int, list[int]]]:
-    """A tree cut into chains, in depth-first order: (depth of the first node, nodes). What stands before a chain in
-    that order ends in its ancestors, once cropped to its depth."""
-    children: dict[int, list[int]] = {}
-    for node, parent in enumerate(parents):
-        children.setdefault(parent, []).append(node)
-    found: list[tuple[int, list[int]]] = []
-    waiting = [(0, node) for node in reversed(children.get(-1, []))]
-    while waiting:
-        depth, node = waiting.pop()
-        chain = [node]
-        while below := children.get(chain[-1], []):
-            waiting += [(depth + len(chain), other) for other in reversed(below[1:])]
-            chain.append(below[0])
-        found.append((depth, chain))
-    return found
 
 
 def _window(config: Any, drafted: bool) -> int | None:

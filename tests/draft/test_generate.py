@@ -14,9 +14,10 @@ import torch
 from dfrot.checkpoint import Checkpoint
 from dfrot.draft.cost import Costs, choose, measure
 from dfrot.draft.decode import Limits, plain, speculative
+from dfrot.draft.native_blocks import branches
 from dfrot.draft.quantize import quantize_draft
 from dfrot.draft.store import fingerprint, load_draft, save_draft
-from dfrot.draft.target import Target, branches
+from dfrot.draft.target import Target
 from dfrot.draft.tree import Shape
 from dfrot.draft.warp import Sampling
 from dfrot.errors import UnsupportedError
