@@ -26,6 +26,7 @@ from dfrot.pipeline.calibrate import CalibrateSettings, calibrate, merge
 from dfrot.pipeline.evaluate import EvalSettings, evaluate
 from dfrot.pipeline.quantize import QuantizeSettings, quantize
 from dfrot.pipeline.rotate import RotateSettings, rotate
+from dfrot.quant.config import DfqConfig
 from dfrot.quant.scheme import QuantScheme
 
 Build = Callable[..., Path]
@@ -115,6 +116,28 @@ def test_statistics_are_those_of_the_tokens_that_were_sent(model: Path, cal: Pat
     inner = seen["block_sparse_moe.experts.2.w2.linear"]
     torch.testing.assert_close(stats["block_sparse_moe.experts.2.w2"].absmax, inner.abs().amax(0))
     assert sum(stats[f"block_sparse_moe.experts.{e}.w1"].count for e in range(8)) == 2 * len(x)
+
+
+def test_chunks_give_the_same_statistics_and_clips(
+    model: Path, cal: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dfrot.calib.observe.CHUNK_BYTES", 1)
+    calibrate(model, tmp_path / "cal", CalibrateSettings(str(text), samples=8, seqlen=48))
+    checkpoint, arch = open_described(model)
+    whole, parts = (
+        Calibration.open(path, arch, checkpoint.digest()).stats("layer-00001") for path in (cal, tmp_path / "cal")
+    )
+    for tap, one in whole.items():
+        other = parts[tap]
+        assert one.count == other.count, tap
+        assert torch.equal(one.moments[:1], other.moments[:1]), "as many rows in the sample"
+        assert int((one.histogram - other.histogram).abs().sum()) <= 0.02 * int(one.histogram.sum()), tap
+        torch.testing.assert_close(one.absmax, other.absmax, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one.hessian, other.hessian, rtol=1e-3, atol=1e-4)
+    quantize(model, cal, tmp_path / "q", settings(algorithm="rtn", a_clip="auto"))
+    config = DfqConfig.of(Checkpoint.open(tmp_path / "q").config)
+    assert config is not None
+    assert {name for name in config.a_clips if ".experts." in name}, "experts have clips of their own"
 
 
 @pytest.mark.parametrize("propagate", [True, False])
