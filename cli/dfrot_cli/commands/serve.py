@@ -44,7 +44,7 @@ def command(
 ) -> None:
     """Serve a checkpoint at /v1/chat/completions, /v1/completions and /v1/models, streaming or whole, as OpenAI's
     clients expect it; /health and /metrics (Prometheus) beside them. Ctrl-C or SIGTERM ends it when running requests
-    are done.
+    are done. Where the model sees, messages may hold images as data: URIs.
 
     Made for one machine and a few users, who take turns token by token. Large deployments use vLLM: dfq export
     writes what it loads."""
