@@ -87,5 +87,8 @@ scheme_option = click.option(
 )
 seqlen_option = click.option("--seqlen", type=click.IntRange(2), default=2048, show_default=True, help="Window length.")
 model_option = click.option(
-    "--model", required=True, metavar="M", help="A folder, a hub id, an alias (see dfq models), reference or reference-vlm."
+    "--model",
+    required=True,
+    metavar="M",
+    help="A folder, a hub id, an alias (see dfq models), reference or reference-vlm.",
 )
