@@ -128,10 +128,11 @@ def _times(
         target.step(token, cache)
         target.keep(cache, length, 1, [])
 
+    most = max([*rows, *(tree.depth * tree.topk for tree in trees)])
     calls: dict[str, list[Callable[[], Any]]] = {"step": [step]}
     calls |= {f"verify {n}": [lambda n=n: verify(list(range(-1, n - 1)))] for n in rows}  # type: ignore[misc]
     for kind, (draft, _) in drafts.items():
-        guess = _guesser(target, draft, ids, features)
+        guess = _guesser(target, draft, ids, features, most)
         calls |= {f"{kind} {n}": [lambda n=n, guess=guess: guess(Shape(n))] for n in rows}  # type: ignore[misc]
         for tree in trees:
             parents = guess(tree).parents
@@ -140,9 +141,12 @@ def _times(
     return {name: found.median for name, found in race(calls, repeats).items()}
 
 
-def _guesser(target: Target, draft: Draft, ids: torch.Tensor, features: torch.Tensor) -> Callable[[Shape], Tree]:
-    """A function that drafts behind the same root again and again: extending by one slot, then growing."""
-    state = draft.begin(len(ids) + 4 * max(ROWS) + 64)
+def _guesser(
+    target: Target, draft: Draft, ids: torch.Tensor, features: torch.Tensor, most: int
+) -> Callable[[Shape], Tree]:
+    """A function that drafts behind the same root again and again: extending by one slot, then growing by at most
+    `most` nodes."""
+    state = draft.begin(len(ids) + 2 + most)
     state.extend(target.embed(torch.cat([ids, ids[-1:]])), features)
     head, root, kept = (
         guess_head(target, draft),
