@@ -86,7 +86,7 @@ def _chain(
 ) -> Tree:
     tree = Tree([root])
     for level in range(depth):
-        token = logits(output).argmax(-1)
+        token = logits(output).float().argmax(-1)  # of bfloat16 it takes three times as long
         tree.tokens.append(int(token))
         tree.parents.append(level)
         if level + 1 < depth:
