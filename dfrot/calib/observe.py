@@ -20,6 +20,7 @@ from dfrot.hf.experts import experts_of
 from dfrot.quant.activations import fake_quantize
 
 SAMPLE_ROWS = 256
+EXPERT_ROWS = 32  # a mixture has a hundred times as many taps, each of them with a sample
 CHUNK_BYTES = 1 << 30  # activations of one block that may be alive at once
 
 
@@ -68,11 +69,11 @@ def ranks(total: int, seed: int) -> Tensor:
 
 
 class Observer:
-    """Builds the CalibStats of one tap from chunks of rows. rank: see `ranks`; of all rows that come, the SAMPLE_ROWS
-    with the lowest ranks are the sample."""
+    """Builds the CalibStats of one tap from chunks of rows. rank: see `ranks`; of all rows that come, the `size` with
+    the lowest ranks are the sample."""
 
-    def __init__(self, width: int, rank: Tensor, hessian: bool = True) -> None:
-        self.rank = rank
+    def __init__(self, width: int, rank: Tensor, hessian: bool = True, size: int = SAMPLE_ROWS) -> None:
+        self.rank, self.size = rank, size
         self.hessian = HessianSum(width) if hessian else None
         self.absmax = torch.zeros(width)
         self.count = 0
@@ -87,12 +88,12 @@ class Observer:
         self.absmax = torch.maximum(self.absmax, rows.abs().amax(0))
         rank = self.rank[self.count : self.count + len(rows)] if index is None else self.rank[index]
         self.count += len(rows)
-        worst = self.sampled.max() if len(self.sampled) == SAMPLE_ROWS else len(self.rank)
+        worst = self.sampled.max() if len(self.sampled) == self.size else len(self.rank)
         fresh = (rank < worst).nonzero().flatten()
-        fresh = fresh[rank[fresh].argsort()[:SAMPLE_ROWS]].sort().values
+        fresh = fresh[rank[fresh].argsort()[: self.size]].sort().values
         self.sample, self.sampled = torch.cat([self.sample, rows[fresh]]), torch.cat([self.sampled, rank[fresh]])
-        if len(self.sampled) > SAMPLE_ROWS:
-            kept = self.sampled.argsort()[:SAMPLE_ROWS].sort().values
+        if len(self.sampled) > self.size:
+            kept = self.sampled.argsort()[: self.size].sort().values
             self.sample, self.sampled = self.sample[kept], self.sampled[kept]
 
     def stats(self) -> CalibStats:

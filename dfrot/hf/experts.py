@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dfrot.arch import BoundArch
+from dfrot.quant.linear import both
 from dfrot.quant.sinks import Sinks
 
 
@@ -27,8 +28,12 @@ class Expert(nn.Module):
             self.add_module(name, nn.Linear(cols, rows, bias=False, device="meta", dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up, down = (self.get_submodule(name) for name in self.roles)
-        return down(self.act(gate(x)) * up(x))  # type: ignore[no-any-return]
+        gate, up, down = (self._modules[name] for name in self.roles)
+        assert gate is not None
+        assert up is not None
+        assert down is not None
+        gated, plain = both(gate, up, x)
+        return down(self.act(gated) * plain)  # type: ignore[no-any-return]
 
 
 class Experts(nn.Module):
@@ -51,19 +56,28 @@ class Experts(nn.Module):
 
     def forward(self, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         """hidden [T, d], index int64 and weights [T, k]: which experts each token goes to -> their weighted sum [T, d],
-        summed in float32."""
+        summed in float32, in the order of the experts."""
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        out = torch.zeros(hidden.shape, dtype=wide, device=hidden.device)
+        if len(hidden) == 1:  # decoding: nothing to sort
+            with self._running(index.new_zeros(1)):
+                for expert, place in sorted(zip(index[0].tolist(), range(index.shape[1]))):
+                    out += self._expert(expert)(hidden).to(wide) * weights[0, place].to(wide)
+            return out.to(hidden.dtype)
         chosen = index.flatten()
         order = torch.argsort(chosen, stable=True)  # grouped by expert, tokens in order
         counts = torch.bincount(chosen, minlength=len(self._modules)).tolist()
-        out = torch.zeros(hidden.shape, dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
         for expert, places in enumerate(torch.split(order, counts)):
             if not len(places):
                 continue
             rows = places // index.shape[1]
             with self._running(rows):
-                part = self.get_submodule(str(expert))(hidden[rows])
-            out.index_add_(0, rows, part.to(out.dtype) * weights.flatten()[places, None].to(out.dtype))
+                part = self._expert(expert)(hidden[rows])
+            out.index_add_(0, rows, part.to(wide) * weights.flatten()[places, None].to(wide))
         return out.to(hidden.dtype)
+
+    def _expert(self, number: int) -> Expert:
+        return self._modules[str(number)]  # type: ignore[return-value]
 
     @contextmanager
     def _running(self, rows: Tensor) -> Iterator[None]:

@@ -18,7 +18,7 @@ from dfrot.arch import BoundArch, Tap, open_described
 from dfrot.calib import calibration as store
 from dfrot.calib.data import calibration_windows, load_text
 from dfrot.calib.hidden import HiddenStates, remove_all
-from dfrot.calib.observe import Observer, chunk_samples, ranks, watching
+from dfrot.calib.observe import EXPERT_ROWS, SAMPLE_ROWS, Observer, chunk_samples, ranks, watching
 from dfrot.calib.stats import CalibStats
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, MismatchError
@@ -147,15 +147,14 @@ class _Run:
                 summary[tap if stem == store.HEAD else self.arch.full(number, tap)] = value
         return summary
 
-    def observer(self, width: int) -> Observer:
-        return Observer(width, self.rank, self.settings.hessians)
+    def observer(self, width: int, expert: bool = False) -> Observer:
+        return Observer(width, self.rank, self.settings.hessians, EXPERT_ROWS if expert else SAMPLE_ROWS)
 
     @torch.no_grad()
     def block(self, layer: int) -> dict[str, CalibStats]:
         taps = self.arch.taps()
-        observers = {
-            name: self.observer(width) for name, width in store.widths(self.arch, store.stem_of(layer)).items()
-        }
+        widths = store.widths(self.arch, store.stem_of(layer))
+        observers = {tap.name: self.observer(widths[tap.name], tap.expert is not None) for tap in taps}
 
         done = 0  # tokens of the chunks before
 
