@@ -147,19 +147,13 @@ def _guesser(
     """A function that drafts behind the same root again and again: extending by one slot, then growing by at most
     `most` nodes."""
     state = draft.begin(len(ids) + 2 + most)
-    state.extend(target.embed(torch.cat([ids, ids[-1:]])), features)
-    head, root, kept = (
-        guess_head(target, draft),
-        int(ids[-1]),
-        (state.slots, state.position, getattr(state, "features", 0)),
-    )
+    state.extend(target.embed(ids), features[:-1])
+    head, root, mark = guess_head(target, draft), int(ids[-1]), state.mark()
 
     def guess(shape: Shape) -> Tree:
         output = state.extend(target.embed(ids[-1:]), features[-1:])
         found = expand(state, root, output, lambda out: draft.logits(out, head), target.embed, shape)
-        state.slots, state.position = kept[:2]
-        if hasattr(state, "features"):
-            state.features = kept[2]
+        state.back(mark)
         return found
 
     return guess

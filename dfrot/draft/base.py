@@ -73,6 +73,14 @@ class DraftState(ABC):
         self.depths: list[int] = []  # of the nodes; their position is the root's + depth
         self.outputs: list[Tensor] = []  # of the root, then of the nodes, [1, d] each
 
+    def mark(self) -> tuple[int, ...]:
+        """Where the verified slots end now, for `back`."""
+        return self.slots, self.position
+
+    def back(self, mark: tuple[int, ...]) -> None:
+        """Forget the slots behind `mark`; the root is gone with them, so `extend` comes next."""
+        self.slots, self.position = mark[:2]
+
     @abstractmethod
     def extend(self, embeddings: Tensor, features: Tensor, places: Tensor | None = None) -> Tensor:
         """Add verified slots; forgets all drafted nodes. embeddings [m, d] of the tokens behind the root, or at the

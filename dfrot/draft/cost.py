@@ -46,8 +46,9 @@ def measure(target: Target, draft: Draft, prompt: Sequence[int], most: int = 6) 
     cache = target.start()
     features, _ = target.prefill(torch.tensor(prompt), cache)
     past = len(prompt)
-    state = draft.begin(past + REPEATS * most * 4 + 64)
-    state.extend(target.embed(torch.tensor([*prompt, prompt[-1]])), features)
+    state = draft.begin(past + most + 2)
+    state.extend(target.embed(torch.tensor(prompt)), features[:-1])
+    mark = state.mark()
 
     of_target = guess_head(target, draft)
 
@@ -62,6 +63,7 @@ def measure(target: Target, draft: Draft, prompt: Sequence[int], most: int = 6) 
         tokens = target.embed(torch.tensor(prompt[-1:]))
         root = state.extend(tokens, features[-1:])
         expand(state, prompt[-1], root, head, target.embed, Shape(count))
+        state.back(mark)
 
     def step() -> None:
         target.step(prompt[-1], cache)

@@ -55,6 +55,13 @@ class DreamState(DraftState):
         self.keyed = 0
         return self.outputs[0]
 
+    def mark(self) -> tuple[int, ...]:
+        return (*super().mark(), self.features)
+
+    def back(self, mark: tuple[int, ...]) -> None:
+        super().back(mark)
+        self.features = mark[2]
+
     def _extend_natively(self, embeddings: Tensor, features: Tensor, places: Tensor | None) -> Tensor:
         count, known = len(embeddings), 1 + self.features
         self.features += len(features)

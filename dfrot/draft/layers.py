@@ -80,7 +80,10 @@ class Rotary:
         self.last: tuple[Tensor, torch.dtype, Tensor, Tensor] | None = None  # of one pass, whose blocks ask alike
 
     def table(self, positions: int) -> tuple[Tensor, Tensor]:
-        """cos and sin float32 [.., D] of at least the first so many positions, on the CPU."""
+        """cos and sin float32 [.., D] of at least the first so many positions, on the CPU. Raises IndexError beyond
+        `max_position_embeddings`: the kernels would read what is not there."""
+        if positions > len(self.angles):
+            raise IndexError(f"position {positions - 1}: the draft was made for {len(self.angles)}")
         if self.wide is None or len(self.wide[0]) < positions:
             part = self.angles[: (positions // CHUNK + 1) * CHUNK]
             self.wide = (part.cos().float(), part.sin().float())

@@ -48,6 +48,12 @@ def test_measured_costs_are_complete_and_leave_nothing_behind(targets: Get, kit:
     assert min(found.step, *found.verify.values(), *found.draft.values()) > 0
 
 
+def test_costs_are_measured_up_to_the_end_of_the_context(targets: Get, kit: SimpleNamespace) -> None:
+    target = targets("llama")
+    prompt = [PROMPT[0]] * (target.max_length - 4)
+    assert set(measure(target, kit.random_draft(), prompt, 2).draft) == {1, 2}
+
+
 def test_generate_says_how(targets: Get, kit: SimpleNamespace) -> None:
     target, draft = targets("llama"), kit.random_draft()
     told = plain(target, PROMPT, Limits(12), Sampling()).tokens

@@ -185,6 +185,26 @@ def test_weights_that_changed_are_read_anew() -> None:
     assert not torch.allclose(ours, first)
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("by_calls", [True, False])
+def test_going_back_to_a_mark_forgets_what_came_behind_it(by_calls: bool) -> None:
+    state, e, f = DreamState(made(EVEN, "", torch.float32), 20, by_calls), torch.randn(9, 64), torch.randn(9, 64)
+    state.extend(e[:5], f[:4])
+    mark, found = state.mark(), []
+    for _ in range(2):
+        found.append(torch.cat([state.extend(e[5:6], f[4:5]), state.grow(e[6:8], [-1, -1]), state.grow(e[8:], [1])]))
+        state.back(mark)
+    assert torch.equal(*found)
+
+
+def test_positions_beyond_the_angles_are_refused() -> None:
+    state, rows = DreamState(made(EVEN, "", torch.float32, max_position_embeddings=6), 20), torch.randn(8, 64)
+    with torch.inference_mode():
+        state.extend(rows[:6], rows[:6])
+        with pytest.raises(IndexError, match="made for 6"):
+            state.grow(rows[:1], [-1])
+
+
 def test_who_is_served() -> None:
     assert unfit(made(EVEN, "", torch.float32)) is None
     assert "float64" in str(unfit(made(EVEN, "", torch.float64)))
