@@ -33,5 +33,11 @@ GEMMA2 = replace(
         attention_cap="attn_logit_softcapping",
     ),
     requires=(("use_bidirectional_attention", (False,), "tokens see what follows them"),),
+    defaults=(("num_attention_heads", 8), ("num_key_value_heads", 4), ("head_dim", 256), ("vocab_size", 256_000)),
 )
-GEMMA3 = replace(GEMMA2, model_type="gemma3_text", head_norms=QK_NORMS)
+GEMMA3 = replace(
+    GEMMA2,
+    model_type="gemma3_text",
+    head_norms=QK_NORMS,
+    defaults=(*GEMMA2.defaults[:-1], ("vocab_size", 262_208)),
+)

@@ -105,7 +105,8 @@ class ArchSpec:
     those outside the experts until `bind` knows how many there are; the norm that feeds the router feeds the experts.
 
     head_norms: q and k norms inside attention, untouched by every rotation; head_norm_sizes: the sizes of their gains,
-    head_dim where nothing is said. requires: (key of `config.json`, values that are supported, what others mean)."""
+    head_dim where nothing is said. requires: (key of `config.json`, values that are supported, what others mean).
+    defaults: sizes that published configurations leave out, as transformers fills them in."""
 
     model_type: str
     embed: str
@@ -117,6 +118,7 @@ class ArchSpec:
     head_norms: tuple[str, ...] = ()
     head_norm_sizes: tuple[str, ...] = ()
     requires: tuple[tuple[str, tuple[Any, ...], str], ...] = ()
+    defaults: tuple[tuple[str, int], ...] = ()
     tied_by_default: bool = False
     scalars: Scalars = Scalars()
     experts: Experts | None = None
@@ -142,6 +144,7 @@ class ArchSpec:
         for key, values, meaning in self.requires:
             if (value := config.get(key)) is not None and value not in values:
                 raise UnsupportedError(f"config.json: {key} is {value!r}: {meaning}, which dfq does not support")
+        config = {**dict(self.defaults), **config}
         hidden = _size(config, "hidden_size")
         heads = _size(config, "num_attention_heads")
         kv_heads = _size(config, "num_key_value_heads", heads)

@@ -151,9 +151,16 @@ def test_unknown_architecture(case: Case) -> None:
 
 
 @pytest.mark.parametrize("kind", ["olmo2", "gemma2", "gemma3_text"])
-def test_post_norm_architectures(case: Case, kind: str) -> None:
+def test_post_norm_architectures_have_no_r1(case: Case, kind: str) -> None:
     folder = case.make(model_type=kind)
-    case.refused(case.rotate(folder), folder / "config.json", kind, "R1 cannot be fused", "layernorm", "gain")
+    where = folder / "config.json"
+    refined = case.dfq("rotate", "--model", folder, "--dataset", case.text, "--seqlen", 32, "--out", case.out)
+    case.refused(refined, where, kind, "R1 cannot be fused", "layernorm", "gain", "take --method hadamard")
+    planned = case.rotate(folder, "--plan")
+    done = case.rotate(folder)
+    assert planned.code == done.code == 0, done.err
+    for said in (planned.out, done.out):
+        assert " ".join(said.split()).count(f"R1 none: {kind}: R1 cannot be fused") == 1, said
 
 
 def test_rotated_twice(case: Case) -> None:
