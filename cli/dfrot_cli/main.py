@@ -12,6 +12,7 @@ COMMANDS = {
     "rotate": "Rotate a checkpoint; its function stays the same.",
     "calibrate": "Collect what quantize needs, block by block.",
     "quantize": "Quantize a checkpoint to packed integers.",
+    "tune": "Fit scales and norm gains of a packed checkpoint end to end.",
     "eval": "Measure checkpoints (dfq eval ppl, kl, tasks, speed).",
     "export": "Write a checkpoint for vLLM, llama.cpp, transformers, ...",
     "inspect": "Say what a checkpoint is and who can load it.",

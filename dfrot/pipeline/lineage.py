@@ -33,6 +33,9 @@ def lineage(folder: Path) -> dict[str, Any]:
         if file.is_file():
             rotation["digest"] = digest_bytes(file.read_bytes())
         return {"rotation": rotation}
+    if found.get("kind") == "tune":
+        carried_on = found.get("lineage")
+        return carried_on if isinstance(carried_on, dict) else {}
     if found.get("kind") == "quantize":
         before = found.get("lineage")
         quantization = {"algorithm": settings.get("algorithm"), "calibration": request.get("calibration")}
