@@ -89,7 +89,7 @@ def _parse(file: Path) -> tuple[dict[str, Any], int, int]:
         raise InputError(f"{file}: not readable ({error.strerror}); check the file") from None
     try:
         header = json.loads(raw)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # ValueError: no UTF-8, no JSON, a number of thousands of digits
         raise InputError(f"{file}: the safetensors header is not JSON; copy the file again") from None
     _require(isinstance(header, dict), f"{file}: the safetensors header is not an object")
     return header, 8 + length, size

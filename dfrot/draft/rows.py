@@ -26,7 +26,7 @@ def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
                 where = f"{path}, line {number}"
                 try:
                     row = json.loads(line)
-                except (json.JSONDecodeError, RecursionError) as error:
+                except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
                     raise InputError(f"{where}: not JSON ({error}); mend or remove the line") from None
                 if not isinstance(row, dict):
                     raise InputError(f"{where}: not a JSON object; mend or remove the line")

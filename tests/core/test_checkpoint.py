@@ -96,6 +96,7 @@ def test_malformed_index(tmp_path: Path, value: Any) -> None:
 HOSTILE: list[tuple[Any, bytes, str]] = [
     (b"not json", b"", "header is not JSON"),
     (b"[" * 5000, b"", "header is not JSON"),
+    (b'{"a": ' + b"1" * 5000 + b"}", b"", "header is not JSON"),  # a ValueError of its own
     ([], b"", "header is not an object"),
     ({"a": 3}, b"", "header entry is not an object"),
     ({"a": entry([2], 0, 8, "F8_E4M3")}, b"\0" * 8, "dtype 'F8_E4M3' is not supported"),
@@ -178,6 +179,10 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
         Checkpoint.open(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"no config\.json"):
         Checkpoint.open(tmp_path)
+    for text in ("{", "\ud800", "1" * 5000):
+        (tmp_path / "config.json").write_text(text, errors="surrogatepass")
+        with pytest.raises(InputError, match="not readable as JSON"):
+            Checkpoint.open(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(InputError, match="not a JSON object"):
         Checkpoint.open(tmp_path)
