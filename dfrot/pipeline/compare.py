@@ -21,6 +21,7 @@ from dfrot.pipeline.compare_table import markdown, summarise
 from dfrot.pipeline.evaluate import EvalSettings, evaluate
 from dfrot.pipeline.quantize import QuantizeSettings, quantize
 from dfrot.pipeline.rotate import RotateSettings, rotate
+from dfrot.pipeline.tune import TuneSettings, tune
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.scheme import FULL, QuantScheme
 from dfrot.stage import Progress, Stage, open_stage, silent
@@ -37,6 +38,7 @@ METHODS = (
     ("gptq", "dfrot"),
 )
 """(algorithm, rotation) of every row below the baseline."""
+TUNED = ("tuned", "dfrot")  # GPTQ, then dfq tune
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class CompareSettings:
     """schemes: names as QuantScheme.parse reads them. seeds: how many, from `seed` on, for what is random.
     seqlen, windows: of the evaluation (None: all windows). samples, calibration_seqlen: of GPTQ's calibration.
     refine_seqlen, gamma: of the refinement and its one sample. decode: tokens of the greedy speed measurement, first
-    seed only (0: none). keep: leave the checkpoints in `out`/work."""
+    seed only (0: none). tune: steps of a further row, GPTQ + DFRot tuned end to end (0: no such row). keep: leave the
+    checkpoints in `out`/work."""
 
     schemes: tuple[str, ...] = ("w4a4kv4", "w3a3kv3")
     seeds: int = 3
@@ -58,6 +61,7 @@ class CompareSettings:
     gamma: float | str = "auto"
     batch: int = 4
     decode: int = 32
+    tune: int = 0
     keep: bool = False
 
     def __post_init__(self) -> None:
@@ -99,7 +103,8 @@ def groups(settings: CompareSettings) -> Iterator[Group]:
     there cannot share it; the others are blind to the scheme."""
     schemes = settings.parsed()
     for rotation in ("none", "orthogonal", "hadamard", "dfrot"):
-        algorithms = [algorithm for algorithm, given in METHODS if given == rotation]
+        methods = (*METHODS, TUNED) if settings.tune else METHODS
+        algorithms = [algorithm for algorithm, given in methods if given == rotation]
         for seed in [None] if rotation == "none" else range(settings.seed, settings.seed + settings.seeds):
             shared: dict[tuple[Any, ...], list[str]] = {}
             for name, scheme in schemes.items():
@@ -197,17 +202,30 @@ class _Work:
     def _make(self, group: Group, cell: Cell) -> None:
         rotated = self._rotated(group)
         scheme = self.schemes[cell.scheme]
-        calibration = self._calibrated(group, rotated) if cell.algorithm == "gptq" else None
-        quantized = self.folder / f"{group.name}.{cell.name}"
-        wanted = QuantizeSettings(scheme=scheme, algorithm=cell.algorithm)
+        calibration = self._calibrated(group, rotated) if cell.algorithm != "rtn" else None
+        tuned = cell.algorithm == TUNED[0]
+        quantized = self.folder / f"{group.name}.{replace(cell, algorithm='gptq').name if tuned else cell.name}"
+        wanted = QuantizeSettings(scheme=scheme, algorithm="gptq" if tuned else cell.algorithm)
         made = quantize(rotated, calibration, quantized, wanted, resume=True)
+        if tuned:
+            quantized = self._tuned(quantized, self.folder / f"{group.name}.{cell.name}", cell)
         first = cell.seed in (None, self.settings.seed)
         # the integer kernels are written for 4-bit weights; other widths run as their simulated twins
         simulated = scheme.w_bits != 4
         decode = self.settings.decode if first and not simulated else 0
         self._measured(cell.name, quantized, simulated, decode, fallbacks=made["fallbacks"])
-        if not self.settings.keep:
+        if not self.settings.keep and not (self.settings.tune and cell.algorithm == "gptq"):
             shutil.rmtree(quantized, ignore_errors=True)
+
+    def _tuned(self, quantized: Path, out: Path, cell: Cell) -> Path:
+        wanted = TuneSettings(
+            dataset=self.settings.dataset,
+            steps=self.settings.tune,
+            seqlen=min(TuneSettings.seqlen, self.settings.calibration_seqlen),
+            seed=cell.seed or 0,
+        )
+        tune(quantized, self.model, out, wanted, resume=True)
+        return out
 
     def _rotated(self, group: Group) -> Path:
         if group.settings is None:

@@ -36,6 +36,7 @@ from dfrot.writer import SafetensorsWriter, TensorPlan
 
 KIND = "tune"
 STATE = "state.safetensors"
+APART = 1_000_003  # added to the seed: windows of a calibration with the same one are fitted already and judge nothing
 COPY_BYTES = 64 << 20
 
 
@@ -84,9 +85,8 @@ def tune(
         )
     text = load_text(settings.dataset, "train")
     ids = encode(load_tokenizer(checkpoint.path), text.text)
-    tokens = calibration_windows(
-        ids, settings.steps * settings.batch + settings.held_out, settings.seqlen, settings.seed
-    )
+    count = settings.steps * settings.batch + settings.held_out
+    tokens = calibration_windows(ids, count, settings.seqlen, settings.seed + APART)
     name = settings.dataset if not Path(settings.dataset).exists() else Path(settings.dataset).name
     request = {
         "model": checkpoint.digest(),

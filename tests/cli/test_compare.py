@@ -155,3 +155,12 @@ def test_killed_and_resumed(
     assert {name: one["window_nll"] for name, one in resumed.json["cells"].items()} == {
         name: one["window_nll"] for name, one in again.items()
     }
+
+
+def test_a_tuned_row_stands_beside_its_start(dfq: Any, options: tuple[object, ...], tmp_path: Path) -> None:
+    report = dfq(*options, "--tune", 1, "--out", tmp_path / "out", "--json").json
+    table = report["tables"]["w4a4kv4"]
+    assert [row["method"] for row in table["rows"]][-2:] == ["GPTQ + DFRot", "GPTQ + DFRot, tuned"]
+    assert any(one["method"] == "GPTQ + DFRot, tuned" for one in table["differences"])
+    assert any(one["claim"] == "GPTQ + DFRot, tuned at most 1.03 x bf16" for one in table["claims"])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["compare.json", "compare.md", "stage.json"]

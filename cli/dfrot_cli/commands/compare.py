@@ -25,6 +25,7 @@ from dfrot_cli.plan import plan
 @click.option("--gamma", default="auto", show_default=True, metavar="X", help="Weight of massive tokens; paper: 100.")
 @click.option("--batch", type=click.IntRange(1), default=4, show_default=True, help="Windows per forward pass.")
 @click.option("--decode", type=click.IntRange(0), default=32, show_default=True, help="Tokens of the speed test.")
+@click.option("--tune", type=click.IntRange(0), default=0, show_default=True, help="Steps of a tuned row; 0: none.")
 @click.option("--keep", is_flag=True, help="Keep every checkpoint in OUT/work.")
 @out_option("Folder of compare.json and compare.md.")
 @common
