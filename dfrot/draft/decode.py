@@ -112,7 +112,11 @@ def plain_steps(
     _check(target, prompt, limits, images)
     generator = torch.Generator().manual_seed(seed)
     cache = target.start()
-    out.tokens.append(sampling.pick(run(target, prompt, cache, images).logits, prompt, generator))
+    if images is not None and target.undraftable(images.given):
+        first = target.see(torch.tensor(prompt), images.given, cache)
+    else:
+        first = run(target, prompt, cache, images).logits
+    out.tokens.append(sampling.pick(first, prompt, generator))
     yield
     begin = time.perf_counter()
     while not limits.ends(out.tokens):

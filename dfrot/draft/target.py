@@ -133,14 +133,33 @@ class Target:
 
     # --- images -----------------------------------------------------------------------------------------------
 
+    def undraftable(self, given: dict[str, Any]) -> str | None:
+        """What only the whole model knows of a prompt with images, so that its decoder alone cannot run it; or None."""
+        if "mrope_section" in (getattr(self.config, "rope_parameters", None) or {}):
+            return "positions of three dimensions"
+        return "images that see in both directions" if "token_type_ids" in given else None
+
+    @torch.no_grad()
+    def see(self, ids: Tensor, given: dict[str, Any], cache: Any) -> Tensor:
+        """Run a prompt int64 [n] with images through the whole model, and keep in `cache` where text goes on: behind
+        images with positions of three dimensions that is not the number of tokens. Returns logits float32 [V] of the
+        last row. Raises InputError where prompt and images do not fit."""
+        try:
+            out = self.model(input_ids=ids[None], past_key_values=cache, use_cache=True, logits_to_keep=1, **given)
+        except (ValueError, RuntimeError, TypeError, IndexError) as error:
+            raise _unfit(error) from None
+        shift = getattr(self.model.base_model, "rope_deltas", None)
+        cache.shift = 0 if shift is None else int(shift)
+        return out.logits[0, -1].float()  # type: ignore[no-any-return]
+
     @torch.no_grad()
     def merge(self, ids: Tensor, given: dict[str, Any]) -> Tensor:
         """Embeddings [n, d] of a prompt int64 [n] whose image tokens are replaced by what the vision tower says of
         `given`, the processor's other tensors. Raises InputError when they do not fit each other."""
         if not hasattr(self.model.config, "vision_config"):
             raise UnsupportedError(f"{type(self.model).__name__}: takes no images; leave them out")
-        if "mrope_section" in (getattr(self.config, "rope_parameters", None) or {}):
-            raise UnsupportedError(f"{self.config.model_type}: positions in three dimensions are not served yet")
+        if reason := self.undraftable(given):
+            raise UnsupportedError(f"{self.config.model_type}: {reason} cannot be drafted for yet; leave the draft out")
         caught: list[Tensor] = []
 
         def catch(_: nn.Module, __: Any, call: dict[str, Any]) -> None:
@@ -153,10 +172,7 @@ class Target:
         except _Caught:
             return caught[0]
         except (ValueError, RuntimeError, TypeError, IndexError) as error:
-            first = (str(error).splitlines() or [""])[0]
-            raise InputError(
-                f"images and prompt do not fit each other ({first}); give what the processor made"
-            ) from None
+            raise _unfit(error) from None
         finally:
             handle.remove()
         raise UnsupportedError(f"{type(self.model).__name__}: hands no embeddings to its decoder")
@@ -237,8 +253,11 @@ class Target:
     def step(self, token: int, cache: Any) -> Tensor:
         """Plain decoding: one token in, logits float32 [V] out."""
         watched: Any = observing(self.model, _nothing) if self._by_modules else contextlib.nullcontext()
+        call: dict[str, Any] = {}
+        if shift := getattr(cache, "shift", 0):  # see `see`
+            call["position_ids"] = torch.full((3, 1, 1), cache.get_seq_length() + shift)
         with watched:
-            out = self.decoder(input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True)
+            out = self.decoder(input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True, **call)
         return self.say(out.last_hidden_state)[0, 0].float()
 
     @torch.no_grad()
@@ -303,6 +322,11 @@ def _window(config: Any, drafted: bool) -> int | None:
 
 def _nothing(*_: Any) -> None:
     """Looking on without interest: the modules serve, op by op."""
+
+
+def _unfit(error: Exception) -> InputError:
+    first = (str(error).splitlines() or [""])[0]
+    return InputError(f"images and prompt do not fit each other ({first}); give what the processor made")
 
 
 class _Caught(Exception):

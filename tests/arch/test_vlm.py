@@ -15,6 +15,10 @@ from torch import Tensor, nn
 from dfrot.arch import describe, open_described
 from dfrot.arch.vlm import WRAPPERS
 from dfrot.checkpoint import Checkpoint
+from dfrot.draft.decode import Limits, plain
+from dfrot.draft.prompt import Images
+from dfrot.draft.target import Target
+from dfrot.draft.warp import Sampling
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.export.inspect import inspect
 from dfrot.export.source import open_source
@@ -194,6 +198,10 @@ def test_packed_generation_about_an_image(kind: str, tmp_path: Path) -> None:
     assert inspect(tmp_path / "packed")["scheme"] == "w4a4kv4"
     out = packed.generate(**given, max_new_tokens=6, min_new_tokens=6, do_sample=False)
     assert out.shape[1] == given["input_ids"].shape[1] + 6
+    prompt = given["input_ids"][0].tolist()
+    shown = Images({name: value for name, value in given.items() if name != "input_ids"})
+    greedy = plain(Target(packed), prompt, Limits(6), Sampling(), images=shown).tokens
+    assert greedy == out[0, len(prompt) :].tolist()
     other = dict(given, pixel_values=-1.3 * given["pixel_values"])
     assert not torch.equal(packed(**other).logits, exact)  # it does look
 
