@@ -13,7 +13,7 @@ from dfrot.arch.postnorm import GEMMA2, GEMMA3, OLMO2
 from dfrot.arch.spec import ArchSpec, BoundArch, Linear, Norm, Tap
 from dfrot.arch.vlm import WRAPPERS
 from dfrot.checkpoint import Checkpoint
-from dfrot.errors import UnsupportedError
+from dfrot.errors import InputError, UnsupportedError
 
 ARCHS: dict[str, ArchSpec] = {
     spec.model_type: spec
@@ -23,7 +23,8 @@ ARCHS: dict[str, ArchSpec] = {
 
 def is_described(config: dict[str, Any]) -> bool:
     """Whether a `config.json` names a model of the table, or one of those that see."""
-    return config.get("model_type") in {*ARCHS, *WRAPPERS}
+    kind = config.get("model_type")
+    return isinstance(kind, str) and (kind in ARCHS or kind in WRAPPERS)
 
 
 def describe(config: dict[str, Any], where: str = "config.json") -> BoundArch:
@@ -31,7 +32,10 @@ def describe(config: dict[str, Any], where: str = "config.json") -> BoundArch:
     UnsupportedError for an unknown one."""
     kind = config.get("model_type")
     if isinstance(kind, str) and kind in WRAPPERS:
-        return replace(describe(WRAPPERS[kind].language(config), where), wrapper=WRAPPERS[kind])
+        inside = WRAPPERS[kind].language(config)
+        if inside["model_type"] in WRAPPERS:
+            raise InputError(f"{where}: {kind} holds no language model (text_config is missing, or no language model)")
+        return replace(describe(inside, where), wrapper=WRAPPERS[kind])
     if not isinstance(kind, str) or kind not in ARCHS:
         near = difflib.get_close_matches(str(kind), [*ARCHS, *WRAPPERS], 1)
         hint = f"; nearest: {near[0]}" if near else ""

@@ -305,6 +305,9 @@ def test_sizes_that_the_config_leaves_out_are_those_of_transformers() -> None:
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="model_type 'gemma3n' is unknown"):
         describe({"model_type": "llava", "text_config": {"model_type": "gemma3n"}})
+    for config in ({"model_type": "llava"}, {"model_type": "llava", "text_config": {"model_type": "smolvlm"}}):
+        with pytest.raises(InputError, match="llava holds no language model"):
+            describe(config)
     with pytest.raises(InputError, match="text_config is list"):
         describe({"model_type": "llava", "text_config": []})
     folder = build("llava", tmp_path / "m")
