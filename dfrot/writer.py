@@ -17,9 +17,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dfrot.checkpoint import DTYPE_NAMES
+from dfrot.checkpoint import DTYPE_NAMES, Checkpoint
 from dfrot.errors import InputError
 from dfrot.files import write_json
+
+COPY_BYTES = 64 << 20  # of a tensor that is taken over, in memory at a time
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,13 @@ class SafetensorsWriter:
         if not fits or rows.dtype != plan.dtype:
             raise InputError(f"{self.places[name].file}: tensor {name}: rows do not fit the plan {plan.shape}")
         self._write(name, begin * math.prod(plan.shape[1:]) * plan.dtype.itemsize, rows)
+
+    def copy(self, source: Checkpoint, name: str) -> None:
+        """Take a tensor of `source` over as it is, in row blocks."""
+        entry = source.entry(name)
+        step = max(1, COPY_BYTES // max(1, (entry.end - entry.start) // max(entry.shape[0], 1)))
+        for begin in range(0, entry.shape[0], step):
+            self.write_rows(name, begin, source.read_rows(name, begin, begin + step))
 
     def _write(self, name: str, offset: int, tensor: Tensor) -> None:
         if tensor.numel() == 0:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +59,24 @@ def save_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
     writer.sync()
     (file.parent / f"{stem}.safetensors").replace(file)
     fsync_folder(file.parent)
+
+
+def save_training(file: Path, parts: dict[str, dict[str, Tensor]], told: dict[str, Any]) -> None:
+    """Where a training stands: tensors by part and name, and JSON, in one file that is whole or not there."""
+    tensors = {f"{part}/{name}": value for part, named in parts.items() for name, value in named.items()}
+    history = torch.tensor(list(json.dumps(told).encode()), dtype=torch.uint8)
+    save_tensors(file, {**tensors, "history": history})
+
+
+def load_training(file: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """What `save_training` was given. Raises InputError for a damaged file."""
+    found = load_tensors(file)
+    told: dict[str, Any] = json.loads(bytes(found.pop("history").tolist()))
+    parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, value in found.items():
+        part, key = name.split("/", 1)
+        parts[part][key] = value
+    return parts, told
 
 
 def load_tensors(file: Path) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ and a resumed run ends in the same bytes as one that was never interrupted.
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,7 @@ from dfrot.draft.loss import Losses, Weights, losses, simulated_tau
 from dfrot.draft.optim import AdamW, rate
 from dfrot.draft.parallel import Group
 from dfrot.draft.source import Source
-from dfrot.draft.store import load_tensors, save_tensors
+from dfrot.draft.store import load_training, save_training
 from dfrot.draft.target import Features
 from dfrot.errors import InputError
 from dfrot.stage import Progress, silent
@@ -195,27 +194,19 @@ class Trainer:
     # --- state --------------------------------------------------------------------------------------------------
 
     def _save(self, step: int) -> None:
-        history = torch.tensor(list(json.dumps({"step": step, "history": self.history}).encode()), dtype=torch.uint8)
-        tensors = {f"model/{name}": value for name, value in self.draft.state_dict().items()}
-        tensors |= {f"best/{name}": value for name, value in self.best.items()}
-        tensors |= {f"optimizer/{name}": value for name, value in self.optimizer.state().items()}
-        save_tensors(self.folder / STATE, {**tensors, "history": history})
+        parts = {"model": self.draft.state_dict(), "best": self.best, "optimizer": self.optimizer.state()}
+        save_training(self.folder / STATE, parts, {"step": step, "history": self.history})
 
     def _resume(self) -> int:
         """Load the state of an interrupted run. Returns the step to go on with."""
         file = self.folder / STATE
         if self.group.size > 1:
-            told = self.group.tell(file.read_bytes() if self.group.rank == 0 and file.is_file() else b"")
-            if self.group.rank and told:
-                file.write_bytes(told)
+            sent = self.group.tell(file.read_bytes() if self.group.rank == 0 and file.is_file() else b"")
+            if self.group.rank and sent:
+                file.write_bytes(sent)
         if not file.is_file():
             return 0
-        found = load_tensors(file)
-        told = json.loads(bytes(found.pop("history").tolist()))
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
-        for name, value in found.items():
-            part, key = name.split("/", 1)
-            parts[part][key] = value
+        parts, told = load_training(file)
         self.draft.load_state_dict(parts["model"])
         self.optimizer.load(parts["optimizer"])
         self.best, self.history = parts["best"], told["history"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import shutil
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from dfrot.errors import UnsupportedError
 from dfrot.export.fit import target_of
 from dfrot.export.source import Source, open_source
 from dfrot.files import require_free_space, write_json
-from dfrot.hf.tokens import TOKENIZER_FILES
+from dfrot.hf.tokens import copy_tokenizer
 from dfrot.pipeline.lineage import lineage
 from dfrot.quant.scheme import QuantScheme
 from dfrot.stage import Progress, open_stage, read_evidence, silent
@@ -77,9 +76,7 @@ def _folder(source: Source, folder: Path, progress: Progress) -> None:
     config = copy.deepcopy(source.checkpoint.config)
     config["quantization_config"] = writer.config(source)
     write_json(folder / "config.json", config)
-    for name in TOKENIZER_FILES:
-        if (source.checkpoint.path / name).is_file():
-            shutil.copyfile(source.checkpoint.path / name, folder / name)
+    copy_tokenizer(source.checkpoint.path, folder)
     progress(KIND, len(plan), len(plan))
 
 

@@ -11,12 +11,10 @@ import torch
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError
 from dfrot.files import read_json, write_json
-from dfrot.hf.tokens import TOKENIZER_FILES
+from dfrot.hf.tokens import copy_tokenizer
 from dfrot.outliers.fixes.base import Change
 from dfrot.quant.config import DfqConfig
 from dfrot.writer import SafetensorsWriter, TensorPlan
-
-COPY_BYTES = 64 << 20
 
 
 def rewrite(source: Checkpoint, folder: Path, change: Change) -> None:
@@ -35,18 +33,13 @@ def rewrite(source: Checkpoint, folder: Path, change: Change) -> None:
                 raise InputError(f"{source.path}: tensor {one.name}: the edit overflows {one.dtype}; use bfloat16")
             writer.write(one.name, value)
             continue
-        rows = one.shape[0] if one.shape else 1
-        step = max(1, COPY_BYTES // max(1, one.nbytes // max(rows, 1)))
-        for begin in range(0, rows, step):
-            writer.write_rows(one.name, begin, source.read_rows(one.name, begin, begin + step))
+        writer.copy(source, one.name)
     writer.sync()
     config = copy.deepcopy(source.config)
     if change.resets:
         config["quantization_config"] = DfqConfig(resets=tuple(change.resets)).to_dict()
     write_json(folder / "config.json", config)
-    for name in TOKENIZER_FILES:
-        if (source.path / name).is_file():
-            (folder / name).write_bytes((source.path / name).read_bytes())
+    copy_tokenizer(source.path, folder)
     if change.prefix:
         write_json(folder / "tokenizer.json", with_prefix(source.path / "tokenizer.json", change.prefix))
 

@@ -21,8 +21,6 @@ from dfrot.quant.keep import linear_names
 from dfrot.quant.scheme import FULL
 from dfrot.writer import SafetensorsWriter, TensorPlan
 
-COPY_BYTES = 64 << 20
-
 
 class Layout:
     """The tensors of one result, in the order of the source's architecture."""
@@ -75,11 +73,7 @@ class Layout:
     def copy_dense(self, checkpoint: Checkpoint, writer: SafetensorsWriter) -> None:
         """All tensors that are taken over as they are, in row blocks."""
         for name in self._copied():
-            shape = checkpoint.shape(name)
-            row = max(checkpoint.entry(name).end - checkpoint.entry(name).start, 1) // max(shape[0], 1)
-            step = max(1, COPY_BYTES // max(row, 1))
-            for begin in range(0, shape[0], step):
-                writer.write_rows(name, begin, checkpoint.read_rows(name, begin, begin + step))
+            writer.copy(checkpoint, name)
 
     def _copied(self) -> Iterator[str]:
         replaced = {f"{name}.weight" for name in self.quantized}

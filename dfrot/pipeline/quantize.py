@@ -7,7 +7,6 @@ starts from are durable, before the journal names it.
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from dfrot.calib.stats import CalibStats
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.files import require_free_space, write_json
-from dfrot.hf.tokens import TOKENIZER_FILES
+from dfrot.hf.tokens import copy_tokenizer
 from dfrot.hf.vision import sees, vision_digest
 from dfrot.pipeline import vision
 from dfrot.pipeline.layout import Layout
@@ -194,9 +193,7 @@ def _copy_rest(checkpoint: Checkpoint, config: DfqConfig, arch: BoundArch, folde
         if isinstance(value.get("text_config"), dict):
             value["text_config"]["tie_word_embeddings"] = False
     write_json(folder / "config.json", value)
-    for name in TOKENIZER_FILES:
-        if (checkpoint.path / name).is_file():
-            shutil.copyfile(checkpoint.path / name, folder / name)
+    copy_tokenizer(checkpoint.path, folder)
 
 
 def _evidence(layout: Layout, settings: QuantizeSettings, linears: dict[str, Any]) -> dict[str, Any]:

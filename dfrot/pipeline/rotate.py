@@ -21,7 +21,7 @@ from dfrot.checkpoint import Checkpoint
 from dfrot.errors import GateError, InputError, UnsupportedError
 from dfrot.files import require_free_space, write_json
 from dfrot.hf.blocks import BlockRunner
-from dfrot.hf.tokens import TOKENIZER_FILES, encode, load_tokenizer
+from dfrot.hf.tokens import copy_tokenizer, encode, load_tokenizer
 from dfrot.hf.vision import sees, vision_digest
 from dfrot.pipeline import vision
 from dfrot.quant.config import DfqConfig
@@ -349,7 +349,4 @@ def _describe(folder: Path, inputs: _Inputs) -> None:
     if inputs.online:
         config["quantization_config"] = DfqConfig(online=inputs.online).to_dict()
     write_json(folder / "config.json", config)
-    for name in TOKENIZER_FILES:
-        source = inputs.checkpoint.path / name
-        if source.is_file():
-            (folder / name).write_bytes(source.read_bytes())
+    copy_tokenizer(inputs.checkpoint.path, folder)

@@ -10,7 +10,8 @@ The result is a checkpoint of the same form, size and speed.
 from __future__ import annotations
 
 import contextlib
-import json
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,22 +23,22 @@ from dfrot.arch import describe
 from dfrot.calib.data import calibration_windows, load_text
 from dfrot.checkpoint import Checkpoint
 from dfrot.draft.optim import AdamW, rate
-from dfrot.draft.store import load_tensors, save_tensors
+from dfrot.draft.store import load_training, save_training
 from dfrot.errors import InputError, MismatchError, UnsupportedError
-from dfrot.files import require_free_space, write_json
+from dfrot.files import require_free_space
 from dfrot.hf.load import check_folder, load_model
-from dfrot.hf.tokens import TOKENIZER_FILES, encode, load_tokenizer
+from dfrot.hf.tokens import encode, load_tokenizer
 from dfrot.hf.trainable import Trainable
+from dfrot.outliers.fixes.base import Change
+from dfrot.outliers.rewrite import rewrite
 from dfrot.pipeline.lineage import lineage
 from dfrot.quant.config import DfqConfig
 from dfrot.rotation.refine import fast_bfloat16
 from dfrot.stage import Progress, Stage, open_stage, read_evidence, silent
-from dfrot.writer import SafetensorsWriter, TensorPlan
 
 KIND = "tune"
 STATE = "state.safetensors"
 APART = 1_000_003  # added to the seed: windows of a calibration with the same one are fitted already and judge nothing
-COPY_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -98,13 +99,20 @@ def tune(
     require_free_space(out.parent, nbytes)
     with open_stage(out, KIND, request, resume, overwrite) as stage:
         if not stage.finished:
-            trainer = _Trainer(stage, model, teacher, settings, tokens)
+            trainer = _Trainer(stage, checkpoint, reference, settings, tokens)
             history = trainer.run(progress)
-            _write(checkpoint, trainer.best, stage.folder)
+            rewrite(
+                checkpoint, stage.folder, Change({name: [_constant(value)] for name, value in trainer.best.items()})
+            )
             (stage.folder / STATE).unlink(missing_ok=True)
             evidence = {"scheme": _scheme(config), "history": history, "linears": len(trainer.student.linears)}
             stage.publish({**evidence, "lineage": {**lineage(model), "tuning": request["settings"]}})
     return read_evidence(out, KIND)
+
+
+def _constant(value: Tensor) -> Callable[[Tensor], Tensor]:
+    """The edit that puts `value` in place of a tensor."""
+    return lambda _: value
 
 
 def _scheme(config: DfqConfig) -> str:
@@ -133,14 +141,15 @@ def _student(model: Path) -> tuple[Checkpoint, DfqConfig]:
 class _Trainer:
     """One run. A step depends on its number and the state before it alone: a killed run ends in the same bytes."""
 
-    def __init__(self, stage: Stage, model: Path, teacher: Path, settings: TuneSettings, tokens: Tensor) -> None:
+    def __init__(
+        self, stage: Stage, model: Checkpoint, teacher: Checkpoint, settings: TuneSettings, tokens: Tensor
+    ) -> None:
         self.stage, self.settings = stage, settings
         self.held, self.tokens = tokens[: settings.held_out], tokens[settings.held_out :]
-        packed = load_model(model, dtype=torch.float32)
-        arch = describe(Checkpoint.open(model).config)
-        stored = Checkpoint.open(model).entry(f"{arch.spec.final_norm.name}.weight").dtype
-        self.student = Trainable(packed, arch, stored)
-        self.teacher = load_model(teacher, dtype=torch.float32)
+        arch = describe(model.config)
+        stored = model.entry(f"{arch.spec.final_norm.name}.weight").dtype
+        self.student = Trainable(load_model(model.path, dtype=torch.float32), arch, stored)
+        self.teacher = load_model(teacher.path, dtype=torch.float32)
         self.optimizer = AdamW(self.student.parameters, 0.0, 1.0)
         self.fast = fast_bfloat16()
         self.history: list[dict[str, float]] = []
@@ -158,7 +167,7 @@ class _Trainer:
             for row in torch.split(rows, 1):
                 (self._divergence(row) / len(rows)).backward()  # type: ignore[no-untyped-call]
             norm = self.optimizer.step(rate(step, s.steps, s.lr))
-            if norm != norm or norm == float("inf"):
+            if not math.isfinite(norm):
                 raise InputError(f"the gradient became NaN or Inf at step {step}; lower --lr")
             if (step + 1) % every == 0 or step + 1 == s.steps:
                 self._evaluate(step + 1)
@@ -182,43 +191,19 @@ class _Trainer:
         if not self.best or divergence < min(old["divergence"] for old in self.history):
             self.best = self.student.tensors()
         self.history.append({"step": step, "divergence": divergence})
-        told = torch.tensor(list(json.dumps({"step": step, "history": self.history}).encode()), dtype=torch.uint8)
-        state = {f"model|{name}": value.detach() for name, value in self.student.parameters.items()}
-        state |= {f"best|{name}": value for name, value in self.best.items()}
-        state |= {f"optimizer|{name}": value for name, value in self.optimizer.state().items()}
-        save_tensors(self.stage.folder / STATE, {**state, "told": told})
+        parameters = {name: value.detach() for name, value in self.student.parameters.items()}
+        parts = {"model": parameters, "best": self.best, "optimizer": self.optimizer.state()}
+        save_training(self.stage.folder / STATE, parts, {"step": step, "history": self.history})
 
     def _resume(self) -> int:
         """Load the state of an interrupted run. Returns the step to go on with."""
         file = self.stage.folder / STATE
         if not file.is_file():
             return 0
-        found = load_tensors(file)
-        told = json.loads(bytes(found.pop("told").tolist()))
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
-        for name, value in found.items():
-            part, key = name.split("|", 1)
-            parts[part][key] = value
+        parts, told = load_training(file)
         with torch.no_grad():
             for name, value in parts["model"].items():
                 self.student.parameters[name].copy_(value)
         self.optimizer.load(parts["optimizer"])
         self.best, self.history = parts["best"], told["history"]
         return int(told["step"])
-
-
-def _write(source: Checkpoint, changed: dict[str, Tensor], folder: Path) -> None:
-    """The checkpoint with those tensors exchanged, everything else byte for byte."""
-    writer = SafetensorsWriter(folder, [TensorPlan(n, entry.dtype, entry.shape) for n, entry in source.entries.items()])
-    for name, entry in source.entries.items():
-        if name in changed:
-            writer.write(name, changed[name].to(entry.dtype).contiguous())
-            continue
-        step = max(1, COPY_BYTES // max(1, (entry.end - entry.start) // max(entry.shape[0], 1)))
-        for begin in range(0, entry.shape[0], step):
-            writer.write_rows(name, begin, source.read_rows(name, begin, begin + step))
-    writer.sync()
-    write_json(folder / "config.json", source.config)
-    for name in TOKENIZER_FILES:
-        if (source.path / name).is_file():
-            (folder / name).write_bytes((source.path / name).read_bytes())
