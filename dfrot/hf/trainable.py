@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from dfrot.arch import BoundArch
 from dfrot.hf.cache import KVSpec
+from dfrot.hf.operands import attention_of
 from dfrot.quant.activations import fake_quantize_kv
 from dfrot.quant.linear import QuantLinear
 from dfrot.quant.tuned import RoundedTo, TunedLinear, hadamard, straight_through
@@ -39,7 +40,7 @@ class Trainable:
             self._learn(f"{name}.growth", linear.growth)
         for name in self.gains:
             self._learn(name, model.get_submodule(name).parametrizations.weight.original)
-        _attend(model)
+        _attend(model, arch)
 
     def _learn(self, name: str, parameter: nn.Parameter) -> None:
         parameter.requires_grad_(True)
@@ -54,7 +55,7 @@ class Trainable:
         return found
 
 
-def _attend(model: Any) -> None:
+def _attend(model: Any, arch: BoundArch) -> None:
     """Exchange the packed cache for rounding that lets gradients through."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
@@ -65,9 +66,8 @@ def _attend(model: Any) -> None:
         return
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
-    for module in model.modules():
-        if hasattr(module, "layer_idx") and hasattr(module, "o_proj"):
-            module.dfq_kv = kv
+    for layer in range(arch.n_layers):
+        attention_of(model.base_model, arch, layer).dfq_kv = kv
     model.base_model.config._attn_implementation = NAME
 
 
