@@ -12,6 +12,7 @@ from dfrot.arch.moe import MIXTRAL, OLMOE, QWEN3_MOE
 from dfrot.arch.postnorm import GEMMA2, GEMMA3, OLMO2
 from dfrot.arch.spec import ArchSpec, BoundArch, Linear, Norm, Tap
 from dfrot.arch.vlm import WRAPPERS
+from dfrot.arch.wrapper import untied
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, UnsupportedError
 
@@ -66,4 +67,5 @@ __all__ = [
     "described",
     "is_described",
     "open_described",
+    "untied",
 ]

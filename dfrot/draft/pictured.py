@@ -91,13 +91,19 @@ Reader = Sighted | Processor
 """What makes ids and tensors of conversations about pictures: for our layout, or as a model's makers publish it."""
 
 
-def reader_of(model: Path) -> Reader:
-    """Raises UnsupportedError for a model that takes no images, InputError where its processor is missing."""
+def reader_if_any(model: Path) -> Reader | None:
+    """None for a model that takes no images. Raises InputError where its processor is missing."""
     if sees(model):
         return Sighted.open(model)
-    if describe(Checkpoint.open(model).config).wrapper is None:
+    return None if describe(Checkpoint.open(model).config).wrapper is None else Processor.open(model)
+
+
+def reader_of(model: Path) -> Reader:
+    """Raises UnsupportedError for a model that takes no images, InputError where its processor is missing."""
+    found = reader_if_any(model)
+    if found is None:
         raise UnsupportedError(f"{model}: takes no images; leave them out, or give a model that sees")
-    return Processor.open(model)
+    return found
 
 
 def learnt(reader: Reader, row: Row, seqlen: int) -> VisualSample:

@@ -99,6 +99,11 @@ def check_tensors(model: Any, arch: BoundArch, entries: dict[str, TensorEntry], 
             )
 
 
+def base_of(model: Any, arch: BoundArch) -> Any:
+    """The language model below its head, wherever it lies."""
+    return model.base_model if arch.wrapper is None else model.get_submodule(arch.wrapper.inside)
+
+
 def finish(model: Any, config: DfqConfig) -> None:
     """After loading: check scales, prepare kernel operands, attach the KV cache, R3 and the sinks."""
     from dfrot.hf import attention, decode
@@ -111,7 +116,7 @@ def finish(model: Any, config: DfqConfig) -> None:
     if scheme is not None and scheme.kv_bits != FULL:
         kv = KVSpec(scheme.kv_bits, scheme.kv_sym, scheme.kv_clip, config.online.r3)
     runtime = Runtime(kv, config.sink_tokens, arch.n_layers)
-    base = model.base_model if arch.wrapper is None else model.get_submodule(arch.wrapper.inside)
+    base = base_of(model, arch)
     for name, module in model.named_modules():
         if isinstance(module, QuantLinear | DenseLinear):
             module.prepare(arch.stored(name))

@@ -13,7 +13,7 @@ import torch
 from dfrot.arch import describe, described
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import DfqError, InputError, UnsupportedError
-from dfrot.hf.install import keep_caps
+from dfrot.hf.install import base_of, keep_caps
 from dfrot.hf.tokens import load_tokenizer
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.plan import check_packed, plan_linears
@@ -97,7 +97,7 @@ def load_model(path: Path | str, dtype: torch.dtype | str | None = None, fake: b
     # the checks above read the index; transformers may have preferred another file of the folder
     if left := sorted(str(name) for key in ("missing_keys", "mismatched_keys") for name in info[key]):
         raise InputError(f"{checkpoint.path}: tensor {left[0]} was not loaded; two sets of weights in one folder?")
-    keep_caps(model.base_model if arch.wrapper is None else model.get_submodule(arch.wrapper.inside), arch)
+    keep_caps(base_of(model, arch), arch)
     if fake and config is not None and config.scheme is not None:
         from dfrot.quant.linear import simulate
 

@@ -49,10 +49,8 @@ class Processor:
         try:
             text = self.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask)
             images = [picture.numpy() for picture in pictures] or None
-            bos = self.tokenizer.bos_token
-            begun = bos is not None and text.startswith(
-                bos
-            )  # some templates write it, others leave it to the tokenizer
+            bos = self.tokenizer.bos_token  # some templates write it, others leave it to the tokenizer
+            begun = bos is not None and text.startswith(bos)
             made = self.processor(text=[text], images=images, add_special_tokens=not begun, return_tensors="pt")
         except Exception as error:  # templates and processors raise whatever their authors liked
             reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -10,12 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dfrot.arch import describe
-from dfrot.checkpoint import Checkpoint
 from dfrot.draft.cost import choose, measure
 from dfrot.draft.decode import Limits, Output, plain_steps, speculative_steps
 from dfrot.draft.opening import ends_of, open_target
-from dfrot.draft.pictured import Sighted
+from dfrot.draft.pictured import reader_if_any
 from dfrot.draft.prompt import Images
 from dfrot.draft.rows import MAX_IMAGES
 from dfrot.draft.store import check_target
@@ -23,9 +21,7 @@ from dfrot.draft.tree import Shape
 from dfrot.draft.warp import Sampling
 from dfrot.errors import InputError
 from dfrot.hf.pixels import read
-from dfrot.hf.processor import Processor
 from dfrot.hf.tokens import load_tokenizer
-from dfrot.hf.vision import sees
 from dfrot.pipeline.draft_eval import load_in
 from dfrot.pipeline.draft_generate import held_out_agreement
 from dfrot.pipeline.text_stream import TextStream
@@ -64,11 +60,7 @@ class Engine:
         self.draft = None if draft is None else load_in(draft, draft_dtype)
         aux = () if self.draft is None else self.draft.config.aux_layers
         self.target = open_target(model, aux, drafted=self.draft is not None)
-        self.sighted: Sighted | Processor | None = None
-        if sees(model):
-            self.sighted = Sighted.open(model)
-        elif describe(Checkpoint.open(model).config).wrapper is not None:
-            self.sighted = Processor.open(model)
+        self.sighted = reader_if_any(model)
         self.tokenizer = load_tokenizer(model) if self.sighted is None else self.sighted.tokenizer
         self.ends = ends_of(self.target)
         self.shape: Shape | None = None

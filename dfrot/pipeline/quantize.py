@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from dfrot.arch import BoundArch, describe, described
+from dfrot.arch import BoundArch, describe, described, untied
 from dfrot.calib import calibration as store
 from dfrot.calib.hidden import HiddenStates, remove_all
 from dfrot.calib.stats import CalibStats
@@ -189,9 +189,7 @@ def _copy_rest(checkpoint: Checkpoint, config: DfqConfig, arch: BoundArch, folde
     value = copy.deepcopy(checkpoint.config)
     value["quantization_config"] = config.to_dict()
     if arch.tied and arch.spec.head.name not in config.keep:
-        value["tie_word_embeddings"] = False  # the head has its own integers now
-        if isinstance(value.get("text_config"), dict):
-            value["text_config"]["tie_word_embeddings"] = False
+        value = untied(value)  # the head has its own integers now
     write_json(folder / "config.json", value)
     copy_tokenizer(checkpoint.path, folder)
 

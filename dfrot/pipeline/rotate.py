@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfrot.arch import BoundArch, open_described
+from dfrot.arch import BoundArch, open_described, untied
 from dfrot.calib.data import Text, load_text, windows
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import GateError, InputError, UnsupportedError
@@ -343,9 +343,7 @@ def _describe(folder: Path, inputs: _Inputs) -> None:
         embed = inputs.checkpoint.entry(f"{inputs.arch.spec.embed}.weight")
         config["dtype"] = str(embed.dtype).removeprefix("torch.")
     if _turns(inputs):
-        config["tie_word_embeddings"] = False  # R1 gives the head a weight of its own
-        if isinstance(config.get("text_config"), dict):
-            config["text_config"] = {**config["text_config"], "tie_word_embeddings": False}
+        config = untied(config)  # R1 gives the head a weight of its own
     if inputs.online:
         config["quantization_config"] = DfqConfig(online=inputs.online).to_dict()
     write_json(folder / "config.json", config)
