@@ -31,6 +31,7 @@ from dfrot.hf.tokens import encode, load_tokenizer
 from dfrot.hf.trainable import Trainable
 from dfrot.outliers.fixes.base import Change
 from dfrot.outliers.rewrite import rewrite
+from dfrot.pipeline import vision
 from dfrot.pipeline.lineage import lineage
 from dfrot.quant.config import DfqConfig
 from dfrot.rotation.refine import fast_bfloat16
@@ -122,6 +123,7 @@ def _scheme(config: DfqConfig) -> str:
 
 def _student(model: Path) -> tuple[Checkpoint, DfqConfig]:
     """The packed checkpoint, refused where gradients do not reach."""
+    vision.refuse(model, "the tuned checkpoint")
     checkpoint, config = check_folder(model)
     if config is None or config.scheme is None or config.fake:
         raise InputError(f"{model}: is no packed checkpoint; quantize first, without --fake")

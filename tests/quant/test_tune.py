@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,10 @@ def test_what_cannot_be_tuned_is_refused(packed: Path, tmp_path: Path) -> None:
     quantize(packed / "rotated", None, tmp_path / "sinks", settings)
     with pytest.raises(UnsupportedError, match="sink tokens and resets cannot be tuned yet"):
         tune(tmp_path / "sinks", teacher, out, QUICK)
+    shutil.copytree(packed / "packed", tmp_path / "seeing")
+    (tmp_path / "seeing" / "vision.json").write_text("{}")
+    with pytest.raises(UnsupportedError, match="holds a vision part, which the tuned checkpoint would lose"):
+        tune(tmp_path / "seeing", teacher, out, QUICK)
     with pytest.raises(InputError, match="--lr -1"):
         TuneSettings(lr=-1)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
