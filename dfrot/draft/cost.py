@@ -1,94 +1,106 @@
-"""Whether drafting pays here, and how far to guess: from times measured on this machine and how often guesses stand.
-
-A round of n guesses costs one draft pass for each and one verify pass of n + 1 rows, and gives 1 + sum of the
-chances that 1, 2, ... n guesses stand. Plain decoding gives one token per pass of one row.
-"""
+"""What a step, a verify pass and a draft take on this machine, measured behind the text that is being decoded."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from dfrot.draft.base import Draft
+from dfrot.draft.base import Draft, DraftState
 from dfrot.draft.head import guess_head
 from dfrot.draft.target import Target
-from dfrot.draft.tree import Shape, expand
+from dfrot.draft.tree import Shape, Tree, expand
 
 REPEATS = 5
-MARGIN = 1.05  # a gain below this is within the noise of the measurement
+LONG = 0.1  # seconds that repeats of one measurement may take together
 
 
-@dataclass(frozen=True)
-class Costs:
-    """Seconds: step of one token; verify[n] of a chain of n rows; draft[n] of n guesses, extending included."""
+class Costs(Protocol):
+    """Seconds. Implementations may measure when they are asked."""
 
-    step: float
-    verify: dict[int, float]
-    draft: dict[int, float]
+    @property
+    def step(self) -> float:
+        """Of plain decoding: one token."""
+        ...
 
-    def speedup(self, guesses: int, agreement: Sequence[float]) -> float:
-        """Expected tokens per second over plain decoding's. agreement: chance that guess i stands if the ones before
-        it do; the last value serves the deeper ones."""
-        tau, chance = 1.0, 1.0
-        for place in range(guesses):
-            chance *= agreement[min(place, len(agreement) - 1)] if agreement else 0.0
-            tau += chance
-        return tau * self.step / (self.verify[guesses + 1] + self.draft[guesses])
+    def verify(self, shape: Shape) -> float:
+        """Of the target's pass over the guesses of a shape and their root."""
+        ...
 
-
-@torch.inference_mode()
-def measure(target: Target, draft: Draft, prompt: Sequence[int], most: int = 6) -> Costs:
-    """Times of chains of 1 .. `most` guesses behind `prompt`, the fastest of a few repeats each."""
-    cache = target.start()
-    features, _ = target.prefill(torch.tensor(prompt), cache)
-    past = len(prompt)
-    state = draft.begin(past + most + 2)
-    state.extend(target.embed(torch.tensor(prompt)), features[:-1])
-    mark = state.mark()
-
-    of_target = guess_head(target, draft)
-
-    def head(outputs: torch.Tensor) -> torch.Tensor:
-        return draft.logits(outputs, of_target)
-
-    def verify(rows: int) -> None:
-        target.verify([prompt[-1]] * rows, list(range(-1, rows - 1)), cache)
-        target.keep(cache, past, rows, [])
-
-    def guess(count: int) -> None:
-        tokens = target.embed(torch.tensor(prompt[-1:]))
-        root = state.extend(tokens, features[-1:])
-        expand(state, prompt[-1], root, head, target.embed, Shape(count))
-        state.back(mark)
-
-    def step() -> None:
-        target.step(prompt[-1], cache)
-        target.keep(cache, past, 1, [])
-
-    counts = range(1, most + 1)
-    return Costs(
-        _fastest(step),
-        {count + 1: _fastest(lambda count=count: verify(count + 1)) for count in counts},  # type: ignore[misc]
-        {count: _fastest(lambda count=count: guess(count)) for count in counts},  # type: ignore[misc]
-    )
+    def draft(self, shape: Shape) -> float:
+        """Of taking a token over and drafting a shape."""
+        ...
 
 
-def _fastest(work: Callable[[], Any]) -> float:
-    work()
-    times = []
-    for _ in range(REPEATS):
-        begin = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - begin)
-    return min(times)
+class Meter:
+    """Measures at the first question, remembers, and leaves cache and state as they were."""
 
+    def __init__(
+        self,
+        target: Target,
+        draft: Draft,
+        state: DraftState,
+        cache: Any,
+        feature: torch.Tensor,
+        place: torch.Tensor,
+        token: int,
+    ) -> None:
+        """cache: holds a text, state: all its slots; token: what comes next, `feature` [1, f] and `place` int64 [1]:
+        what the draft needs to take it over."""
+        self.target, self.model, self.state, self.cache = target, draft, state, cache
+        self.feature, self.place, self.token = feature, place, token
+        self.past, self.mark = int(cache.get_seq_length()), state.mark()
+        self.embedded, of_target = target.embed(torch.tensor([token])), guess_head(target, draft)
+        self.head: Callable[[torch.Tensor], torch.Tensor] = lambda outputs: draft.logits(outputs, of_target)
+        self.known: dict[object, float] = {}
+        self.spent = 0.0  # seconds that measuring took
 
-def choose(costs: Costs, agreement: Sequence[float]) -> tuple[int, float]:
-    """The best number of guesses (0: drafting does not pay) and the speedup that is expected of it."""
-    best = max(costs.draft, key=lambda count: costs.speedup(count, agreement))
-    gain = costs.speedup(best, agreement)
-    return (best, gain) if gain >= MARGIN else (0, gain)
+    @classmethod
+    @torch.inference_mode()
+    def behind(cls, target: Target, draft: Draft, prompt: Sequence[int], room: int) -> Meter:
+        """Behind a prompt of at least one token, with room for so many slots of the draft."""
+        cache, ids = target.start(), torch.tensor(prompt)
+        features, _ = target.prefill(ids, cache)
+        state = draft.begin(len(prompt) + room)
+        state.extend(target.embed(ids), features[:-1])
+        return cls(target, draft, state, cache, features[-1:], torch.tensor([len(prompt)]), prompt[-1])
+
+    @property
+    def step(self) -> float:
+        return self._of("step", self._step)
+
+    def verify(self, shape: Shape) -> float:
+        parents = tuple(range(-1, shape.depth)) if shape.topk == 1 else tuple(self._tree(shape).parents)
+        return self._of(parents, lambda: self._verify(list(parents)))
+
+    def draft(self, shape: Shape) -> float:
+        return self._of(shape, lambda: self._tree(shape))
+
+    def _step(self) -> None:
+        self.target.step(self.token, self.cache)
+        self.target.keep(self.cache, self.past, 1, [])
+
+    def _verify(self, parents: list[int]) -> None:
+        self.target.verify([self.token] * len(parents), parents, self.cache)
+        self.target.keep(self.cache, self.past, len(parents), [])
+
+    def _tree(self, shape: Shape) -> Tree:
+        root = self.state.extend(self.embedded, self.feature, self.place)
+        found = expand(self.state, self.token, root, self.head, self.target.embed, shape)
+        self.state.back(self.mark)
+        return found
+
+    @torch.inference_mode()
+    def _of(self, what: object, work: Callable[[], Any]) -> float:
+        """The fastest of a few repeats; of one that takes long the first counts too."""
+        if what not in self.known:
+            begin, times = time.perf_counter(), []
+            while len(times) <= REPEATS and (len(times) < 2 or time.perf_counter() - begin < LONG):
+                start = time.perf_counter()
+                work()
+                times.append(time.perf_counter() - start)
+            self.known[what] = min(times)
+            self.spent += time.perf_counter() - begin
+        return self.known[what]

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import torch
 
 from dfrot.draft.base import Draft
+from dfrot.draft.choice import Adaptive
+from dfrot.draft.cost import Meter
 from dfrot.draft.head import guess_head
 from dfrot.draft.prompt import Images, run
 from dfrot.draft.target import Target
@@ -112,10 +114,7 @@ def plain_steps(
     _check(target, prompt, limits, images)
     generator = torch.Generator().manual_seed(seed)
     cache = target.start()
-    if images is not None and target.undraftable(images.given):
-        first = target.see(torch.tensor(prompt), images.given, cache)
-    else:
-        first = run(target, prompt, cache, images).logits
+    first = run(target, prompt, cache, images).logits
     out.tokens.append(sampling.pick(first, prompt, generator))
     yield
     begin = time.perf_counter()
@@ -134,11 +133,13 @@ def speculative(
     prompt: Sequence[int],
     limits: Limits,
     sampling: Sampling,
-    shape: Shape,
+    shape: Shape | Adaptive,
     seed: int = 0,
     images: Images | None = None,
 ) -> Output:
-    """The same text (greedy) or the same distribution (sampling), several tokens per pass of the target."""
+    """The same text (greedy) or the same distribution (sampling), several tokens per pass of the target.
+
+    shape: of every round, or a choice that measures, looks on and may end in plain decoding."""
     out = Output()
     for _ in speculative_steps(target, draft, prompt, limits, sampling, shape, out, seed, images):
         pass
@@ -152,7 +153,7 @@ def speculative_steps(
     prompt: Sequence[int],
     limits: Limits,
     sampling: Sampling,
-    shape: Shape,
+    shape: Shape | Adaptive,
     out: Output,
     seed: int = 0,
     images: Images | None = None,
@@ -165,7 +166,10 @@ def speculative_steps(
     features = ran.features
     committed = list(prompt)  # tokens in the cache
     out.tokens.append(sampling.pick(ran.logits, prompt, generator))
-    state = draft.begin(len(prompt) + limits.max_new_tokens + shape.depth * shape.topk + 2)
+    choice = shape if isinstance(shape, Adaptive) else None
+    room = min(limits.max_new_tokens, target.max_length - len(prompt)) - 1  # tokens that a round may guess
+    widest = choice.widest if choice is not None else shape.depth * shape.topk  # type: ignore[union-attr]
+    state = draft.begin(len(prompt) + limits.max_new_tokens + widest + 2)
     slots, places = ran.slots(target, out.tokens[-1])  # that the draft has not computed
 
     of_target = guess_head(target, draft)
@@ -173,28 +177,44 @@ def speculative_steps(
     def head(outputs: torch.Tensor) -> torch.Tensor:
         return draft.logits(outputs, of_target)
 
+    if choice is not None:
+        meter = None
+        if choice.measures and room > 0:
+            state.extend(slots[:-1], features[:-1], None if places is None else places[:-1])
+            slots, features, places = slots[-1:], features[-1:], torch.tensor([len(prompt)])
+            meter = Meter(target, draft, state, cache, features, places, out.tokens[-1])
+        choice.start(meter, None if meter is None else lambda: meter.spent, room, target.max_length - len(prompt))
     yield
     begin = time.perf_counter()
     while not limits.ends(out.tokens):
         start = time.perf_counter()
-        room = min(limits.max_new_tokens - len(out.tokens) - 1, target.max_length - len(committed) - 1)
-        now = Shape(max(0, min(shape.depth, room)), shape.topk, shape.total)
-        root = state.extend(slots, features, places)
-        tree = expand(state, out.tokens[-1], root, head, target.embed, now)
-        drafted = time.perf_counter()
-        found, logits = target.verify(tree.tokens, tree.parents, cache)
-        verdict = verify(tree, logits, committed, sampling, generator)
-        target.keep(cache, len(committed), len(tree.tokens), verdict.path)
-        features = found[verdict.path]
-        out.draft_seconds += drafted - start
-        out.verify_seconds += time.perf_counter() - drafted
+        current = shape if choice is None else choice.shape
+        if current is None:  # drafting does not pay, or no longer
+            logits = target.step(out.tokens[-1], cache)
+            told = sampling.pick(logits, [*prompt, *out.tokens] if sampling.needs_prefix else (), generator)
+            out.verify_seconds += time.perf_counter() - start
+            fresh = [told]
+        else:
+            room = min(limits.max_new_tokens - len(out.tokens) - 1, target.max_length - len(committed) - 1)
+            now = Shape(max(0, min(current.depth, room)), current.topk, current.total)
+            root = state.extend(slots, features, places)
+            tree = expand(state, out.tokens[-1], root, head, target.embed, now)
+            drafted = time.perf_counter()
+            found, logits = target.verify(tree.tokens, tree.parents, cache)
+            verdict = verify(tree, logits, committed, sampling, generator)
+            target.keep(cache, len(committed), len(tree.tokens), verdict.path)
+            features = found[verdict.path]
+            out.draft_seconds += drafted - start
+            out.verify_seconds += time.perf_counter() - drafted
+            out.nodes += len(tree.tokens)
+            out.forced += verdict.forced
+            out.accepted.append(len(verdict.path) - 1)
+            committed += [tree.tokens[node] for node in verdict.path]
+            fresh = [*(tree.tokens[node] for node in verdict.path[1:]), verdict.bonus]
+            slots, places = target.embed(torch.tensor(fresh)), None
+            if choice is not None:
+                choice.saw(tree, verdict.path)
         out.rounds += 1
-        out.nodes += len(tree.tokens)
-        out.forced += verdict.forced
-        out.accepted.append(len(verdict.path) - 1)
-        committed += [tree.tokens[node] for node in verdict.path]
-        fresh = [*(tree.tokens[node] for node in verdict.path[1:]), verdict.bonus]
-        slots, places = target.embed(torch.tensor(fresh)), None
         for token in fresh:
             out.tokens.append(token)
             out.emitted += 1

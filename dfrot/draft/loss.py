@@ -9,7 +9,7 @@ over the vocabulary, which divides it by V and leaves little but regression.)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from dfrot.draft.base import Draft, Head, TrainOutput
+from dfrot.draft.likely import RANKS
 from dfrot.draft.target import Features
 
 CHUNK_BYTES = 256 << 20  # of float32 logits at a time; more than one chunk is computed again in the backward pass
@@ -34,13 +35,17 @@ class Weights:
 
 @dataclass
 class Losses:
-    """total is differentiable; the rest are plain numbers: per step KL (nats) and share of agreeing argmaxes."""
+    """total is differentiable; the rest are plain numbers: per step KL (nats) and share of agreeing argmaxes. Where
+    they were counted, by step and rank of the draft's guesses: how often the target's argmax is that guess (`ranks`),
+    and the target's mean probability of it (`mass`)."""
 
     total: Tensor
     feature: float
     mid: float
     kl: list[float]
     agreement: list[float]
+    ranks: list[list[float]] = field(default_factory=list)
+    mass: list[list[float]] = field(default_factory=list)
 
     @property
     def simulated_tau(self) -> float:
@@ -103,7 +108,7 @@ def losses(
 ) -> Losses:
     """Loss of one batch. mask bool [B, S]: slots that count (all slots are present: positions 0 .. S - 1).
 
-    head: the target's, without gradients of its own. count_agreement: also compare argmaxes (slow on a CPU).
+    head: the target's, without gradients of its own. count_agreement: also compare guesses (slow on a CPU).
     counts_of: counts of slots here -> those of the whole batch, which sums are divided by, where others compute
     parts of it: then losses and gradients of all parts add up to those of the batch."""
     device = given.last.device
@@ -118,21 +123,20 @@ def losses(
     rows = max(1, CHUNK_BYTES // (4 * draft.config.vocab_size))
     where = mask.nonzero()
     sums = [torch.zeros((), device=device) for _ in range(steps)]
-    agree = [0.0] * steps
+    standing = torch.zeros(2, steps, min(RANKS, draft.config.vocab_size), device=device)  # how often, and the mass
 
-    def of_rows(chunk: Tensor, *outputs: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def of_rows(chunk: Tensor, *outputs: Tensor) -> list[Tensor]:
         b, s = chunk.T
         with torch.no_grad():
             teacher = Teacher.of(head(given.last[b, s]))
         found = []
         for t, output in enumerate(outputs):
             student, here = draft.logits(output[b, s], head), kept[t][b, s]
-            same = (
-                (student.argmax(-1) == teacher.top)[here].sum()
-                if count_agreement
-                else here.new_zeros((), dtype=torch.long)
-            )
-            found.append((teacher.divergence(student)[here].sum(), same))
+            if count_agreement:
+                guesses = student[here].topk(standing.shape[-1]).indices
+                standing[0, t] += (guesses == teacher.top[here][:, None]).sum(0)
+                standing[1, t] += teacher.p[here].gather(1, guesses).sum(0)
+            found.append(teacher.divergence(student)[here].sum())
         return found
 
     chunks = torch.split(where, rows)
@@ -141,19 +145,20 @@ def losses(
             found = checkpoint(of_rows, chunk, *out.outputs, use_reentrant=False)
         else:
             found = of_rows(chunk, *out.outputs)
-        for t, (total, same) in enumerate(found):
+        for t, total in enumerate(found):
             sums[t] = sums[t] + total
-            agree[t] += float(same)
     kl = [total / count for total, count in zip(sums, counts[1:])]
     total = weights.feature * feature + weights.mid * mid
     for t, term in enumerate(kl):
         total = total + weights.kl * weights.decay**t * term
+    ranks, mass = (standing / torch.tensor(counts[1:], device=device)[:, None]).tolist()
     return Losses(
         total,
         float(feature.detach()),
         float(mid.detach()),
         [float(term.detach()) for term in kl],
-        [same / count for same, count in zip(agree, counts[1:])],
+        [step[0] for step in ranks],
+        *((ranks, mass) if count_agreement else ()),
     )
 
 

@@ -14,11 +14,13 @@ from dfrot.checkpoint import Checkpoint, read_header, read_tensor
 from dfrot.draft.base import Draft
 from dfrot.draft.build import build
 from dfrot.draft.config import DraftConfig
+from dfrot.draft.likely import Rates
 from dfrot.draft.quantize import empty_linears, prepare_linears
 from dfrot.errors import InputError, MismatchError
 from dfrot.files import digest_bytes, fsync_folder, read_json, write_json
 from dfrot.hf.processor import FILES as PROCESSOR
 from dfrot.hf.vision import vision_digest
+from dfrot.stage import EVIDENCE
 from dfrot.writer import SafetensorsWriter, TensorPlan
 
 CONFIG, WEIGHTS = "draft.json", "draft"
@@ -96,7 +98,8 @@ def save_draft(folder: Path, draft: Draft, dtype: torch.dtype = torch.bfloat16) 
 
 
 def load_draft(folder: Path, dtype: torch.dtype = torch.float32) -> Draft:
-    """The draft of a folder, in evaluation mode. Raises InputError naming the file and the tensor at fault."""
+    """The draft of a folder, in evaluation mode, with the rates of its record where there is one. Raises InputError
+    naming the file and the tensor at fault."""
     where = folder / CONFIG
     if not where.is_file():
         raise InputError(f"{folder}: no {CONFIG}; is this the --out of dfq draft train?")
@@ -105,6 +108,8 @@ def load_draft(folder: Path, dtype: torch.dtype = torch.float32) -> Draft:
         empty_linears(draft, draft.config.quantized)
     load_state(draft, load_tensors(folder / f"{WEIGHTS}.safetensors"), str(folder / f"{WEIGHTS}.safetensors"))
     prepare_linears(draft)
+    if (folder / EVIDENCE).is_file():
+        draft.rates = Rates.of_history(read_json(folder / EVIDENCE))
     return draft.to(dtype).requires_grad_(False).eval()
 
 

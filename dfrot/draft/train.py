@@ -178,6 +178,7 @@ class Trainer:
             "step": step,
             "held_out_kl": held.kl,
             "held_out_agreement": held.agreement,
+            **by_rank(held),
             "simulated_tau": held.simulated_tau,
         }
         if recent:
@@ -243,7 +244,18 @@ def _mean(found: list[Losses]) -> Losses:
         sum(one.mid for one in found) / count,
         [sum(one.kl[t] for one in found) / count for t in steps],
         [sum(one.agreement[t] for one in found) / count for t in steps],
+        _mean_table([one.ranks for one in found]),
+        _mean_table([one.mass for one in found]),
     )
+
+
+def _mean_table(found: list[list[list[float]]]) -> list[list[float]]:
+    return [[sum(cells) / len(cells) for cells in zip(*step)] for step in zip(*found)]
+
+
+def by_rank(held: Losses) -> dict[str, Any]:
+    """What the record of a draft says of its guesses by step and rank (see dfrot/draft/likely.py)."""
+    return {"held_out_ranks": held.ranks, "held_out_mass": held.mass}
 
 
 def promised(history: list[dict[str, Any]]) -> float:

@@ -22,7 +22,7 @@ from dfrot.draft.regenerate import answered, regenerate
 from dfrot.draft.source import SCORES, Online, Source, Stored, save_corpus, save_index, save_shard
 from dfrot.draft.store import fingerprint, save_draft
 from dfrot.draft.target import Features, Target
-from dfrot.draft.train import STATE, Trainer, TrainOptions
+from dfrot.draft.train import STATE, Trainer, TrainOptions, by_rank
 from dfrot.draft.visual import KEEP, VisualSample, VisualSource
 from dfrot.draft.warm import warm_start
 from dfrot.errors import InputError
@@ -217,7 +217,8 @@ def _train(
     if settings.quantize:
         before = trainer.measure().simulated_tau
         told["quantized"] = {**quantize_draft(draft, settings.quantize), "simulated_tau_before": before}
-        told["quantized"]["simulated_tau"] = trainer.measure().simulated_tau
+        held = trainer.measure()
+        told["quantized"].update(simulated_tau=held.simulated_tau, **by_rank(held))
         draft.config = replace(config, quantized=settings.quantize)
     save_draft(folder, draft)
     (folder / STATE).unlink(missing_ok=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dfrot.draft.base import Draft
-from dfrot.draft.cost import choose, measure
+from dfrot.draft.choice import Adaptive, Option
 from dfrot.draft.decode import Limits, Output, plain, speculative
 from dfrot.draft.opening import ends_of, open_target
 from dfrot.draft.pictured import reader_of
@@ -22,9 +22,9 @@ from dfrot.hf.generate import hook
 from dfrot.hf.pixels import read
 from dfrot.hf.tokens import load_tokenizer
 from dfrot.pipeline.draft_eval import load_in
-from dfrot.stage import read_evidence
 
 GREEDY = Sampling()
+MEASURING = 0.1  # of the time that plain decoding takes, for measuring shapes
 
 
 @dataclass(frozen=True)
@@ -65,29 +65,29 @@ def generate_text(model: Path, draft: Path | None, settings: GenerateSettings) -
     target = open_target(model, aux, drafted=loaded is not None)
     eos = frozenset() if settings.ignore_eos else ends_of(target)
     limits = Limits(settings.max_new_tokens, eos, settings.stop, tokenizer.decode)
-    if loaded is None or draft is None:
+    choice = None
+    if loaded is None:
         out, how = plain(target, prompt, limits, settings.sampling, settings.seed, images), "plain, no draft given"
     else:
         size = int(target.config.hidden_size)
         check_target(loaded.config, model, target.vocab_size, size, settings.force)
         shape = None if settings.shape is None else Shape(*settings.shape)
-        likely = held_out_agreement(draft)
-        out, how = generate(target, loaded, prompt, limits, settings.sampling, shape, settings.seed, likely, images)
+        choice = chooser(loaded, limits, settings.sampling) if shape is None else None
+        out, how = generate(target, loaded, prompt, limits, settings.sampling, choice or shape, settings.seed, images)
     return {
         "text": tokenizer.decode(out.tokens),
         "tokens": out.tokens,
         "how": how,
+        "choice": None if choice is None else choice.to_dict(),
         "tau": out.tau,
         "rounds": out.rounds,
         "tokens_per_second": out.emitted / out.seconds if out.seconds else 0.0,
     }
 
 
-def held_out_agreement(draft: Path) -> list[float]:
-    """Held-out agreement by step of the best evaluation in the draft's record."""
-    history = read_evidence(draft, "draft train")["history"]
-    best = max(history, key=lambda record: float(record["simulated_tau"]))
-    return [float(share) for share in best["held_out_agreement"]]
+def chooser(draft: Draft, limits: Limits, sampling: Sampling, options: Sequence[Option] = ()) -> Adaptive:
+    """The choice for one text, measured when it begins unless `options` of another text are given."""
+    return Adaptive(draft.rates, sampling.greedy, MEASURING * limits.max_new_tokens, options)
 
 
 def generate(
@@ -96,38 +96,45 @@ def generate(
     prompt: Sequence[int],
     limits: Limits,
     sampling: Sampling = GREEDY,
-    shape: Shape | None = None,
+    shape: Shape | Adaptive | None = None,
     seed: int = 0,
-    agreement: Sequence[float] = (),
     images: Images | None = None,
 ) -> tuple[Output, str]:
-    """Decode with the best chain for this machine, or plainly where none pays. Returns the output and how it was made.
+    """Decode with the shape that suits this machine and text, or plainly where none pays. Returns the output and how
+    it was made.
 
-    shape: no choice, this one. agreement: chances that guesses stand, from the draft's training."""
-    if shape is None:
-        most = min(6, max(1, target.max_length - len(prompt) - 8))
-        guesses, gain = choose(measure(target, draft, prompt, most), agreement)
-        if guesses == 0:
-            told = f"plain: drafting does not pay here (best expected speedup {gain:.2f})"
-            return plain(target, prompt, limits, sampling, seed, images), told
-        shape = Shape(guesses)
-        out = speculative(target, draft, prompt, limits, sampling, shape, seed, images)
-        return out, f"speculative, chain {guesses} (expected speedup {gain:.2f}), tau {out.tau:.2f}"
+    shape: no choice, this one; or the choice, whose `to_dict` tells more afterwards. The draft's `rates` say how often
+    its guesses stand: a draft without them decodes plainly unless it is given a shape."""
+    shape = shape or chooser(draft, limits, sampling)
+    if isinstance(shape, Adaptive) and shape.rates is None:
+        return plain(target, prompt, limits, sampling, seed, images), shape.why()
     out = speculative(target, draft, prompt, limits, sampling, shape, seed, images)
-    return out, f"speculative, {shape.name}, tau {out.tau:.2f}"
+    told = shape.why() if isinstance(shape, Adaptive) else f"speculative, {shape.name}"
+    return out, f"{told}, tau {out.tau:.2f}" if out.accepted else told
 
 
 def custom_generate(
-    model: Any, draft: Draft, shape: Shape | None = None, seed: int = 0, agreement: Sequence[float] = ()
+    model: Any,
+    draft: Draft,
+    shape: Shape | None = None,
+    seed: int = 0,
+    report: Callable[[str], None] = lambda how: None,
 ) -> Any:
     """For a loaded model: `model.generate(ids, custom_generate=custom_generate(model, draft), max_new_tokens=64)`.
 
-    Greedy and sampling, with whatever logits processors `generate` was asked for; rows of a batch one by one."""
+    Greedy and sampling, with whatever logits processors `generate` was asked for; rows of a batch one by one. Without a
+    shape the first row's measurements serve all. report: is told of every row how it was decoded."""
     target = Target(model, draft.config.aux_layers)
+    options: list[Option] = []
 
     def decode(prompt: list[int], longest: int, eos: frozenset[int], processor: Any, do_sample: bool) -> list[int]:
         sampling = Sampling(1.0 if do_sample else 0.0, processors=() if processor is None else (processor,))
         limits = Limits(longest, eos)
-        return generate(target, draft, prompt, limits, sampling, shape, seed, agreement)[0].tokens
+        choice = chooser(draft, limits, sampling, options) if shape is None else None
+        out, how = generate(target, draft, prompt, limits, sampling, choice or shape, seed)
+        if choice is not None:
+            options[:] = choice.options
+        report(how)
+        return out.tokens
 
     return hook(decode)

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dfrot.draft.cost import choose, measure
+from dfrot.draft.choice import Adaptive, Option
+from dfrot.draft.cost import Meter
 from dfrot.draft.decode import Limits, Output, plain_steps, speculative_steps
 from dfrot.draft.opening import ends_of, open_target
 from dfrot.draft.pictured import reader_if_any
@@ -23,11 +24,11 @@ from dfrot.errors import InputError
 from dfrot.hf.pixels import read
 from dfrot.hf.tokens import load_tokenizer
 from dfrot.pipeline.draft_eval import load_in
-from dfrot.pipeline.draft_generate import held_out_agreement
 from dfrot.pipeline.text_stream import TextStream
 
 Finish = Literal["stop", "length"]
 _PROBE = 32  # tokens of the prompt behind which drafting costs are measured
+_MEASURING = 64  # plain steps in whose time they are, at the start
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,9 @@ class Engine:
         force: bool = False,
         draft_dtype: str = "auto",
     ) -> None:
-        """shape: (depth, top-k, total) of the guesses; None chooses a chain from costs measured here, or none at all
-        where drafting does not pay. force: also a draft of another target. Raises DfqError in one line."""
+        """shape: (depth, top-k, total) of the guesses; None chooses chain or tree from costs measured here, or none at
+        all where drafting does not pay, and every text corrects that. force: also a draft of another target. Raises
+        DfqError in one line."""
         self.draft = None if draft is None else load_in(draft, draft_dtype)
         aux = () if self.draft is None else self.draft.config.aux_layers
         self.target = open_target(model, aux, drafted=self.draft is not None)
@@ -64,20 +66,24 @@ class Engine:
         self.tokenizer = load_tokenizer(model) if self.sighted is None else self.sighted.tokenizer
         self.ends = ends_of(self.target)
         self.shape: Shape | None = None
+        self.options: list[Option] = []  # measured shapes, where none was given
         self.how = "plain, no draft given"
         if self.draft is not None and draft is not None:
             size = int(self.target.config.hidden_size)
             check_target(self.draft.config, model, self.target.vocab_size, size, force)
-            self.shape, self.how = self._choose(draft) if shape is None else (Shape(*shape), _named(Shape(*shape)))
+            self.shape = None if shape is None else Shape(*shape)
+            self.how = self._measure() if self.shape is None else f"speculative, {self.shape.name}"
 
-    def _choose(self, draft: Path) -> tuple[Shape | None, str]:
+    def _measure(self) -> str:
+        """Measure shapes for all texts to come. Returns what is chosen for greedy ones."""
         assert self.draft is not None
-        prompt = (torch.arange(_PROBE) % (self.target.vocab_size - 1)).tolist()
-        most = min(6, max(1, self.target.max_length - _PROBE - 8))
-        guesses, gain = choose(measure(self.target, self.draft, prompt, most), held_out_agreement(draft))
-        if not guesses:
-            return None, f"plain: drafting does not pay here (best expected speedup {gain:.2f})"
-        return Shape(guesses), f"{_named(Shape(guesses))} (expected speedup {gain:.2f})"
+        choice = Adaptive(self.draft.rates, True, _MEASURING)
+        if choice.measures:
+            prompt = (torch.arange(_PROBE) % (self.target.vocab_size - 1)).tolist()
+            meter = Meter.behind(self.target, self.draft, prompt, choice.widest + 2)
+            choice.start(meter, lambda: meter.spent, self.target.max_length - _PROBE - 1)
+            self.options = choice.options
+        return choice.why()
 
     @property
     def context(self) -> int:
@@ -181,7 +187,12 @@ class Generation:
 
     def _steps(self) -> Iterator[None]:
         engine, request = self.engine, self.request
-        if engine.draft is None or engine.shape is None:
+        shape: Shape | Adaptive | None = engine.shape
+        if engine.draft is not None and engine.options:
+            choice = Adaptive(engine.draft.rates, request.sampling.greedy, 0, engine.options)
+            choice.start()
+            shape = None if choice.shape is None else choice
+        if engine.draft is None or shape is None:
             sampling, seed = request.sampling, request.seed
             return plain_steps(engine.target, request.prompt, self.limits, sampling, self.out, seed, request.images)
         return speculative_steps(
@@ -190,7 +201,7 @@ class Generation:
             request.prompt,
             self.limits,
             request.sampling,
-            engine.shape,
+            shape,
             self.out,
             request.seed,
             request.images,
@@ -200,7 +211,3 @@ class Generation:
     def usage(self) -> tuple[int, int]:
         """Tokens of the prompt, and new ones."""
         return len(self.request.prompt), len(self.out.tokens)
-
-
-def _named(shape: Shape) -> str:
-    return f"speculative, {shape.name}"

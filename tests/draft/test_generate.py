@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,13 +12,15 @@ import pytest
 import torch
 
 from dfrot.checkpoint import Checkpoint
-from dfrot.draft.cost import Costs, choose, measure
+from dfrot.draft.choice import AGAIN, Adaptive, Option, candidates, measured
+from dfrot.draft.cost import Meter
 from dfrot.draft.decode import Limits, plain, speculative
+from dfrot.draft.likely import Rates, expected_tau, nodes
 from dfrot.draft.native_blocks import branches
 from dfrot.draft.quantize import quantize_draft
 from dfrot.draft.store import fingerprint, load_draft, save_draft
 from dfrot.draft.target import Target
-from dfrot.draft.tree import Shape
+from dfrot.draft.tree import Shape, Tree
 from dfrot.draft.warp import Sampling
 from dfrot.errors import UnsupportedError
 from dfrot.pipeline.draft_export import export_draft
@@ -28,38 +30,177 @@ Get = Callable[..., Target]
 PROMPT = [5, 17, 40, 3, 88, 21, 9, 60]
 
 
-def costs(verify: float, draft: float) -> Costs:
-    counts = range(1, 7)
-    return Costs(1.0, {n + 1: 1 + verify * n for n in counts}, {n: draft * n for n in counts})
+KNOWN = ((0.8, 0.1, 0.04, 0.02),)  # by rank, at every step
+
+
+@dataclass(frozen=True)
+class Made:
+    """Costs by formula; remembers what was asked."""
+
+    row: float
+    level: float
+    step: float = 1.0
+    asked: list[Shape] = field(default_factory=list)
+
+    def verify(self, shape: Shape) -> float:
+        self.asked.append(shape)
+        return self.step + self.row * ((shape.depth + 1 if shape.topk == 1 else shape.total) - 1)
+
+    def draft(self, shape: Shape) -> float:
+        return self.level * shape.depth
+
+
+def best(costs: Made, rates: Sequence[Sequence[float]], ranked: bool = True) -> tuple[str, float]:
+    found = max(measured(costs, rates, candidates(ranked)), key=lambda one: one.speedup(rates))
+    return found.shape.name, found.speedup(rates)
 
 
 def test_the_choice_follows_the_costs() -> None:
-    assert choose(costs(0.0, 0.0), [0.8]) == (6, pytest.approx(sum(0.8**n for n in range(7))))
-    assert choose(costs(0.1, 0.1), [0.8])[0] in (2, 3, 4, 5)
-    assert choose(costs(0.1, 2.0), [0.8])[0] == 0, "an expensive draft does not pay"
-    assert choose(costs(0.1, 0.1), [])[0] == 0, "nothing is known to stand"
-    assert costs(0.5, 0.0).speedup(2, [0.5, 0.25]) == pytest.approx((1 + 0.5 + 0.125) / 2)
+    assert best(Made(0.0, 0.0), [[0.8]], False) == ("chain 6", pytest.approx(sum(0.8**n for n in range(7))))
+    assert best(Made(0.1, 0.1), [[0.8]], False)[0] in ("chain 2", "chain 3", "chain 4", "chain 5")
+    assert best(Made(0.1, 2.0), [[0.8]], False)[1] < 1, "an expensive draft does not pay"
+    assert best(Made(0.0, 0.0), KNOWN)[0].startswith("tree 6,"), "what costs nothing"
+    assert best(Made(0.5, 0.0), KNOWN)[0].startswith("chain"), "rows that cost half a step are not for second guesses"
+    flat = [[0.4, 0.3, 0.2, 0.1]]
+    assert best(Made(0.02, 0.3), flat)[0].startswith("tree"), "second guesses that are as good as first ones"
+    assert expected_tau(Shape(2), [[0.5], [0.25]]) == pytest.approx(1 + 0.5 + 0.125)
 
 
-def test_measured_costs_are_complete_and_leave_nothing_behind(targets: Get, kit: SimpleNamespace) -> None:
-    found = measure(targets("llama"), kit.random_draft(), PROMPT, 3)
-    assert set(found.verify) == {2, 3, 4}
-    assert set(found.draft) == {1, 2, 3}
-    assert min(found.step, *found.verify.values(), *found.draft.values()) > 0
+@pytest.mark.parametrize("row", [0.0, 0.02, 0.1, 0.4])
+@pytest.mark.parametrize("level", [0.01, 0.1, 0.5])
+@pytest.mark.parametrize("rates", [KNOWN, ((0.5, 0.15, 0.1, 0.05), (0.3, 0.1, 0.1, 0.1)), ((0.95, 0.02, 0.01, 0.0),)])
+def test_what_is_not_measured_could_not_win(row: float, level: float, rates: Sequence[Sequence[float]]) -> None:
+    """Pruning finds what measuring everything finds, but for the gain that a measurement must promise."""
+    costs = Made(row, level)
+    name, gain = best(costs, rates)
+    every = [Option(s, costs.draft(s), costs.verify(s), costs.step).speedup(rates) for s in candidates(True)]
+    asked = len(costs.asked) - len(every)
+    assert gain * 1.011 >= max(every), name
+    assert asked < len(every) / 2, "most shapes are not worth measuring"
 
 
-def test_costs_are_measured_up_to_the_end_of_the_context(targets: Get, kit: SimpleNamespace) -> None:
+def test_measuring_ends_with_its_budget() -> None:
+    costs, spent = Made(0.01, 0.01), 0.0
+
+    def clock() -> float:
+        return spent + 2.0 * len(costs.asked)
+
+    assert len(measured(costs, KNOWN, candidates(True), clock, budget=3.0)) == 2
+
+
+def test_trees_are_worth_what_their_nodes_are() -> None:
+    """A fixed tree by hand: two children of the root, one of each."""
+    rates = [[0.6, 0.3], [0.5, 0.2]]
+    kept = nodes(Shape(2, 2, 5), rates)
+    assert kept == pytest.approx([0.6, 0.3, 0.6 * 0.5, 0.3 * 0.5])
+    assert sum(nodes(Shape(2, 2, 100), rates)) == pytest.approx(0.9 + 0.9 * 0.7)
+    assert nodes(Shape(3), rates) == pytest.approx([0.6, 0.3, 0.15])
+    assert expected_tau(Shape(3, 4, 8), rates) >= expected_tau(Shape(3), rates), "a tree holds its chain"
+    assert nodes(Shape(3, 4, 8), []) == []
+
+
+def test_records_of_old_and_of_nonsense() -> None:
+    history = [{"simulated_tau": 1.2, "held_out_agreement": [0.2]}, {"simulated_tau": 1.5, "held_out_agreement": [0.5]}]
+    old = Rates.of_history({"history": history})
+    assert old == Rates(((0.5,),))
+    assert not old.ranked
+    history[1]["held_out_ranks"], history[1]["held_out_mass"] = [[0.5, 0.2]], [[0.4, 0.1]]
+    new = Rates.of_history({"history": history})
+    assert new is not None
+    assert new.ranked
+    assert new.of(True) == ((0.5, 0.2),)
+    assert new.of(False) == ((0.4, 0.1),)
+    rounded = {"held_out_ranks": [[0.3, 0.1]], "held_out_mass": [[0.2, 0.1]]}
+    assert Rates.of_history({"history": history, "quantized": rounded}) == Rates(((0.3, 0.1),), ((0.2, 0.1),))
+    for bad in (
+        {},
+        {"history": []},
+        {"history": 3},
+        [],
+        {"history": [{"simulated_tau": 1, "held_out_agreement": [7]}]},
+    ):
+        assert Rates.of_history(bad) is None
+
+
+def test_what_is_seen_corrects_the_choice() -> None:
+    options = [Option(Shape(1), 0.1, 1.1, 1.0), Option(Shape(4), 0.4, 1.2, 1.0)]
+    choice = Adaptive(Rates(KNOWN), True, 0, options)
+    choice.start()
+    assert choice.shape == Shape(4)
+    assert not choice.measures
+    chain = Tree([0, 1, 2, 3, 4], [-1, 0, 1, 2, 3])
+    for _ in range(AGAIN):
+        choice.saw(chain, [0, 1, 2, 3, 4])
+    assert choice.shape == Shape(4)
+    for _ in range(20 * AGAIN):
+        choice.saw(chain, [0])
+        if choice.shape is None:
+            break
+    assert choice.shape is None, "guesses that never stand"
+    assert choice.turns[-1][1] == "plain"
+    assert "plain from round" in choice.why()
+    assert choice.began[0] == Shape(4)
+
+
+def test_measured_costs_leave_nothing_behind(targets: Get, kit: SimpleNamespace) -> None:
     target = targets("llama")
-    prompt = [PROMPT[0]] * (target.max_length - 4)
-    assert set(measure(target, kit.random_draft(), prompt, 2).draft) == {1, 2}
+    meter = Meter.behind(target, kit.random_draft(), PROMPT, 20)
+    shapes = [Shape(1), Shape(3), Shape(2, 2, 4)]
+    first = [(meter.draft(shape), meter.verify(shape)) for shape in shapes]
+    assert min(meter.step, *(min(pair) for pair in first)) > 0
+    assert first == [(meter.draft(shape), meter.verify(shape)) for shape in shapes], "measured once"
+    assert meter.cache.get_seq_length() == len(PROMPT)
+    assert meter.state.slots == len(PROMPT)
+    assert meter.spent > 0
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-kv4", "mistral"])
+@pytest.mark.parametrize("arch", ["dream", "eagle3"])
+def test_choosing_on_the_way_changes_no_token(targets: Get, kit: SimpleNamespace, name: str, arch: str) -> None:
+    """Measured in the middle of a text, switched, given up: the text is what plain decoding says."""
+    target = targets(name, (1, 2, 3) if arch == "eagle3" else ())
+    draft, limits = kit.random_draft(arch), Limits(40)
+    told = plain(target, PROMPT, limits, Sampling()).tokens
+    for prompt in (PROMPT, PROMPT[:1]):
+        told = plain(target, prompt, limits, Sampling()).tokens
+        choice = Adaptive(Rates(KNOWN), True, 1000.0)
+        out = speculative(target, draft, prompt, limits, Sampling(), choice)
+        assert out.tokens == told
+        assert choice.options, "costs were measured"
+        free = [replace(one, draft=0.0, verify=one.step) for one in choice.options]  # so that it starts at all
+        choice = Adaptive(Rates(KNOWN), True, 0, free)
+        out = speculative(target, draft, prompt, limits, Sampling(), choice)
+        assert out.tokens == told
+        assert out.accepted
+    choice = Adaptive(Rates(((0.9, 0.05),)), True, 0, [Option(Shape(2, 2, 4), 0.3, 1.5, 1.0)])
+    long = Limits(120)
+    out = speculative(target, draft, PROMPT, long, Sampling(), choice)
+    assert out.tokens == plain(target, PROMPT, long, Sampling()).tokens
+    assert choice.shape is None, "a random draft is given up"
+    assert 0 < len(out.accepted) < out.rounds
+
+
+def test_a_choice_at_the_end_of_the_context(targets: Get, kit: SimpleNamespace) -> None:
+    target, draft = targets("llama"), kit.random_draft()
+    for left in (4, 2, 1):
+        prompt = [PROMPT[n % len(PROMPT)] for n in range(target.max_length - left)]
+        choice = Adaptive(Rates(KNOWN), True, 100.0)
+        out = speculative(target, draft, prompt, Limits(left), Sampling(), choice)
+        assert out.tokens == plain(target, prompt, Limits(left), Sampling()).tokens
+        assert all(one.shape.depth < left for one in choice.options)
 
 
 def test_generate_says_how(targets: Get, kit: SimpleNamespace) -> None:
     target, draft = targets("llama"), kit.random_draft()
     told = plain(target, PROMPT, Limits(12), Sampling()).tokens
-    out, how = generate(target, draft, PROMPT, Limits(12), agreement=[0.0])
+    out, how = generate(target, draft, PROMPT, Limits(12))
+    assert out.tokens == told
+    assert how.startswith("plain: the draft's record does not say")
+    draft.rates = Rates(((0.0,),))
+    out, how = generate(target, draft, PROMPT, Limits(12))
     assert out.tokens == told
     assert how.startswith("plain: drafting does not pay here")
+    assert "chains only" in how
     out, how = generate(target, draft, PROMPT, Limits(12), shape=Shape(2, 2, 4))
     assert out.tokens == told
     assert "tree 2,2,4" in how
@@ -74,6 +215,14 @@ def test_transformers_hook(targets: Get, kit: SimpleNamespace) -> None:
         one_by_one = [target.model.generate(row[None], **options, **extra)[0] for row in ids]
         ours = target.model.generate(ids, custom_generate=function, **options, **extra)
         assert torch.equal(ours, torch.stack(one_by_one))
+    draft.rates, hows = Rates(KNOWN), []
+    choosing = custom_generate(target.model, draft, report=hows.append)
+    plainly = [target.model.generate(row[None], do_sample=False, **options)[0] for row in ids]
+    assert torch.equal(
+        target.model.generate(ids, custom_generate=choosing, do_sample=False, **options), torch.stack(plainly)
+    )
+    assert "shapes measured in" in hows[0]
+    assert "shapes measured in" not in hows[1], "the first row's measurements serve all"
     sampled = target.model.generate(ids, custom_generate=function, do_sample=True, temperature=0.7, **options)
     assert sampled.shape == (2, len(PROMPT) + 10)
     mask = torch.ones_like(ids)
