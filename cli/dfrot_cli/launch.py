@@ -9,13 +9,16 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def launched() -> Iterator[Any]:
-    """The processes that a launcher started, as it says in the environment; this one alone without a launcher."""
+def launched(shard: bool = False) -> Iterator[Any]:
+    """The processes that a launcher started, as it says in the environment; this one alone without a launcher. shard:
+    they hold a part of the draft each."""
     from dfrot.draft.parallel import Group, Processes
     from dfrot.errors import InputError
 
     size = os.environ.get("WORLD_SIZE", "1")
     if size == "1":
+        if shard:
+            raise InputError("--shard splits a draft between processes, and this is one; start with torchrun")
         yield Group()
         return
     try:
@@ -25,7 +28,7 @@ def launched() -> Iterator[Any]:
             f"WORLD_SIZE is {size}, but RANK, MASTER_ADDR and MASTER_PORT do not say where the others are; "
             "start with torchrun or accelerate launch"
         ) from None
-    group = Processes(*place)
+    group = Processes(*place, shard)
     try:
         yield group
     finally:

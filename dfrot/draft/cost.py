@@ -55,6 +55,7 @@ class Meter:
         self.embedded, of_target = target.embed(torch.tensor([token])), guess_head(target, draft)
         self.head: Callable[[torch.Tensor], torch.Tensor] = lambda outputs: draft.logits(outputs, of_target)
         self.known: dict[object, float] = {}
+        self.grown: dict[Shape, tuple[int, ...]] = {}  # parents of the nodes of trees
         self.spent = 0.0  # seconds that measuring took
 
     @classmethod
@@ -72,11 +73,16 @@ class Meter:
         return self._of("step", self._step)
 
     def verify(self, shape: Shape) -> float:
-        parents = tuple(range(-1, shape.depth)) if shape.topk == 1 else tuple(self._tree(shape).parents)
+        if shape.topk > 1 and shape not in self.grown:
+            self.grown[shape] = tuple(self._tree(shape).parents)
+        parents = tuple(range(-1, shape.depth)) if shape.topk == 1 else self.grown[shape]
         return self._of(parents, lambda: self._verify(list(parents)))
 
     def draft(self, shape: Shape) -> float:
-        return self._of(shape, lambda: self._tree(shape))
+        def grow() -> None:
+            self.grown[shape] = tuple(self._tree(shape).parents)
+
+        return self._of(shape, grow)
 
     def _step(self) -> None:
         self.target.step(self.token, self.cache)
@@ -96,7 +102,8 @@ class Meter:
     def _of(self, what: object, work: Callable[[], Any]) -> float:
         """The fastest of a few repeats; of one that takes long the first counts too."""
         if what not in self.known:
-            begin, times = time.perf_counter(), []
+            times: list[float] = []
+            begin = time.perf_counter()
             while len(times) <= REPEATS and (len(times) < 2 or time.perf_counter() - begin < LONG):
                 start = time.perf_counter()
                 work()

@@ -168,7 +168,7 @@ def speculative_steps(
     out.tokens.append(sampling.pick(ran.logits, prompt, generator))
     choice = shape if isinstance(shape, Adaptive) else None
     room = min(limits.max_new_tokens, target.max_length - len(prompt)) - 1  # tokens that a round may guess
-    widest = choice.widest if choice is not None else shape.depth * shape.topk  # type: ignore[union-attr]
+    widest = shape.widest if isinstance(shape, Adaptive) else shape.depth * shape.topk
     state = draft.begin(len(prompt) + limits.max_new_tokens + widest + 2)
     slots, places = ran.slots(target, out.tokens[-1])  # that the draft has not computed
 
@@ -188,7 +188,7 @@ def speculative_steps(
     begin = time.perf_counter()
     while not limits.ends(out.tokens):
         start = time.perf_counter()
-        current = shape if choice is None else choice.shape
+        current = shape.shape if isinstance(shape, Adaptive) else shape
         if current is None:  # drafting does not pay, or no longer
             logits = target.step(out.tokens[-1], cache)
             told = sampling.pick(logits, [*prompt, *out.tokens] if sampling.needs_prefix else (), generator)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+
+from dfrot.draft.parallel import Group
 
 BETAS = (0.9, 0.95)
 WARMUP_SHARE = 0.02
@@ -23,36 +24,34 @@ def rate(step: int, steps: int, peak: float) -> float:
 
 
 class AdamW:
-    """Decoupled weight decay on matrices only; gradients are clipped to a joint norm."""
+    """Decoupled weight decay on matrices only; gradients are clipped to a joint norm, over all processes that hold a
+    part of them."""
 
-    def __init__(self, module: nn.Module, weight_decay: float, clip: float) -> None:
+    def __init__(self, module: nn.Module, weight_decay: float, clip: float, group: Group | None = None) -> None:
         self.named = dict(module.named_parameters())
         matrices = [p for p in self.named.values() if p.dim() >= 2]
         rest = [p for p in self.named.values() if p.dim() < 2]
         groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-        self.clip = clip
+        self.clip, self.group = clip, group or Group()
         self.inner = torch.optim.AdamW(
             [g for g in groups if g["params"]], lr=0.0, betas=BETAS, fused=False, foreach=True
         )
 
     def step(self, lr: float) -> float:
         """Apply the gradients, then clear them. Returns their norm before clipping."""
-        norm = float(nn.utils.clip_grad_norm_(self._graded(), self.clip))
+        norm = self.group.clip(list(self.named.values()), self.clip)
         for group in self.inner.param_groups:
             group["lr"] = lr
         self.inner.step()
         self.inner.zero_grad(set_to_none=True)
         return norm
 
-    def _graded(self) -> Iterable[nn.Parameter]:
-        return [p for p in self.named.values() if p.grad is not None]
-
     def state(self) -> dict[str, Tensor]:
-        """Moments and step counts by parameter name."""
+        """Moments and step counts by parameter name: `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`."""
         found = {}
         for name, parameter in self.named.items():
             for key, value in self.inner.state.get(parameter, {}).items():
-                found[f"{key}/{name}"] = value.detach().clone()
+                found[f"{key}/{name}"] = value.detach()
         return found
 
     def load(self, state: dict[str, Tensor]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,23 +52,31 @@ def language_fingerprint(target: Path) -> str:
     return digest_bytes(Checkpoint.open(target).digest().encode(), *texts)
 
 
-def save_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
-    """Write one safetensors file aside and rename it: it is whole or not there."""
+def save_tensors(
+    file: Path, tensors: dict[str, Tensor], whole: Callable[[Tensor], Tensor] = lambda tensor: tensor
+) -> None:
+    """Write one safetensors file aside and rename it: it is whole or not there. whole: puts together a tensor that
+    several processes hold, when its turn comes, in the order of `tensors`."""
     plan = [TensorPlan(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in sorted(tensors.items())]
     stem = f".{file.stem}.new"
     writer = SafetensorsWriter(file.parent, plan, stem, shard_bytes=1 << 62)
     for name, tensor in tensors.items():
-        writer.write(name, tensor)
+        writer.write(name, whole(tensor))
     writer.sync()
     (file.parent / f"{stem}.safetensors").replace(file)
     fsync_folder(file.parent)
 
 
-def save_training(file: Path, parts: dict[str, dict[str, Tensor]], told: dict[str, Any]) -> None:
+def save_training(
+    file: Path,
+    parts: dict[str, dict[str, Tensor]],
+    told: dict[str, Any],
+    whole: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+) -> None:
     """Where a training stands: tensors by part and name, and JSON, in one file that is whole or not there."""
     tensors = {f"{part}/{name}": value for part, named in parts.items() for name, value in named.items()}
     history = torch.tensor(list(json.dumps(told).encode()), dtype=torch.uint8)
-    save_tensors(file, {**tensors, "history": history})
+    save_tensors(file, {**tensors, "history": history}, whole)
 
 
 def load_training(file: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:

@@ -8,7 +8,9 @@ and a resumed run ends in the same bytes as one that was never interrupted.
 from __future__ import annotations
 
 import contextlib
+import json
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor
 
 from dfrot.draft.base import Draft, Head
+from dfrot.draft.build import build
 from dfrot.draft.loss import Losses, Weights, losses, simulated_tau
 from dfrot.draft.optim import AdamW, rate
 from dfrot.draft.parallel import Group
@@ -60,7 +63,8 @@ class TrainOptions:
 @dataclass
 class Trainer:
     """One run. `embed` and `head` are the target's; `folder` is where the state lies between calls. group: processes
-    that train together; the first of them keeps the state and reports."""
+    that train together; the first of them keeps the state and reports. They may hold a part of `draft` each: then it is
+    another object, whole on the first of them, after `run`."""
 
     draft: Draft
     source: Source
@@ -79,7 +83,8 @@ class Trainer:
         self.count = len(self.source.corpus("train"))
         self.steps = max(1, round(self.options.epochs * self.count / self.options.batch))
         self.every = max(1, -(-self.steps // self.options.evaluations))
-        self.optimizer = AdamW(self.draft, self.options.weight_decay, self.options.clip)
+        self.group.shard(self.draft)
+        self.optimizer = AdamW(self.draft, self.options.weight_decay, self.options.clip, self.group)
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] = {}
 
@@ -99,6 +104,10 @@ class Trainer:
                 seconds = time.perf_counter() - clock
                 self._evaluate(step + 1, recent, tokens / seconds, seconds / len(recent))
                 recent, tokens, clock = [], 0, time.perf_counter()
+        if self.group.sharded:
+            best = {name: self.group.whole(value) for name, value in self.best.items()}
+            self.draft = build(self.draft.config)
+            self.best = best
         self.draft.load_state_dict(self.best)
         return self.history
 
@@ -187,8 +196,7 @@ class Trainer:
         if not self.best or record["simulated_tau"] > max(old["simulated_tau"] for old in self.history):
             self.best = {name: value.detach().clone() for name, value in self.draft.state_dict().items()}
         self.history.append(record)
-        if self.group.rank == 0:
-            self._save(step)
+        self._save(step)
         pace = {"steps": self.steps, "tokens_per_second": speed, "seconds_per_step": each}
         self.report({**record, **pace})
 
@@ -196,22 +204,41 @@ class Trainer:
 
     def _save(self, step: int) -> None:
         parts = {"model": self.draft.state_dict(), "best": self.best, "optimizer": self.optimizer.state()}
-        save_training(self.folder / STATE, parts, {"step": step, "history": self.history})
+        if self.group.rank == 0:
+            save_training(self.folder / STATE, parts, {"step": step, "history": self.history}, self.group.whole)
+        else:
+            for value in (value for part in parts.values() for value in part.values()):
+                self.group.whole(value)  # in the order in which the first process writes
 
     def _resume(self) -> int:
-        """Load the state of an interrupted run. Returns the step to go on with."""
+        """Load the state of an interrupted run, which may have had another number of processes. Returns the step to go
+        on with."""
         file = self.folder / STATE
-        if self.group.size > 1:
-            sent = self.group.tell(file.read_bytes() if self.group.rank == 0 and file.is_file() else b"")
-            if self.group.rank and sent:
-                file.write_bytes(sent)
-        if not file.is_file():
+        parts: dict[str, dict[str, Tensor]] = {}
+        head = b""
+        if self.group.rank == 0 and file.is_file():
+            parts, told = load_training(file)
+            forms = {part: {name: _form(value) for name, value in named.items()} for part, named in parts.items()}
+            head = json.dumps([told, forms]).encode()
+        head = self.group.tell(head)
+        if not head:
             return 0
-        parts, told = load_training(file)
-        self.draft.load_state_dict(parts["model"])
-        self.optimizer.load(parts["optimizer"])
-        self.best, self.history = parts["best"], told["history"]
+        told, forms = json.loads(head)
+        own, found = self.draft.state_dict(), defaultdict[str, dict[str, Tensor]](dict)
+        for part, named in forms.items():
+            for name, (shape, dtype) in named.items():
+                like = own[name.split("/", 1)[1] if part == "optimizer" else name]
+                sent = parts.get(part, {}).pop(name, None)
+                found[part][name] = self.group.spread(sent, shape, getattr(torch, dtype), like)
+        self.draft.load_state_dict(found["model"])
+        self.optimizer.load(found["optimizer"])
+        self.best, self.history = found["best"], told["history"]
         return int(told["step"])
+
+
+def _form(tensor: Tensor) -> tuple[list[int], str]:
+    """Shape, and the name of the dtype."""
+    return list(tensor.shape), str(tensor.dtype).removeprefix("torch.")
 
 
 def _with_noise(features: Features, width: float, seeds: Sequence[int]) -> Features:

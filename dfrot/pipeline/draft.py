@@ -214,6 +214,7 @@ def _train(
     told: dict[str, Any] = {"history": trainer.run(progress)}
     if group.rank:
         return told
+    draft = trainer.draft
     if settings.quantize:
         before = trainer.measure().simulated_tau
         told["quantized"] = {**quantize_draft(draft, settings.quantize), "simulated_tau_before": before}

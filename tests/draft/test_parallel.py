@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 from click.testing import CliRunner
 
 from dfrot.draft.parallel import Group
+from dfrot.draft.store import load_draft
 from dfrot_cli.main import main
 
 OPTIONS = ("--held-out", "2", "--samples", "8", "--seqlen", "64", "--batch", "4", "--epochs", "2", "--evaluations", "2")
@@ -43,29 +45,147 @@ def curve(out: Path) -> tuple[list[float], list[float]]:
     return [record["loss"] for record in history[1:]], [kl for record in history for kl in record["held_out_kl"]]
 
 
-def test_two_processes_draw_the_curve_of_one(chats: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def alone(chats: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The draft that one process makes."""
+    out = tmp_path_factory.mktemp("alone") / "one"
+    done = CliRunner().invoke(main, arguments(chats, out), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return out
+
+
+def two(code: str, *rest: str) -> list[tuple[int, bytes, bytes]]:
+    """Exit status and output of two processes that know of each other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     there = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    code = "from dfrot_cli.main import main; main()"
-    command = [sys.executable, "-c", code, *arguments(chats, tmp_path / "two"), "--threads", "1"]
     running = [
-        subprocess.Popen(command, env={**there, "RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, "-c", code, *rest],
+            env={**there, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         for rank in range(2)
     ]
-    alone = CliRunner().invoke(main, arguments(chats, tmp_path / "one"), catch_exceptions=False)
-    assert alone.exit_code == 0, alone.output
-    told = [process.communicate(timeout=300) for process in running]
-    assert [process.returncode for process in running] == [0, 0], told
-    assert json.loads(told[0][0])["history"], "the first process speaks"
-    assert told[1] == (b"", b""), "the second one does not"
-    one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
-    for ours, theirs in zip(one, two):  # sums of bfloat16 products in another order, through two epochs of Adam
-        assert torch.allclose(torch.tensor(ours), torch.tensor(theirs), rtol=1e-2), (ours, theirs)
-    assert len(one[0]) == 2
-    assert one[0][0] != pytest.approx(one[0][1], rel=3e-2), "a curve that does not move would prove nothing"
+    return [(*process.communicate(timeout=300), process.returncode)[::-1] for process in running]  # type: ignore[misc]
+
+
+MAIN = "from dfrot_cli.main import main; main()"
+DYING = """
+from dfrot.draft.train import Trainer
+step = Trainer._step
+def dying(self, number):
+    if number == 3:
+        raise SystemExit(9)
+    return step(self, number)
+Trainer._step = dying
+"""
+
+
+def assert_same_curve(ours: Path, theirs: Path) -> None:
+    for one, other in zip(curve(ours), curve(theirs)):  # sums of bfloat16 products in another order, two epochs of Adam
+        assert torch.allclose(torch.tensor(one), torch.tensor(other), rtol=1e-2), (one, other)
+
+
+def test_two_processes_draw_the_curve_of_one(chats: Path, alone: Path, tmp_path: Path) -> None:
+    told = two(MAIN, *arguments(chats, tmp_path / "two"), "--threads", "1")
+    assert [status for status, _, _ in told] == [0, 0], told
+    assert json.loads(told[0][2])["history"], "the first process speaks"
+    assert told[1][1:] == (b"", b""), "the second one does not"
+    assert_same_curve(alone, tmp_path / "two")
+    losses, _ = curve(alone)
+    assert len(losses) == 2
+    assert losses[0] != pytest.approx(losses[1], rel=3e-2), "a curve that does not move would prove nothing"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_sharded_run_is_killed_and_goes_on(chats: Path, alone: Path, tmp_path: Path) -> None:
+    """On as many processes, and on one without sharding: one curve, and a draft like any other."""
+    out = tmp_path / "shared"
+    asked = (*arguments(chats, out), "--threads", "1")
+    killed = two(DYING + MAIN, *asked, "--shard")
+    assert [status for status, _, _ in killed] == [9, 9], killed
+    assert not out.exists()
+    shutil.copytree(tmp_path / ".shared.partial", tmp_path / ".single.partial")
+    told = two(MAIN, *asked, "--shard", "--resume")
+    assert [status for status, _, _ in told] == [0, 0], told
+    assert_same_curve(alone, out)
+    single = CliRunner().invoke(main, [*arguments(chats, tmp_path / "single"), "--resume"], catch_exceptions=False)
+    assert single.exit_code == 0, single.output
+    assert_same_curve(alone, tmp_path / "single")
+    whole = load_draft(out).state_dict()
+    for name, value in load_draft(alone).state_dict().items():
+        assert torch.allclose(whole[name], value, rtol=0.1, atol=2e-2), name
+
+
+SPLIT = """
+import json, os, sys
+import torch
+from dfrot.draft.build import build
+from dfrot.draft.config import DraftConfig
+from dfrot.draft.optim import AdamW
+from dfrot.draft.parallel import Group, Processes, local
+
+torch.set_num_threads(1)
+arch = sys.argv[1]
+rank = int(os.environ["RANK"])
+group = Processes(rank, 2, os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), shard=True)
+aux = (1, 2, 3) if arch == "eagle3" else ()
+config = DraftConfig(arch, 64, 64, 96, 4, 2, 16, 50, aux_layers=aux, max_position_embeddings=64)
+given = torch.Generator().manual_seed(1)
+embeddings, features = torch.randn(2, 8, 64, generator=given), torch.randn(2, 8, config.feature_size, generator=given)
+head = torch.randn(50, 64, generator=given)
+
+
+def gradients(group, rows):
+    torch.manual_seed(0)
+    draft = build(config)
+    count = draft.count()
+    group.shard(draft)
+    optimizer = AdamW(draft, 0.0, 1e9, group)
+    out = draft.train_forward(embeddings[rows], torch.arange(8).expand(len(rows), -1), features[rows], 2)
+    loss = sum(draft.logits(one, lambda x: x @ head.T).pow(2).sum() for one in out.outputs)
+    loss.backward()
+    group.sum_gradients(draft.parameters(), torch.zeros(1))
+    found = {name: group.whole(p.grad).clone() for name, p in optimizer.named.items()}
+    held = [sum(local(p.grad).numel() for p in optimizer.named.values())]
+    optimizer.step(1e-3)
+    held.append(sum(local(p).numel() for p in optimizer.named.values()))
+    moments = optimizer.state().items()
+    for kind in ("exp_avg/", "exp_avg_sq/"):
+        held.append(sum(local(value).numel() for name, value in moments if name.startswith(kind)))
+    return found, held, count, {name: group.whole(p.detach()).clone() for name, p in optimizer.named.items()}
+
+
+split, held, count, after = gradients(group, torch.tensor([rank]))
+whole, _, _, expected = gradients(Group(), torch.tensor([0, 1]))
+for name, gradient in whole.items():
+    assert torch.allclose(split[name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max())), name
+    assert torch.allclose(after[name], expected[name], atol=1e-4), name
+print(json.dumps([held, count]))
+group.leave()
+"""
+
+
+@pytest.mark.parametrize("arch", ["dream", "eagle3"])
+def test_shards_are_half_of_everything(arch: str) -> None:
+    """Gradients, parameters and both moments; and they are those of one process."""
+    told = two(SPLIT, arch)
+    assert [status for status, _, _ in told] == [0, 0], told
+    parts = [json.loads(output) for _, _, output in told]
+    for kind in range(4):
+        assert sum(held[kind] for held, _ in parts) == parts[0][1], "nothing twice, nothing lost"
+        for held, count in parts:
+            assert held[kind] == pytest.approx(count / 2, rel=0.02)
+
+
+def test_sharding_needs_others(chats: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, [*arguments(chats, tmp_path / "out"), "--shard"])
+    assert done.exit_code == 2
+    assert "start with torchrun" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("missing", ["RANK", "MASTER_ADDR", "MASTER_PORT"])

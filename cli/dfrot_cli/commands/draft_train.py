@@ -30,12 +30,16 @@ from dfrot_cli.plan import plan
 @click.option("--decay", "weight_decay_", type=float, default=0.8, show_default=True)
 @click.option("--quantize-draft", "quantize", type=click.Choice(["w4", "w8"]), help="Round the trained draft.")
 @click.option("--evaluations", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--shard", is_flag=True, help="Under torchrun: split draft and optimizer between processes (FSDP).")
 @out_option("Folder of the draft.")
 @common
-def train(model: str, out: Path, features: Path | None, common: Common, weight_decay_: float, **given: Any) -> None:
+def train(
+    model: str, out: Path, features: Path | None, common: Common, weight_decay_: float, shard: bool, **given: Any
+) -> None:
     """Train a draft on the features of exactly this target, quantizers and KV bits included.
 
-    Under torchrun or accelerate launch every process computes its share of each step's samples."""
+    Under torchrun or accelerate launch every process computes its share of each step's samples, and with --shard holds
+    its share of the draft's parameters, gradients and moments."""
     common.prepare()
     from dfrot.models import resolve
     from dfrot.pipeline.draft import train as run
@@ -48,7 +52,7 @@ def train(model: str, out: Path, features: Path | None, common: Common, weight_d
     if common.plan:
         plan("draft train", {"model": folder, "features": features}, settings, out, common)
         return
-    with launched() as group:
+    with launched(shard) as group:
         if group.rank:  # the first process speaks for all
             run(folder, out, settings, features=features, group=group, **common.stage())
             return
