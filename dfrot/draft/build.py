@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from dfrot.arch import BoundArch
 from dfrot.draft.base import Draft
 from dfrot.draft.config import DraftConfig
@@ -20,8 +22,6 @@ def build(config: DraftConfig) -> Draft:
 
 def config_for(arch: BoundArch, kind: str, **changes: Any) -> DraftConfig:
     """A draft with the target's widths. `changes` override single keys."""
-    rope = arch.config.get("rope_parameters") or {}
-    theta = rope.get("rope_theta") if isinstance(rope, dict) else None
     layers = arch.n_layers
     values: dict[str, Any] = {
         "arch": kind,
@@ -33,9 +33,27 @@ def config_for(arch: BoundArch, kind: str, **changes: Any) -> DraftConfig:
         "head_dim": arch.head_dim,
         "vocab_size": arch.sizes["vocab"],
         "rms_norm_eps": float(arch.config.get("rms_norm_eps", 1e-5)),
-        "rope_theta": float(theta or arch.config.get("rope_theta") or 10000.0),
-        "max_position_embeddings": int(arch.config.get("max_position_embeddings", 2048)),
+        "rope_theta": _theta(arch.config),
+        "max_position_embeddings": _positions(arch.config),
     }
     if kind == "eagle3":
         values["aux_layers"] = (min(2, layers - 1), layers // 2, max(layers - 3, 1))
     return DraftConfig(**{**values, **changes})
+
+
+def _theta(config: dict[str, Any]) -> float:
+    """The base of RoPE; where kinds of attention have their own, that of the first layer, with which a draft begins."""
+    rope, kinds = config.get("rope_parameters"), config.get("layer_types")
+    rope = rope if isinstance(rope, dict) else {}
+    if kinds and isinstance(rope.get(kinds[0]), dict):
+        rope = rope[kinds[0]]
+    return float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
+
+
+def _positions(config: dict[str, Any]) -> int:
+    """The context of the target, which transformers knows where config.json leaves it out."""
+    if "max_position_embeddings" not in config:
+        from dfrot.hf.blocks import hf_config
+
+        return int(getattr(hf_config(config, torch.float32), "max_position_embeddings", 2048))
+    return int(config["max_position_embeddings"])

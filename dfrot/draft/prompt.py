@@ -45,7 +45,7 @@ def run(target: Target, prompt: Sequence[int], cache: Any, images: Images | None
     ids = torch.tensor(prompt)
     if images is None:
         return Prompt(*target.prefill(ids, cache), target.embed(ids))
-    merged, sight = target.merge(ids, images.given), target.sight(ids)
-    features, logits = target.prefill(ids, cache, merged, sight)
+    sight = target.sight(ids)
+    seen = target.see(ids, images.given, cache, sight)
     kept = sight.kept(images.keep)
-    return Prompt(features, logits, merged[kept], kept)
+    return Prompt(seen.features, seen.logits, seen.embeddings[kept], kept)

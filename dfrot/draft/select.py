@@ -41,12 +41,19 @@ class Selection:
 
 
 def row_entropy(
-    query: Tensor, key: Tensor, mask: Tensor | None, scale: float, causal: bool, rows_at_a_time: int = ROWS_AT_A_TIME
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    causal: bool,
+    rows_at_a_time: int = ROWS_AT_A_TIME,
+    cap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention entropy in nats, averaged over heads, and how many keys each row sees: both float32 [B, Q].
 
     query [B, H, Q, D], key [B, Hkv, K, D] as attention gets them. mask: bool (True is visible) or additive,
     [B or 1, H or 1, Q, K]; None means everything, or causal at offset K - Q. A row that sees nothing has entropy 0.
+    cap: of the scores, as `capped` takes it.
     """
     batch, heads, length, dim = query.shape
     kv_heads, keys = key.shape[1], key.shape[2]
@@ -57,7 +64,7 @@ def row_entropy(
     places = torch.arange(keys, device=query.device)
     for begin in range(0, length, rows_at_a_time):
         end = min(begin + rows_at_a_time, length)
-        scores = (grouped[..., begin:end, :].float() @ transposed).flatten(1, 2) * scale
+        scores = capped((grouped[..., begin:end, :].float() @ transposed).flatten(1, 2) * scale, cap)
         if mask is not None:
             part = mask[..., begin:end, :keys]
             scores = scores.masked_fill(~part, -torch.inf) if part.dtype == torch.bool else scores + part.float()
@@ -73,6 +80,11 @@ def row_entropy(
         entropy[:, begin:end] = torch.where(torch.isfinite(log_sum), log_sum - inner, 0.0).mean(1)
         visible[:, begin:end] = seen.sum(-1).float().mean(1)
     return entropy, visible
+
+
+def capped(scores: Tensor, cap: float | None) -> Tensor:
+    """Scores x of an architecture that lets only cap * tanh(x / cap) through (Gemma 2); None: as they are."""
+    return scores if cap is None else torch.tanh(scores / cap) * cap
 
 
 class Chooser:

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dfrot.arch import ARCHS
 from dfrot.draft.exact import RowExact
 from dfrot.draft.native_blocks import NativeBlocks
 from dfrot.draft.select import Chooser, row_entropy
 from dfrot.errors import InputError, UnsupportedError
-from dfrot.hf.interpose import observing, row_by_row
+from dfrot.hf.interpose import SPLIT, attention_name, observing, row_by_row
 from dfrot.hf.rollback import keep_path, new_cache
 from dfrot.quant.linear import QuantLinear
 from dfrot_kernels import native
@@ -36,6 +35,17 @@ class Features:
     kept: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Seen:
+    """A prompt with images that ran: features [n, f] for the draft and behind the final norm [n, d], logits float32 [V]
+    of the last row, embeddings [n, d] with those of the images in place."""
+
+    features: Tensor
+    last: Tensor
+    logits: Tensor
+    embeddings: Tensor
+
+
 class Target:
     """Wraps a transformers causal language model that is loaded, frozen and in evaluation mode.
 
@@ -50,25 +60,25 @@ class Target:
         self.config = model.config.get_text_config()
         self.aux_layers = tuple(aux_layers)
         self.drafted = drafted
-        if drafted and (kind := ARCHS.get(self.config.model_type)) is not None and kind.experts is not None:
-            raise UnsupportedError(
-                f"{self.config.model_type}: is a mixture of experts, whose routers are not verified row by row; "
-                "drafting does not serve it, generate plainly"
-            )
-        self.window: int | None = _window(self.config, drafted)
         heads = int(self.config.num_attention_heads)
         self.group = heads // int(getattr(self.config, "num_key_value_heads", None) or heads)
         self.exact = RowExact([self.decoder, *([] if self._dense_head() is not None else [self.head_module])])
+        if drafted and attention_name(model) not in SPLIT:
+            raise UnsupportedError(
+                f"attention implementation {attention_name(model)!r}: its rows cannot be checked one by one; "
+                f"load the model with {SPLIT[0]!r}"
+            )
         native = getattr(self.decoder, "dfq_native", None)
         # hooks on layers keep the native decoder from serving: then plain steps must not use it either
         self.native: Any = native if native is not None and not native.unfit and not self.aux_layers else None
-        self._by_modules = native is not None and self.native is None
+        self._by_modules = native is not None and native.unfit is None and self.native is None
         self._blocks = None if self.native is None else NativeBlocks(self.native, self.decoder, self.group)
         self.rounded_head: QuantLinear | None = None  # see dfrot/draft/head.py
         if not hasattr(self.decoder, "layers"):
             raise UnsupportedError(
                 f"{type(model).__name__}: its decoder has no list of layers; it cannot be drafted for"
             )
+        self.windows = _windows(self.config, self.n_layers)
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -133,81 +143,91 @@ class Target:
 
     # --- images -----------------------------------------------------------------------------------------------
 
-    def undraftable(self, given: dict[str, Any]) -> str | None:
-        """What only the whole model knows of a prompt with images, so that its decoder alone cannot run it; or None."""
-        if "mrope_section" in (getattr(self.config, "rope_parameters", None) or {}):
-            return "positions of three dimensions"
-        return "images that see in both directions" if "token_type_ids" in given else None
-
     @torch.no_grad()
-    def see(self, ids: Tensor, given: dict[str, Any], cache: Any) -> Tensor:
-        """Run a prompt int64 [n] with images through the whole model, and keep in `cache` where text goes on: behind
-        images with positions of three dimensions that is not the number of tokens. Returns logits float32 [V] of the
-        last row. Raises InputError where prompt and images do not fit."""
-        try:
-            out = self.model(input_ids=ids[None], past_key_values=cache, use_cache=True, logits_to_keep=1, **given)
-        except (ValueError, RuntimeError, TypeError, IndexError) as error:
-            raise _unfit(error) from None
-        shift = getattr(self.model.base_model, "rope_deltas", None)
-        cache.shift = 0 if shift is None else int(shift)
-        return out.logits[0, -1].float()  # type: ignore[no-any-return]
-
-    @torch.no_grad()
-    def merge(self, ids: Tensor, given: dict[str, Any]) -> Tensor:
-        """Embeddings [n, d] of a prompt int64 [n] whose image tokens are replaced by what the vision tower says of
-        `given`, the processor's other tensors. Raises InputError when they do not fit each other."""
-        if not hasattr(self.model.config, "vision_config"):
-            raise UnsupportedError(f"{type(self.model).__name__}: takes no images; leave them out")
-        if reason := self.undraftable(given):
-            raise UnsupportedError(f"{self.config.model_type}: {reason} cannot be drafted for yet; leave the draft out")
-        caught: list[Tensor] = []
+    def see(self, ids: Tensor, given: dict[str, Any], cache: Any, sight: Any = None) -> Seen:
+        """Run a prompt int64 [n] with images, `given` being what else the processor made, through the whole model; it
+        alone knows what its decoder gets: masks within an image, positions of three dimensions, features that join
+        deeper blocks. `sight` looks on. Keeps in `cache` where text goes on: behind images with positions of three
+        dimensions that is not the number of tokens. Raises InputError where prompt and images do not fit."""
+        merged: list[Tensor] = []
 
         def catch(_: nn.Module, __: Any, call: dict[str, Any]) -> None:
-            caught.append(call["inputs_embeds"][0])
-            raise _Caught
+            merged.append(call["inputs_embeds"][0])
 
+        base = self.model.base_model
+        if hasattr(base, "rope_deltas"):
+            base.rope_deltas = None  # of the prompt before
         handle = self.decoder.register_forward_pre_hook(catch, with_kwargs=True)
+        watch: Any = contextlib.nullcontext() if sight is None else observing(self.model, sight.observe)
         try:
-            self.model.base_model(input_ids=ids[None], use_cache=False, **given)
-        except _Caught:
-            return caught[0]
+            with watch, self._aux() as aux:
+                out = base(input_ids=ids[None], past_key_values=cache, use_cache=True, **given)
         except (ValueError, RuntimeError, TypeError, IndexError) as error:
             raise _unfit(error) from None
         finally:
             handle.remove()
-        raise UnsupportedError(f"{type(self.model).__name__}: hands no embeddings to its decoder")
+        shift = getattr(base, "rope_deltas", None)
+        cache.shift = 0 if shift is None else int(shift)
+        last, joined = out.last_hidden_state[0], self._joined(aux)
+        features = last if joined is None else joined[0]
+        return Seen(features, last, self.say(last[None, -1:])[0, 0].float(), merged[0])
 
     def sight(self, ids: Tensor) -> Any:
         """An observer of how much a prompt int64 [n] looks at its images (dfrot/draft/visual.py)."""
         from dfrot.draft.visual import Sight
 
-        return Sight(ids, int(self.model.config.image_token_id), self.n_layers - 1)
+        if not hasattr(self.model.config, "vision_config"):
+            raise UnsupportedError(f"{type(self.model).__name__}: takes no images; leave them out")
+        full = [layer for layer, window in enumerate(self.windows) if window is None]
+        return Sight(ids, int(self.model.config.image_token_id), full[-1] if full else self.n_layers - 1)
 
     # --- training ---------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def features(
-        self, ids: Tensor, chooser: Chooser | None = None, embeddings: Tensor | None = None, sight: Any = None
-    ) -> Features:
-        """Features of ids int64 [B, S], as the deployed model computes them (quantizers and KV bits included).
+    def features(self, ids: Tensor, chooser: Chooser | None = None) -> Features:
+        """Features of ids int64 [B, S], as the deployed model computes them (quantizers and KV bits included)."""
+        with self._chosen(chooser), self._aux() as aux:
+            out = self.decoder(input_ids=ids, use_cache=False)
+        mid, layer_of = (chooser.feature, chooser.layer) if chooser is not None else (None, None)
+        return Features(out.last_hidden_state, mid, layer_of, self._joined(aux))
 
-        embeddings [S, d]: of `merge`, for one row with images; sight: looks on too."""
+    @torch.no_grad()
+    def features_seen(
+        self, ids: Tensor, prompt: int, given: dict[str, Any], chooser: Chooser, sight: Any = None
+    ) -> Features:
+        """Features of one text int64 [S] whose first `prompt` tokens hold images, in two passes as decoding has them:
+        what follows is text, whatever ids it holds. chooser: of the rows behind the prompt; mid is zero before them.
+        sight: looks on at the prompt."""
+        cache = self.start()
+        seen = self.see(ids[:prompt], given, cache, sight)
+        rest = ids[None, prompt:]
+        with self._chosen(chooser), self._aux() as aux:
+            out = self.decoder(input_ids=rest, past_key_values=cache, use_cache=True, **self._places(rest, cache))
+        joined, mid = self._joined(aux), chooser.feature
+        if joined is not None:
+            joined = torch.cat([seen.features[None], joined], 1)
+        if mid is not None:
+            mid = torch.cat([mid.new_zeros(1, prompt, mid.shape[2]), mid], 1)
+        embeddings = torch.cat([seen.embeddings, self.embed(rest[0])])[None]
+        last = torch.cat([seen.last[None], out.last_hidden_state], 1)
+        return Features(last, mid, chooser.layer, joined, embeddings)
+
+    @contextlib.contextmanager
+    def _chosen(self, chooser: Chooser | None) -> Iterator[None]:
+        """Let `chooser` look at the forward inside."""
         handles = []
         if chooser is not None and chooser.selection.kind != "none":
             for number, layer in enumerate(self.layers):
                 handles.append(layer.register_forward_hook(_offer(chooser, number)))
         watch: Any = contextlib.nullcontext()
-        if chooser is not None and (sight is not None or chooser.selection.kind in ("sample", "token")):
-            watch = observing(self.model, _measure(chooser, sight))
-        call = {"input_ids": ids} if embeddings is None else {"inputs_embeds": embeddings[None]}
+        if chooser is not None and chooser.selection.kind in ("sample", "token"):
+            watch = observing(self.model, _measure(chooser))
         try:
-            with watch, self._aux() as aux:
-                out = self.decoder(**call, use_cache=False)
+            with watch:
+                yield
         finally:
             for handle in handles:
                 handle.remove()
-        mid, layer_of = (chooser.feature, chooser.layer) if chooser is not None else (None, None)
-        return Features(out.last_hidden_state, mid, layer_of, self._joined(aux))
 
     @contextlib.contextmanager
     def _aux(self) -> Iterator[dict[int, Tensor]]:
@@ -236,15 +256,10 @@ class Target:
         return new_cache()
 
     @torch.no_grad()
-    def prefill(
-        self, ids: Tensor, cache: Any, embeddings: Tensor | None = None, sight: Any = None
-    ) -> tuple[Tensor, Tensor]:
-        """Run the prompt int64 [n], or with images its `embeddings` [n, d] with `sight` looking on. Returns features
-        [n, f] for the draft and logits float32 [V] of the last row."""
-        watch: Any = contextlib.nullcontext() if sight is None else observing(self.model, sight.observe)
-        call = {"input_ids": ids[None]} if embeddings is None else {"inputs_embeds": embeddings[None]}
-        with watch, self._aux() as aux:
-            out = self.decoder(**call, past_key_values=cache, use_cache=True)
+    def prefill(self, ids: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
+        """Run the prompt int64 [n]. Returns features [n, f] for the draft and logits float32 [V] of the last row."""
+        with self._aux() as aux:
+            out = self.decoder(input_ids=ids[None], past_key_values=cache, use_cache=True)
         joined = self._joined(aux)
         features = out.last_hidden_state[0] if joined is None else joined[0]
         return features, self.say(out.last_hidden_state[:, -1:])[0, 0].float()
@@ -253,12 +268,17 @@ class Target:
     def step(self, token: int, cache: Any) -> Tensor:
         """Plain decoding: one token in, logits float32 [V] out."""
         watched: Any = observing(self.model, _nothing) if self._by_modules else contextlib.nullcontext()
-        call: dict[str, Any] = {}
-        if shift := getattr(cache, "shift", 0):  # see `see`
-            call["position_ids"] = torch.full((3, 1, 1), cache.get_seq_length() + shift)
+        ids = torch.tensor([[token]])
         with watched:
-            out = self.decoder(input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True, **call)
+            out = self.decoder(input_ids=ids, past_key_values=cache, use_cache=True, **self._places(ids, cache))
         return self.say(out.last_hidden_state)[0, 0].float()
+
+    def _places(self, ids: Tensor, cache: Any) -> dict[str, Tensor]:
+        """Positions of the ids [1, n] behind what `cache` holds, where they are not what the model would take."""
+        if not (shift := getattr(cache, "shift", 0)):  # see `see`
+            return {}
+        past = int(cache.get_seq_length())
+        return {"position_ids": torch.arange(past, past + ids.shape[1])[None] + shift}
 
     @torch.no_grad()
     def verify(self, tokens: list[int], parents: list[int], cache: Any) -> tuple[Tensor, Tensor]:
@@ -276,15 +296,10 @@ class Target:
         paths: list[list[int]] = []  # of every node: its ancestors and itself
         for node, parent in enumerate(parents):
             paths.append([*(paths[parent] if parent >= 0 else []), node])
-        mask = torch.zeros(1, 1, count, past + count, dtype=torch.bool)
-        mask[..., :past] = True
-        for node, path in enumerate(paths):
-            mask[0, 0, node, [past + n for n in path]] = True
-        positions = torch.tensor([[past + len(path) - 1 for path in paths]])
-        if self.window is not None:
-            keys = torch.cat([torch.arange(past), positions[0]])
-            mask &= positions[0, :, None] - keys < self.window
-        with row_by_row(self.model, past, paths, self.window), self.exact.rows(count), self._aux() as aux:
+        # the rows' masks are made where they are split; this one keeps the model from making others
+        mask = torch.ones(1, 1, count, past + count, dtype=torch.bool)
+        positions = torch.tensor([[past + len(path) - 1 for path in paths]]) + getattr(cache, "shift", 0)
+        with row_by_row(self.model, past, paths, self.windows), self.exact.rows(count), self._aux() as aux:
             out = self.decoder(
                 input_ids=torch.tensor([tokens]),
                 attention_mask=mask,
@@ -302,22 +317,13 @@ class Target:
             keep_path(cache, past, rows, path)
 
 
-def _window(config: Any, drafted: bool) -> int | None:
-    """The sliding window that all layers share, None without one. Plain decoding leaves windows to the model."""
-    kinds = set(getattr(config, "layer_types", None) or ())
-    window = getattr(config, "sliding_window", None)
-    if kinds - {"full_attention", "sliding_attention"}:
-        odd = sorted(kinds - {"full_attention", "sliding_attention"})
+def _windows(config: Any, n_layers: int) -> list[int | None]:
+    """The sliding window of every layer: how many positions a row sees, itself included; None: all before it."""
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if odd := sorted(set(kinds or ()) - {"full_attention", "sliding_attention"}):
         raise UnsupportedError(f"{config.model_type}: layers of kind {odd[0]} keep a state that cannot be rolled back")
-    if len(kinds) > 1 and not drafted:
-        return None
-    if len(kinds) > 1:
-        raise UnsupportedError(
-            f"{config.model_type}: mixes full and sliding attention, which drafting does not serve yet"
-        )
-    if window is None or kinds == {"full_attention"}:
-        return None
-    return int(window)
+    sliding = [kind == "sliding_attention" for kind in kinds] if kinds else [True] * n_layers
+    return [int(window) if window is not None and slides else None for slides in sliding]
 
 
 def _nothing(*_: Any) -> None:
@@ -329,16 +335,12 @@ def _unfit(error: Exception) -> InputError:
     return InputError(f"images and prompt do not fit each other ({first}); give what the processor made")
 
 
-class _Caught(Exception):
-    """The embeddings are known, the rest of the pass is not needed."""
-
-
-def _measure(chooser: Chooser, sight: Any = None) -> Any:
-    def observe(layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scale: float, causal: bool) -> None:
-        if sight is not None:
-            sight.observe(layer, query, key, mask, scale, causal)
+def _measure(chooser: Chooser) -> Any:
+    def observe(
+        layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scale: float, causal: bool, cap: float | None
+    ) -> None:
         if chooser.wants_entropy(layer):
-            chooser.measured(*row_entropy(query, key, mask, scale, causal))
+            chooser.measured(*row_entropy(query, key, mask, scale, causal, cap=cap))
 
     return observe
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dfrot.draft.data import Corpus
-from dfrot.draft.select import ROWS_AT_A_TIME, Chooser, Selection
+from dfrot.draft.select import ROWS_AT_A_TIME, Chooser, Selection, capped
 from dfrot.draft.target import Features, Target
 from dfrot.errors import InputError
 
@@ -24,31 +24,42 @@ TRAINED = (0.5, 0.75, 1.0)  # shares of image tokens that training draws from
 
 
 class Sight:
-    """How much the prompt's text looks at each image token, from the attention of the target's last layer.
+    """How much the prompt's text looks at each image token, from the attention of one of the target's last layers.
 
-    tokens int64 [n]: of the prompt. scores float32 [image tokens]: mean over heads and rows behind the last image."""
+    tokens int64 [n]: of the prompt. layer: the last whose rows see everything before them. scores float32 [image
+    tokens]: mean over heads and rows behind the last image."""
 
-    def __init__(self, tokens: Tensor, image_token: int, last_layer: int) -> None:
+    def __init__(self, tokens: Tensor, image_token: int, layer: int) -> None:
         self.columns = (tokens == image_token).nonzero().flatten()
         if not len(self.columns):
             raise InputError("the prompt holds no image token; give the processor's ids, or leave the images out")
         first = int(self.columns[-1]) + 1
         self.rows = torch.arange(min(first, len(tokens) - 1), len(tokens))
-        self.count, self.last_layer = len(tokens), last_layer
+        self.count, self.layer = len(tokens), layer
         self.scores = torch.zeros(len(self.columns))
 
-    def observe(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scale: float, causal: bool) -> None:
-        """Look on (dfrot/hf/interpose.py): query [1, H, Q, D], key [1, Hkv, K, D] of a pass that begins at position 0
-        and may be longer than the prompt."""
-        if layer != self.last_layer:
+    def observe(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        mask: Tensor | None,
+        scale: float,
+        causal: bool,
+        cap: float | None = None,
+    ) -> None:
+        """Look on (dfrot/hf/interpose.py): query [1, H, n, D], key [1, Hkv, n, D] of the prompt's pass. These rows are
+        text, which is causal whatever images are."""
+        if layer != self.layer:
             return
         heads, kv_heads = query.shape[1], key.shape[1]
-        keys = key[0, :, : self.count].float().transpose(-1, -2).unsqueeze(1)
-        places = torch.arange(self.count)
+        keys, places = key[0].float().transpose(-1, -2).unsqueeze(1), torch.arange(self.count)
         for rows in torch.split(self.rows, ROWS_AT_A_TIME):
             part = query[0].reshape(kv_heads, heads // kv_heads, query.shape[2], -1)[:, :, rows].float()
-            scores = (part @ keys) * scale
-            weights = scores.masked_fill(places > rows[:, None], -torch.inf).softmax(-1)
+            hidden = places > rows[:, None]
+            if mask is not None and mask.dtype == torch.bool:  # a window
+                hidden = hidden | ~mask[0, 0, rows]
+            weights = capped((part @ keys) * scale, cap).masked_fill(hidden, -torch.inf).softmax(-1)
             self.scores += weights[..., self.columns].sum((0, 1, 2)) / (heads * len(self.rows))
 
     def spread(self) -> Tensor:
@@ -126,16 +137,12 @@ class VisualSource:
 
     def _one(self, sample: VisualSample, longest: int) -> tuple[Features, Tensor]:
         """Features and scores of one sample, without a batch dimension, padded behind to `longest` positions."""
-        ids, target = torch.tensor(sample.tokens), self.target
-        # an image token that an answer holds as text is never an image
-        answer = target.embed(ids[sample.prompt :])
-        embeddings = torch.cat([target.merge(ids[: sample.prompt], sample.given), answer])
-        sight = target.sight(ids[: sample.prompt])
-        chooser = Chooser(self.selection, sample.counts()[None], target.n_layers)
-        made = target.features(ids[None], chooser, embeddings, sight)
-        whole = {"last": made.last[0], "mid": None if made.mid is None else made.mid[0]}
-        whole |= {"aux": None if made.aux is None else made.aux[0], "embeddings": embeddings}
-        padded = {name: None if x is None else _pad(x, longest) for name, x in whole.items()}
+        ids, target, begin = torch.tensor(sample.tokens), self.target, sample.prompt
+        sight = target.sight(ids[:begin])
+        chooser = Chooser(self.selection, sample.counts()[None, begin:], target.n_layers)
+        made = target.features_seen(ids, begin, sample.given, chooser, sight)
+        whole = {"last": made.last, "mid": made.mid, "aux": made.aux, "embeddings": made.embeddings}
+        padded = {name: None if x is None else _pad(x[0], longest) for name, x in whole.items()}
         scores = torch.cat([sight.spread(), torch.full((longest - sample.prompt,), -1.0)])
         return Features(**padded), scores  # type: ignore[arg-type]
 

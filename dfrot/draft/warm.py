@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dfrot.arch import ArchSpec, describe, is_described
+from dfrot.arch.llama import LLAMA
 from dfrot.draft.base import Draft
 from dfrot.draft.dream import DreamDraft
 from dfrot.draft.eagle3 import Eagle3Draft
@@ -21,7 +23,7 @@ from dfrot.rotation.hadamard import matrix
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
-NORMS = ("input_layernorm", "post_attention_layernorm")
+NORMS = {True: "input_layernorm", False: "post_attention_layernorm"}  # of the draft: whether attention reads it
 
 
 def dense(linear: nn.Module) -> Tensor:
@@ -44,17 +46,19 @@ def warm_start(draft: Draft, target: Target) -> list[str]:
     if config.hidden_size != config.target_hidden_size:
         return []
     done: list[str] = []
+    spec = _spec(target)
+    final, offset = getattr(target.decoder, "norm", None), spec.final_norm.offset
     if isinstance(draft, DreamDraft):
-        _block(draft.first, target.layers[0], "layers.0", done)
+        _block(draft.first, target.layers[0], spec, "layers.0", done)
         for number, block in enumerate(draft.final):
             index = len(target.layers) - len(draft.final) + number
-            _block(block, target.layers[index], f"layers.{2 + number}", done)
-        _norm(draft.norm, getattr(target.decoder, "norm", None), "norm", done)
+            _block(block, target.layers[index], spec, f"layers.{2 + number}", done)
+        _norm(draft.norm, final, offset, "norm", done)
     if isinstance(draft, Eagle3Draft):
-        _block(draft.layer, target.layers[-1], "layers.0", done)
+        _block(draft.layer, target.layers[-1], spec, "layers.0", done)
         size = config.hidden_size
         draft.fc.weight[:, -size:] += torch.eye(size)  # the deepest of the three features, and a little of all
-        _norm(draft.norm, getattr(target.decoder, "norm", None), "norm", done)
+        _norm(draft.norm, final, offset, "norm", done)
         weight = getattr(target.head_module, "weight", None)
         if isinstance(weight, Tensor) and weight.shape == draft.lm_head.weight.shape:
             draft.lm_head.weight.copy_(weight)
@@ -62,7 +66,13 @@ def warm_start(draft: Draft, target: Target) -> list[str]:
     return done
 
 
-def _block(own: nn.Module, layer: nn.Module, name: str, done: list[str]) -> None:
+def _spec(target: Target) -> ArchSpec:
+    """The description of the target's blocks; of an unknown architecture, the commonest one's."""
+    config = target.model.config.to_dict()
+    return describe(config).spec if is_described(config) else LLAMA
+
+
+def _block(own: nn.Module, layer: nn.Module, spec: ArchSpec, name: str, done: list[str]) -> None:
     for part, names in (("self_attn", ATTENTION), ("mlp", MLP)):
         for linear in names:
             path = f"{part}.{linear}"
@@ -80,13 +90,16 @@ def _block(own: nn.Module, layer: nn.Module, name: str, done: list[str]) -> None
                 mine[:, :wide] *= 0.3
             mine[:rows, wide : wide + columns] = weight[:rows, :columns]
             done.append(f"{name}.{path}.weight")
-    for norm in NORMS:
-        mine_norm = "hidden_norm" if norm == "input_layernorm" and hasattr(own, "hidden_norm") else norm
-        _norm(getattr(own, mine_norm), getattr(layer, norm, None), f"{name}.{mine_norm}", done)
+    for norm in spec.norms:
+        if not norm.feeds:  # behind what writes: the draft has none there
+            continue
+        mine_norm = NORMS[norm.feeds[0].startswith("self_attn")]
+        mine_norm = "hidden_norm" if mine_norm == NORMS[True] and hasattr(own, "hidden_norm") else mine_norm
+        _norm(getattr(own, mine_norm), getattr(layer, norm.name, None), norm.offset, f"{name}.{mine_norm}", done)
 
 
-def _norm(own: Any, theirs: Any, name: str, done: list[str]) -> None:
+def _norm(own: Any, theirs: Any, offset: float, name: str, done: list[str]) -> None:
     weight = getattr(theirs, "weight", None)
     if isinstance(weight, Tensor) and weight.shape == own.weight.shape:
-        own.weight.copy_(weight)
+        own.weight.copy_(weight + offset)
         done.append(f"{name}.weight")

@@ -76,7 +76,8 @@ def _capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, opti
     step = max(1, SCORES // (batch * heads * length))
     for begin in range(0, rows, step):
         part = slice(begin, begin + step)
-        scores = torch.tanh(torch.matmul(query[..., part, :], key).float() * (scaling / cap)) * cap
+        product = torch.matmul(query[..., part, :], key)
+        scores = torch.tanh(product.to(torch.promote_types(product.dtype, torch.float32)) * (scaling / cap)) * cap
         if mask is not None and mask.dtype == torch.bool:
             scores = scores.masked_fill(~mask[:, :, None, part], -torch.inf)
         elif mask is not None:

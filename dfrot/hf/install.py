@@ -12,7 +12,7 @@ from torch import nn
 from dfrot.arch import BoundArch, describe
 from dfrot.checkpoint import TensorEntry, read_header
 from dfrot.errors import InputError, UnsupportedError
-from dfrot.hf import experts
+from dfrot.hf import attention, experts
 from dfrot.hf.blocks import cap_of
 from dfrot.quant import resets
 from dfrot.quant.config import DfqConfig
@@ -106,7 +106,7 @@ def base_of(model: Any, arch: BoundArch) -> Any:
 
 def finish(model: Any, config: DfqConfig) -> None:
     """After loading: check scales, prepare kernel operands, attach the KV cache, R3 and the sinks."""
-    from dfrot.hf import attention, decode
+    from dfrot.hf import decode
     from dfrot.hf.cache import KVSpec
     from dfrot.hf.runtime import Runtime
 
@@ -143,10 +143,11 @@ def finish(model: Any, config: DfqConfig) -> None:
 
 
 def keep_caps(base: Any, arch: BoundArch) -> None:
-    """Attention whose scores are capped must not run on PyTorch's fused one: older transformers leave the cap out
-    without a word, newer ones take another by themselves."""
-    if cap_of(base.config, arch, "attention") is not None and base.config._attn_implementation == "sdpa":
-        base.config._attn_implementation = "eager"
+    """Attention whose scores are capped runs on ours: PyTorch's fused one knows no cap, and older transformers leave it
+    out without a word."""
+    if cap_of(base.config, arch, "attention") is not None:
+        attention.register()
+        base.config._attn_implementation = attention.NAME
 
 
 def _attentions(arch: BoundArch) -> set[str]:

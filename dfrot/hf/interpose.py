@@ -13,11 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dfrot.hf.attention import NAME
 from dfrot.hf.cache import CacheView
 
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
-Observe = Callable[[int, Tensor, Tensor, Tensor | None, float, bool], None]
-"""(layer, query [B, H, Q, D], key [B, Hkv, K, D], mask, scale, causal): what one attention is about to compute."""
+Observe = Callable[[int, Tensor, Tensor, Tensor | None, float, bool, "float | None"], None]
+"""(layer, query [B, H, Q, D], key [B, Hkv, K, D], mask, scale, causal, cap): what one attention is about to compute;
+scores x become cap * tanh(x / cap) unless cap is None."""
+SPLIT = ("sdpa", NAME)  # attention functions whose rows are computed one by one from boolean masks
+
+
+def attention_name(model: Any) -> str:
+    """The attention function that serves the language model of a loaded model."""
+    return str(model.get_decoder().config._attn_implementation)
 
 
 @contextlib.contextmanager
@@ -25,7 +33,7 @@ def _replaced(model: Any, wrap: Callable[[Attention], Attention]) -> Iterator[No
     """Serve the model's attention through `wrap(the function that served it)`."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as table
 
-    name = model.get_decoder().config._attn_implementation
+    name = attention_name(model)
     local: dict[str, Any] = table._local_mapping
     before = local.get(name)
     table[name] = wrap(table[name])
@@ -40,12 +48,16 @@ def _replaced(model: Any, wrap: Callable[[Attention], Attention]) -> Iterator[No
 
 @contextlib.contextmanager
 def observing(model: Any, observe: Observe) -> Iterator[None]:
-    """Call `observe` before every attention, in the basis in which scores are formed (after RoPE and R3)."""
+    """Call `observe` before every attention of the language model, in the basis in which scores are formed (after RoPE
+    and R3)."""
+    language = model.get_decoder().config
 
     def wrap(base: Attention) -> Attention:
         def looked_on(
             module: nn.Module, query: Tensor, key: Any, value: Any, mask: Tensor | None, **kwargs: Any
         ) -> tuple[Tensor, Tensor | None]:
+            if module.config is not language:  # of a vision tower
+                return base(module, query, key, value, mask, **kwargs)
             scale = kwargs.get("scaling")
             rotated = query
             seen = key.tensors()[0] if isinstance(key, CacheView) else key
@@ -53,7 +65,8 @@ def observing(model: Any, observe: Observe) -> Iterator[None]:
                 rotated = torch.ops.dfq.hadamard(query, module.r3_base, module.r3_block)
             causal = bool(getattr(module, "is_causal", True)) and query.shape[2] > 1
             layer: Any = module.layer_idx
-            observe(layer, rotated, seen, mask, scale if scale is not None else query.shape[-1] ** -0.5, causal)
+            scale = query.shape[-1] ** -0.5 if scale is None else scale
+            observe(layer, rotated, seen, mask, scale, causal, kwargs.get("softcap"))
             return base(module, query, key, value, mask, **kwargs)
 
         return looked_on
@@ -63,18 +76,29 @@ def observing(model: Any, observe: Observe) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def row_by_row(model: Any, past: int, paths: Sequence[list[int]], window: int | None = None) -> Iterator[None]:
+def row_by_row(model: Any, past: int, paths: Sequence[list[int]], windows: Sequence[int | None]) -> Iterator[None]:
     """Attention of a block of new rows behind `past` cached ones as so many calls with one row each.
 
-    Row i sees the cached positions and the new rows of paths[i], its ancestors and itself. It gets exactly the call
-    that decoding one token at a time would make: the same shapes, the same summation order, hence the same bits.
-    window: sliding attention of all layers (a row then also needs the mask, which is taken from the call)."""
+    Row i sees the cached positions and the new rows of paths[i], its ancestors and itself, in layers with a window
+    (windows: one per layer, None where there is none) only the last of them. It gets exactly the call that decoding
+    one token at a time would make: the same shapes, mask or none, summation order, hence the same bits."""
+    masks: dict[tuple[int, int], Tensor] = {}
+
+    def seen_by(seen: int, window: int | None, query: Tensor) -> Tensor | None:
+        """The mask of one row at position seen - 1, as transformers makes it: none while the window holds all."""
+        if window is None or seen < window:
+            return None
+        if (seen, window) not in masks:
+            places = torch.arange(seen, device=query.device)
+            masks[seen, window] = (places >= seen - window)[None, None, None]
+        return masks[seen, window]
 
     def wrap(base: Attention) -> Attention:
         def split(
             module: nn.Module, query: Tensor, key: Any, value: Any, mask: Tensor | None, **kwargs: Any
         ) -> tuple[Tensor, Tensor | None]:
             stored = _Stored(key, past, len(paths)) if isinstance(key, CacheView) else None
+            layer: Any = module.layer_idx
             rows = []
             for row, path in enumerate(paths):
                 seen, index = past + len(path), None
@@ -86,10 +110,7 @@ def row_by_row(model: Any, past: int, paths: Sequence[list[int]], window: int | 
                     keys, values = key[:, :, :seen], value[:, :, :seen]
                 else:
                     keys, values = key.index_select(2, index), value.index_select(2, index)
-                own = None
-                if window is not None and seen >= window and mask is not None:
-                    own = mask[:, :, row : row + 1]
-                    own = own[..., :seen] if index is None else own.index_select(3, index)
+                own = seen_by(seen, windows[layer], query)
                 rows.append(base(module, query[:, :, row : row + 1], keys, values, own, **kwargs)[0])
             if stored is not None:
                 stored.restore()

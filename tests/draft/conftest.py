@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from dfrot.arch import describe
 from dfrot.draft.base import Draft, DraftState, Head, TrainOutput
 from dfrot.draft.build import build
 from dfrot.draft.config import DraftConfig
 from dfrot.draft.target import Target
 from dfrot.hf.cache import KVSpec
+from dfrot.hf.install import keep_caps
 from dfrot.rotation.hadamard import plan as hadamard_plan
 
 VOCAB = 96
@@ -33,11 +35,22 @@ COMMON: dict[str, Any] = {
     "eos_token_id": None,
     "pad_token_id": None,
 }
+SLIDING, FULL = "sliding_attention", "full_attention"
+GEMMA = {**COMMON, "query_pre_attn_scalar": 24}
 KINDS: dict[str, dict[str, Any]] = {
     "llama": COMMON,
     "mistral": {**COMMON, "sliding_window": 12},
     "qwen2": COMMON,
     "qwen3": COMMON,
+    "mixed": {**COMMON, "model_type": "qwen2", "layer_types": [FULL, SLIDING, SLIDING, FULL], "sliding_window": 9}
+    | {"use_sliding_window": True},
+    "gemma2": {**GEMMA, "layer_types": [SLIDING, FULL] * 2, "sliding_window": 11}
+    | {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 8.0},
+    "gemma3": {**GEMMA, "model_type": "gemma3_text", "layer_types": [SLIDING, SLIDING, FULL, SLIDING]}
+    | {"sliding_window": 7},
+    "mixtral": {**COMMON, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": None},
+    "qwen3_moe": {**COMMON, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
+    | {"norm_topk_prob": True},
 }
 
 
@@ -46,12 +59,14 @@ def model(kind: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(kind, **KINDS[kind])
-    made = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    config = AutoConfig.for_model(**{"model_type": kind, **KINDS[kind]})
+    made = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    scaled = float(getattr(made.get_input_embeddings(), "scalar_embed_scale", 1.0))  # Gemma's
     with torch.no_grad():
         for name, parameter in made.named_parameters():
-            if parameter.dim() == 2:
-                parameter.normal_(0, 1.0 if "embed" in name else 1.5 * parameter.shape[1] ** -0.5)
+            if parameter.dim() >= 2:
+                parameter.normal_(0, 1 / scaled if "embed" in name else 1.5 * parameter.shape[-1] ** -0.5)
+    keep_caps(made.base_model, describe(config.to_dict()))
     return made.requires_grad_(False).eval()
 
 

@@ -18,6 +18,8 @@ from dfrot.errors import InputError
 GREEDY = Sampling()
 SHAPES = {"chain": Shape(3), "tree": Shape(4, 3, 10)}
 TARGETS = ["llama", "llama-bf16", "llama-kv4", "mistral", "mistral-kv4", "qwen2", "qwen3-kv4"]
+TARGETS += ["mixed", "mixed-kv4", "gemma2", "gemma2-bf16", "gemma2-kv4", "gemma3", "gemma3-bf16", "gemma3-kv4"]
+TARGETS += ["mixtral", "mixtral-bf16", "qwen3_moe-kv4"]
 Get = Callable[..., Target]
 
 
@@ -57,7 +59,7 @@ def test_greedy_identity_with_a_random_draft(targets: Get, kit: SimpleNamespace,
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", ["llama", "llama-kv4"])
+@pytest.mark.parametrize("name", ["llama", "llama-kv4", "gemma2-kv4", "gemma3-bf16", "mixed-kv4", "mixtral-kv4"])
 def test_oracle_and_adversary(targets: Get, kit: SimpleNamespace, name: str, shape: str) -> None:
     target, prompt = targets(name), prompts(1)[0]
     depth = SHAPES[shape].depth

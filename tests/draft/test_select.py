@@ -48,7 +48,7 @@ class Recording(Chooser):
         super().offer(layer, output)
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3", "mixed", "gemma2", "gemma3"])
 def test_entropies_are_those_of_eager_attention(targets: Get, name: str) -> None:
     target = targets(name)
     before = target.features(IDS).last

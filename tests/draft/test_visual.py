@@ -16,6 +16,7 @@ from dfrot.draft.config import DraftConfig
 from dfrot.draft.decode import Limits, plain, speculative
 from dfrot.draft.loss import Losses
 from dfrot.draft.prompt import Images
+from dfrot.draft.select import Chooser, Selection
 from dfrot.draft.target import Target
 from dfrot.draft.train import Trainer, TrainOptions
 from dfrot.draft.tree import Shape
@@ -188,16 +189,14 @@ def eager_scores(target: Target, ids: Tensor, embeddings: Tensor) -> Tensor:
 
 def test_scores_are_those_of_eager_attention_and_of_the_prompt_alone() -> None:
     target, ids = target_of("llava"), torch.tensor(prompt_of("llava", 1))
-    given = given_of("llava", 1)
-    merged, sight = target.merge(ids, given), target.sight(ids)
-    target.prefill(ids, target.start(), merged, sight)
-    assert torch.allclose(sight.scores, eager_scores(target, ids, merged), atol=1e-6)
-    longer, again = torch.cat([ids, torch.tensor([5, 6, 7, 8])]), target.sight(ids)
-    from dfrot.draft.select import Chooser, Selection
-
-    chooser = Chooser(Selection.parse("none"), torch.ones(1, len(longer), dtype=torch.bool), 4)
-    target.features(longer[None], chooser, target.merge(longer, given), again)
-    assert torch.allclose(again.scores, sight.scores, atol=1e-6), "the answer changed what is kept"
+    given, sight, again = given_of("llava", 1), target.sight(ids), target.sight(ids)
+    seen = target.see(ids, given, target.start(), sight)
+    assert torch.allclose(sight.scores, eager_scores(target, ids, seen.embeddings), atol=1e-6)
+    longer = torch.cat([ids, torch.tensor([5, IMAGE, 7, 8])])
+    chooser = Chooser(Selection.parse("none"), torch.ones(1, 4, dtype=torch.bool), 4)
+    found = target.features_seen(longer, len(ids), given, chooser, again)
+    assert torch.equal(again.scores, sight.scores), "the answer changed what is kept"
+    assert torch.equal(found.embeddings[0, len(ids) :], target.embed(longer[len(ids) :])), "an answer shows nothing"
 
 
 def test_what_is_kept() -> None:
@@ -285,7 +284,7 @@ def test_what_does_not_fit_is_one_line(targets: Callable[..., Target]) -> None:
     cases = [
         (target, prompt[:5], given, InputError, "do not fit"),
         (target, prompt, {"pixel_values": torch.zeros(1, 3, 7)}, InputError, "do not fit"),
-        (target, [5, 6, 7], given, InputError, "do not fit"),
+        (target, [5, IMAGE, 7], given, InputError, "do not fit"),
         (target, [5, 6, 7], {}, InputError, "no image token"),
         (targets("llama"), prompt, given, UnsupportedError, "takes no images"),
     ]
@@ -293,14 +292,3 @@ def test_what_does_not_fit_is_one_line(targets: Callable[..., Target]) -> None:
         with pytest.raises(kind, match=message) as caught:
             plain(here, ids, Limits(2), GREEDY, images=Images(images))
         assert "\n" not in str(caught.value)
-
-
-def test_gemma3_is_refused() -> None:
-    from transformers import AutoModelForImageTextToText, Gemma3Config
-
-    text = {**TEXT, "head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8}
-    text["layer_types"] = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
-    vision = {**VISION, "image_size": 16, "patch_size": 4}
-    made = AutoModelForImageTextToText.from_config(Gemma3Config(text_config=text, vision_config=vision))
-    with pytest.raises(UnsupportedError, match="mixes full and sliding"):
-        Target(made)

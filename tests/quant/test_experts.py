@@ -12,8 +12,11 @@ import torch
 from dfrot.arch import open_described
 from dfrot.calib.calibration import Calibration
 from dfrot.checkpoint import Checkpoint
-from dfrot.draft.decode import Limits, plain
+from dfrot.draft.build import build as build_draft
+from dfrot.draft.build import config_for
+from dfrot.draft.decode import Limits, plain, speculative
 from dfrot.draft.target import Target
+from dfrot.draft.tree import Shape
 from dfrot.draft.warp import Sampling
 from dfrot.errors import UnsupportedError
 from dfrot.export.source import open_source
@@ -86,10 +89,11 @@ def test_from_a_folder_to_generated_text(build: Build, text: Path, tmp_path: Pat
         out = loaded.generate(prompt, max_new_tokens=5, do_sample=False)
         with torch.no_grad():
             assert torch.equal(loaded(out, use_cache=False).logits[:, 16:-1].argmax(-1), out[:, 17:])
-        again = plain(Target(loaded, drafted=False), prompt[0].tolist(), Limits(5), Sampling())
-        assert again.tokens == out[0, 17:].tolist()
-    with pytest.raises(UnsupportedError, match="mixture of experts"):
-        Target(loaded)
+        target, draft = Target(loaded), build_draft(config_for(open_described(source)[1], "dream"))
+        told = plain(target, prompt[0].tolist(), Limits(24), Sampling()).tokens
+        assert told[:5] == out[0, 17:].tolist()
+        for shape in (Shape(3), Shape(4, 3, 10)):
+            assert speculative(target, draft, prompt[0].tolist(), Limits(24), Sampling(), shape).tokens == told
     loaded.save_pretrained(tmp_path / "again")
     assert set(Checkpoint.open(tmp_path / "again").entries) == set(Checkpoint.open(tmp_path / "w4a16").entries)
 

@@ -9,9 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from dfrot.arch import open_described
 from dfrot.checkpoint import Checkpoint
-from dfrot.draft.decode import Limits, plain
+from dfrot.draft.build import build as build_draft
+from dfrot.draft.build import config_for
+from dfrot.draft.decode import Limits, plain, speculative
 from dfrot.draft.target import Target
+from dfrot.draft.tree import Shape
+from dfrot.draft.warm import warm_start
 from dfrot.draft.warp import Sampling
 from dfrot.errors import UnsupportedError
 from dfrot.hf.load import load_model
@@ -55,12 +60,13 @@ def test_from_a_folder_to_generated_text(
     out = loaded.generate(prompt, max_new_tokens=5, do_sample=False)
     with torch.no_grad():
         assert torch.equal(loaded(out, use_cache=False).logits[:, 16:-1].argmax(-1), out[:, 17:])
-    assert (
-        plain(Target(loaded, drafted=False), prompt[0].tolist(), Limits(5), Sampling()).tokens == out[0, 17:].tolist()
-    )
-    if kind != "olmo2":
-        with pytest.raises(UnsupportedError, match="mixes full and sliding"):
-            Target(loaded)
+    target, ids = Target(loaded), prompt[0].tolist()
+    draft = build_draft(config_for(open_described(source)[1], "dream"))
+    warm_start(draft, target)
+    told = plain(target, ids, Limits(24), Sampling()).tokens
+    assert told[:5] == out[0, 17:].tolist()
+    for shape in (Shape(3), Shape(4, 3, 10)):
+        assert speculative(target, draft, ids, Limits(24), Sampling(), shape).tokens == told
     assert ("lm_head.weight" in Checkpoint.open(tmp_path / "w4a4kv4")) == (kind == "olmo2"), "tied stays tied"
 
 
