@@ -53,11 +53,10 @@ def observing(model: Any, observe: Observe) -> Iterator[None]:
     language = model.get_decoder().config
 
     def wrap(base: Attention) -> Attention:
-        def looked_on(
-            module: nn.Module, query: Tensor, key: Any, value: Any, mask: Tensor | None, **kwargs: Any
-        ) -> tuple[Tensor, Tensor | None]:
+        def looked_on(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
             if module.config is not language:  # of a vision tower
-                return base(module, query, key, value, mask, **kwargs)
+                return base(module, *args, **kwargs)
+            query, key, value, mask = args
             scale = kwargs.get("scaling")
             rotated = query
             seen = key.tensors()[0] if isinstance(key, CacheView) else key

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from dfrot.arch import describe, open_described
 from dfrot.arch.vlm import WRAPPERS
 from dfrot.checkpoint import Checkpoint
-from dfrot.draft.decode import Limits, plain
+from dfrot.draft.build import build as build_draft
+from dfrot.draft.build import config_for
+from dfrot.draft.decode import Limits, plain, speculative
 from dfrot.draft.prompt import Images
 from dfrot.draft.target import Target
+from dfrot.draft.tree import Shape
 from dfrot.draft.warp import Sampling
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.export.inspect import inspect
@@ -200,8 +203,11 @@ def test_packed_generation_about_an_image(kind: str, tmp_path: Path) -> None:
     assert out.shape[1] == given["input_ids"].shape[1] + 6
     prompt = given["input_ids"][0].tolist()
     shown = Images({name: value for name, value in given.items() if name != "input_ids"})
-    greedy = plain(Target(packed), prompt, Limits(6), Sampling(), images=shown).tokens
-    assert greedy == out[0, len(prompt) :].tolist()
+    target, draft = Target(packed), build_draft(config_for(open_described(original)[1], "dream"))
+    told = plain(target, prompt, Limits(24), Sampling(), images=shown).tokens
+    assert told[:6] == out[0, len(prompt) :].tolist()
+    for shape in (Shape(3), Shape(3, 2, 6)):
+        assert speculative(target, draft, prompt, Limits(24), Sampling(), shape, images=shown).tokens == told
     other = dict(given, pixel_values=-1.3 * given["pixel_values"])
     assert not torch.equal(packed(**other).logits, exact)  # it does look
 

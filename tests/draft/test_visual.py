@@ -88,12 +88,48 @@ def smolvlm() -> Any:
     return SmolVLMConfig(**options, scale_factor=2, pad_token_id=0, image_token_id=IMAGE)
 
 
+def gemma3() -> Any:
+    """A window shorter than the prompt; images see in both directions."""
+    from transformers import Gemma3Config
+
+    kinds = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
+    text = {**TEXT, "head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8, "layer_types": kinds}
+    vision = {**VISION, "image_size": 16, "patch_size": 4}
+    marks = {"boi_token_index": 121, "eoi_token_index": 122, "image_token_index": IMAGE}
+    return Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, **marks)
+
+
+ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+MARKS = {"video_token_id": 121, "vision_start_token_id": 122, "vision_end_token_id": 123, "image_token_id": IMAGE}
+QWEN = {"depth": 3, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 32, "patch_size": 4}
+
+
+def qwen2_5_vl() -> Any:
+    from transformers import Qwen2_5_VLConfig
+
+    text = {**TEXT, "rope_parameters": ROPE, "rope_scaling": ROPE}
+    vision = {**QWEN, "window_size": 16, "fullatt_block_indexes": [1]}
+    return Qwen2_5_VLConfig(text_config=text, vision_config=vision, **MARKS)
+
+
+def qwen3_vl() -> Any:
+    from transformers import Qwen3VLConfig
+
+    vision = {**QWEN, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]}
+    text = {**TEXT, "head_dim": 8, "rope_parameters": ROPE, "rope_scaling": ROPE}
+    return Qwen3VLConfig(text_config=text, vision_config=vision, **MARKS)
+
+
+GRID = {"pixel_values": (48, 96), "image_grid_thw": [[1, 8, 6]]}  # 12 tokens in a grid of 4 by 3
 CONFIGS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "llava": (llava, SMALL),
     "llava-next": (llava_next, {"pixel_values": (1, 2, 3, 16, 16), "image_sizes": [[16, 16]]}),
     "pixtral": (pixtral, SIZED),
     "mistral3": (mistral3, {"pixel_values": (1, 3, 32, 32), "image_sizes": [[32, 32]]}),
     "smolvlm": (smolvlm, {"pixel_values": (1, 1, 3, 32, 32)}),
+    "gemma3": (gemma3, SMALL),
+    "qwen2.5-vl": (qwen2_5_vl, GRID),
+    "qwen3-vl": (qwen3_vl, GRID),
 }
 BUILT: dict[str, Target] = {}
 
@@ -104,26 +140,29 @@ def target_of(name: str) -> Target:
     if name not in BUILT:
         torch.manual_seed(1)
         made = AutoModelForImageTextToText.from_config(CONFIGS[name][0](), attn_implementation="sdpa")
+        scaled = 1 / getattr(made.get_input_embeddings(), "scalar_embed_scale", 1.0)  # Gemma's
         with torch.no_grad():
             for key, parameter in made.named_parameters():
-                if parameter.dim() == 2 and "vision" not in key:
-                    parameter.normal_(0, 1.0 if "embed" in key else 1.5 * parameter.shape[1] ** -0.5)
+                if parameter.dim() == 2 and "vision" not in key and "visual" not in key:
+                    parameter.normal_(0, scaled if "embed" in key else 1.5 * parameter.shape[1] ** -0.5)
         BUILT[name] = Target(made.requires_grad_(False).eval())
     return BUILT[name]
 
 
-def given_of(name: str, seed: int) -> dict[str, Any]:
-    """What a processor would make of a random image."""
+def given_of(name: str, seed: int, kinds: bool = True) -> dict[str, Any]:
+    """What a processor would make of a random image. kinds: and of the prompt of `prompt_of`."""
     source, made = torch.Generator().manual_seed(seed), dict(CONFIGS[name][1])
     made["pixel_values"] = torch.randn(made["pixel_values"], generator=source)
-    if "image_sizes" in made:
-        made["image_sizes"] = torch.tensor(made["image_sizes"])
+    made |= {key: torch.tensor(value) for key, value in made.items() if isinstance(value, list)}
+    told = {"gemma3": "token_type_ids", "qwen2.5-vl": "mm_token_type_ids", "qwen3-vl": "mm_token_type_ids"}
+    if kinds and name in told:
+        made[told[name]] = (torch.tensor([prompt_of(name, seed)]) == IMAGE).int()
     return made
 
 
 def image_tokens(name: str) -> int:
     """How many tokens an image takes."""
-    found = target_of(name).model.base_model.get_image_features(**given_of(name, 0)).pooler_output
+    found = target_of(name).model.base_model.get_image_features(**given_of(name, 0, False)).pooler_output
     return int(found[0].shape[0]) if isinstance(found, (list, tuple)) else int(found.shape[-2])
 
 
@@ -161,16 +200,32 @@ def test_images_reach_the_draft_and_nothing_is_lost(name: str, kit: SimpleNamesp
     assert len({token for told in said for token in told}) > 4
 
 
-def test_plain_is_what_generate_says() -> None:
-    target, prompt, given = target_of("llava"), prompt_of("llava", 0), given_of("llava", 0)
+@pytest.mark.parametrize("name", ["llava", "gemma3", "qwen2.5-vl", "qwen3-vl"])
+def test_plain_is_what_generate_says(name: str) -> None:
+    target, prompt, given = target_of(name), prompt_of(name, 0), given_of(name, 0)
     out = target.model.generate(torch.tensor([prompt]), **given, max_new_tokens=16, do_sample=False)
     told = plain(target, prompt, Limits(16), GREEDY, images=Images(given)).tokens
     assert out[0, len(prompt) :].tolist() == told
 
 
+@pytest.mark.parametrize("name", ["qwen2.5-vl", "qwen3-vl"])
+def test_behind_an_image_positions_are_not_counted(name: str) -> None:
+    """Twelve tokens in a grid of 4 by 3 take four positions; what is drafted goes on from there, the draft's own
+    positions from the number of tokens."""
+    target, prompt = target_of(name), prompt_of(name, 0)
+    cache = target.start()
+    target.see(torch.tensor(prompt), given_of(name, 0), cache)
+    assert cache.shift == 4 - 12
+    told, other = target.verify([5, 6], [-1, 0], cache)[1], target.start()
+    target.see(torch.tensor(prompt), given_of(name, 0), other)
+    other.shift = 0
+    assert not torch.allclose(target.verify([5, 6], [-1, 0], other)[1], told), "positions must matter"
+
+
 @pytest.mark.parametrize("keep", [0.0, 0.5, 1.0])
-def test_any_share_of_image_tokens_is_lossless(keep: float) -> None:
-    target, prompt, given = target_of("llava"), prompt_of("llava", 3), given_of("llava", 3)
+@pytest.mark.parametrize("name", ["llava", "gemma3", "qwen3-vl"])
+def test_any_share_of_image_tokens_is_lossless(name: str, keep: float) -> None:
+    target, prompt, given = target_of(name), prompt_of(name, 3), given_of(name, 3)
     told = plain(target, prompt, Limits(16), GREEDY, images=Images(given)).tokens
     for draft in (random_draft().requires_grad_(False), random_draft("eagle3").requires_grad_(False)):
         here = Target(target.model, draft.config.aux_layers)
@@ -178,20 +233,22 @@ def test_any_share_of_image_tokens_is_lossless(keep: float) -> None:
         assert out.tokens == told
 
 
-def eager_scores(target: Target, ids: Tensor, embeddings: Tensor) -> Tensor:
-    """The same scores from the attention matrix of the last layer."""
+def eager_scores(target: Target, ids: Tensor, given: dict[str, Any], layer: int) -> Tensor:
+    """The same scores from the attention matrix of a layer."""
     target.decoder.config._attn_implementation = "eager"  # type: ignore[union-attr]
-    out = target.decoder(inputs_embeds=embeddings[None], output_attentions=True, use_cache=False)
+    out = target.model(input_ids=ids[None], **given, output_attentions=True, use_cache=False)
     target.decoder.config._attn_implementation = "sdpa"  # type: ignore[union-attr]
     columns = (ids == IMAGE).nonzero().flatten()
-    return out.attentions[-1][0].mean(0)[int(columns[-1]) + 1 :, columns].mean(0)  # type: ignore[no-any-return]
+    return out.attentions[layer][0].mean(0)[int(columns[-1]) + 1 :, columns].mean(0)  # type: ignore[no-any-return]
 
 
-def test_scores_are_those_of_eager_attention_and_of_the_prompt_alone() -> None:
-    target, ids = target_of("llava"), torch.tensor(prompt_of("llava", 1))
-    given, sight, again = given_of("llava", 1), target.sight(ids), target.sight(ids)
-    seen = target.see(ids, given, target.start(), sight)
-    assert torch.allclose(sight.scores, eager_scores(target, ids, seen.embeddings), atol=1e-6)
+@pytest.mark.parametrize("name", ["llava", "gemma3", "qwen2.5-vl"])
+def test_scores_are_those_of_eager_attention_and_of_the_prompt_alone(name: str) -> None:
+    target, ids = target_of(name), torch.tensor(prompt_of(name, 1))
+    given, sight, again = given_of(name, 1), target.sight(ids), target.sight(ids)
+    target.see(ids, given, target.start(), sight)
+    layer = 2 if name == "gemma3" else 3  # the last without a window
+    assert torch.allclose(sight.scores, eager_scores(target, ids, given, layer), atol=1e-6)
     longer = torch.cat([ids, torch.tensor([5, IMAGE, 7, 8])])
     chooser = Chooser(Selection.parse("none"), torch.ones(1, 4, dtype=torch.bool), 4)
     found = target.features_seen(longer, len(ids), given, chooser, again)
@@ -213,34 +270,39 @@ def test_what_is_kept() -> None:
         sight.kept(1.5)
 
 
-def samples(target: Target, count: int, begin: int) -> list[VisualSample]:
+def samples(target: Target, count: int, begin: int, name: str = "llava") -> list[VisualSample]:
     """Prompts with an image, and what the target says to them."""
     found = []
     for seed in range(begin, begin + count):
-        prompt, given = prompt_of("llava", seed), given_of("llava", seed)
+        prompt, given = prompt_of(name, seed), given_of(name, seed)
         told = plain(target, prompt, Limits(14 + seed % 3), GREEDY, images=Images(given)).tokens
         found.append(VisualSample([*prompt, *told], len(prompt), given))
     return found
 
 
-@pytest.mark.parametrize("arch", ["dream", "eagle3"])
-def test_training_on_images(arch: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "arch"), [("llava", "dream"), ("llava", "eagle3"), ("gemma3", "dream"), ("qwen3-vl", "dream")]
+)
+def test_training_on_images(name: str, arch: str, tmp_path: Path) -> None:
     draft = random_draft(arch)
-    target = Target(target_of("llava").model, draft.config.aux_layers)
-    source = VisualSource(target, samples(target, 8, 0), samples(target, 2, 50))
+    target = Target(target_of(name).model, draft.config.aux_layers)
+    source = VisualSource(target, samples(target, 8, 0, name), samples(target, 2, 50, name))
     _, found = source.batch("held_out", torch.tensor([0, 1]))
     assert found.kept is not None
-    assert found.kept.shape[1] == found.last.shape[1] - 1, "one of four image tokens is left out"
+    left = image_tokens(name) // 4
+    assert found.kept.shape[1] == found.last.shape[1] - left, "one of four image tokens is left out"
     options = TrainOptions(epochs=8, batch=4, evaluations=2, bf16=False, lr=4e-3)
     history = Trainer(draft, source, target.embed, target.head, options, tmp_path).run()
     assert history[-1]["held_out_kl"][0] < history[0]["held_out_kl"][0] - 0.1
     assert history[-1]["loss"] < history[1]["loss"]
 
 
-def test_training_replays_decoding_with_pruned_images() -> None:
-    """The draft's first output behind a prompt with an image, in training and in decoding."""
-    target, draft = target_of("llava"), random_draft().requires_grad_(False)
-    one = samples(target, 1, 5)[0]
+@pytest.mark.parametrize("name", ["llava", "gemma3", "qwen2.5-vl"])
+def test_training_replays_decoding_with_pruned_images(name: str) -> None:
+    """The draft's first output behind a prompt with an image, in training and in decoding; the features of the answer
+    are those that verification finds."""
+    target, draft = target_of(name), random_draft().requires_grad_(False)
+    one = samples(target, 1, 5, name)[0]
     _, found = VisualSource(target, [one], [one]).batch("held_out", torch.tensor([0]))
     assert found.kept is not None
     assert found.embeddings is not None
@@ -251,6 +313,10 @@ def test_training_replays_decoding_with_pruned_images() -> None:
     got = state.extend(found.embeddings[0, slots], found.last[0, : one.prompt], slots)
     assert torch.allclose(got[0], out[len(slots) - 1], atol=1e-5)
     assert state.position == one.prompt
+    cache, answer = target.start(), one.tokens[one.prompt :]
+    target.see(torch.tensor(one.tokens[: one.prompt]), one.given, cache)
+    checked = target.verify(answer, list(range(-1, len(answer) - 1)), cache)[0]
+    assert torch.allclose(checked, found.last[0, one.prompt :], atol=1e-4)
 
 
 def test_rows_of_a_batch_may_hold_different_numbers_of_images() -> None:
