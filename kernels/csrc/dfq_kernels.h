@@ -15,7 +15,9 @@ extern "C" {
 
 enum { DFQ_OK = 0, DFQ_NO_MEMORY = 1, DFQ_BAD_ARGUMENT = 2 };
 enum { DFQ_FLOAT32 = 0, DFQ_BFLOAT16 = 1, DFQ_FLOAT16 = 2 };  // dtype arguments
-enum { DFQ_SCALAR = 0, DFQ_AVX2 = 1, DFQ_AVX512 = 2 };        // instruction sets, weakest first
+// Instruction sets, weakest first on each processor: scalar; x86-64: AVX2 (FMA, F16C), AVX-512 (VNNI, BF16, VBMI);
+// 64-bit ARM: NEON, dotprod, i8mm (and bf16).
+enum { DFQ_SCALAR = 0, DFQ_AVX2 = 1, DFQ_AVX512 = 2, DFQ_NEON = 3, DFQ_DOTPROD = 4, DFQ_I8MM = 5 };
 
 DFQ_API int dfq_abi_version(void);
 DFQ_API int dfq_isa(void);                // the one in use

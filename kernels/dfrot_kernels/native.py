@@ -2,7 +2,7 @@
 
 libdfq_cpu has a plain C interface (csrc/dfq_kernels.h), so it depends on no torch version. Two environment variables
 are read once, at import: DFQ_IMPL=native forbids every fallback, DFQ_IMPL=reference forces plain torch;
-DFQ_CPU_ISA=scalar|avx2|avx512 picks the instruction set. The wrappers that ops call are in cpu.py.
+DFQ_CPU_ISA picks the instruction set (ISAS). The wrappers that ops call are in cpu.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 ABI_VERSION = 3
-ISAS = ("scalar", "avx2", "avx512")  # numbered as in csrc/dfq_kernels.h, weakest first
+# numbered as in csrc/dfq_kernels.h: any processor, then those of x86-64 and of 64-bit ARM, each weakest first
+ISAS = ("scalar", "avx2", "avx512", "neon", "dotprod", "i8mm")
 NAMES = ("libdfq_cpu.so", "libdfq_cpu.dylib")
 
 # Arguments of each C function: p pointer, i int64, f float. The number of threads (int64) comes last everywhere.
@@ -161,7 +162,7 @@ def load() -> bool:
 
 def _choice(isa: str, machine: str) -> str:
     """Why the library runs `isa` on a processor that the system calls `machine`."""
-    if isa == "scalar" and machine not in ("x86_64", "AMD64", "amd64"):
+    if isa == "scalar" and machine not in ("x86_64", "AMD64", "amd64", "aarch64", "arm64"):
         return f"libdfq_cpu, portable code: dfq has no kernels for the instruction sets of {machine}"
     return f"libdfq_cpu, the best instruction set that dfq and this processor share ({isa})"
 
@@ -182,7 +183,7 @@ def status() -> str:
 
 
 def isa() -> str:
-    """The instruction set in use: scalar, avx2 or avx512."""
+    """The instruction set in use, one of ISAS."""
     if _library is None:
         raise RuntimeError(f"no native library: {_status}")
     return ISAS[_library.dfq_isa()]

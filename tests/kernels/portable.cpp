@@ -1,6 +1,11 @@
-// Every C function on fixed inputs, one line each with a checksum of its outputs: two processors agree where their lines
-// do. `make arm` compares the scalar path of a cross-compiled library under emulation with the one of this machine.
-//   portable [isa]: 0 scalar (default), 1 avx2, 2 avx512
+// C functions on fixed inputs, odd shapes included, one line each with a checksum of its outputs: codes, integer products
+// and all else that is the same bits with every instruction set. Products with float activations are compared with those of
+// the scalar code in this process, whose checksum is printed. So all instruction sets print the same lines on all processors;
+// `make emulate` compares them.
+//   portable [isa [best]]: numbers of dfq_kernels.h, 0 (scalar) by default. Ends with 2 where library or processor lack isa,
+//   with 3 where the library did not choose `best` by itself, with 1 where a function fails or a product is too far off.
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -66,34 +71,137 @@ struct Codes {  // of rows
   Codes(int64_t m, int64_t k) : q(m * k), scale(m), zero(m) {}
 };
 
+int wanted_isa = DFQ_SCALAR;
+
+float value_at(const void* x, int64_t type, int64_t i) {
+  if (type == DFQ_FLOAT32) return static_cast<const float*>(x)[i];
+  const uint16_t half = static_cast<const uint16_t*>(x)[i];
+  if (type == DFQ_FLOAT16) {
+    const float size = std::ldexp(float(half & 1023) + (half & 0x7c00 ? 1024.0f : 0.0f), std::max(1, half >> 10 & 31) - 25);
+    return half & 0x8000 ? -size : size;
+  }
+  const uint32_t bits = uint32_t(half) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+// Runs product(out) with the scalar code and with the chosen set, and compares: no further apart than `size`, the sum of the
+// sizes of the terms of each output, allows for rounding.
+template <typename Product>
+void compare(const char* name, int64_t type, const std::vector<double>& size, Product product) {
+  const int64_t count = int64_t(size.size());
+  std::vector<float> plain(count), found(count);  // large enough for each type
+  dfq_set_isa(DFQ_SCALAR);
+  report(name, product(plain.data()), plain);
+  dfq_set_isa(wanted_isa);
+  const int status = product(found.data());
+  const double unit = type == DFQ_FLOAT32 ? 1e-5 : type == DFQ_BFLOAT16 ? 4e-3 : 6e-4;
+  for (int64_t i = 0; i < count; ++i) {
+    const double a = value_at(plain.data(), type, i), b = value_at(found.data(), type, i);
+    if (status == DFQ_OK && std::fabs(a - b) <= unit * size[i]) continue;
+    std::fprintf(stderr, "%s: output %lld is %g, with the scalar code %g\n", name, static_cast<long long>(i), b, a);
+    std::exit(1);
+  }
+}
+
+std::vector<uint16_t> halfs(int64_t count) {  // float16 of sizes 2^-5 to 2
+  std::vector<uint16_t> found = integers<uint16_t>(count, 0x2800, 0x3fff);
+  for (uint16_t& value : found) value = uint16_t(value | (draw() & 0x8000));
+  return found;
+}
+
+struct Weights {  // in both layouts
+  int64_t n, k, group, groups, n16;
+  bool symmetric;
+  std::vector<uint8_t> packed, zero, tiles, wide_zero;
+  std::vector<uint16_t> scale, wide_scale;
+  std::vector<int32_t> sums;
+  const uint8_t* z() const { return symmetric ? nullptr : zero.data(); }
+  const uint8_t* wide_z() const { return symmetric ? nullptr : wide_zero.data(); }
+};
+
+// Per output: sum of |x| (|w| + 8 |scale|), what a product that adds up codes less 8 can go through.
+std::vector<double> sizes(const Weights& w, const void* x, int64_t type, int64_t m, int64_t threads) {
+  std::vector<float> dense(w.n * w.k);
+  dfq_dequantize(w.packed.data(), w.scale.data(), w.z(), w.n, w.k, 4, w.group, dense.data(), threads);
+  std::vector<double> size(m * w.n);
+  for (int64_t row = 0; row < m; ++row) {
+    for (int64_t n = 0; n < w.n; ++n) {
+      for (int64_t k = 0; k < w.k; ++k) {
+        const float scale = value_at(w.scale.data(), DFQ_BFLOAT16, n * w.groups + (w.group ? k / w.group : 0));
+        size[row * w.n + n] += std::fabs(value_at(x, type, row * w.k + k)) * (std::fabs(dense[n * w.k + k]) + 8.0 * std::fabs(scale));
+      }
+    }
+  }
+  return size;
+}
+
+Weights weights(int64_t n, int64_t k, int64_t group, bool symmetric, int64_t threads) {
+  Weights w = {n, k, group, group ? (k + group - 1) / group : 1, (n + 15) / 16 * 16, symmetric, {}, {}, {}, {}, {}, {}, {}};
+  const int64_t bytes = (k + 1) / 2, k8 = (k + 7) / 8 * 8;
+  const auto codes = integers<uint8_t>(n * k, 0, 15);
+  w.zero = integers<uint8_t>(n * w.groups, 0, 15), w.scale = bfloats(n * w.groups);
+  w.wide_zero.assign(w.groups * w.n16, 8), w.wide_scale.assign(w.groups * w.n16, 0);
+  for (int64_t i = 0; i < n * w.groups; ++i) {
+    w.wide_zero[i % w.groups * w.n16 + i / w.groups] = w.zero[i];
+    w.wide_scale[i % w.groups * w.n16 + i / w.groups] = w.scale[i];
+  }
+  std::vector<uint8_t> again(n * k), back(n * bytes);
+  std::vector<float> dense(n * k);
+  w.packed.resize(n * bytes), w.tiles.resize(w.n16 * k8 / 2), w.sums.resize(w.groups * w.n16);
+  report("pack", dfq_pack(codes.data(), n, k, 4, w.packed.data(), threads), w.packed);
+  report("unpack", dfq_unpack(w.packed.data(), n, k, 4, again.data(), threads), again);
+  report("dequantize", dfq_dequantize(w.packed.data(), w.scale.data(), w.z(), n, k, 4, group, dense.data(), threads), dense);
+  report("prepack", dfq_prepack(w.packed.data(), n, k, group, w.tiles.data(), w.sums.data(), threads), w.tiles, w.sums);
+  report("unprepack", dfq_unprepack(w.tiles.data(), n, k, back.data(), threads), back);
+  return w;
+}
+
+void float_products(const Weights& w, int64_t m, int64_t threads) {
+  const auto x = floats(m * w.k), bias = floats(w.n);
+  const auto narrow = bfloats(m * w.k), half = halfs(m * w.k);
+  compare("w4a16", 0, sizes(w, x.data(), 0, m, threads), [&](void* y) {
+    return dfq_w4a16_mm(x.data(), 0, m, w.n, w.k, w.packed.data(), w.scale.data(), w.z(), w.group, y, threads);
+  });
+  for (int64_t type = 0; type < 3; ++type) {
+    const void* const rows = type == 0 ? static_cast<const void*>(x.data()) : type == 1 ? narrow.data() : half.data();
+    std::vector<double> size = sizes(w, rows, type, m, threads);
+    for (int64_t i = 0; i < m * w.n; ++i) size[i] += std::fabs(bias[i % w.n]);
+    compare("tiled_w4a16", type, size, [&](void* y) {
+      return dfq_tiled_w4a16(rows, type, m, w.n, w.k, w.tiles.data(), w.wide_scale.data(), w.wide_z(), w.group, bias.data(),
+                             y, threads);
+    });
+  }
+}
+
+// Codes over the whole range of eight and of four bits, with and without zero points.
+void integer_products(const Weights& w, int64_t m, int64_t threads) {
+  const auto x = floats(m * w.k), bias = floats(w.n);
+  std::vector<float> y(m * w.n);
+  std::vector<uint16_t> short_y(m * w.n);
+  for (int64_t bits = 4; bits <= 8; bits += 4) {
+    Codes rows(m, w.k);
+    report("quantize", dfq_quantize_per_token(x.data(), 0, m, w.k, bits, bits == 4, 1.0f, rows.q.data(), rows.scale.data(),
+                                              rows.zero.data(), threads), rows.q, rows.scale, rows.zero);
+    rows.zero = integers<int32_t>(m, -128, 127);
+    report("w4a8", dfq_w4a8_mm(rows.q.data(), rows.scale.data(), rows.zero.data(), m, w.n, w.k, w.packed.data(),
+                               w.scale.data(), w.z(), w.group, y.data(), threads), y);
+    report("tiled_w4a8", dfq_tiled_w4a8(rows.q.data(), rows.scale.data(), rows.zero.data(), m, w.n, w.k, w.tiles.data(),
+                                        w.wide_scale.data(), w.wide_z(), w.sums.data(), w.group, bias.data(), 0, y.data(),
+                                        threads), y);
+    const auto extreme = integers<int8_t>(m * w.k, 0, 1);
+    for (int64_t i = 0; i < m * w.k; ++i) rows.q[i] = extreme[i] ? int8_t((1 << (bits - 1)) - 1) : int8_t(-(1 << (bits - 1)));
+    report("tiled_w4a8", dfq_tiled_w4a8(rows.q.data(), rows.scale.data(), nullptr, m, w.n, w.k, w.tiles.data(),
+                                        w.wide_scale.data(), w.wide_z(), nullptr, w.group, nullptr, 1, short_y.data(),
+                                        threads), short_y);
+  }
+}
+
 void products(int64_t m, int64_t n, int64_t k, int64_t group, bool symmetric, int64_t threads) {
-  const int64_t bytes = (k + 1) / 2, groups = group ? (k + group - 1) / group : 1;
-  const int64_t n16 = (n + 15) / 16 * 16, k8 = (k + 7) / 8 * 8;
-  const auto codes = integers<uint8_t>(n * k, 0, 15), zero = integers<uint8_t>(n * groups, 0, 15);
-  const auto scale = bfloats(n * groups), wide_scale = bfloats(groups * n16);
-  const auto wide_zero = integers<uint8_t>(groups * n16, 0, 15);
-  const uint8_t *z = symmetric ? nullptr : zero.data(), *wide_z = symmetric ? nullptr : wide_zero.data();
-  std::vector<uint8_t> packed(n * bytes), again(n * k), tiles(n16 * k8 / 2), back(n * bytes);
-  report("pack", dfq_pack(codes.data(), n, k, 4, packed.data(), threads), packed);
-  report("unpack", dfq_unpack(packed.data(), n, k, 4, again.data(), threads), again);
-  std::vector<float> dense(n * k), y(m * n);
-  report("dequantize", dfq_dequantize(packed.data(), scale.data(), z, n, k, 4, group, dense.data(), threads), dense);
-  std::vector<int32_t> sums(groups * n16);
-  report("prepack", dfq_prepack(packed.data(), n, k, group, tiles.data(), sums.data(), threads), tiles, sums);
-  report("unprepack", dfq_unprepack(tiles.data(), n, k, back.data(), threads), back);
-  const auto x = floats(m * k);
-  const auto half = bfloats(m * k);
-  std::vector<uint16_t> short_y(m * n);
-  report("w4a16", dfq_w4a16_mm(x.data(), 0, m, n, k, packed.data(), scale.data(), z, group, y.data(), threads), y);
-  report("tiled_w4a16", dfq_tiled_w4a16(half.data(), 1, m, n, k, tiles.data(), wide_scale.data(), wide_z, group, nullptr,
-                                        short_y.data(), threads), short_y);
-  Codes rows(m, k);
-  report("quantize", dfq_quantize_per_token(x.data(), 0, m, k, 8, symmetric, 1.0f, rows.q.data(), rows.scale.data(),
-                                            rows.zero.data(), threads), rows.q, rows.scale, rows.zero);
-  report("w4a8", dfq_w4a8_mm(rows.q.data(), rows.scale.data(), rows.zero.data(), m, n, k, packed.data(), scale.data(), z,
-                             group, y.data(), threads), y);
-  report("tiled_w4a8", dfq_tiled_w4a8(rows.q.data(), rows.scale.data(), rows.zero.data(), m, n, k, tiles.data(),
-                                      wide_scale.data(), wide_z, sums.data(), group, x.data(), 0, y.data(), threads), y);
+  const Weights w = weights(n, k, group, symmetric, threads);
+  float_products(w, m, threads);
+  integer_products(w, m, threads);
 }
 
 void transforms(int64_t m, int64_t block, int64_t order, int64_t type, int64_t threads) {
@@ -120,26 +228,36 @@ void transforms(int64_t m, int64_t block, int64_t order, int64_t type, int64_t t
          rows.q, rows.scale, rows.zero, residual);
 }
 
-void cache(int64_t rows, int64_t length, int64_t threads) {
-  const int64_t batch = 2, heads = 4, kv = 2, dim = 24, bytes = dim / 2, places = length * batch * kv;
+// The cache of two sequences with two exact positions, its queries in groups of `group` heads.
+void cache(int64_t rows, int64_t length, int64_t dim, int64_t bits, int64_t group, int64_t type, int64_t threads) {
+  const int64_t batch = 2, kv = 2, heads = kv * group, bytes = (dim * bits + 7) / 8, places = length * batch * kv;
+  const int64_t sinks = std::min<int64_t>(2, length - rows), size = type ? 2 : 4, all = batch * rows;
   const float one = 1.0f;
-  const auto key = bfloats(batch * rows * kv * dim), value = bfloats(batch * rows * kv * dim);
-  const auto query = bfloats(batch * rows * heads * dim);
+  const auto wide = floats((all * (heads + 2 * kv) + 2 * sinks * batch * kv) * dim);
+  const auto narrow = bfloats((all * (heads + 2 * kv) + 2 * sinks * batch * kv) * dim);
+  const char* const data = type ? reinterpret_cast<const char*>(narrow.data()) : reinterpret_cast<const char*>(wide.data());
+  const auto part = [&](int64_t vectors) { return static_cast<const void*>(data + vectors * dim * size); };
+  const void *const query = part(0), *const key = part(all * heads), *const value = part(all * (heads + kv));
+  const void *const k_sink = part(all * (heads + 2 * kv)), *const v_sink = part(all * (heads + 2 * kv) + sinks * batch * kv);
   auto k = integers<uint8_t>(places * bytes, 0, 255), v = integers<uint8_t>(places * bytes, 0, 255);
-  auto k_zero = integers<uint8_t>(places, 0, 15), v_zero = integers<uint8_t>(places, 0, 15);
-  auto k_scale = integers<uint16_t>(places, 0x2c00, 0x3000), v_scale = integers<uint16_t>(places, 0x2c00, 0x3000);
-  report("kv_append", dfq_kv_append(key.data(), value.data(), 1, batch, rows, kv, dim, dim, k.data(), k_scale.data(),
-                                    k_zero.data(), v.data(), v_scale.data(), v_zero.data(), length - rows, 4, 0, 1.0f,
-                                    &one, 1, 8, threads), k, k_scale, k_zero, v, v_scale, v_zero);
-  std::vector<uint16_t> out(batch * rows * heads * dim), wide(places * dim);
-  report("kv_attention", dfq_kv_attention(query.data(), 1, batch, rows, heads, kv, dim, dim, k.data(), k_scale.data(),
-                                          k_zero.data(), v.data(), v_scale.data(), v_zero.data(), length, 4, 0.2f, &one,
-                                          1, 8, nullptr, nullptr, 0, nullptr, nullptr, 0, nullptr, out.data(), threads),
-         out);
-  report("kv_dequantize", dfq_kv_dequantize(k.data(), k_scale.data(), k_zero.data(), places, dim, 4, 1, wide.data(),
-                                            threads), wide);
-  report("kv_quantize", dfq_kv_quantize(key.data(), 1, batch * rows * kv, dim, 4, 0, 1.0f, k.data(), k_scale.data(),
-                                        k_zero.data(), threads), k, k_scale, k_zero);
+  const int64_t top = (1 << bits) - 1;
+  auto k_zero = integers<uint8_t>(places, 0, top), v_zero = integers<uint8_t>(places, 0, top);
+  auto k_scale = integers<uint16_t>(places, 0x2800, 0x2c00), v_scale = integers<uint16_t>(places, 0x2c00, 0x3000);
+  report("kv_append", dfq_kv_append(key, value, type, batch, rows, kv, dim, dim, k.data(), k_scale.data(), k_zero.data(),
+                                    v.data(), v_scale.data(), v_zero.data(), length - rows, bits, 0, 1.0f, &one, 1, 8,
+                                    threads), k, k_scale, k_zero, v, v_scale, v_zero);
+  std::vector<char> out(all * heads * dim * size);
+  for (int64_t exact = 0; exact <= sinks; exact += 2) {
+    report("kv_attention", dfq_kv_attention(query, type, batch, rows, heads, kv, dim, dim, k.data(), k_scale.data(),
+                                            k_zero.data(), v.data(), v_scale.data(), v_zero.data(), length, bits, 0.2f,
+                                            &one, 1, 8, nullptr, nullptr, 0, exact ? k_sink : nullptr,
+                                            exact ? v_sink : nullptr, exact, nullptr, out.data(), threads), out);
+  }
+  std::vector<uint16_t> values(places * dim);
+  report("kv_dequantize", dfq_kv_dequantize(k.data(), k_scale.data(), k_zero.data(), places, dim, bits, 1, values.data(),
+                                            threads), values);
+  report("kv_quantize", dfq_kv_quantize(key, type, all * kv, dim, bits, 0, 1.0f, k.data(), k_scale.data(), k_zero.data(),
+                                        threads), k, k_scale, k_zero);
 }
 
 // A self block and a cross block of a draft, three slots of a tree, and the dense product that its guesses come from.
@@ -181,17 +299,28 @@ void draft(int64_t type, int64_t threads) {
 }  // namespace
 
 int main(int count, char** arguments) {
-  if (dfq_set_isa(count > 1 ? std::atoi(arguments[1]) : DFQ_SCALAR) != DFQ_OK) return 2;
+  if (count > 2 && dfq_isa() != std::atoi(arguments[2])) return 3;
+  if (count > 1) wanted_isa = std::atoi(arguments[1]);
+  if (dfq_set_isa(wanted_isa) != DFQ_OK) return 2;
+  const int64_t groups[4] = {0, 32, 64, 128};
+  for (int64_t rows = 1; rows <= 9; ++rows) {  // decode
+    products(rows, 17 + 7 * rows, 129 + 24 * rows, groups[rows % 4], rows % 3 == 0, 1);
+  }
   for (int64_t threads = 1; threads <= 3; threads += 2) {
     products(1, 33, 70, 0, true, threads);
-    products(5, 16, 256, 64, false, threads);
-    products(40, 50, 129, 32, false, threads);
+    products(16, 16, 256, 64, false, threads);
+    products(17, 50, 129, 32, false, threads);  // prefill
+    products(40, 37, 1100, 0, false, threads);
+    products(23, 32, 600, 128, true, threads);
     for (int64_t type = 0; type < 2; ++type) {
       transforms(3, 512, 1, type, threads);
       transforms(2, 12 * 16, 12, type, threads);
+      transforms(1, 8, 1, type, threads);
       draft(type, threads);
+      cache(1, 40, 24, 4, 2, type, threads);
+      cache(9, 300, 64, 4, 1, type, threads);
     }
-    cache(1, 40, threads);
-    cache(9, 300, threads);
+    cache(2, 131, 128, 8, 3, 1, threads);
+    cache(3, 7, 40, 3, 2, 0, threads);
   }
 }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -212,9 +214,17 @@ def test_the_instruction_set_can_be_forced(reload):
         assert dfrot_kernels.which("w4a8_mm") == (f"native-{name}", f"libdfq_cpu, DFQ_CPU_ISA={name}")
 
 
+def test_instruction_sets_are_numbered_as_in_the_header():
+    header = (Path(__file__).parents[2] / "kernels/csrc/dfq_kernels.h").read_text()
+    (line,) = [line for line in header.splitlines() if line.startswith("enum { DFQ_SCALAR")]
+    numbers = dict(re.findall(r"DFQ_(\w+) = (\d+)", line))
+    assert numbers == {name.upper(): str(number) for number, name in enumerate(native.ISAS)}
+
+
 def test_other_processors_are_served_by_portable_code_that_says_so():
-    assert "portable code" in native._choice("scalar", "aarch64")
-    assert "aarch64" in native._choice("scalar", "aarch64")
+    assert "portable code" in native._choice("scalar", "riscv64")
+    assert "riscv64" in native._choice("scalar", "riscv64")
+    assert "(dotprod)" in native._choice("dotprod", "aarch64")
     assert "(scalar)" in native._choice("scalar", "x86_64")
     assert "(avx2)" in native._choice("avx2", "x86_64")
 

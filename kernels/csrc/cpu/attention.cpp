@@ -1,32 +1,19 @@
 // dfq_kv_append and dfq_kv_attention: argument checks, memory, partition over threads. The positions are cut into
 // stretches whose length depends on the shapes alone, and their partial results are added in order: the number of
 // threads changes nothing.
-#include "attention.h"
-
 #include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <new>
 
 #include "../dfq_kernels.h"
-#include "kernels.h"
-#include "tiled.h"
+#include "family.h"
 
 namespace dfq {
 namespace {
 
 #include "host.inc"
 #include "base.inc"
-
-const AttentionKernels& attention_kernels() {
-#ifdef DFQ_HAVE_AVX512
-  if (dfq_isa() == DFQ_AVX512) return avx512_attention;
-#endif
-#ifdef DFQ_HAVE_AVX2
-  if (dfq_isa() >= DFQ_AVX2) return avx2_attention;
-#endif
-  return scalar_attention;
-}
 
 struct Cut {  // one allocation, several arrays
   char* next;
@@ -51,7 +38,7 @@ void order_queries(const AttentionCall& call, const AttentionKernels& use, const
 }
 
 void run_attention(AttentionCall& call, const void* query, const Turn& turn, void* out, int64_t threads) {
-  const AttentionKernels& use = attention_kernels();
+  const AttentionKernels& use = family().attention;
   const int64_t lines = call.rows * call.group, pairs = call.batch * call.kv_heads, dim = call.k.dim;
   const int64_t step = lines <= 32 ? 512 : 2048, stretches = divided(call.length, step);
   const int64_t parts = stretches + (call.sinks ? 1 : 0), stride = call.v.dim + 2;
@@ -126,7 +113,7 @@ int dfq_kv_append(const void* key, const void* value, int64_t type, int64_t batc
   if (!valid_type(type) || !valid_bits(bits) || !turn.valid(k_dim) || position < 0) return DFQ_BAD_ARGUMENT;
   const int64_t k_bytes = divided(k_dim * bits, 8), v_bytes = divided(v_dim * bits, 8), size = type == DFQ_FLOAT32 ? 4 : 2;
   const Kernels& run = kernels();
-  const AttentionKernels& use = attention_kernels();
+  const AttentionKernels& use = family().attention;
   return guarded([&] {
     float* const base_t = static_cast<float*>(scratch(SCRATCH_CALLER, (turn.floats() + 1) * 4));
     turn.transpose(base_t);

@@ -8,33 +8,13 @@
 #include <thread>
 
 #include "../dfq_decoder.h"
-#include "attention.h"
-#include "decoder.h"
-#include "kernels.h"
-#include "tiled.h"
+#include "family.h"
 
 namespace dfq {
 namespace {
 
 #include "host.inc"
 #include "team.inc"
-
-struct Family {  // the functions of the instruction set in use
-  const Kernels& rows;
-  const TiledKernels& tiled;
-  const AttentionKernels& attention;
-  const DecoderKernels& decoder;
-};
-
-Family family() {
-#ifdef DFQ_HAVE_AVX512
-  if (current_isa() == DFQ_AVX512) return {kernels(), avx512_tiled, avx512_attention, avx512_decoder};
-#endif
-#ifdef DFQ_HAVE_AVX2
-  if (current_isa() >= DFQ_AVX2) return {kernels(), avx2_tiled, avx2_attention, avx2_decoder};
-#endif
-  return {kernels(), scalar_tiled, scalar_attention, scalar_decoder};
-}
 
 TiledWeight weight_of(const dfq_linear& l) {
   const int64_t group = l.group > 0 && l.group < l.k ? l.group : l.k;
@@ -58,7 +38,7 @@ struct Step {
   const float *cos, *sin;
   int64_t batch, rows, position;
   void* out;
-  Family use;
+  const Family& use;
   int type;
   int64_t size;   // bytes of a value
   int64_t lines;  // batch * rows

@@ -1,4 +1,4 @@
-// The C interface: argument checks, choice of instruction set, memory, partition over threads. Work is cut along rows
+// The C interface: argument checks, memory, partition over threads. Work is cut along rows
 // and output columns only, so that no sum depends on the number of threads.
 #include <algorithm>
 #include <atomic>
@@ -6,7 +6,6 @@
 #include <new>
 
 #include "../dfq_kernels.h"
-#include "fused.h"
 #include "kernels.h"
 
 namespace dfq {
@@ -14,63 +13,6 @@ namespace {
 
 constexpr int ABI = 3;
 constexpr int64_t MOST_K = 1 << 19;  // 2^19 products of at most 15 * 255 fit into 31 bits
-
-bool supported(int isa) {
-  if (isa == DFQ_SCALAR) return true;
-#if defined(DFQ_HAVE_AVX2) || defined(DFQ_HAVE_AVX512)
-  __builtin_cpu_init();
-  const bool avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-#endif
-#ifdef DFQ_HAVE_AVX2
-  if (isa == DFQ_AVX2) return avx2;
-#endif
-#ifdef DFQ_HAVE_AVX512  // all that Ice Lake has, and the bfloat16 products of Cooper Lake, Sapphire Rapids and Zen 4
-  if (isa == DFQ_AVX512) {
-    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") &&
-           __builtin_cpu_supports("avx512bf16");
-  }
-#endif
-  return false;
-}
-
-int best() {
-  for (int isa : {DFQ_AVX512, DFQ_AVX2}) {
-    if (supported(isa)) return isa;
-  }
-  return DFQ_SCALAR;
-}
-
-std::atomic<int> chosen{best()};
-
-}  // namespace
-
-#ifdef DFQ_HAVE_AVX512
-namespace {
-
-Kernels with_avx512_rows(Kernels table) {
-  table.quantize_rows = avx512_quantize_rows;
-  table.hadamard_rows = avx512_hadamard_rows;
-  return table;
-}
-
-}  // namespace
-#endif
-
-const Kernels& kernels() {
-#ifdef DFQ_HAVE_AVX512
-  static const Kernels avx512_kernels = with_avx512_rows(avx2_kernels);
-  if (chosen == DFQ_AVX512) return avx512_kernels;
-#endif
-#ifdef DFQ_HAVE_AVX2
-  if (chosen >= DFQ_AVX2) return avx2_kernels;
-#endif
-  return scalar_kernels;
-}
-
-namespace {
 
 template <typename T>
 std::unique_ptr<T[]> scratch(int64_t count) {
@@ -98,21 +40,11 @@ Weight weight_of(const uint8_t* packed, const uint16_t* scale, const uint8_t* ze
 
 }  // namespace
 
-int current_isa() { return chosen; }
-
 }  // namespace dfq
 
 using namespace dfq;
 
 int dfq_abi_version() { return ABI; }
-int dfq_isa() { return chosen; }
-int dfq_isa_supported(int isa) { return supported(isa) ? 1 : 0; }
-
-int dfq_set_isa(int isa) {
-  if (!supported(isa)) return DFQ_BAD_ARGUMENT;
-  chosen = isa;
-  return DFQ_OK;
-}
 
 int dfq_pack(const uint8_t* codes, int64_t n, int64_t k, int64_t bits, uint8_t* packed, int64_t threads) {
   if (!valid_bits(bits)) return DFQ_BAD_ARGUMENT;

@@ -8,10 +8,7 @@
 #include <thread>
 
 #include "../dfq_draft.h"
-#include "decoder.h"
-#include "draft.h"
-#include "kernels.h"
-#include "tiled.h"
+#include "family.h"
 
 namespace dfq {
 namespace {
@@ -20,22 +17,6 @@ namespace {
 #include "team.inc"
 
 constexpr int64_t LANE = 16;  // rows of x are padded to it
-
-struct Family {  // the functions of the instruction set in use
-  const TiledKernels& tiled;
-  const DecoderKernels& decoder;
-  const DraftKernels& draft;
-};
-
-Family family() {
-#ifdef DFQ_HAVE_AVX512
-  if (current_isa() == DFQ_AVX512) return {avx512_tiled, avx512_decoder, avx512_draft};
-#endif
-#ifdef DFQ_HAVE_AVX2
-  if (current_isa() >= DFQ_AVX2) return {avx2_tiled, avx2_decoder, avx2_draft};
-#endif
-  return {scalar_tiled, scalar_decoder, scalar_draft};
-}
 
 int64_t padded(int64_t count) { return divided(count, LANE) * LANE; }
 
@@ -67,7 +48,7 @@ struct Slots {  // the arguments of a call
 };
 
 struct Pass : Slots {
-  Family use;
+  const Family& use;
   int type;
   Meeting meeting;
   float *q, *k, *v, *gathered, *branch, *gate, *up;  // shared

@@ -1,13 +1,10 @@
 // The C interface of the fused row kernels: argument checks, memory, partition over threads. Rows are independent.
-#include "fused.h"
-
 #include <algorithm>
 #include <atomic>
 #include <new>
 
 #include "../dfq_kernels.h"
-#include "kernels.h"
-#include "tiled.h"
+#include "family.h"
 
 namespace dfq {
 namespace {
@@ -32,17 +29,6 @@ int over_quantized(int64_t m, int64_t k, const Turn& turn, const Quantized& out,
 }
 
 }  // namespace
-
-const FusedKernels& fused_kernels() {
-#ifdef DFQ_HAVE_AVX512
-  if (dfq_isa() == DFQ_AVX512) return avx512_fused;
-#endif
-#ifdef DFQ_HAVE_AVX2
-  if (dfq_isa() >= DFQ_AVX2) return avx2_fused;
-#endif
-  return scalar_fused;
-}
-
 }  // namespace dfq
 
 using namespace dfq;
@@ -51,7 +37,7 @@ int dfq_hadamard_quantize(const void* x, int64_t type, int64_t m, int64_t k, con
                           int64_t block, int64_t bits, int64_t symmetric, float clip, int8_t* codes, float* scale,
                           int32_t* zero, int64_t threads) {
   if (!valid_type(type)) return DFQ_BAD_ARGUMENT;
-  const FusedKernels& use = fused_kernels();
+  const FusedKernels& use = family().fused;
   const Quantized out = {int(bits), symmetric != 0, clip, codes, scale, zero};
   return over_quantized(m, k, {base, order, block}, out, threads,
                         [&](const Turned& turned, float* row, int64_t begin, int64_t end) {
@@ -63,7 +49,7 @@ int dfq_rmsnorm_quantize(const void* x, int64_t type, int64_t m, int64_t k, void
                          float epsilon, int64_t bits, int64_t symmetric, float clip, int8_t* codes, float* scale,
                          int32_t* zero, int64_t threads) {
   if (!valid_type(type)) return DFQ_BAD_ARGUMENT;
-  const FusedKernels& use = fused_kernels();
+  const FusedKernels& use = family().fused;
   const Quantized out = {int(bits), symmetric != 0, clip, codes, scale, zero};
   const NormedRows rows = {x, residual, weight, int(type), k, epsilon};
   return over_quantized(m, k, {nullptr, 0, 0}, out, threads,
@@ -81,7 +67,7 @@ int dfq_silu_mul_hadamard_quantize(const void* gate, const void* up, int64_t typ
                                    const float* base, int64_t order, int64_t block, int64_t bits, int64_t symmetric,
                                    float clip, int8_t* codes, float* scale, int32_t* zero, int64_t threads) {
   if (!valid_type(type)) return DFQ_BAD_ARGUMENT;
-  const FusedKernels& use = fused_kernels();
+  const FusedKernels& use = family().fused;
   const Quantized out = {int(bits), symmetric != 0, clip, codes, scale, zero};
   return over_quantized(m, k, {base, order, block}, out, threads,
                         [&](const Turned& turned, float* row, int64_t begin, int64_t end) {

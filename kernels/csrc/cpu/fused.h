@@ -37,8 +37,6 @@ struct FusedKernels {
   void (*silu_mul)(const void* gate, const void* up, int type, int64_t at, int64_t k, float* to);
 };
 
-const FusedKernels& fused_kernels();  // of the instruction set in use
-
 extern const FusedKernels scalar_fused;
 #ifdef DFQ_HAVE_AVX2
 extern const FusedKernels avx2_fused;

@@ -42,6 +42,15 @@ extern const GemmKernels avx2_gemm;
 #ifdef DFQ_HAVE_AVX512
 extern const GemmKernels avx512_gemm;
 #endif
+#ifdef DFQ_HAVE_NEON
+extern const GemmKernels neon_gemm;
+#endif
+#ifdef DFQ_HAVE_DOTPROD
+extern const GemmKernels dotprod_gemm;
+#endif
+#ifdef DFQ_HAVE_I8MM
+extern const GemmKernels i8mm_gemm;
+#endif
 
 void gemm_integer(const GemmKernels& run, const TiledWeight& weight, const IntegerRows& x, const TiledOut& out,
                   int64_t threads);

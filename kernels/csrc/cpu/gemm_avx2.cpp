@@ -29,6 +29,9 @@ inline Floats to_floats(Ints v) { return _mm256_cvtepi32_ps(v); }
 inline Ints pair(Ints low, Ints high) { return _mm256_or_si256(low, _mm256_slli_epi32(high, 16)); }
 inline Ints pair_product(Ints a, Ints b) { return _mm256_madd_epi16(a, b); }
 
+inline Ints low_nibble(Ints v) { return _mm256_and_si256(v, same(15)); }
+inline Ints without_nibble(Ints v) { return _mm256_srli_epi32(v, 4); }
+
 inline Ints dword(const void* from) {
   int32_t value;
   std::memcpy(&value, from, 4);
@@ -46,27 +49,7 @@ inline Ints zeros_of(const TiledWeight& w, int64_t group, int64_t column) {
   return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(w.zero + group * w.n16 + column)));
 }
 
-int32_t sum_bytes(const int8_t* q, int64_t count) {
-  int32_t sum = 0;
-  for (int64_t j = 0; j < count; ++j) sum += q[j];
-  return sum;
-}
-
-// Writes y = totals * x_scale + bias of `width` vectors of one block; x_scale null: 1.
-void finish(const GemmCall& call, int64_t block, int64_t column, int width, const float* totals) {
-  const TiledOut& out = call.out;
-  const int64_t n = call.weight->n, row = block * HEIGHT, rows = least(HEIGHT, call.m - row);
-  const int64_t count = least(width * LANES, n - column);
-  float y[VECTORS * LANES];
-  for (int64_t r = 0; r < rows; ++r, totals += VECTORS * LANES) {
-    const float scale = call.x_scale ? call.x_scale[row + r] : 1.0f;
-    for (int64_t i = 0; i < VECTORS * LANES; ++i) y[i] = totals[i] * scale;
-    if (out.bias) {
-      for (int64_t i = 0; i < count; ++i) y[i] += out.bias[column + i];
-    }
-    store_floats(y, count, out.type, out.y, (row + r) * n + column);
-  }
-}
+#include "gemm_finish.inc"
 
 // sums += codes of `blocks` (1 or more) k-blocks times the rows of a block. Four times two products of at most
 // 15 * 128, twice, fit into the 16 bits that VPMADDUBSW adds in; then they are widened.
@@ -106,7 +89,26 @@ inline __attribute__((always_inline)) void multiply_add(Ints* sums, const char* 
 
 #include "gemm_integer.inc"
 
-#include "gemm_float_avx2.inc"
+#include "gemm_float.inc"
+
+// totals += rows times panel, `depth` (1 or more) columns of k
+void float_block(const float* rows, const float* panel, int64_t depth, float* totals) {
+  Floats sums[HEIGHT * VECTORS];
+  unrolled<HEIGHT * VECTORS>(DFQ_EACH(i) { sums[i] = floats_at(totals + i * LANES); });
+  do {
+    Floats columns[VECTORS];
+    unrolled<VECTORS>(DFQ_EACH(t) { columns[t] = floats_at(panel + t * LANES); });
+    unrolled<HEIGHT>(DFQ_EACH(r) {
+      const Floats value = _mm256_broadcast_ss(rows + r);
+      unrolled<VECTORS>(DFQ_EACH(t) {
+        sums[r * VECTORS + t] = _mm256_fmadd_ps(value, columns[t], sums[r * VECTORS + t]);
+        asm("" : "+x"(sums[r * VECTORS + t]));  // stays in its register
+      });
+    });
+    rows += HEIGHT, panel += ROW_VALUES;
+  } while (--depth > 0);
+  unrolled<HEIGHT * VECTORS>(DFQ_EACH(i) { put(totals + i * LANES, sums[i]); });
+}
 
 void multiply_integer(const GemmCall& call, int64_t first, int64_t last, int64_t begin, int64_t end, void* work) {
   for (; first < last; ++first) integer_columns<VECTORS>(call, first, begin, end, static_cast<float*>(work));

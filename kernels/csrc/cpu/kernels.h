@@ -60,9 +60,6 @@ extern const Kernels scalar_kernels;
 extern const Kernels avx2_kernels;
 #endif
 
-// The instruction set in force (DFQ_SCALAR ...), for the families that have tables of their own.
-int current_isa();
-
 const Kernels& kernels();  // of the instruction set in use
 
 // Calls body(context, chunk) for chunk = 0 .. chunks - 1 on up to `threads` threads. Which thread takes which chunk

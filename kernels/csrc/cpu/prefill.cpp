@@ -7,10 +7,7 @@
 
 #include "../dfq_decoder.h"
 #include "../dfq_tiled.h"
-#include "attention.h"
-#include "decoder.h"
-#include "kernels.h"
-#include "tiled.h"
+#include "family.h"
 
 namespace dfq {
 namespace {
@@ -19,16 +16,6 @@ namespace {
 
 constexpr int64_t SLAB = 512;        // lines whose activations are held at a time
 constexpr int SCRATCH_SLAB = 3;      // a slot of scratch() that the products leave alone
-
-const DecoderKernels& decoder_kernels() {
-#ifdef DFQ_HAVE_AVX512
-  if (current_isa() == DFQ_AVX512) return avx512_decoder;
-#endif
-#ifdef DFQ_HAVE_AVX2
-  if (current_isa() >= DFQ_AVX2) return avx2_decoder;
-#endif
-  return scalar_decoder;
-}
 
 void check(int code) {
   if (code != DFQ_OK) throw std::bad_alloc();  // shapes were checked before: only memory can be missing
@@ -45,7 +32,7 @@ class Prefill {
  public:
   Prefill(const dfq_decoder& model, const dfq_block& block, int64_t threads)
       : m_(model), b_(block), threads_(threads), type_(int(model.dtype)), size_(type_ == DFQ_FLOAT32 ? 4 : 2),
-        use_(decoder_kernels()) {
+        use_(family().decoder) {
     const int64_t q = m_.heads * m_.head_dim, kv = m_.kv_heads * m_.head_dim;
     widest_ = std::max({m_.hidden, m_.mlp, q});
     const int64_t values = widest_ + std::max(m_.mlp, kv) + std::max(m_.mlp, kv) + m_.hidden;
@@ -235,7 +222,7 @@ int dfq_prefill_norm(const dfq_decoder* model, void* x, int64_t lines, int64_t t
     over_rows(lines, m.hidden, threads, [&](int64_t begin, int64_t end) {
       for (int64_t line = begin; line < end; ++line) {
         char* const at = static_cast<char*>(x) + line * bytes;
-        decoder_kernels().norm(at, int(m.dtype), m.hidden, m.final_norm, float(m.eps), at);
+        family().decoder.norm(at, int(m.dtype), m.hidden, m.final_norm, float(m.eps), at);
       }
     });
   });

@@ -1,13 +1,10 @@
 // The tile16 family behind the C interface: prepacking, and products by decode (few rows) or gemm (many).
-#include "tiled.h"
-
 #include <algorithm>
 #include <atomic>
 #include <new>
 
 #include "../dfq_tiled.h"
-#include "gemm.h"
-#include "kernels.h"
+#include "family.h"
 
 namespace dfq {
 namespace {
@@ -17,27 +14,6 @@ namespace {
 constexpr int64_t MOST_K = 1 << 19;       // 2^19 products of at most 15 * 255 fit into 31 bits
 constexpr int64_t FEW_BYTES = 1 << 16;    // weights that one thread has read before another is awake
 constexpr int64_t CHUNK_TILES = 16;       // four streams of four tiles
-
-const TiledKernels& tiled_kernels() {
-#ifdef DFQ_HAVE_AVX512
-  if (current_isa() == DFQ_AVX512) return avx512_tiled;
-#endif
-#ifdef DFQ_HAVE_AVX2
-  if (current_isa() >= DFQ_AVX2) return avx2_tiled;
-#endif
-  return scalar_tiled;
-}
-
-// For more than DECODE_ROWS rows; null: decode serves, DECODE_ROWS at a time.
-const GemmKernels* tiled_gemm() {
-#ifdef DFQ_HAVE_AVX512
-  if (current_isa() == DFQ_AVX512) return &avx512_gemm;
-#endif
-#ifdef DFQ_HAVE_AVX2
-  if (current_isa() >= DFQ_AVX2) return &avx2_gemm;
-#endif
-  return nullptr;
-}
 
 bool tiled_weight(const uint8_t* tiles, const uint16_t* scale, const uint8_t* zero, const int32_t* sums, int64_t n,
                   int64_t k, int64_t group, TiledWeight& weight) {
@@ -68,7 +44,7 @@ int dfq_prepack(const uint8_t* packed, int64_t n, int64_t k, int64_t group, uint
                 int64_t threads) {
   TiledWeight weight;
   if (!tiled_weight(tiles, nullptr, nullptr, sums, n, k, group, weight)) return DFQ_BAD_ARGUMENT;
-  const TiledKernels& run = tiled_kernels();
+  const TiledKernels& run = family().tiled;
   return guarded([&] {
     over_weight(weight, threads, [&](int64_t begin, int64_t end) {
       run.pack(packed, n, k, tiles, begin, end);
@@ -80,7 +56,7 @@ int dfq_prepack(const uint8_t* packed, int64_t n, int64_t k, int64_t group, uint
 int dfq_unprepack(const uint8_t* tiles, int64_t n, int64_t k, uint8_t* packed, int64_t threads) {
   TiledWeight weight;
   if (!tiled_weight(tiles, nullptr, nullptr, nullptr, n, k, 0, weight)) return DFQ_BAD_ARGUMENT;
-  const TiledKernels& run = tiled_kernels();
+  const TiledKernels& run = family().tiled;
   return guarded([&] {
     over_weight(weight, threads, [&](int64_t begin, int64_t end) { run.unpack(tiles, n, k, packed, begin, end); });
   });
@@ -91,8 +67,8 @@ int dfq_tiled_w4a16(const void* x, int64_t type, int64_t m, int64_t n, int64_t k
                     int64_t threads) {
   TiledWeight weight;
   if (!valid_type(type) || !tiled_weight(tiles, scale, zero, nullptr, n, k, group, weight)) return DFQ_BAD_ARGUMENT;
-  const TiledKernels& run = tiled_kernels();
-  const GemmKernels* gemm = tiled_gemm();
+  const TiledKernels& run = family().tiled;
+  const GemmKernels* gemm = family().gemm;
   return guarded([&] {
     if (m > DECODE_ROWS && k > 0 && gemm) {
       return gemm_float(*gemm, weight, {x, int(type), m}, {out, int(type), bias}, threads);
@@ -118,8 +94,8 @@ int dfq_tiled_w4a8(const int8_t* q, const float* x_scale, const int32_t* x_zero,
   if (!valid_type(type) || !tiled_weight(tiles, scale, zero, sums, n, k, group, weight) || (x_zero && !sums)) {
     return DFQ_BAD_ARGUMENT;
   }
-  const TiledKernels& run = tiled_kernels();
-  const GemmKernels* gemm = tiled_gemm();
+  const TiledKernels& run = family().tiled;
+  const GemmKernels* gemm = family().gemm;
   return guarded([&] {
     if (m > DECODE_ROWS && k > 0 && gemm) {
       return gemm_integer(*gemm, weight, {q, x_scale, x_zero, m}, {out, int(type), bias}, threads);

@@ -86,6 +86,15 @@ extern const TiledKernels avx2_tiled;
 #ifdef DFQ_HAVE_AVX512
 extern const TiledKernels avx512_tiled;
 #endif
+#ifdef DFQ_HAVE_NEON
+extern const TiledKernels neon_tiled;
+#endif
+#ifdef DFQ_HAVE_DOTPROD
+extern const TiledKernels dotprod_tiled;
+#endif
+#ifdef DFQ_HAVE_I8MM
+extern const TiledKernels i8mm_tiled;
+#endif
 
 // At least `bytes` bytes, 64-byte aligned, kept by the calling thread until it asks for more with the same slot: no
 // allocation in a steady state. CALLER: what one call shares with its workers; WORKER: what a chunk of parallel() uses
