@@ -33,7 +33,7 @@ class Processor:
                 warnings.simplefilter("ignore")
                 found = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # transformers raises many kinds here; all mean that the files are unusable
-            first = (str(error).splitlines() or [type(error).__name__])[0]
+            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise InputError(f"{folder}: its processor was refused by transformers ({first})") from None
         config = Checkpoint.open(folder).config
         token = config.get("image_token_id", config.get("image_token_index"))
@@ -46,6 +46,9 @@ class Processor:
     ) -> tuple[list[int], dict[str, Any]]:
         """Token ids of a conversation and the other tensors of pictures uint8 [H, W, 3], in the order of their parts
         {"type": "image"}. ask: ready for an answer. Raises InputError naming `where`."""
+        mark = self.tokenizer.convert_ids_to_tokens(self.image_token)
+        if any(mark in text for text in _texts(messages)):
+            raise InputError(f"{where}: its text names {mark!r}, the token of images; leave it out")
         try:
             text = self.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask)
             images = [picture.numpy() for picture in pictures] or None
@@ -62,3 +65,13 @@ class Processor:
         """Raise InputError for a prompt without images that holds their token."""
         if not images and self.image_token in ids:
             raise InputError(f"{where}: holds the token of images but no image; leave the token out")
+
+
+def _texts(messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is text in the messages of a conversation."""
+    found: list[str] = []
+    for message in messages:
+        content = message.get("content") or ""
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        found += [str(part.get("text", "")) for part in parts if part.get("type") == "text"]
+    return found

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from dfrot.draft.pictured import drawn, learnt, question, reader_of
 from dfrot.files import read_json
@@ -21,24 +22,18 @@ Image = pytest.importorskip("PIL.Image")
 IMAGE = 4094
 
 
-@pytest.fixture(scope="module")
-def hub(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random LLaVA in W4A4KV4: four image tokens an image, the shipped tokenizer."""
+def llava(original: Path, folder: Path) -> None:
+    """A random LLaVA with its processor: four image tokens an image, the shipped tokenizer."""
     from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    root = tmp_path_factory.mktemp("hub")
     text = {key: value for key, value in read_json(original / "config.json").items() if key != "architectures"}
     tower = {"model_type": "clip_vision_model", "projection_dim": 32, **read_json(original / "vision.json")["tower"]}
     config = LlavaConfig(
         text_config=text, vision_config=tower, image_token_id=IMAGE, vision_feature_layer=-1, tie_word_embeddings=False
     )
     torch.manual_seed(0)
-    model = LlavaForConditionalGeneration(config)
-    for name, parameter in model.named_parameters():
-        if parameter.dim() == 2:
-            torch.nn.init.normal_(parameter, std=1.0 if "embed" in name else 1.5 * parameter.shape[1] ** -0.5)
-    model.save_pretrained(root / "original")
+    save(LlavaForConditionalGeneration(config), folder)
     tokenizer = load_tokenizer(original)
     crop = {"height": 16, "width": 16}
     images = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=crop, do_resize=True)
@@ -46,8 +41,46 @@ def hub(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     processor = LlavaProcessor(
         images, tokenizer, **given, image_token="<|image|>", chat_template=tokenizer.chat_template
     )
-    processor.save_pretrained(root / "original")
-    rotate(root / "original", root / "rotated", RotateSettings(method="orthogonal", dataset=None, seqlen=32))
+    processor.save_pretrained(folder)
+
+
+def gemma3(original: Path, folder: Path) -> None:
+    """A random Gemma 3 with its processor: windows shorter than a prompt, tokens of an image see each other."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3Processor
+    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+    marks = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<|image|>"}
+    tokenizer = AutoTokenizer.from_pretrained(original, extra_special_tokens=marks)
+    left = read_json(original / "config.json")
+    text = {key: left[key] for key in ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")}
+    text |= {"vocab_size": len(tokenizer), "num_hidden_layers": 3, "intermediate_size": 96, "sliding_window": 6}
+    text |= {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "query_pre_attn_scalar": 24}
+    text |= {"tie_word_embeddings": False, "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 1}
+    tower = {**read_json(original / "vision.json")["tower"], "patch_size": 4}
+    ids = {f"{name}_index": tokenizer.convert_tokens_to_ids(token) for name, token in marks.items()}
+    config = Gemma3Config(
+        text_config=text, vision_config=tower, mm_tokens_per_image=4, tie_word_embeddings=False, **ids
+    )
+    torch.manual_seed(0)
+    save(Gemma3ForConditionalGeneration(config), folder, 0.125)
+    template = tokenizer.chat_template.replace("<|image|>", marks["boi_token"])
+    images = Gemma3ImageProcessorPil(size={"height": 16, "width": 16})
+    Gemma3Processor(images, tokenizer, chat_template=template, image_seq_length=4).save_pretrained(folder)
+
+
+def save(model: Any, folder: Path, embeddings: float = 1.0) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=embeddings if "embed" in name else 1.5 * parameter.shape[1] ** -0.5)
+    model.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module", params=[llava, gemma3], ids=lambda make: make.__name__)
+def hub(request: pytest.FixtureRequest, original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model as its makers publish it, in W4A4KV4."""
+    root = tmp_path_factory.mktemp("hub")
+    request.param(original, root / "original")
+    rotate(root / "original", root / "rotated", RotateSettings(method="hadamard", dataset=None, seqlen=32))
     settings = QuantizeSettings(scheme=QuantScheme.parse("w4a4kv4"), algorithm="rtn")
     quantize(root / "rotated", None, root / "packed", settings)
     return root / "packed"
