@@ -49,9 +49,10 @@ class RowExact:
         return found
 
     def _changes(self, kind: tuple[Any, ...], module: nn.Module, count: int) -> bool:
-        if (*kind, count) not in self._asked:
-            self._asked[(*kind, count)] = _changes(module, count, 2 if kind[0] else 3)
-        return self._asked[(*kind, count)]
+        key = (*kind, count)
+        if key not in self._asked:
+            self._asked[key] = _changes(module, count, 2 if kind[0] else 3)
+        return self._asked[key]
 
     @contextlib.contextmanager
     def rows(self, count: int) -> Iterator[None]:
