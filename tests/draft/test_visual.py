@@ -185,6 +185,9 @@ def test_images_reach_the_draft_and_nothing_is_lost(name: str, kit: SimpleNamesp
     said = set()
     for seed in range(2):
         prompt, images = prompt_of(name, seed), Images(given_of(name, seed))
+        sight = target.sight(torch.tensor(prompt))
+        target.see(torch.tensor(prompt), images.given, target.start(), sight)
+        assert 0 < float(sight.scores.sum()) < 1, "the attention of the language model was seen, once"
         told = plain(target, prompt, Limits(15), GREEDY, images=images).tokens
         for shape in SHAPES:
             oracle, foe = (kit.scripted([*prompt, *told], right, VOCAB) for right in (True, False))
