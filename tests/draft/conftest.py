@@ -51,6 +51,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "mixtral": {**COMMON, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": None},
     "qwen3_moe": {**COMMON, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
     | {"norm_topk_prob": True},
+    "olmoe": {**COMMON, "num_experts": 6, "num_experts_per_tok": 2},
+    "olmo2": COMMON,
+    "phi3": {**COMMON, "sliding_window": 13},
+    "granite": {**COMMON, "embedding_multiplier": 2.0, "residual_multiplier": 0.6, "logits_scaling": 3.0}
+    | {"attention_multiplier": 0.2},
 }
 
 

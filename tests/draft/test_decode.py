@@ -28,7 +28,7 @@ def prompts(count: int, length: int = 14) -> list[list[int]]:
     return [torch.randint(1, 96, (length + n % 3,), generator=source).tolist() for n in range(count)]
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", [*TARGETS, "olmoe", "olmoe-kv4", "olmo2-kv4", "phi3", "phi3-kv4", "granite-kv4"])
 def test_a_block_is_its_rows_to_the_last_bit(targets: Get, name: str) -> None:
     target = targets(name)
     prompt = prompts(1)[0]
