@@ -66,5 +66,11 @@ extern const AttentionKernels avx2_attention;
 #ifdef DFQ_HAVE_AVX512
 extern const AttentionKernels avx512_attention;
 #endif
+#ifdef DFQ_HAVE_NEON
+extern const AttentionKernels neon_attention;
+#endif
+#ifdef DFQ_HAVE_DOTPROD
+extern const AttentionKernels dotprod_attention;
+#endif
 
 }  // namespace dfq

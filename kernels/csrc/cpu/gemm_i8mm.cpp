@@ -9,6 +9,7 @@
 namespace dfq {
 namespace {
 
+#define DFQ_NEON
 #include "convert.inc"
 #include "unroll.inc"
 #include "arm.inc"

@@ -80,16 +80,16 @@ const Choice CHOICES[] = {
      has_avx512},
 #endif
 #ifdef DFQ_HAVE_NEON
-    {{DFQ_NEON, scalar_kernels, neon_tiled, &neon_gemm, scalar_attention, scalar_decoder, scalar_draft, scalar_fused},
+    {{DFQ_NEON, neon_kernels, neon_tiled, &neon_gemm, neon_attention, scalar_decoder, scalar_draft, scalar_fused},
      nullptr},
 #endif
 #ifdef DFQ_HAVE_DOTPROD
-    {{DFQ_DOTPROD, scalar_kernels, dotprod_tiled, &dotprod_gemm, scalar_attention, scalar_decoder, scalar_draft,
+    {{DFQ_DOTPROD, dotprod_kernels, dotprod_tiled, &dotprod_gemm, dotprod_attention, scalar_decoder, scalar_draft,
       scalar_fused},
      has_dotprod},
 #endif
 #ifdef DFQ_HAVE_I8MM
-    {{DFQ_I8MM, scalar_kernels, i8mm_tiled, &i8mm_gemm, scalar_attention, scalar_decoder, scalar_draft, scalar_fused},
+    {{DFQ_I8MM, dotprod_kernels, i8mm_tiled, &i8mm_gemm, dotprod_attention, scalar_decoder, scalar_draft, scalar_fused},
      has_i8mm},
 #endif
 };

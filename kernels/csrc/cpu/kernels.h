@@ -59,6 +59,12 @@ extern const Kernels scalar_kernels;
 #ifdef DFQ_HAVE_AVX2
 extern const Kernels avx2_kernels;
 #endif
+#ifdef DFQ_HAVE_NEON
+extern const Kernels neon_kernels;
+#endif
+#ifdef DFQ_HAVE_DOTPROD
+extern const Kernels dotprod_kernels;
+#endif
 
 const Kernels& kernels();  // of the instruction set in use
 

@@ -11,6 +11,7 @@ namespace {
 
 constexpr int64_t AHEAD = 1024;
 
+#define DFQ_NEON
 #include "convert.inc"
 #include "arm.inc"
 #include "height.inc"
