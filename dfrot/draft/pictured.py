@@ -19,7 +19,7 @@ from dfrot.calib import shapes
 from dfrot.checkpoint import Checkpoint
 from dfrot.draft.data import HELD_OUT_OF_256, answer_mask, template_ids
 from dfrot.draft.prompt import Images
-from dfrot.draft.rows import conversation, first_row, read_rows
+from dfrot.draft.rows import conversation, read_rows
 from dfrot.draft.visual import KEEP, VisualSample
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.hf.pixels import pixels
@@ -75,6 +75,8 @@ class Sighted:
             raise InputError(f"{where}: refused by the model's chat template ({reason})") from None
         ids = self.expand(short)
         self.check(ids, len(pictures), where)
+        if not pictures:
+            return ids, {}
         return ids, {"pixel_values": torch.stack([pixels(one, self.config.size) for one in pictures])}
 
     def check(self, ids: Sequence[int], images: int, where: str) -> None:
@@ -107,17 +109,15 @@ def reader_of(model: Path) -> Reader:
 
 
 def learnt(reader: Reader, row: Row, seqlen: int) -> VisualSample:
-    """What a draft learns from a conversation: at most `seqlen` tokens, all images before the first answer. Raises
-    InputError naming the row."""
+    """What a draft learns from a conversation of at most `seqlen` tokens: the answers behind its last image, whose
+    question the target reads in one pass with all images. Raises InputError naming the row."""
     messages, pictures, where = row
-    first = question(messages)
-    behind = [part for one in messages[len(first) :] if not isinstance(one["content"], str) for part in one["content"]]
-    if any(part["type"] == "image" for part in behind):
-        raise InputError(f"{where}: an image behind the first answer; give one question per row")
+    last = max((place for place, one in enumerate(messages) if images_in([one])), default=0)
+    first = [*messages[:last], *question(messages[last:])]
     prompt, given = reader.seen(first, pictures, where)
 
     def encode(_: Any, some: Sequence[dict[str, Any]], ask: bool) -> list[int]:
-        return reader.seen(some, pictures, where, ask)[0]
+        return reader.seen(some, pictures[: images_in(some)], where, ask)[0]
 
     ids, mask = answer_mask(reader.tokenizer, messages, where, encode)
     if not any(mask):
@@ -133,10 +133,25 @@ def question(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(itertools.takewhile(lambda message: message.get("role") != "assistant", messages))
 
 
+def asked(reader: Reader, row: Row) -> tuple[list[int], dict[str, Any]]:
+    """Ids of what comes before the first answer, and what the model takes of the images there, if any."""
+    messages, pictures, where = row
+    first = question(messages)
+    return reader.seen(first, pictures[: images_in(first)], where)
+
+
+def images_in(messages: Sequence[dict[str, Any]]) -> int:
+    """Places of images in messages whose contents are texts or lists of parts."""
+    lists = [message["content"] for message in messages if not isinstance(message["content"], str)]
+    return sum(part["type"] == "image" for parts in lists for part in parts)
+
+
 def pictured(dataset: str) -> bool:
-    """Whether the rows of a dataset hold images: `shapes`, or a .jsonl whose first row does."""
+    """Whether rows of a dataset hold images: `shapes`, or a .jsonl some row of which does."""
     path = Path(dataset)
-    return dataset == shapes.NAME or (path.suffix == ".jsonl" and path.is_file() and "images" in first_row(path))
+    if dataset == shapes.NAME or path.suffix != ".jsonl" or not path.is_file():
+        return dataset == shapes.NAME
+    return any("images" in row for row, _ in read_rows(path))
 
 
 def drawn(seed: int) -> Row:
@@ -190,9 +205,9 @@ def load_questions(dataset: str, reader: Reader, count: int, keep: float = KEEP)
         rows: Iterator[Row] = (drawn(seed) for seed in range(shapes.HELD_OUT, shapes.HELD_OUT + count))
     else:
         rows = (told(row, Path(dataset).parent, where) for row, where in read_rows(Path(dataset)))
-    for messages, pictures, where in itertools.islice(rows, count):
-        ids, given = reader.seen(question(messages), pictures, where)
-        found.append(Asked(ids, Images(given, keep)))
+    for row in itertools.islice(rows, count):
+        ids, given = asked(reader, row)
+        found.append(Asked(ids, Images(given, keep) if given else None))
     if not found:
         raise InputError(f"{dataset}: holds no prompts")
     return found

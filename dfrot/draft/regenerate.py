@@ -32,12 +32,13 @@ def continuations(target: Target, prompts: Tensor, count: int) -> Tensor:
 
 
 def answered(target: Target, prompt: list[int], given: dict[str, Tensor], longest: int) -> VisualSample | None:
-    """A prompt with images and the target's greedy answer, at most `longest` tokens together; None where it says less
-    than two tokens."""
+    """A prompt, `given` what the processor made of its images, and the target's greedy answer, at most `longest` tokens
+    together; None where it says less than two tokens."""
     room = longest - len(prompt)
     if room < 2:
         return None
-    said = plain(target, prompt, Limits(room, ends_of(target)), Sampling(), images=Images(given)).tokens
+    shown = Images(given) if given else None
+    said = plain(target, prompt, Limits(room, ends_of(target)), Sampling(), images=shown).tokens
     return VisualSample([*prompt, *said], len(prompt), given) if len(said) > 1 else None
 
 

@@ -43,24 +43,24 @@ def first_row(path: Path) -> dict[str, Any]:
 
 
 def refuse_images(row: dict[str, Any], where: str) -> None:
-    """Raise UnsupportedError for a row with images, where the model takes none or other rows have none."""
+    """Raise UnsupportedError for a row with images, where the model takes none."""
     messages = row.get("messages") if isinstance(row.get("messages"), list) else []
     parts = [message.get("content") for message in messages or [] if isinstance(message, dict)]
     if row.get("images") or row.get("image") or any(not isinstance(part, str) for part in parts if part is not None):
-        raise UnsupportedError(
-            f"{where}: holds images or parts other than text; give a model that sees, and images in every row"
-        )
+        raise UnsupportedError(f"{where}: holds images or parts other than text; give a model that sees")
 
 
 def conversation(row: dict[str, Any], root: Path, where: str) -> tuple[list[dict[str, Any]], list[Tensor]]:
     """Messages whose contents are lists of parts ({"type": "text", "text"} or {"type": "image"}), and the row's
     pictures uint8 [H, W, 3], in the order of their places.
 
-    The row: `messages`, or `prompt` (its images in front unless marked), and `images`: paths relative to `root`, which
-    they must not leave. Places are parts of the type image or `<image>` in a text. Raises InputError naming `where`."""
-    paths = row.get("images")
-    if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
-        raise InputError(f'{where}: "images" must be a list of paths, as in every other row; mend or remove the line')
+    The row: `messages`, or `prompt` (its images in front unless marked), and `images`, where it has any: paths relative
+    to `root`, which they must not leave. Places are parts of the type image or `<image>` in a text. Raises InputError
+    naming `where`."""
+    paths = row.get("images", [])
+    whole = isinstance(paths, list) and all(isinstance(path, str) for path in paths)
+    if not whole or ("images" in row and not paths):
+        raise InputError(f'{where}: "images" must be a list of paths, or left out; mend or remove the line')
     if len(paths) > MAX_IMAGES:
         raise InputError(f"{where}: {len(paths)} images; {MAX_IMAGES} at most")
     messages = _messages(row, len(paths), where)

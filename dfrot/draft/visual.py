@@ -88,7 +88,8 @@ def kept(scores: Tensor, share: float) -> Tensor:
 @dataclass(frozen=True)
 class VisualSample:
     """tokens: prompt and answer, image tokens in place. prompt: how many of them are the prompt. given: what else the
-    processor made (pixel_values, image_sizes, ...). mask: slots that count, None for all of the answer."""
+    processor made (pixel_values, image_sizes, ...), empty where there is no image. mask: slots that count, None for all
+    of the answer."""
 
     tokens: list[int]
     prompt: int
@@ -138,12 +139,17 @@ class VisualSource:
     def _one(self, sample: VisualSample, longest: int) -> tuple[Features, Tensor]:
         """Features and scores of one sample, without a batch dimension, padded behind to `longest` positions."""
         ids, target, begin = torch.tensor(sample.tokens), self.target, sample.prompt
-        sight = target.sight(ids[:begin])
-        chooser = Chooser(self.selection, sample.counts()[None, begin:], target.n_layers)
-        made = target.features_seen(ids, begin, sample.given, chooser, sight)
+        scores = torch.full((longest,), -1.0)
+        if sample.given:
+            sight = target.sight(ids[:begin])
+            chooser = Chooser(self.selection, sample.counts()[None, begin:], target.n_layers)
+            made = target.features_seen(ids, begin, sample.given, chooser, sight)
+            scores[:begin] = sight.spread()
+        else:
+            made = target.features(ids[None], Chooser(self.selection, sample.counts()[None], target.n_layers))
+            made.embeddings = target.embed(ids[None])
         whole = {"last": made.last, "mid": made.mid, "aux": made.aux, "embeddings": made.embeddings}
         padded = {name: None if x is None else _pad(x[0], longest) for name, x in whole.items()}
-        scores = torch.cat([sight.spread(), torch.full((longest - sample.prompt,), -1.0)])
         return Features(**padded), scores  # type: ignore[arg-type]
 
 

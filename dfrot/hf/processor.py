@@ -59,6 +59,7 @@ class Processor:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"{where}: refused by the model's processor ({reason})") from None
         given = {name: value for name, value in made.items() if name not in ("input_ids", "attention_mask")}
+        given = given if images else {}  # what kinds text is of is no news
         return made["input_ids"][0].tolist(), given
 
     def check(self, ids: Sequence[int], images: int, where: str) -> None:

@@ -16,7 +16,7 @@ from dfrot.draft.config import DraftConfig
 from dfrot.draft.data import Corpus, load_corpora
 from dfrot.draft.opening import open_target
 from dfrot.draft.parallel import Group
-from dfrot.draft.pictured import Row, learnt, load_pictured, pictured, question, reader_of
+from dfrot.draft.pictured import Row, asked, learnt, load_pictured, pictured, reader_of
 from dfrot.draft.quantize import quantize_draft, scheme_of
 from dfrot.draft.regenerate import answered, regenerate
 from dfrot.draft.source import SCORES, Online, Source, Stored, save_corpus, save_index, save_shard
@@ -116,8 +116,7 @@ def _source(model: Path, target: Target, data: DataSettings, select: str, progre
         made += 1
         if not data.regenerate:
             return learnt(reader, row, data.seqlen)
-        messages, pictures, where = row
-        return answered(target, *reader.seen(question(messages), pictures, where), data.seqlen)
+        return answered(target, *asked(reader, row), data.seqlen)
 
     pair = load_pictured(data.dataset, data.samples, data.held_out, make)
     return VisualSource(target, *pair, select, data.keep)

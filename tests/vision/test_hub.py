@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from dfrot.draft.pictured import drawn, learnt, question, reader_of
+from dfrot.draft.pictured import drawn, learnt, question, reader_of, told
+from dfrot.draft.rows import read_rows
 from dfrot.files import read_json
 from dfrot.hf.processor import FILES
 from dfrot.hf.tokens import load_tokenizer
@@ -118,6 +120,49 @@ def test_samples_hold_prompt_and_answer(hub: Path) -> None:
     assert prompt.count(reader.image_token) == 4
     assert torch.equal(sample.given["pixel_values"], given["pixel_values"])
     assert reader.tokenizer.decode(sample.tokens[sample.prompt :]) == messages[1]["content"] + "<|eos|>"
+
+
+def rows_of(folder: Path) -> Path:
+    """A file of conversations with two images, one of them behind an answer, with one, and with none."""
+    for name, colour in (("a", (255, 0, 0)), ("b", (0, 0, 255))):
+        Image.new("RGB", (20, 12), colour).save(folder / f"{name}.png")
+    lines = []
+    for number in range(48):
+        turns = [f"Number {number}?", "It is so many.", "And this one?", f"It is {number} of them."]
+        row: dict[str, Any] = {}
+        if number % 3:
+            turns[0] = f"<image>{turns[0]}"
+            row["images"] = ["a.png"]
+        if number % 3 == 2:
+            turns[2] = f"<image>{turns[2]}"
+            row["images"] = ["a.png", "b.png"]
+        roles = ("user", "assistant") * 2
+        row["messages"] = [{"role": role, "content": text} for role, text in zip(roles, turns)]
+        lines.append(json.dumps(row))
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    return folder / "rows.jsonl"
+
+
+def test_rows_without_images_and_images_behind_an_answer(hub: Path, dfq: Any, tmp_path: Path) -> None:
+    rows, reader = rows_of(tmp_path), reader_of(hub)
+    found = [learnt(reader, told(row, tmp_path, where), 96) for row, where in itertools.islice(read_rows(rows), 3)]
+    images = [sample.tokens[: sample.prompt].count(reader.image_token) // 4 for sample in found]
+    assert images == [0, 1, 2]
+    assert [bool(sample.given) for sample in found] == [False, True, True]
+    decode = reader.tokenizer.decode
+    for number, sample in enumerate(found):
+        counted = [token for token, counts in zip(sample.tokens, sample.counts().tolist()) if counts]
+        first = "It is so many.<|eos|>" if number < 2 else ""  # what stands before the last image is read, not learnt
+        assert decode(counted) == f"{first}It is {number} of them."
+    few = ("--samples", "6", "--held-out", "2", "--seqlen", "96", "--batch", "3", "--epochs", "1", "--evaluations", "1")
+    done = dfq("draft", "train", "--model", hub, "--dataset", rows, "--out", tmp_path / "draft", *few)
+    assert done.exit_code == 0, done.output
+    given = ("--dataset", rows, "--count", "3", "--max-new-tokens", "8", "--out", tmp_path / "e.json")
+    done = dfq(
+        "draft", "eval", "--model", hub, "--draft", tmp_path / "draft", *given, "--chain", "2", "--require-lossless"
+    )
+    assert done.exit_code == 0, done.output
+    assert read_json(tmp_path / "e.json")["shapes"]["chain 2"]["identical"] == "3/3"
 
 
 def test_what_does_not_fit_is_refused(hub: Path, dfq: Any, tmp_path: Path) -> None:
