@@ -28,14 +28,6 @@ pytestmark = pytest.mark.skipif(not native.active(), reason="no native library")
 EVEN, ODD = (64, 96, 4, 2, 16), (72, 88, 6, 3, 12)  # hidden, MLP, heads, heads of keys, values of a head
 
 
-@pytest.fixture(params=native.available_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = native.isa()
-    native.set_isa(request.param)
-    yield request.param
-    native.set_isa(before)
-
-
 @pytest.fixture(autouse=True)
 def surroundings() -> Iterator[None]:
     """NaN in fresh memory, and the number of threads as it was."""

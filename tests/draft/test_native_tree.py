@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,6 @@ pytestmark = pytest.mark.skipif(not native.active(), reason="no native library")
 BUSHY = [-1, 0, 0, 0, 1, 1, 2, 4, 4, 5]
 CROSSED = [-1, 0, 1, 0, 2, 3, 4, 5, 1, 6, 7, 0, 9, 11, 12, 13]  # branches whose nodes lie between one another's
 MISTRAL: dict[str, Any] = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 40}
-
-
-@pytest.fixture(params=native.available_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before, threads = native.isa(), torch.get_num_threads()
-    native.set_isa(request.param)
-    yield request.param
-    native.set_isa(before)
-    torch.set_num_threads(threads)
 
 
 def target(folder: Path, scheme: str, sinks: int = 0, **changes: Any) -> Target:

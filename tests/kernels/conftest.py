@@ -9,22 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfrot_kernels import native
 from dfrot_kernels.layouts import PackedWeight
-
-IMPLEMENTATIONS = native.available_isas() or ["reference"]
-
-
-@pytest.fixture(params=IMPLEMENTATIONS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The instruction set in force, or "reference" where no native library is installed."""
-    if request.param == "reference":
-        yield "reference"
-        return
-    before = native.isa()
-    native.set_isa(request.param)
-    yield request.param
-    native.set_isa(before)
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "../dfq_kernels.h"
 #include "kernels.h"
@@ -32,7 +33,10 @@ void turn_quantize_rows(const void* x, int type, int64_t k, const Turned& turn, 
   Transform transform(turn.base_t, turn.order, turn.block);
   for (int64_t r = begin; r < end; ++r) {
     Ends ends;
-    for (int64_t at = 0; at < k; at += turn.block) transform.apply(x, type, r * k + at, row + at, row + k, ends);
+    const int64_t width = size_of(type), next = r + 1 < end ? r + 1 : r;
+    Ahead ahead = {static_cast<const char*>(x) + next * k * width, reinterpret_cast<const char*>(out.codes + r * k),
+                   32 * width};
+    for (int64_t at = 0; at < k; at += turn.block) transform.apply(x, type, r * k + at, row + at, row + k, ahead, ends);
     write_row(row, DFQ_FLOAT32, 0, k, ends, out, r);
   }
 }
@@ -53,8 +57,10 @@ void avx512_hadamard_rows(const void* x, int type, int64_t block, const float* b
                           float* scratch, int64_t begin, int64_t end) {
   Transform transform(base_t, order, block);
   Ends ends;
+  const char* const nowhere = reinterpret_cast<const char*>(scratch);
+  Ahead ahead = {nowhere, nowhere, 0};
   for (int64_t row = begin; row < end; ++row) {
-    transform.apply(x, type, row * block, scratch, scratch + block, ends);
+    transform.apply(x, type, row * block, scratch, scratch + block, ahead, ends);
     store_floats(scratch, block, type, out, row * block);
   }
 }
