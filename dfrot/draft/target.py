@@ -166,7 +166,9 @@ class Target:
             raise _unfit(error) from None
         finally:
             handle.remove()
-        shift = getattr(base, "rope_deltas", None)
+        shift, places = getattr(base, "rope_deltas", None), given.get("position_ids")
+        if places is not None:  # [3 or 4, 1, n], made beforehand; the last three are those of RoPE
+            shift = places[-3:].max() + 1 - len(ids)
         cache.shift = 0 if shift is None else int(shift)
         last, joined = out.last_hidden_state[0], self._joined(aux)
         features = last if joined is None else joined[0]

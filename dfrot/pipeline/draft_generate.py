@@ -122,16 +122,20 @@ def custom_generate(
 ) -> Any:
     """For a loaded model: `model.generate(ids, custom_generate=custom_generate(model, draft), max_new_tokens=64)`.
 
-    Greedy and sampling, with whatever logits processors `generate` was asked for; rows of a batch one by one. Without a
-    shape the first row's measurements serve all. report: is told of every row how it was decoded."""
+    Greedy and sampling, with whatever logits processors `generate` was asked for; rows of a batch one by one, images in
+    a single row (`model.generate(**processor(...), ...)`). Without a shape the first row's measurements serve all.
+    report: is told of every row how it was decoded."""
     target = Target(model, draft.config.aux_layers)
     options: list[Option] = []
 
-    def decode(prompt: list[int], longest: int, eos: frozenset[int], processor: Any, do_sample: bool) -> list[int]:
+    def decode(
+        prompt: list[int], longest: int, eos: frozenset[int], processor: Any, do_sample: bool, given: dict[str, Any]
+    ) -> list[int]:
         sampling = Sampling(1.0 if do_sample else 0.0, processors=() if processor is None else (processor,))
         limits = Limits(longest, eos)
         choice = chooser(draft, limits, sampling, options) if shape is None else None
-        out, how = generate(target, draft, prompt, limits, sampling, choice or shape, seed)
+        images = Images(given) if given else None
+        out, how = generate(target, draft, prompt, limits, sampling, choice or shape, seed, images)
         if choice is not None:
             options[:] = choice.options
         report(how)

@@ -23,6 +23,7 @@ from dfrot.draft.tree import Shape
 from dfrot.draft.visual import VisualSample, VisualSource
 from dfrot.draft.warp import Sampling
 from dfrot.errors import InputError, UnsupportedError
+from dfrot.pipeline.draft_generate import custom_generate
 
 GREEDY, IMAGE, VOCAB = Sampling(), 120, 128
 SHAPES = (Shape(3), Shape(4, 3, 10))
@@ -209,6 +210,30 @@ def test_plain_is_what_generate_says(name: str) -> None:
     out = target.model.generate(torch.tensor([prompt]), **given, max_new_tokens=16, do_sample=False)
     told = plain(target, prompt, Limits(16), GREEDY, images=Images(given)).tokens
     assert out[0, len(prompt) :].tolist() == told
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_transformers_hook_sees_images(name: str, kit: SimpleNamespace) -> None:
+    target, prompt, given = target_of(name), prompt_of(name, 0), given_of(name, 0)
+    ids, options = torch.tensor([prompt]), {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    told = target.model.generate(ids, **given, **options)
+    draft = kit.scripted(told[0].tolist(), True, VOCAB)
+    made: list[str] = []
+    out = target.model.generate(
+        ids, **given, **options, custom_generate=custom_generate(target.model, draft, SHAPES[0], 0, made.append)
+    )
+    assert torch.equal(out, told)
+    assert float(made[0].rpartition(" ")[2]) > 3, "the draft knows what follows the image"
+
+
+def test_transformers_hook_refuses_what_it_cannot_tell_apart(kit: SimpleNamespace) -> None:
+    target, prompt, given = target_of("llava"), prompt_of("llava", 0), given_of("llava", 0)
+    hook = custom_generate(target.model, kit.scripted(prompt, True, VOCAB), SHAPES[0])
+    twice = {name: torch.cat([value, value]) for name, value in given.items()}
+    embedded = {"inputs_embeds": target.embed(torch.tensor([prompt]))}
+    for call, message in (({"input_ids": torch.tensor([prompt] * 2), **twice}, "batch"), (embedded, "inputs_embeds")):
+        with pytest.raises(UnsupportedError, match=message):
+            target.model.generate(**call, max_new_tokens=4, do_sample=False, custom_generate=hook)
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-vl", "qwen3-vl"])
