@@ -32,7 +32,8 @@ from dfrot.hf.tokens import load_tokenizer
 from dfrot.stage import Progress, open_stage, read_evidence, silent
 
 KIND, EXTRACT = "draft train", "draft extract"
-PER_SHARD = 64  # samples
+PER_SHARD, SHARD_BYTES = 64, 32 << 20  # samples of a shard, and what it holds at most unless one sample is larger
+TOGETHER = 2048  # tokens that the target sees at a time, unless one sample is longer
 WORK = b"work"  # the first process to the others
 Report = Callable[[dict[str, Any]], None]
 
@@ -238,7 +239,9 @@ def extract(
     arch, mark = _open(model)
     config = draft_config(arch, settings, mark)
     data = settings.data
+    per_shard = max(1, min(PER_SHARD, SHARD_BYTES // sample_bytes(arch, settings)))
     request = {"fingerprint": mark, "select": config.select, "aux": list(config.aux_layers), "data": _named(data)}
+    request["per_shard"] = per_shard
     require_free_space(out.parent, extract_bytes(arch, settings))
     with open_stage(out, EXTRACT, request, resume, overwrite) as stage:
         if not stage.finished:
@@ -247,16 +250,15 @@ def extract(
             for side in ("train", "held_out"):
                 corpus = source.corpus(side)
                 save_corpus(stage.folder, side, corpus)
-                for shard, index in enumerate(torch.split(torch.arange(len(corpus)), PER_SHARD)):
+                for shard, index in enumerate(torch.split(torch.arange(len(corpus)), per_shard)):
                     unit = f"{side}-{shard}"
-                    progress(f"extract {side}", shard * PER_SHARD, len(corpus))
+                    progress(f"extract {side}", shard * per_shard, len(corpus))
                     if not stage.done(unit):
                         stage.mark(unit, _extract(source, side, index, shard, stage.folder))
                     names |= set(stage.recall(unit))
             index_of = {
                 **request,
                 "aux_layers": list(config.aux_layers),
-                "per_shard": PER_SHARD,
                 "tensors": sorted(names),
             }
             save_index(stage.folder, index_of)
@@ -268,7 +270,7 @@ def _extract(source: Online | VisualSource, side: str, index: torch.Tensor, shar
     """Write one shard; returns the names of its tensors."""
     longest = source.corpus(side).tokens.shape[1]
     parts = []
-    for part in torch.split(index, 8):
+    for part in torch.split(index, max(1, min(8, TOGETHER // longest))):
         seen = None
         if isinstance(source, VisualSource):
             rows, found, seen = source.scored(side, part)
@@ -277,7 +279,7 @@ def _extract(source: Online | VisualSource, side: str, index: torch.Tensor, shar
         missing = longest - rows.tokens.shape[1]
         one = {name: _pad(value, missing) for name, value in vars(found).items() if value is not None}
         parts.append(one if seen is None else {**one, SCORES: _pad(seen, missing, -1.0)})
-    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    whole = {name: torch.cat([part.pop(name) for part in parts]) for name in list(parts[0])}
     names, scores = sorted(whole), whole.pop(SCORES, None)
     save_shard(folder, side, shard, Features(**whole), scores)
     return names
@@ -289,13 +291,17 @@ def _pad(x: torch.Tensor, missing: int, value: float = 0.0) -> torch.Tensor:
     return torch.cat([x, x.new_full((x.shape[0], missing, *x.shape[2:]), value)], 1)
 
 
-def extract_bytes(arch: BoundArch, settings: DraftSettings) -> int:
-    """Disk that the shards take at most, at 2 bytes per value: last and intermediate features, three more for eagle3,
+def sample_bytes(arch: BoundArch, settings: DraftSettings) -> int:
+    """Disk that a sample takes at most, at 2 bytes per value: last and intermediate features, three more for eagle3,
     with images the merged embeddings."""
     streams = 1 + (settings.select != "none" and settings.arch == "dream") + 3 * (settings.arch == "eagle3")
     streams += pictured(settings.data.dataset)
-    data = settings.data
-    return 2 * arch.hidden * streams * (data.samples + data.held_out) * data.seqlen
+    return 2 * arch.hidden * streams * settings.data.seqlen
+
+
+def extract_bytes(arch: BoundArch, settings: DraftSettings) -> int:
+    """Disk that the shards take at most."""
+    return sample_bytes(arch, settings) * (settings.data.samples + settings.data.held_out)
 
 
 def extract_size(model: Path, settings: DraftSettings) -> int:
