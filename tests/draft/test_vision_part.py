@@ -109,7 +109,9 @@ def test_a_packed_language_model_that_sees_is_lossless(
     parts: SimpleNamespace, kit: SimpleNamespace, shape: Shape
 ) -> None:
     target = Target(open_joined(parts, "packed", torch.float32))
-    said = set()
+    said, sight = set(), target.sight(torch.tensor(PROMPT))
+    target.see(torch.tensor(PROMPT), given(0), target.start(), sight)
+    assert 0 < float(sight.scores.sum()) < 1
     for seed in range(4):
         images = Images(given(seed))
         told = plain(target, PROMPT, Limits(24), Sampling(), images=images).tokens
