@@ -27,6 +27,9 @@ extern const DecoderKernels scalar_decoder;
 #ifdef DFQ_HAVE_AVX2
 extern const DecoderKernels avx2_decoder;
 #endif
+#ifdef DFQ_HAVE_NEON
+extern const DecoderKernels neon_decoder;
+#endif
 #ifdef DFQ_HAVE_AVX512
 extern const DecoderKernels avx512_decoder;
 #endif

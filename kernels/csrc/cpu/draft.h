@@ -47,6 +47,9 @@ extern const DraftKernels scalar_draft;
 #ifdef DFQ_HAVE_AVX2
 extern const DraftKernels avx2_draft;
 #endif
+#ifdef DFQ_HAVE_NEON
+extern const DraftKernels neon_draft;
+#endif
 #ifdef DFQ_HAVE_AVX512
 extern const DraftKernels avx512_draft;
 #endif

@@ -41,6 +41,9 @@ extern const FusedKernels scalar_fused;
 #ifdef DFQ_HAVE_AVX2
 extern const FusedKernels avx2_fused;
 #endif
+#ifdef DFQ_HAVE_NEON
+extern const FusedKernels neon_fused;
+#endif
 #ifdef DFQ_HAVE_AVX512
 extern const FusedKernels avx512_fused;
 // these two serve as Kernels::quantize_rows and Kernels::hadamard_rows

@@ -62,7 +62,7 @@ bool arm_feature([[maybe_unused]] int word, [[maybe_unused]] int bit, [[maybe_un
 }
 #endif
 
-// Weakest first. ARM: what no set has of its own are loops that the compiler vectorises as well, for every processor.
+// Weakest first. A set takes over from a weaker one what it would not do better.
 struct Choice {
   Family family;
   bool (*runs)();  // null: everywhere
@@ -80,16 +80,15 @@ const Choice CHOICES[] = {
      has_avx512},
 #endif
 #ifdef DFQ_HAVE_NEON
-    {{DFQ_NEON, neon_kernels, neon_tiled, &neon_gemm, neon_attention, scalar_decoder, scalar_draft, scalar_fused},
-     nullptr},
+    {{DFQ_NEON, neon_kernels, neon_tiled, &neon_gemm, neon_attention, neon_decoder, neon_draft, neon_fused}, nullptr},
 #endif
 #ifdef DFQ_HAVE_DOTPROD
-    {{DFQ_DOTPROD, dotprod_kernels, dotprod_tiled, &dotprod_gemm, dotprod_attention, scalar_decoder, scalar_draft,
-      scalar_fused},
+    {{DFQ_DOTPROD, dotprod_kernels, dotprod_tiled, &dotprod_gemm, dotprod_attention, neon_decoder, neon_draft,
+      neon_fused},
      has_dotprod},
 #endif
 #ifdef DFQ_HAVE_I8MM
-    {{DFQ_I8MM, dotprod_kernels, i8mm_tiled, &i8mm_gemm, dotprod_attention, scalar_decoder, scalar_draft, scalar_fused},
+    {{DFQ_I8MM, dotprod_kernels, i8mm_tiled, &i8mm_gemm, dotprod_attention, neon_decoder, neon_draft, neon_fused},
      has_i8mm},
 #endif
 };
