@@ -28,6 +28,11 @@ DFQ_API int dfq_set_isa(int isa);         // for the whole process; not while an
 // omp_get_thread_num) instead of a pool of our own, or on that again (null). Not while another call runs.
 DFQ_API int dfq_use_openmp(const void* parallel, const void* num_threads, const void* thread_num);
 
+// The function of this name with all its arguments in one array, 8 bytes each (integers and addresses as int64, a float as
+// a double): where every argument of a call costs time, as in Python's ctypes. Null: there is none.
+typedef int (*dfq_packed_call)(const void* arguments);
+DFQ_API dfq_packed_call dfq_packed(const char* name);
+
 // codes [n, k] (each below 2^bits) <-> packed [n, ceil(k bits / 8)]; bits 2..8.
 DFQ_API int dfq_pack(const uint8_t* codes, int64_t n, int64_t k, int64_t bits, uint8_t* packed, int64_t threads);
 DFQ_API int dfq_unpack(const uint8_t* packed, int64_t n, int64_t k, int64_t bits, uint8_t* codes, int64_t threads);

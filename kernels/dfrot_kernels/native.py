@@ -11,11 +11,13 @@ import ctypes
 import mmap
 import os
 import platform
+import struct
 import sysconfig
 import warnings
 from array import array
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -56,14 +58,17 @@ SIGNATURES = {
     "dfq_kv_attention": "piiiiiiippppppiifpiippippipp",
 }
 _OF_A_FILE = (0b000, 0b001, 0b101)  # bits 63 (present), 62 (swapped) and 61 (file) of a pagemap entry
-_NUMBERS = (int, float, type(None))
-_TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
+_NUMBERS = (int, float)
+_WORDS = str.maketrans("pif", "qqd")  # as dfq_packed reads them: ctypes takes as long per argument as struct for all
+_PACKED = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p)
 
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _transforms = torch._C._functorch.peek_interpreter_stack
 _tracing = torch._C._get_tracing_state
 
 _library: ctypes.CDLL | None = None
+_calls: dict[str, tuple[Callable[..., bytes], Callable[[bytes], int]]] = {}  # name -> packs the arguments, calls
+_threads = torch.get_num_threads
 _status = "not loaded"
 
 
@@ -88,11 +93,15 @@ def _open(path: Path) -> ctypes.CDLL | str:
         return f"{path} cannot be loaded: {error}"
     if found != ABI_VERSION:
         return f"{path} has ABI {found}, this package needs {ABI_VERSION}: install dfq again to rebuild it"
-    missing = [name for name in (*SIGNATURES, "dfq_use_openmp") if not hasattr(library, name)]
-    if missing:
-        return f"{path} lacks {missing[0]}: install dfq again to rebuild it"
+    addresses = {}
+    if hasattr(library, "dfq_packed"):
+        library.dfq_packed.argtypes, library.dfq_packed.restype = [ctypes.c_char_p], ctypes.c_void_p
+        addresses = {name: library.dfq_packed(name.encode()) for name in SIGNATURES}
+    missing = ["dfq_packed"] if not addresses else [name for name, found in addresses.items() if not found]
+    if missing or not hasattr(library, "dfq_use_openmp"):
+        return f"{path} lacks {[*missing, 'dfq_use_openmp'][0]}: install dfq again to rebuild it"
     for name, signature in SIGNATURES.items():
-        getattr(library, name).argtypes = [_TYPES[kind] for kind in signature + "i"]
+        _calls[name] = struct.Struct("=" + (signature + "i").translate(_WORDS)).pack, _PACKED(addresses[name])
     library.dfq_use_openmp.argtypes = [ctypes.c_void_p] * 3
     return library
 
@@ -216,22 +225,29 @@ def call(name: str, *args: Tensor | int | float | None) -> None:
         MemoryError: no memory for the scratch space.
         RuntimeError: arguments outside the kernel's limits (an inner size beyond 2^19).
     """
+    pack, function = _calls[name]
     # told apart by the type of numbers: isinstance(value, Tensor) runs Python code and costs more than the call
-    numbers: list[Any] = [
-        value if type(value) in _NUMBERS else value.data_ptr()  # type: ignore[union-attr]
+    numbers = [
+        value if type(value) in _NUMBERS else 0 if value is None else value.data_ptr()  # type: ignore[union-attr]
         for value in args
     ]
-    call_addresses(name, *numbers)
+    code = function(pack(*numbers, _threads()))
+    if code:
+        _refuse(name, code)
 
 
-def call_addresses(name: str, *args: int | float | None) -> None:
-    """`call` with addresses (Tensor.data_ptr) in place of tensors."""
-    assert _library is not None
-    code = getattr(_library, name)(*args, torch.get_num_threads())
+def call_addresses(name: str, *args: int | float) -> None:
+    """`call` with addresses (Tensor.data_ptr, or 0) in place of tensors."""
+    pack, function = _calls[name]
+    code = function(pack(*args, _threads()))
+    if code:
+        _refuse(name, code)
+
+
+def _refuse(name: str, code: int) -> NoReturn:
     if code == 1:
         raise MemoryError(f"{name}: no memory for scratch space")
-    if code != 0:
-        raise RuntimeError(f"{name}: arguments beyond the kernel's limits (code {code}); DFQ_IMPL=reference has none")
+    raise RuntimeError(f"{name}: arguments beyond the kernel's limits (code {code}); DFQ_IMPL=reference has none")
 
 
 def direct(x: Tensor) -> bool:

@@ -70,7 +70,9 @@ def _tokens(m: int, k: int) -> Tokens:
 def _turn(base: Tensor | None, block: int) -> tuple[Tensor | None, int, int]:
     if base is None:
         return None, 0, 0
-    return base.to(torch.float32).contiguous(), base.shape[0], block
+    if base.dtype != torch.float32:  # to() takes a microsecond for nothing
+        base = base.to(torch.float32)
+    return base.contiguous(), base.shape[0], block
 
 
 def hadamard_quantize(x: Tensor, base: Tensor | None, block: int, bits: int, symmetric: bool, clip: float) -> Tokens:

@@ -76,7 +76,7 @@ def check_w4a16_tiled_mm(
     if x.dim() < 1:
         checks.fail(op, "x is a scalar, rows are needed")
     checks.dtype(op, "x", x, checks.FLOATS)
-    _weight(op, x.shape[-1], n, group, tiles, (("scale", scale, torch.bfloat16), ("zero", zero, torch.uint8)))
+    _weight(op, x.size(-1), n, group, tiles, (("scale", scale, torch.bfloat16), ("zero", zero, torch.uint8)))
     _bias(op, bias, n)
 
 
@@ -134,7 +134,7 @@ def w4a16_tiled_mm(
     x: Tensor, tiles: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None, n: int, group: int
 ) -> Tensor:
     k = x.shape[-1]
-    out = torch.empty((*x.shape[:-1], n), dtype=x.dtype)
+    out = x.new_empty((x.shape[0], n) if x.dim() == 2 else (*x.shape[:-1], n))
     m = x.numel() // k if k else out.numel() // max(n, 1)
     weight = (tiles.contiguous(), scale.contiguous(), _dense(zero))
     call("dfq_tiled_w4a16", x.contiguous(), DTYPE_CODES[x.dtype], m, n, k, *weight, group, _float32(bias), out)

@@ -104,8 +104,8 @@ class PreparedWeight:
         return bias is None or _vector(bias, torch.float32, n)
 
 
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _vector(x: Tensor, dtype: torch.dtype, length: int) -> bool:
