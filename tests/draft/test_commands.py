@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner, Result
@@ -30,6 +32,11 @@ def test_train_tells_its_history(trained: Path) -> None:
     record = json.loads((trained / "stage.json").read_text())
     assert [entry["step"] for entry in record["history"]] == [0, 3]
     assert record["history"][0]["simulated_tau"] > 1.05, "a warm start knows something"
+    ranks = record["history"][-1]["held_out_ranks"]
+    assert [len(step) for step in ranks] == [4] * 4
+    assert [step[0] for step in ranks] == record["history"][-1]["held_out_agreement"]
+    assert all(0 < sum(step) <= 1 + 1e-6 for step in [*ranks, *record["history"][-1]["held_out_mass"]])
+    assert len(record["quantized"]["held_out_ranks"]) == 4, "a rounded draft has rates of its own"
     assert record["quantized"]["bytes"] < record["quantized"]["bytes_before"]
     assert {path.name for path in trained.iterdir()} == {"draft.json", "draft.safetensors", "stage.json"}
 
@@ -49,10 +56,57 @@ def test_eval_and_generate(trained: Path, tmp_path: Path) -> None:
         json.loads(
             run("draft", "generate", *extra, "--prompt", "import os\n", "--max-new-tokens", "12", "--json").stdout
         )
-        for extra in ((*common, "--chain", "2"), ("--model", "reference"))
+        for extra in ((*common, "--chain", "2"), ("--model", "reference"), common)
     ]
-    assert told[0]["tokens"] == told[1]["tokens"]
+    assert told[0]["tokens"] == told[1]["tokens"] == told[2]["tokens"]
+    assert told[0]["choice"] is None
+    choice = told[2]["choice"]
+    assert choice["trees_considered"], "the record knows ranks"
+    assert choice["measured"][0]["shape"] == "chain 1"
+    assert min(choice["measured"][0][key] for key in ("step_ms", "draft_ms", "verify_ms")) > 0
+    assert choice["seconds"] > 0
+    assert told[2]["how"].startswith("plain: drafting does not pay here" if choice["shape"] is None else "speculative")
     assert told[0]["how"].startswith("speculative, chain 2")
+
+
+def test_numbers_go_to_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is installed; elsewhere its lack is said before anything is done."""
+    written: list[tuple[str, float, int]] = []
+
+    class SummaryWriter:
+        def __init__(self, folder: str) -> None:
+            assert folder == str(tmp_path / "log")
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            written.append((name, value, step))
+
+        def flush(self) -> None:
+            pass
+
+    asked = (
+        "draft",
+        "train",
+        "--model",
+        "reference",
+        "--out",
+        tmp_path / "out",
+        *TRAIN,
+        "--tensorboard",
+        tmp_path / "log",
+    )
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    done = run(*asked)
+    assert done.exit_code == 2
+    assert "pip install tensorboard" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=SummaryWriter))
+    done = run(*asked, "--json")
+    assert done.exit_code == 0, done.output
+    history = json.loads(done.stdout)["history"]
+    assert ("loss", history[-1]["loss"], 3) in written
+    assert {step for name, _, step in written if name == "simulated_tau"} == {0, 3}
+    assert ("held_out_kl/2", history[0]["held_out_kl"][2], 0) in written
 
 
 def test_plans_touch_nothing(tmp_path: Path) -> None:

@@ -31,16 +31,25 @@ from dfrot_cli.plan import plan
 @click.option("--quantize-draft", "quantize", type=click.Choice(["w4", "w8"]), help="Round the trained draft.")
 @click.option("--evaluations", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--shard", is_flag=True, help="Under torchrun: split draft and optimizer between processes (FSDP).")
+@click.option("--tensorboard", type=click.Path(path_type=Path), metavar="DIR", help="Also log there for TensorBoard.")
 @out_option("Folder of the draft.")
 @common
 def train(
-    model: str, out: Path, features: Path | None, common: Common, weight_decay_: float, shard: bool, **given: Any
+    model: str,
+    out: Path,
+    features: Path | None,
+    common: Common,
+    weight_decay_: float,
+    shard: bool,
+    tensorboard: Path | None,
+    **given: Any,
 ) -> None:
     """Train a draft on the features of exactly this target, quantizers and KV bits included.
 
     Under torchrun or accelerate launch every process computes its share of each step's samples, and with --shard holds
     its share of the draft's parameters, gradients and moments."""
     common.prepare()
+    from dfrot.draft.log import tensorboard as log_to
     from dfrot.models import resolve
     from dfrot.pipeline.draft import train as run
 
@@ -56,8 +65,15 @@ def train(
         if group.rank:  # the first process speaks for all
             run(folder, out, settings, features=features, group=group, **common.stage())
             return
+        log = log_to(tensorboard) if tensorboard else None
+
+        def report(record: dict[str, Any]) -> None:
+            _line(record)
+            if log is not None:
+                log(record)
+
         with show.progress() as progress:
-            kept = {"features": features, "progress": progress, "report": _line, "group": group, **common.stage()}
+            kept = {"features": features, "progress": progress, "report": report, "group": group, **common.stage()}
             evidence = run(folder, out, settings, **kept)
     if common.json:
         show.as_json({"out": str(out), **evidence})
