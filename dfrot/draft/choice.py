@@ -170,7 +170,8 @@ class Adaptive:
             return "plain: the draft's record does not say how often its guesses stand; give --chain or --tree"
         shape, gain = self.began
         trees = "" if self.rates.ranked else ", chains only: the draft's record has no ranks, train it again for trees"
-        measured_in = f", {len(self.options)} shapes measured in {self.seconds:.2f} s" if self.seconds else ""
+        count = f"{len(self.options)} shape{'s' * (len(self.options) != 1)}"
+        measured_in = f", {count} measured in {self.seconds:.2f} s" if self.seconds else ""
         if shape is None:
             return f"plain: drafting does not pay here (best expected speedup {gain:.2f}{measured_in}{trees})"
         turns = "".join(f", {name} from round {number} on" for number, name in self.turns)

@@ -14,7 +14,7 @@ from dfrot.draft.target import Target
 from dfrot.draft.tree import Shape, Tree, expand
 
 REPEATS = 5
-LONG = 0.1  # seconds that repeats of one measurement may take together
+LONG = 0.06  # seconds that repeats of one measurement may take together
 
 
 class Costs(Protocol):

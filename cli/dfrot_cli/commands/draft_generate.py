@@ -39,7 +39,7 @@ def generate(
 ) -> None:
     """Generate text. With a draft the text is the same (greedy) or has the same distribution (sampling).
 
-    Without --chain or --tree the length of the guesses is chosen from costs measured here; where drafting does not
+    Without --chain or --tree chain, tree or neither is chosen from costs measured here; where drafting does not
     pay, decoding is plain, and says so."""
     common.prepare()
     from dfrot.errors import InputError
