@@ -6,7 +6,6 @@ describe. The op-by-op path is its reference; tests compare the two.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from dfrot_kernels import native
 from dfrot_kernels.cpu import DTYPE_CODES
 from dfrot_kernels.prepared import PreparedWeight
+from dfrot_kernels.tables import Held, check_words, word
 
 LINES = 16  # most positions (batch times rows) of a call
 HEAD_DIM = 512  # widest head
@@ -71,59 +71,37 @@ class Shape:
     r3: tuple[Tensor, int] | None
 
 
-def _word(value: float) -> int:
-    """The bits of a float64 as int64."""
-    return int(struct.unpack("<q", struct.pack("<d", value))[0])
-
-
 class Decoder:
     """The tables of one model, and the tensors they point to. Raises RuntimeError without the native library."""
 
     def __init__(self, shape: Shape, blocks: Sequence[BlockOperand], final_norm: Tensor) -> None:
-        sizes = torch.zeros(4, dtype=torch.int64)
-        native.call("dfq_decoder_words", *(sizes[i : i + 1] for i in range(4)))
-        if sizes.tolist() != [_LINEAR, _BLOCK, _CACHE, _DECODER]:
-            raise RuntimeError("libdfq_cpu and this package disagree about the decoder's tables: install dfq again")
+        check_words("dfq_decoder_words", (_LINEAR, _BLOCK, _CACHE, _DECODER))
         self.shape, self.layers = shape, len(blocks)
-        self._held: list[Tensor] = []
+        self._held = Held("decoder")
         self._blocks = torch.tensor([self._block(block) for block in blocks], dtype=torch.int64)
         base_t, order, turn = self._turn(*(shape.r3 or (None, 0)))
-        words = [self._blocks.data_ptr(), self._float(final_norm), DTYPE_CODES[shape.dtype], self.layers, shape.hidden]
-        words += [shape.heads, shape.kv_heads, shape.head_dim, shape.mlp, shape.window, shape.sinks]
-        words += [_word(shape.eps), _word(shape.scaling), shape.kv_bits, int(shape.kv_symmetric), _word(shape.kv_clip)]
+        words = [self._blocks.data_ptr(), self._held.float32(final_norm), DTYPE_CODES[shape.dtype], self.layers]
+        words += [shape.hidden, shape.heads, shape.kv_heads, shape.head_dim, shape.mlp, shape.window, shape.sinks]
+        words += [word(shape.eps), word(shape.scaling), shape.kv_bits, int(shape.kv_symmetric), word(shape.kv_clip)]
         words += [base_t, order, turn]
         self._table = torch.tensor(words, dtype=torch.int64)
-
-    def _hold(self, tensor: Tensor | None) -> int:
-        """The address of a tensor that lives as long as this object; 0 for None."""
-        if tensor is None:
-            return 0
-        if not tensor.is_contiguous() or tensor.device.type != "cpu":
-            raise ValueError(
-                f"decoder: an operand {tuple(tensor.shape)} on {tensor.device} is not contiguous CPU memory"
-            )
-        self._held.append(tensor)
-        return tensor.data_ptr()
-
-    def _float(self, tensor: Tensor | None) -> int:
-        return self._hold(None if tensor is None else tensor.detach().to(torch.float32).contiguous())
 
     def _turn(self, base: Tensor | None, block: int) -> tuple[int, int, int]:
         """Transposed base, order and block of a Hadamard transform."""
         if base is None:
             return 0, 0, 0
-        return self._float(base.T.contiguous()), base.shape[0], block
+        return self._held.float32(base.T.contiguous()), base.shape[0], block
 
     def _linear(self, linear: LinearOperand) -> list[int]:
         w = linear.weight
         if linear.bits != 16 and not linear.symmetric and w.sums is None:
             raise ValueError("decoder: activations with zero points need the sums of the codes")
-        words = [self._hold(w.tiles), self._hold(w.scale), self._hold(w.zero), self._hold(w.sums)]
-        words += [self._float(linear.bias), *w.shape, w.group, linear.bits, int(linear.symmetric), _word(linear.clip)]
-        return words + [*self._turn(linear.base, linear.block)]
+        words = [self._held.address(part) for part in (w.tiles, w.scale, w.zero, w.sums)]
+        words += [self._held.float32(linear.bias), *w.shape, w.group, linear.bits, int(linear.symmetric)]
+        return [*words, word(linear.clip), *self._turn(linear.base, linear.block)]
 
     def _block(self, block: BlockOperand) -> list[int]:
-        words = [self._float(gain) for gain in (block.input_norm, block.mlp_norm, block.q_norm, block.k_norm)]
+        words = [self._held.float32(gain) for gain in (block.input_norm, block.mlp_norm, block.q_norm, block.k_norm)]
         for linear in block.linears:
             words += self._linear(linear)
         return words

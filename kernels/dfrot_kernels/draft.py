@@ -6,7 +6,6 @@ reference; tests compare the two. Arithmetic is float32 whatever the weights are
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from dfrot_kernels import native
 from dfrot_kernels.cpu import DTYPE_CODES
 from dfrot_kernels.layouts import PackedWeight
 from dfrot_kernels.prepared import PreparedWeight
+from dfrot_kernels.tables import Held, check_words, word
 
 LINES = 16  # most rows of a call
 HEAD_DIM = 512  # widest head
@@ -94,39 +94,21 @@ class Slots:
     cross_tree: Tensor | None
 
 
-def _word(value: float) -> int:
-    """The bits of a float64 as int64."""
-    return int(struct.unpack("<q", struct.pack("<d", value))[0])
-
-
 class DraftPass:
     """The tables of one draft, and the tensors they point to. Raises RuntimeError without the native library."""
 
     def __init__(self, shape: DraftShape, blocks: Sequence[DraftBlock], final_norm: Tensor) -> None:
-        sizes = torch.zeros(4, dtype=torch.int64)
-        native.call("dfq_draft_words", *(sizes[i : i + 1] for i in range(4)))
-        if sizes.tolist() != [_LINEAR, _BLOCK, _DRAFT, _BUFFER]:
-            raise RuntimeError("libdfq_cpu and this package disagree about the draft's tables: install dfq again")
+        check_words("dfq_draft_words", (_LINEAR, _BLOCK, _DRAFT, _BUFFER))
         self.shape, self.layers = shape, len(blocks)
-        self._held: list[Tensor] = []
+        self._held = Held("draft")
         self._blocks = torch.tensor([self._block(block) for block in blocks], dtype=torch.int64)
-        words = [self._blocks.data_ptr(), self._float(final_norm), DTYPE_CODES[shape.dtype], self.layers, shape.hidden]
-        words += [shape.heads, shape.kv_heads, shape.head_dim, shape.mlp, _word(shape.eps)]
+        words = [self._blocks.data_ptr(), self._held.float32(final_norm), DTYPE_CODES[shape.dtype], self.layers]
+        words += [shape.hidden, shape.heads, shape.kv_heads, shape.head_dim, shape.mlp, word(shape.eps)]
         self._table = torch.tensor(words, dtype=torch.int64)
-
-    def _hold(self, tensor: Tensor | None) -> int:
-        """The address of a tensor that lives as long as this object; 0 for None."""
-        if tensor is None:
-            return 0
-        self._held.append(tensor)
-        return tensor.data_ptr()
-
-    def _float(self, tensor: Tensor | None) -> int:
-        return self._hold(None if tensor is None else tensor.detach().to(torch.float32).contiguous())
 
     def _block(self, block: DraftBlock) -> list[int]:
         gains = (block.input_norm, block.mlp_norm, block.q_norm, block.k_norm, block.slopes)
-        words = [*map(self._float, gains), *map(_word, block.gates), int(block.cross)]
+        words = [*map(self._held.float32, gains), *map(word, block.gates), int(block.cross)]
         for weight in block.weights:
             words += [0] * _LINEAR if weight is None else self._linear(weight)
         return words
@@ -135,10 +117,10 @@ class DraftPass:
         if not servable(weight):
             raise ValueError("draft: a weight is neither dense, nor in 8-bit rows, nor in tiles of 4 bits")
         if isinstance(weight, Tensor):
-            return [self._hold(weight.detach()), 0, 0, DTYPE_CODES[weight.dtype], *weight.shape, 0]
+            return [self._held.address(weight.detach()), 0, 0, DTYPE_CODES[weight.dtype], *weight.shape, 0]
         tiled = isinstance(weight, PreparedWeight)
         data = weight.tiles if isinstance(weight, PreparedWeight) else weight.packed
-        words = [self._hold(data), self._hold(weight.scale), self._hold(weight.zero)]
+        words = [self._held.address(data), self._held.address(weight.scale), self._held.address(weight.zero)]
         return [*words, _TILES if tiled else _CODES8, *weight.shape, weight.group]
 
     def buffers(self, stores: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

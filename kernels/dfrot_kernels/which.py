@@ -22,10 +22,16 @@ def which(op: str, device: str = "cpu") -> tuple[str, str]:
     return f"native-{native.isa()}", native.status() + detail
 
 
+CALLS = ("decoder blocks", "draft pass")  # that are no operators: decoder.py, draft.py; modules are their reference
+
+
 def report(device: str = "cpu") -> list[dict[str, str]]:
-    """One row per op for `dfq doctor`."""
+    """One row per op for `dfq doctor`, and on the CPU one per native call that is none."""
     rows = []
     for op in ops.SCHEMAS:
         implementation, reason = which(op, device)
         rows.append({"op": op, "implementation": implementation, "reason": reason})
+    for name in CALLS if device == "cpu" else ():
+        implementation = f"native-{native.isa()}" if native.active() else "reference"
+        rows.append({"op": name, "implementation": implementation, "reason": native.status()})
     return rows

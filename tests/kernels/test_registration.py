@@ -78,6 +78,13 @@ def test_every_op_says_what_serves_it(op):
     assert op in {row["op"] for row in dfrot_kernels.report()}
 
 
+def test_calls_that_are_no_operators_are_reported(isa):
+    rows = {row["op"]: row["implementation"] for row in dfrot_kernels.report()}
+    for name in ("decoder blocks", "draft pass"):
+        assert rows[name] == ("reference" if isa == "reference" else f"native-{isa}")
+        assert name not in {row["op"] for row in dfrot_kernels.report("cuda")}
+
+
 def test_an_unknown_op_is_refused():
     with pytest.raises(ValueError, match="w5a5_mm does not exist"):
         dfrot_kernels.which("w5a5_mm")

@@ -177,18 +177,7 @@ namespace {
 int run(Step& step, int64_t threads) {
   return guarded([&] {
     step.plan_attention();
-    const int64_t shared = divided(step.shared_bytes(), 64) * 64, own = divided(step.private_bytes(), 64) * 64;
-    char* const memory = static_cast<char*>(scratch(SCRATCH_CALLER, shared + threads * own));
-    step.lay_out({memory});
-    struct Context {
-      Step* step;
-      char* memory;
-      int64_t own;
-    } context{&step, memory + shared, own};
-    together(threads, [](void* raw, int64_t index, int64_t size) {
-      Context& c = *static_cast<Context*>(raw);
-      Worker(*c.step, c.step->own({c.memory + index * c.own}), index, size).run();
-    }, &context);
+    work_together<Worker>(step, threads);
   });
 }
 

@@ -180,17 +180,6 @@ int dfq_draft_pass(const dfq_draft* draft, const dfq_draft_buffer* buffers, cons
   if (!valid(slots)) return DFQ_BAD_ARGUMENT;
   return guarded([&] {
     Pass pass(slots);
-    const int64_t shared = divided(pass.shared_bytes(), 64) * 64, own = divided(pass.private_bytes(), 64) * 64;
-    char* const memory = static_cast<char*>(scratch(SCRATCH_CALLER, shared + threads * own));
-    pass.lay_out({memory});
-    struct Context {
-      Pass* pass;
-      char* memory;
-      int64_t own;
-    } context{&pass, memory + shared, own};
-    together(threads, [](void* raw, int64_t index, int64_t size) {
-      Context& c = *static_cast<Context*>(raw);
-      Worker(*c.pass, c.pass->own({c.memory + index * c.own}), index, size).run();
-    }, &context);
+    work_together<Worker>(pass, threads);
   });
 }
