@@ -37,9 +37,15 @@ class Option:
     verify: float
     step: float
 
+    @property
+    def plain(self) -> float:
+        """Seconds of a plain step: no more than a pass that computes the same row and others, which only a disturbed
+        measurement can say."""
+        return min(self.step, self.verify)
+
     def speedup(self, rates: Sequence[Sequence[float]]) -> float:
         """Expected tokens per second over plain decoding's."""
-        return expected_tau(self.shape, rates) * self.step / (self.draft + self.verify)
+        return expected_tau(self.shape, rates) * self.plain / (self.draft + self.verify)
 
     def to_dict(self, rates: Sequence[Sequence[float]]) -> dict[str, Any]:
         return {
@@ -88,7 +94,7 @@ def measured(
             shape = max(waiting, key=lambda one: promised[one][0])
         waiting.remove(shape)
         found.append(Option(shape, costs.draft(shape), costs.verify(shape), costs.step))
-        best = max(best, taus[shape] * costs.step / (found[-1].draft + found[-1].verify))
+        best = max(best, taus[shape] * found[-1].plain / (found[-1].draft + found[-1].verify))
     return found
 
 
@@ -110,7 +116,7 @@ def _size(shape: Shape) -> int:
 def _promise(shape: Shape, tau: float, found: Sequence[Option]) -> tuple[float, float]:
     """The speedup that lines through what was measured promise, and one that the shape will not exceed: a little more,
     and no more than costs allow that grow with nodes and with levels."""
-    step, size = found[0].step, _size(shape)
+    step, size = min(one.plain for one in found), _size(shape)
     rows = sorted({1: step, **{_size(one.shape): one.verify for one in found}}.items())
     (a, low), (b, high) = next((pair for pair in pairwise(rows) if pair[1][0] >= size), (rows[-2], rows[-1]))
     verify = max(low + (high - low) * (size - a) / (b - a), low)

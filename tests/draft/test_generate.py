@@ -79,6 +79,11 @@ def test_what_is_not_measured_could_not_win(row: float, level: float, rates: Seq
     assert asked < len(every) / 2, "most shapes are not worth measuring"
 
 
+def test_a_disturbed_step_promises_nothing() -> None:
+    """A pass of two rows cannot be faster than one of a row."""
+    assert Option(Shape(1), 0.1, 1.0, 5.0).speedup([[0.05]]) == pytest.approx(1.05 / 1.1)
+
+
 def test_measuring_ends_with_its_budget() -> None:
     costs, spent = Made(0.01, 0.01), 0.0
 
