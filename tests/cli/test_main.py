@@ -102,9 +102,10 @@ def test_no_cuda_is_said(dfq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_doctor_names_an_implementation_for_every_operator(dfq: Any) -> None:
     from dfrot_kernels import ops
+    from dfrot_kernels.which import CALLS
 
     report = dfq("doctor", "--json").json
-    assert {row["op"] for row in report["operators"]} == set(ops.SCHEMAS)
+    assert {row["op"] for row in report["operators"]} == {*ops.SCHEMAS, *CALLS}
     assert all(row["implementation"] and row["reason"] for row in report["operators"])
     assert "torch" in report["versions"]
     table = dfq("doctor")
