@@ -240,8 +240,8 @@ def extract(
     config = draft_config(arch, settings, mark)
     data = settings.data
     per_shard = max(1, min(PER_SHARD, SHARD_BYTES // sample_bytes(arch, settings)))
-    request = {"fingerprint": mark, "select": config.select, "aux": list(config.aux_layers), "data": _named(data)}
-    request["per_shard"] = per_shard
+    request: dict[str, Any] = {"fingerprint": mark, "select": config.select, "aux": list(config.aux_layers)}
+    request |= {"data": _named(data), "per_shard": per_shard}
     require_free_space(out.parent, extract_bytes(arch, settings))
     with open_stage(out, EXTRACT, request, resume, overwrite) as stage:
         if not stage.finished:
