@@ -77,6 +77,31 @@ def test_loss_ignores_what_does_not_count(kit: SimpleNamespace, monkeypatch: pyt
     assert bool((leaves[2].grad.abs().sum(-1) > 0)[slots_of_step(mask, 2)].all())
 
 
+@torch.no_grad()
+def test_guesses_are_counted_by_rank(kit: SimpleNamespace) -> None:
+    """By hand: how often the target's argmax is the draft's guess of each rank, and its mean probability of it."""
+    draft, weight = kit.random_draft(), torch.randn(kit.vocab, 64)
+    mask = torch.zeros(2, 9, dtype=torch.bool)
+    mask[0, 3:] = mask[1, 5:8] = True
+    last = torch.randn(2, 9, 64)
+    outputs = [last + spread * torch.randn(2, 9, 64) for spread in (0.5, 2.0)]
+    found = losses(draft, TrainOutput(outputs, None), Features(last), mask, lambda x: x @ weight.T, Weights())
+    teacher = last @ weight.T
+    for t, output in enumerate(outputs):
+        order = (output @ weight.T).argsort(-1, descending=True)
+        where = slots_of_step(mask, t)
+        for rank in range(4):
+            guess = order[..., rank]
+            stands = (guess == teacher.argmax(-1))[where].float().mean()
+            mass = teacher.softmax(-1).gather(-1, guess[..., None])[..., 0][where].mean()
+            assert found.ranks[t][rank] == pytest.approx(float(stands), abs=1e-6)
+            assert found.mass[t][rank] == pytest.approx(float(mass), abs=1e-5)
+    assert found.agreement == [step[0] for step in found.ranks]
+    assert 0 < found.agreement[1] < found.agreement[0] <= 1
+    silent = losses(draft, TrainOutput(outputs, None), Features(last), mask, lambda x: x @ weight.T, Weights(), False)
+    assert silent.ranks == silent.mass == []
+
+
 def test_simulated_tau() -> None:
     assert simulated_tau([]) == 1
     assert simulated_tau([0.5, 0.5]) == 1.75

@@ -82,7 +82,8 @@ def train(
     rows = [[record.get(name) for name in columns] for record in evidence["history"]]
     show.table("held-out samples", ("step", "tau (simulated)", "KL by step", "agreement by step", "loss"), rows)
     if told := evidence.get("quantized"):
-        show.facts(f"the draft in {given['quantize']}", told)
+        numbers = {name: value for name, value in told.items() if not isinstance(value, list)}
+        show.facts(f"the draft in {given['quantize']}", numbers)
     show.line(f"wrote {out}")
 
 
