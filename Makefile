@@ -16,7 +16,7 @@ BENCH := build/bench
 # What decides the content of the environment: a change installs again, nothing else does.
 INPUTS := pyproject.toml constraints.txt kernels/CMakeLists.txt $(wildcard kernels/csrc/*.* kernels/csrc/*/*.*)
 
-.PHONY: setup test test-slow test-gpu sanitize emulate demo demo-draft table recipe ci lint type wheel-check check bench clean
+.PHONY: setup test test-slow test-gpu sanitize emulate emulate-sanitize demo demo-draft table recipe ci lint type wheel-check check bench clean
 
 setup: $(STAMP)
 
@@ -72,6 +72,16 @@ emulate:
 	sh tests/kernels/emulate.sh build/native/sums "qemu-aarch64 -L /usr/$(ARM)" build/arm/portable \
 	  cortex-a72:3 neoverse-n1:4 max:5 -- 0 3 4 5
 	@echo "$$(wc -l <build/native/sums) outputs, the same bits everywhere; what a processor lacks is refused"
+
+# The same on ARM with a library that stops at the first wrong access or undefined operation.
+emulate-sanitize:
+	cmake -S kernels -B build/arm-sanitize -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+	  -DCMAKE_CXX_COMPILER=$(ARM)-g++ -DDFQ_SANITIZE=address,undefined >/dev/null
+	cmake --build build/arm-sanitize --parallel 2
+	$(ARM)-g++ -std=c++17 -O1 -fsanitize=address,undefined -Ikernels/csrc $(PROBE) -o build/arm-sanitize/portable \
+	  -Lbuild/arm-sanitize -ldfq_cpu -Wl,-rpath,$(CURDIR)/build/arm-sanitize
+	for isa in 3 4 5; do ASAN_OPTIONS=detect_leaks=0 \
+	  qemu-aarch64 -L /usr/$(ARM) -cpu max build/arm-sanitize/portable $$isa >/dev/null || exit 1; done
 
 # The comparison table of every method on the model that ships with dfq; also written to demo/compare.json.
 demo: $(RUN)
