@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dfrot.checkpoint import Checkpoint, read_header, read_tensor
+from dfrot.checkpoint import Checkpoint, TensorEntry, read_header, read_tensor
 from dfrot.draft.base import Draft
 from dfrot.draft.build import build
 from dfrot.draft.config import DraftConfig
@@ -81,13 +81,22 @@ def save_training(
 
 def load_training(file: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """What `save_training` was given. Raises InputError for a damaged file."""
-    found = load_tensors(file)
-    told: dict[str, Any] = json.loads(bytes(found.pop("history").tolist()))
-    parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for name, value in found.items():
+    parts, told = open_training(file)
+    found: dict[str, dict[str, Tensor]] = defaultdict(dict)  # a part without tensors is not in the file
+    for part, named in parts.items():
+        found[part] = {key: read_tensor(entry) for key, entry in named.items()}
+    return found, told
+
+
+def open_training(file: Path) -> tuple[dict[str, dict[str, TensorEntry]], dict[str, Any]]:
+    """As `load_training`, the tensors where they lie: for those who hold a part of each. Raises InputError."""
+    found = read_header(file)
+    told: dict[str, Any] = json.loads(bytes(read_tensor(found.pop("history")).tolist()))
+    parts: dict[str, dict[str, TensorEntry]] = defaultdict(dict)
+    for name, entry in found.items():
         part, key = name.split("/", 1)
-        parts[part][key] = value
-    return parts, told
+        parts[part][key] = entry
+    return dict(parts), told
 
 
 def load_tensors(file: Path) -> dict[str, Tensor]:

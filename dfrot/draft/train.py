@@ -19,13 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dfrot.checkpoint import TensorEntry, read_tensor
 from dfrot.draft.base import Draft, Head
 from dfrot.draft.build import build
 from dfrot.draft.loss import Losses, Weights, losses, simulated_tau
 from dfrot.draft.optim import AdamW, rate
 from dfrot.draft.parallel import Group
 from dfrot.draft.source import Source
-from dfrot.draft.store import load_training, save_training
+from dfrot.draft.store import open_training, save_training
 from dfrot.draft.target import Features
 from dfrot.errors import InputError
 from dfrot.stage import Progress, silent
@@ -214,11 +215,11 @@ class Trainer:
         """Load the state of an interrupted run, which may have had another number of processes. Returns the step to go
         on with."""
         file = self.folder / STATE
-        parts: dict[str, dict[str, Tensor]] = {}
+        parts: dict[str, dict[str, TensorEntry]] = {}
         head = b""
         if self.group.rank == 0 and file.is_file():
-            parts, told = load_training(file)
-            forms = {part: {name: _form(value) for name, value in named.items()} for part, named in parts.items()}
+            parts, told = open_training(file)
+            forms = {part: {name: _form(entry) for name, entry in named.items()} for part, named in parts.items()}
             head = json.dumps([told, forms]).encode()
         head = self.group.tell(head)
         if not head:
@@ -228,7 +229,7 @@ class Trainer:
         for part, named in forms.items():
             for name, (shape, dtype) in named.items():
                 like = own[name.split("/", 1)[1] if part == "optimizer" else name]
-                sent = parts.get(part, {}).pop(name, None)
+                sent = read_tensor(parts[part][name]) if parts else None
                 found[part][name] = self.group.spread(sent, shape, getattr(torch, dtype), like)
         self.draft.load_state_dict(found["model"])
         self.optimizer.load(found["optimizer"])
@@ -236,9 +237,9 @@ class Trainer:
         return int(told["step"])
 
 
-def _form(tensor: Tensor) -> tuple[list[int], str]:
+def _form(entry: TensorEntry) -> tuple[list[int], str]:
     """Shape, and the name of the dtype."""
-    return list(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+    return list(entry.shape), str(entry.dtype).removeprefix("torch.")
 
 
 def _with_noise(features: Features, width: float, seeds: Sequence[int]) -> Features:
