@@ -1,4 +1,9 @@
 // The tile16 family behind the C interface: prepacking, and products by decode (few rows) or gemm (many).
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 #include <new>
@@ -14,6 +19,7 @@ namespace {
 constexpr int64_t MOST_K = 1 << 19;       // 2^19 products of at most 15 * 255 fit into 31 bits
 constexpr int64_t FEW_BYTES = 1 << 16;    // weights that one thread has read before another is awake
 constexpr int64_t CHUNK_TILES = 16;       // four streams of four tiles
+constexpr int64_t LARGE_PAGE = 1 << 21;   // bytes, on x86 and on ARM with pages of 4 KB
 
 bool tiled_weight(const uint8_t* tiles, const uint16_t* scale, const uint8_t* zero, const int32_t* sums, int64_t n,
                   int64_t k, int64_t group, TiledWeight& weight) {
@@ -23,6 +29,17 @@ bool tiled_weight(const uint8_t* tiles, const uint16_t* scale, const uint8_t* ze
   if (groups > 1 && width % TILED_DEPTH) return false;
   weight = {tiles, scale, zero, sums, n, k, divided(n, TILED_ROWS) * TILED_ROWS, divided(k, TILED_DEPTH), width, groups};
   return true;
+}
+
+// Large pages, where the system has them to give, for what every token reads from end to end: with pages of 4 KB, looking
+// up their addresses takes 4 to 8 % of a product (measured, in a virtual machine). Only advice, and before anything is
+// written there; it changes no page that the memory shares with something else.
+void advise_large_pages([[maybe_unused]] void* memory, [[maybe_unused]] int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE)), at = uintptr_t(memory);
+  const uintptr_t begin = (at + page - 1) / page * page, end = (at + uintptr_t(bytes)) / page * page;
+  if (begin < end && bytes >= LARGE_PAGE) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
 }
 
 // Runs function(begin, end) over the tiles of a weight.
@@ -45,6 +62,7 @@ int dfq_prepack(const uint8_t* packed, int64_t n, int64_t k, int64_t group, uint
   TiledWeight weight;
   if (!tiled_weight(tiles, nullptr, nullptr, sums, n, k, group, weight)) return DFQ_BAD_ARGUMENT;
   const TiledKernels& run = family().tiled;
+  advise_large_pages(tiles, weight.n16 * weight.blocks * TILED_DEPTH / 2);
   return guarded([&] {
     over_weight(weight, threads, [&](int64_t begin, int64_t end) {
       run.pack(packed, n, k, tiles, begin, end);
