@@ -25,7 +25,7 @@ from dfrot.pipeline.draft import DataSettings, DraftSettings, extract
 
 torch.set_num_threads(1)
 kind, model, text, out, length = sys.argv[1], Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), int(sys.argv[5])
-data = DataSettings(dataset=text, samples=3, held_out=1, seqlen=length)
+data = DataSettings(dataset=text, samples=2, held_out=1, seqlen=length)
 hf_config(read_json(model / "config.json"), torch.float32)  # transformers imports lazily: let it do so now
 train, _ = load_corpora(text, load_tokenizer(model), data.samples, data.held_out, length, 0)
 before = high_water()
@@ -54,7 +54,7 @@ def test_extraction_at_4k_takes_what_a_pass_takes(scheme: str, reference: Path, 
     text = tmp_path / "text.txt"
     text.write_text("".join(f"def value_{n}(self):\n    return {n * n}\n" for n in range(8000)))
     used = {}
-    for kind in ("forward", "none", "sample"):
+    for kind in ("forward", "sample"):
         command = [sys.executable, "-c", CHILD, kind, str(model), str(text), str(tmp_path / kind), str(LENGTH)]
         done = subprocess.run(command, capture_output=True, timeout=900)
         assert done.returncode == 0, done.stderr
@@ -62,5 +62,4 @@ def test_extraction_at_4k_takes_what_a_pass_takes(scheme: str, reference: Path, 
         used[kind] = told["peak"] - told["before"]
     print(scheme, {kind: f"{size / 2**20:.0f} MiB" for kind, size in used.items()})
     assert used["forward"] > 2 * 2 * LENGTH * 1024, "a pass that took nothing would prove nothing"
-    for kind in ("none", "sample"):
-        assert used[kind] <= 1.2 * used["forward"], used
+    assert used["sample"] <= 1.2 * used["forward"], used
