@@ -1,10 +1,12 @@
 """What each part of the draft is worth: one table on one quantized target.
 
     python recipes/draft/ablations.py --target packed --rotated rotated --original reference --out ablations
+    python recipes/draft/ablations.py --target packed --rotated rotated --original reference-vlm --out ablations \
+        --dataset shapes --samples 192 --seqlen 64 --epochs 2 --prompts 50
 
 Every row is trained on the same samples for the same number of steps at about the same number of parameters, and
-serves the same quantized target, whose plain outputs are decoded once. Finished rows are kept: run it again to go on,
-or with --seeds 0 1 2.
+serves the same quantized target, whose plain outputs are decoded once. With images (--dataset shapes) a draft learns
+from answers that the model it learns from wrote. Finished rows are kept: run it again to go on, or with --seeds 0 1 2.
 """
 
 from __future__ import annotations
@@ -20,12 +22,14 @@ from typing import Any
 from dfrot.draft.decode import Limits, Output, plain, speculative
 from dfrot.draft.loss import simulated_tau
 from dfrot.draft.metrics import summary
+from dfrot.draft.opening import ends_of, open_target
+from dfrot.draft.pictured import Asked, load_questions, pictured, reader_of
 from dfrot.draft.store import load_draft
 from dfrot.draft.target import Target
 from dfrot.draft.train import TrainOptions
 from dfrot.draft.tree import Shape
+from dfrot.draft.visual import KEEP
 from dfrot.draft.warp import Sampling
-from dfrot.hf.load import load_model
 from dfrot.hf.tokens import load_tokenizer
 from dfrot.models import resolve
 from dfrot.pipeline.draft import DataSettings, DraftSettings, extract, train
@@ -44,12 +48,16 @@ class Row:
     settings: DraftSettings
     learns_from: str = "target"
     features: str = "sample"
+    keep: float = KEEP  # share of image tokens that it sees when serving
+    draft: str = ""  # the row whose draft this is, if not its own
 
 
 def rows(base: DraftSettings) -> list[Row]:
     """The rows of the table; widths of the MLPs make up for what a row lacks."""
+    whole = [Row("no compression", base, keep=1.0, draft="dream")] if pictured(base.data.dataset) else []
     return [
         Row("dream", base),
+        *whole,
         Row("no cross-attention", replace(base, cross=False, intermediate=848)),
         Row("eagle3", replace(base, arch="eagle3", intermediate=1024), features="eagle3"),
         Row("learnt from bf16", base, "rotated", "rotated"),
@@ -73,21 +81,31 @@ class Judge:
     """Acceptance on held-out prompts of the target. eagle3 reads layers, which keeps the native decoder away; the
     outputs it must repeat are those of the same path."""
 
-    def __init__(self, folder: Path, prompts: int, count: int) -> None:
-        self.model, self.limits = load_model(folder), Limits(count)
-        self.prompts = load_prompts("stdlib", load_tokenizer(folder), prompts, 64)
+    def __init__(self, folder: Path, dataset: str, prompts: int, count: int) -> None:
+        self.folder, self.dataset, self.prompts = folder, dataset, prompts
+        self.limits = Limits(count, ends_of(open_target(folder)) if pictured(dataset) else frozenset())
         self.known: dict[tuple[int, ...], tuple[Target, list[list[int]]]] = {}
 
-    def __call__(self, folder: Path) -> dict[str, Any]:
-        draft = load_draft(folder)
+    def asked(self, keep: float) -> list[Asked]:
+        """The held-out prompts."""
+        if pictured(self.dataset):
+            return load_questions(self.dataset, reader_of(self.folder), self.prompts, keep)
+        texts = load_prompts(self.dataset, load_tokenizer(self.folder), self.prompts, 64)
+        return [Asked(ids) for ids in texts]
+
+    def __call__(self, folder: Path, keep: float) -> dict[str, Any]:
+        draft, asked = load_draft(folder), self.asked(keep)
         layers = draft.config.aux_layers
         if layers not in self.known:
-            target = Target(self.model, layers)
-            self.known[layers] = (target, [plain(target, one, self.limits, GREEDY).tokens for one in self.prompts])
+            target = open_target(self.folder, layers)
+            told = [plain(target, one.ids, self.limits, GREEDY, images=one.images).tokens for one in asked]
+            self.known[layers] = (target, told)
         target, told = self.known[layers]
         found: dict[str, Any] = {"parameters": draft.count()}
         for name, shape in SHAPES.items():
-            outs: list[Output] = [speculative(target, draft, one, self.limits, GREEDY, shape) for one in self.prompts]
+            outs: list[Output] = [
+                speculative(target, draft, one.ids, self.limits, GREEDY, shape, images=one.images) for one in asked
+            ]
             same = sum(out.tokens == tokens for out, tokens in zip(outs, told))
             found[name] = {**summary(outs), "identical": f"{same}/{len(outs)}"}
         return found
@@ -111,6 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("target", "rotated", "original", "out"):
         parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--dataset", default="stdlib")
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--seqlen", type=int, default=128)
     parser.add_argument("--epochs", type=float, default=1.0)
@@ -122,15 +141,19 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="Names of rows; all of them without it.")
     given = parser.parse_args()
     folders = {name: resolve(getattr(given, name)) for name in ("target", "rotated", "original")}
-    out, judge = Path(given.out), Judge(folders["target"], given.prompts, given.new_tokens)
+    out, judge = Path(given.out), Judge(folders["target"], given.dataset, given.prompts, given.new_tokens)
     table: dict[str, list[dict[str, Any]]] = {}
     for seed in given.seeds:
         options = TrainOptions(epochs=given.epochs, batch=given.batch, lr=given.lr, evaluations=1, seed=seed)
-        data = DataSettings(samples=given.samples, held_out=16, seqlen=given.seqlen)
+        seen = pictured(given.dataset)
+        data = DataSettings(given.dataset, given.samples, 8 if seen else 16, given.seqlen, regenerate=seen)
         for row in rows(DraftSettings(data=data, train=options)):
             if given.only and row.name not in given.only:
                 continue
-            folder, features = out / f"{row.name.replace(' ', '-')}-{seed}", out / f"features-{row.features}"
+            folder, features = (
+                out / f"{(row.draft or row.name).replace(' ', '-')}-{seed}",
+                out / f"features-{row.features}",
+            )
             print(f"{row.name}, seed {seed}", file=sys.stderr, flush=True)
             if not features.exists():
                 extract(folders[row.learns_from], features, row.settings)
@@ -138,7 +161,7 @@ def main() -> None:
                 train(folders[row.learns_from], folder, row.settings, features=features, report=say)
             history = read_evidence(folder, "draft train")["history"]
             best = max(simulated_tau(record["held_out_agreement"]) for record in history)
-            table.setdefault(row.name, []).append({"seed": seed, "held_out": best, **judge(folder)})
+            table.setdefault(row.name, []).append({"seed": seed, "held_out": best, **judge(folder, row.keep)})
             print(line(row.name, table[row.name]), file=sys.stderr, flush=True)
             (out / "table.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     print(f"{'draft':<26}{'size':>6}   simulated tau on its own features; tau when serving, [accepted by position]")
