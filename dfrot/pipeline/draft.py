@@ -32,7 +32,7 @@ from dfrot.hf.tokens import load_tokenizer
 from dfrot.stage import Progress, open_stage, read_evidence, silent
 
 KIND, EXTRACT = "draft train", "draft extract"
-PER_SHARD, SHARD_BYTES = 64, 32 << 20  # samples of a shard, and what it holds at most unless one sample is larger
+PER_SHARD, SHARD_BYTES = 64, 16 << 20  # samples of a shard, and what it holds at most unless one sample is larger
 TOGETHER = 2048  # tokens that the target sees at a time, unless one sample is longer
 WORK = b"work"  # the first process to the others
 Report = Callable[[dict[str, Any]], None]
@@ -279,7 +279,8 @@ def _extract(source: Online | VisualSource, side: str, index: torch.Tensor, shar
         missing = longest - rows.tokens.shape[1]
         one = {name: _pad(value, missing) for name, value in vars(found).items() if value is not None}
         parts.append(one if seen is None else {**one, SCORES: _pad(seen, missing, -1.0)})
-    whole = {name: torch.cat([part.pop(name) for part in parts]) for name in list(parts[0])}
+    # one part is not copied
+    whole = parts[0] if len(parts) == 1 else {n: torch.cat([part.pop(n) for part in parts]) for n in list(parts[0])}
     names, scores = sorted(whole), whole.pop(SCORES, None)
     save_shard(folder, side, shard, Features(**whole), scores)
     return names

@@ -25,7 +25,7 @@ from dfrot.pipeline.draft import DataSettings, DraftSettings, extract
 
 torch.set_num_threads(1)
 kind, model, text, out, length = sys.argv[1], Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), int(sys.argv[5])
-data = DataSettings(dataset=text, samples=2, held_out=1, seqlen=length)
+data = DataSettings(dataset=text, samples=1, held_out=1, seqlen=length)
 hf_config(read_json(model / "config.json"), torch.float32)  # transformers imports lazily: let it do so now
 train, _ = load_corpora(text, load_tokenizer(model), data.samples, data.held_out, length, 0)
 before = high_water()
