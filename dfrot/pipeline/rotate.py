@@ -31,7 +31,6 @@ from dfrot.rotation.fuse import Fuser, Rotations
 from dfrot.rotation.gate import gate
 from dfrot.rotation.hadamard import plan as hadamard_plan
 from dfrot.rotation.hadamard import random_orthogonal, randomized
-from dfrot.rotation.heads import refine_heads
 from dfrot.rotation.massive import MassiveRule
 from dfrot.rotation.online import OnlineRotations
 from dfrot.rotation.refine import RefineSettings, refine
@@ -42,7 +41,6 @@ from dfrot_kernels.native import release_memory
 
 KIND = "rotate"
 METHODS = ("dfrot", "hadamard", "orthogonal", "none")
-R2 = ("hadamard", "refined")
 GATE_TOKENS = 256
 CHARACTERS = 12  # of text per token wanted, to begin with
 SPARE = 16 << 20  # bytes beside weights and rotations: tokenizer, journal, evidence
@@ -56,8 +54,7 @@ class RotateSettings:
     dataset: calibration text of dfrot (train split) and tokens of the gate (test split); None lets the gate use
     seeded random ids and excludes dfrot. gamma: weight of massive tokens, a number or "auto". a_bits, a_sym,
     a_clip: the activation quantizer in the loop. massive_rule: as MassiveRule.parse reads it. online: use R3 and R4.
-    r4_block: block of R4, None for the widest. gate: compare with the original before publishing. r2: hadamard
-    (randomised, one per layer) or refined (from there, one per key/value head, on the calibration text)."""
+    r4_block: block of R4, None for the widest. gate: compare with the original before publishing."""
 
     method: str = "dfrot"
     dataset: str | None = "stdlib"
@@ -72,7 +69,6 @@ class RotateSettings:
     online: bool = True
     r4_block: int | None = None
     gate: bool = True
-    r2: str = "hadamard"
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -81,19 +77,10 @@ class RotateSettings:
             raise InputError(f"--seed {self.seed}: needs to lie in 0..2^63-1")
         if self.seqlen < 2:
             raise InputError(f"--seqlen {self.seqlen}: must be at least 2")
-        if self.r2 not in R2:
-            raise InputError(f"--r2 {self.r2!r}: choose one of {', '.join(R2)}")
-        if self.r2 != "hadamard" and self.method == "none":
-            raise InputError("--r2 refined: --method none rotates nothing; take another method")
-        if self.on_data and self.dataset is None:
-            raise InputError("refinement needs text: give a --dataset, or take --method hadamard and --r2 hadamard")
+        if self.method == "dfrot" and self.dataset is None:
+            raise InputError("--method dfrot refines on text: give a --dataset, or take --method hadamard")
         self.refinement()
         MassiveRule.parse(self.massive_rule)
-
-    @property
-    def on_data(self) -> bool:
-        """Whether a calibration text is read."""
-        return self.method == "dfrot" or self.r2 == "refined"
 
     def refinement(self) -> RefineSettings:
         return RefineSettings(
@@ -187,10 +174,10 @@ def _inputs(model: Path, settings: RotateSettings) -> _Inputs:
     calibration, decode, source = None, None, None
     generator = torch.Generator().manual_seed(settings.seed)
     held_out = torch.randint(0, arch.sizes["vocab"], (1, GATE_TOKENS), generator=generator)
-    if settings.dataset is not None and (settings.on_data or _gated(settings)):
+    if settings.dataset is not None and (settings.method == "dfrot" or _gated(settings)):
         tokenizer = load_tokenizer(checkpoint.path)
         source = {"name": settings.dataset}
-        if settings.on_data:
+        if settings.method == "dfrot":
             train = load_text(settings.dataset, "train")
             source["train"] = train.digest
             calibration = text_window(train, tokenizer, settings.seqlen, settings.seed)
@@ -249,8 +236,7 @@ def _without(inputs: _Inputs) -> dict[str, str]:
 def _rotation_bytes(inputs: _Inputs) -> int:
     arch = inputs.arch
     r1 = arch.hidden**2 if _turns(inputs) else 0
-    heads = arch.n_kv_heads if inputs.settings.r2 == "refined" else 1
-    return 0 if inputs.settings.method == "none" else 8 * (r1 + arch.n_layers * heads * arch.head_dim**2)
+    return 0 if inputs.settings.method == "none" else 8 * (r1 + arch.n_layers * arch.head_dim**2)
 
 
 def _work(stage: Stage, inputs: _Inputs, progress: Progress) -> None:
@@ -305,7 +291,9 @@ def _rotations(stage: Stage, inputs: _Inputs, progress: Progress) -> tuple[Rotat
                 matrix = make(arch.hidden, settings.seed)
             made["R1"] = Rotation(matrix, settings.method, settings.seed)
             report["r1"] = _account(made["R1"], arch.hidden)
-        made["R2"], report["r2"] = _values(inputs, progress)
+        per_head = [randomized(arch.head_dim, (settings.seed, 1 + layer)) for layer in range(arch.n_layers)]
+        made["R2"] = Rotation(torch.stack(per_head), "hadamard", settings.seed)
+        report["r2"] = _account(made["R2"], arch.head_dim)
         rotations_file.save(file, made)
         stage.mark("rotation", report)
     found = rotations_file.load(file)
@@ -346,22 +334,6 @@ def _refined(inputs: _Inputs, progress: Progress) -> tuple[Tensor, dict[str, Any
         },
     }
     return result.matrix, report
-
-
-def _values(inputs: _Inputs, progress: Progress) -> tuple[Rotation, dict[str, Any]]:
-    """R2 and its account: a randomised Hadamard per layer, or refined from there per key/value head."""
-    settings, arch = inputs.settings, inputs.arch
-    starts = torch.stack([randomized(arch.head_dim, (settings.seed, 1 + layer)) for layer in range(arch.n_layers)])
-    if settings.r2 == "hadamard":
-        made = Rotation(starts, "hadamard", settings.seed)
-        return made, _account(made, arch.head_dim)
-    assert inputs.calibration is not None
-    runner = BlockRunner(inputs.checkpoint, arch)
-    found = refine_heads(runner, inputs.calibration, starts, settings.refinement(), progress)
-    release_memory()
-    made = Rotation(found.matrices, "refined", settings.seed)
-    errors = {"error_start": found.start, "error": found.error}
-    return made, _account(made, arch.head_dim) | errors
 
 
 def _describe(folder: Path, inputs: _Inputs) -> None:

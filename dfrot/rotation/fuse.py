@@ -29,9 +29,8 @@ CHUNK = 32 << 20  # bytes of float64 that one step computes
 
 @dataclass(frozen=True)
 class Rotations:
-    """What to fuse. r1: float64 [hidden, hidden]; r2: float64 [n, head_dim, head_dim], one for each layer, or for each
-    key/value head of each layer; r4: the transform of down_proj's input, whose online half the runtime applies. All
-    None: the weights stay as they are."""
+    """What to fuse. r1: float64 [hidden, hidden]; r2: float64 [layers, head_dim, head_dim]; r4: the transform of
+    down_proj's input, whose online half the runtime applies. All None: the weights stay as they are."""
 
     r1: Tensor | None = None
     r2: Tensor | None = None
@@ -41,11 +40,9 @@ class Rotations:
         """Raise MismatchError for matrices of another model, UnsupportedError where the architecture refuses."""
         if self.r1 is not None and (reason := arch.spec.refuses("residual")):
             raise UnsupportedError(reason)
-        per_head = self.r2 is not None and len(self.r2) != arch.n_layers
-        count = arch.n_layers * (arch.n_kv_heads if per_head else 1)
         wanted = {
             "R1": (self.r1, (arch.hidden, arch.hidden)),
-            "R2": (self.r2, (count, arch.head_dim, arch.head_dim)),
+            "R2": (self.r2, (arch.n_layers, arch.head_dim, arch.head_dim)),
         }
         for name, (matrix, shape) in wanted.items():
             if matrix is not None and tuple(matrix.shape) != shape:
@@ -167,7 +164,7 @@ class Fuser:
         """Row blocks of T_writes^T W, float64 [n, columns]."""
         total = self.checkpoint.shape(job.source)[0]
         step = max(1, CHUNK // (8 * columns))
-        r1 = self.rotations.r1
+        r1, r2 = self.rotations.r1, self.rotations.r2
         if job.writes == "residual" and r1 is not None:
             whole = self.checkpoint.read(job.source).reshape(total, columns)
             for begin in range(0, total, step):
@@ -179,40 +176,32 @@ class Fuser:
         parts = [(space, self.arch.sizes[rows]) for space, rows in job.parts] or [(job.writes, total)]
         first = 0
         for space, count in parts:
-            yield from self._block(job, columns, first, count, self._r2(job) if space == "v" else None, step)
+            yield from self._block(job, columns, first, count, r2 if space == "v" else None, step)
             first += count
 
     def _block(
         self, job: _Job, columns: int, first: int, count: int, r2: Tensor | None, step: int
     ) -> Iterator[tuple[int, Tensor]]:
-        """Rows first..first + count of a tensor; with R2 [1 or key/value heads, head_dim, head_dim], head by head."""
+        """Rows first..first + count of a tensor; with R2, head by head."""
         size = self.arch.head_dim
         if r2 is not None:
             step = max(1, step // size) * size  # whole heads only
-            r2 = r2.expand(count // size, -1, -1).mT
         end = first + count
         for begin in range(first, end, step):
             rows = self.checkpoint.read_rows(job.source, begin, min(begin + step, end))
             rows = rows.reshape(-1, columns).to(torch.float64)
             if r2 is not None:
-                head = (begin - first) // size
-                heads = rows.reshape(-1, size, columns)
-                rows = torch.matmul(r2[head : head + len(heads)], heads).reshape(-1, columns)
+                rows = torch.matmul(r2[job.layer].T, rows.reshape(-1, size, columns)).reshape(-1, columns)
             yield begin, rows
-
-    def _r2(self, job: _Job) -> Tensor | None:
-        """R2 of a layer, [1 or key/value heads, head_dim, head_dim]."""
-        r2 = self.rotations.r2
-        return None if r2 is None else r2.reshape(self.arch.n_layers, -1, *r2.shape[1:])[job.layer]
 
     def _read(self, rows: Tensor, job: _Job) -> Tensor:
         """Rows [n, columns] times T_reads."""
-        r1, r2, r4 = self.rotations.r1, self._r2(job) if job.reads == "v" else None, self.rotations.r4
+        r1, r2, r4 = self.rotations.r1, self.rotations.r2, self.rotations.r4
         if job.reads == "residual" and r1 is not None:
             return rows @ r1
-        if r2 is not None:
-            heads = rows.reshape(len(rows), len(r2), -1, self.arch.head_dim)  # query heads by their key/value head
-            return (heads @ r2[None]).reshape(rows.shape)
+        if job.reads == "v" and r2 is not None:
+            heads = rows.reshape(len(rows), -1, self.arch.head_dim)
+            return (heads @ r2[job.layer]).reshape(rows.shape)
         if job.reads == "mlp" and r4 is not None:
             return transform(rows, r4)
         return rows

@@ -29,13 +29,6 @@ from dfrot_cli.plan import plan
 @click.option("--a-clip", type=click.FloatRange(0.1, 1.0), default=1.0, show_default=True, help="Its clip ratio.")
 @click.option("--rounds", type=click.IntRange(0), default=100, show_default=True, help="Refinement rounds at most.")
 @click.option("--massive-rule", default="energy", show_default=True, metavar="RULE", help="energy[:T], maxmedian, ...")
-@click.option(
-    "--r2",
-    type=click.Choice(["hadamard", "refined"]),
-    default="hadamard",
-    show_default=True,
-    help="Rotation of values; refined: per head, on the text sample.",
-)
 @click.option("--online/--no-online", default=True, show_default=True, help="R3 and R4; without: an ordinary model.")
 @click.option("--r4-block", type=click.IntRange(1), help="Block of R4; default: the widest known.")
 @click.option("--gate/--no-gate", default=True, show_default=True, help="Compare with the original before publishing.")
@@ -79,8 +72,6 @@ def _summary(evidence: dict[str, Any]) -> dict[str, Any]:
         rows["massive error"] = f"{refined['massive_error_start']:.4g} -> {refined['massive_error']:.4g}"
         rows["common error"] = f"{refined['common_error_start']:.4g} -> {refined['common_error']:.4g}"
         rows["gamma, rounds"] = f"{refined['gamma']:.4g}, {refined['rounds']}"
-    if "error" in (r2 := evidence.get("r2") or {}):
-        rows["error of values"] = f"{r2['error_start']:.4g} -> {r2['error']:.4g} of {r2['size']}"
     if r1 := evidence.get("r1"):
         rows["orthogonality error"] = f"{r1['orthogonality_error']:.2g}"
     elif r2 := evidence.get("r2"):
