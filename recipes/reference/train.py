@@ -186,7 +186,8 @@ def main(work: Path, out: Path, steps: int, seed: int, dataset: str, threads: in
     click.echo(f"train {len(tokens)} tokens, held out {len(held)}, starting at step {first}")
     if not export_only:
         train(recipe, model, opts, pin, tokens, held, work, first)
-    facts = {"recipe": asdict(recipe), "dataset": dataset, "steps_done": recipe.steps if not export_only else first}
+    name = Path(dataset).name if Path(dataset).exists() else dataset  # a path would tie the card to a machine
+    facts = {"recipe": asdict(recipe), "dataset": name, "steps_done": recipe.steps if not export_only else first}
     export_model(model, tokenizer, text[:100_000], held, out, facts)
 
 
