@@ -120,4 +120,4 @@ def kv_attention(
     if bool(bad.any()):
         reached = seen.to(v.dtype).expand(batch, heads, rows, length) @ bad.to(v.dtype)
         out = torch.where(reached > 0, torch.nan, out)
-    return out.transpose(1, 2).to(query.dtype)
+    return out.transpose(1, 2).to(query.dtype).contiguous()

@@ -34,6 +34,7 @@ from dfrot.pipeline.generate import Engine, TextRequest
 from dfrot.pipeline.quantize import QuantizeSettings, quantize
 from dfrot.pipeline.rotate import RotateSettings, rotate
 from dfrot.quant.scheme import QuantScheme
+from dfrot_kernels import native
 
 IMAGE = 90
 TEXT = {
@@ -273,7 +274,8 @@ def test_the_makers_processor_feeds_generation(tmp_path: Path, monkeypatch: pyte
         texts.append("".join(generation))
         assert generation.usage == (len(ids), 8)
     assert texts[0] != texts[1]
-    assert engine.target.native.report()["steps"] >= 14  # decoding is the native call, whatever came before
+    if native.available_isas():
+        assert engine.target.native.report()["steps"] >= 14  # decoding is the native call, whatever came before
     with pytest.raises(InputError, match="holds the token of images but no image"):
         engine.start(TextRequest((0, 5, IMAGE), 4))
     with pytest.raises(InputError, match="refused by the model's processor"):

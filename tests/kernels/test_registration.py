@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -262,3 +263,10 @@ def test_a_forked_child_can_compute():
     )
     done = run(code)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_install_with_a_compiler_has_the_library() -> None:
+    """Everything else would pass without it, in plain torch: a build that lost it must not go unseen."""
+    if shutil.which("c++") is None or os.environ.get("DFQ_NO_NATIVE") or os.environ.get("DFQ_IMPL") == "reference":
+        pytest.skip("a pure install")
+    assert native.available_isas()

@@ -176,7 +176,8 @@ def test_views_misaligned_memory_and_no_rows(isa, example):
         assert torch.equal(p.linear(x), p.linear(x.contiguous()))
         assert torch.equal(p.linear(x.unflatten(0, (3, 4))), p.linear(x).unflatten(0, (3, 4)))
         odd = wide.flatten()[1 : 1 + 5 * 66].view(5, 66)
-        assert torch.equal(p.linear(odd), p.linear(odd.clone()))
+        if isa != "reference":  # torch's own products depend on where their operands lie
+            assert torch.equal(p.linear(odd), p.linear(odd.clone()))
         assert p.linear(x[:0]).shape == (0, 50)
         assert p.linear(x[3]).shape == (50,)
     q, x_scale, x_zero = tokens(9, 66)
