@@ -101,6 +101,7 @@ def test_two_processes_draw_the_curve_of_one(chats: Path, alone: Path, tmp_path:
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.slow  # several runs of torchrun
 def test_a_sharded_run_is_killed_and_goes_on(chats: Path, alone: Path, tmp_path: Path) -> None:
     """On as many processes, and on one without sharding: one curve, and a draft like any other."""
     out = tmp_path / "shared"
