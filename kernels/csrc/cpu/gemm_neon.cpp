@@ -1,25 +1,3 @@
 // Products of the tile16 family with many rows on 64-bit ARM, what every 64-bit ARM processor has.
-#include <arm_neon.h>
-
-#include <cstring>
-
-#include "../dfq_kernels.h"
-#include "gemm.h"
-
-namespace dfq {
-namespace {
-
-#define DFQ_NEON
-#include "convert.inc"
-#include "unroll.inc"
-#include "arm.inc"
-#include "gemm_arm.inc"
-
-}  // namespace
-
-const GemmKernels neon_gemm = {
-    HEIGHT,     1,                integer_bytes,  float_bytes, pack_integer, pack_float,
-    work_bytes, multiply_integer, multiply_float,
-};
-
-}  // namespace dfq
+#define DFQ_UNIT neon_gemm
+#include "gemm_unit_arm.inc"

@@ -65,7 +65,9 @@ bool arm_feature([[maybe_unused]] int word, [[maybe_unused]] int bit, [[maybe_un
 // Weakest first. A set takes over from a weaker one what it would not do better.
 struct Choice {
   Family family;
-  bool (*runs)();  // null: everywhere
+  bool (*has)();  // null: everywhere
+
+  bool runs() const { return !has || has(); }
 };
 
 const Choice CHOICES[] = {
@@ -95,7 +97,7 @@ const Choice CHOICES[] = {
 
 const Family* find(int isa) {
   for (const Choice& choice : CHOICES) {
-    if (choice.family.isa == isa) return !choice.runs || choice.runs() ? &choice.family : nullptr;
+    if (choice.family.isa == isa) return choice.runs() ? &choice.family : nullptr;
   }
   return nullptr;
 }
@@ -103,7 +105,7 @@ const Family* find(int isa) {
 const Family* best() {
   const Family* found = &CHOICES[0].family;
   for (const Choice& choice : CHOICES) {
-    if (!choice.runs || choice.runs()) found = &choice.family;
+    if (choice.runs()) found = &choice.family;
   }
   return found;
 }

@@ -1,29 +1,3 @@
 // The tile16 family on 64-bit ARM, what every 64-bit ARM processor has.
-#include <arm_neon.h>
-
-#include <cstring>
-
-#include "../dfq_kernels.h"
-#include "tiled.h"
-
-namespace dfq {
-namespace {
-
-constexpr int64_t AHEAD = 1024;
-
-#define DFQ_NEON
-#include "convert.inc"
-#include "arm.inc"
-#include "height.inc"
-#include "tiled_pack.inc"
-#include "tiled_arm.inc"
-#include "tiled_rows.inc"
-
-}  // namespace
-
-const TiledKernels neon_tiled = {
-    pack_tiles,   unpack_tiles,  sum_codes,       float_bytes,    prepare_float,
-    decode_float, integer_bytes, prepare_integer, decode_integer,
-};
-
-}  // namespace dfq
+#define DFQ_UNIT neon_tiled
+#include "tiled_unit_arm.inc"
