@@ -145,10 +145,14 @@ class Adaptive:
         self.turns: list[tuple[int, str]] = []  # (round, what is done from there on)
 
     @property
+    def known(self) -> tuple[tuple[float, ...], ...]:
+        """The record's rates."""
+        return () if self.rates is None else self.rates.of(self.greedy)
+
+    @property
     def table(self) -> tuple[tuple[float, ...], ...]:
         """Rates of this text: the record's times how often guesses stood, over how often they should have."""
-        known = () if self.rates is None else self.rates.of(self.greedy)
-        return scaled(known, self.stood / self.expected)
+        return scaled(self.known, self.stood / self.expected)
 
     @property
     def measures(self) -> bool:
@@ -186,13 +190,12 @@ class Adaptive:
     def to_dict(self) -> dict[str, Any]:
         """JSON: the first choice, every measured shape with its costs, and later turns."""
         shape, gain = self.began
-        known = () if self.rates is None else self.rates.of(self.greedy)
         return {
             "shape": None if shape is None else shape.name,
             "expected_speedup": gain,
             "trees_considered": self.rates is not None and self.rates.ranked,
             "seconds": self.seconds,
-            "measured": [one.to_dict(known) for one in self.options],
+            "measured": [one.to_dict(self.known) for one in self.options],
             "turns": [{"round": number, "shape": name} for number, name in self.turns],
             "acceptance_over_record": self.stood / self.expected,
         }
@@ -204,7 +207,7 @@ class Adaptive:
 
     def saw(self, tree: Tree, path: Sequence[int]) -> None:
         """A round's tree and the nodes that were accepted, the root first."""
-        known = () if self.rates is None else self.rates.of(self.greedy)
+        known = self.known
         for depth, node in enumerate(path):
             if known and (children := len(tree.children(node))):
                 self.expected += sum(known[min(depth, len(known) - 1)][:children])

@@ -49,7 +49,7 @@ class Meter:
     ) -> None:
         """cache: holds a text, state: all its slots; token: what comes next, `feature` [1, f] and `place` int64 [1]:
         what the draft needs to take it over."""
-        self.target, self.model, self.state, self.cache = target, draft, state, cache
+        self.target, self.state, self.cache = target, state, cache
         self.feature, self.place, self.token = feature, place, token
         self.past, self.mark = int(cache.get_seq_length()), state.mark()
         self.embedded, of_target = target.embed(torch.tensor([token])), guess_head(target, draft)
@@ -73,8 +73,8 @@ class Meter:
         return self._of("step", self._step)
 
     def verify(self, shape: Shape) -> float:
-        if shape.topk > 1 and shape not in self.grown:
-            self.grown[shape] = tuple(self._tree(shape).parents)
+        if shape.topk > 1:
+            self.draft(shape)  # whose tree it is
         parents = tuple(range(-1, shape.depth)) if shape.topk == 1 else self.grown[shape]
         return self._of(parents, lambda: self._verify(list(parents)))
 

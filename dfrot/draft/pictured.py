@@ -151,6 +151,13 @@ def pictured(dataset: str) -> bool:
     path = Path(dataset)
     if dataset == shapes.NAME or path.suffix != ".jsonl" or not path.is_file():
         return dataset == shapes.NAME
+    told = path.stat()
+    return _holds_images(path, told.st_mtime_ns, told.st_size)
+
+
+@functools.lru_cache(maxsize=8)
+def _holds_images(path: Path, *_: int) -> bool:
+    """Read once for all who ask, as long as the file's time and size stay."""
     return any("images" in row for row, _ in read_rows(path))
 
 

@@ -26,8 +26,7 @@ WORD = 32
 
 def _words(packed: Tensor) -> Tensor:
     """A byte string per row uint8 [N, B] -> int32 [N, ceil(B / 4)], little-endian."""
-    whole = functional.pad(packed, (0, -packed.shape[1] % 4))
-    return whole.flatten().view(torch.int32).reshape(len(packed), -1)  # a single row may have any stride
+    return functional.pad(packed, (0, -packed.shape[1] % 4)).contiguous().view(torch.int32)
 
 
 def _zero_points(weight: PackedWeight) -> Tensor:

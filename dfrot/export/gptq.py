@@ -23,7 +23,7 @@ WORD = 32
 def _pack_last(codes: Tensor, bits: int) -> Tensor:
     """codes uint8 [R, C] -> int32 [R, C bits / 32], first element in the low bits."""
     packed: Tensor = torch.ops.dfq.pack(codes.contiguous(), bits)
-    return packed.flatten().view(torch.int32).reshape(len(codes), -1)  # a single row may have any stride
+    return packed.contiguous().view(torch.int32)
 
 
 def plan(source: Source) -> list[TensorPlan]:

@@ -20,7 +20,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         return codes.clone()
     if bits == 4:
         padded = torch.nn.functional.pad(codes, (0, k % 2))
-        return padded[:, 0::2] | (padded[:, 1::2] << 4)
+        bytes_of = padded[:, 0::2] | (padded[:, 1::2] << 4)
+        return bytes_of.flatten().view(n, width)  # a single row or column keeps the inputs' strides otherwise
     spread = (codes.unsqueeze(-1) >> torch.arange(bits, dtype=torch.uint8, device=codes.device)) & 1
     stream = torch.nn.functional.pad(spread.reshape(n, k * bits), (0, width * 8 - k * bits))
     weights = 2 ** torch.arange(8, dtype=torch.int32, device=codes.device)

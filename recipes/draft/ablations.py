@@ -82,9 +82,8 @@ class Judge:
     outputs it must repeat are those of the same path."""
 
     def __init__(self, folder: Path, dataset: str, prompts: int, count: int) -> None:
-        self.folder, self.dataset, self.prompts = folder, dataset, prompts
-        self.limits = Limits(count, ends_of(open_target(folder)) if pictured(dataset) else frozenset())
-        self.known: dict[tuple[int, ...], tuple[Target, list[list[int]]]] = {}
+        self.folder, self.dataset, self.prompts, self.count = folder, dataset, prompts, count
+        self.known: dict[tuple[int, ...], tuple[Target, Limits, list[list[int]]]] = {}
 
     def asked(self, keep: float) -> list[Asked]:
         """The held-out prompts."""
@@ -98,13 +97,14 @@ class Judge:
         layers = draft.config.aux_layers
         if layers not in self.known:
             target = open_target(self.folder, layers)
-            told = [plain(target, one.ids, self.limits, GREEDY, images=one.images).tokens for one in asked]
-            self.known[layers] = (target, told)
-        target, told = self.known[layers]
+            limits = Limits(self.count, ends_of(target) if pictured(self.dataset) else frozenset())
+            told = [plain(target, one.ids, limits, GREEDY, images=one.images).tokens for one in asked]
+            self.known[layers] = (target, limits, told)
+        target, limits, told = self.known[layers]
         found: dict[str, Any] = {"parameters": draft.count()}
         for name, shape in SHAPES.items():
             outs: list[Output] = [
-                speculative(target, draft, one.ids, self.limits, GREEDY, shape, images=one.images) for one in asked
+                speculative(target, draft, one.ids, limits, GREEDY, shape, images=one.images) for one in asked
             ]
             same = sum(out.tokens == tokens for out, tokens in zip(outs, told))
             found[name] = {**summary(outs), "identical": f"{same}/{len(outs)}"}
