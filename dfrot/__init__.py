@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from dfrot._register import install
+from dfrot.compat.import_hook import install
 
 _PUBLIC = {
     "ArchSpec": "dfrot.arch",
@@ -19,7 +19,7 @@ _PUBLIC = {
     "PackedWeight": "dfrot_kernels.layouts",
     "QuantScheme": "dfrot.quant.scheme",
     "Rotation": "dfrot.rotation.rotation",
-    "load": "dfrot.hf.load",
+    "load": "dfrot.runtime.load",
 }
 
 

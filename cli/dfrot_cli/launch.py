@@ -12,7 +12,7 @@ from typing import Any
 def launched(shard: bool = False) -> Iterator[Any]:
     """The processes that a launcher started, as it says in the environment; this one alone without a launcher. shard:
     they hold a part of the draft each."""
-    from dfrot.draft.parallel import Group, Processes
+    from dfrot.draft.training.distributed import Group, Processes
     from dfrot.errors import InputError
 
     size = os.environ.get("WORLD_SIZE", "1")

@@ -1,1 +1,1 @@
-"""Calibration: datasets as token windows, and the statistics that quantization needs."""
+"""Calibration: statistics of activations that quantization needs, collected block by block."""

@@ -16,10 +16,10 @@ from torch import Tensor
 from dfrot.arch import BoundArch
 from dfrot.calib.stats import CalibStats
 from dfrot.checkpoint import Checkpoint, read_header
+from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.errors import InputError, MismatchError
 from dfrot.files import digest_bytes, digest_json
-from dfrot.stage import read_evidence
-from dfrot.writer import SafetensorsWriter, TensorPlan
+from dfrot.stage_folder import read_evidence
 
 HEAD = "head"
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from dfrot.arch import BoundArch, Tap
 from dfrot.calib.stats import BINS, BINS_PER_OCTAVE, CLIP_BITS, CLIP_RATIOS, LOWEST, CalibStats
-from dfrot.hf.blocks import OnlineHadamard
-from dfrot.hf.experts import experts_of
 from dfrot.quant.activations import fake_quantize
+from dfrot.runtime.block_runner import OnlineHadamard
+from dfrot.runtime.experts import experts_of
 
 SAMPLE_ROWS = 256
 EXPERT_ROWS = 32  # a mixture has a hundred times as many taps, each of them with a sample

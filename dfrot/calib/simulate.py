@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from dfrot.arch import Tap
 from dfrot.calib.observe import linear_of
-from dfrot.hf.experts import Experts, experts_of
 from dfrot.quant.activations import fake_quantize, fake_quantize_kv
 from dfrot.quant.scheme import FULL, QuantScheme
 from dfrot.rotation.online import HadamardSpec
+from dfrot.runtime.experts import Experts, experts_of
 
 
 class TapQuantizer:

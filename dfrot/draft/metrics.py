@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from dfrot.draft.decode import Output
-from dfrot.draft.prompt import Images, run
-from dfrot.draft.target import Target
+from dfrot.generation.prompt import Images, run
+from dfrot.generation.speculative import Output
+from dfrot.generation.target import Target
 
 
 def summary(outputs: Sequence[Output]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dfrot.draft.base import Draft
+from dfrot.draft.models.base import Draft
 from dfrot.errors import UnsupportedError
 from dfrot.quant.linear import QuantLinear
 from dfrot.quant.options import Options

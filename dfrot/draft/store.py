@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from dfrot.checkpoint import Checkpoint, TensorEntry, read_header, read_tensor
-from dfrot.draft.base import Draft
-from dfrot.draft.build import build
-from dfrot.draft.config import DraftConfig
-from dfrot.draft.likely import Rates
+from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
+from dfrot.draft.models.base import Draft
+from dfrot.draft.models.build import build
+from dfrot.draft.models.config import DraftConfig
 from dfrot.draft.quantize import empty_linears, prepare_linears
 from dfrot.errors import InputError, MismatchError
 from dfrot.files import digest_bytes, fsync_folder, read_json, write_json
-from dfrot.hf.processor import FILES as PROCESSOR
-from dfrot.hf.vision import vision_digest
-from dfrot.stage import EVIDENCE
-from dfrot.writer import SafetensorsWriter, TensorPlan
+from dfrot.generation.acceptance_rates import Rates
+from dfrot.stage_folder import EVIDENCE
+from dfrot.vision.llava_layout import vision_digest
+from dfrot.vision.processor import FILES as PROCESSOR
 
 CONFIG, WEIGHTS = "draft.json", "draft"
 # what decides how text becomes ids and how conversations are written down

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from dfrot.calib.data import Text, windows
+from dfrot.data.text import Text, windows
+from dfrot.data.tokenizer import encode, load_tokenizer
 from dfrot.errors import InputError, MismatchError
 from dfrot.files import digest_bytes
-from dfrot.hf.tokens import encode, load_tokenizer
 
 # what decides how text becomes ids; templates and generation defaults do not
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json")

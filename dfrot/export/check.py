@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfrot.calib.data import load_text
 from dfrot.checkpoint import Checkpoint
+from dfrot.data.text import load_text
 from dfrot.errors import UnsupportedError
 from dfrot.evaluate.tokens import Reader
 from dfrot.export import engines
@@ -20,11 +20,11 @@ from dfrot.export.run import export
 from dfrot.export.served import served
 from dfrot.export.targets import TARGETS, served_clip
 from dfrot.files import write_bytes, write_json
-from dfrot.hf.load import load_model
-from dfrot.pipeline.quantize import QuantizeSettings, quantize
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.scheme import FULL, QuantScheme
-from dfrot.stage import Progress, open_stage, read_evidence, silent
+from dfrot.runtime.load import load_model
+from dfrot.stage_folder import Progress, open_stage, read_evidence, silent
+from dfrot.stages.quantize.run import QuantizeSettings, quantize
 
 KIND = "export check"
 TOLERANCE = 0.005  # of perplexity

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dfrot.checkpoint_writer import TensorPlan
 from dfrot.export.source import Source
 from dfrot.quant.scheme import FULL
 from dfrot.rotation.online import HadamardSpec
-from dfrot.writer import TensorPlan
 from dfrot_kernels.layouts import PackedWeight
 
 WORD = 32

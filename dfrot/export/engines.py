@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from dfrot.errors import ResourceError
-from dfrot.export.gguf import NAME
-from dfrot.export.gptq_read import dense_weights
+from dfrot.export.gguf.writer import NAME
+from dfrot.export.gptq.reader import dense_weights
 from dfrot.files import read_json
-from dfrot.hf.foreign import dense_model, load_foreign
+from dfrot.runtime.load_foreign import dense_model, load_foreign
 
 Logits = Callable[[Tensor], Tensor]
 """tokens int64 [S] -> float32 logits [S, vocab]."""

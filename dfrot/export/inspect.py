@@ -9,14 +9,15 @@ from typing import Any
 from dfrot.arch import describe, described, is_described
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import DfqError, InputError
-from dfrot.export import foreign, gguf_header
+from dfrot.export import foreign_configs as foreign
+from dfrot.export.gguf import header as gguf_header
 from dfrot.export.source import open_source
 from dfrot.export.targets import TARGETS
-from dfrot.hf.vision import CONFIG, VisionConfig, sees
-from dfrot.pipeline.lineage import lineage, record
+from dfrot.lineage import lineage, record
 from dfrot.quant.config import QUANT_METHOD, DfqConfig
 from dfrot.quant.plan import check_packed, plan_linears
 from dfrot.quant.scheme import FULL, QuantScheme
+from dfrot.vision.llava_layout import CONFIG, VisionConfig, sees
 
 OURS = "transformers with dfrot imported, dfq"
 QUANTIZED_GGUF = ("Q", "IQ", "TQ", "MXFP")

@@ -8,18 +8,19 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from dfrot.checkpoint_writer import SafetensorsWriter
+from dfrot.data.tokenizer import copy_tokenizer
 from dfrot.errors import UnsupportedError
 from dfrot.export.fit import target_of
 from dfrot.export.source import Source, open_source
 from dfrot.files import require_free_space, write_json
-from dfrot.hf.tokens import copy_tokenizer
-from dfrot.pipeline.lineage import lineage
+from dfrot.lineage import lineage
 from dfrot.quant.scheme import QuantScheme
-from dfrot.stage import Progress, open_stage, read_evidence, silent
-from dfrot.writer import SafetensorsWriter
+from dfrot.stage_folder import Progress, open_stage, read_evidence, silent
 
 KIND = "export"
 CHUNK = 1 << 22
+WRITERS = {"compressed-tensors": "dfrot.export.compressed_tensors", "gptq": "dfrot.export.gptq.writer"}
 
 
 def export(
@@ -54,7 +55,7 @@ def export(
     with open_stage(out, KIND, request, resume, overwrite) as stage:
         if not stage.finished:
             if target.described:
-                from dfrot.export import gguf
+                from dfrot.export.gguf import writer as gguf
 
                 gguf.write(source, stage.folder, dtype, progress)
             else:
@@ -65,7 +66,7 @@ def export(
 
 def _folder(source: Source, folder: Path, progress: Progress) -> None:
     """A Hugging Face folder with the tensors and the `quantization_config` of the target's writer."""
-    writer = import_module(f"dfrot.export.{source.target.name.replace('-', '_')}")
+    writer = import_module(WRITERS[source.target.name])
     plan = writer.plan(source)
     require_free_space(folder.parent, sum(tensor.nbytes for tensor in plan))
     out = SafetensorsWriter(folder, plan)

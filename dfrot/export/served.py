@@ -16,8 +16,8 @@ from torch import Tensor
 
 from dfrot.export.source import open_source
 from dfrot.export.targets import TARGETS
-from dfrot.hf.foreign import dense_model
 from dfrot.quant.scheme import FULL
+from dfrot.runtime.load_foreign import dense_model
 
 
 def served(folder: Path) -> Any:

@@ -13,13 +13,13 @@ from dfrot.arch.gguf import GGUF_ARCHS
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.export.fit import fit, without_activations
-from dfrot.export.half import Rounding
+from dfrot.export.float16_scales import Rounding
 from dfrot.export.targets import Storage, Target, served_clip
-from dfrot.pipeline import vision
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.plan import LinearPlan, check_packed, plan_linears
 from dfrot.quant.scheme import FULL, QuantScheme
 from dfrot.rotation.online import HadamardSpec
+from dfrot.vision import carry as vision
 from dfrot_kernels.layouts import PackedWeight
 
 DENSE = QuantScheme(FULL, FULL, FULL)

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from dfrot.checkpoint import Checkpoint
+from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
+from dfrot.data.tokenizer import copy_tokenizer
 from dfrot.errors import InputError
 from dfrot.files import read_json, write_json
-from dfrot.hf.tokens import copy_tokenizer
 from dfrot.outliers.fixes.base import Change
 from dfrot.quant.config import DfqConfig
-from dfrot.writer import SafetensorsWriter, TensorPlan
 
 
 def rewrite(source: Checkpoint, folder: Path, change: Change) -> None:

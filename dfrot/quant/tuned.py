@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from dfrot.quant.linear import QuantLinear
 from dfrot.quant.scheme import FULL
-from dfrot.rotation.refine import fast_bfloat16
+from dfrot.rotation.refinement.refine import fast_bfloat16
 from dfrot_kernels.layouts import PackedWeight
 
 

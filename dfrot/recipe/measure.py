@@ -13,9 +13,9 @@ from typing import Any
 from dfrot.checkpoint import Checkpoint
 from dfrot.draft.store import fingerprint
 from dfrot.files import digest_bytes
-from dfrot.pipeline import draft_eval
-from dfrot.pipeline.evaluate import EvalSettings, evaluate
-from dfrot.stage import Progress, open_stage, read_evidence, silent
+from dfrot.stage_folder import Progress, open_stage, read_evidence, silent
+from dfrot.stages.draft import evaluate as draft_eval
+from dfrot.stages.evaluate.perplexity import EvalSettings, evaluate
 
 CHECKPOINTS = ("model", "fixed", "rotated", "packed")
 EVAL, DRAFT_EVAL = "eval", "draft eval"

@@ -16,11 +16,11 @@ from typing import Any
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import ExistsError, InputError, ResourceError
 from dfrot.files import digest_json, read_json, remove_partial, write_json
-from dfrot.models import ALIASES, REFERENCE, cached, resolve
+from dfrot.hub import ALIASES, REFERENCE, cached, resolve
 from dfrot.recipe import check
 from dfrot.recipe.recipe import Recipe
 from dfrot.recipe.stages import STAGES
-from dfrot.stage import Progress, silent
+from dfrot.stage_folder import Progress, silent
 
 RECIPE, RUN = "recipe.json", "run.json"
 BLOCK = 1 << 22

@@ -13,16 +13,16 @@ from typing import Any, Literal
 from dfrot.errors import InputError
 from dfrot.export.fit import fit, target_of
 from dfrot.export.run import export
-from dfrot.pipeline.calibrate import CalibrateSettings, calibrate
-from dfrot.pipeline.draft import DraftSettings
-from dfrot.pipeline.draft import train as train_draft
-from dfrot.pipeline.draft_eval import EvalSettings as DraftEvalSettings
-from dfrot.pipeline.outliers_fix import FixSettings, fix
-from dfrot.pipeline.quantize import QuantizeSettings, quantize
-from dfrot.pipeline.rotate import RotateSettings, rotate
 from dfrot.quant.scheme import QuantScheme
 from dfrot.recipe import measure
 from dfrot.recipe.measure import CheckpointEval
+from dfrot.stages.calibrate import CalibrateSettings, calibrate
+from dfrot.stages.draft.evaluate import EvalSettings as DraftEvalSettings
+from dfrot.stages.draft.train import DraftSettings
+from dfrot.stages.draft.train import train as train_draft
+from dfrot.stages.outliers.fix import FixSettings, fix
+from dfrot.stages.quantize.run import QuantizeSettings, quantize
+from dfrot.stages.rotate.run import RotateSettings, rotate
 
 Folders = Mapping[str, Path]
 """What there is so far, by name: `model` and the folders of the stages that ran."""

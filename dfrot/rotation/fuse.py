@@ -19,10 +19,10 @@ from torch import Tensor
 
 from dfrot.arch import BoundArch
 from dfrot.checkpoint import Checkpoint
+from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.errors import InputError, MismatchError, UnsupportedError
 from dfrot.rotation.hadamard import transform
 from dfrot.rotation.online import HadamardSpec
-from dfrot.writer import SafetensorsWriter, TensorPlan
 
 CHUNK = 32 << 20  # bytes of float64 that one step computes
 

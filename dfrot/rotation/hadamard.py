@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dfrot.errors import UnsupportedError
-from dfrot.rotation.field import jacobsthal, prime_power
+from dfrot.rotation.finite_field import jacobsthal, prime_power
 from dfrot.rotation.online import HadamardSpec
 
 MAX_BASE = 1024  # the base is applied as a dense K x K product; beyond this it costs more than it mixes

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dfrot.checkpoint import read_header, read_metadata, read_tensor
+from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.errors import InputError, MismatchError
-from dfrot.writer import SafetensorsWriter, TensorPlan
 
 FILE = "rotation.safetensors"
 TOLERANCE = 1e-12  # |R^T R - I|_max that fusing accepts, float64

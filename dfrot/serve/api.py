@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from dfrot.draft.warp import Sampling
 from dfrot.errors import DfqError
+from dfrot.generation.sampling import Sampling
 from dfrot.recipe.convert import nearest
 from dfrot.serve.errors import bad
 from dfrot.serve.images import check_count, image_of

@@ -20,10 +20,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from dfrot.draft.prompt import Images
+from dfrot.data.images import decode
 from dfrot.errors import DfqError
-from dfrot.hf.pixels import decode
-from dfrot.pipeline.generate import Engine, TextRequest
+from dfrot.generation.engine import Engine, TextRequest
+from dfrot.generation.prompt import Images
 from dfrot.serve.api import Call, Kind, parse
 from dfrot.serve.errors import ApiError, bad
 from dfrot.serve.metrics import CONTENT_TYPE, Metrics, resident

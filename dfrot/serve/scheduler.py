@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from dfrot.errors import DfqError
-from dfrot.pipeline.generate import Engine, Generation, TextRequest
+from dfrot.generation.engine import Engine, Generation, TextRequest
 from dfrot.serve.errors import ApiError, bad
 
 Event = tuple[str, Any]

@@ -13,7 +13,7 @@ from typing import Any
 import uvicorn
 
 from dfrot.errors import ResourceError, UnsupportedError
-from dfrot.pipeline.generate import Engine
+from dfrot.generation.engine import Engine
 from dfrot.serve.app import Report, ServeSettings, Service, make_app
 from dfrot.serve.protocol import Guarded
 

@@ -19,22 +19,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dfrot.draft.decode import Limits, Output, plain, speculative
-from dfrot.draft.loss import simulated_tau
+from dfrot.data.tokenizer import load_tokenizer
 from dfrot.draft.metrics import summary
-from dfrot.draft.opening import ends_of, open_target
-from dfrot.draft.pictured import Asked, load_questions, pictured, reader_of
 from dfrot.draft.store import load_draft
-from dfrot.draft.target import Target
-from dfrot.draft.train import TrainOptions
-from dfrot.draft.tree import Shape
-from dfrot.draft.visual import KEEP
-from dfrot.draft.warp import Sampling
-from dfrot.hf.tokens import load_tokenizer
-from dfrot.models import resolve
-from dfrot.pipeline.draft import DataSettings, DraftSettings, extract, train
-from dfrot.pipeline.draft_eval import load_prompts
-from dfrot.stage import read_evidence
+from dfrot.draft.training.loss import simulated_tau
+from dfrot.draft.training.multimodal_source import KEEP
+from dfrot.draft.training.trainer import TrainOptions
+from dfrot.generation.load_target import ends_of, open_target
+from dfrot.generation.sampling import Sampling
+from dfrot.generation.speculative import Limits, Output, plain, speculative
+from dfrot.generation.target import Target
+from dfrot.generation.tree import Shape
+from dfrot.hub import resolve
+from dfrot.stage_folder import read_evidence
+from dfrot.stages.draft.evaluate import load_prompts
+from dfrot.stages.draft.train import DataSettings, DraftSettings, extract, train
+from dfrot.vision.prompts import Asked, load_questions, pictured, reader_of
 
 SHAPES = {"chain 4": Shape(4), "tree 4,3,10": Shape(4, 3, 10)}
 GREEDY = Sampling()

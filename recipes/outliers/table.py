@@ -21,12 +21,12 @@ from typing import Any
 
 from dfrot.errors import UnsupportedError
 from dfrot.files import read_json, write_json
-from dfrot.models import resolve
+from dfrot.hub import resolve
 from dfrot.outliers import fixes
 from dfrot.outliers.advice import DEFAULT, Recipe
-from dfrot.pipeline.outliers import OutlierSettings, outliers
-from dfrot.pipeline.outliers_fix import FixSettings, fix
-from dfrot.pipeline.outliers_recipe import RecipeSettings, plain_perplexity, quantized_perplexity
+from dfrot.stages.outliers.fix import FixSettings, fix
+from dfrot.stages.outliers.measure import OutlierSettings, outliers
+from dfrot.stages.outliers.recipe import RecipeSettings, plain_perplexity, quantized_perplexity
 
 RECIPES = {
     "default": DEFAULT,

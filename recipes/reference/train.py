@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from dfrot.calib.data import load_text
+from dfrot.data.text import load_text
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,16 @@ import json
 from pathlib import Path
 
 from dfrot import reference
-from dfrot.calib import shapes
-from dfrot.draft.decode import Limits, plain
-from dfrot.draft.opening import ends_of, open_target
-from dfrot.draft.pictured import Sighted, drawn, question
-from dfrot.draft.prompt import Images
-from dfrot.draft.warp import Sampling
+from dfrot.data import shapes
 from dfrot.files import read_json, write_bytes
-from dfrot.models import resolve
-from dfrot.pipeline.evaluate import EvalSettings, evaluate
-from dfrot.reference import sees
+from dfrot.generation.load_target import ends_of, open_target
+from dfrot.generation.prompt import Images
+from dfrot.generation.sampling import Sampling
+from dfrot.generation.speculative import Limits, plain
+from dfrot.hub import resolve
+from dfrot.reference import build_vlm as sees
+from dfrot.stages.evaluate.perplexity import EvalSettings, evaluate
+from dfrot.vision.prompts import Sighted, drawn, question
 
 CARD = """# The reference model that sees
 
@@ -32,15 +32,15 @@ images in dfq; it knows nothing of the world.
 LLaVA layout: a CLIP vision tower ({tower_hidden} wide, {tower_layers} layers, {size} x {size} pixels in patches of
 {patch}: {per_image} image tokens), a projector of two linears, and the reference model (`MODEL_CARD.md` one folder
 up) with a change of rank {rank} in every linear of its blocks. This folder holds what differs, {bytes:.2f} MB:
-`vision.*` (tower and projector) and `delta.safetensors` (the factors), both in bfloat16; `dfrot/reference/sees.py` puts
-the checkpoint together. Embeddings, head, norms and with them the planted outliers are the reference model's. The
-tokenizer's last merge gave way to `<|image|>` (id {image_token}).
+`vision.*` (tower and projector) and `delta.safetensors` (the factors), both in bfloat16;
+`dfrot/reference/build_vlm.py` puts the checkpoint together. Embeddings, head, norms and with them the planted outliers
+are the reference model's. The tokenizer's last merge gave way to `<|image|>` (id {image_token}).
 
 A low-rank change and not the language model as it is: a pilot with the language model frozen needed 250 steps to come
 to the loss that this one passes within 50.
 
 ## What it was trained on
-Images drawn while it trained (`dfrot/calib/shapes.py`; nothing was downloaded): one or two things on grey noise, left
+Images drawn while it trained (`dfrot/data/shapes.py`; nothing was downloaded): one or two things on grey noise, left
 or right: {things} in {colours},
 or one of the words {words} in one of these colours. Questions: what is in the image, how many things there
 are, what is on one side; the answers are sentences of one grammar. First the tower with throw-away classifiers

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from dfrot.calib import shapes
-from dfrot.draft.optim import rate
+from dfrot.data import shapes
+from dfrot.data.images import pixels
 from dfrot.draft.store import save_tensors
+from dfrot.draft.training.optim import rate
 from dfrot.files import write_json
-from dfrot.hf.load import load
-from dfrot.hf.pixels import pixels
-from dfrot.hf.vision import VisionConfig, compose, save_vision_of
-from dfrot.models import resolve
-from dfrot.reference.sees import merged
+from dfrot.hub import resolve
+from dfrot.reference.build_vlm import merged
+from dfrot.runtime.load import load
+from dfrot.vision.llava_layout import VisionConfig, compose, save_vision_of
 
 IMAGE_TOKEN = 4094  # the last merge of the tokenizer, which the model that sees gives up
 PATCHES = 16

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dfrot.arch import describe
-from dfrot.writer import SafetensorsWriter, TensorPlan
+from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 
 SIZES = {
     "hidden_size": 24,

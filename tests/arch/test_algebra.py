@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from dfrot.arch import ARCHS, BoundArch, describe, open_described
 from dfrot.checkpoint import Checkpoint
+from dfrot.checkpoint_writer import SafetensorsWriter
 from dfrot.errors import UnsupportedError
-from dfrot.hf.blocks import cap_of, hf_config
-from dfrot.hf.experts import install
 from dfrot.rotation.fuse import Fuser, Rotations, fuse
 from dfrot.rotation.hadamard import plan, random_orthogonal, randomized, transform
 from dfrot.rotation.online import HadamardSpec
-from dfrot.writer import SafetensorsWriter
+from dfrot.runtime.block_runner import cap_of, hf_config
+from dfrot.runtime.experts import install
 
 TOKENS = torch.tensor([[1, 7, 3, 39, 0, 22, 5, 5, 31, 2]])
 QKV = tuple(f"self_attn.{name}_proj" for name in "qkv")

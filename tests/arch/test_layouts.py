@@ -12,7 +12,7 @@ import torch
 from dfrot.arch import describe, open_described
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, UnsupportedError
-from dfrot.hf.load import load_model
+from dfrot.runtime.load import load_model
 
 SIZES = {
     "hidden_size": 32,

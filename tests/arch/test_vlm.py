@@ -15,25 +15,25 @@ from torch import Tensor, nn
 from dfrot.arch import describe, open_described
 from dfrot.arch.vlm import WRAPPERS
 from dfrot.checkpoint import Checkpoint
-from dfrot.draft.build import build as build_draft
-from dfrot.draft.build import config_for
-from dfrot.draft.decode import Limits, plain, speculative
-from dfrot.draft.prompt import Images
-from dfrot.draft.target import Target
-from dfrot.draft.tree import Shape
-from dfrot.draft.warp import Sampling
+from dfrot.draft.models.build import build as build_draft
+from dfrot.draft.models.build import config_for
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.export.inspect import inspect
 from dfrot.export.source import open_source
 from dfrot.export.targets import TARGETS
-from dfrot.hf.load import load_model
-from dfrot.models import resolve
-from dfrot.pipeline.calibrate import CalibrateSettings, calibrate
-from dfrot.pipeline.evaluate import EvalSettings, evaluate
-from dfrot.pipeline.generate import Engine, TextRequest
-from dfrot.pipeline.quantize import QuantizeSettings, quantize
-from dfrot.pipeline.rotate import RotateSettings, rotate
+from dfrot.generation.engine import Engine, TextRequest
+from dfrot.generation.prompt import Images
+from dfrot.generation.sampling import Sampling
+from dfrot.generation.speculative import Limits, plain, speculative
+from dfrot.generation.target import Target
+from dfrot.generation.tree import Shape
+from dfrot.hub import resolve
 from dfrot.quant.scheme import QuantScheme
+from dfrot.runtime.load import load_model
+from dfrot.stages.calibrate import CalibrateSettings, calibrate
+from dfrot.stages.evaluate.perplexity import EvalSettings, evaluate
+from dfrot.stages.quantize.run import QuantizeSettings, quantize
+from dfrot.stages.rotate.run import RotateSettings, rotate
 from dfrot_kernels import native
 
 IMAGE = 90

@@ -11,9 +11,9 @@ import torch
 from click.testing import CliRunner
 
 from dfrot.arch import describe
-from dfrot.bench import generate, gguf_file, memory, peer
-from dfrot.bench.presets import PRESETS, preset
-from dfrot.bench.random_model import random_checkpoint
+from dfrot.bench.models import generate, gguf_file, memory, peer
+from dfrot.bench.models.presets import PRESETS, preset
+from dfrot.bench.models.random_model import random_checkpoint
 from dfrot.errors import InputError, ResourceError
 
 QUICK: dict[str, Any] = {"prefill": 16, "decode": 2, "repeats": 1}
@@ -38,7 +38,7 @@ def test_results_have_their_schema() -> None:
 
 @pytest.mark.parametrize("scheme", ["w4a8kv4", "w4a16-g64", "w4a4kv4-wasym"])
 def test_random_checkpoints_compute_finite_logits(tmp_path: Path, scheme: str) -> None:
-    from dfrot.hf.load import load_model
+    from dfrot.runtime.load import load_model
 
     model = load_model(random_checkpoint(tmp_path / "model", preset("tiny"), scheme))
     logits = model(torch.arange(12)[None]).logits

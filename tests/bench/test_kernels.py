@@ -11,10 +11,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from dfrot.bench import cases, cases_fused, kernels, roofline
-from dfrot.bench.case import Case, Shape, error
 from dfrot.bench.clock import Timing, race
-from dfrot.bench.figure import plot
+from dfrot.bench.kernels import cases, cases_fused, roofline
+from dfrot.bench.kernels import run as kernels
+from dfrot.bench.kernels.case import Case, Shape, error
+from dfrot.bench.kernels.figure import plot
 from dfrot.errors import InputError, UnsupportedError
 
 SMALL: dict[str, Any] = {"shapes": [(32, 128)], "rows": [1, 3], "repeats": 2}

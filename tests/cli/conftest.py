@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from dfrot.arch import describe
 from dfrot.checkpoint import Checkpoint
-from dfrot.writer import SafetensorsWriter, TensorPlan
+from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",

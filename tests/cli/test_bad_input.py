@@ -255,7 +255,7 @@ def test_rotation_of_another_model(case: Case, monkeypatch: pytest.MonkeyPatch) 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("dfrot.pipeline.rotate.gate", interrupt)
+        patch.setattr("dfrot.stages.rotate.run.gate", interrupt)
         assert case.rotate(one).code == 130
     assert not case.out.exists()
     case.refused(case.rotate(other, "--resume"), "another request", "--no-resume", clean=False)

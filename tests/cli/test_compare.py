@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from dfrot.errors import InputError, UnsupportedError
-from dfrot.pipeline import compare as compare_module
-from dfrot.pipeline.compare import CompareSettings, groups
-from dfrot.pipeline.compare_table import markdown, summarise
 from dfrot.quant.scheme import QuantScheme
+from dfrot.stages.compare import run as compare_module
+from dfrot.stages.compare.run import CompareSettings, groups
+from dfrot.stages.compare.table import markdown, summarise
 
 
 def cell(*losses: float, speed: float = 100.0) -> dict[str, Any]:

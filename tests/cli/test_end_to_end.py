@@ -104,7 +104,7 @@ def test_interrupted_rotation_resumes_to_the_same_bytes(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("dfrot.pipeline.rotate.gate", interrupt)
+        patch.setattr("dfrot.stages.rotate.run.gate", interrupt)
         ran = run("rotate", *options, "--out", tmp_path / "resumed")
     assert ran.code == 130
     assert not (tmp_path / "resumed").exists()

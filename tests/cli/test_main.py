@@ -66,7 +66,7 @@ def test_expected_errors_are_one_line(
     def fail(*args: object, **kwargs: object) -> None:
         raise error
 
-    monkeypatch.setattr("dfrot.pipeline.rotate.rotate", fail)
+    monkeypatch.setattr("dfrot.stages.rotate.run.rotate", fail)
     ran = dfq("rotate", "--model", make(), "--dataset", text, "--out", tmp_path / "out")
     assert ran.code == code
     assert ran.err == "Error: " + " ".join(str(error).split()) + "\n"
@@ -76,7 +76,7 @@ def test_interruption_exits_130(dfq: Any, monkeypatch: pytest.MonkeyPatch, make:
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dfrot.pipeline.evaluate.evaluate", interrupt)
+    monkeypatch.setattr("dfrot.stages.evaluate.perplexity.evaluate", interrupt)
     ran = dfq("eval", "ppl", "--model", make(), "--dataset", text)
     assert ran.code == 130
     assert len(ran.err.strip().splitlines()) == 1
@@ -86,7 +86,7 @@ def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, make: Any, t
     def bug(*args: object, **kwargs: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("dfrot.pipeline.evaluate.evaluate", bug)
+    monkeypatch.setattr("dfrot.stages.evaluate.perplexity.evaluate", bug)
     result = CliRunner().invoke(main, ["eval", "ppl", "--model", str(make()), "--dataset", str(text)])
     assert result.exit_code == 1
     assert isinstance(result.exception, ZeroDivisionError)

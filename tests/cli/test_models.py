@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dfrot import models
+from dfrot import hub as models
 from dfrot.errors import InputError, ResourceError
 
 
@@ -107,7 +107,7 @@ def test_downloads_ask_for_weights_and_tokenizers_only(cache: Path, monkeypatch:
 
 @pytest.mark.parametrize("name", ["qwen3-8bb", "no such thing", "./missing", "a/b/c", "../x"])
 def test_nonsense_is_refused_without_asking_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfrot.models._download", lambda hub_id: pytest.fail(f"asked the hub for {hub_id}"))
+    monkeypatch.setattr("dfrot.hub._download", lambda hub_id: pytest.fail(f"asked the hub for {hub_id}"))
     with pytest.raises(InputError, match="no such folder"):
         models.resolve(name)
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from dfrot.arch import describe, open_described
+from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.errors import InputError, UnsupportedError
-from dfrot.hf.blocks import BlockRunner
-from dfrot.hf.load import load_model
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.scheme import QuantScheme
-from dfrot.writer import SafetensorsWriter, TensorPlan
+from dfrot.runtime.block_runner import BlockRunner
+from dfrot.runtime.load import load_model
 
 WINDOWS = ("sliding", "full", "sliding")
 ROPE = {

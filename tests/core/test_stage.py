@@ -8,7 +8,7 @@ import pytest
 
 from dfrot.errors import ExistsError, GateError, InputError, MismatchError, ResourceError
 from dfrot.files import digest_bytes, read_json, write_bytes, write_json
-from dfrot.stage import JOURNAL, LOCK, Stage, open_stage, read_evidence
+from dfrot.stage_folder import JOURNAL, LOCK, Stage, open_stage, read_evidence
 
 
 def fail(out: Path, error: BaseException, units: int = 1, discard: bool = False, overwrite: bool = False) -> None:

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from dfrot.checkpoint import Checkpoint
+from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.errors import InputError
-from dfrot.writer import SafetensorsWriter, TensorPlan
 
 PLAN = [
     TensorPlan("a", torch.bfloat16, (3, 5)),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dfrot.calib.data import Text, load_text
+from dfrot.data.text import Text, load_text
 from dfrot.errors import InputError, ResourceError
 
 ROWS = ["one", "", " zwei é\n", "three"]

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfrot.calib import stdlib
-from dfrot.calib.data import load_text
+from dfrot.data import stdlib
+from dfrot.data.text import load_text
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfrot.calib.data import Text, calibration_windows, tokenize, windows
+from dfrot.data.text import Text, calibration_windows, tokenize, windows
 from dfrot.errors import InputError
 
 

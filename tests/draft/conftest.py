@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from dfrot.arch import describe
-from dfrot.draft.base import Draft, DraftState, Head, TrainOutput
-from dfrot.draft.build import build
-from dfrot.draft.config import DraftConfig
-from dfrot.draft.target import Target
-from dfrot.hf.cache import KVSpec
-from dfrot.hf.install import keep_caps
+from dfrot.draft.models.base import Draft, DraftState, Head, TrainOutput
+from dfrot.draft.models.build import build
+from dfrot.draft.models.config import DraftConfig
+from dfrot.generation.target import Target
 from dfrot.rotation.hadamard import plan as hadamard_plan
+from dfrot.runtime.install import keep_caps
+from dfrot.runtime.kv_cache import KVSpec
 
 VOCAB = 96
 COMMON: dict[str, Any] = {
@@ -77,8 +77,8 @@ def model(kind: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0
 
 def with_kv4(made: Any, r3: bool = True) -> Any:
     """The same model on a 4-bit KV cache, as a loaded dfq checkpoint has it."""
-    from dfrot.hf import attention
-    from dfrot.hf.runtime import Runtime
+    from dfrot.runtime import attention
+    from dfrot.runtime.forward_hooks import Runtime
 
     attention.register()
     spec = hadamard_plan(COMMON["head_dim"]) if r3 else None

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from dfrot.bench.draft import bench_draft, break_even, by_agreement
-from dfrot.draft.tree import Shape
+from dfrot.bench.models.draft import bench_draft, break_even, by_agreement
 from dfrot.errors import InputError
+from dfrot.generation.tree import Shape
 from dfrot_cli.main import main
 
 COMMAND = ["bench", "draft", "--shape", "tiny", "--rows", "1,3", "--repeats", "2", "--prompt", "16"]

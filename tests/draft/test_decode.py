@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dfrot.draft.decode import Limits, Output, plain, speculative
 from dfrot.draft.metrics import classify, first_difference, summary
-from dfrot.draft.target import Target
-from dfrot.draft.tree import Shape
-from dfrot.draft.warp import Sampling
 from dfrot.errors import InputError
+from dfrot.generation.sampling import Sampling
+from dfrot.generation.speculative import Limits, Output, plain, speculative
+from dfrot.generation.target import Target
+from dfrot.generation.tree import Shape
 
 GREEDY = Sampling()
 SHAPES = {"chain": Shape(3), "tree": Shape(4, 3, 10)}

@@ -12,19 +12,19 @@ import pytest
 import torch
 
 from dfrot.checkpoint import Checkpoint
-from dfrot.draft.choice import AGAIN, Adaptive, Option, candidates, measured
-from dfrot.draft.cost import Meter
-from dfrot.draft.decode import Limits, plain, speculative
-from dfrot.draft.likely import Rates, expected_tau, nodes
-from dfrot.draft.native_blocks import branches
 from dfrot.draft.quantize import quantize_draft
 from dfrot.draft.store import fingerprint, load_draft, save_draft
-from dfrot.draft.target import Target
-from dfrot.draft.tree import Shape, Tree
-from dfrot.draft.warp import Sampling
 from dfrot.errors import UnsupportedError
-from dfrot.pipeline.draft_export import export_draft
-from dfrot.pipeline.draft_generate import custom_generate, generate
+from dfrot.generation.acceptance_rates import Rates, expected_tau, nodes
+from dfrot.generation.latency_probe import Meter
+from dfrot.generation.native_verify import branches
+from dfrot.generation.sampling import Sampling
+from dfrot.generation.speculation_policy import AGAIN, Adaptive, Option, candidates, measured
+from dfrot.generation.speculative import Limits, plain, speculative
+from dfrot.generation.target import Target
+from dfrot.generation.tree import Shape, Tree
+from dfrot.stages.draft.export import export_draft
+from dfrot.stages.draft.generate import custom_generate, generate
 
 Get = Callable[..., Target]
 PROMPT = [5, 17, 40, 3, 88, 21, 9, 60]
@@ -271,7 +271,7 @@ def test_branches_visit_every_node_behind_its_ancestors() -> None:
 
 def test_export_of_eagle3(kit: SimpleNamespace, tmp_path: Path, reference: Path) -> None:
     from dfrot.arch import open_described
-    from dfrot.draft.build import build, config_for
+    from dfrot.draft.models.build import build, config_for
 
     _, arch = open_described(reference)
     mark = fingerprint(reference)

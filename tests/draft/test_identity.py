@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfrot.draft.base import Draft
-from dfrot.draft.build import build
-from dfrot.draft.config import DraftConfig
+from dfrot.draft.models.base import Draft
+from dfrot.draft.models.build import build
+from dfrot.draft.models.config import DraftConfig
 
 DREAM = DraftConfig(
     arch="dream",

@@ -13,10 +13,10 @@ import torch
 from click.testing import CliRunner
 
 from dfrot.draft.store import load_draft
-from dfrot.draft.target import Target
-from dfrot.pipeline.quantize import QuantizeSettings, quantize
-from dfrot.pipeline.rotate import RotateSettings, rotate
+from dfrot.generation.target import Target
 from dfrot.quant.scheme import QuantScheme
+from dfrot.stages.quantize.run import QuantizeSettings, quantize
+from dfrot.stages.rotate.run import RotateSettings, rotate
 from dfrot_cli.main import main
 
 FEW = ("--samples", "6", "--held-out", "2", "--seqlen", "40", "--batch", "2", "--epochs", "1", "--evaluations", "1")

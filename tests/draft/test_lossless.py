@@ -10,18 +10,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dfrot.bench.presets import preset
-from dfrot.bench.random_model import random_checkpoint
-from dfrot.draft.base import Draft
-from dfrot.draft.build import build
-from dfrot.draft.config import DraftConfig
-from dfrot.draft.decode import Limits, plain, speculative
-from dfrot.draft.prompt import Images
-from dfrot.draft.target import Target
-from dfrot.draft.tree import Shape
-from dfrot.draft.warm import warm_start
-from dfrot.draft.warp import Sampling
-from dfrot.hf.load import load_model
+from dfrot.bench.models.presets import preset
+from dfrot.bench.models.random_model import random_checkpoint
+from dfrot.draft.models.base import Draft
+from dfrot.draft.models.build import build
+from dfrot.draft.models.config import DraftConfig
+from dfrot.draft.training.init_from_target import warm_start
+from dfrot.generation.prompt import Images
+from dfrot.generation.sampling import Sampling
+from dfrot.generation.speculative import Limits, plain, speculative
+from dfrot.generation.target import Target
+from dfrot.generation.tree import Shape
+from dfrot.runtime.load import load_model
 from dfrot_kernels import native
 
 SHAPES = (Shape(3), Shape(4, 3, 10))
@@ -130,12 +130,12 @@ def test_the_op_by_op_path_is_lossless_too(small: Case, kit: SimpleNamespace) ->
 
 def packed_and_drafted(model: str, folder: Path, dataset: str, seqlen: int) -> tuple[Path, Path]:
     """A shipped model rotated and in W4A4KV4, and a draft trained for it on what it says."""
-    from dfrot.draft.train import TrainOptions
-    from dfrot.models import resolve
-    from dfrot.pipeline.draft import DataSettings, DraftSettings, train
-    from dfrot.pipeline.quantize import QuantizeSettings, quantize
-    from dfrot.pipeline.rotate import RotateSettings, rotate
+    from dfrot.draft.training.trainer import TrainOptions
+    from dfrot.hub import resolve
     from dfrot.quant.scheme import QuantScheme
+    from dfrot.stages.draft.train import DataSettings, DraftSettings, train
+    from dfrot.stages.quantize.run import QuantizeSettings, quantize
+    from dfrot.stages.rotate.run import RotateSettings, rotate
 
     rotate(resolve(model), folder / "rotated", RotateSettings(method="hadamard"))
     settings = QuantizeSettings(scheme=QuantScheme.parse("w4a4kv4"), algorithm="rtn")
@@ -149,9 +149,9 @@ def packed_and_drafted(model: str, folder: Path, dataset: str, seqlen: int) -> t
 @pytest.mark.slow
 def test_fifty_prompts_of_the_reference_model(tmp_path: Path, kit: SimpleNamespace) -> None:
     """50 prompts, 128 tokens, the shipped model rotated and packed in W4A4KV4, a draft trained for it among others."""
+    from dfrot.data.tokenizer import load_tokenizer
     from dfrot.draft.store import load_draft
-    from dfrot.hf.tokens import load_tokenizer
-    from dfrot.pipeline.draft_eval import load_prompts
+    from dfrot.stages.draft.evaluate import load_prompts
 
     packed, draft = packed_and_drafted("reference", tmp_path, "stdlib", 128)
     target = Target(load_model(packed))
@@ -170,9 +170,9 @@ def test_fifty_images_of_the_reference_model_that_sees(
     """50 questions about images, 128 tokens each, on past the end of the answer."""
     from huggingface_hub import constants
 
-    from dfrot.draft.opening import open_target
-    from dfrot.draft.pictured import load_questions, reader_of
     from dfrot.draft.store import load_draft
+    from dfrot.generation.load_target import open_target
+    from dfrot.vision.prompts import load_questions, reader_of
 
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hub"))  # where the model is put together
     packed, draft = packed_and_drafted("reference-vlm", tmp_path, "shapes", 64)

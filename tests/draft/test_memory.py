@@ -15,13 +15,13 @@ CHILD = """
 import json, sys
 from pathlib import Path
 import torch
-from dfrot.bench.memory import high_water
-from dfrot.draft.data import load_corpora
-from dfrot.draft.opening import open_target
+from dfrot.bench.models.memory import high_water
+from dfrot.draft.training.corpus import load_corpora
+from dfrot.generation.load_target import open_target
 from dfrot.files import read_json
-from dfrot.hf.blocks import hf_config
-from dfrot.hf.tokens import load_tokenizer
-from dfrot.pipeline.draft import DataSettings, DraftSettings, extract
+from dfrot.runtime.block_runner import hf_config
+from dfrot.data.tokenizer import load_tokenizer
+from dfrot.stages.draft.train import DataSettings, DraftSettings, extract
 
 torch.set_num_threads(1)
 kind, model, text, out, length = sys.argv[1], Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), int(sys.argv[5])
@@ -43,8 +43,8 @@ print(json.dumps({"before": before["now"], "peak": high_water()["peak"]}))
 @pytest.mark.parametrize("scheme", ["w4a4kv4", "w16a16kv16"])
 def test_extraction_at_4k_takes_what_a_pass_takes(scheme: str, reference: Path, tmp_path: Path) -> None:
     """Of a target of 1024 channels, 8 layers and 32 thousand tokens: weights and pass, in processes of their own."""
-    from dfrot.bench.presets import preset
-    from dfrot.bench.random_model import random_checkpoint
+    from dfrot.bench.models.presets import preset
+    from dfrot.bench.models.random_model import random_checkpoint
 
     sizes = {"hidden_size": 1024, "num_hidden_layers": 8, "intermediate_size": 2816, "num_attention_heads": 16}
     config = {**preset("160m"), **sizes, "num_key_value_heads": 4, "max_position_embeddings": 2 * LENGTH}

@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfrot.bench.presets import preset
-from dfrot.bench.random_model import random_checkpoint
-from dfrot.draft.build import build
-from dfrot.draft.config import DraftConfig
-from dfrot.draft.dream import DreamDraft
-from dfrot.draft.dream_state import DreamState
-from dfrot.draft.head import guess_head
-from dfrot.draft.native import native_pass, unfit
+from dfrot.bench.models.presets import preset
+from dfrot.bench.models.random_model import random_checkpoint
+from dfrot.draft.guess_head import guess_head
+from dfrot.draft.models.build import build
+from dfrot.draft.models.config import DraftConfig
+from dfrot.draft.models.dream import DreamDraft
+from dfrot.draft.models.dream_state import DreamState
+from dfrot.draft.models.native_pass import native_pass, unfit
 from dfrot.draft.quantize import quantize_draft
-from dfrot.draft.target import Target
-from dfrot.hf.load import load_model
+from dfrot.generation.target import Target
+from dfrot.runtime.load import load_model
 from dfrot_kernels import native
 from dfrot_kernels.draft import LINES, dense
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfrot.bench.presets import preset
-from dfrot.bench.random_model import random_checkpoint
-from dfrot.draft.target import Target
+from dfrot.bench.models.presets import preset
+from dfrot.bench.models.random_model import random_checkpoint
 from dfrot.files import read_json, write_json
-from dfrot.hf.load import load_model
+from dfrot.generation.target import Target
+from dfrot.runtime.load import load_model
 from dfrot_kernels import native
 
 pytestmark = pytest.mark.skipif(not native.active(), reason="no native library")

@@ -15,8 +15,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from dfrot.draft.parallel import Group
 from dfrot.draft.store import load_draft
+from dfrot.draft.training.distributed import Group
 from dfrot_cli.main import main
 
 OPTIONS = ("--held-out", "2", "--samples", "8", "--seqlen", "64", "--batch", "4", "--epochs", "2", "--evaluations", "2")
@@ -74,7 +74,7 @@ def two(code: str, *rest: str) -> list[tuple[int, bytes, bytes]]:
 
 MAIN = "from dfrot_cli.main import main; main()"
 DYING = """
-from dfrot.draft.train import Trainer
+from dfrot.draft.training.trainer import Trainer
 step = Trainer._step
 def dying(self, number):
     if number == 3:
@@ -124,10 +124,10 @@ def test_a_sharded_run_is_killed_and_goes_on(chats: Path, alone: Path, tmp_path:
 SPLIT = """
 import json, os, sys
 import torch
-from dfrot.draft.build import build
-from dfrot.draft.config import DraftConfig
-from dfrot.draft.optim import AdamW
-from dfrot.draft.parallel import Group, Processes, local
+from dfrot.draft.models.build import build
+from dfrot.draft.models.config import DraftConfig
+from dfrot.draft.training.optim import AdamW
+from dfrot.draft.training.distributed import Group, Processes, local
 
 torch.set_num_threads(1)
 arch = sys.argv[1]

@@ -18,10 +18,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from dfrot.draft.tree import Tree
-from dfrot.draft.verify import Verdict, verify
-from dfrot.draft.warp import Sampling, sample
 from dfrot.errors import InputError
+from dfrot.generation.sampling import Sampling, sample
+from dfrot.generation.tree import Tree
+from dfrot.generation.verify import Verdict, verify
 
 V, DEPTH, LENGTH, RUNS = 8, 3, 4, 3000
 TABLE = 2 * torch.randn(V, V, generator=torch.Generator().manual_seed(4))

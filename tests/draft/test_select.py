@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dfrot.draft.select import Chooser, Selection, row_entropy
-from dfrot.draft.target import Target
+from dfrot.draft.feature_selection import Chooser, Selection, row_entropy
 from dfrot.errors import InputError
+from dfrot.generation.target import Target
 
 Get = Callable[..., Target]
 IDS = torch.randint(1, 96, (2, 33), generator=torch.Generator().manual_seed(0))

@@ -12,23 +12,23 @@ from typing import Any
 import pytest
 import torch
 
-from dfrot.draft.base import TrainOutput
-from dfrot.draft.data import answer_mask, load_corpora, of_windows
-from dfrot.draft.loss import Teacher, Weights, losses, simulated_tau, slots_of_step
-from dfrot.draft.source import Online, Stored
+from dfrot.draft.models.base import TrainOutput
 from dfrot.draft.store import check_target, fingerprint, load_draft, save_draft
-from dfrot.draft.target import Features, Target
-from dfrot.draft.train import STATE, Trainer, TrainOptions
-from dfrot.draft.warm import dense, warm_start
+from dfrot.draft.training.corpus import answer_mask, load_corpora, of_windows
+from dfrot.draft.training.init_from_target import dense, warm_start
+from dfrot.draft.training.loss import Teacher, Weights, losses, simulated_tau, slots_of_step
+from dfrot.draft.training.sources import Online, Stored
+from dfrot.draft.training.trainer import STATE, Trainer, TrainOptions
 from dfrot.errors import DfqError, InputError, MismatchError
 from dfrot.files import write_json
+from dfrot.generation.target import Features, Target
 
 Get = Callable[..., Target]
 
 
 def online(target: Target, select: str = "sample") -> Online:
     """Text that the target wrote itself, so that there is something to learn."""
-    from dfrot.draft.regenerate import continuations
+    from dfrot.draft.training.regenerate import continuations
 
     source = torch.Generator().manual_seed(0)
     prompts = torch.randint(1, 96, (12, 6), generator=source)
@@ -68,7 +68,7 @@ def test_loss_ignores_what_does_not_count(kit: SimpleNamespace, monkeypatch: pyt
     again = losses(draft, TrainOutput(changed, changed[0]), given, mask, head, Weights())
     assert torch.allclose(found.total, again.total)
     assert slots_of_step(mask, 1)[1].nonzero().flatten().tolist() == [6]
-    monkeypatch.setattr("dfrot.draft.loss.CHUNK_BYTES", 4 * kit.vocab * 3)
+    monkeypatch.setattr("dfrot.draft.training.loss.CHUNK_BYTES", 4 * kit.vocab * 3)
     leaves = [out.clone().requires_grad_() for out in outputs]
     chunked = losses(draft, TrainOutput(leaves, leaves[0]), given, mask, head, Weights())
     assert torch.allclose(chunked.total, found.total, atol=1e-5)
@@ -281,7 +281,7 @@ def test_conversations_from_a_file(tmp_path: Path) -> None:
 
 
 def test_stored_features_are_the_running_ones(targets: Get, tmp_path: Path) -> None:
-    from dfrot.draft.source import save_corpus, save_index, save_shard
+    from dfrot.draft.training.sources import save_corpus, save_index, save_shard
 
     source = online(targets("llama-kv4"))
     for side in ("train", "held_out"):

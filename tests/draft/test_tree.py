@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfrot.draft.tree import Shape, Tree, expand
 from dfrot.errors import InputError
+from dfrot.generation.tree import Shape, Tree, expand
 
 
 @pytest.mark.parametrize("arch", ["dream", "eagle3"])

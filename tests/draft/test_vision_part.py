@@ -13,19 +13,19 @@ import pytest
 import torch
 
 from dfrot.arch import describe
-from dfrot.draft.decode import Limits, plain, speculative
-from dfrot.draft.prompt import Images
+from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.draft.store import fingerprint
-from dfrot.draft.target import Target
-from dfrot.draft.tree import Shape
-from dfrot.draft.warp import Sampling
 from dfrot.errors import DfqError, InputError, MismatchError, UnsupportedError
-from dfrot.hf.load import load_model
-from dfrot.hf.vision import CONFIG, VisionConfig, compose, join, rotate_vision, save_vision_of
-from dfrot.pipeline.quantize import QuantizeSettings, quantize
-from dfrot.pipeline.rotate import RotateSettings, rotate
+from dfrot.generation.prompt import Images
+from dfrot.generation.sampling import Sampling
+from dfrot.generation.speculative import Limits, plain, speculative
+from dfrot.generation.target import Target
+from dfrot.generation.tree import Shape
 from dfrot.quant.scheme import QuantScheme
-from dfrot.writer import SafetensorsWriter, TensorPlan
+from dfrot.runtime.load import load_model
+from dfrot.stages.quantize.run import QuantizeSettings, quantize
+from dfrot.stages.rotate.run import RotateSettings, rotate
+from dfrot.vision.llava_layout import CONFIG, VisionConfig, compose, join, rotate_vision, save_vision_of
 
 IMAGE, VOCAB, WIDTH = 120, 128, 64
 TEXT = {
@@ -126,8 +126,8 @@ def test_a_packed_language_model_that_sees_is_lossless(
 
 
 def random_draft() -> Any:
-    from dfrot.draft.build import build
-    from dfrot.draft.config import DraftConfig
+    from dfrot.draft.models.build import build
+    from dfrot.draft.models.config import DraftConfig
 
     return build(DraftConfig("dream", WIDTH, WIDTH, 96, 4, 2, 16, VOCAB)).requires_grad_(False)
 

@@ -11,19 +11,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfrot.draft.build import build
-from dfrot.draft.config import DraftConfig
-from dfrot.draft.decode import Limits, plain, speculative
-from dfrot.draft.loss import Losses
-from dfrot.draft.prompt import Images
-from dfrot.draft.select import Chooser, Selection
-from dfrot.draft.target import Target
-from dfrot.draft.train import Trainer, TrainOptions
-from dfrot.draft.tree import Shape
-from dfrot.draft.visual import VisualSample, VisualSource
-from dfrot.draft.warp import Sampling
+from dfrot.draft.feature_selection import Chooser, Selection
+from dfrot.draft.models.build import build
+from dfrot.draft.models.config import DraftConfig
+from dfrot.draft.training.loss import Losses
+from dfrot.draft.training.multimodal_source import VisualSample, VisualSource
+from dfrot.draft.training.trainer import Trainer, TrainOptions
 from dfrot.errors import InputError, UnsupportedError
-from dfrot.pipeline.draft_generate import custom_generate
+from dfrot.generation.prompt import Images
+from dfrot.generation.sampling import Sampling
+from dfrot.generation.speculative import Limits, plain, speculative
+from dfrot.generation.target import Target
+from dfrot.generation.tree import Shape
+from dfrot.stages.draft.generate import custom_generate
 
 GREEDY, IMAGE, VOCAB = Sampling(), 120, 128
 SHAPES = (Shape(3), Shape(4, 3, 10))

@@ -14,10 +14,10 @@ from dfrot.errors import GateError, InputError, MismatchError
 from dfrot.evaluate import ppl
 from dfrot.evaluate.logits import Baseline, compare
 from dfrot.evaluate.speed import decode_speed
-from dfrot.hf.load import load, load_model
-from dfrot.pipeline.evaluate import EvalSettings, evaluate
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.scheme import QuantScheme
+from dfrot.runtime.load import load, load_model
+from dfrot.stages.evaluate.perplexity import EvalSettings, evaluate
 
 WINDOWS = torch.randint(0, 256, (5, 17), generator=torch.Generator().manual_seed(0))
 

@@ -11,8 +11,8 @@ import pytest
 
 from dfrot import reference
 from dfrot.errors import InputError, ResourceError, UnsupportedError
-from dfrot.pipeline.generate import Engine
-from dfrot.pipeline.tasks import TaskSettings, evaluate_tasks
+from dfrot.generation.engine import Engine
+from dfrot.stages.evaluate.tasks import TaskSettings, evaluate_tasks
 
 lm_eval = pytest.importorskip("lm_eval")
 
@@ -119,9 +119,9 @@ def test_scores_equal_those_of_lm_evals_own_model(ours: Any, folder: Path) -> No
 def test_log_likelihoods_are_the_models_whatever_the_batch() -> None:
     import torch
 
-    from dfrot.draft.target import Target
-    from dfrot.hf.load import load_model
-    from dfrot.pipeline.tasks_model import DfqLM
+    from dfrot.generation.target import Target
+    from dfrot.runtime.load import load_model
+    from dfrot.stages.evaluate.lm_eval_model import DfqLM
 
     engine = Engine(reference.path())
     engine.target = Target(load_model(reference.path(), "float32"))

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from dfrot.arch import describe
+from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.export import engines
 from dfrot.export.check import packed
-from dfrot.hf.load import load_model
 from dfrot.quant.scheme import QuantScheme
-from dfrot.writer import SafetensorsWriter, TensorPlan
+from dfrot.runtime.load import load_model
 
 ROWS = 288  # more than the tokenizer has: the rest is padding
 CONFIG: dict[str, Any] = {

@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from dfrot.arch.gguf import GGUF_ARCHS
-from dfrot.calib.data import load_text
+from dfrot.data.text import load_text
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.evaluate.ppl import window_losses
 from dfrot.evaluate.tokens import Reader
 from dfrot.export import engines
 from dfrot.export.check import compare, packed
 from dfrot.export.run import export
-from dfrot.hf.load import load_model
-from dfrot.pipeline.rotate import RotateSettings, rotate
 from dfrot.quant.scheme import QuantScheme
+from dfrot.runtime.load import load_model
+from dfrot.stages.rotate.run import RotateSettings, rotate
 
 GRANITE = {
     "model_type": "granite",

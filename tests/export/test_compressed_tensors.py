@@ -16,10 +16,10 @@ from dfrot.export.run import export
 from dfrot.export.source import open_source
 from dfrot.export.targets import TARGETS
 from dfrot.files import read_json
-from dfrot.pipeline.quantize import QuantizeSettings, quantize
 from dfrot.quant.scheme import QuantScheme
 from dfrot.rotation.hadamard import matrix
 from dfrot.rotation.online import HadamardSpec
+from dfrot.stages.quantize.run import QuantizeSettings, quantize
 
 pytest.importorskip("compressed_tensors")
 TARGET = TARGETS["compressed-tensors"]
@@ -85,7 +85,7 @@ def test_linears_kept_in_16_bits_are_ignored(
 @pytest.fixture(scope="module")
 def rotated(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The dense model with online rotations, packed."""
-    from dfrot.pipeline.rotate import RotateSettings, rotate
+    from dfrot.stages.rotate.run import RotateSettings, rotate
 
     root = tmp_path_factory.mktemp("online")
     text = root / "text.txt"
@@ -115,7 +115,7 @@ def test_the_online_rotation_as_the_library_computes_it_is_ours(
     from compressed_tensors.transform import TransformConfig, TransformFactory
 
     from dfrot.export import engines
-    from dfrot.hf.foreign import load_foreign
+    from dfrot.runtime.load_foreign import load_foreign
 
     export(rotated, "compressed-tensors", tmp_path / "out", online_r4=True)
     assert kit.difference(own(rotated), engine("compressed-tensors", tmp_path / "out")(ids)) > 0.1

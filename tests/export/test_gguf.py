@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from dfrot.checkpoint import Checkpoint
+from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.export import engines
-from dfrot.export.gguf import NAME, interleave
-from dfrot.export.gguf_blocks import blocks
-from dfrot.export.half import Rounding
+from dfrot.export.float16_scales import Rounding
+from dfrot.export.gguf.blocks import blocks
+from dfrot.export.gguf.writer import NAME, interleave
 from dfrot.export.run import export
 from dfrot.export.targets import GGUF
-from dfrot.hf.tokens import load_tokenizer
 from dfrot_kernels.layouts import PackedWeight
 
 gguf = pytest.importorskip("gguf")

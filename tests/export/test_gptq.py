@@ -11,13 +11,13 @@ import torch
 
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import UnsupportedError
-from dfrot.export.gptq_read import dense_weights
+from dfrot.export.gptq.reader import dense_weights
 from dfrot.export.run import export
 from dfrot.export.source import open_source
 from dfrot.export.targets import TARGETS
 from dfrot.files import read_json
-from dfrot.pipeline.quantize import QuantizeSettings, quantize
 from dfrot.quant.scheme import QuantScheme
+from dfrot.stages.quantize.run import QuantizeSettings, quantize
 
 SCHEMES = ("w4a16-g32", "w4a16-g128", "w4a16", "w4a16-g32-wasym", "w4a16-wasym", "w8a16-g32", "w8a16")
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dfrot.errors import DfqError, InputError
-from dfrot.export import gguf_header
+from dfrot.export.gguf import header as gguf_header
 from dfrot.export.inspect import inspect
 from dfrot.export.run import export
 from dfrot.export.targets import TARGETS
@@ -57,9 +57,9 @@ def test_what_we_export_is_recognised(target: str, scheme: str, pack: Callable[[
 
 
 def test_a_rotated_checkpoint_names_its_rotation_and_so_does_what_was_made_of_it(dense: Path, tmp_path: Path) -> None:
-    from dfrot.pipeline.quantize import QuantizeSettings, quantize
-    from dfrot.pipeline.rotate import RotateSettings, rotate
     from dfrot.quant.scheme import QuantScheme
+    from dfrot.stages.quantize.run import QuantizeSettings, quantize
+    from dfrot.stages.rotate.run import RotateSettings, rotate
 
     text = tmp_path / "text.txt"
     text.write_text("the thin thing in the inn\n" * 400)

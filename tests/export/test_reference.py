@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfrot.calib.data import load_text
+from dfrot.data.text import load_text
 from dfrot.evaluate.tokens import Reader
 from dfrot.export import engines
 from dfrot.export.check import TOLERANCE, compare, packed
 from dfrot.export.run import export
-from dfrot.hf.load import load_model
-from dfrot.pipeline.rotate import RotateSettings, rotate
 from dfrot.quant.scheme import QuantScheme
 from dfrot.reference import path
+from dfrot.runtime.load import load_model
+from dfrot.stages.rotate.run import RotateSettings, rotate
 
 GREEDY = 8
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import UnsupportedError
-from dfrot.export import gguf_tokenizer
-from dfrot.export.gguf import NAME
+from dfrot.export.gguf import tokenizer as gguf_tokenizer
+from dfrot.export.gguf.writer import NAME
 from dfrot.export.run import export
-from dfrot.hf.tokens import load_tokenizer
 
 pytest.importorskip("gguf")
 

@@ -15,7 +15,7 @@ import torch
 from dfrot import reference
 from dfrot.arch import describe
 from dfrot.checkpoint import Checkpoint
-from dfrot.writer import SafetensorsWriter, TensorPlan
+from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 
 # dfrot/reference/MODEL_CARD.md
 MASSIVE = {31: 2400.0, 147: -1440.0, 202: 480.0}

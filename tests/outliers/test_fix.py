@@ -13,19 +13,19 @@ import torch
 
 from dfrot import reference
 from dfrot.checkpoint import Checkpoint
+from dfrot.data.tokenizer import encode, load_tokenizer
 from dfrot.errors import InputError, MismatchError, UnsupportedError
-from dfrot.hf.load import load_model
-from dfrot.hf.tokens import encode, load_tokenizer
 from dfrot.outliers import fixes
 from dfrot.outliers.fixes.query import tune
 from dfrot.outliers.rewrite import rewrite
-from dfrot.pipeline.evaluate import EvalSettings, evaluate
-from dfrot.pipeline.outliers import OutlierSettings, measure, outliers, prepare
-from dfrot.pipeline.outliers_fix import FixSettings, fix
-from dfrot.pipeline.outliers_recipe import RecipeSettings
-from dfrot.pipeline.quantize import QuantizeSettings, quantize
 from dfrot.quant.resets import Reset
 from dfrot.quant.scheme import QuantScheme
+from dfrot.runtime.load import load_model
+from dfrot.stages.evaluate.perplexity import EvalSettings, evaluate
+from dfrot.stages.outliers.fix import FixSettings, fix
+from dfrot.stages.outliers.measure import OutlierSettings, measure, outliers, prepare
+from dfrot.stages.outliers.recipe import RecipeSettings
+from dfrot.stages.quantize.run import QuantizeSettings, quantize
 
 Make = Callable[..., Path]
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dfrot import reference
-from dfrot.pipeline.outliers import OutlierSettings, outliers
+from dfrot.stages.outliers.measure import OutlierSettings, outliers
 
 Make = Callable[..., Path]
 QUICK: dict[str, Any] = {"dataset": "stdlib", "seqlen": 512, "rounds": 5, "perplexity": False}
@@ -96,9 +96,9 @@ def test_the_stream_without_the_spike_is_the_model_with_that_weight_at_zero(
         spike.change(tensors)
         tensors["model.layers.1.mlp.down_proj.weight"][spike.row, spike.column] = 0.0
 
-    from dfrot.outliers.loss import window_nll
-    from dfrot.outliers.subject import Subject
-    from dfrot.pipeline.outliers import prepare
+    from dfrot.outliers.measure.loss import window_nll
+    from dfrot.outliers.measure.subject import Subject
+    from dfrot.stages.outliers.measure import prepare
 
     settings = OutlierSettings(dataset=str(text), seqlen=128, rounds=2)
     ablation = outliers(make("spiked", change=spike.change), None, settings)["massive"]["ablation"]

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from dfrot.hf.load import load_model
-from dfrot.outliers import errors
-from dfrot.outliers.criteria import Criteria, entries
-from dfrot.outliers.loss import window_nll
-from dfrot.outliers.sinks import attention
-from dfrot.outliers.sketch import ChannelSketch
-from dfrot.outliers.subject import Subject
-from dfrot.outliers.view import View, observe
-from dfrot.pipeline.quantize import QuantizeSettings, quantize
+from dfrot.outliers.measure import quantization_errors as errors
+from dfrot.outliers.measure.block_view import View, observe
+from dfrot.outliers.measure.criteria import Criteria, entries
+from dfrot.outliers.measure.loss import window_nll
+from dfrot.outliers.measure.sinks import attention
+from dfrot.outliers.measure.sketch import ChannelSketch
+from dfrot.outliers.measure.subject import Subject
 from dfrot.quant.activations import fake_quantize
 from dfrot.quant.scheme import QuantScheme
+from dfrot.runtime.load import load_model
+from dfrot.stages.quantize.run import QuantizeSettings, quantize
 
 Make = Callable[..., Path]
 

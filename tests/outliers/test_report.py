@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from dfrot.outliers.figures import short
-from dfrot.outliers.png import encode
-from dfrot.pipeline.outliers import OutlierSettings, outliers
-from dfrot.pipeline.outliers_compare import compare
+from dfrot.outliers.report.figures import short
+from dfrot.outliers.report.png import encode
+from dfrot.stages.outliers.compare import compare
+from dfrot.stages.outliers.measure import OutlierSettings, outliers
 
 Make = Callable[..., Path]
 

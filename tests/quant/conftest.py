@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from dfrot.arch import describe
+from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.files import read_json, write_json
 from dfrot.quant.config import DfqConfig
 from dfrot.rotation.hadamard import plan
 from dfrot.rotation.online import OnlineRotations
-from dfrot.writer import SafetensorsWriter, TensorPlan
 
 Build = Callable[..., Path]
 

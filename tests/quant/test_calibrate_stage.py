@@ -10,8 +10,8 @@ from dfrot.arch import open_described
 from dfrot.calib.calibration import Calibration
 from dfrot.errors import ExistsError, InputError, MismatchError
 from dfrot.files import read_json
-from dfrot.hf.blocks import BlockRunner
-from dfrot.pipeline.calibrate import CalibrateSettings, calibrate, merge
+from dfrot.runtime.block_runner import BlockRunner
+from dfrot.stages.calibrate import CalibrateSettings, calibrate, merge
 
 Build = Callable[..., Path]
 

@@ -12,25 +12,25 @@ import torch
 from dfrot.arch import open_described
 from dfrot.calib.calibration import Calibration
 from dfrot.checkpoint import Checkpoint
-from dfrot.draft.build import build as build_draft
-from dfrot.draft.build import config_for
-from dfrot.draft.decode import Limits, plain, speculative
-from dfrot.draft.target import Target
-from dfrot.draft.tree import Shape
-from dfrot.draft.warp import Sampling
+from dfrot.draft.models.build import build as build_draft
+from dfrot.draft.models.build import config_for
 from dfrot.errors import UnsupportedError
 from dfrot.export.source import open_source
 from dfrot.export.targets import TARGETS
 from dfrot.files import write_json
-from dfrot.hf.blocks import BlockRunner
-from dfrot.hf.load import load_model
-from dfrot.outliers.subject import Subject
-from dfrot.pipeline.calibrate import CalibrateSettings, calibrate, merge
-from dfrot.pipeline.evaluate import EvalSettings, evaluate
-from dfrot.pipeline.quantize import QuantizeSettings, quantize
-from dfrot.pipeline.rotate import RotateSettings, rotate
+from dfrot.generation.sampling import Sampling
+from dfrot.generation.speculative import Limits, plain, speculative
+from dfrot.generation.target import Target
+from dfrot.generation.tree import Shape
+from dfrot.outliers.measure.subject import Subject
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.scheme import QuantScheme
+from dfrot.runtime.block_runner import BlockRunner
+from dfrot.runtime.load import load_model
+from dfrot.stages.calibrate import CalibrateSettings, calibrate, merge
+from dfrot.stages.evaluate.perplexity import EvalSettings, evaluate
+from dfrot.stages.quantize.run import QuantizeSettings, quantize
+from dfrot.stages.rotate.run import RotateSettings, rotate
 
 Build = Callable[..., Path]
 KINDS: dict[str, dict[str, Any]] = {
@@ -163,7 +163,7 @@ def test_chunks_share_passes_and_agree(
     kept = settings(keep=("lm_head", "model.layers.0.*"), **changes)
     quantize(model, cal, tmp_path / "whole", kept)
     monkeypatch.setattr("dfrot.calib.observe.CHUNK_BYTES", 1)
-    monkeypatch.setattr("dfrot.pipeline.propagate.SUMS_BYTES", 3 * 16 * 48**2)
+    monkeypatch.setattr("dfrot.stages.quantize.propagate.SUMS_BYTES", 3 * 16 * 48**2)
     quantize(model, cal, tmp_path / "chunked", kept)
     whole, chunked = codes(tmp_path / "whole"), codes(tmp_path / "chunked")
     assert set(whole) == set(chunked)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from dfrot.pipeline.calibrate import CalibrateSettings, calibrate
-from dfrot.pipeline.quantize import QuantizeSettings, quantize
 from dfrot.quant.scheme import QuantScheme
-from dfrot.stage import Stage
+from dfrot.stage_folder import Stage
+from dfrot.stages.calibrate import CalibrateSettings, calibrate
+from dfrot.stages.quantize.run import QuantizeSettings, quantize
 
 Build = Callable[..., Path]
 

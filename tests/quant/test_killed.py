@@ -21,11 +21,11 @@ import os, random, signal, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-import dfrot.hf.blocks, dfrot.hf.tokens
+import dfrot.runtime.block_runner, dfrot.data.tokenizer
 from transformers import AutoModelForCausalLM
 from transformers.models.llama import modeling_llama
-from dfrot.pipeline.calibrate import CalibrateSettings, calibrate
-from dfrot.pipeline.quantize import QuantizeSettings, quantize
+from dfrot.stages.calibrate import CalibrateSettings, calibrate
+from dfrot.stages.quantize.run import QuantizeSettings, quantize
 from dfrot.quant.scheme import QuantScheme
 
 root, text, kills = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])

@@ -11,22 +11,22 @@ import torch
 
 from dfrot.arch import open_described
 from dfrot.checkpoint import Checkpoint
-from dfrot.draft.build import build as build_draft
-from dfrot.draft.build import config_for
-from dfrot.draft.decode import Limits, plain, speculative
-from dfrot.draft.target import Target
-from dfrot.draft.tree import Shape
-from dfrot.draft.warm import warm_start
-from dfrot.draft.warp import Sampling
+from dfrot.draft.models.build import build as build_draft
+from dfrot.draft.models.build import config_for
+from dfrot.draft.training.init_from_target import warm_start
 from dfrot.errors import UnsupportedError
-from dfrot.hf.load import load_model
-from dfrot.outliers.subject import Subject
-from dfrot.pipeline.calibrate import CalibrateSettings, calibrate
-from dfrot.pipeline.compare import CompareSettings, compare
-from dfrot.pipeline.evaluate import EvalSettings, evaluate
-from dfrot.pipeline.quantize import QuantizeSettings, quantize
-from dfrot.pipeline.rotate import RotateSettings, rotate
+from dfrot.generation.sampling import Sampling
+from dfrot.generation.speculative import Limits, plain, speculative
+from dfrot.generation.target import Target
+from dfrot.generation.tree import Shape
+from dfrot.outliers.measure.subject import Subject
 from dfrot.quant.scheme import QuantScheme
+from dfrot.runtime.load import load_model
+from dfrot.stages.calibrate import CalibrateSettings, calibrate
+from dfrot.stages.compare.run import CompareSettings, compare
+from dfrot.stages.evaluate.perplexity import EvalSettings, evaluate
+from dfrot.stages.quantize.run import QuantizeSettings, quantize
+from dfrot.stages.rotate.run import RotateSettings, rotate
 
 Build = Callable[..., Path]
 GEMMA = {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 12, "tie_word_embeddings": True}

@@ -15,14 +15,14 @@ from dfrot.calib.simulate import SimulatedKV
 from dfrot.checkpoint import Checkpoint, read_header
 from dfrot.errors import InputError, MismatchError, UnsupportedError
 from dfrot.files import read_json, write_json
-from dfrot.hf.blocks import BlockRunner
-from dfrot.pipeline.calibrate import CalibrateSettings, calibrate
-from dfrot.pipeline.quantize import QuantizeSettings, quantize
 from dfrot.quant import gptq, rtn
 from dfrot.quant.activations import fake_quantize
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.options import Options
 from dfrot.quant.scheme import QuantScheme
+from dfrot.runtime.block_runner import BlockRunner
+from dfrot.stages.calibrate import CalibrateSettings, calibrate
+from dfrot.stages.quantize.run import QuantizeSettings, quantize
 from dfrot_kernels.layouts import PackedWeight
 
 Build = Callable[..., Path]
@@ -60,7 +60,7 @@ def packed(folder: Path, name: str) -> PackedWeight:
 
 
 def logits(folder: Path, tokens: Tensor) -> Tensor:
-    from dfrot.hf.load import load_model
+    from dfrot.runtime.load import load_model
 
     with torch.no_grad():
         return load_model(folder, "float32")(tokens).logits  # type: ignore[no-any-return]

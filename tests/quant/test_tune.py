@@ -13,16 +13,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from dfrot.arch import describe
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, MismatchError, UnsupportedError
-from dfrot.hf.load import load_model
-from dfrot.hf.trainable import Trainable
-from dfrot.models import resolve
-from dfrot.pipeline import tune as module
-from dfrot.pipeline.quantize import QuantizeSettings, quantize
-from dfrot.pipeline.rotate import RotateSettings, rotate
-from dfrot.pipeline.tune import TuneSettings, tune
+from dfrot.hub import resolve
 from dfrot.quant.scheme import QuantScheme
 from dfrot.quant.tuned import hadamard
 from dfrot.rotation.hadamard import plan
+from dfrot.runtime.load import load_model
+from dfrot.runtime.trainable import Trainable
+from dfrot.stages import tune as module
+from dfrot.stages.quantize.run import QuantizeSettings, quantize
+from dfrot.stages.rotate.run import RotateSettings, rotate
+from dfrot.stages.tune import TuneSettings, tune
 from dfrot_cli.main import main
 
 QUICK = TuneSettings(dataset="stdlib", steps=4, batch=1, seqlen=64, held_out=2, evaluations=2)

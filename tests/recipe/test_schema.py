@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dfrot.errors import GateError, InputError, UnsupportedError
-from dfrot.models import ALIASES
+from dfrot.hub import ALIASES
 from dfrot.recipe import check, document
 from dfrot.recipe.recipe import load, parse
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dfrot import reference
-from dfrot.calib import stdlib
+from dfrot.data import stdlib
 
 transformers = pytest.importorskip("transformers")
 

@@ -10,16 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dfrot import models, reference
-from dfrot.calib import shapes
-from dfrot.draft.decode import Limits, plain
-from dfrot.draft.opening import ends_of, open_target
-from dfrot.draft.pictured import Sighted, drawn, question
-from dfrot.draft.prompt import Images
-from dfrot.draft.warp import Sampling
+from dfrot import hub as models
+from dfrot import reference
+from dfrot.data import shapes
+from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import InputError, ResourceError
-from dfrot.hf.tokens import load_tokenizer
-from dfrot.reference import sees
+from dfrot.generation.load_target import ends_of, open_target
+from dfrot.generation.prompt import Images
+from dfrot.generation.sampling import Sampling
+from dfrot.generation.speculative import Limits, plain
+from dfrot.reference import build_vlm as sees
+from dfrot.vision.prompts import Sighted, drawn, question
 
 IMAGE = 4094
 

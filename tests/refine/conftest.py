@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from dfrot.rotation.features import Features, from_rows
-from dfrot.rotation.synthetic import unit_rms
+from dfrot.bench.refinement.synthetic_rows import unit_rms
+from dfrot.rotation.refinement.features import Features, from_rows
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from dfrot.arch import describe, open_described
+from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.errors import InputError
-from dfrot.hf.blocks import BlockRunner
-from dfrot.rotation.features import collect
-from dfrot.rotation.massive import MassiveRule
-from dfrot.writer import SafetensorsWriter, TensorPlan
+from dfrot.rotation.refinement.features import collect
+from dfrot.rotation.refinement.massive_tokens import MassiveRule
+from dfrot.runtime.block_runner import BlockRunner
 
 CONFIG = {
     "model_type": "llama",

@@ -10,12 +10,20 @@ from typing import Any
 import pytest
 import torch
 
+from dfrot.bench.refinement.figure import errors
+from dfrot.bench.refinement.run import compare_refinement, figure, plot
+from dfrot.bench.refinement.synthetic_rows import (
+    CHANNELS,
+    DELIMITER,
+    START_TOKEN,
+    TABLE,
+    WIDTH,
+    massive_rows,
+    table_rows,
+)
 from dfrot.errors import ResourceError
-from dfrot.rotation.bench import compare_refinement, figure, plot
-from dfrot.rotation.figure import errors
 from dfrot.rotation.hadamard import randomized
-from dfrot.rotation.rowgrid import RowGrid
-from dfrot.rotation.synthetic import CHANNELS, DELIMITER, START_TOKEN, TABLE, WIDTH, massive_rows, table_rows
+from dfrot.rotation.refinement.row_grid import RowGrid
 
 # one draw of 64 rows; the largest |x| of a row moves the error, most for heavy tails and for one fixed direction
 TOLERANCE = 0.016

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
+from dfrot.bench.refinement.synthetic_rows import SPIKES, common_rows, massive_rows, spike_rows
 from dfrot.errors import InputError
-from dfrot.rotation.massive import PUBLISHED_RATIO, RULES, MassiveRule
-from dfrot.rotation.synthetic import SPIKES, common_rows, massive_rows, spike_rows
+from dfrot.rotation.refinement.massive_tokens import PUBLISHED_RATIO, RULES, MassiveRule
 
 
 def test_default_threshold_is_the_published_one_in_the_limit_of_pure_spikes() -> None:

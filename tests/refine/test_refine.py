@@ -8,16 +8,16 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from dfrot.bench.refinement.straightforward import straightforward
+from dfrot.bench.refinement.synthetic_rows import llama_like_rows, unit_rms
 from dfrot.errors import InputError
-from dfrot.rotation.anchor import anchor, moved
-from dfrot.rotation.features import Features, from_rows
 from dfrot.rotation.hadamard import randomized
-from dfrot.rotation.naive import straightforward
-from dfrot.rotation.objective import AUTO_WEIGHT, effective_gamma, evaluate
-from dfrot.rotation.polar import orthogonalise, orthogonality_error, polar
-from dfrot.rotation.refine import RefineSettings, refine
-from dfrot.rotation.synthetic import llama_like_rows, unit_rms
-from dfrot.rotation.tiles import Tiles
+from dfrot.rotation.refinement.features import Features, from_rows
+from dfrot.rotation.refinement.massive_subspace import anchor, moved
+from dfrot.rotation.refinement.objective import AUTO_WEIGHT, effective_gamma, evaluate
+from dfrot.rotation.refinement.polar import orthogonalise, orthogonality_error, polar
+from dfrot.rotation.refinement.refine import RefineSettings, refine
+from dfrot.rotation.refinement.tiles import Tiles
 
 Planted = Callable[..., Features]
 
@@ -248,7 +248,7 @@ def test_the_better_of_two_searches_is_kept(planted: Planted, monkeypatch: pytes
     """One search starts from the anchored rotation, one from the start; neither is the better one on all rows."""
     features, start = planted(), randomized(64, 0)
     both = refine(features, start, RefineSettings())
-    monkeypatch.setattr("dfrot.rotation.refine.anchor", lambda features, start, grid, tiles: start)
+    monkeypatch.setattr("dfrot.rotation.refinement.refine.anchor", lambda features, start, grid, tiles: start)
     plain = refine(features, start, RefineSettings())
     assert not plain.stats["anchored"]
     assert both.accepted[-1] <= plain.accepted[-1]
@@ -256,7 +256,7 @@ def test_the_better_of_two_searches_is_kept(planted: Planted, monkeypatch: pytes
     rest = both.curve[both.curve.index(both.accepted[0]) + 1 :]
     first = next(at for at in range(len(rest)) if rest[at] == plain.curve[1])
     assert rest[first:] == plain.curve[1 : 1 + len(rest) - first]  # the second search is the plain one, round by round
-    monkeypatch.setattr("dfrot.rotation.refine.anchor", lambda features, start, grid, tiles: both.matrix)
+    monkeypatch.setattr("dfrot.rotation.refinement.refine.anchor", lambda features, start, grid, tiles: both.matrix)
     again = refine(features, start, RefineSettings())
     assert again.stats["anchored"]
     assert again.accepted[-1] <= both.accepted[-1]

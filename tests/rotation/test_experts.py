@@ -11,11 +11,11 @@ import torch
 from dfrot.arch import open_described
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import GateError
-from dfrot.hf.blocks import BlockRunner
-from dfrot.hf.load import load_model
-from dfrot.pipeline.rotate import RotateSettings, rotate
-from dfrot.rotation.gate import gate
 from dfrot.rotation.rotation import Rotation
+from dfrot.runtime.block_runner import BlockRunner
+from dfrot.runtime.load import load_model
+from dfrot.stages.rotate.gate import gate
+from dfrot.stages.rotate.run import RotateSettings, rotate
 
 Make = Callable[..., Path]
 MOE = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dfrot.errors import UnsupportedError
-from dfrot.rotation.field import jacobsthal, prime_power
+from dfrot.rotation.finite_field import jacobsthal, prime_power
 from dfrot.rotation.hadamard import base_matrix, constructible, matrix, plan, random_orthogonal, randomized, transform
 from dfrot.rotation.online import HadamardSpec
 

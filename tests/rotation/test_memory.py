@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dfrot.arch import describe
-from dfrot.writer import SafetensorsWriter, TensorPlan
+from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 
 CONFIG = {
     "model_type": "llama",
@@ -33,7 +33,7 @@ sys.path[:0] = {path!r}
 import torch, transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 import transformers.models.llama.modeling_llama
-from dfrot.pipeline.rotate import RotateSettings, rotate
+from dfrot.stages.rotate.run import RotateSettings, rotate
 
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()

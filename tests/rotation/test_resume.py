@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from dfrot.arch import open_described
-from dfrot.pipeline.rotate import RotateSettings, rotate
 from dfrot.rotation.fuse import Fuser, Rotations
 from dfrot.rotation.hadamard import randomized
+from dfrot.stages.rotate.run import RotateSettings, rotate
 
 Make = Callable[..., Path]
 
@@ -28,7 +28,7 @@ from pathlib import Path
 sys.path[:0] = {path!r}
 import torch
 torch.set_num_threads(1)
-from dfrot.pipeline.rotate import RotateSettings, rotate
+from dfrot.stages.rotate.run import RotateSettings, rotate
 settings = RotateSettings({method!r}, {dataset!r}, seqlen=64, rounds=4)
 rotate(Path({model!r}), Path({out!r}), settings, progress=lambda *step: print(*step, flush=True))
 """

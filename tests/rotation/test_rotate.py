@@ -11,12 +11,12 @@ import torch
 from dfrot.arch import open_described
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import ExistsError, GateError, InputError, MismatchError, ResourceError, UnsupportedError
-from dfrot.hf.blocks import BlockRunner
-from dfrot.hf.load import load_model
-from dfrot.pipeline import rotate as stage_module
-from dfrot.pipeline.rotate import RotateSettings, plan, rotate
 from dfrot.quant.config import DfqConfig
 from dfrot.rotation.rotation import Rotation, load
+from dfrot.runtime.block_runner import BlockRunner
+from dfrot.runtime.load import load_model
+from dfrot.stages.rotate import run as stage_module
+from dfrot.stages.rotate.run import RotateSettings, plan, rotate
 
 Make = Callable[..., Path]
 TOKENS = torch.arange(40).reshape(1, 40) * 5

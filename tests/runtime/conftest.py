@@ -15,11 +15,11 @@ from torch import Tensor
 import dfrot_kernels  # noqa: F401
 from dfrot.arch import BoundArch, open_described
 from dfrot.checkpoint import Checkpoint
+from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.files import read_json, write_json
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.plan import LinearPlan, plan_linears
 from dfrot.rotation.hadamard import matrix
-from dfrot.writer import SafetensorsWriter, TensorPlan
 from dfrot_kernels.layouts import PackedWeight
 
 VOCAB = 256

@@ -9,11 +9,11 @@ from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from dfrot.errors import UnsupportedError
-from dfrot.hf.cache import DfqCacheLayer, KVSpec
-from dfrot.hf.runtime import Runtime
 from dfrot.quant.activations import fake_quantize_kv
 from dfrot.quant.sinks import Sinks
 from dfrot.rotation.hadamard import matrix, plan
+from dfrot.runtime.forward_hooks import Runtime
+from dfrot.runtime.kv_cache import DfqCacheLayer, KVSpec
 
 B, H, D = 3, 2, 32
 

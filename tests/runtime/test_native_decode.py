@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from dfrot.arch import describe
-from dfrot.bench.random_model import dfq_config
+from dfrot.bench.models.random_model import dfq_config
 from dfrot.files import read_json
-from dfrot.hf.load import load_model
 from dfrot.quant.scheme import QuantScheme
+from dfrot.runtime.load import load_model
 from dfrot_kernels import native
 
 pytestmark = pytest.mark.skipif(not native.active(), reason="needs the native library")

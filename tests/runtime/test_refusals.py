@@ -14,9 +14,9 @@ from torch import Tensor
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import DfqError, InputError, UnsupportedError
 from dfrot.files import read_json, write_json
-from dfrot.hf.load import load, load_model
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.scheme import QuantScheme
+from dfrot.runtime.load import load, load_model
 
 UP = "model.layers.1.mlp.up_proj"
 

@@ -12,7 +12,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, AUTO_QUANTIZATI
 assert AUTO_QUANTIZER_MAPPING["dfq"].__name__ == "DfqHfQuantizer"
 assert AUTO_QUANTIZATION_CONFIG_MAPPING["dfq"].__name__ == "DfqQuantizationConfig"
 import sys
-from dfrot._register import _AfterImport, install
+from dfrot.compat.import_hook import _AfterImport, install
 install()
 assert not any(isinstance(finder, _AfterImport) for finder in sys.meta_path)
 """

@@ -14,9 +14,9 @@ import torch
 
 from dfrot import reference
 from dfrot.arch import open_described
-from dfrot.draft.build import build, config_for
+from dfrot.draft.models.build import build, config_for
 from dfrot.draft.store import fingerprint, save_draft
-from dfrot.pipeline.generate import Engine
+from dfrot.generation.engine import Engine
 from dfrot.serve.app import ServeSettings
 from dfrot.serve.server import serve
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from dfrot.arch import open_described
-from dfrot.calib import shapes
-from dfrot.draft.build import build, config_for
-from dfrot.draft.rows import MAX_IMAGES
+from dfrot.data import shapes
+from dfrot.data.jsonl import MAX_IMAGES
+from dfrot.draft.models.build import build, config_for
 from dfrot.draft.store import fingerprint, save_draft
-from dfrot.pipeline.generate import Engine
-from dfrot.reference import sees
+from dfrot.generation.engine import Engine
+from dfrot.reference import build_vlm as sees
 from dfrot.serve.api import parse
 from dfrot.serve.errors import ApiError
 

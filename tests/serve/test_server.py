@@ -21,7 +21,7 @@ import pytest
 
 from dfrot import reference
 from dfrot.errors import ResourceError, UnsupportedError
-from dfrot.pipeline.generate import Engine, TextRequest
+from dfrot.generation.engine import Engine, TextRequest
 from dfrot.serve import app, protocol
 from dfrot.serve.app import ServeSettings
 from dfrot.serve.server import KEEP_ALIVE, bind, serve

@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dfrot.pipeline.generate import Engine, TextRequest
-from dfrot.pipeline.text_stream import BROKEN, TextStream
+from dfrot.generation.engine import Engine, TextRequest
+from dfrot.generation.text_stream import BROKEN, TextStream
 
 
 def decode(ids: list[int]) -> str:
@@ -42,8 +42,8 @@ def test_an_unfinished_character_is_told_at_the_end_only() -> None:
 
 
 def test_generation_streams_what_decoding_gives(engine: Engine) -> None:
-    from dfrot.draft.decode import Limits, plain
-    from dfrot.draft.warp import Sampling
+    from dfrot.generation.sampling import Sampling
+    from dfrot.generation.speculative import Limits, plain
 
     prompt = engine.encode("def read(self, size):")
     job = engine.start(TextRequest(prompt, 40))

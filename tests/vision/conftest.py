@@ -13,14 +13,14 @@ from click.testing import CliRunner, Result
 
 from dfrot import reference
 from dfrot.arch import describe
+from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.files import read_json, write_json
-from dfrot.hf.load import load_model
-from dfrot.hf.vision import VisionConfig, compose, save_vision_of
-from dfrot.pipeline.quantize import QuantizeSettings, quantize
-from dfrot.pipeline.rotate import RotateSettings, rotate
 from dfrot.quant.scheme import QuantScheme
-from dfrot.reference import sees
-from dfrot.writer import SafetensorsWriter, TensorPlan
+from dfrot.reference import build_vlm as sees
+from dfrot.runtime.load import load_model
+from dfrot.stages.quantize.run import QuantizeSettings, quantize
+from dfrot.stages.rotate.run import RotateSettings, rotate
+from dfrot.vision.llava_layout import VisionConfig, compose, save_vision_of
 from dfrot_cli.main import main
 
 IMAGE, WIDTH = 4094, 64

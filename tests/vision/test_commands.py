@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from dfrot.draft.opening import open_target
-from dfrot.draft.pictured import Sighted, load_questions
-from dfrot.draft.source import Stored
+from dfrot.draft.training.sources import Stored
 from dfrot.files import read_json
-from dfrot.pipeline.generate import Engine, TextRequest
+from dfrot.generation.engine import Engine, TextRequest
+from dfrot.generation.load_target import open_target
+from dfrot.vision.prompts import Sighted, load_questions
 
 Image = pytest.importorskip("PIL.Image")
 FEW = ("--samples", "6", "--held-out", "2", "--seqlen", "48")
@@ -79,7 +79,7 @@ def test_stored_features_are_the_running_ones(
     data = source if source == "shapes" else str(rows)
     done = dfq("draft", "extract", "--model", packed, "--dataset", data, "--out", tmp_path / "f", *FEW)
     assert done.exit_code == 0, done.output
-    from dfrot.pipeline.draft import DataSettings, _source
+    from dfrot.stages.draft.train import DataSettings, _source
 
     settings = DataSettings(dataset=data, samples=6, held_out=2, seqlen=48)
     online = _source(packed, open_target(packed), settings, "sample", lambda *_: None)
@@ -98,7 +98,7 @@ def test_stored_features_are_the_running_ones(
 
 
 def test_answers_count_and_questions_do_not(packed: Path, rows: Path) -> None:
-    from dfrot.pipeline.draft import DataSettings, _source
+    from dfrot.stages.draft.train import DataSettings, _source
 
     sighted = Sighted.open(packed)
     settings = DataSettings(dataset=str(rows), samples=4, held_out=1, seqlen=48)

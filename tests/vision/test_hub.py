@@ -11,14 +11,14 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from dfrot.draft.pictured import drawn, learnt, question, reader_of, told
-from dfrot.draft.rows import read_rows
+from dfrot.data.jsonl import read_rows
+from dfrot.data.tokenizer import load_tokenizer
 from dfrot.files import read_json
-from dfrot.hf.processor import FILES
-from dfrot.hf.tokens import load_tokenizer
-from dfrot.pipeline.quantize import QuantizeSettings, quantize
-from dfrot.pipeline.rotate import RotateSettings, rotate
 from dfrot.quant.scheme import QuantScheme
+from dfrot.stages.quantize.run import QuantizeSettings, quantize
+from dfrot.stages.rotate.run import RotateSettings, rotate
+from dfrot.vision.processor import FILES
+from dfrot.vision.prompts import drawn, learnt, question, reader_of, told
 
 Image = pytest.importorskip("PIL.Image")
 IMAGE = 4094

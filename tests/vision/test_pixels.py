@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from dfrot.data import images as pixels
 from dfrot.errors import InputError, UnsupportedError
-from dfrot.hf import pixels
 
 Image = pytest.importorskip("PIL.Image")
 

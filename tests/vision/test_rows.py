@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dfrot.draft.rows import MAX_IMAGES, conversation, read_rows
+from dfrot.data.jsonl import MAX_IMAGES, conversation, read_rows
 from dfrot.errors import DfqError, InputError
 
 Image = pytest.importorskip("PIL.Image")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dfrot.calib import shapes
+from dfrot.data import shapes
 
 
 def test_a_seed_is_an_image() -> None:

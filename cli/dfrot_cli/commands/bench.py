@@ -34,9 +34,9 @@ command.add_command(bench_kernels.command)
 def rotate(figure: bool, rows: int | None, rounds: int | None, out: Path | None, common: Common, **sizes: Any) -> None:
     """Time and memory of the refinement and of the straightforward algorithm, to the same objective."""
     common.prepare()
+    from dfrot.bench.refinement import run as bench
     from dfrot.errors import ExistsError
     from dfrot.files import write_json
-    from dfrot.rotation import bench
 
     if out is not None and out.exists() and not common.overwrite:
         raise ExistsError(f"{out}: already exists; choose another --out, or replace it with --overwrite")

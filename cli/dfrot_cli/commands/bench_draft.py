@@ -36,11 +36,11 @@ def _names(ctx: click.Context, option: click.Parameter, value: str) -> list[str]
 def command(common: Common, out: Path | None, **options: Any) -> None:
     """Cost of a verify pass of n rows and of n guesses, and the speedup by acceptance length that follows."""
     common.prepare()
-    from dfrot.bench.draft import bench_draft, plot
-    from dfrot.bench.presets import preset
-    from dfrot.draft.tree import Shape
+    from dfrot.bench.models.draft import bench_draft, plot
+    from dfrot.bench.models.presets import preset
     from dfrot.errors import ExistsError
     from dfrot.files import write_json
+    from dfrot.generation.tree import Shape
 
     preset(options["shape"])
     options["trees"] = tuple(Shape.parse(None, tree) for tree in options["trees"])

@@ -29,8 +29,8 @@ def _schemes(ctx: click.Context, option: click.Parameter, value: str) -> list[st
 def command(common: Common, **options: Any) -> None:
     """Tokens per second of prefill and decoding at batch 1, and peak memory, beside llama.cpp Q4_0."""
     common.prepare()
-    from dfrot.bench.generate import bench_generate
-    from dfrot.bench.presets import preset
+    from dfrot.bench.models.generate import bench_generate
+    from dfrot.bench.models.presets import preset
 
     model = options["model"]
     if model is None:

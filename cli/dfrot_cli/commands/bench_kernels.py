@@ -44,7 +44,7 @@ def _rows(ctx: click.Context, option: click.Parameter, value: str) -> list[int]:
 def command(ops: str | None, figure: Path | None, common: Common, **options: Any) -> None:
     """Time every operator against its peers; one that fails its reference prints no speed."""
     common.prepare()
-    from dfrot.bench.kernels import bench_kernels, chosen
+    from dfrot.bench.kernels.run import bench_kernels, chosen
     from dfrot.errors import ExistsError, GateError
 
     names = [part.strip() for part in (ops or "").split(",") if part.strip()]
@@ -57,7 +57,7 @@ def command(ops: str | None, figure: Path | None, common: Common, **options: Any
     with show.progress() as progress:
         result = bench_kernels(**settings, progress=progress)
     if figure is not None:
-        from dfrot.bench.figure import plot
+        from dfrot.bench.kernels.figure import plot
 
         plot(result, figure)
     if common.json:

@@ -29,8 +29,8 @@ from dfrot_cli.plan import plan
 def command(model: str, out: Path, dataset: str | None, common: Common, **options: Any) -> None:
     """Collect what quantize needs, on a rotated (or original) checkpoint; one block is in memory at a time."""
     common.prepare()
-    from dfrot.models import default_dataset, resolve
-    from dfrot.pipeline.calibrate import CalibrateSettings, calibrate
+    from dfrot.hub import default_dataset, resolve
+    from dfrot.stages.calibrate import CalibrateSettings, calibrate
 
     folder = resolve(model)
     dataset = dataset or default_dataset(model, folder)

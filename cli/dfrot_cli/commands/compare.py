@@ -35,8 +35,8 @@ def command(model: str, out: Path, dataset: str | None, gamma: str, common: Comm
     Resumable cell by cell. Ends with the differences between rotations and what was claimed of them.
     """
     common.prepare()
-    from dfrot.models import default_dataset, resolve
-    from dfrot.pipeline.compare import CompareSettings, compare
+    from dfrot.hub import default_dataset, resolve
+    from dfrot.stages.compare.run import CompareSettings, compare
 
     folder = resolve(model)
     dataset = dataset or default_dataset(model, folder)

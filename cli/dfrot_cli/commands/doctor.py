@@ -18,7 +18,7 @@ def command(common: Common) -> None:
     import psutil
     import torch
 
-    from dfrot.stage import versions
+    from dfrot.stage_folder import versions
     from dfrot_kernels import cuda
     from dfrot_kernels.which import report
 

@@ -44,8 +44,8 @@ def eval_command(
     common.prepare()
     from dfrot.errors import ExistsError, GateError, InputError
     from dfrot.files import write_json
-    from dfrot.models import resolve
-    from dfrot.pipeline.draft_eval import EvalSettings, evaluate
+    from dfrot.hub import resolve
+    from dfrot.stages.draft.evaluate import EvalSettings, evaluate
 
     if out is not None and out.exists() and not common.overwrite:
         raise ExistsError(f"{out}: already exists; choose another --out, or replace it with --overwrite")

@@ -23,8 +23,8 @@ from dfrot_cli.plan import plan
 def export(model: str, draft: Path, kind: str, verifier: str | None, out: Path, common: Common) -> None:
     """Write an eagle3 draft as serving engines load it (a dream draft has no place there, and is refused)."""
     common.prepare()
-    from dfrot.models import resolve
-    from dfrot.pipeline.draft_export import export_draft
+    from dfrot.hub import resolve
+    from dfrot.stages.draft.export import export_draft
 
     folder = resolve(model)
     if common.plan:

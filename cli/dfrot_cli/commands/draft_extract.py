@@ -21,9 +21,9 @@ from dfrot_cli.plan import plan
 def extract(model: str, out: Path, common: Common, **given: Any) -> None:
     """Write training features to safetensors shards, to train several drafts on them."""
     common.prepare()
-    from dfrot.models import resolve
-    from dfrot.pipeline.draft import extract as run
-    from dfrot.pipeline.draft import extract_size
+    from dfrot.hub import resolve
+    from dfrot.stages.draft.train import extract as run
+    from dfrot.stages.draft.train import extract_size
 
     settings, folder = draft_settings(common, given, {}), resolve(model)
     size = show.size(extract_size(folder, settings))

@@ -43,8 +43,8 @@ def generate(
     pay, decoding is plain, and says so."""
     common.prepare()
     from dfrot.errors import InputError
-    from dfrot.models import resolve
-    from dfrot.pipeline.draft_generate import GenerateSettings, generate_text
+    from dfrot.hub import resolve
+    from dfrot.stages.draft.generate import GenerateSettings, generate_text
     from dfrot_cli.commands.draft_options import shapes_of
 
     if len(chain) + len(tree) > 1:

@@ -37,7 +37,7 @@ def shape_options(function: Function) -> Function:
 
 def sampling_of(given: dict[str, Any]) -> Any:
     """A Sampling from the options, which are taken out of `given`."""
-    from dfrot.draft.warp import Sampling
+    from dfrot.generation.sampling import Sampling
 
     names = ("temperature", "top_p", "top_k", "repetition_penalty")
     return Sampling(**{name: given.pop(name) for name in names})
@@ -45,7 +45,7 @@ def sampling_of(given: dict[str, Any]) -> Any:
 
 def shapes_of(chain: tuple[int, ...], tree: tuple[str, ...]) -> tuple[tuple[int, int, int], ...]:
     """All shapes asked for; a chain of 3 without any."""
-    from dfrot.draft.tree import Shape
+    from dfrot.generation.tree import Shape
 
     shapes = [Shape.parse(length, None) for length in chain] + [Shape.parse(None, text) for text in tree]
     return tuple((one.depth, one.topk, one.total) for one in shapes or [Shape.parse(None, None)])
@@ -78,9 +78,9 @@ def data_options(function: Function) -> Function:
 
 def draft_settings(common: Common, given: dict[str, Any], train: dict[str, Any]) -> Any:
     """DraftSettings from the options of train or extract."""
-    from dfrot.draft.loss import Weights
-    from dfrot.draft.train import TrainOptions
-    from dfrot.pipeline.draft import DataSettings, DraftSettings
+    from dfrot.draft.training.loss import Weights
+    from dfrot.draft.training.trainer import TrainOptions
+    from dfrot.stages.draft.train import DataSettings, DraftSettings
 
     names = ("dataset", "samples", "held_out", "seqlen", "regenerate", "prompt", "keep")
     data = DataSettings(**{name: given.pop(name) for name in names}, seed=common.seed)

@@ -49,9 +49,9 @@ def train(
     Under torchrun or accelerate launch every process computes its share of each step's samples, and with --shard holds
     its share of the draft's parameters, gradients and moments."""
     common.prepare()
-    from dfrot.draft.log import tensorboard as log_to
-    from dfrot.models import resolve
-    from dfrot.pipeline.draft import train as run
+    from dfrot.draft.training.tensorboard import tensorboard as log_to
+    from dfrot.hub import resolve
+    from dfrot.stages.draft.train import train as run
 
     given["quantize"] = given["quantize"] or ""
     names = ("epochs", "batch", "lr", "ttt_steps", "weight_feature", "weight_mid", "evaluations")

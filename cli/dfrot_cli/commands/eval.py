@@ -44,8 +44,8 @@ def ppl(models: tuple[str, ...], out: Path | None, common: Common, dataset: str 
     common.prepare(cuda=True)
     from dfrot.errors import ExistsError
     from dfrot.files import write_json
-    from dfrot.models import checkpoints_in, default_dataset, resolve
-    from dfrot.pipeline.evaluate import EvalSettings, evaluate
+    from dfrot.hub import checkpoints_in, default_dataset, resolve
+    from dfrot.stages.evaluate.perplexity import EvalSettings, evaluate
 
     if out is not None and out.exists() and not common.overwrite:
         raise ExistsError(f"{out}: already exists; choose another --out, or replace it with --overwrite")

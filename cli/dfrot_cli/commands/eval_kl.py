@@ -28,8 +28,8 @@ def kl(models: tuple[str, ...], out: Path | None, common: Common, dataset: str |
 
     Perplexity can stay while predictions change; the divergence from the original model cannot."""
     common.prepare()
-    from dfrot.models import default_dataset
-    from dfrot.pipeline.evaluate_kl import KlSettings, divergence
+    from dfrot.hub import default_dataset
+    from dfrot.stages.evaluate.kl import KlSettings, divergence
 
     folders = resolved(models, out, common)
     settings = KlSettings(dataset=dataset or default_dataset(models[0], folders[0]), **options)

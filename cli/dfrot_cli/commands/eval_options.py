@@ -23,7 +23,7 @@ file_option = click.option(
 def resolved(models: Sequence[str], out: Path | None, common: Common) -> list[Path]:
     """The folders; refuses an output that is there."""
     from dfrot.errors import ExistsError
-    from dfrot.models import resolve
+    from dfrot.hub import resolve
 
     if out is not None and out.exists() and not common.overwrite:
         raise ExistsError(f"{out}: already exists; choose another --out, or replace it with --overwrite")

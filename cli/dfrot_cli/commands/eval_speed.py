@@ -39,7 +39,7 @@ def speed(
 
     With --draft also plain against speculative decoding of held-out prompts."""
     common.prepare()
-    from dfrot.pipeline.evaluate_speed import SpeedSettings, speed
+    from dfrot.stages.evaluate.speed import SpeedSettings, speed
 
     folders = resolved(models, out, common)
     settings = SpeedSettings(shapes=shapes_of(chain, tree), **options)

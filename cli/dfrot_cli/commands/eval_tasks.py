@@ -35,7 +35,7 @@ def tasks(
 ) -> None:
     """Scores on lm-eval's tasks (extra `tasks`), with each difference to the first checkpoint paired over documents."""
     common.prepare()
-    from dfrot.pipeline.tasks import TaskSettings, evaluate_tasks
+    from dfrot.stages.evaluate.tasks import TaskSettings, evaluate_tasks
 
     folders = resolved(models, out, common)
     settings = TaskSettings(tasks=tasks, seed=common.seed, **options)

@@ -57,7 +57,7 @@ def command(
         return
     if model is None or out is None or (to is None and not check):
         raise InputError("give --model, --to and --out; or --list for what is possible")
-    from dfrot.models import default_dataset, resolve
+    from dfrot.hub import default_dataset, resolve
     from dfrot.quant.scheme import QuantScheme
 
     folder = resolve(model)

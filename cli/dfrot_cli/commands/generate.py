@@ -51,8 +51,8 @@ def command(
     distribution. For a server see dfq serve."""
     common.prepare()
     from dfrot.errors import InputError
-    from dfrot.models import resolve
-    from dfrot.pipeline.generate import Engine, TextRequest
+    from dfrot.generation.engine import Engine, TextRequest
+    from dfrot.hub import resolve
 
     if len(chain) + len(tree) > 1:
         raise InputError("--chain and --tree: give one shape")

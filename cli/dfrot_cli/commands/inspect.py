@@ -23,7 +23,7 @@ def command(path: str, common: Common) -> None:
     from pathlib import Path
 
     from dfrot.export.inspect import inspect
-    from dfrot.models import resolve
+    from dfrot.hub import resolve
 
     given = Path(path)
     facts = inspect(given if given.exists() else resolve(path))

@@ -12,7 +12,7 @@ from dfrot_cli.options import Common, common
 @common
 def command(common: Common) -> None:
     """List the aliases that --model understands, and which of them lie complete in the local hub cache."""
-    from dfrot.models import REFERENCE, REFERENCE_VLM, assembled, known, resolve
+    from dfrot.hub import REFERENCE, REFERENCE_VLM, assembled, known, resolve
 
     made = assembled()  # put together on first use, which this is not
     rows = [{"alias": REFERENCE, "hub_id": None, "folder": str(resolve(REFERENCE))}]

@@ -57,10 +57,10 @@ def measure(models: tuple[str, ...], out: Path | None, dataset: str | None, comm
     """Measure one checkpoint (original, rotated or quantized) in one pass, or compare two."""
     common.prepare()
     from dfrot.errors import InputError
-    from dfrot.models import default_dataset, resolve
-    from dfrot.outliers.criteria import Criteria
-    from dfrot.pipeline.outliers import OutlierSettings, outliers
-    from dfrot.pipeline.outliers_compare import compare
+    from dfrot.hub import default_dataset, resolve
+    from dfrot.outliers.measure.criteria import Criteria
+    from dfrot.stages.outliers.compare import compare
+    from dfrot.stages.outliers.measure import OutlierSettings, outliers
 
     if len(models) > 2:
         raise InputError(f"outliers: {len(models)} checkpoints were given; give one to measure or two to compare")

@@ -48,11 +48,11 @@ def command(
 ) -> None:
     """Remove outliers from MODEL. MODEL is not touched: what comes out is a checkpoint of its own."""
     common.prepare()
-    from dfrot.models import default_dataset, resolve
-    from dfrot.pipeline.outliers import OutlierSettings
-    from dfrot.pipeline.outliers_fix import FixSettings, fix
-    from dfrot.pipeline.outliers_recipe import RecipeSettings
+    from dfrot.hub import default_dataset, resolve
     from dfrot.quant.scheme import QuantScheme
+    from dfrot.stages.outliers.fix import FixSettings, fix
+    from dfrot.stages.outliers.measure import OutlierSettings
+    from dfrot.stages.outliers.recipe import RecipeSettings
 
     QuantScheme.parse(recipe["scheme"])
     folder = resolve(model)

@@ -48,9 +48,9 @@ def command(
     """Quantize weights to packed integers; activations and KV cache are quantized while the result runs."""
     common.prepare()
     from dfrot.errors import InputError
-    from dfrot.models import resolve
-    from dfrot.pipeline.quantize import QuantizeSettings, quantize
+    from dfrot.hub import resolve
     from dfrot.quant.scheme import QuantScheme
+    from dfrot.stages.quantize.run import QuantizeSettings, quantize
 
     try:
         clip: Any = a_clip if a_clip in (None, "auto") else float(str(a_clip))

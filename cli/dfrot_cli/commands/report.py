@@ -24,8 +24,8 @@ def command(places: tuple[Path, ...], outs: tuple[Path, ...], common: Common) ->
     common.prepare()
     from dfrot.errors import ExistsError, InputError
     from dfrot.files import write_bytes
-    from dfrot.pipeline.report import collect
-    from dfrot.pipeline.report_text import WRITERS, lines
+    from dfrot.stages.report.collect import collect
+    from dfrot.stages.report.render import WRITERS, lines
 
     for out in outs:
         if out.suffix not in WRITERS:

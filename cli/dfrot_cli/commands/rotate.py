@@ -38,8 +38,8 @@ def command(model: str, out: Path, dataset: str | None, gamma: str, common: Comm
     """Rotate a checkpoint so that it survives 4 bits. The model's function stays the same, and that is checked."""
     common.prepare()
     from dfrot.errors import InputError
-    from dfrot.models import default_dataset, resolve
-    from dfrot.pipeline import rotate
+    from dfrot.hub import default_dataset, resolve
+    from dfrot.stages.rotate import run as rotate
 
     try:
         weight = gamma if gamma == "auto" else float(gamma)

@@ -50,8 +50,8 @@ def command(
     writes what it loads."""
     common.prepare()
     from dfrot.errors import InputError, ResourceError
-    from dfrot.models import resolve
-    from dfrot.pipeline.generate import Engine
+    from dfrot.generation.engine import Engine
+    from dfrot.hub import resolve
 
     try:
         from dfrot.serve.app import ServeSettings

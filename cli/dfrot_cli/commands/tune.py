@@ -29,8 +29,8 @@ def command(model: str, teacher: str, out: Path, dataset: str | None, common: Co
 
     For models that fit into memory with their gradients: some 12 bytes per weight."""
     common.prepare()
-    from dfrot.models import default_dataset, resolve
-    from dfrot.pipeline.tune import TuneSettings, tune
+    from dfrot.hub import default_dataset, resolve
+    from dfrot.stages.tune import TuneSettings, tune
 
     folder, reference = resolve(model), resolve(teacher)
     dataset = dataset or default_dataset(teacher, reference)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from dfrot.arch import BoundArch
-from dfrot.outliers.subject import Subject
+from dfrot.outliers.measure.subject import Subject
 
 Edit = Callable[[Tensor], Tensor]
 """A tensor as stored -> float32 (or stored dtype) of the same shape; must not change its argument."""

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from dfrot.errors import UnsupportedError
-from dfrot.outliers.errors import BITS, hadamard
 from dfrot.outliers.fixes.base import Change, Context, scaled_rows
-from dfrot.outliers.view import View, observe
+from dfrot.outliers.measure.block_view import View, observe
+from dfrot.outliers.measure.quantization_errors import BITS, hadamard
 from dfrot.quant.activations import fake_quantize_kv
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -1,0 +1,1 @@
+"""Speed and memory of whole models and of drafts, beside llama.cpp in the same run."""

@@ -1,0 +1,1 @@
+"""The refinement of R1 against the straightforward method, on generated activations."""

@@ -1,0 +1,66 @@
+"""Hidden states between two blocks as a file: what a killed run continues from, and what need not stay in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dfrot.checkpoint import Checkpoint, read_header
+from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
+from dfrot.errors import InputError
+from dfrot.files import fsync_folder
+
+
+class HiddenStates:
+    """The input of block `layer` for all samples, float32 [samples, seqlen, hidden], in a stage's folder.
+
+    stream: a name, where the same samples run through more than one variant of the model."""
+
+    def __init__(self, folder: Path, layer: int, shape: tuple[int, int, int], stream: str = "") -> None:
+        self.folder, self.shape = folder, shape
+        self.stem = f"hidden-{stream}{layer:05d}"
+        self._writer: SafetensorsWriter | None = None
+        self._reader: Checkpoint | None = None
+
+    @property
+    def file(self) -> Path:
+        return self.folder / f"{self.stem}.safetensors"
+
+    @staticmethod
+    def nbytes(shape: tuple[int, int, int]) -> int:
+        return 4 * shape[0] * shape[1] * shape[2]
+
+    def write(self, begin: int, rows: Tensor) -> None:
+        """Samples begin .. begin + len(rows). Refuses what no later block could use."""
+        if not bool(torch.isfinite(rows).all()):
+            raise InputError(
+                f"{self.stem}: activations are NaN or Inf; the checkpoint's weights are damaged or overflow float32"
+            )
+        if self._writer is None:
+            self._writer = SafetensorsWriter(
+                self.folder, [TensorPlan("hidden", torch.float32, self.shape)], self.stem, shard_bytes=1 << 62
+            )
+        self._writer.write_rows("hidden", begin, rows.float())
+
+    def read(self, begin: int, end: int) -> Tensor:
+        """Samples begin .. end. Cloned into torch's own aligned memory: BLAS results can depend on alignment."""
+        if self._reader is None:
+            self._reader = Checkpoint(self.folder, {}, read_header(self.file))
+        return self._reader.read_rows("hidden", begin, end).clone()
+
+    def sync(self) -> None:
+        """Make it durable, before the journal says that it is there."""
+        if self._writer is not None:
+            self._writer.sync()
+        fsync_folder(self.folder)
+
+    def remove(self) -> None:
+        self.file.unlink(missing_ok=True)
+
+
+def remove_all(folder: Path) -> None:
+    """Before publishing: no hidden states stay behind, not even those of a run killed between two steps."""
+    for path in folder.glob("hidden-*.safetensors"):
+        path.unlink()

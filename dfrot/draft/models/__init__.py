@@ -1,0 +1,1 @@
+"""The architectures of drafts, and what a draft computes while it guesses."""

@@ -1,0 +1,59 @@
+"""From a config to a draft, and from a target's sizes to a config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from dfrot.arch import BoundArch
+from dfrot.draft.models.base import Draft
+from dfrot.draft.models.config import DraftConfig
+from dfrot.draft.models.dream import DreamDraft
+from dfrot.draft.models.eagle3 import Eagle3Draft
+
+CLASSES: dict[str, type[Draft]] = {"dream": DreamDraft, "eagle3": Eagle3Draft}
+
+
+def build(config: DraftConfig) -> Draft:
+    """An untrained draft, seeded by torch's generator."""
+    return CLASSES[config.arch](config)
+
+
+def config_for(arch: BoundArch, kind: str, **changes: Any) -> DraftConfig:
+    """A draft with the target's widths. `changes` override single keys."""
+    layers = arch.n_layers
+    values: dict[str, Any] = {
+        "arch": kind,
+        "hidden_size": arch.hidden,
+        "target_hidden_size": arch.hidden,
+        "intermediate_size": arch.intermediate,
+        "num_attention_heads": arch.n_heads,
+        "num_key_value_heads": arch.n_kv_heads,
+        "head_dim": arch.head_dim,
+        "vocab_size": arch.sizes["vocab"],
+        "rms_norm_eps": float(arch.config.get("rms_norm_eps", 1e-5)),
+        "rope_theta": _theta(arch.config),
+        "max_position_embeddings": _positions(arch.config),
+    }
+    if kind == "eagle3":
+        values["aux_layers"] = (min(2, layers - 1), layers // 2, max(layers - 3, 1))
+    return DraftConfig(**{**values, **changes})
+
+
+def _theta(config: dict[str, Any]) -> float:
+    """The base of RoPE; where kinds of attention have their own, that of the first layer, with which a draft begins."""
+    rope, kinds = config.get("rope_parameters"), config.get("layer_types")
+    rope = rope if isinstance(rope, dict) else {}
+    if kinds and isinstance(rope.get(kinds[0]), dict):
+        rope = rope[kinds[0]]
+    return float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
+
+
+def _positions(config: dict[str, Any]) -> int:
+    """The context of the target, which transformers knows where config.json leaves it out."""
+    if "max_position_embeddings" not in config:
+        from dfrot.runtime.block_runner import hf_config
+
+        return int(getattr(hf_config(config, torch.float32), "max_position_embeddings", 2048))
+    return int(config["max_position_embeddings"])

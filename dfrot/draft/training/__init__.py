@@ -1,0 +1,1 @@
+"""Training drafts: data, features of the target, losses, the loop."""

@@ -1,0 +1,136 @@
+"""What a draft is trained on: token rows, and which of their slots count.
+
+A slot counts when its token belongs to an answer, because drafting begins at the first token that the target
+emitted. In plain text everything behind a short prompt counts; in conversations the assistant's turns do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dfrot.data.jsonl import first_row, read_rows, refuse_images
+from dfrot.data.text import calibration_windows, load_text, windows
+from dfrot.data.tokenizer import encode
+from dfrot.errors import InputError
+
+HELD_OUT_OF_256 = 16  # conversations whose hash begins below this are held out, about 6 %
+PROMPT = 16  # tokens of plain text before the slots that count
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """tokens int64 [N, S], padded behind with zeros; mask bool [N, S]: slots that count; lengths int64 [N]."""
+
+    tokens: Tensor
+    mask: Tensor
+    lengths: Tensor
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def rows(self, index: Tensor) -> Corpus:
+        """Some samples, cut to the longest of them."""
+        longest = int(self.lengths[index].max())
+        return Corpus(self.tokens[index, :longest], self.mask[index, :longest], self.lengths[index])
+
+    def digest(self) -> str:
+        """sha256 of ids and mask."""
+        return hashlib.sha256(self.tokens.numpy().tobytes() + self.mask.numpy().tobytes()).hexdigest()
+
+
+def of_windows(rows: Tensor, prompt: int) -> Corpus:
+    """Corpus of windows int64 [N, S]; slots from `prompt` on count, without the last (its prediction has no use)."""
+    mask = torch.zeros_like(rows, dtype=torch.bool)
+    mask[:, prompt:] = True
+    return Corpus(rows, mask, torch.full((len(rows),), rows.shape[1]))
+
+
+def load_corpora(
+    dataset: str, tokenizer: Any, samples: int, held_out: int, seqlen: int, seed: int
+) -> tuple[Corpus, Corpus]:
+    """Training and held-out samples of `stdlib`, `wikitext2`, a text file or folder, or a .jsonl of `messages`.
+
+    Raises InputError for a dataset without usable samples."""
+    path = Path(dataset)
+    if path.suffix == ".jsonl" and path.is_file() and "messages" in first_row(path):
+        return _conversations(path, tokenizer, samples, held_out, seqlen)
+    train = calibration_windows(encode(tokenizer, load_text(dataset, "train").text), samples, seqlen, seed)
+    test = windows(encode(tokenizer, load_text(dataset, "test").text), seqlen)
+    if len(test) < held_out:
+        raise InputError(f"{dataset}: {held_out} held-out windows of {seqlen} tokens needed, {len(test)} found")
+    every = len(test) // held_out
+    prompt = min(PROMPT, seqlen // 2)
+    return of_windows(train, prompt), of_windows(test[::every][:held_out], prompt)
+
+
+def _conversations(path: Path, tokenizer: Any, samples: int, held_out: int, seqlen: int) -> tuple[Corpus, Corpus]:
+    sides: tuple[list[tuple[list[int], list[bool]]], list[tuple[list[int], list[bool]]]] = ([], [])
+    for row, where in read_rows(path):
+        messages = row.get("messages")
+        if not isinstance(messages, list) or not messages:
+            raise InputError(f'{where}: "messages" must be a list of role and content; mend or remove the line')
+        refuse_images(row, where)
+        ids, mask = answer_mask(tokenizer, messages, where)
+        ids, mask = ids[:seqlen], mask[:seqlen]
+        if not any(mask):
+            raise InputError(f"{where}: no answer within --seqlen {seqlen}; raise it or remove the line")
+        key = hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).digest()[0]
+        sides[key < HELD_OUT_OF_256].append((ids, mask))
+    if not sides[0] or not sides[1]:
+        raise InputError(f"{path}: too few conversations to hold some out by their hash; give at least some dozens")
+    return _padded(sides[0][:samples]), _padded(sides[1][:held_out])
+
+
+def answer_mask(
+    tokenizer: Any,
+    messages: Sequence[dict[str, Any]],
+    where: str,
+    encode: Callable[[Any, Sequence[dict[str, Any]], bool], list[int]] | None = None,
+) -> tuple[list[int], list[bool]]:
+    """Token ids of a conversation, and which belong to answers: by comparing prefixes of the chat template. encode:
+    what makes ids of messages, None for `template_ids`.
+
+    Raises InputError when the template rewrites earlier turns, so that a prefix is no prefix."""
+    ids: list[int] = []
+    mask: list[bool] = []
+    try:
+        for number, message in enumerate(messages):
+            if message.get("role") != "assistant":
+                continue
+            asked = (encode or template_ids)(tokenizer, messages[:number], True)
+            told = (encode or template_ids)(tokenizer, messages[: number + 1], False)
+            if told[: len(asked)] != asked or asked[: len(ids)] != ids:
+                raise InputError(f"{where}: the chat template rewrites earlier turns; give one answer per conversation")
+            mask += [False] * (len(asked) - len(ids)) + [True] * (len(told) - len(asked))
+            ids = told
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{where}: the chat template refuses it ({first})") from None
+    if mask:
+        mask[-1] = False  # nothing is drafted behind the token that ends the conversation
+    return ids, mask
+
+
+def template_ids(tokenizer: Any, messages: Sequence[Mapping[str, Any]], ask: bool) -> list[int]:
+    """Token ids of a conversation in the tokenizer's chat template; ask: ready for the assistant's turn."""
+    text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask)
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _padded(samples: list[tuple[list[int], list[bool]]]) -> Corpus:
+    longest = max(len(ids) for ids, _ in samples)
+    tokens = torch.zeros(len(samples), longest, dtype=torch.long)
+    mask = torch.zeros(len(samples), longest, dtype=torch.bool)
+    for row, (ids, counts) in enumerate(samples):
+        tokens[row, : len(ids)] = torch.tensor(ids)
+        mask[row, : len(ids)] = torch.tensor(counts)
+    return Corpus(tokens, mask, torch.tensor([len(ids) for ids, _ in samples]))

@@ -1,0 +1,1 @@
+"""Writing and inspecting GGUF, the file format of llama.cpp."""

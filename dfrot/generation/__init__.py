@@ -1,0 +1,1 @@
+"""Generating text with a loaded checkpoint: plainly, or speculatively with the same result."""

@@ -1,1 +1,0 @@
-"""The only door to transformers: building modules, running blocks, tokenizers, the quantizer plug-in."""

@@ -1,0 +1,1 @@
+"""Measuring outliers: one pass over a checkpoint, block by block."""

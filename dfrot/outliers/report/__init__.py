@@ -1,0 +1,1 @@
+"""The report of a measurement: HTML, SVG and PNG, written without any library."""

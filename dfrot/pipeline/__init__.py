@@ -1,1 +1,0 @@
-"""The stages behind the commands: rotate, calibrate, quantize, eval. One file each."""

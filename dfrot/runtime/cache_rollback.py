@@ -1,0 +1,47 @@
+"""Undoing part of a cache: after verification only the accepted rows of the block stay, as they were stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dfrot.errors import UnsupportedError
+from dfrot.runtime.kv_cache import DfqCacheLayer
+
+
+def keep_path(cache: Any, past: int, rows: int, path: list[int]) -> None:
+    """Of the `rows` newest positions of every layer keep those of `path` (rising indices into them), moved together
+    behind position `past`. Packed rows move as bytes: nothing is quantized twice."""
+    straight = path == list(range(len(path)))
+    index = None if straight else torch.tensor(path) + past
+    for layer in cache.layers:
+        if index is not None:
+            _move(layer, past, index)
+        remove = rows - len(path)
+        if remove:
+            layer.crop(-remove)
+
+
+def _move(layer: Any, past: int, index: Tensor) -> None:
+    """Copy positions `index` of one layer to past, past + 1, ..."""
+    if isinstance(layer, DfqCacheLayer):
+        if layer.exact is not None and past < layer.sinks.count:
+            raise UnsupportedError("a draft tree among the sink tokens: give a longer prompt, or draft with --chain")
+        assert layer.packed is not None
+        for store in layer.packed:
+            for part in store.parts:
+                part[past : past + len(index)] = part.index_select(0, index.to(part.device))
+        return
+    if getattr(layer, "is_sliding", False) or not isinstance(layer.keys, Tensor):
+        raise UnsupportedError(f"{type(layer).__name__}: rows of this cache cannot be selected; use a DynamicCache()")
+    for full in (layer.keys, layer.values):
+        full[:, :, past : past + len(index)] = full.index_select(2, index.to(full.device))
+
+
+def new_cache() -> Any:
+    """A cache whose layers keep every position, sliding or not (a dfq model puts its packed layers in)."""
+    from transformers import DynamicCache
+
+    return DynamicCache()

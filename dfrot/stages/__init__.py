@@ -1,0 +1,1 @@
+"""The stages behind the commands. Each reads a folder, and publishes one."""

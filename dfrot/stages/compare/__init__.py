@@ -1,0 +1,1 @@
+"""`dfq compare`: every method on one model, as one table."""

@@ -1,0 +1,1 @@
+"""`dfq draft train|extract|eval|generate|export`."""

@@ -1,0 +1,164 @@
+"""`dfq draft eval`: plain and speculative decoding of the same prompts, interleaved, compared token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dfrot.data.jsonl import read_rows, refuse_images
+from dfrot.data.text import load_text, windows
+from dfrot.data.tokenizer import encode, load_tokenizer
+from dfrot.draft.metrics import classify, first_difference, speeds, summary
+from dfrot.draft.models.base import Draft
+from dfrot.draft.models.native_pass import unfit
+from dfrot.draft.store import check_target, load_draft
+from dfrot.draft.training.corpus import template_ids
+from dfrot.draft.training.multimodal_source import KEEP
+from dfrot.errors import InputError
+from dfrot.generation.load_target import ends_of, open_target
+from dfrot.generation.sampling import Sampling
+from dfrot.generation.speculative import Limits, Output, plain, speculative
+from dfrot.generation.target import Target
+from dfrot.generation.tree import Shape
+from dfrot.stage_folder import Progress, silent
+from dfrot.vision.prompts import Asked, load_questions, pictured, reader_of
+
+LARGE = 32_000_000  # parameters
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """prompts: how many of the held-out text of `dataset` (a text, each of `prompt_tokens` tokens; a .jsonl of `prompt`
+    or `messages`, with `images`; shapes). Answers about images end where the target ends them. keep: share of image
+    tokens that are slots of the draft. shapes: (depth, top-k, total) of every comparison, all in one process. force:
+    also drafts of another target. draft_dtype: what the draft computes
+    in; auto takes bfloat16 for a large one, and where its passes are native calls (which compute in float32 from the
+    bfloat16 weights of the file), else float32."""
+
+    dataset: str = "stdlib"
+    prompts: int = 20
+    prompt_tokens: int = 64
+    max_new_tokens: int = 128
+    shapes: tuple[tuple[int, int, int], ...] = ((3, 1, 0), (5, 4, 16))
+    sampling: Sampling = Sampling()
+    force: bool = False
+    seed: int = 0
+    draft_dtype: str = "auto"
+    keep: float = KEEP
+
+
+def load_in(draft: Path, dtype: str) -> Draft:
+    """The draft in `dtype`, or in what suits its size."""
+    loaded = load_draft(draft)
+    if dtype == "auto":
+        dtype = "bfloat16" if loaded.count() >= LARGE or unfit(loaded) is None else "float32"
+    return loaded.to(DTYPES[dtype])
+
+
+def open_pair(model: Path, draft: Path, force: bool, dtype: str) -> tuple[Target, Draft, Any]:
+    """Target, draft and tokenizer, checked against each other."""
+    loaded = load_in(draft, dtype)
+    target = open_target(model, loaded.config.aux_layers)
+    check_target(loaded.config, model, target.vocab_size, int(target.config.hidden_size), force)
+    return target, loaded, load_tokenizer(model)
+
+
+def load_prompts(dataset: str, tokenizer: Any, count: int, length: int) -> list[list[int]]:
+    """Prompts as token ids: the starts of held-out windows, or the rows of a .jsonl with `prompt` or `messages`."""
+    path = Path(dataset)
+    if path.suffix == ".jsonl" and path.is_file():
+        return _rows(path, tokenizer)[:count]
+    text = windows(encode(tokenizer, load_text(dataset, "test").text), length)
+    if len(text) < count:
+        raise InputError(f"{dataset}: {count} prompts of {length} tokens needed, {len(text)} found")
+    return [row.tolist() for row in text[:: len(text) // count][:count]]
+
+
+def _rows(path: Path, tokenizer: Any) -> list[list[int]]:
+    found = []
+    for row, where in read_rows(path):
+        refuse_images(row, where)
+        if isinstance(row.get("prompt"), str) and row["prompt"]:
+            found.append(list(tokenizer(row["prompt"])["input_ids"]))
+        elif isinstance(row.get("messages"), list):
+            asked = [one for one in row["messages"] if isinstance(one, dict) and one.get("role") != "assistant"]
+            found.append(template_ids(tokenizer, asked, True))
+        else:
+            raise InputError(f'{where}: neither "prompt" nor "messages"; mend or remove the line')
+    if not found:
+        raise InputError(f"{path}: holds no prompts")
+    return found
+
+
+def evaluate(model: Path, draft: Path, settings: EvalSettings, progress: Progress = silent) -> dict[str, Any]:
+    """Decode every prompt plainly and with every shape. Returns {"shapes": {name: numbers}, "prompts", ...}.
+
+    Greedy outputs are compared token by token (`identical`); a difference is classified (`mismatches`). With
+    sampling they differ by nature, and only the numbers are given."""
+    target, loaded, tokenizer = open_pair(model, draft, settings.force, settings.draft_dtype)
+    limits = Limits(settings.max_new_tokens)
+    if pictured(settings.dataset):
+        prompts = load_questions(settings.dataset, reader_of(model), settings.prompts, settings.keep)
+        limits = Limits(settings.max_new_tokens, ends_of(target))
+    else:
+        texts = load_prompts(settings.dataset, tokenizer, settings.prompts, settings.prompt_tokens)
+        prompts = [Asked(ids) for ids in texts]
+    shapes = [Shape(*shape) for shape in settings.shapes]
+    pairs = compare(target, loaded, prompts, shapes, limits, settings, progress)
+    return {
+        "prompts": len(prompts),
+        "max_new_tokens": settings.max_new_tokens,
+        "greedy": settings.sampling.greedy,
+        "draft_parameters": loaded.count(),
+        "draft_op_by_op": unfit(loaded),
+        "shapes": {shape.name: _numbers(target, prompts, pairs[n], settings) for n, shape in enumerate(shapes)},
+    }
+
+
+def compare(
+    target: Target,
+    draft: Draft,
+    prompts: Sequence[Asked],
+    shapes: Sequence[Shape],
+    limits: Limits,
+    settings: EvalSettings,
+    progress: Progress = silent,
+) -> list[list[tuple[Output, Output]]]:
+    """Per shape and prompt the (plain, speculative) outputs. Plain runs before and after the others in turns, so that
+    a machine that slows down favours neither."""
+    sampling, seed = settings.sampling, settings.seed
+    warm = Limits(min(8, limits.max_new_tokens))
+    for shape in shapes:
+        speculative(target, draft, prompts[0].ids, warm, sampling, shape, seed, prompts[0].images)
+    pairs: list[list[tuple[Output, Output]]] = [[] for _ in shapes]
+    for number, asked in enumerate(prompts):
+        progress("decode prompts", number, len(prompts))
+        prompt, images = asked.ids, asked.images
+        before = plain(target, prompt, limits, sampling, seed, images) if number % 2 == 0 else None
+        fast = [speculative(target, draft, prompt, limits, sampling, shape, seed, images) for shape in shapes]
+        told = before or plain(target, prompt, limits, sampling, seed, images)
+        for found, out in zip(pairs, fast):
+            found.append((told, out))
+    progress("decode prompts", len(prompts), len(prompts))
+    return pairs
+
+
+def _numbers(
+    target: Target, prompts: Sequence[Asked], pairs: Sequence[tuple[Output, Output]], settings: EvalSettings
+) -> dict[str, Any]:
+    numbers = {**summary([out for _, out in pairs]), **speeds(pairs)}
+    if settings.sampling.greedy and not settings.sampling.needs_prefix:
+        mismatches = []
+        for number, (told, out) in enumerate(pairs):
+            place = first_difference(told.tokens, out.tokens)
+            if place is not None:
+                found = classify(target, prompts[number].ids, told.tokens, place, 8, prompts[number].images)
+                mismatches.append({"prompt": number, **found})
+        numbers["identical"] = f"{len(pairs) - len(mismatches)}/{len(pairs)}"
+        numbers["mismatches"] = mismatches
+    return numbers

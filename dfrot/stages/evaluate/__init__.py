@@ -1,0 +1,1 @@
+"""`dfq eval ppl|kl|speed|tasks`."""

@@ -1,0 +1,141 @@
+"""A checkpoint as lm-eval sees a model: log-likelihoods in batches, rolling ones, and texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lm_eval import utils
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
+from torch import Tensor
+
+from dfrot.errors import UnsupportedError
+from dfrot.generation.engine import Engine, TextRequest
+from dfrot.generation.sampling import Sampling
+from dfrot.stage_folder import Progress, silent
+
+_GENERATION = {"do_sample", "temperature", "top_p", "top_k", "until", "max_gen_toks"}
+Request = tuple[Any, list[int], list[int]]
+"""(what is cached by, context, continuation), the last two as token ids."""
+
+
+class DfqLM(TemplateLM):  # type: ignore[misc]
+    """engine: the loaded checkpoint. batch: rows per forward pass. Rows are padded at the right, where causal
+    attention and per-token quantizers do not see it: a batch scores what single rows score."""
+
+    def __init__(self, engine: Engine, batch: int = 8, seed: int = 0, progress: Progress = silent) -> None:
+        super().__init__()
+        self.engine, self.batch, self.seed, self.progress = engine, batch, seed, progress
+        self.tokenizer: Any = engine.tokenizer
+        self.max_length = engine.context
+
+    @property
+    def eot_token_id(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else int(bos)
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        bos = self.tokenizer.bos_token
+        if add_special_tokens is None:
+            add_special_tokens = not (bos and string.startswith(bos))
+        return list(self.tokenizer(string, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
+
+    def apply_chat_template(self, chat_history: Any, add_generation_prompt: bool = True) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(
+                chat_history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        )
+
+    @torch.inference_mode()
+    def _loglikelihood_tokens(self, requests: Sequence[Request], **kwargs: Any) -> list[tuple[float, bool]]:
+        """(sum of log-probabilities of the continuation, whether greedy decoding says it) per request, in order."""
+        order = sorted(range(len(requests)), key=lambda n: -len(requests[n][1]) - len(requests[n][2]))
+        found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        for begin in range(0, len(order), self.batch):
+            self.progress("score", begin, len(order))
+            chosen = order[begin : begin + self.batch]
+            for number, scored in zip(chosen, self._scored([requests[number] for number in chosen])):
+                found[number] = scored
+                if requests[number][0] is not None:
+                    self.cache_hook.add_partial("loglikelihood", requests[number][0], scored)
+        self.progress("score", len(order), len(order))
+        return found
+
+    def _scored(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
+        model = self.engine.target.model
+        rows = [(context + wanted)[-(self.max_length + 1) :][:-1] for _, context, wanted in requests]
+        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+        for place, row in enumerate(rows):
+            ids[place, : len(row)] = torch.tensor(row)
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        found = []
+        for (_, _, wanted), row, states in zip(requests, rows, hidden):
+            logits = self._head(states[len(row) - len(wanted) : len(row)])
+            target = torch.tensor(wanted)
+            picked = logits.log_softmax(-1).gather(-1, target[:, None])
+            found.append((float(picked.double().sum()), bool((logits.argmax(-1) == target).all())))
+        return found
+
+    def _head(self, states: Tensor) -> Tensor:
+        return self.engine.target.head(states[None])[0].float()
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of whole texts in windows of the context, each token scored once."""
+        windows: list[Request] = []
+        owners: list[int] = []
+        for number, request in enumerate(requests):
+            (text,) = request.args
+            rolling = utils.get_rolling_token_windows(
+                token_list=self.tok_encode(text),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            )
+            for window in map(utils.make_disjoint_window, rolling):
+                windows.append((None, *window))
+                owners.append(number)
+        totals = [0.0] * len(requests)
+        for owner, (value, _) in zip(owners, self._loglikelihood_tokens(windows)):
+            totals[owner] += value
+        return totals
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Texts up to a stop string (cut off), one by one, with the draft if the engine has one."""
+        found = []
+        for number, request in enumerate(requests):
+            self.progress("generate", number, len(requests))
+            context, given = request.args
+            text = self._text(context, dict(normalize_gen_kwargs(given)))
+            found.append(text)
+            self.cache_hook.add_partial("generate_until", request.args, text)
+        self.progress("generate", len(requests), len(requests))
+        return found
+
+    def _text(self, context: str, given: dict[str, Any]) -> str:
+        if odd := sorted(set(given) - _GENERATION):
+            raise UnsupportedError(f"task asks for {odd[0]} in its generation_kwargs: not supported; take it out")
+        sampling = Sampling()
+        if given.get("do_sample"):
+            given = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, **given}
+            sampling = Sampling(float(given["temperature"]), float(given["top_p"]), int(given["top_k"]))
+        count = int(given["max_gen_toks"])
+        if count >= self.max_length:
+            raise UnsupportedError(f"task generates {count} tokens: the context holds {self.max_length}")
+        eos = self.tokenizer.decode([self.eot_token_id], skip_special_tokens=False)
+        stops = tuple(handle_stop_sequences(given.get("until"), eos=eos))
+        prompt = tuple(self.tok_encode(context)[-(self.max_length - count) :])
+        return "".join(self.engine.start(TextRequest(prompt, count, stops, sampling, self.seed)))

@@ -1,0 +1,1 @@
+"""`dfq outliers`, its comparison, fixes and recipes."""

@@ -1,0 +1,1 @@
+"""`dfq quantize`: a 16-bit checkpoint in, packed integers out."""

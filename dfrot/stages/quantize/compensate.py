@@ -1,0 +1,87 @@
+"""Compensating in the weights for what activations lose: the other half of sequential quantization.
+
+GPTQ rounds W so that it maps the quantized model's activations x' as W itself would. But W x' is not what the
+layer is for: W x is, x being the unquantized model's activations. The weight that comes closest is the least
+squares solution `W C (H + damping)^-1` with C = (2/n) sum x^T x', H = (2/n) sum x'^T x'; it shrinks directions in
+which rounding noise of the activations drowns the signal and takes back errors of earlier layers. Matching the
+unquantized activations is the idea of GPTAQ (arXiv 2504.02692). The full step overfits small calibrations;
+`strength` takes a part of it: `W + strength W (C - H)(H + damping)^-1`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dfrot.arch import Tap
+from dfrot.calib.hidden_states import HiddenStates
+from dfrot.calib.observe import HessianSum, watching
+from dfrot.runtime.block_runner import BlockRunner
+
+DAMPING = 0.01  # of the mean diagonal, as in GPTQ
+
+
+@dataclass(frozen=True)
+class Fed:
+    """What a tap is fed in one run: x float32 [..., K], and which of the run's tokens these are (None: all)."""
+
+    x: Tensor
+    rows: Tensor | None
+
+    def at(self, other: Fed) -> Tensor:
+        """[M, K]: these activations for the tokens of `other`, its own where a token went to another expert here."""
+        mine = self.x.reshape(-1, self.x.shape[-1])
+        if self.rows is None or other.rows is None:
+            return mine
+        found = other.x.clone()
+        found[torch.isin(other.rows, self.rows)] = mine[torch.isin(self.rows, other.rows)]  # both ascend
+        return found
+
+
+class TapSums:
+    """Second moments at one tap: of the quantized model's rows, and of these with the unquantized model's."""
+
+    def __init__(self) -> None:
+        self.hessian = HessianSum()
+        self.cross: Tensor | None = None
+
+    def add(self, fed: Fed, exact: Fed | None, compensate: bool) -> None:
+        """The same tokens of both models. An expert that only the quantized model sent tokens to has no `exact`."""
+        rows = fed.x.reshape(-1, fed.x.shape[-1])
+        self.hessian.add(rows)
+        if compensate:
+            product = (rows if exact is None else exact.at(fed)).T @ rows
+            self.cross = product.double() if self.cross is None else self.cross.add_(product)
+
+    def compensated(self, weights: Sequence[Tensor], hessian: Tensor, strength: float) -> list[Tensor]:
+        """The weights float32 [N, K] that shall be rounded instead of `weights`."""
+        assert self.cross is not None
+        damped = hessian.double()
+        missing = self.cross.mul(2 / self.hessian.count).sub_(damped)
+        mean = float(damped.diagonal().mean())
+        if mean <= 0:
+            return list(weights)  # nothing is ever active here
+        damped.diagonal().add_(DAMPING * mean)
+        # (H + damping) is symmetric: missing (H + damping)^-1 is the transpose of this solution
+        step = torch.linalg.solve(damped, missing.T).T.float().mul_(strength)
+        return [weight + weight @ step for weight in weights]
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The unquantized model's hidden states before and after the block, and how much of the step to take."""
+
+    source: HiddenStates
+    target: HiddenStates
+    strength: float
+
+    def run(self, runner: BlockRunner, layer: int, taps: Sequence[Tap], begin: int, end: int) -> dict[str, Fed]:
+        """Run the unquantized block on samples begin .. end; returns what the taps are fed, by tap name."""
+        seen: dict[str, Fed] = {}
+        block = runner.block(layer)
+        with watching(block, taps, lambda tap, x, rows: seen.update({tap.name: Fed(x, rows)})):
+            self.target.write(begin, runner.run(block, self.source.read(begin, end)))
+        return seen

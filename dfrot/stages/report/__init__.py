@@ -1,0 +1,1 @@
+"""`dfq report`: results of several runs as one table."""

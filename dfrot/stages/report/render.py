@@ -1,0 +1,63 @@
+"""A table of results as Markdown and as one HTML file without scripts or outside parts."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from typing import Any
+
+from dfrot.stages.report.collect import Column, Table
+
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;margin:2rem;color:#1b1f24;background:#fff}"
+    "table{border-collapse:collapse}th,td{padding:.35rem .8rem;border-bottom:1px solid #d5dae0;text-align:right}"
+    "th:first-child,td:first-child{text-align:left}th{background:#f3f5f7}p{color:#57606a}"
+    "@media(prefers-color-scheme:dark){body{background:#14171a;color:#e6e8ea}th{background:#22272c}"
+    "th,td{border-color:#39404a}p{color:#9aa4af}}"
+)
+
+
+def cell(column: Column, value: Any) -> str:
+    """A value as tables show it."""
+    if value is None:
+        return ""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return str(value)
+    if column.unit == "%":
+        return f"{value:.2%}"
+    if column.unit == "B":
+        return f"{value / 1e9:,.2f} GB" if value >= 1e9 else f"{value / 1e6:,.2f} MB"
+    if column.unit == "/s":
+        return f"{value:,.1f}/s"
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4f}"
+
+
+def lines(table: Table) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of text."""
+    columns = table.ordered()
+    rows = [[name, *(cell(column, cells.get(column.key)) for column in columns)] for name, cells in table.rows]
+    return ["checkpoint", *(column.title for column in columns)], rows
+
+
+def markdown(table: Table) -> str:
+    heads, rows = lines(table)
+    rule = ["---", *["---:"] * (len(heads) - 1)]
+    shown = [[text.replace("|", "\\|") for text in row] for row in (heads, rule, *rows)]
+    files = "\n".join(f"- `{file}`" for file in table.files)
+    return "\n".join("| " + " | ".join(row) + " |" for row in shown) + f"\n\nRead from:\n{files}\n"
+
+
+def page(table: Table) -> str:
+    heads, rows = lines(table)
+    top = "".join(f"<th>{html.escape(text)}</th>" for text in heads)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>\n" for row in rows)
+    files = ", ".join(html.escape(file) for file in table.files)
+    return (
+        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>dfq report</title><style>{_STYLE}</style>\n'
+        f"<h1>dfq report</h1>\n<table><thead><tr>{top}</tr></thead><tbody>\n{body}</tbody></table>\n"
+        f"<p>Read from: {files}</p></html>\n"
+    )
+
+
+WRITERS: dict[str, Callable[[Table], str]] = {".md": markdown, ".html": page}
+"""By suffix of the file."""

@@ -1,0 +1,1 @@
+"""`dfq rotate`: the same model in a basis without outliers."""

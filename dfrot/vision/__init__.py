@@ -1,0 +1,1 @@
+"""Images in prompts: processors, the vision part of a checkpoint, and what a prompt with images becomes."""
