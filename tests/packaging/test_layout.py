@@ -19,36 +19,64 @@ OURS = {"dfrot", "dfrot_cli", "dfrot_kernels", "kernels", "cli", "tests", "recip
 DOORS = {
     "click": ("cli/dfrot_cli/",),
     "rich": ("cli/dfrot_cli/show.py",),
-    "transformers": ("dfrot/hf/",),
-    "huggingface_hub": ("dfrot/models.py", "dfrot/calib/wikitext.py"),
+    "transformers": ("dfrot/compat/", "dfrot/runtime/", "dfrot/vision/", "dfrot/data/tokenizer.py"),
+    "huggingface_hub": ("dfrot/hub.py", "dfrot/data/wikitext.py"),
     "ctypes": ("kernels/dfrot_kernels/native.py",),
     "triton": ("kernels/dfrot_kernels/triton/",),
     "fast_hadamard_transform": ("kernels/dfrot_kernels/triton/hadamard.py",),
-    "PIL": ("dfrot/hf/pixels.py",),
-    "pyarrow": ("dfrot/calib/rows.py",),
-    "matplotlib": ("dfrot/rotation/", "dfrot/bench/"),
-    "llama_cpp": ("dfrot/bench/peer.py", "dfrot/export/engines.py"),
-    "gguf": ("dfrot/bench/gguf_file.py", "dfrot/export/"),
+    "PIL": ("dfrot/data/images.py",),
+    "pyarrow": ("dfrot/data/text_rows.py",),
+    "matplotlib": ("dfrot/bench/",),
+    "llama_cpp": ("dfrot/bench/models/peer.py", "dfrot/export/engines.py"),
+    "gguf": ("dfrot/bench/models/gguf_file.py", "dfrot/export/"),
     "yaml": ("dfrot/recipe/document.py",),
     "starlette": ("dfrot/serve/",),
     "uvicorn": ("dfrot/serve/",),
-    "lm_eval": ("dfrot/pipeline/tasks",),
+    "lm_eval": ("dfrot/stages/evaluate/",),
     "pickle": (),
     "torch.utils.cpp_extension": (),
 }
 ENVIRONMENT = {"kernels/dfrot_kernels/native.py", "kernels/dfrot_kernels/which.py"}
-# Inside the library: lower layers never import upper ones; peers of one row may.
-LAYERS = (
-    {"errors", "files", "checkpoint", "writer", "stage", "arch", "hf", "_register"},
-    {"rotation", "calib", "quant", "reference"},
-    {"draft"},  # reads corpora and packs its own weights; only the pipeline builds on it
-    {"evaluate", "outliers"},
-    {"models"},
-    {"pipeline", "bench", "export"},
-    {"recipe", "serve"},  # a recipe runs the pipeline's stages; a server holds a loaded model and its draft
-)
-# hf runs quantized models, so it may use what describes and computes them
-SIDEWAYS = {("hf", "quant"), ("hf", "rotation")}
+FILES = {"errors", "files", "checkpoint", "checkpoint_writer", "stage_folder"}
+# The rooms of the library: each has one duty, and imports these others. The table has no circle, and a test says so.
+ROOMS: dict[str, set[str]] = {
+    "arch": FILES,  # what an architecture reads and writes, as data
+    "data": FILES,  # texts, conversations, images, tokenizers
+    "rotation": FILES | {"arch"},  # Hadamard matrices, fusing, refinement
+    "quant": FILES | {"arch", "rotation"},  # schemes, grids, algorithms, quantized linears
+    "compat": {"errors"},  # what leans on the insides of transformers
+    "runtime": FILES | {"arch", "compat", "data", "quant", "rotation"},  # running a checkpoint
+    "vision": FILES | {"arch", "compat", "data", "fingerprint", "rotation"},  # images in prompts and checkpoints
+    "calib": FILES | {"arch", "quant", "rotation", "runtime"},  # statistics of activations
+    "evaluate": FILES | {"data", "runtime"},  # perplexity, divergence, intervals
+    "generation": FILES
+    | {"arch", "compat", "data", "fingerprint", "quant", "runtime", "vision"},  # text, token by token
+    "draft": FILES
+    | {"arch", "data", "fingerprint", "generation", "quant", "rotation", "runtime", "vision"},  # speculative drafts
+    "outliers": FILES | {"arch", "calib", "data", "quant", "rotation", "runtime"},  # finding and removing outliers
+    "bench": FILES | {"arch", "draft", "generation", "quant", "rotation", "runtime"},  # speed beside others'
+    "reference": FILES,  # the models that ship
+    "hub": FILES | {"quant", "reference"},  # names of models to folders
+    "fingerprint": FILES,  # which checkpoint a draft or a vision part belongs to
+    "lineage": FILES | {"rotation"},  # where a checkpoint comes from
+    "stages": FILES
+    | {"arch", "bench", "calib", "data", "draft", "evaluate", "fingerprint", "generation", "lineage", "outliers"}
+    | {"quant", "rotation", "runtime", "vision"},  # what the commands do
+    "export": FILES
+    | {
+        "arch",
+        "data",
+        "evaluate",
+        "lineage",
+        "quant",
+        "rotation",
+        "runtime",
+        "stages",
+        "vision",
+    },  # other engines' formats
+    "recipe": FILES | {"export", "hub", "quant", "stages", "draft"},  # a run from one file
+    "serve": FILES | {"data", "generation", "vision"},  # the HTTP endpoint
+}
 MAX_LINES = 400
 
 
@@ -88,18 +116,91 @@ def test_arrows_point_one_way(folder: str) -> None:
         assert not wrong, f"{name(path)} imports {sorted(wrong)}"
 
 
-def test_layers_inside_the_library() -> None:
-    rank = {module: level for level, row in enumerate(LAYERS) for module in row}
-    for folder, path in sources():
-        if folder != "dfrot" or path == ROOT / "dfrot/__init__.py":
+def module_name(path: Path) -> str:
+    folder = next(folder for folder in MAY_IMPORT if (ROOT / folder) in path.parents)
+    parts = path.relative_to((ROOT / folder).parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@functools.cache
+def graph() -> dict[str, set[str]]:
+    """module -> modules of ours that it imports, at any depth of its code."""
+    modules = {module_name(path): path for _, path in sources()}
+    edges: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        targets = {name if name in modules else name.rpartition(".")[0] for name in imports(path)}
+        edges[module] = (targets & set(modules)) - {module}
+    return edges
+
+
+def circles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """Strongly connected components of more than one node (Tarjan)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    components: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for target in edges.get(node, ()):
+            if target not in index:
+                visit(target)
+                low[node] = min(low[node], low[target])
+            elif target in stack:
+                low[node] = min(low[node], index[target])
+        if low[node] == index[node]:
+            at = stack.index(node)
+            if len(stack) - at > 1:
+                components.append(sorted(stack[at:]))
+            del stack[at:]
+
+    for node in edges:
+        if node not in index:
+            visit(node)
+    return components
+
+
+def room(module: str) -> str | None:
+    """The room of a module of the library: the first part behind `dfrot`."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "dfrot" and len(parts) > 1 else None
+
+
+def test_no_circle_of_imports() -> None:
+    """Neither between files nor between rooms, imports inside functions included."""
+    assert not circles(graph())
+    rooms: dict[str, set[str]] = {}
+    for module, targets in graph().items():
+        if (here := room(module)) is not None:
+            rooms.setdefault(here, set()).update(
+                there for target in targets if (there := room(target)) not in (None, here)
+            )
+    assert not circles(rooms)
+    assert not circles(ROOMS)
+
+
+def test_a_planted_circle_is_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+
+
+def test_rooms_import_only_what_the_table_allows() -> None:
+    for module, targets in graph().items():
+        if (here := room(module)) is None:
             continue
-        inside = path.relative_to(ROOT / "dfrot").parts[0].removesuffix(".py")
-        assert inside in rank, f"{name(path)}: no layer; add it to LAYERS"
-        for module in imports(path):
-            parts = module.split(".")
-            target = parts[1] if parts[0] == "dfrot" and len(parts) > 1 else None
-            if target in rank and (inside, target) not in SIDEWAYS:
-                assert rank[target] <= rank[inside], f"{name(path)} ({inside}) imports {module} above it"
+        assert here in ROOMS or here in FILES, f"{module}: no room; add it to ROOMS with its duty"
+        wrong = {there for target in targets if (there := room(target)) not in (None, here)} - ROOMS.get(here, FILES)
+        assert not wrong, f"{module} imports {sorted(wrong)}, which {here} may not"
+
+
+def test_only_compat_imports_the_insides_of_transformers() -> None:
+    """Others take public names from the package itself; what lies in its modules may move with every release."""
+    for _, path in sources():
+        for node in nodes(path):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            inside = [module for module in modules if module.startswith("transformers.")]
+            assert not inside or name(path).startswith("dfrot/compat/"), f"{name(path)} imports {inside}"
 
 
 def test_one_door_per_dependency() -> None:
