@@ -1,20 +1,48 @@
 """Every error that dfq raises on purpose.
 
-One line each: what is wrong, where (file, tensor, option), what to do. `exit_code` is what the command line
-returns: 2 when the user can mend it, 1 when dfq itself failed its own check.
+The message is one line: what is wrong, where (file, tensor, setting), what to do. What is wrong is carried as data too, so
+that no caller has to read the text: `field` names the setting, `file` the file, `tensor` the tensor, `limit` the bound that
+was crossed, `code` a reason that a program may act on. In the message a setting stands in backticks under its Python name
+(`seqlen`); the command line shows it as its option (--seqlen). `exit_code` is what the command line returns: 2 when the
+user can mend it, 1 when dfq itself failed its own check.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class DfqError(Exception):
-    """Base of all errors raised on purpose by dfq."""
+    """Base of all errors raised on purpose by dfq.
+
+    Args:
+        message: one line; settings under their Python names, in backticks.
+        field: the setting that would mend it, or several; each is a name in backticks of the message.
+        file: the file or folder at fault.
+        tensor: the tensor at fault.
+        limit: the bound that was crossed.
+        code: a reason that programs act on, for instance `context_length_exceeded`.
+    """
 
     exit_code = 2
 
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | tuple[str, ...] = (),
+        file: Path | str | None = None,
+        tensor: str | None = None,
+        limit: float | None = None,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.fields = (field,) if isinstance(field, str) else field
+        self.file, self.tensor, self.limit, self.code = file, tensor, limit, code
+
 
 class InputError(DfqError):
-    """A file, tensor, dataset or option that cannot be used as it is."""
+    """A file, tensor, dataset or setting that cannot be used as it is."""
 
 
 class UnsupportedError(DfqError):
