@@ -1,10 +1,10 @@
 """Every error that dfq raises on purpose.
 
-The message is one line: what is wrong, where (file, tensor, setting), what to do. What is wrong is carried as data too, so
-that no caller has to read the text: `field` names the setting, `file` the file, `tensor` the tensor, `limit` the bound that
-was crossed, `code` a reason that a program may act on. In the message a setting stands in backticks under its Python name
-(`seqlen`); the command line shows it as its option (--seqlen). `exit_code` is what the command line returns: 2 when the
-user can mend it, 1 when dfq itself failed its own check.
+The message is one line: what is wrong, where (file, tensor, setting), what to do. What is wrong is carried as data too,
+so that no caller has to read the text: `field` names the setting, `file` the file, `tensor` the tensor, `limit` the
+bound that was crossed, `code` a reason that a program may act on. In the message a setting stands in backticks under
+its Python name (`seqlen`); the command line shows it as its option (--seqlen). `exit_code` is what the command line
+returns: 2 when the user can mend it, 1 when dfq itself failed its own check.
 """
 
 from __future__ import annotations
