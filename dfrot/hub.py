@@ -17,7 +17,7 @@ from typing import Any
 from dfrot.errors import InputError, ResourceError
 from dfrot.files import read_json
 from dfrot.quant.config import DfqConfig
-from dfrot.stage_folder import EVIDENCE
+from dfrot.stage_folder import RECORD
 
 REFERENCE, REFERENCE_VLM = "reference", "reference-vlm"
 SHIPPED = (REFERENCE, REFERENCE_VLM)
@@ -69,7 +69,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
-class Known:
+class AliasEntry:
     """One row of the table: where an alias points, and its folder on this machine, if complete."""
 
     alias: str
@@ -77,7 +77,7 @@ class Known:
     folder: Path | None
 
 
-def resolve(model: str) -> Path:
+def resolve_model(model: str) -> Path:
     """The checkpoint folder for a folder, `reference`, `reference-vlm`, an alias or a hub id.
 
     Raises InputError for something that is none of them, ResourceError when it would have to be fetched and
@@ -99,15 +99,15 @@ def resolve(model: str) -> Path:
         near = difflib.get_close_matches(model.lower(), [*ALIASES, *SHIPPED], 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise InputError(f"{model}: no such folder, alias or hub id{hint} (dfq models lists the aliases)")
-    return cached(hub_id) or _download(hub_id)
+    return cached_folder(hub_id) or _download(hub_id)
 
 
-def known() -> list[Known]:
+def known_aliases() -> list[AliasEntry]:
     """Every alias, with what the local hub cache has of it."""
-    return [Known(alias, hub_id, cached(hub_id)) for alias, hub_id in ALIASES.items()]
+    return [AliasEntry(alias, hub_id, cached_folder(hub_id)) for alias, hub_id in ALIASES.items()]
 
 
-def cached(hub_id: str) -> Path | None:
+def cached_folder(hub_id: str) -> Path | None:
     """The folder of a hub model in the local cache, or None when it is not there or not whole."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -140,7 +140,7 @@ def default_dataset(model: str, folder: Path) -> str:
     models (nothing else is at hand offline), else `wikitext2`."""
     if model in SHIPPED:
         return "stdlib"
-    record = read_json(folder / EVIDENCE) if (folder / EVIDENCE).is_file() else {}
+    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
     request = record.get("request") if isinstance(record, dict) else None
     settings = request.get("settings") if isinstance(request, dict) else None
     used = settings.get("dataset") if isinstance(settings, dict) else None

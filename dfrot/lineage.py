@@ -8,13 +8,13 @@ from typing import Any
 from dfrot.errors import DfqError
 from dfrot.files import digest_bytes, read_json
 from dfrot.rotation.rotation import FILE
-from dfrot.stage_folder import EVIDENCE
+from dfrot.stage_folder import RECORD
 
 
 def record(folder: Path) -> dict[str, Any]:
     """The folder's `stage.json`; empty where there is none, or none that can be read."""
     try:
-        value = read_json(folder / EVIDENCE)
+        value = read_json(folder / RECORD)
     except DfqError:
         return {}
     return value if isinstance(value, dict) else {}

@@ -25,7 +25,7 @@ from dfrot.files import digest_json, fsync_folder, read_json, write_json
 Progress = Callable[[str, int, int], None]
 """`progress(label, done, total)`: called by the library, shown by the command line."""
 
-JOURNAL, LOCK, REQUEST, EVIDENCE = "journal.jsonl", ".lock", "request.json", "stage.json"
+JOURNAL, LOCK, REQUEST, RECORD = "journal.jsonl", ".lock", "request.json", "stage.json"
 
 
 def silent(label: str, done: int, total: int) -> None:
@@ -87,7 +87,7 @@ class Stage:
                 fsync_folder(path)
         fsync_folder(self.folder)
         record = {"kind": self.kind, "request": self.request, "versions": versions(), **evidence}
-        write_json(self.folder / EVIDENCE, record)  # from here on the folder is complete, whatever happens
+        write_json(self.folder / RECORD, record)  # from here on the folder is complete, whatever happens
         self._rename()
 
     def _rename(self) -> None:
@@ -139,7 +139,7 @@ def open_stage(
     """
     stage = Stage(out, kind, request)
     if out.exists() and not overwrite:
-        if resume and _same_request(out / EVIDENCE, kind, request):
+        if resume and _same_request(out / RECORD, kind, request):
             stage.finished = True
             yield stage
             return
@@ -154,7 +154,7 @@ def open_stage(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ExistsError(f"{stage.folder}: another dfq process is working here; wait for it") from None
-        if resume is not False and _same_request(stage.folder / EVIDENCE, kind, request):
+        if resume is not False and _same_request(stage.folder / RECORD, kind, request):
             stage._rename()  # killed between the last byte and the rename
             yield stage
             return
@@ -191,9 +191,9 @@ def _empty(folder: Path) -> None:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def read_evidence(folder: Path, kind: str) -> dict[str, Any]:
+def read_record(folder: Path, kind: str) -> dict[str, Any]:
     """The `stage.json` of a published stage of the given kind. Raises InputError/MismatchError otherwise."""
-    record = read_json(folder / EVIDENCE)
+    record = read_json(folder / RECORD)
     if not isinstance(record, dict) or record.get("kind") != kind:
         found = record.get("kind") if isinstance(record, dict) else None
         raise MismatchError(f"{folder}: is the result of {found or 'something else'}, not of dfq {kind}")

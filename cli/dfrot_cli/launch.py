@@ -12,14 +12,14 @@ from typing import Any
 def launched(shard: bool = False) -> Iterator[Any]:
     """The processes that a launcher started, as it says in the environment; this one alone without a launcher. shard:
     they hold a part of the draft each."""
-    from dfrot.draft.training.distributed import Group, Processes
+    from dfrot.draft.training.distributed import DistributedGroup, LocalGroup
     from dfrot.errors import InputError
 
     size = os.environ.get("WORLD_SIZE", "1")
     if size == "1":
         if shard:
             raise InputError("--shard splits a draft between processes, and this is one; start with torchrun")
-        yield Group()
+        yield LocalGroup()
         return
     try:
         place = (int(os.environ["RANK"]), int(size), os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
@@ -28,7 +28,7 @@ def launched(shard: bool = False) -> Iterator[Any]:
             f"WORLD_SIZE is {size}, but RANK, MASTER_ADDR and MASTER_PORT do not say where the others are; "
             "start with torchrun or accelerate launch"
         ) from None
-    group = Processes(*place, shard)
+    group = DistributedGroup(*place, shard)
     try:
         yield group
     finally:

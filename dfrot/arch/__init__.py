@@ -6,13 +6,13 @@ import difflib
 from dataclasses import replace
 from typing import Any
 
-from dfrot.arch.layouts import described
+from dfrot.arch.layouts import with_described_names
 from dfrot.arch.llama import GRANITE, LLAMA, MISTRAL, PHI3, QWEN2, QWEN3
 from dfrot.arch.moe import MIXTRAL, OLMOE, QWEN3_MOE
 from dfrot.arch.postnorm import GEMMA2, GEMMA3, OLMO2
 from dfrot.arch.spec import ArchSpec, BoundArch, Linear, Norm, Tap
 from dfrot.arch.vlm import WRAPPERS
-from dfrot.arch.wrapper import untied
+from dfrot.arch.wrapper import untie_config
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, UnsupportedError
 
@@ -51,7 +51,7 @@ def open_described(path: Any) -> tuple[Checkpoint, BoundArch]:
     """Open a checkpoint folder and check it against its architecture's description."""
     checkpoint = Checkpoint.open(path)
     arch = describe(checkpoint.config, str(checkpoint.path / "config.json"))
-    checkpoint = described(checkpoint, arch)
+    checkpoint = with_described_names(checkpoint, arch)
     arch.check(checkpoint)
     return checkpoint, arch
 
@@ -64,8 +64,8 @@ __all__ = [
     "Norm",
     "Tap",
     "describe",
-    "described",
     "is_described",
     "open_described",
-    "untied",
+    "untie_config",
+    "with_described_names",
 ]

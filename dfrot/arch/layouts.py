@@ -16,7 +16,7 @@ from dfrot.checkpoint import Checkpoint, TensorEntry
 from dfrot.errors import InputError
 
 
-def described(checkpoint: Checkpoint, arch: BoundArch) -> Checkpoint:
+def with_described_names(checkpoint: Checkpoint, arch: BoundArch) -> Checkpoint:
     """`checkpoint` with the names of its architecture's description. Raises InputError for a merged tensor of another
     shape, or for one linear that is stored twice."""
     mixture = arch.spec.experts

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dfrot.arch.llama import LLAMA, OUT, QWEN3, K, Q, V
-from dfrot.arch.spec import Experts, Linear, Norm
+from dfrot.arch.spec import Linear, MixtureSpec, Norm
 
 ATTENTION = tuple(one for one in LLAMA.linears if one.name in (Q, K, V, OUT))
 ROUTER = Linear("mlp.gate", "residual", "router", "experts", "hidden")
@@ -29,7 +29,7 @@ MIXTRAL = replace(
     model_type="mixtral",
     norms=(Norm("input_layernorm", (Q, K, V)), Norm("post_attention_layernorm", ("block_sparse_moe.gate",))),
     linears=ATTENTION,
-    experts=Experts(
+    experts=MixtureSpec(
         container="block_sparse_moe.experts",
         linears=_expert("w1", "w3", "w2"),
         router=replace(ROUTER, name="block_sparse_moe.gate"),
@@ -39,7 +39,7 @@ MIXTRAL = replace(
         merged=((GATE_UP, ("w1", "w3")), (DOWN, ("w2",))),
     ),
 )
-EXPERTS = Experts(
+EXPERTS = MixtureSpec(
     container="mlp.experts",
     linears=_expert("gate_proj", "up_proj", "down_proj"),
     router=ROUTER,

@@ -71,7 +71,7 @@ class Scalars:
 
 
 @dataclass(frozen=True)
-class Experts:
+class MixtureSpec:
     """A mixture of gated MLPs in place of one; a router sends each token to a few of them.
 
     container: the module that holds them, expert e being `container.e`. linears: those of one expert, named relative to
@@ -121,7 +121,7 @@ class ArchSpec:
     defaults: tuple[tuple[str, int], ...] = ()
     tied_by_default: bool = False
     scalars: Scalars = Scalars()
-    experts: Experts | None = None
+    experts: MixtureSpec | None = None
 
     @property
     def routers(self) -> tuple[Linear, ...]:

@@ -15,7 +15,7 @@ _MISTRAL = {**_LLAMA, "intermediate_size": 14336, "num_key_value_heads": 8}
 LEFT_OUT: dict[str, dict[str, int]] = {"llama": {**_LLAMA, "vocab_size": 32000}, "mistral": _MISTRAL}
 
 
-def untied(config: Mapping[str, Any]) -> dict[str, Any]:
+def untie_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """A `config.json` whose head has weights of its own, in that of a language model inside too."""
     found = {**config, "tie_word_embeddings": False}
     if isinstance(inside := config.get("text_config"), dict):

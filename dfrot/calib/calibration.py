@@ -19,7 +19,7 @@ from dfrot.checkpoint import Checkpoint, read_header
 from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.errors import InputError, MismatchError
 from dfrot.files import digest_bytes, digest_json
-from dfrot.stage_folder import read_evidence
+from dfrot.stage_folder import read_record
 
 HEAD = "head"
 
@@ -84,7 +84,7 @@ class Calibration:
         """Raises InputError for a damaged folder, MismatchError for the calibration of another checkpoint."""
         if not path.is_dir():
             raise InputError(f"{path}: no such folder; give the result of dfq calibrate")
-        record = read_evidence(path, "calibrate")
+        record = read_record(path, "calibrate")
         if not isinstance(record.get("request"), dict) or record["request"].get("model") != model_digest:
             raise MismatchError(
                 f"{path}: was made on another checkpoint; run dfq calibrate on the one that is to be quantized"

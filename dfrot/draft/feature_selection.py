@@ -20,14 +20,14 @@ HIDDEN = -1e30  # as a score: finite, so that it times its weight of 0 is 0
 
 
 @dataclass(frozen=True)
-class Selection:
+class FeatureSelection:
     """kind: sample (one layer per sequence), token (one per position), static (depth `share`) or none."""
 
     kind: str
     share: float = 0.0
 
     @classmethod
-    def parse(cls, text: str) -> Selection:
+    def parse(cls, text: str) -> FeatureSelection:
         """`sample`, `token`, `none` or `static:F` with 0 < F < 1."""
         kind, _, rest = text.partition(":")
         if kind == "static":
@@ -98,10 +98,10 @@ def capped(scores: Tensor, cap: float | None) -> Tensor:
     return scores if cap is None else torch.tanh(scores / cap) * cap
 
 
-class Chooser:
+class FeatureChooser:
     """Keeps the best layer output so far. rows: bool [B, S], the positions that count."""
 
-    def __init__(self, selection: Selection, rows: Tensor, n_layers: int) -> None:
+    def __init__(self, selection: FeatureSelection, rows: Tensor, n_layers: int) -> None:
         self.selection, self.rows, self.n_layers = selection, rows, n_layers
         self.static = min(max(round(selection.share * n_layers), 1), n_layers - 1)
         self.score: Tensor | None = None  # of the layer that is running: [B, S] (token) or [B, 1]

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from dfrot.generation.prompt import Images, run
-from dfrot.generation.speculative import Output
+from dfrot.generation.prompt import ImageInputs, prefill_prompt
+from dfrot.generation.speculative import GenerationOutput
 from dfrot.generation.target import Target
 
 
-def summary(outputs: Sequence[Output]) -> dict[str, Any]:
+def summary(outputs: Sequence[GenerationOutput]) -> dict[str, Any]:
     """Of speculative outputs."""
     rounds = max(1, sum(out.rounds for out in outputs))
     accepted = [count for out in outputs for count in out.accepted]
@@ -39,7 +39,7 @@ def summary(outputs: Sequence[Output]) -> dict[str, Any]:
     }
 
 
-def speeds(pairs: Sequence[tuple[Output, Output]]) -> dict[str, Any]:
+def speeds(pairs: Sequence[tuple[GenerationOutput, GenerationOutput]]) -> dict[str, Any]:
     """Of (plain, speculative) outputs of the same prompts with the same tokens: decode tokens/s and their ratio."""
     ratios = [before.seconds / after.seconds for before, after in pairs if after.seconds > 0 and before.rounds]
     if not ratios:
@@ -65,12 +65,12 @@ def first_difference(left: Sequence[int], right: Sequence[int]) -> int | None:
 
 @torch.inference_mode()
 def classify(
-    target: Target, prompt: Sequence[int], told: Sequence[int], place: int, rows: int, images: Images | None = None
+    target: Target, prompt: Sequence[int], told: Sequence[int], place: int, rows: int, images: ImageInputs | None = None
 ) -> dict[str, Any]:
     """Why greedy outputs part at new token `place`: `near-tie` if the two best logits lie closer together than a
     block of `rows` rows moves them, else `BUG`. told: the plain output."""
     cache = target.start()
-    logits = run(target, prompt, cache, images).logits
+    logits = prefill_prompt(target, prompt, cache, images).logits
     for token in told[:place]:
         logits = target.step(token, cache)
     best = logits.topk(2).values
@@ -78,7 +78,7 @@ def classify(
     moved = 0.0
     if place:
         again = target.start()
-        run(target, prompt, again, images)
+        prefill_prompt(target, prompt, again, images)
         for token in told[: max(0, place - rows)]:
             target.step(token, again)
         block = list(told[max(0, place - rows) : place])

@@ -14,7 +14,7 @@ from torch import nn
 from dfrot.draft.models.base import Draft
 from dfrot.errors import UnsupportedError
 from dfrot.quant.linear import QuantLinear
-from dfrot.quant.options import Options
+from dfrot.quant.options import AlgorithmOptions
 from dfrot.quant.plan import LinearPlan
 from dfrot.quant.rtn import quantize
 from dfrot.quant.scheme import FULL, QuantScheme
@@ -62,7 +62,7 @@ def quantize_draft(draft: Draft, name: str) -> dict[str, Any]:
     for path, linear in _linears(draft):
         plan = _plan(path, linear, scheme)
         whole = QuantScheme(plan.w_bits, FULL, FULL, plan.group)
-        made = quantize(linear.weight, None, whole, Options())
+        made = quantize(linear.weight, None, whole, AlgorithmOptions())
         packed, module = made.packed(), QuantLinear(plan, False, torch.float32)
         module.load_state_dict({"weight_packed": packed.packed, "weight_scale": packed.scale})
         draft.set_submodule(path, module)

@@ -19,8 +19,8 @@ from dfrot.draft.models.config import DraftConfig
 from dfrot.draft.quantize import empty_linears, prepare_linears
 from dfrot.errors import InputError, MismatchError
 from dfrot.files import digest_bytes, fsync_folder, read_json, write_json
-from dfrot.generation.acceptance_rates import Rates
-from dfrot.stage_folder import EVIDENCE
+from dfrot.generation.acceptance_rates import AcceptanceRates
+from dfrot.stage_folder import RECORD
 from dfrot.vision.llava_layout import vision_digest
 from dfrot.vision.processor import FILES as PROCESSOR
 
@@ -126,8 +126,8 @@ def load_draft(folder: Path, dtype: torch.dtype = torch.float32) -> Draft:
         empty_linears(draft, draft.config.quantized)
     load_state(draft, load_tensors(folder / f"{WEIGHTS}.safetensors"), str(folder / f"{WEIGHTS}.safetensors"))
     prepare_linears(draft)
-    if (folder / EVIDENCE).is_file():
-        draft.rates = Rates.of_history(read_json(folder / EVIDENCE))
+    if (folder / RECORD).is_file():
+        draft.rates = AcceptanceRates.of_history(read_json(folder / RECORD))
     return draft.to(dtype).requires_grad_(False).eval()
 
 

@@ -18,7 +18,7 @@ _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.j
 
 
 @dataclass(frozen=True)
-class Tokens:
+class EvalTokens:
     """windows int64 [n, seqlen]; total: tokens of the whole text; digest: of the ids; tokenizer_digest: of
     the tokenizer's files; bos: one at the very start."""
 
@@ -42,17 +42,17 @@ def _ids(key: tuple[str, str], tokenizer: Any, text: str) -> Tensor:
     return _IDS[key]
 
 
-class Reader:
+class WindowReader:
     """Tokenizes one text for many checkpoints: folders with the same tokenizer files share the work."""
 
     def __init__(self, text: Text, seqlen: int, limit: int | None) -> None:
         if limit is not None and limit < 1:
             raise InputError(f"windows: {limit} is not a positive count")
         self.text, self.seqlen, self.limit = text, seqlen, limit
-        self._seen: dict[str, Tokens] = {}
-        self._first: tuple[Path, Tokens] | None = None
+        self._seen: dict[str, EvalTokens] = {}
+        self._first: tuple[Path, EvalTokens] | None = None
 
-    def read(self, folder: Path) -> Tokens:
+    def read(self, folder: Path) -> EvalTokens:
         """The windows of a checkpoint. Raises MismatchError when its tokenizer reads the text otherwise."""
         files = [folder / name for name in _FILES]
         key = digest_bytes(*(file.read_bytes() if file.is_file() else b"" for file in files))
@@ -68,11 +68,11 @@ class Reader:
             )
         return tokens
 
-    def _tokenize(self, folder: Path, key: str) -> Tokens:
+    def _tokenize(self, folder: Path, key: str) -> EvalTokens:
         tokenizer = load_tokenizer(folder)
         ids = _ids((key, self.text.digest), tokenizer, self.text.text)
         bos = getattr(tokenizer, "bos_token_id", None)
-        return Tokens(
+        return EvalTokens(
             windows=windows(ids, self.seqlen)[: self.limit],
             total=len(ids),
             digest=digest_bytes(ids.numpy().tobytes()),

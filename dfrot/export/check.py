@@ -13,7 +13,7 @@ from torch import Tensor
 from dfrot.checkpoint import Checkpoint
 from dfrot.data.text import load_text
 from dfrot.errors import UnsupportedError
-from dfrot.evaluate.tokens import Reader
+from dfrot.evaluate.tokens import WindowReader
 from dfrot.export import engines
 from dfrot.export.fit import SCHEMES, fit
 from dfrot.export.run import export
@@ -23,7 +23,7 @@ from dfrot.files import write_bytes, write_json
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.scheme import FULL, QuantScheme
 from dfrot.runtime.load import load_model
-from dfrot.stage_folder import Progress, open_stage, read_evidence, silent
+from dfrot.stage_folder import Progress, open_stage, read_record, silent
 from dfrot.stages.quantize.run import QuantizeSettings, quantize
 
 KIND = "export check"
@@ -54,7 +54,7 @@ def check_all(
         raise UnsupportedError(f"{model}: {what}; give a packed checkpoint, or a 16-bit one of dfq rotate --no-online")
     own = entry.scheme if entry is not None else None
     names = schemes if own is None else (own.name,)
-    tokens = Reader(load_text(dataset, "test"), seqlen, windows).read(model).windows
+    tokens = WindowReader(load_text(dataset, "test"), seqlen, windows).read(model).windows
     request = {"model": Checkpoint.open(model).digest(), "dataset": dataset, "shape": list(tokens.shape)}
     rows: list[dict[str, Any]] = []
     with open_stage(out, KIND, request, False, overwrite) as stage:
@@ -68,7 +68,7 @@ def check_all(
         write_json(stage.folder / "check.json", rows)
         write_bytes(stage.folder / "check.md", markdown(rows).encode())
         stage.publish({"tolerance": TOLERANCE, "rows": rows})
-    return read_evidence(out, KIND)
+    return read_record(out, KIND)
 
 
 def packed(model: Path, scheme: QuantScheme, out: Path) -> Path:

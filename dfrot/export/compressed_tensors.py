@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dfrot.checkpoint_writer import TensorPlan
-from dfrot.export.source import Source
+from dfrot.export.source import ExportSource
 from dfrot.quant.scheme import FULL
 from dfrot.rotation.online import HadamardSpec
 from dfrot_kernels.layouts import PackedWeight
@@ -37,7 +37,7 @@ def _zero_points(weight: PackedWeight) -> Tensor:
     return _words(bits).t().contiguous()
 
 
-def plan(source: Source) -> list[TensorPlan]:
+def plan(source: ExportSource) -> list[TensorPlan]:
     """The tensors of the result, in the checkpoint's order."""
     found = []
     for name, module, kind, one in source.parts():
@@ -58,13 +58,13 @@ def plan(source: Source) -> list[TensorPlan]:
     return found
 
 
-def _transforms(source: Source) -> list[str]:
+def _transforms(source: ExportSource) -> list[str]:
     """The names under which online transforms lie, one per linear."""
     names = [name for _, linear, name in source.arch.linears() if linear.reads == "mlp"]
     return [f"{name}.R4_input.weight" for name in names]
 
 
-def tensors(source: Source) -> Iterator[tuple[str, Tensor]]:
+def tensors(source: ExportSource) -> Iterator[tuple[str, Tensor]]:
     """Their values, one linear in memory at a time."""
     for name, module, kind, one in source.parts():
         if one is None:
@@ -93,7 +93,7 @@ def _sylvester(size: int) -> Tensor:
     return out
 
 
-def config(source: Source) -> dict[str, Any]:
+def config(source: ExportSource) -> dict[str, Any]:
     """`quantization_config` and, with an online R4, its `transform_config`."""
     scheme, storage = source.scheme, source.storage
     assert storage is not None
@@ -120,7 +120,7 @@ def config(source: Source) -> dict[str, Any]:
     return entry
 
 
-def _online(spec: HadamardSpec, source: Source) -> dict[str, Any]:
+def _online(spec: HadamardSpec, source: ExportSource) -> dict[str, Any]:
     """x H before down_proj; its inverse is in the weight already."""
     tails = sorted({linear.name for _, linear, _ in source.arch.linears() if linear.reads == "mlp"})
     targets = [f"re:.*{tail.rsplit('.', 1)[-1]}$" for tail in tails]

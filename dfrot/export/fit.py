@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from dfrot.errors import UnsupportedError
-from dfrot.export.targets import TARGETS, Storage, Target
+from dfrot.export.targets import TARGETS, ExportTarget, Storage
 from dfrot.quant.scheme import FULL, QuantScheme
 
 # What people ask for, and one of each kind that some target refuses. The matrix has a row for each.
@@ -60,14 +60,14 @@ class _No:
     why: str
 
 
-def target_of(name: str) -> Target:
+def target_of(name: str) -> ExportTarget:
     """Look up a target. Raises UnsupportedError naming the known ones."""
     if name not in TARGETS:
         raise UnsupportedError(f"--to {name}: unknown format; use one of {', '.join(TARGETS)}")
     return TARGETS[name]
 
 
-def fit(target: Target, scheme: QuantScheme) -> Fit:
+def fit(target: ExportTarget, scheme: QuantScheme) -> Fit:
     """How `target` would hold `scheme`, or why not and what instead."""
     found = _fit(target, scheme)
     if isinstance(found, _No):
@@ -75,7 +75,7 @@ def fit(target: Target, scheme: QuantScheme) -> Fit:
     return Fit(storage=found)
 
 
-def _fit(target: Target, scheme: QuantScheme) -> Storage | _No | None:
+def _fit(target: ExportTarget, scheme: QuantScheme) -> Storage | _No | None:
     if scheme.kv_bits != FULL:
         word = f"kv{scheme.kv_bits}"
         return _No(word, f"{scheme.kv_bits}-bit KV cache is not part of the format (engines have a run-time flag)")
@@ -97,7 +97,7 @@ def _fit(target: Target, scheme: QuantScheme) -> Storage | _No | None:
     return _storage(target, scheme)
 
 
-def _storage(target: Target, scheme: QuantScheme) -> Storage | _No:
+def _storage(target: ExportTarget, scheme: QuantScheme) -> Storage | _No:
     bits = [one for one in target.storages if one.bits == scheme.w_bits]
     if not bits:
         known = _list(sorted({one.bits for one in target.storages}))
@@ -121,7 +121,7 @@ def _list(values: Sequence[int]) -> str:
     return ", ".join(str(value) for value in values)
 
 
-def nearest(target: Target, scheme: QuantScheme) -> str:
+def nearest(target: ExportTarget, scheme: QuantScheme) -> str:
     """The accepted scheme closest to `scheme`: the grid of weights changes last, activations and KV first."""
     groups = sorted({0, 32, *(n for one in target.storages for n in one.groups)})
     bits = sorted({one.bits for one in target.storages})

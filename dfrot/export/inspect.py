@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from dfrot.arch import describe, described, is_described
+from dfrot.arch import describe, is_described, with_described_names
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import DfqError, InputError
 from dfrot.export import foreign_configs as foreign
@@ -17,7 +17,7 @@ from dfrot.lineage import lineage, record
 from dfrot.quant.config import QUANT_METHOD, DfqConfig
 from dfrot.quant.plan import check_packed, plan_linears
 from dfrot.quant.scheme import FULL, QuantScheme
-from dfrot.vision.llava_layout import CONFIG, VisionConfig, sees
+from dfrot.vision.llava_layout import CONFIG, VisionConfig, has_vision_part
 
 OURS = "transformers with dfrot imported, dfq"
 QUANTIZED_GGUF = ("Q", "IQ", "TQ", "MXFP")
@@ -87,7 +87,7 @@ def _ours(checkpoint: Checkpoint, config: DfqConfig | None, where: str) -> dict[
         facts["notes"].append("this architecture is not described in dfq: it cannot be rotated or quantized")
         return facts
     arch = describe(checkpoint.config, where)
-    checkpoint = described(checkpoint, arch)
+    checkpoint = with_described_names(checkpoint, arch)
     if config is None:
         arch.check(checkpoint)
     else:
@@ -101,7 +101,7 @@ def _ours(checkpoint: Checkpoint, config: DfqConfig | None, where: str) -> dict[
         facts["kept_in_16_bits"] = list(config.keep)
     if scheme is not None:
         facts |= {"scheme": scheme.name, "weights": _grid(scheme), "activations": _acts(scheme), "kv": _kv(scheme)}
-    if sees(checkpoint.path):
+    if has_vision_part(checkpoint.path):
         seen = VisionConfig.read(checkpoint.path / CONFIG)
         facts["images"] = f"{seen.size} x {seen.size} pixels, {seen.per_image} tokens each"
     facts["exports_to"] = {name: _exports(checkpoint, name) for name in TARGETS}

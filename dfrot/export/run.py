@@ -12,11 +12,11 @@ from dfrot.checkpoint_writer import SafetensorsWriter
 from dfrot.data.tokenizer import copy_tokenizer
 from dfrot.errors import UnsupportedError
 from dfrot.export.fit import target_of
-from dfrot.export.source import Source, open_source
+from dfrot.export.source import ExportSource, open_source
 from dfrot.files import require_free_space, write_json
 from dfrot.lineage import lineage
 from dfrot.quant.scheme import QuantScheme
-from dfrot.stage_folder import Progress, open_stage, read_evidence, silent
+from dfrot.stage_folder import Progress, open_stage, read_record, silent
 
 KIND = "export"
 CHUNK = 1 << 22
@@ -61,10 +61,10 @@ def export(
             else:
                 _folder(source, stage.folder, progress)
             stage.publish({**_evidence(source, stage.folder), "lineage": lineage(model)})
-    return read_evidence(out, KIND)
+    return read_record(out, KIND)
 
 
-def _folder(source: Source, folder: Path, progress: Progress) -> None:
+def _folder(source: ExportSource, folder: Path, progress: Progress) -> None:
     """A Hugging Face folder with the tensors and the `quantization_config` of the target's writer."""
     writer = import_module(WRITERS[source.target.name])
     plan = writer.plan(source)
@@ -81,7 +81,7 @@ def _folder(source: Source, folder: Path, progress: Progress) -> None:
     progress(KIND, len(plan), len(plan))
 
 
-def _evidence(source: Source, folder: Path) -> dict[str, Any]:
+def _evidence(source: ExportSource, folder: Path) -> dict[str, Any]:
     files = {path.name: _file(path) for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", ".gguf")}
     linears = [(plan.rows * plan.cols) for plan in source.plans.values()]
     return {

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-from dfrot.arch import BoundArch, describe, described
+from dfrot.arch import BoundArch, describe, with_described_names
 from dfrot.arch.gguf import GGUF_ARCHS
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.export.fit import fit, without_activations
 from dfrot.export.float16_scales import Rounding
-from dfrot.export.targets import Storage, Target, served_clip
+from dfrot.export.targets import ExportTarget, Storage, served_clip
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.plan import LinearPlan, check_packed, plan_linears
 from dfrot.quant.scheme import FULL, QuantScheme
@@ -26,14 +26,14 @@ DENSE = QuantScheme(FULL, FULL, FULL)
 
 
 @dataclass
-class Source:
+class ExportSource:
     """scheme: what the export will say. storage: how integers are kept, None for 16-bit weights. plans: the packed
     linears by full name. kept: linears that stay in 16 bits. r4: the online rotation to write, if any. notes: what
     the user should know. rounding: what float16 scales cost."""
 
     checkpoint: Checkpoint
     arch: BoundArch
-    target: Target
+    target: ExportTarget
     scheme: QuantScheme
     storage: Storage | None
     plans: dict[str, LinearPlan]
@@ -64,7 +64,9 @@ class Source:
         return PackedWeight(packed, scale, zero, plan.w_bits, plan.group, (plan.rows, plan.cols))
 
 
-def open_source(model: Path, target: Target, wanted: QuantScheme | None = None, online_r4: bool = False) -> Source:
+def open_source(
+    model: Path, target: ExportTarget, wanted: QuantScheme | None = None, online_r4: bool = False
+) -> ExportSource:
     """Open `model` for `target`, reading no weight. wanted: the scheme to write, with the source's weights (only
     activations and KV cache may differ). online_r4: write R4 as an online transform, where the target can.
 
@@ -73,12 +75,12 @@ def open_source(model: Path, target: Target, wanted: QuantScheme | None = None, 
     where = str(checkpoint.path / "config.json")
     config = DfqConfig.of(checkpoint.config, where)
     arch = describe(checkpoint.config, where)
-    vision.refuse(model, "the export")
+    vision.refuse_vision_part(model, "the export")
     if arch.wrapper is not None:
         raise UnsupportedError(
             f"{model}: exports of models that see ({arch.wrapper.model_type}) are not supported; serve it with dfq"
         )
-    checkpoint = described(checkpoint, arch)
+    checkpoint = with_described_names(checkpoint, arch)
     if arch.spec.experts is not None:
         raise UnsupportedError(f"{model}: a mixture of experts is exported to no format yet; run it with dfq")
     plans = plan_linears(arch, config, where) if config is not None else {}
@@ -108,7 +110,7 @@ def open_source(model: Path, target: Target, wanted: QuantScheme | None = None, 
         notes.append(
             "transformers 5 loads asymmetric weights of this format with CompressedTensorsConfig(dequantize=True)"
         )
-    return Source(checkpoint, arch, target, scheme, found.storage, packed, kept, r4, notes)
+    return ExportSource(checkpoint, arch, target, scheme, found.storage, packed, kept, r4, notes)
 
 
 def _scheme(model: Path, config: DfqConfig | None, wanted: QuantScheme | None) -> QuantScheme:
@@ -137,7 +139,7 @@ def _remedy(instead: str | None, scheme: QuantScheme) -> str:
 
 
 def _runtime(
-    model: Path, target: Target, config: DfqConfig | None, scheme: QuantScheme, online_r4: bool, notes: list[str]
+    model: Path, target: ExportTarget, config: DfqConfig | None, scheme: QuantScheme, online_r4: bool, notes: list[str]
 ) -> HadamardSpec | None:
     """What our runtime does besides integers: refused, or proven to make no difference."""
     if online_r4 and (config is None or config.online.r4 is None):
@@ -186,7 +188,7 @@ def _runtime(
 
 def _linears(
     model: Path,
-    target: Target,
+    target: ExportTarget,
     storage: Storage | None,
     arch: BoundArch,
     plans: dict[str, LinearPlan],

@@ -30,7 +30,7 @@ class Storage:
 
 
 @dataclass(frozen=True)
-class Target:
+class ExportTarget:
     """A format. engines: who reads it.
 
     a_bits: activation bits it can ask for (symmetric, dynamic, per token). dense: whether a 16-bit model can be
@@ -64,7 +64,7 @@ def served_clip(bits: int) -> float:
     return (half - 1) / (half - 0.5)
 
 
-COMPRESSED_TENSORS = Target(
+COMPRESSED_TENSORS = ExportTarget(
     name="compressed-tensors",
     engines=("vLLM", "SGLang", "transformers"),
     storages=(
@@ -76,7 +76,7 @@ COMPRESSED_TENSORS = Target(
     align=(1, 8),
     online_r4=True,
 )
-GGUF = Target(
+GGUF = ExportTarget(
     name="gguf",
     engines=("llama.cpp", "its descendants"),
     storages=(
@@ -90,7 +90,7 @@ GGUF = Target(
     half=True,
     described=True,
 )
-GPTQ = Target(
+GPTQ = ExportTarget(
     name="gptq",
     engines=("vLLM", "SGLang", "GPTQModel", "transformers with gptqmodel"),
     storages=(
@@ -103,4 +103,4 @@ GPTQ = Target(
     keeps=False,
     quantized_head=False,
 )
-TARGETS: dict[str, Target] = {target.name: target for target in (COMPRESSED_TENSORS, GGUF, GPTQ)}
+TARGETS: dict[str, ExportTarget] = {target.name: target for target in (COMPRESSED_TENSORS, GGUF, GPTQ)}

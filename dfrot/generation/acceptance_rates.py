@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dfrot.generation.tree import Shape
+from dfrot.generation.tree import TreeShape
 
 RANKS = 4  # that training records
 
 
 @dataclass(frozen=True)
-class Rates:
+class AcceptanceRates:
     """greedy: where the target says its likeliest token. sampled: where it draws at temperature 1, from its average
     probability of the guesses; empty where unknown. Old records know rank 0 alone (`ranked` is False): enough for
     chains."""
@@ -35,7 +35,7 @@ class Rates:
         return self.greedy if greedy or not self.sampled else self.sampled
 
     @classmethod
-    def of_history(cls, record: Any) -> Rates | None:
+    def of_history(cls, record: Any) -> AcceptanceRates | None:
         """From the record (`stage.json`) of a training: of the rounded draft where it was rounded, else of the best
         evaluation. None where it holds none that make sense."""
         try:
@@ -55,7 +55,7 @@ def _table(value: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
     return found
 
 
-def nodes(shape: Shape, rates: Sequence[Sequence[float]]) -> list[float]:
+def nodes(shape: TreeShape, rates: Sequence[Sequence[float]]) -> list[float]:
     """Chances of the guesses of a shape, likeliest first. Steps beyond the known ones are like the last, ranks beyond
     never stand.
 
@@ -81,7 +81,7 @@ def _at(rates: Sequence[Sequence[float]], t: int) -> Sequence[float]:
     return rates[min(t, len(rates) - 1)]
 
 
-def expected_tau(shape: Shape, rates: Sequence[Sequence[float]]) -> float:
+def expected_tau(shape: TreeShape, rates: Sequence[Sequence[float]]) -> float:
     """Tokens per verify pass, the bonus counted."""
     return 1.0 + sum(nodes(shape, rates))
 

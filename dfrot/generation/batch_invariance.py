@@ -25,7 +25,7 @@ from dfrot.runtime.experts import Experts
 TRIALS = 2
 
 
-class RowExact:
+class BatchInvariance:
     """Finds and mends products that depend on the number of rows, in the modules below `roots`."""
 
     def __init__(self, roots: Sequence[nn.Module]) -> None:

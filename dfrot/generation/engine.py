@@ -15,16 +15,16 @@ from dfrot.data.jsonl import MAX_IMAGES
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.draft.store import check_target
 from dfrot.errors import InputError
-from dfrot.generation.latency_probe import Meter
-from dfrot.generation.load_target import ends_of, open_target
-from dfrot.generation.prompt import Images
+from dfrot.generation.latency_probe import LatencyProbe
+from dfrot.generation.load_target import end_token_ids, load_target
+from dfrot.generation.prompt import ImageInputs
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculation_policy import Adaptive, Option
-from dfrot.generation.speculative import Limits, Output, plain_steps, speculative_steps
+from dfrot.generation.speculation_policy import AdaptivePolicy, MeasuredShape
+from dfrot.generation.speculative import GenerationOutput, StopCriteria, plain_steps, speculative_steps
 from dfrot.generation.text_stream import TextStream
-from dfrot.generation.tree import Shape
+from dfrot.generation.tree import TreeShape
 from dfrot.stages.draft.evaluate import load_in
-from dfrot.vision.prompts import reader_if_any
+from dfrot.vision.prompts import find_prompt_reader
 
 Finish = Literal["stop", "length"]
 _PROBE = 32  # tokens of the prompt behind which drafting costs are measured
@@ -42,7 +42,7 @@ class TextRequest:
     sampling: Sampling = Sampling()
     seed: int = 0
     ignore_eos: bool = False
-    images: Images | None = None
+    images: ImageInputs | None = None
 
 
 class Engine:
@@ -61,26 +61,26 @@ class Engine:
         DfqError in one line."""
         self.draft = None if draft is None else load_in(draft, draft_dtype)
         aux = () if self.draft is None else self.draft.config.aux_layers
-        self.target = open_target(model, aux, drafted=self.draft is not None)
-        self.sighted = reader_if_any(model)
+        self.target = load_target(model, aux, drafted=self.draft is not None)
+        self.sighted = find_prompt_reader(model)
         self.tokenizer = load_tokenizer(model) if self.sighted is None else self.sighted.tokenizer
-        self.ends = ends_of(self.target)
-        self.shape: Shape | None = None
-        self.options: list[Option] = []  # measured shapes, where none was given
+        self.ends = end_token_ids(self.target)
+        self.shape: TreeShape | None = None
+        self.options: list[MeasuredShape] = []  # measured shapes, where none was given
         self.how = "plain, no draft given"
         if self.draft is not None and draft is not None:
             size = int(self.target.config.hidden_size)
             check_target(self.draft.config, model, self.target.vocab_size, size, force)
-            self.shape = None if shape is None else Shape(*shape)
+            self.shape = None if shape is None else TreeShape(*shape)
             self.how = self._measure() if self.shape is None else f"speculative, {self.shape.name}"
 
     def _measure(self) -> str:
         """Measure shapes for all texts to come. Returns what is chosen for greedy ones."""
         assert self.draft is not None
-        choice = Adaptive(self.draft.rates, True, _MEASURING)
+        choice = AdaptivePolicy(self.draft.rates, True, _MEASURING)
         if choice.measures:
             prompt = (torch.arange(_PROBE) % (self.target.vocab_size - 1)).tolist()
-            meter = Meter.behind(self.target, self.draft, prompt, choice.widest + 2)
+            meter = LatencyProbe.behind(self.target, self.draft, prompt, choice.widest + 2)
             choice.start(meter, lambda: meter.spent, self.target.max_length - _PROBE - 1)
             self.options = choice.options
         return choice.why()
@@ -120,7 +120,7 @@ class Engine:
 
     def encode_seen(
         self, messages: Sequence[Mapping[str, Any]], pictures: Sequence[Tensor]
-    ) -> tuple[tuple[int, ...], Images]:
+    ) -> tuple[tuple[int, ...], ImageInputs]:
         """Token ids of a conversation whose contents are texts or lists of parts ({"type": "text", "text"}, {"type":
         "image"}), and its pictures uint8 [H, W, 3], in the order of their parts."""
         if self.sighted is None:
@@ -130,11 +130,11 @@ class Engine:
         if len(pictures) > MAX_IMAGES:
             raise InputError(f"{len(pictures)} images; {MAX_IMAGES} at most")
         ids, given = self.sighted.seen([dict(message) for message in messages], pictures, "messages")
-        return tuple(ids), Images(given)
+        return tuple(ids), ImageInputs(given)
 
     def encode_question(
         self, text: str, images: Sequence[Path], system: str | None = None
-    ) -> tuple[tuple[int, ...], Images]:
+    ) -> tuple[tuple[int, ...], ImageInputs]:
         """`encode_seen` of image files and a text behind them."""
         pictures = [read(file) for file in images]
         asked = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
@@ -163,9 +163,9 @@ class Generation:
             )
         if engine.sighted is not None and request.images is None:
             engine.sighted.check(request.prompt, 0, "the prompt")
-        self.engine, self.request, self.out = engine, request, Output()
+        self.engine, self.request, self.out = engine, request, GenerationOutput()
         self.finish: Finish | None = None
-        self.limits = Limits(count, frozenset() if request.ignore_eos else engine.ends)
+        self.limits = StopCriteria(count, frozenset() if request.ignore_eos else engine.ends)
 
     def __iter__(self) -> Iterator[str]:
         """Text after every step, "" where none is certain yet."""
@@ -187,9 +187,9 @@ class Generation:
 
     def _steps(self) -> Iterator[None]:
         engine, request = self.engine, self.request
-        shape: Shape | Adaptive | None = engine.shape
+        shape: TreeShape | AdaptivePolicy | None = engine.shape
         if engine.draft is not None and engine.options:
-            choice = Adaptive(engine.draft.rates, request.sampling.greedy, 0, engine.options)
+            choice = AdaptivePolicy(engine.draft.rates, request.sampling.greedy, 0, engine.options)
             choice.start()
             shape = None if choice.shape is None else choice
         if engine.draft is None or shape is None:

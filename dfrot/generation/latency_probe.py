@@ -8,16 +8,16 @@ from typing import Any, Protocol
 
 import torch
 
-from dfrot.draft.guess_head import guess_head
 from dfrot.draft.models.base import Draft, DraftState
+from dfrot.draft.proposal_head import proposal_head
 from dfrot.generation.target import Target
-from dfrot.generation.tree import Shape, Tree, expand
+from dfrot.generation.tree import Tree, TreeShape, expand
 
 REPEATS = 5
 LONG = 0.06  # seconds that repeats of one measurement may take together
 
 
-class Costs(Protocol):
+class Latencies(Protocol):
     """Seconds. Implementations may measure when they are asked."""
 
     @property
@@ -25,16 +25,16 @@ class Costs(Protocol):
         """Of plain decoding: one token."""
         ...
 
-    def verify(self, shape: Shape) -> float:
+    def verify(self, shape: TreeShape) -> float:
         """Of the target's pass over the guesses of a shape and their root."""
         ...
 
-    def draft(self, shape: Shape) -> float:
+    def draft(self, shape: TreeShape) -> float:
         """Of taking a token over and drafting a shape."""
         ...
 
 
-class Meter:
+class LatencyProbe:
     """Measures at the first question, remembers, and leaves cache and state as they were."""
 
     def __init__(
@@ -52,15 +52,15 @@ class Meter:
         self.target, self.state, self.cache = target, state, cache
         self.feature, self.place, self.token = feature, place, token
         self.past, self.mark = int(cache.get_seq_length()), state.mark()
-        self.embedded, of_target = target.embed(torch.tensor([token])), guess_head(target, draft)
+        self.embedded, of_target = target.embed(torch.tensor([token])), proposal_head(target, draft)
         self.head: Callable[[torch.Tensor], torch.Tensor] = lambda outputs: draft.logits(outputs, of_target)
         self.known: dict[object, float] = {}
-        self.grown: dict[Shape, tuple[int, ...]] = {}  # parents of the nodes of trees
+        self.grown: dict[TreeShape, tuple[int, ...]] = {}  # parents of the nodes of trees
         self.spent = 0.0  # seconds that measuring took
 
     @classmethod
     @torch.inference_mode()
-    def behind(cls, target: Target, draft: Draft, prompt: Sequence[int], room: int) -> Meter:
+    def behind(cls, target: Target, draft: Draft, prompt: Sequence[int], room: int) -> LatencyProbe:
         """Behind a prompt of at least one token, with room for so many slots of the draft."""
         cache, ids = target.start(), torch.tensor(prompt)
         features, _ = target.prefill(ids, cache)
@@ -72,13 +72,13 @@ class Meter:
     def step(self) -> float:
         return self._of("step", self._step)
 
-    def verify(self, shape: Shape) -> float:
+    def verify(self, shape: TreeShape) -> float:
         if shape.topk > 1:
             self.draft(shape)  # whose tree it is
         parents = tuple(range(-1, shape.depth)) if shape.topk == 1 else self.grown[shape]
         return self._of(parents, lambda: self._verify(list(parents)))
 
-    def draft(self, shape: Shape) -> float:
+    def draft(self, shape: TreeShape) -> float:
         def grow() -> None:
             self.grown[shape] = tuple(self._tree(shape).parents)
 
@@ -92,7 +92,7 @@ class Meter:
         self.target.verify([self.token] * len(parents), parents, self.cache)
         self.target.keep(self.cache, self.past, len(parents), [])
 
-    def _tree(self, shape: Shape) -> Tree:
+    def _tree(self, shape: TreeShape) -> Tree:
         root = self.state.extend(self.embedded, self.feature, self.place)
         found = expand(self.state, self.token, root, self.head, self.target.embed, shape)
         self.state.back(self.mark)

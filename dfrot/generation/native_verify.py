@@ -14,7 +14,7 @@ from dfrot_kernels.decoder import LINES
 ALIKE, STRETCH = 32, 512
 
 
-class NativeBlocks:
+class NativeVerifier:
     """native: the NativeDecoder (dfrot/runtime/native_decoder.py) of `decoder`; group: query heads per key head."""
 
     def __init__(self, native: Any, decoder: nn.Module, group: int) -> None:

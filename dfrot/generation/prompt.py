@@ -14,7 +14,7 @@ from dfrot.generation.target import Target
 
 
 @dataclass(frozen=True)
-class Images:
+class ImageInputs:
     """given: what the processor made besides the ids, whose image tokens stand in the prompt. keep: share of image
     tokens that the draft sees."""
 
@@ -23,7 +23,7 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class PrefilledPrompt:
     """A prompt that ran: features [n, f], logits float32 [V] of its last row, and the draft's slots of it: embeddings
     [m, d] and, where image tokens are left out, their positions int64 [m]."""
 
@@ -40,12 +40,12 @@ class Prompt:
         return embeddings, torch.cat([self.places, torch.tensor([len(self.features)])])
 
 
-def run(target: Target, prompt: Sequence[int], cache: Any, images: Images | None) -> Prompt:
+def prefill_prompt(target: Target, prompt: Sequence[int], cache: Any, images: ImageInputs | None) -> PrefilledPrompt:
     """Fill `cache`. With images both plain and speculative decoding look on, so that they compute alike."""
     ids = torch.tensor(prompt)
     if images is None:
-        return Prompt(*target.prefill(ids, cache), target.embed(ids))
-    sight = target.sight(ids)
-    seen = target.see(ids, images.given, cache, sight)
+        return PrefilledPrompt(*target.prefill(ids, cache), target.embed(ids))
+    sight = target.image_attention_probe(ids)
+    seen = target.prefill_multimodal(ids, images.given, cache, sight)
     kept = sight.kept(images.keep)
-    return Prompt(seen.features, seen.logits, seen.embeddings[kept], kept)
+    return PrefilledPrompt(seen.features, seen.logits, seen.embeddings[kept], kept)

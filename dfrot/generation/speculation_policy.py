@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from dfrot.generation.acceptance_rates import Rates, expected_tau, scaled
-from dfrot.generation.latency_probe import Costs
-from dfrot.generation.tree import Shape, Tree
+from dfrot.generation.acceptance_rates import AcceptanceRates, expected_tau, scaled
+from dfrot.generation.latency_probe import Latencies
+from dfrot.generation.tree import Tree, TreeShape
 
 DEEPEST = 6
 ROWS = 16  # nodes of a verify pass: what one native call serves
@@ -29,10 +29,10 @@ PRIOR = 8.0  # guesses expected to stand that the record weighs as much as
 
 
 @dataclass(frozen=True)
-class Option:
+class MeasuredShape:
     """A measured shape: seconds of draft and verify pass, and the plain step at the same place."""
 
-    shape: Shape
+    shape: TreeShape
     draft: float
     verify: float
     step: float
@@ -58,31 +58,31 @@ class Option:
         }
 
 
-def candidates(ranked: bool, deepest: int = DEEPEST, rows: int = ROWS) -> list[Shape]:
+def candidates(ranked: bool, deepest: int = DEEPEST, rows: int = ROWS) -> list[TreeShape]:
     """Chains, and trees where chances by rank are known; of at most `rows` nodes, the root counted."""
     deepest = min(deepest, rows - 1)
-    found = [Shape(depth) for depth in range(1, deepest + 1)]
+    found = [TreeShape(depth) for depth in range(1, deepest + 1)]
     if ranked:
         for depth in range(2, deepest + 1):
             for topk in (2, 3, 4):
                 most = 1 + topk + (depth - 1) * topk * topk
-                found += [Shape(depth, topk, n) for n in TOTALS if depth + 1 < n <= min(rows, most)]
+                found += [TreeShape(depth, topk, n) for n in TOTALS if depth + 1 < n <= min(rows, most)]
     return found
 
 
 def measured(
-    costs: Costs,
+    costs: Latencies,
     rates: Sequence[Sequence[float]],
-    shapes: Sequence[Shape],
+    shapes: Sequence[TreeShape],
     spent: Callable[[], float] | None = None,
     budget: float = 0.0,
-) -> list[Option]:
+) -> list[MeasuredShape]:
     """The shapes that may be the best, with their costs. spent: a function that says how many seconds measuring took
     so far; beyond the time of `budget` plain steps nothing is measured (but for the first shape, the shortest
     chain)."""
     taus = _distinct(shapes, rates)
     waiting = sorted(taus, key=lambda shape: (_size(shape), shape.topk, shape.depth))
-    found: list[Option] = []
+    found: list[MeasuredShape] = []
     best = 1.0
     while waiting:
         shape = waiting[0]
@@ -93,14 +93,14 @@ def measured(
                 break
             shape = max(waiting, key=lambda one: promised[one][0])
         waiting.remove(shape)
-        found.append(Option(shape, costs.draft(shape), costs.verify(shape), costs.step))
+        found.append(MeasuredShape(shape, costs.draft(shape), costs.verify(shape), costs.step))
         best = max(best, taus[shape] * found[-1].plain / (found[-1].draft + found[-1].verify))
     return found
 
 
-def _distinct(shapes: Sequence[Shape], rates: Sequence[Sequence[float]]) -> dict[Shape, float]:
+def _distinct(shapes: Sequence[TreeShape], rates: Sequence[Sequence[float]]) -> dict[TreeShape, float]:
     """Shapes and their acceptance lengths: of those that cost the same, with as many levels and nodes, the best one."""
-    kept: dict[tuple[int, int, bool], tuple[Shape, float]] = {}
+    kept: dict[tuple[int, int, bool], tuple[TreeShape, float]] = {}
     for shape in shapes:
         tau = expected_tau(shape, rates)
         key = (shape.depth, _size(shape), shape.topk > 1)
@@ -109,11 +109,11 @@ def _distinct(shapes: Sequence[Shape], rates: Sequence[Sequence[float]]) -> dict
     return dict(kept.values())
 
 
-def _size(shape: Shape) -> int:
+def _size(shape: TreeShape) -> int:
     return shape.depth + 1 if shape.topk == 1 else shape.total
 
 
-def _promise(shape: Shape, tau: float, found: Sequence[Option]) -> tuple[float, float]:
+def _promise(shape: TreeShape, tau: float, found: Sequence[MeasuredShape]) -> tuple[float, float]:
     """The speedup that lines through what was measured promise, and one that the shape will not exceed: a little more,
     and no more than costs allow that grow with nodes and with levels."""
     step, size = min(one.plain for one in found), _size(shape)
@@ -128,20 +128,22 @@ def _promise(shape: Shape, tau: float, found: Sequence[Option]) -> tuple[float, 
     return likely, min((2 - LINEAR) * likely, tau * step / least)
 
 
-class Adaptive:
+class AdaptivePolicy:
     """The choice for one text. `options` may be shared between texts: they are measured once, where they are missing
     when the text begins."""
 
-    def __init__(self, rates: Rates | None, greedy: bool, budget: float, options: Sequence[Option] = ()) -> None:
+    def __init__(
+        self, rates: AcceptanceRates | None, greedy: bool, budget: float, options: Sequence[MeasuredShape] = ()
+    ) -> None:
         """budget: plain steps in whose time shapes may be measured. Without rates decoding is plain."""
         self.rates, self.greedy, self.budget = rates, greedy, budget
-        self.options: list[Option] = list(options)
+        self.options: list[MeasuredShape] = list(options)
         self.seconds = 0.0  # that measuring took
-        self.shape: Shape | None = None
+        self.shape: TreeShape | None = None
         self.gain = 1.0  # expected of `shape`, or of the best one where none pays
         self.expected, self.stood = PRIOR, PRIOR  # guesses
         self.rounds = 0
-        self.began: tuple[Shape | None, float] = (None, 0.0)  # the first choice, and what was expected of it
+        self.began: tuple[TreeShape | None, float] = (None, 0.0)  # the first choice, and what was expected of it
         self.turns: list[tuple[int, str]] = []  # (round, what is done from there on)
 
     @property
@@ -161,7 +163,7 @@ class Adaptive:
 
     def start(
         self,
-        costs: Costs | None = None,
+        costs: Latencies | None = None,
         spent: Callable[[], float] | None = None,
         deepest: int = DEEPEST,
         rows: int = ROWS,

@@ -12,20 +12,20 @@ from dataclasses import dataclass, field
 
 import torch
 
-from dfrot.draft.guess_head import guess_head
 from dfrot.draft.models.base import Draft
+from dfrot.draft.proposal_head import proposal_head
 from dfrot.errors import InputError
-from dfrot.generation.latency_probe import Meter
-from dfrot.generation.prompt import Images, run
+from dfrot.generation.latency_probe import LatencyProbe
+from dfrot.generation.prompt import ImageInputs, prefill_prompt
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculation_policy import Adaptive
+from dfrot.generation.speculation_policy import AdaptivePolicy
 from dfrot.generation.target import Target
-from dfrot.generation.tree import Shape, expand
+from dfrot.generation.tree import TreeShape, expand
 from dfrot.generation.verify import verify
 
 
 @dataclass(frozen=True)
-class Limits:
+class StopCriteria:
     """max_new_tokens: exact, unless something stops earlier. eos: ids that end (and stay in the output). stops:
     strings; the token that completes one is the last. decode: ids -> text, needed for `stops`."""
 
@@ -52,7 +52,7 @@ class Limits:
 
 
 @dataclass
-class Output:
+class GenerationOutput:
     """tokens: without the prompt. rounds, accepted: verify passes, and how many guesses each accepted. emitted: tokens
     that the passes gave (the first token and what was cut off not counted). Seconds: of the whole decoding behind the
     prompt, of it in the draft and in the target."""
@@ -73,7 +73,7 @@ class Output:
         return self.emitted / self.rounds if self.rounds else 0.0
 
 
-def _check(target: Target, prompt: Sequence[int], limits: Limits, images: Images | None) -> None:
+def _check(target: Target, prompt: Sequence[int], limits: StopCriteria, images: ImageInputs | None) -> None:
     if not prompt:
         raise InputError("the prompt holds no token; give some text")
     if images is None and (max(prompt) >= target.vocab_size or min(prompt) < 0):
@@ -88,13 +88,13 @@ def _check(target: Target, prompt: Sequence[int], limits: Limits, images: Images
 def plain(
     target: Target,
     prompt: Sequence[int],
-    limits: Limits,
+    limits: StopCriteria,
     sampling: Sampling,
     seed: int = 0,
-    images: Images | None = None,
-) -> Output:
+    images: ImageInputs | None = None,
+) -> GenerationOutput:
     """One token per pass of the target."""
-    out = Output()
+    out = GenerationOutput()
     for _ in plain_steps(target, prompt, limits, sampling, out, seed, images):
         pass
     return out
@@ -104,17 +104,17 @@ def plain(
 def plain_steps(
     target: Target,
     prompt: Sequence[int],
-    limits: Limits,
+    limits: StopCriteria,
     sampling: Sampling,
-    out: Output,
+    out: GenerationOutput,
     seed: int = 0,
-    images: Images | None = None,
+    images: ImageInputs | None = None,
 ) -> Iterator[None]:
     """`plain` into `out`, pausing whenever there are new tokens. Steps of several texts may take turns."""
     _check(target, prompt, limits, images)
     generator = torch.Generator().manual_seed(seed)
     cache = target.start()
-    first = run(target, prompt, cache, images).logits
+    first = prefill_prompt(target, prompt, cache, images).logits
     out.tokens.append(sampling.pick(first, prompt, generator))
     yield
     begin = time.perf_counter()
@@ -131,16 +131,16 @@ def speculative(
     target: Target,
     draft: Draft,
     prompt: Sequence[int],
-    limits: Limits,
+    limits: StopCriteria,
     sampling: Sampling,
-    shape: Shape | Adaptive,
+    shape: TreeShape | AdaptivePolicy,
     seed: int = 0,
-    images: Images | None = None,
-) -> Output:
+    images: ImageInputs | None = None,
+) -> GenerationOutput:
     """The same text (greedy) or the same distribution (sampling), several tokens per pass of the target.
 
     shape: of every round, or a choice that measures, looks on and may end in plain decoding."""
-    out = Output()
+    out = GenerationOutput()
     for _ in speculative_steps(target, draft, prompt, limits, sampling, shape, out, seed, images):
         pass
     return out
@@ -151,28 +151,28 @@ def speculative_steps(
     target: Target,
     draft: Draft,
     prompt: Sequence[int],
-    limits: Limits,
+    limits: StopCriteria,
     sampling: Sampling,
-    shape: Shape | Adaptive,
-    out: Output,
+    shape: TreeShape | AdaptivePolicy,
+    out: GenerationOutput,
     seed: int = 0,
-    images: Images | None = None,
+    images: ImageInputs | None = None,
 ) -> Iterator[None]:
     """`speculative` into `out`, pausing whenever there are new tokens. Steps of several texts may take turns."""
     _check(target, prompt, limits, images)
     generator = torch.Generator().manual_seed(seed)
     cache = target.start()
-    ran = run(target, prompt, cache, images)
+    ran = prefill_prompt(target, prompt, cache, images)
     features = ran.features
     committed = list(prompt)  # tokens in the cache
     out.tokens.append(sampling.pick(ran.logits, prompt, generator))
-    choice = shape if isinstance(shape, Adaptive) else None
+    choice = shape if isinstance(shape, AdaptivePolicy) else None
     room = min(limits.max_new_tokens, target.max_length - len(prompt)) - 1  # tokens that a round may guess
-    widest = shape.widest if isinstance(shape, Adaptive) else shape.depth * shape.topk
+    widest = shape.widest if isinstance(shape, AdaptivePolicy) else shape.depth * shape.topk
     state = draft.begin(len(prompt) + limits.max_new_tokens + widest + 2)
     slots, places = ran.slots(target, out.tokens[-1])  # that the draft has not computed
 
-    of_target = guess_head(target, draft)
+    of_target = proposal_head(target, draft)
 
     def head(outputs: torch.Tensor) -> torch.Tensor:
         return draft.logits(outputs, of_target)
@@ -182,13 +182,13 @@ def speculative_steps(
         if choice.measures and room > 0:
             state.extend(slots[:-1], features[:-1], None if places is None else places[:-1])
             slots, features, places = slots[-1:], features[-1:], torch.tensor([len(prompt)])
-            meter = Meter(target, draft, state, cache, features, places, out.tokens[-1])
+            meter = LatencyProbe(target, draft, state, cache, features, places, out.tokens[-1])
         choice.start(meter, None if meter is None else lambda: meter.spent, room, target.max_length - len(prompt))
     yield
     begin = time.perf_counter()
     while not limits.ends(out.tokens):
         start = time.perf_counter()
-        current = shape.shape if isinstance(shape, Adaptive) else shape
+        current = shape.shape if isinstance(shape, AdaptivePolicy) else shape
         if current is None:  # drafting does not pay, or no longer
             logits = target.step(out.tokens[-1], cache)
             told = sampling.pick(logits, [*prompt, *out.tokens] if sampling.needs_prefix else (), generator)
@@ -196,7 +196,7 @@ def speculative_steps(
             fresh = [told]
         else:
             room = min(limits.max_new_tokens - len(out.tokens) - 1, target.max_length - len(committed) - 1)
-            now = Shape(max(0, min(current.depth, room)), current.topk, current.total)
+            now = TreeShape(max(0, min(current.depth, room)), current.topk, current.total)
             root = state.extend(slots, features, places)
             tree = expand(state, out.tokens[-1], root, head, target.embed, now)
             drafted = time.perf_counter()

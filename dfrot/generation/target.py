@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dfrot.draft.feature_selection import Chooser, row_entropy
+from dfrot.draft.feature_selection import FeatureChooser, row_entropy
 from dfrot.errors import InputError, UnsupportedError
-from dfrot.generation.batch_invariance import RowExact
-from dfrot.generation.native_verify import NativeBlocks
+from dfrot.generation.batch_invariance import BatchInvariance
+from dfrot.generation.native_verify import NativeVerifier
 from dfrot.quant.linear import QuantLinear
-from dfrot.runtime.attention_hooks import SPLIT, attention_name, observing, row_by_row
-from dfrot.runtime.cache_rollback import keep_path, new_cache
+from dfrot.runtime.attention_hooks import SPLIT, attend_row_by_row, attention_name, observe_attention
+from dfrot.runtime.cache_rollback import keep_accepted_path, new_cache
 from dfrot_kernels import native
 from dfrot_kernels.draft import dense, servable
 
 
 @dataclass
-class Features:
+class TargetFeatures:
     """last [B, S, d] behind the final norm; mid [B, S, d] and its layer int64 [B, 1 or S], or None; aux [B, S, 3 d]
     or None: outputs of three decoder layers side by side. With images: embeddings [B, S, d], text and images merged,
     and kept int64 [B, n], the positions that become slots of the draft."""
@@ -36,7 +36,7 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Seen:
+class MultimodalPrefill:
     """A prompt with images that ran: features [n, f] for the draft and behind the final norm [n, d], logits float32 [V]
     of the last row, embeddings [n, d] with those of the images in place."""
 
@@ -62,7 +62,7 @@ class Target:
         self.drafted = drafted
         heads = int(self.config.num_attention_heads)
         self.group = heads // int(getattr(self.config, "num_key_value_heads", None) or heads)
-        self.exact = RowExact([self.decoder, *([] if self._dense_head() is not None else [self.head_module])])
+        self.exact = BatchInvariance([self.decoder, *([] if self._dense_head() is not None else [self.head_module])])
         if drafted and attention_name(model) not in SPLIT:
             raise UnsupportedError(
                 f"attention implementation {attention_name(model)!r}: its rows cannot be checked one by one; "
@@ -72,8 +72,8 @@ class Target:
         # hooks on layers keep the native decoder from serving: then plain steps must not use it either
         self.native: Any = native if native is not None and not native.unfit and not self.aux_layers else None
         self._by_modules = native is not None and native.unfit is None and self.native is None
-        self._blocks = None if self.native is None else NativeBlocks(self.native, self.decoder, self.group)
-        self.rounded_head: QuantLinear | None = None  # see dfrot/draft/guess_head.py
+        self._blocks = None if self.native is None else NativeVerifier(self.native, self.decoder, self.group)
+        self.rounded_head: QuantLinear | None = None  # see dfrot/draft/proposal_head.py
         if not hasattr(self.decoder, "layers"):
             raise UnsupportedError(
                 f"{type(model).__name__}: its decoder has no list of layers; it cannot be drafted for"
@@ -110,10 +110,10 @@ class Target:
             features = features.to(weight.dtype)
         if torch.is_grad_enabled() and features.requires_grad and not isinstance(weight, Tensor):
             raise UnsupportedError("the target's head is quantized: a draft cannot be trained through it; keep lm_head")
-        return self.scaled(self.head_module(features))
+        return self.scale_logits(self.head_module(features))
 
     @torch.no_grad()
-    def say(self, features: Tensor) -> Tensor:
+    def logits_rows(self, features: Tensor) -> Tensor:
         """`head` for a few rows that are decoded: every row has the bits that it has alone, and a dense head is read
         once, at the speed of memory."""
         weight = self._dense_head()
@@ -122,7 +122,7 @@ class Target:
         if any((self.head_module._forward_hooks, self.head_module._forward_pre_hooks)):  # somebody looks on
             rows = [self.head(row[None]) for row in features.reshape(-1, features.shape[-1])]
             return torch.cat(rows).view(*features.shape[:-1], -1)
-        return self.scaled(dense(features.to(weight.dtype), weight))
+        return self.scale_logits(dense(features.to(weight.dtype), weight))
 
     def _dense_head(self) -> Tensor | None:
         """The weight of a head that the native product of a few rows reads in place, or None."""
@@ -131,7 +131,7 @@ class Target:
             return None
         return head.weight
 
-    def scaled(self, logits: Tensor) -> Tensor:
+    def scale_logits(self, logits: Tensor) -> Tensor:
         """What the config asks for behind the head."""
         if cap := getattr(self.config, "final_logit_softcapping", None):
             logits = torch.tanh(logits / cap) * cap
@@ -144,7 +144,9 @@ class Target:
     # --- images -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def see(self, ids: Tensor, given: dict[str, Any], cache: Any, sight: Any = None) -> Seen:
+    def prefill_multimodal(
+        self, ids: Tensor, given: dict[str, Any], cache: Any, sight: Any = None
+    ) -> MultimodalPrefill:
         """Run a prompt int64 [n] with images, `given` being what else the processor made, through the whole model; it
         alone knows what its decoder gets: masks within an image, positions of three dimensions, features that join
         deeper blocks. `sight` looks on. Keeps in `cache` where text goes on: behind images with positions of three
@@ -158,7 +160,7 @@ class Target:
         if hasattr(base, "rope_deltas"):
             base.rope_deltas = None  # of the prompt before
         handle = self.decoder.register_forward_pre_hook(catch, with_kwargs=True)
-        watch: Any = contextlib.nullcontext() if sight is None else observing(self.model, sight.observe)
+        watch: Any = contextlib.nullcontext() if sight is None else observe_attention(self.model, sight.observe)
         try:
             with watch, self._aux() as aux:
                 out = base(input_ids=ids[None], past_key_values=cache, use_cache=True, **given)
@@ -172,36 +174,36 @@ class Target:
         cache.shift = 0 if shift is None else int(shift)
         last, joined = out.last_hidden_state[0], self._joined(aux)
         features = last if joined is None else joined[0]
-        return Seen(features, last, self.say(last[None, -1:])[0, 0].float(), merged[0])
+        return MultimodalPrefill(features, last, self.logits_rows(last[None, -1:])[0, 0].float(), merged[0])
 
-    def sight(self, ids: Tensor) -> Any:
+    def image_attention_probe(self, ids: Tensor) -> Any:
         """How much a prompt int64 [n] looks at its images (dfrot/draft/training/multimodal_source.py)."""
-        from dfrot.draft.training.multimodal_source import Sight
+        from dfrot.draft.training.multimodal_source import ImageAttentionProbe
 
         if not hasattr(self.model.config, "vision_config"):
             raise UnsupportedError(f"{type(self.model).__name__}: takes no images; leave them out")
         full = [layer for layer, window in enumerate(self.windows) if window is None]
-        return Sight(ids, int(self.model.config.image_token_id), full[-1] if full else self.n_layers - 1)
+        return ImageAttentionProbe(ids, int(self.model.config.image_token_id), full[-1] if full else self.n_layers - 1)
 
     # --- training ---------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def features(self, ids: Tensor, chooser: Chooser | None = None) -> Features:
+    def features(self, ids: Tensor, chooser: FeatureChooser | None = None) -> TargetFeatures:
         """Features of ids int64 [B, S], as the deployed model computes them (quantizers and KV bits included)."""
         with self._chosen(chooser), self._aux() as aux:
             out = self.decoder(input_ids=ids, use_cache=False)
         mid, layer_of = (chooser.feature, chooser.layer) if chooser is not None else (None, None)
-        return Features(out.last_hidden_state, mid, layer_of, self._joined(aux))
+        return TargetFeatures(out.last_hidden_state, mid, layer_of, self._joined(aux))
 
     @torch.no_grad()
     def features_seen(
-        self, ids: Tensor, prompt: int, given: dict[str, Any], chooser: Chooser, sight: Any = None
-    ) -> Features:
+        self, ids: Tensor, prompt: int, given: dict[str, Any], chooser: FeatureChooser, sight: Any = None
+    ) -> TargetFeatures:
         """Features of one text int64 [S] whose first `prompt` tokens hold images, in two passes as decoding has them:
         what follows is text, whatever ids it holds. chooser: of the rows behind the prompt; mid is zero before them.
         sight: looks on at the prompt."""
         cache = self.start()
-        seen = self.see(ids[:prompt], given, cache, sight)
+        seen = self.prefill_multimodal(ids[:prompt], given, cache, sight)
         rest = ids[None, prompt:]
         with self._chosen(chooser), self._aux() as aux:
             out = self.decoder(input_ids=rest, past_key_values=cache, use_cache=True, **self._places(rest, cache))
@@ -212,10 +214,10 @@ class Target:
             mid = torch.cat([mid.new_zeros(1, prompt, mid.shape[2]), mid], 1)
         embeddings = torch.cat([seen.embeddings, self.embed(rest[0])])[None]
         last = torch.cat([seen.last[None], out.last_hidden_state], 1)
-        return Features(last, mid, chooser.layer, joined, embeddings)
+        return TargetFeatures(last, mid, chooser.layer, joined, embeddings)
 
     @contextlib.contextmanager
-    def _chosen(self, chooser: Chooser | None) -> Iterator[None]:
+    def _chosen(self, chooser: FeatureChooser | None) -> Iterator[None]:
         """Let `chooser` look at the forward inside."""
         handles = []
         if chooser is not None and chooser.selection.kind != "none":
@@ -223,7 +225,7 @@ class Target:
                 handles.append(layer.register_forward_hook(_offer(chooser, number)))
         watch: Any = contextlib.nullcontext()
         if chooser is not None and chooser.selection.kind in ("sample", "token"):
-            watch = observing(self.model, _measure(chooser))
+            watch = observe_attention(self.model, _measure(chooser))
         try:
             with watch:
                 yield
@@ -264,16 +266,16 @@ class Target:
             out = self.decoder(input_ids=ids[None], past_key_values=cache, use_cache=True)
         joined = self._joined(aux)
         features = out.last_hidden_state[0] if joined is None else joined[0]
-        return features, self.say(out.last_hidden_state[:, -1:])[0, 0].float()
+        return features, self.logits_rows(out.last_hidden_state[:, -1:])[0, 0].float()
 
     @torch.no_grad()
     def step(self, token: int, cache: Any) -> Tensor:
         """Plain decoding: one token in, logits float32 [V] out."""
-        watched: Any = observing(self.model, _nothing) if self._by_modules else contextlib.nullcontext()
+        watched: Any = observe_attention(self.model, _nothing) if self._by_modules else contextlib.nullcontext()
         ids = torch.tensor([[token]])
         with watched:
             out = self.decoder(input_ids=ids, past_key_values=cache, use_cache=True, **self._places(ids, cache))
-        return self.say(out.last_hidden_state)[0, 0].float()
+        return self.logits_rows(out.last_hidden_state)[0, 0].float()
 
     def _places(self, ids: Tensor, cache: Any) -> dict[str, Tensor]:
         """Positions of the ids [1, n] behind what `cache` holds, where they are not what the model would take."""
@@ -294,14 +296,14 @@ class Target:
             raise UnsupportedError(f"{self.config.model_type}: was opened to decode plainly; open it for drafting")
         past, count = int(cache.get_seq_length()), len(tokens)
         if self._blocks is not None and (found := self._blocks.tree(tokens, parents, cache)) is not None:
-            return found, self.say(found[None])[0].float()
+            return found, self.logits_rows(found[None])[0].float()
         paths: list[list[int]] = []  # of every node: its ancestors and itself
         for node, parent in enumerate(parents):
             paths.append([*(paths[parent] if parent >= 0 else []), node])
         # the rows' masks are made where they are split; this one keeps the model from making others
         mask = torch.ones(1, 1, count, past + count, dtype=torch.bool)
         positions = torch.tensor([[past + len(path) - 1 for path in paths]]) + getattr(cache, "shift", 0)
-        with row_by_row(self.model, past, paths, self.windows), self.exact.rows(count), self._aux() as aux:
+        with attend_row_by_row(self.model, past, paths, self.windows), self.exact.rows(count), self._aux() as aux:
             out = self.decoder(
                 input_ids=torch.tensor([tokens]),
                 attention_mask=mask,
@@ -309,14 +311,14 @@ class Target:
                 past_key_values=cache,
                 use_cache=True,
             )
-            logits = self.say(out.last_hidden_state)[0].float()
+            logits = self.logits_rows(out.last_hidden_state)[0].float()
         joined = self._joined(aux)
         return (out.last_hidden_state if joined is None else joined)[0], logits
 
     def keep(self, cache: Any, past: int, rows: int, path: list[int]) -> None:
         """After `verify` of `rows` nodes: of them keep those on the accepted path."""
         if self._blocks is None or not self._blocks.keep(path, cache):
-            keep_path(cache, past, rows, path)
+            keep_accepted_path(cache, past, rows, path)
 
 
 def _windows(config: Any, n_layers: int) -> list[int | None]:
@@ -337,7 +339,7 @@ def _unfit(error: Exception) -> InputError:
     return InputError(f"images and prompt do not fit each other ({first}); give what the processor made")
 
 
-def _measure(chooser: Chooser) -> Any:
+def _measure(chooser: FeatureChooser) -> Any:
     def observe(
         layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scale: float, causal: bool, cap: float | None
     ) -> None:
@@ -347,7 +349,7 @@ def _measure(chooser: Chooser) -> Any:
     return observe
 
 
-def _offer(chooser: Chooser, layer: int) -> Any:
+def _offer(chooser: FeatureChooser, layer: int) -> Any:
     def hook(_: nn.Module, __: Any, output: Any) -> None:
         chooser.offer(layer, output[0] if isinstance(output, tuple) else output)
 

@@ -18,13 +18,13 @@ the prompt, empty without) -> new tokens."""
 _OWN = {"attention_mask", "past_key_values", "use_cache", "cache_position", "logits_to_keep"}  # of plain generation
 
 
-def end_tokens(generation_config: Any) -> frozenset[int]:
+def eos_token_ids(generation_config: Any) -> frozenset[int]:
     """Ids that end a text: transformers keeps none, one or several."""
     ends = generation_config.eos_token_id
     return frozenset() if ends is None else frozenset([ends] if isinstance(ends, int) else ends)
 
 
-def hook(decode: Decode) -> Callable[..., Tensor]:
+def custom_generate_hook(decode: Decode) -> Callable[..., Tensor]:
     """A function for `custom_generate` that serves one sequence at a time through `decode`.
 
     transformers has prepared the prompt, the stopping length and the logits processors (temperature and filters
@@ -44,7 +44,7 @@ def hook(decode: Decode) -> Callable[..., Tensor]:
         known = {"MaxLengthCriteria", "EosTokenCriteria"}
         if other := [type(one).__name__ for one in stopping_criteria or () if type(one).__name__ not in known]:
             raise UnsupportedError(f"{other[0]}: drafting stops at a length or an end token; leave it out")
-        eos = end_tokens(generation_config)
+        eos = eos_token_ids(generation_config)
         longest = int(generation_config.max_length) - input_ids.shape[1]
         given = _seen(model, input_ids, model_kwargs)
         sampled = bool(generation_config.do_sample)

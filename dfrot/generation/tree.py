@@ -13,7 +13,7 @@ from dfrot.errors import InputError
 
 
 @dataclass(frozen=True)
-class Shape:
+class TreeShape:
     """depth: drafted levels; topk: children per node and nodes that grow per level; total: nodes of the verified
     tree, the root counted. topk 1 is a chain of `depth` guesses."""
 
@@ -33,7 +33,7 @@ class Shape:
         return f"chain {self.depth}" if self.topk == 1 else f"tree {self.depth},{self.topk},{self.total}"
 
     @classmethod
-    def parse(cls, chain: int | None, tree: str | None) -> Shape:
+    def parse(cls, chain: int | None, tree: str | None) -> TreeShape:
         """--chain N or --tree depth,topk,total; a chain of 3 without either."""
         if tree is None:
             return cls(3 if chain is None else chain)
@@ -71,7 +71,7 @@ Logits = Callable[[Tensor], Tensor]
 
 @torch.no_grad()
 def expand(
-    state: DraftState, root: int, output: Tensor, logits: Logits, embed: Callable[[Tensor], Tensor], shape: Shape
+    state: DraftState, root: int, output: Tensor, logits: Logits, embed: Callable[[Tensor], Tensor], shape: TreeShape
 ) -> Tree:
     """Draft from the root's token and output [1, d]. Passes of the draft: depth - 1."""
     if shape.depth == 0:
@@ -95,7 +95,7 @@ def _chain(
 
 
 def _tree(
-    state: DraftState, root: int, output: Tensor, logits: Logits, embed: Callable[[Tensor], Tensor], shape: Shape
+    state: DraftState, root: int, output: Tensor, logits: Logits, embed: Callable[[Tensor], Tensor], shape: TreeShape
 ) -> Tree:
     """EAGLE-2's dynamic tree: the likeliest `topk` nodes of a level grow, the likeliest of all are kept. A node never
     scores above its parent, and ties prefer the shallower one, so that what is kept is always a tree."""

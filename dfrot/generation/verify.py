@@ -19,7 +19,7 @@ from dfrot.generation.tree import Tree
 
 
 @dataclass(frozen=True)
-class Verdict:
+class VerifyResult:
     """path: accepted nodes, the root first. bonus: the token behind the last of them. forced: guesses accepted only
     because rounding had left the residual empty."""
 
@@ -30,7 +30,7 @@ class Verdict:
 
 def verify(
     tree: Tree, logits: Tensor, prefix: Sequence[int], sampling: Sampling, generator: torch.Generator
-) -> Verdict:
+) -> VerifyResult:
     """logits float32 [nodes, V]: what the target says behind each node; prefix: all tokens before the root."""
     return (
         _greedy(tree, logits, prefix, sampling)
@@ -44,7 +44,7 @@ def _before(tree: Tree, prefix: Sequence[int], path: list[int]) -> list[int]:
     return [*prefix, *(tree.tokens[node] for node in path)]
 
 
-def _greedy(tree: Tree, logits: Tensor, prefix: Sequence[int], sampling: Sampling) -> Verdict:
+def _greedy(tree: Tree, logits: Tensor, prefix: Sequence[int], sampling: Sampling) -> VerifyResult:
     best = None if sampling.needs_prefix else logits.argmax(-1).tolist()
     path = [0]
     while True:
@@ -55,13 +55,13 @@ def _greedy(tree: Tree, logits: Tensor, prefix: Sequence[int], sampling: Samplin
             said = int(sampling.processed(logits[node], _before(tree, prefix, path)).argmax())
         following = [child for child in tree.children(node) if tree.tokens[child] == said]
         if not following:
-            return Verdict(path, said)
+            return VerifyResult(path, said)
         path.append(following[0])
 
 
 def _sampled(
     tree: Tree, logits: Tensor, prefix: Sequence[int], sampling: Sampling, generator: torch.Generator
-) -> Verdict:
+) -> VerifyResult:
     path, forced = [0], 0
     while True:
         node = path[-1]
@@ -80,5 +80,5 @@ def _sampled(
                 break
             p = rest / mass
         if accepted is None:
-            return Verdict(path, sample(p, generator), forced)
+            return VerifyResult(path, sample(p, generator), forced)
         path.append(accepted)

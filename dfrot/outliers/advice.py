@@ -14,7 +14,7 @@ STANDS_OUT = 4.0  # times the median output error from which an input stays in 1
 
 
 @dataclass(frozen=True)
-class Recipe:
+class OutlierRecipe:
     """rotation: of `dfq rotate`. sink_tokens, keep, a_clip, kv_clip: of the quantization. reasons: one sentence
     per choice."""
 
@@ -30,10 +30,10 @@ class Recipe:
         return {**asdict(self), "keep": list(self.keep), "reasons": list(self.reasons)}
 
 
-DEFAULT = Recipe()
+DEFAULT = OutlierRecipe()
 
 
-def recommend(findings: dict[str, Any], ranked: list[dict[str, Any]], head: str, prefix: str) -> Recipe:
+def recommend(findings: dict[str, Any], ranked: list[dict[str, Any]], head: str, prefix: str) -> OutlierRecipe:
     """findings: of `Measurement.run`; ranked: of `summary.ranking`; head: the head's name; prefix: of a block, with
     `{i}`."""
     reasons: list[str] = []
@@ -53,7 +53,7 @@ def recommend(findings: dict[str, Any], ranked: list[dict[str, Any]], head: str,
     taps = [found["activations"] for layer in findings["layers"] for found in layer["taps"].values()]
     caches = [side for layer in findings["layers"] for side in layer["kv"].values()]
     a_clip, kv_clip = _clip(taps, "activation", reasons), _clip(caches, "KV", reasons)
-    return Recipe(rotation, "auto", sinks, (head, *keep), a_clip, kv_clip, tuple(reasons))
+    return OutlierRecipe(rotation, "auto", sinks, (head, *keep), a_clip, kv_clip, tuple(reasons))
 
 
 def _clip(parts: list[dict[str, Any]], what: str, reasons: list[str]) -> float:

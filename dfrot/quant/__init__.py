@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dfrot.quant.grid import Quantized
-    from dfrot.quant.options import Options
+    from dfrot.quant.options import AlgorithmOptions
     from dfrot.quant.scheme import QuantScheme
 
-    Quantize = Callable[[Sequence[Tensor], Tensor | None, QuantScheme, Options], list[Quantized]]
+    Quantize = Callable[[Sequence[Tensor], Tensor | None, QuantScheme, AlgorithmOptions], list[Quantized]]
 
 
 @dataclass(frozen=True)

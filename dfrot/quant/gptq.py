@@ -21,7 +21,7 @@ from torch import Tensor
 from dfrot.errors import InputError
 from dfrot.quant import rtn
 from dfrot.quant.grid import Grid, Quantized
-from dfrot.quant.options import Options
+from dfrot.quant.options import AlgorithmOptions
 from dfrot.quant.scheme import QuantScheme
 
 BLOCK = 128
@@ -39,7 +39,7 @@ class Factor:
     added: float
 
 
-def factor(hessian: Tensor, options: Options) -> Factor | str:
+def factor(hessian: Tensor, options: AlgorithmOptions) -> Factor | str:
     """Damp and factor a Hessian [K, K]; more damping is tried when it is not positive definite.
 
     Returns the reason as text when no damping helps (the caller rounds to nearest and says so)."""
@@ -129,7 +129,7 @@ def _tile(
 
 
 def quantize_together(
-    weights: Sequence[Tensor], hessian: Tensor | None, scheme: QuantScheme, options: Options
+    weights: Sequence[Tensor], hessian: Tensor | None, scheme: QuantScheme, options: AlgorithmOptions
 ) -> list[Quantized]:
     """GPTQ for weights float [N_i, K] that read the same activations with Hessian float32/64 [K, K].
 
@@ -174,6 +174,8 @@ def quantize_together(
     return results
 
 
-def quantize(weight: Tensor, hessian: Tensor | None, scheme: QuantScheme, options: Options | None = None) -> Quantized:
+def quantize(
+    weight: Tensor, hessian: Tensor | None, scheme: QuantScheme, options: AlgorithmOptions | None = None
+) -> Quantized:
     """`quantize_together` for one weight."""
-    return quantize_together([weight], hessian, scheme, options or Options())[0]
+    return quantize_together([weight], hessian, scheme, options or AlgorithmOptions())[0]

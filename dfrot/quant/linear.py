@@ -246,7 +246,7 @@ class DenseLinear(_RotatedLinear):
         return out.to(x.dtype).view(*x.shape[:-1], self.plan.rows)
 
 
-def both(first: nn.Module, second: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+def forward_shared_input(first: nn.Module, second: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """first(x) and second(x), with x quantized once where both are packed linears that do it alike."""
     if type(first) is not QuantLinear or type(second) is not QuantLinear or not first.shares_input(second):
         return first(x), second(x)

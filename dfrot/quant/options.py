@@ -8,7 +8,7 @@ from dfrot.errors import UnsupportedError
 
 
 @dataclass(frozen=True)
-class Options:
+class AlgorithmOptions:
     """mse_clip: search the clip ratio of every row or group. act_order: GPTQ takes columns by falling activation
     energy. damping: share of the mean Hessian diagonal added before it is factored. guard: a row whose GPTQ
     result is worse than rounding (on the damped Hessian) is rounded instead."""

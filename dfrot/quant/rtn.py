@@ -11,7 +11,7 @@ from torch import Tensor
 from dfrot.errors import UnsupportedError
 from dfrot.quant import clip
 from dfrot.quant.grid import Grid, Quantized, fit
-from dfrot.quant.options import Options
+from dfrot.quant.options import AlgorithmOptions
 from dfrot.quant.scheme import FULL, QuantScheme
 
 TILE = 1 << 25  # weight elements worked on together; float32 temporaries are a few times this
@@ -22,7 +22,7 @@ def row_tiles(weight: Tensor) -> tuple[Tensor, ...]:
     return torch.split(weight, max(1, TILE // max(weight.shape[1], 1)))
 
 
-def grid_for(weight: Tensor, scheme: QuantScheme, options: Options) -> Grid:
+def grid_for(weight: Tensor, scheme: QuantScheme, options: AlgorithmOptions) -> Grid:
     """The grid of a weight float32 [N, K] under a scheme, with the clip search if asked for."""
     if scheme.w_bits == FULL:
         raise UnsupportedError(f"scheme {scheme.name} leaves weights in 16 bits; there is no grid to round to")
@@ -46,9 +46,11 @@ def measure(weight: Tensor, rounded: Tensor) -> float:
     return ratio(error, sum(float(a.square().sum(dtype=torch.float64)) for a in row_tiles(weight)))
 
 
-def quantize(weight: Tensor, hessian: Tensor | None, scheme: QuantScheme, options: Options | None = None) -> Quantized:
+def quantize(
+    weight: Tensor, hessian: Tensor | None, scheme: QuantScheme, options: AlgorithmOptions | None = None
+) -> Quantized:
     """Round one weight float [N, K]. A Hessian [K, K], if given, only serves to report the output error."""
-    options = options or Options()
+    options = options or AlgorithmOptions()
     weight = weight.float()
     grid = grid_for(weight, scheme, options)
     codes = grid.encode(weight)
@@ -60,7 +62,7 @@ def quantize(weight: Tensor, hessian: Tensor | None, scheme: QuantScheme, option
     return Quantized(codes, grid, stats)
 
 
-def fallback(weights: Sequence[Tensor], scheme: QuantScheme, options: Options, reason: str) -> list[Quantized]:
+def fallback(weights: Sequence[Tensor], scheme: QuantScheme, options: AlgorithmOptions, reason: str) -> list[Quantized]:
     """`quantize_together` in place of an algorithm that cannot do it, with the reason in `stats`."""
     results = quantize_together(weights, None, scheme, options)
     return [Quantized(r.codes, r.grid, {**r.stats, "fallback": reason}) for r in results]
@@ -75,7 +77,7 @@ def starved(tokens: int, columns: int) -> str | None:
 
 
 def quantize_together(
-    weights: Sequence[Tensor], hessian: Tensor | None, scheme: QuantScheme, options: Options
+    weights: Sequence[Tensor], hessian: Tensor | None, scheme: QuantScheme, options: AlgorithmOptions
 ) -> list[Quantized]:
     """`quantize` for every weight."""
     return [quantize(weight, hessian, scheme, options) for weight in weights]

@@ -77,7 +77,7 @@ class RoundedTo(nn.Module):
         return straight_through(x, lambda value: value.to(self.dtype).float())
 
 
-class TunedLinear(nn.Module):
+class TrainableLinear(nn.Module):
     """Stands for a QuantLinear while its scales learn. `growth` float32 [N, G]: logarithm of what multiplies them;
     the product is used as bfloat16 holds it, as the checkpoint will."""
 

@@ -13,9 +13,9 @@ from typing import Any
 from dfrot.checkpoint import Checkpoint
 from dfrot.draft.store import fingerprint
 from dfrot.files import digest_bytes
-from dfrot.stage_folder import Progress, open_stage, read_evidence, silent
+from dfrot.stage_folder import Progress, open_stage, read_record, silent
 from dfrot.stages.draft import evaluate as draft_eval
-from dfrot.stages.evaluate.perplexity import EvalSettings, evaluate
+from dfrot.stages.evaluate.perplexity import PerplexitySettings, evaluate
 
 CHECKPOINTS = ("model", "fixed", "rotated", "packed")
 EVAL, DRAFT_EVAL = "eval", "draft eval"
@@ -23,7 +23,7 @@ _TIMES = ("_per_second", "_ms", "seconds", "speedup", "speedup_quartiles")
 
 
 @dataclass(frozen=True)
-class CheckpointEval(EvalSettings):
+class CheckpointEval(PerplexitySettings):
     """checkpoints: which folders of the run are evaluated on the same windows; the first is the baseline."""
 
     checkpoints: tuple[str, ...] = ("model", "packed")
@@ -51,12 +51,14 @@ def evaluate_checkpoints(
     request = {"models": [Checkpoint.open(path).digest() for path in paths], "settings": settled}
     with open_stage(out, EVAL, request, resume, overwrite) as stage:
         if not stage.finished:
-            plain = EvalSettings(**{key: value for key, value in asdict(settings).items() if key != "checkpoints"})
+            plain = PerplexitySettings(
+                **{key: value for key, value in asdict(settings).items() if key != "checkpoints"}
+            )
             report = timeless(evaluate(paths, plain, progress))
             for name, result in zip(settings.checkpoints, report["results"]):
                 result["model"] = name  # a path would tie the result to this machine
             stage.publish({"report": report})
-    return read_evidence(out, EVAL)
+    return read_record(out, EVAL)
 
 
 def eval_names(settings: CheckpointEval) -> list[str]:
@@ -75,7 +77,7 @@ def eval_metrics(evidence: Mapping[str, Any]) -> dict[str, float]:
 
 def evaluate_draft(
     folders: Mapping[str, Path],
-    settings: draft_eval.EvalSettings,
+    settings: draft_eval.DraftEvalSettings,
     out: Path,
     *,
     progress: Progress = silent,
@@ -93,7 +95,7 @@ def evaluate_draft(
     with open_stage(out, DRAFT_EVAL, request, resume, overwrite) as stage:
         if not stage.finished:
             stage.publish({"report": timeless(draft_eval.evaluate(target, folders["draft"], settings, progress))})
-    return read_evidence(out, DRAFT_EVAL)
+    return read_record(out, DRAFT_EVAL)
 
 
 def draft_metrics(evidence: Mapping[str, Any]) -> dict[str, float]:

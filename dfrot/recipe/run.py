@@ -16,7 +16,7 @@ from typing import Any
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import ExistsError, InputError, ResourceError
 from dfrot.files import digest_json, read_json, remove_partial, write_json
-from dfrot.hub import ALIASES, REFERENCE, cached, resolve
+from dfrot.hub import ALIASES, REFERENCE, cached_folder, resolve_model
 from dfrot.recipe import check
 from dfrot.recipe.recipe import Recipe
 from dfrot.recipe.stages import STAGES
@@ -29,8 +29,8 @@ BLOCK = 1 << 22
 def here(model: str) -> Path | None:
     """The folder of a model that needs no network; None when it would have to be fetched."""
     if Path(model).expanduser().is_dir() or model == REFERENCE:
-        return resolve(model)
-    return cached(ALIASES.get(model.lower(), model)) if not Path(model).exists() else None
+        return resolve_model(model)
+    return cached_folder(ALIASES.get(model.lower(), model)) if not Path(model).exists() else None
 
 
 def plan(recipe: Recipe, out: Path) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def run(
         remove_partial(out / name)
     if out.exists() and not (out / RECIPE).is_file() and any(out.iterdir()):
         raise ExistsError(f"{out}: already exists and holds no run of a recipe; choose another --out")
-    model = resolve(recipe.model)
+    model = resolve_model(recipe.model)
     if out.resolve() == model.resolve():
         raise InputError(f"{out}: is the model itself; choose another --out")
     try:

@@ -17,7 +17,7 @@ from dfrot.quant.scheme import QuantScheme
 from dfrot.recipe import measure
 from dfrot.recipe.measure import CheckpointEval
 from dfrot.stages.calibrate import CalibrateSettings, calibrate
-from dfrot.stages.draft.evaluate import EvalSettings as DraftEvalSettings
+from dfrot.stages.draft.evaluate import DraftEvalSettings as DraftEvalSettings
 from dfrot.stages.draft.train import DraftSettings
 from dfrot.stages.draft.train import train as train_draft
 from dfrot.stages.outliers.fix import FixSettings, fix
@@ -39,7 +39,7 @@ class ExportSettings:
 
 
 @dataclass(frozen=True)
-class Row:
+class StageRow:
     """folder: what the stage makes, under this name in the run folder. run(folders, settings, out, **stage options):
     returns the stage's evidence. metrics(evidence): numbers by name."""
 
@@ -85,15 +85,15 @@ def _export(folders: Folders, settings: ExportSettings, out: Path, **options: An
     )
 
 
-STAGES: dict[str, Row] = {
-    "outliers_fix": Row(FixSettings, "fixed", _fix),
-    "rotate": Row(RotateSettings, "rotated", _rotate),
-    "calibrate": Row(CalibrateSettings, "calibration", _calibrate),
-    "quantize": Row(QuantizeSettings, "packed", _quantize, measure.sizes),
-    "draft": Row(DraftSettings, "draft", _draft),
-    "export": Row(ExportSettings, "exported", _export),
-    "eval": Row(CheckpointEval, "eval", measure.evaluate_checkpoints, measure.eval_metrics),
-    "draft_eval": Row(DraftEvalSettings, "draft_eval", measure.evaluate_draft, measure.draft_metrics),
+STAGES: dict[str, StageRow] = {
+    "outliers_fix": StageRow(FixSettings, "fixed", _fix),
+    "rotate": StageRow(RotateSettings, "rotated", _rotate),
+    "calibrate": StageRow(CalibrateSettings, "calibration", _calibrate),
+    "quantize": StageRow(QuantizeSettings, "packed", _quantize, measure.sizes),
+    "draft": StageRow(DraftSettings, "draft", _draft),
+    "export": StageRow(ExportSettings, "exported", _export),
+    "eval": StageRow(CheckpointEval, "eval", measure.evaluate_checkpoints, measure.eval_metrics),
+    "draft_eval": StageRow(DraftEvalSettings, "draft_eval", measure.evaluate_draft, measure.draft_metrics),
 }
 """By section name, in the order they run."""
 

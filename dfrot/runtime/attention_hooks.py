@@ -47,7 +47,7 @@ def _replaced(model: Any, wrap: Callable[[Attention], Attention]) -> Iterator[No
 
 
 @contextlib.contextmanager
-def observing(model: Any, observe: Observe) -> Iterator[None]:
+def observe_attention(model: Any, observe: Observe) -> Iterator[None]:
     """Call `observe` before every attention of the language model, in the basis in which scores are formed (after RoPE
     and R3)."""
     language = model.get_decoder().config
@@ -75,7 +75,9 @@ def observing(model: Any, observe: Observe) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def row_by_row(model: Any, past: int, paths: Sequence[list[int]], windows: Sequence[int | None]) -> Iterator[None]:
+def attend_row_by_row(
+    model: Any, past: int, paths: Sequence[list[int]], windows: Sequence[int | None]
+) -> Iterator[None]:
     """Attention of a block of new rows behind `past` cached ones as so many calls with one row each.
 
     Row i sees the cached positions and the new rows of paths[i], its ancestors and itself, in layers with a window

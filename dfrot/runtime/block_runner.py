@@ -49,7 +49,7 @@ def hf_config(config: dict[str, Any], dtype: torch.dtype) -> Any:
     return built
 
 
-def cap_of(config: Any, arch: BoundArch, role: str) -> float | None:
+def softcap_of(config: Any, arch: BoundArch, role: str) -> float | None:
     """The cap that a transformers configuration puts on "logits" or "attention" scores, or None."""
     key = getattr(arch.spec.scalars, f"{role}_cap")
     value = getattr(config, key, None) if key else None
@@ -73,7 +73,7 @@ class BlockRunner:
         self.online = entry.online if entry else None
         self.resets = entry.resets if entry else ()
         config = hf_config(arch.config, dtype)
-        if cap_of(config, arch, "attention") is not None:
+        if softcap_of(config, arch, "attention") is not None:
             config._attn_implementation = "eager"  # PyTorch's fused attention knows no caps
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -192,5 +192,5 @@ class BlockRunner:
         out = out + self.checkpoint.read(bias).to(self.dtype) if bias in self.checkpoint else out
         divisor = self.arch.scalar("logits")
         out = out if divisor == 1 else out / divisor
-        cap = cap_of(self.config, self.arch, "logits") if capped else None
+        cap = softcap_of(self.config, self.arch, "logits") if capped else None
         return out if cap is None else torch.tanh(out / cap) * cap

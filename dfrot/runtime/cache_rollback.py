@@ -11,7 +11,7 @@ from dfrot.errors import UnsupportedError
 from dfrot.runtime.kv_cache import DfqCacheLayer
 
 
-def keep_path(cache: Any, past: int, rows: int, path: list[int]) -> None:
+def keep_accepted_path(cache: Any, past: int, rows: int, path: list[int]) -> None:
     """Of the `rows` newest positions of every layer keep those of `path` (rising indices into them), moved together
     behind position `past`. Packed rows move as bytes: nothing is quantized twice."""
     straight = path == list(range(len(path)))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dfrot.arch import BoundArch
-from dfrot.quant.linear import both
+from dfrot.quant.linear import forward_shared_input
 from dfrot.quant.sinks import Sinks
 
 
@@ -32,7 +32,7 @@ class Expert(nn.Module):
         assert gate is not None
         assert up is not None
         assert down is not None
-        gated, plain = both(gate, up, x)
+        gated, plain = forward_shared_input(gate, up, x)
         return down(self.act(gated) * plain)  # type: ignore[no-any-return]
 
 

@@ -27,7 +27,7 @@ def _left_padding(mask: Any, batch: int) -> Tensor | None:
     return starts if bool(starts.any()) else None
 
 
-class Runtime:
+class ForwardHooks:
     """State and hooks of one loaded model. kv: None when keys and values stay in 16 bits."""
 
     def __init__(self, kv: KVSpec | None, sink_tokens: int, n_layers: int) -> None:

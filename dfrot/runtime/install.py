@@ -18,7 +18,7 @@ from dfrot.quant.linear import DenseLinear, QuantLinear
 from dfrot.quant.plan import LinearPlan, plan_linears
 from dfrot.quant.scheme import FULL
 from dfrot.runtime import attention, experts
-from dfrot.runtime.block_runner import cap_of
+from dfrot.runtime.block_runner import softcap_of
 
 
 def _arch(model: Any) -> BoundArch:
@@ -107,7 +107,7 @@ def base_of(model: Any, arch: BoundArch) -> Any:
 def finish(model: Any, config: DfqConfig) -> None:
     """After loading: check scales, prepare kernel operands, attach the KV cache, R3 and the sinks."""
     from dfrot.runtime import native_decoder as decode
-    from dfrot.runtime.forward_hooks import Runtime
+    from dfrot.runtime.forward_hooks import ForwardHooks
     from dfrot.runtime.kv_cache import KVSpec
 
     arch = _arch(model)
@@ -115,7 +115,7 @@ def finish(model: Any, config: DfqConfig) -> None:
     kv = None
     if scheme is not None and scheme.kv_bits != FULL:
         kv = KVSpec(scheme.kv_bits, scheme.kv_sym, scheme.kv_clip, config.online.r3)
-    runtime = Runtime(kv, config.sink_tokens, arch.n_layers)
+    runtime = ForwardHooks(kv, config.sink_tokens, arch.n_layers)
     base = base_of(model, arch)
     for name, module in model.named_modules():
         if isinstance(module, QuantLinear | DenseLinear):
@@ -126,7 +126,7 @@ def finish(model: Any, config: DfqConfig) -> None:
     if kv is not None:
         attention.register()
         own = "sdpa" if base._supports_sdpa else "eager"  # what transformers takes unless it is told otherwise
-        capped = {"eager"} if cap_of(base.config, arch, "attention") is not None else set()
+        capped = {"eager"} if softcap_of(base.config, arch, "attention") is not None else set()
         if base.config._attn_implementation not in {own, attention.NAME} | capped:
             raise UnsupportedError(
                 f"attn_implementation={base.config._attn_implementation!r}: dfq models run on {own}; leave it out"
@@ -145,7 +145,7 @@ def finish(model: Any, config: DfqConfig) -> None:
 def keep_caps(base: Any, arch: BoundArch) -> None:
     """Attention whose scores are capped runs on ours: PyTorch's fused one knows no cap, and older transformers leave it
     out without a word."""
-    if cap_of(base.config, arch, "attention") is not None:
+    if softcap_of(base.config, arch, "attention") is not None:
         attention.register()
         base.config._attn_implementation = attention.NAME
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dfrot.arch import describe, described
+from dfrot.arch import describe, with_described_names
 from dfrot.checkpoint import Checkpoint
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import DfqError, InputError, UnsupportedError
@@ -49,7 +49,7 @@ def check_folder(path: Path) -> tuple[Checkpoint, DfqConfig | None]:
         raise UnsupportedError(f"{where}: transformers_weights names another weight file; remove the entry")
     config = DfqConfig.of(checkpoint.config, where)
     arch = describe(checkpoint.config, where)
-    checkpoint = described(checkpoint, arch)
+    checkpoint = with_described_names(checkpoint, arch)
     plans = plan_linears(arch, config, where) if config is not None else {}
     if any(plan.packed for plan in plans.values()):
         check_packed(checkpoint, arch, plans)

@@ -18,7 +18,7 @@ from dfrot.arch import BoundArch
 from dfrot.quant.sinks import Sinks
 from dfrot.runtime import attention
 from dfrot.runtime.kv_cache import CacheView, DfqCacheLayer, KVSpec
-from dfrot.runtime.native_operands import Unfit, attention_of, decoder_of, module_of
+from dfrot.runtime.native_operands import NotServable, attention_of, build_decoder, module_of
 from dfrot_kernels import native
 from dfrot_kernels.decoder import LINES, Decoder
 from dfrot_kernels.ref_kv import ROWS as MAX_ROWS
@@ -57,7 +57,7 @@ class NativeDecoder:
         """The base model's output, or None: the modules must compute it."""
         try:
             out = self._step(base, kwargs)
-        except Unfit as reason:
+        except NotServable as reason:
             self.fallbacks[str(reason)] = self.fallbacks.get(str(reason), 0) + 1
             return None
         self.steps += 1
@@ -72,7 +72,7 @@ class NativeDecoder:
             layers: list[DfqCacheLayer] = self._checked(base, call).layers
             hidden = base.embed_tokens(call["input_ids"])
             decoder = self._ready(base, hidden)
-        except Unfit as reason:
+        except NotServable as reason:
             self.fallbacks[str(reason)] = self.fallbacks.get(str(reason), 0) + 1
             return None
         begin, depths = layers[0].length, list[int]()
@@ -141,31 +141,31 @@ class NativeDecoder:
     def _checked(self, base: Any, kwargs: dict[str, Any]) -> Any:
         """The cache of a call that fits; raises Unfit with the reason otherwise. Cheap: it runs on every step."""
         if self.unfit:
-            raise Unfit(self.unfit)
+            raise NotServable(self.unfit)
         given = kwargs.get("input_ids")
         given = kwargs.get("inputs_embeds") if given is None else given
         if given is None:
-            raise Unfit("neither tokens nor embeddings")
+            raise NotServable("neither tokens nor embeddings")
         cache = kwargs.get("past_key_values")
         layers = cache.layers if cache is not None else []
         if not layers or type(layers[0]) is not DfqCacheLayer or not layers[0].keep:
-            raise Unfit("no cache (a call that scores a text)")
+            raise NotServable("no cache (a call that scores a text)")
         if not kwargs.get("use_cache") and not layers[0].length:
-            raise Unfit("a cache that nobody asked for (a call that scores a text)")
+            raise NotServable("a cache that nobody asked for (a call that scores a text)")
         for name, value in kwargs.items():
             if name not in _KNOWN and name not in _IGNORED and value is not None and value is not False:
-                raise Unfit(f"argument {name}")
+                raise NotServable(f"argument {name}")
         if base.config.output_hidden_states or getattr(base.config, "output_attentions", False):
-            raise Unfit("hidden states or attentions are wanted")
+            raise NotServable("hidden states or attentions are wanted")
         if torch.is_grad_enabled() and given.requires_grad:
-            raise Unfit("a gradient is wanted")
+            raise NotServable("a gradient is wanted")
         if self._hooks and any(self._hooks):
-            raise Unfit("hooks on the modules")
+            raise NotServable("hooks on the modules")
         if not attention.unchanged():
-            raise Unfit("attention is being watched")
+            raise NotServable("attention is being watched")
         _check_positions(kwargs, given.shape[1], layers[0].length)
         if self.sinks.rows is not None or layers[0].starts is not None or layers[0].length < self.sinks.count:
-            raise Unfit("sinks among the new positions")
+            raise NotServable("sinks among the new positions")
         return cache
 
     def _ready(self, base: Any, hidden: Tensor) -> Decoder:
@@ -176,14 +176,14 @@ class NativeDecoder:
         state = (weight.data_ptr(), weight.dtype, hidden.dtype, str(hidden.device), id(tiles))
         if self.decoder is None or state != self._built:
             try:
-                self.decoder = decoder_of(base, self.arch, self.kv, self.sinks.count, hidden)
-            except Unfit as reason:
+                self.decoder = build_decoder(base, self.arch, self.kv, self.sinks.count, hidden)
+            except NotServable as reason:
                 self.unfit = str(reason)
                 raise
             self._built, self._angles, self._table = state, None, None
             self._hooks = _hooks(base)
             if any(self._hooks):
-                raise Unfit("hooks on the modules")
+                raise NotServable("hooks on the modules")
         return self.decoder
 
     # --- operands of a step ------------------------------------------------------------------------------------
@@ -247,10 +247,10 @@ def _check_positions(kwargs: dict[str, Any], rows: int, begin: int) -> None:
     if positions is not None:
         expected = torch.arange(begin, begin + rows)
         if not bool((positions == expected).all()):
-            raise Unfit("positions that do not follow one another (padding, trees)")
+            raise NotServable("positions that do not follow one another (padding, trees)")
     mask = kwargs.get("attention_mask")
     if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2 or not bool(mask.all())):
-        raise Unfit("an attention mask that hides something")
+        raise NotServable("an attention mask that hides something")
 
 
 def _hooks(base: nn.Module) -> list[dict[Any, Any]]:

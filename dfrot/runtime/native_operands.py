@@ -17,40 +17,40 @@ from dfrot_kernels.prepared import PreparedWeight
 ANGLES_FIXED = {"default", "linear", "llama3", "yarn", "proportional"}  # RoPE whose angles depend on the position alone
 
 
-class Unfit(Exception):
+class NotServable(Exception):
     """Why the native decoder cannot serve; never leaves dfrot/runtime."""
 
 
-def decoder_of(base: Any, arch: BoundArch, kv: KVSpec | None, sinks: int, hidden: Tensor) -> Decoder:
+def build_decoder(base: Any, arch: BoundArch, kv: KVSpec | None, sinks: int, hidden: Tensor) -> Decoder:
     """Raises Unfit where the model is not a stack of pre-norm blocks with gated MLPs on packed 4-bit weights."""
     config, spec = base.config, arch.spec
     if hidden.device.type != "cpu" or kv is None:
-        raise Unfit(f"the model is on {hidden.device}")
+        raise NotServable(f"the model is on {hidden.device}")
     if spec.experts is not None:
-        raise Unfit("a mixture of experts")
+        raise NotServable("a mixture of experts")
     if arch.scalar("embed") != 1 or arch.scalar("residual") != 1:
-        raise Unfit("embeddings or residuals times a constant")
+        raise NotServable("embeddings or residuals times a constant")
     if any(norm.late or norm.offset for norm in (*spec.norms, spec.final_norm)):
-        raise Unfit("norms behind the residual writers")
+        raise NotServable("norms behind the residual writers")
     if getattr(config, "hidden_act", None) != "silu":
-        raise Unfit(f"activation {getattr(config, 'hidden_act', None)!r}")
+        raise NotServable(f"activation {getattr(config, 'hidden_act', None)!r}")
     if arch.head_dim > HEAD_DIM or arch.head_dim % 2:
-        raise Unfit(f"heads of {arch.head_dim} values")
+        raise NotServable(f"heads of {arch.head_dim} values")
     kind = getattr(base.rotary_emb, "rope_type", "default")
     if kind not in ANGLES_FIXED:
-        raise Unfit(f"RoPE of type {kind!r}")
+        raise NotServable(f"RoPE of type {kind!r}")
     if "mrope_section" in (getattr(config, "rope_parameters", None) or {}):
-        raise Unfit("positions of three dimensions")
+        raise NotServable("positions of three dimensions")
     windows = {_window(config, layer) for layer in range(arch.n_layers)}
     if len(windows) != 1:
-        raise Unfit("sliding windows in some layers only")
+        raise NotServable("sliding windows in some layers only")
     places = _places(arch)
     scalings = {float(attention_of(base, arch, layer).scaling) for layer in range(arch.n_layers)}
     if len(scalings) != 1:
-        raise Unfit("layers that scale their scores differently")
+        raise NotServable("layers that scale their scores differently")
     cos = base.rotary_emb(hidden[:1, :1], torch.zeros(1, 1, dtype=torch.int64))[0]
     if cos.shape[-1] != arch.head_dim:
-        raise Unfit("RoPE on a part of each head")
+        raise NotServable("RoPE on a part of each head")
     r3 = None if kv.r3 is None else (kv.r3.base(), kv.r3.block)
     shape = Shape(
         hidden.dtype, arch.hidden, arch.n_heads, arch.n_kv_heads, arch.head_dim, arch.intermediate,
@@ -71,11 +71,11 @@ def _places(arch: BoundArch) -> tuple[Linear, ...]:
     v, o = found("residual", "v"), found("v", "residual")
     gate_up, down = found("residual", "mlp"), found("mlp", "residual")
     if [len(part) for part in (q, k, v, o, gate_up, down)] != [1, 1, 1, 1, 2, 1] or len(arch.spec.norms) != 2:
-        raise Unfit("a block of another form")
+        raise NotServable("a block of another form")
     first, second = arch.spec.norms
     attention, mlp = (q[0], k[0], v[0]), tuple(gate_up)  # the gate is declared first
     if {one.name for one in attention} != set(first.feeds) or {one.name for one in mlp} != set(second.feeds):
-        raise Unfit("norms that feed other linears")
+        raise NotServable("norms that feed other linears")
     return (*attention, o[0], *mlp, down[0])
 
 
@@ -99,7 +99,7 @@ def _window(config: Any, layer: int) -> int:
     window = getattr(config, "sliding_window", None)
     sliding = kinds[layer] == "sliding_attention" if kinds else window is not None
     if kinds and kinds[layer] not in ("sliding_attention", "full_attention"):
-        raise Unfit(f"attention of type {kinds[layer]!r}")
+        raise NotServable(f"attention of type {kinds[layer]!r}")
     return int(window) if sliding and window else 0
 
 
@@ -109,18 +109,18 @@ def _block(base: nn.Module, arch: BoundArch, layer: int, places: Sequence[Linear
     linears = tuple(_linear(module_of(base, arch.full(layer, one.name)), arch.full(layer, one.name)) for one in places)
     for group in (linears[:3], linears[4:6]):
         if len({(one.bits, one.symmetric, one.clip, one.weight.group) for one in group}) != 1:
-            raise Unfit("linears that quantize one input differently")
+            raise NotServable("linears that quantize one input differently")
     q_norm, k_norm = gains if len(gains) == 2 else (None, None)
     return BlockOperand(first, second, q_norm, k_norm, linears)
 
 
 def _linear(module: Any, name: str) -> LinearOperand:
     if type(module) is not QuantLinear:
-        raise Unfit(f"{name} is not a packed linear")
+        raise NotServable(f"{name} is not a packed linear")
     plan = module.plan
     weight = prepared(module)
     if weight is None:
-        raise Unfit(f"{name}: {plan.w_bits}-bit codes in groups of {plan.group} have no tiled layout")
+        raise NotServable(f"{name}: {plan.w_bits}-bit codes in groups of {plan.group} have no tiled layout")
     spec = plan.hadamard
     base = module.hadamard_base
     return LinearOperand(weight, module.bias, plan.a_bits, plan.a_sym, plan.a_clip, base, spec.block if spec else 0)

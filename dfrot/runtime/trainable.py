@@ -11,23 +11,23 @@ from torch.nn.utils import parametrize
 from dfrot.arch import BoundArch
 from dfrot.quant.activations import fake_quantize_kv
 from dfrot.quant.linear import QuantLinear
-from dfrot.quant.tuned import RoundedTo, TunedLinear, hadamard, straight_through
+from dfrot.quant.tuned import RoundedTo, TrainableLinear, hadamard, straight_through
 from dfrot.runtime.kv_cache import KVSpec
 from dfrot.runtime.native_operands import attention_of
 
 NAME = "dfq-trainable"
 
 
-class Trainable:
+class TrainableModel:
     """model: loaded in float32, changed for good. linears: its packed ones by name. gains: names of its norms."""
 
     def __init__(self, model: Any, arch: BoundArch, stored: torch.dtype) -> None:
         """stored: the dtype in which the checkpoint keeps gains."""
         self.model = model
-        self.linears: dict[str, TunedLinear] = {}
+        self.linears: dict[str, TrainableLinear] = {}
         for name, module in list(model.named_modules()):
             if isinstance(module, QuantLinear):
-                self.linears[name] = TunedLinear(module)
+                self.linears[name] = TrainableLinear(module)
                 model.set_submodule(name, self.linears[name])
         model.requires_grad_(False)
         self.gains = [arch.full(layer, norm.name) for layer in range(arch.n_layers) for norm in arch.spec.norms]

@@ -12,7 +12,7 @@ from torch import Tensor
 from dfrot.errors import DfqError
 from dfrot.generation.sampling import Sampling
 from dfrot.recipe.convert import nearest
-from dfrot.serve.errors import bad
+from dfrot.serve.errors import bad_request
 from dfrot.serve.images import check_count, image_of
 
 Kind = Literal["chat", "completion"]
@@ -28,7 +28,7 @@ _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant"
 
 
 @dataclass(frozen=True)
-class Call:
+class ApiRequest:
     """What one body asks for. prompt: text, token ids or messages. images: encoded, in the order of their places in the
     messages. max_tokens None: the server's default."""
 
@@ -57,12 +57,12 @@ class Call:
             processors.append(_Penalty(prompt, self.frequency_penalty, self.presence_penalty))
         if self.logit_bias:
             if max(self.logit_bias) >= vocabulary:
-                raise bad(f"logit_bias: token {max(self.logit_bias)} is outside the vocabulary", "logit_bias")
+                raise bad_request(f"logit_bias: token {max(self.logit_bias)} is outside the vocabulary", "logit_bias")
             processors.append(_Bias(self.logit_bias))
         try:
             return Sampling(self.temperature, self.top_p, self.top_k, self.repetition_penalty, tuple(processors))
         except DfqError as error:
-            raise bad(str(error)) from None
+            raise bad_request(str(error)) from None
 
 
 class _Penalty:
@@ -89,22 +89,22 @@ class _Bias:
         return scores
 
 
-def parse(kind: Kind, body: Any) -> Call:
+def parse_request(kind: Kind, body: Any) -> ApiRequest:
     """Raises ApiError naming the field."""
     if not isinstance(body, dict):
-        raise bad("the body must be a JSON object")
+        raise bad_request("the body must be a JSON object")
     given = {key: value for key, value in body.items() if value is not None and key not in _IGNORED}
     for key in [key for key in given if key in _ABSENT]:
         value = given.pop(key)
         if not any(value == one and type(value) is type(one) for one in _ABSENT[key]):
-            raise bad(f"{key}: is not supported by this server; leave it out", key, "unsupported_parameter")
+            raise bad_request(f"{key}: is not supported by this server; leave it out", key, "unsupported_parameter")
     fields = _Fields(given)
     images: list[bytes] = []
     prompt = _messages(fields.take("messages"), images) if kind == "chat" else _prompt(fields.take("prompt"))
     short = fields.number("max_tokens", None, 1, 1 << 31, whole=True)
     longer = fields.number("max_completion_tokens", short, 1, 1 << 31, whole=True) if kind == "chat" else short
     stream = fields.flag("stream")
-    call = Call(
+    call = ApiRequest(
         kind=kind,
         model=fields.text("model"),
         prompt=prompt,
@@ -127,7 +127,7 @@ def parse(kind: Kind, body: Any) -> Call:
         known = [*fields.seen, *_ABSENT, *_IGNORED]
         name = sorted(fields.left)[0]
         hint = nearest(name, known).split(" (known")[0] if "did you mean" in nearest(name, known) else ""
-        raise bad(f"{name}: unknown field; {hint or 'leave it out'}", name, "unknown_parameter")
+        raise bad_request(f"{name}: unknown field; {hint or 'leave it out'}", name, "unknown_parameter")
     return call
 
 
@@ -143,19 +143,19 @@ class _Fields:
         if name in self.left:
             return self.left.pop(name)
         if default is ...:
-            raise bad(f"{name}: is missing", name, "missing_required_parameter")
+            raise bad_request(f"{name}: is missing", name, "missing_required_parameter")
         return default
 
     def text(self, name: str) -> str:
         value = self.take(name)
         if not isinstance(value, str):
-            raise bad(f"{name}: must be text", name)
+            raise bad_request(f"{name}: must be text", name)
         return value
 
     def flag(self, name: str) -> bool:
         value = self.take(name, False)
         if not isinstance(value, bool):
-            raise bad(f"{name}: must be true or false", name)
+            raise bad_request(f"{name}: must be true or false", name)
         return value
 
     def number(self, name: str, default: Any, least: float, most: float, whole: bool = False) -> Any:
@@ -163,9 +163,9 @@ class _Fields:
         if value is None:
             return None
         if not _number(value) or (whole and not isinstance(value, int)):
-            raise bad(f"{name}: must be a {'whole ' if whole else ''}number", name)
+            raise bad_request(f"{name}: must be a {'whole ' if whole else ''}number", name)
         if not least <= value <= most:
-            raise bad(f"{name}: {value} is outside {least}..{most}", name)
+            raise bad_request(f"{name}: {value} is outside {least}..{most}", name)
         return value if whole else float(value)
 
 
@@ -178,29 +178,29 @@ def _number(value: Any) -> bool:
 def _stops(value: Any) -> tuple[str, ...]:
     stops = [value] if isinstance(value, str) else value
     if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
-        raise bad("stop: must be text or a list of texts, none of them empty", "stop")
+        raise bad_request("stop: must be text or a list of texts, none of them empty", "stop")
     if len(stops) > _STOPS:
-        raise bad(f"stop: {len(stops)} strings; {_STOPS} at most", "stop")
+        raise bad_request(f"stop: {len(stops)} strings; {_STOPS} at most", "stop")
     return tuple(stops)
 
 
 def _bias(value: Any) -> dict[int, float]:
     if not isinstance(value, dict):
-        raise bad("logit_bias: must be an object of token ids and numbers", "logit_bias")
+        raise bad_request("logit_bias: must be an object of token ids and numbers", "logit_bias")
     found: dict[int, float] = {}
     for key, bias in value.items():
         if not _number(bias) or not -100 <= bias <= 100 or not (key.isdecimal() and len(key) < 10):
-            raise bad(f"logit_bias: {key!r}: token ids and numbers in -100..100 are needed", "logit_bias")
+            raise bad_request(f"logit_bias: {key!r}: token ids and numbers in -100..100 are needed", "logit_bias")
         found[int(key)] = float(bias)
     return found
 
 
 def _usage(value: Any, stream: bool) -> bool:
     if not isinstance(value, dict) or set(value) - {"include_usage"}:
-        raise bad("stream_options: only include_usage is supported", "stream_options")
+        raise bad_request("stream_options: only include_usage is supported", "stream_options")
     wanted = value.get("include_usage", False)
     if not isinstance(wanted, bool) or (value and not stream):
-        raise bad("stream_options: include_usage is true or false, and needs stream: true", "stream_options")
+        raise bad_request("stream_options: include_usage is true or false, and needs stream: true", "stream_options")
     return wanted
 
 
@@ -211,13 +211,15 @@ def _prompt(value: Any) -> str | tuple[int, ...]:
         return value
     if isinstance(value, list) and value and all(isinstance(one, int) and not isinstance(one, bool) for one in value):
         return tuple(value)
-    raise bad("prompt: must be one text or one list of token ids; send several prompts as several requests", "prompt")
+    raise bad_request(
+        "prompt: must be one text or one list of token ids; send several prompts as several requests", "prompt"
+    )
 
 
 def _messages(value: Any, images: list[bytes]) -> list[dict[str, Any]]:
     """Role and content of every message; the images of its parts are put into `images`."""
     if not isinstance(value, list) or not value:
-        raise bad("messages: must be a list of at least one message", "messages")
+        raise bad_request("messages: must be a list of at least one message", "messages")
     found = [_message(one, f"messages[{place}]", images) for place, one in enumerate(value)]
     check_count(len(images))
     return found
@@ -225,12 +227,12 @@ def _messages(value: Any, images: list[bytes]) -> list[dict[str, Any]]:
 
 def _message(value: Any, where: str, images: list[bytes]) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise bad(f"{where}: must be an object with role and content", "messages")
+        raise bad_request(f"{where}: must be an object with role and content", "messages")
     role = value.get("role")
     if not isinstance(role, str) or role not in _ROLES:
-        raise bad(f"{where}.role: {role!r} is not one of {', '.join(_ROLES)}", "messages")
+        raise bad_request(f"{where}.role: {role!r} is not one of {', '.join(_ROLES)}", "messages")
     if extra := {key for key, item in value.items() if item is not None} - {"role", "content", "name"}:
-        raise bad(f"{where}.{sorted(extra)[0]}: is not supported", "messages", "unsupported_parameter")
+        raise bad_request(f"{where}.{sorted(extra)[0]}: is not supported", "messages", "unsupported_parameter")
     return {"role": _ROLES[role], "content": _content(value.get("content"), where, role == "user", images)}
 
 
@@ -239,7 +241,7 @@ def _content(value: Any, where: str, sees: bool, images: list[bytes]) -> str | l
     if isinstance(value, str):
         return value
     if not isinstance(value, list) or not value:
-        raise bad(f"{where}.content: must be text", "messages")
+        raise bad_request(f"{where}.content: must be text", "messages")
     parts = [_part(part, f"{where}.content[{place}]", sees, images) for place, part in enumerate(value)]
     if all(part["type"] == "text" for part in parts):
         return "".join(part["text"] for part in parts)
@@ -253,5 +255,5 @@ def _part(part: Any, where: str, sees: bool, images: list[bytes]) -> dict[str, s
         return {"type": "image"}
     if kind != "text" or not isinstance(part.get("text"), str):
         taken = "only text and image_url are" if sees else "only text is"
-        raise bad(f"{where}: {kind or 'this'} is not supported, {taken}", "messages", "unsupported_content")
+        raise bad_request(f"{where}: {kind or 'this'} is not supported, {taken}", "messages", "unsupported_content")
     return {"type": "text", "text": part["text"]}

@@ -23,12 +23,12 @@ from starlette.types import Receive, Scope, Send
 from dfrot.data.images import decode
 from dfrot.errors import DfqError
 from dfrot.generation.engine import Engine, TextRequest
-from dfrot.generation.prompt import Images
-from dfrot.serve.api import Call, Kind, parse
-from dfrot.serve.errors import ApiError, bad
+from dfrot.generation.prompt import ImageInputs
+from dfrot.serve.api import ApiRequest, Kind, parse_request
+from dfrot.serve.errors import ApiError, bad_request
 from dfrot.serve.metrics import CONTENT_TYPE, Metrics, resident
 from dfrot.serve.scheduler import Event, Job, Scheduler
-from dfrot.serve.stream import Bodies, event
+from dfrot.serve.stream import ResponseBodies, event
 
 BODY_SECONDS = 30.0  # for a body to arrive
 DRAIN = 8 << 20  # bytes read beyond the limit before the connection is cut
@@ -76,13 +76,13 @@ class Service:
         self.metrics.observe("dfq_request_seconds", now - job.created)
         self.report({"job": job.number, "outcome": how, "prompt": prompt, "new": new, "seconds": now - job.created})
 
-    async def submit(self, call: Call, emit: Callable[[Event], None]) -> Job:
+    async def submit(self, call: ApiRequest, emit: Callable[[Event], None]) -> Job:
         """Tokenize (in a thread) and queue."""
         settings = self.settings
         if call.model != settings.name:
             raise ApiError(404, f"model {call.model!r}: is not here; use {settings.name!r}", "model", "model_not_found")
         if call.max_tokens is not None and call.max_tokens > settings.max_tokens:
-            raise bad(
+            raise bad_request(
                 f"max_tokens: {call.max_tokens} is above this server's limit of {settings.max_tokens}", "max_tokens"
             )
         ids, images = await run_in_threadpool(self._ids, call)
@@ -92,10 +92,12 @@ class Service:
         request = TextRequest(ids, most, call.stops, sampling, seed, call.ignore_eos, images)
         return self.scheduler.submit(request, emit, settings.timeout)
 
-    def _ids(self, call: Call) -> tuple[tuple[int, ...], Images | None]:
+    def _ids(self, call: ApiRequest) -> tuple[tuple[int, ...], ImageInputs | None]:
         try:
             if call.images and not self.engine.sees:
-                raise bad("messages: this model takes no images; leave them out", "messages", "unsupported_content")
+                raise bad_request(
+                    "messages: this model takes no images; leave them out", "messages", "unsupported_content"
+                )
             with self._encoding:
                 if call.images:
                     pictures = [decode(data, f"image {number}") for number, data in enumerate(call.images)]
@@ -104,7 +106,7 @@ class Service:
                     return self.engine.encode_chat(call.prompt), None
                 return self.engine.encode(call.prompt) if isinstance(call.prompt, str) else call.prompt, None
         except DfqError as error:
-            raise bad(str(error)) from None
+            raise bad_request(str(error)) from None
 
     def require_key(self, request: Request) -> None:
         if self.settings.api_key is None:
@@ -131,7 +133,7 @@ async def read_json(request: Request, most: int) -> Any:
     try:
         return json.loads(body.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise bad(f"the body is not JSON ({type(error).__name__})", code="invalid_json") from None
+        raise bad_request(f"the body is not JSON ({type(error).__name__})", code="invalid_json") from None
 
 
 async def _body(request: Request, most: int) -> bytes | None:
@@ -154,7 +156,7 @@ def _no_constant(name: str) -> Any:
 class EventStream(Response):
     """Server-sent events of one job; ends the job when the client leaves."""
 
-    def __init__(self, job: Job, bodies: Bodies, first: Event, events: asyncio.Queue[Event]) -> None:
+    def __init__(self, job: Job, bodies: ResponseBodies, first: Event, events: asyncio.Queue[Event]) -> None:
         super().__init__(media_type="text/event-stream", headers={"cache-control": "no-store"})
         del self.headers["content-length"]
         self.job, self.bodies, self.opening, self.events = job, bodies, first, events
@@ -207,14 +209,14 @@ async def _first(work: asyncio.Task[Any], leaving: asyncio.Task[None]) -> Any:
 
 async def generate(service: Service, request: Request, kind: Kind) -> Response:
     """A chat or a completion, whole or streamed."""
-    call = parse(kind, await read_json(request, service.settings.max_body))
+    call = parse_request(kind, await read_json(request, service.settings.max_body))
     loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
     def emit(found: Event) -> None:
         loop.call_soon_threadsafe(events.put_nowait, found)
 
     job = await service.submit(call, emit)
-    bodies = Bodies(call, job, service.mark)
+    bodies = ResponseBodies(call, job, service.mark)
     leaving = asyncio.create_task(_left(request.receive))
     handed = False
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from dfrot.data.images import MAX_BYTES
 from dfrot.data.jsonl import MAX_IMAGES
-from dfrot.serve.errors import bad
+from dfrot.serve.errors import bad_request
 
 _HEAD = re.compile(r"data:image/[a-z0-9.+-]{1,40};base64,", re.IGNORECASE)
 
@@ -19,27 +19,31 @@ def image_of(part: dict[str, Any], where: str) -> bytes:
     given = part.get("image_url")
     url = given.get("url") if isinstance(given, dict) else None
     if not isinstance(given, dict) or not isinstance(url, str) or set(part) - {"type", "image_url"}:
-        raise bad(f'{where}: needs "image_url": {{"url": "data:image/png;base64,..."}} and nothing else', "messages")
+        raise bad_request(
+            f'{where}: needs "image_url": {{"url": "data:image/png;base64,..."}} and nothing else', "messages"
+        )
     if extra := {key for key, value in given.items() if value is not None} - {"url", "detail"}:
-        raise bad(f"{where}.image_url.{sorted(extra)[0]}: is not supported", "messages", "unsupported_parameter")
+        raise bad_request(
+            f"{where}.image_url.{sorted(extra)[0]}: is not supported", "messages", "unsupported_parameter"
+        )
     if given.get("detail") not in (None, "auto"):
-        raise bad(f"{where}.image_url.detail: only auto is supported: images are seen in one size", "messages")
+        raise bad_request(f"{where}.image_url.detail: only auto is supported: images are seen in one size", "messages")
     head = _HEAD.match(url)
     if head is None:
-        raise bad(
+        raise bad_request(
             f"{where}.image_url.url: this server fetches nothing; send the image itself: data:image/png;base64,...",
             "messages",
             "unsupported_image_url",
         )
     if len(url) - head.end() > MAX_BYTES * 4 // 3 + 4:
-        raise bad(f"{where}: the image is larger than {MAX_BYTES} bytes", "messages", "image_too_large")
+        raise bad_request(f"{where}: the image is larger than {MAX_BYTES} bytes", "messages", "image_too_large")
     try:
         return base64.b64decode(url[head.end() :], validate=True)
     except (binascii.Error, ValueError):
-        raise bad(f"{where}.image_url.url: is not base64", "messages", "invalid_image") from None
+        raise bad_request(f"{where}.image_url.url: is not base64", "messages", "invalid_image") from None
 
 
 def check_count(count: int) -> None:
     """Raises ApiError for too many images."""
     if count > MAX_IMAGES:
-        raise bad(f"messages: {count} images; {MAX_IMAGES} at most", "messages", "too_many_images")
+        raise bad_request(f"messages: {count} images; {MAX_IMAGES} at most", "messages", "too_many_images")

@@ -12,7 +12,7 @@ HEAD_SECONDS = 15.0  # for the head of a request, from its first byte (or the co
 READ_SECONDS = 30.0  # a reader may stand still for so long
 
 
-class Guarded(H11Protocol):
+class GuardedProtocol(H11Protocol):
     """A connection that is cut when its client stands still."""
 
     head_seconds = HEAD_SECONDS

@@ -16,7 +16,7 @@ from typing import Any
 
 from dfrot.errors import DfqError
 from dfrot.generation.engine import Engine, Generation, TextRequest
-from dfrot.serve.errors import ApiError, bad
+from dfrot.serve.errors import ApiError, bad_request
 
 Event = tuple[str, Any]
 """("text", piece), then one of ("done", finish reason) and ("error", ApiError)."""
@@ -72,7 +72,7 @@ class Scheduler:
             generation = self.engine.start(request)
         except DfqError as error:
             code = "context_length_exceeded" if "context" in str(error) else None
-            raise bad(str(error), code=code) from None
+            raise bad_request(str(error), code=code) from None
         job = Job(generation, emit, time.monotonic() + seconds)
         with self._changed:
             if self._closed:
@@ -124,7 +124,7 @@ class Scheduler:
         try:
             piece = next(steps, None)
         except DfqError as error:
-            self._tell(job, ("error", bad(str(error))))
+            self._tell(job, ("error", bad_request(str(error))))
             return "error"
         except Exception as error:  # one broken request must not end the others
             self._tell(job, ("error", ApiError(500, f"internal error ({type(error).__name__})")))

@@ -15,7 +15,7 @@ import uvicorn
 from dfrot.errors import ResourceError, UnsupportedError
 from dfrot.generation.engine import Engine
 from dfrot.serve.app import Report, ServeSettings, Service, make_app
-from dfrot.serve.protocol import Guarded
+from dfrot.serve.protocol import GuardedProtocol
 
 CONNECTIONS = 512
 KEEP_ALIVE = 30  # seconds
@@ -86,7 +86,7 @@ def serve(
     try:
         config = uvicorn.Config(
             make_app(service),
-            http=Guarded,
+            http=GuardedProtocol,
             ws="none",
             lifespan="on",
             log_config=None,

@@ -6,17 +6,17 @@ import json
 import time
 from typing import Any
 
-from dfrot.serve.api import Call
+from dfrot.serve.api import ApiRequest
 from dfrot.serve.scheduler import Job
 
 DONE = b"data: [DONE]\n\n"
 _NAMES = {"chat": ("chatcmpl", "chat.completion"), "completion": ("cmpl", "text_completion")}
 
 
-class Bodies:
+class ResponseBodies:
     """The bodies of one job. mark: makes ids of this server's runs differ."""
 
-    def __init__(self, call: Call, job: Job, mark: str) -> None:
+    def __init__(self, call: ApiRequest, job: Job, mark: str) -> None:
         self.call, self.job = call, job
         prefix, self.kind = _NAMES[call.kind]
         self.base = {"id": f"{prefix}-{mark}{job.number}", "created": int(time.time()), "model": call.model}

@@ -23,7 +23,7 @@ from dfrot.checkpoint import Checkpoint
 from dfrot.data.text import calibration_windows, load_text
 from dfrot.errors import InputError, MismatchError
 from dfrot.files import require_free_space
-from dfrot.stage_folder import Progress, Stage, open_stage, read_evidence, silent
+from dfrot.stage_folder import Progress, Stage, open_stage, read_record, silent
 
 KIND = "calibrate"
 
@@ -94,7 +94,7 @@ def _publish(
             summary = _Run(stage, checkpoint, arch, tokens, settings).all(progress) if settings.statistics else {}
             remove_all(stage.folder)
             stage.publish({"taps": summary})
-    return read_evidence(out, KIND)
+    return read_record(out, KIND)
 
 
 def _disk(arch: BoundArch, tokens: Tensor, hessians: bool) -> int:
@@ -223,4 +223,4 @@ def merge(
                 for tap, one in merged.items():
                     summary[tap if stem == store.HEAD else arch.full(number, tap)] = one.summary()
             stage.publish({"taps": summary})
-    return read_evidence(out, KIND)
+    return read_record(out, KIND)

@@ -33,8 +33,8 @@ from dfrot.outliers.rewrite import rewrite
 from dfrot.quant.config import DfqConfig
 from dfrot.rotation.refinement.refine import fast_bfloat16
 from dfrot.runtime.load import check_folder, load_model
-from dfrot.runtime.trainable import Trainable
-from dfrot.stage_folder import Progress, Stage, open_stage, read_evidence, silent
+from dfrot.runtime.trainable import TrainableModel
+from dfrot.stage_folder import Progress, Stage, open_stage, read_record, silent
 from dfrot.vision import carry as vision
 
 KIND = "tune"
@@ -108,7 +108,7 @@ def tune(
             (stage.folder / STATE).unlink(missing_ok=True)
             evidence = {"scheme": _scheme(config), "history": history, "linears": len(trainer.student.linears)}
             stage.publish({**evidence, "lineage": {**lineage(model), "tuning": request["settings"]}})
-    return read_evidence(out, KIND)
+    return read_record(out, KIND)
 
 
 def _constant(value: Tensor) -> Callable[[Tensor], Tensor]:
@@ -123,7 +123,7 @@ def _scheme(config: DfqConfig) -> str:
 
 def _student(model: Path) -> tuple[Checkpoint, DfqConfig]:
     """The packed checkpoint, refused where gradients do not reach."""
-    vision.refuse(model, "the tuned checkpoint")
+    vision.refuse_vision_part(model, "the tuned checkpoint")
     checkpoint, config = check_folder(model)
     if config is None or config.scheme is None or config.fake:
         raise InputError(f"{model}: is no packed checkpoint; quantize first, without --fake")
@@ -150,7 +150,7 @@ class _Trainer:
         self.held, self.tokens = tokens[: settings.held_out], tokens[settings.held_out :]
         arch = describe(model.config)
         stored = model.entry(f"{arch.spec.final_norm.name}.weight").dtype
-        self.student = Trainable(load_model(model.path, dtype=torch.float32), arch, stored)
+        self.student = TrainableModel(load_model(model.path, dtype=torch.float32), arch, stored)
         self.teacher = load_model(teacher.path, dtype=torch.float32)
         self.optimizer = AdamW(self.student.parameters, 0.0, 1.0)
         self.fast = fast_bfloat16()

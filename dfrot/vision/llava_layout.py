@@ -68,14 +68,14 @@ class VisionConfig:
         return int((self.size // int(self.tower["patch_size"])) ** 2)
 
 
-def sees(folder: Path) -> bool:
+def has_vision_part(folder: Path) -> bool:
     """Whether a model's folder holds a vision part."""
     return (folder / CONFIG).is_file()
 
 
 def vision_digest(folder: Path) -> str:
     """Identity of the vision part in a model's folder, whatever language model it names; empty without one."""
-    if not sees(folder):
+    if not has_vision_part(folder):
         return ""
     config, file = VisionConfig.read(folder / CONFIG), folder / f"{WEIGHTS}.safetensors"
     if not file.is_file():
@@ -168,7 +168,7 @@ def _fits(folder: Path, config: VisionConfig, fingerprint: str) -> None:
 
 
 @torch.no_grad()
-def look(folder: Path, pixels: Tensor, width: int) -> Tensor:
+def image_embeddings(folder: Path, pixels: Tensor, width: int) -> Tensor:
     """What the vision part of a folder says of pixels float32 [n, 3, H, W]: embeddings float32 [n, patches, width]."""
     from transformers import LlamaConfig
 
@@ -193,7 +193,7 @@ def _load(folder: Path) -> dict[str, Tensor]:
     return {entry.name: read_tensor(entry) for entry in vision_file(folder)}
 
 
-def join(language_model: Any, vision: Path, fingerprint: str) -> Any:
+def attach_vision(language_model: Any, vision: Path, fingerprint: str) -> Any:
     """The model that sees: a loaded language model, whose folder has this fingerprint, and its vision part. Raises
     MismatchError when they were not made for each other, InputError for a damaged file."""
     config, tensors = VisionConfig.read(vision / CONFIG), _load(vision)

@@ -21,10 +21,10 @@ from dfrot.data.images import pixels
 from dfrot.data.jsonl import conversation, read_rows
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.draft.training.corpus import HELD_OUT_OF_256, answer_mask, template_ids
-from dfrot.draft.training.multimodal_source import KEEP, VisualSample
+from dfrot.draft.training.multimodal_source import KEEP, MultimodalSample
 from dfrot.errors import InputError, UnsupportedError
-from dfrot.generation.prompt import Images
-from dfrot.vision.llava_layout import CONFIG, VisionConfig, sees
+from dfrot.generation.prompt import ImageInputs
+from dfrot.vision.llava_layout import CONFIG, VisionConfig, has_vision_part
 from dfrot.vision.processor import Processor
 
 TRAIN, JUDGE = 20_000_000, shapes.HELD_OUT + 500_000  # seeds of a draft's samples, apart from the ones that others use
@@ -35,21 +35,21 @@ Row = tuple[list[dict[str, Any]], list[Tensor], str]
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptWithImages:
     """A prompt: token ids with image tokens in place, and its images."""
 
     ids: list[int]
-    images: Images | None = None
+    images: ImageInputs | None = None
 
 
-class Sighted:
+class LlavaPromptReader:
     """The tokenizer of a model that sees, and what its vision part needs to know of prompts."""
 
     def __init__(self, tokenizer: Any, config: VisionConfig) -> None:
         self.tokenizer, self.config = tokenizer, config
 
     @classmethod
-    def open(cls, model: Path) -> Sighted:
+    def open(cls, model: Path) -> LlavaPromptReader:
         """Of a folder with a vision part."""
         return cls(load_tokenizer(model), VisionConfig.read(model / CONFIG))
 
@@ -89,26 +89,26 @@ class Sighted:
             )
 
 
-Reader = Sighted | Processor
+PromptReader = LlavaPromptReader | Processor
 """What makes ids and tensors of conversations about pictures: for our layout, or as a model's makers publish it."""
 
 
-def reader_if_any(model: Path) -> Reader | None:
+def find_prompt_reader(model: Path) -> PromptReader | None:
     """None for a model that takes no images. Raises InputError where its processor is missing."""
-    if sees(model):
-        return Sighted.open(model)
+    if has_vision_part(model):
+        return LlavaPromptReader.open(model)
     return None if describe(Checkpoint.open(model).config).wrapper is None else Processor.open(model)
 
 
-def reader_of(model: Path) -> Reader:
+def prompt_reader(model: Path) -> PromptReader:
     """Raises UnsupportedError for a model that takes no images, InputError where its processor is missing."""
-    found = reader_if_any(model)
+    found = find_prompt_reader(model)
     if found is None:
         raise UnsupportedError(f"{model}: takes no images; leave them out, or give a model that sees")
     return found
 
 
-def learnt(reader: Reader, row: Row, seqlen: int) -> VisualSample:
+def training_sample(reader: PromptReader, row: Row, seqlen: int) -> MultimodalSample:
     """What a draft learns from a conversation of at most `seqlen` tokens: the answers behind its last image, whose
     question the target reads in one pass with all images. Raises InputError naming the row."""
     messages, pictures, where = row
@@ -125,7 +125,7 @@ def learnt(reader: Reader, row: Row, seqlen: int) -> VisualSample:
     begin = len(prompt)
     if begin + 2 > min(seqlen, len(ids) - 1):
         raise InputError(f"{where}: no answer of two tokens within --seqlen {seqlen}; raise it or remove the line")
-    return VisualSample(ids[:seqlen], begin, given, tuple(mask[:seqlen]))
+    return MultimodalSample(ids[:seqlen], begin, given, tuple(mask[:seqlen]))
 
 
 def question(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -133,7 +133,7 @@ def question(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(itertools.takewhile(lambda message: message.get("role") != "assistant", messages))
 
 
-def asked(reader: Reader, row: Row) -> tuple[list[int], dict[str, Any]]:
+def first_question(reader: PromptReader, row: Row) -> tuple[list[int], dict[str, Any]]:
     """Ids of what comes before the first answer, and what the model takes of the images there, if any."""
     messages, pictures, where = row
     first = question(messages)
@@ -146,13 +146,13 @@ def images_in(messages: Sequence[dict[str, Any]]) -> int:
     return sum(part["type"] == "image" for parts in lists for part in parts)
 
 
-def pictured(dataset: str) -> bool:
+def has_images(dataset: str) -> bool:
     """Whether rows of a dataset hold images: `shapes`, or a .jsonl some row of which does."""
     path = Path(dataset)
     if dataset == shapes.NAME or path.suffix != ".jsonl" or not path.is_file():
         return dataset == shapes.NAME
-    told = path.stat()
-    return _holds_images(path, told.st_mtime_ns, told.st_size)
+    conversation_row = path.stat()
+    return _holds_images(path, conversation_row.st_mtime_ns, conversation_row.st_size)
 
 
 @functools.lru_cache(maxsize=8)
@@ -161,21 +161,24 @@ def _holds_images(path: Path, *_: int) -> bool:
     return any("images" in row for row, _ in read_rows(path))
 
 
-def drawn(seed: int) -> Row:
+def drawn_conversation(seed: int) -> Row:
     """A drawn picture with a question and its answer."""
     one = shapes.sample(seed)
-    asked = [{"type": "image"}, {"type": "text", "text": one.question}]
-    messages: list[dict[str, Any]] = [{"role": "user", "content": asked}, {"role": "assistant", "content": one.answer}]
+    first_question = [{"type": "image"}, {"type": "text", "text": one.question}]
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": first_question},
+        {"role": "assistant", "content": one.answer},
+    ]
     return messages, [one.picture], f"{shapes.NAME} {seed}"
 
 
-def load_pictured(
-    dataset: str, samples: int, held_out: int, make: Callable[[Row], VisualSample | None]
-) -> tuple[list[VisualSample], list[VisualSample]]:
+def load_multimodal(
+    dataset: str, samples: int, held_out: int, make: Callable[[Row], MultimodalSample | None]
+) -> tuple[list[MultimodalSample], list[MultimodalSample]]:
     """Training and held-out samples, each made from its row (or left out, None); rows of a .jsonl are held out by their
     hash, and read until there are enough. Raises InputError for a dataset without usable rows."""
     wanted: tuple[int, int] = (samples, held_out)
-    sides: tuple[list[VisualSample], list[VisualSample]] = ([], [])
+    sides: tuple[list[MultimodalSample], list[MultimodalSample]] = ([], [])
     for side, row in _rows(dataset, wanted):
         if len(sides[side]) < wanted[side]:
             if (made := make(row())) is not None:
@@ -192,29 +195,29 @@ def _rows(dataset: str, wanted: tuple[int, int]) -> Iterator[tuple[int, Callable
     if dataset == shapes.NAME:
         for side, first in enumerate((TRAIN, JUDGE)):
             for seed in range(first, first + 2 * wanted[side]):  # some may be left out
-                yield side, functools.partial(drawn, seed)
+                yield side, functools.partial(drawn_conversation, seed)
         return
     path = Path(dataset)
     for row, where in read_rows(path):
         side = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).digest()[0] < HELD_OUT_OF_256
-        yield int(side), functools.partial(told, row, path.parent, where)
+        yield int(side), functools.partial(conversation_row, row, path.parent, where)
 
 
-def told(row: dict[str, Any], root: Path, where: str) -> Row:
+def conversation_row(row: dict[str, Any], root: Path, where: str) -> Row:
     """A row of a .jsonl."""
     return (*conversation(row, root, where), where)
 
 
-def load_questions(dataset: str, reader: Reader, count: int, keep: float = KEEP) -> list[Asked]:
+def load_questions(dataset: str, reader: PromptReader, count: int, keep: float = KEEP) -> list[PromptWithImages]:
     """Prompts: what comes before the first answer of drawn pictures, or of the rows of a .jsonl."""
     found = []
     if dataset == shapes.NAME:
-        rows: Iterator[Row] = (drawn(seed) for seed in range(shapes.HELD_OUT, shapes.HELD_OUT + count))
+        rows: Iterator[Row] = (drawn_conversation(seed) for seed in range(shapes.HELD_OUT, shapes.HELD_OUT + count))
     else:
-        rows = (told(row, Path(dataset).parent, where) for row, where in read_rows(Path(dataset)))
+        rows = (conversation_row(row, Path(dataset).parent, where) for row, where in read_rows(Path(dataset)))
     for row in itertools.islice(rows, count):
-        ids, given = asked(reader, row)
-        found.append(Asked(ids, Images(given, keep) if given else None))
+        ids, given = first_question(reader, row)
+        found.append(PromptWithImages(ids, ImageInputs(given, keep) if given else None))
     if not found:
         raise InputError(f"{dataset}: holds no prompts")
     return found

@@ -25,18 +25,18 @@ from dfrot.draft.store import load_draft
 from dfrot.draft.training.loss import simulated_tau
 from dfrot.draft.training.multimodal_source import KEEP
 from dfrot.draft.training.trainer import TrainOptions
-from dfrot.generation.load_target import ends_of, open_target
+from dfrot.generation.load_target import end_token_ids, load_target
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import Limits, Output, plain, speculative
+from dfrot.generation.speculative import GenerationOutput, StopCriteria, plain, speculative
 from dfrot.generation.target import Target
-from dfrot.generation.tree import Shape
-from dfrot.hub import resolve
-from dfrot.stage_folder import read_evidence
+from dfrot.generation.tree import TreeShape
+from dfrot.hub import resolve_model
+from dfrot.stage_folder import read_record
 from dfrot.stages.draft.evaluate import load_prompts
 from dfrot.stages.draft.train import DataSettings, DraftSettings, extract, train
-from dfrot.vision.prompts import Asked, load_questions, pictured, reader_of
+from dfrot.vision.prompts import PromptWithImages, has_images, load_questions, prompt_reader
 
-SHAPES = {"chain 4": Shape(4), "tree 4,3,10": Shape(4, 3, 10)}
+SHAPES = {"chain 4": TreeShape(4), "tree 4,3,10": TreeShape(4, 3, 10)}
 GREEDY = Sampling()
 
 
@@ -54,7 +54,7 @@ class Row:
 
 def rows(base: DraftSettings) -> list[Row]:
     """The rows of the table; widths of the MLPs make up for what a row lacks."""
-    whole = [Row("no compression", base, keep=1.0, draft="dream")] if pictured(base.data.dataset) else []
+    whole = [Row("no compression", base, keep=1.0, draft="dream")] if has_images(base.data.dataset) else []
     return [
         Row("dream", base),
         *whole,
@@ -83,27 +83,27 @@ class Judge:
 
     def __init__(self, folder: Path, dataset: str, prompts: int, count: int) -> None:
         self.folder, self.dataset, self.prompts, self.count = folder, dataset, prompts, count
-        self.known: dict[tuple[int, ...], tuple[Target, Limits, list[list[int]]]] = {}
+        self.known: dict[tuple[int, ...], tuple[Target, StopCriteria, list[list[int]]]] = {}
 
-    def asked(self, keep: float) -> list[Asked]:
+    def asked(self, keep: float) -> list[PromptWithImages]:
         """The held-out prompts."""
-        if pictured(self.dataset):
-            return load_questions(self.dataset, reader_of(self.folder), self.prompts, keep)
+        if has_images(self.dataset):
+            return load_questions(self.dataset, prompt_reader(self.folder), self.prompts, keep)
         texts = load_prompts(self.dataset, load_tokenizer(self.folder), self.prompts, 64)
-        return [Asked(ids) for ids in texts]
+        return [PromptWithImages(ids) for ids in texts]
 
     def __call__(self, folder: Path, keep: float) -> dict[str, Any]:
         draft, asked = load_draft(folder), self.asked(keep)
         layers = draft.config.aux_layers
         if layers not in self.known:
-            target = open_target(self.folder, layers)
-            limits = Limits(self.count, ends_of(target) if pictured(self.dataset) else frozenset())
+            target = load_target(self.folder, layers)
+            limits = StopCriteria(self.count, end_token_ids(target) if has_images(self.dataset) else frozenset())
             told = [plain(target, one.ids, limits, GREEDY, images=one.images).tokens for one in asked]
             self.known[layers] = (target, limits, told)
         target, limits, told = self.known[layers]
         found: dict[str, Any] = {"parameters": draft.count()}
         for name, shape in SHAPES.items():
-            outs: list[Output] = [
+            outs: list[GenerationOutput] = [
                 speculative(target, draft, one.ids, limits, GREEDY, shape, images=one.images) for one in asked
             ]
             same = sum(out.tokens == tokens for out, tokens in zip(outs, told))
@@ -140,12 +140,12 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--only", nargs="*", help="Names of rows; all of them without it.")
     given = parser.parse_args()
-    folders = {name: resolve(getattr(given, name)) for name in ("target", "rotated", "original")}
+    folders = {name: resolve_model(getattr(given, name)) for name in ("target", "rotated", "original")}
     out, judge = Path(given.out), Judge(folders["target"], given.dataset, given.prompts, given.new_tokens)
     table: dict[str, list[dict[str, Any]]] = {}
     for seed in given.seeds:
         options = TrainOptions(epochs=given.epochs, batch=given.batch, lr=given.lr, evaluations=1, seed=seed)
-        seen = pictured(given.dataset)
+        seen = has_images(given.dataset)
         data = DataSettings(given.dataset, given.samples, 8 if seen else 16, given.seqlen, regenerate=seen)
         for row in rows(DraftSettings(data=data, train=options)):
             if given.only and row.name not in given.only:
@@ -159,7 +159,7 @@ def main() -> None:
                 extract(folders[row.learns_from], features, row.settings)
             if not folder.exists():
                 train(folders[row.learns_from], folder, row.settings, features=features, report=say)
-            history = read_evidence(folder, "draft train")["history"]
+            history = read_record(folder, "draft train")["history"]
             best = max(simulated_tau(record["held_out_agreement"]) for record in history)
             table.setdefault(row.name, []).append({"seed": seed, "held_out": best, **judge(folder, row.keep)})
             print(line(row.name, table[row.name]), file=sys.stderr, flush=True)

@@ -21,9 +21,9 @@ from typing import Any
 
 from dfrot.errors import UnsupportedError
 from dfrot.files import read_json, write_json
-from dfrot.hub import resolve
+from dfrot.hub import resolve_model
 from dfrot.outliers import fixes
-from dfrot.outliers.advice import DEFAULT, Recipe
+from dfrot.outliers.advice import DEFAULT, OutlierRecipe
 from dfrot.stages.outliers.fix import FixSettings, fix
 from dfrot.stages.outliers.measure import OutlierSettings, outliers
 from dfrot.stages.outliers.recipe import RecipeSettings, plain_perplexity, quantized_perplexity
@@ -67,7 +67,9 @@ def counted(folder: Path, measured: OutlierSettings, work: Path) -> dict[str, An
     }
 
 
-def over_seeds(folder: Path, recipe: Recipe, how: RecipeSettings, seeds: int, work: Path, prefix: Any) -> list[float]:
+def over_seeds(
+    folder: Path, recipe: OutlierRecipe, how: RecipeSettings, seeds: int, work: Path, prefix: Any
+) -> list[float]:
     """Quantized perplexity, once per seed of rotation and calibration."""
     settings = [replace(how, seed=seed) for seed in range(seeds)]
     return [float(quantized_perplexity(folder, recipe, one, work, prefix)["perplexity"]) for one in settings]
@@ -96,7 +98,7 @@ def fixed(name: str, args: argparse.Namespace, measured: OutlierSettings, how: R
     return row
 
 
-def by_recipe(recipe: Recipe, args: argparse.Namespace, how: RecipeSettings) -> dict[str, Any]:
+def by_recipe(recipe: OutlierRecipe, args: argparse.Namespace, how: RecipeSettings) -> dict[str, Any]:
     """One row of the second table."""
     return {"quantized": over_seeds(args.folder, recipe, how, args.seeds, args.out / "made", ())}
 
@@ -117,7 +119,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--samples", type=int, default=32)
     args = parser.parse_args()
-    args.folder = resolve(args.model)
+    args.folder = resolve_model(args.model)
     args.out.mkdir(parents=True, exist_ok=True)
     how = RecipeSettings(dataset=args.dataset, windows=args.windows, samples=args.samples, calibration_seqlen=512)
     measured = OutlierSettings(dataset=args.dataset, rounds=20, ablate=False, perplexity=False, recipe=how)
@@ -125,7 +127,7 @@ def main() -> None:
     known = args.out / "report"
     report = outliers(args.folder, known, measured, resume=True if known.exists() else None)
     advised = {key: value for key, value in report["recommendation"].items() if key != "reasons"}
-    recommended = Recipe(**{**advised, "keep": tuple(advised["keep"])})
+    recommended = OutlierRecipe(**{**advised, "keep": tuple(advised["keep"])})
 
     table = Table(args.out / f"fixes-{args.seeds}-seeds.json")
     base = table.row("none", functools.partial(fixed, "none", args, measured, how))["plain"]

@@ -14,14 +14,14 @@ from pathlib import Path
 from dfrot import reference
 from dfrot.data import shapes
 from dfrot.files import read_json, write_bytes
-from dfrot.generation.load_target import ends_of, open_target
-from dfrot.generation.prompt import Images
+from dfrot.generation.load_target import end_token_ids, load_target
+from dfrot.generation.prompt import ImageInputs
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import Limits, plain
-from dfrot.hub import resolve
+from dfrot.generation.speculative import StopCriteria, plain
+from dfrot.hub import resolve_model
 from dfrot.reference import build_vlm as sees
-from dfrot.stages.evaluate.perplexity import EvalSettings, evaluate
-from dfrot.vision.prompts import Sighted, drawn, question
+from dfrot.stages.evaluate.perplexity import PerplexitySettings, evaluate
+from dfrot.vision.prompts import LlavaPromptReader, drawn_conversation, question
 
 CARD = """# The reference model that sees
 
@@ -72,11 +72,13 @@ questions than the four it was taught give nonsense.
 
 def right(folder: Path, count: int) -> float:
     """Share of held-out answers that come out word for word."""
-    target, sighted, same = open_target(folder), Sighted.open(folder), 0
+    target, sighted, same = load_target(folder), LlavaPromptReader.open(folder), 0
     for seed in range(shapes.HELD_OUT, shapes.HELD_OUT + count):
-        messages, pictures, where = drawn(seed)
+        messages, pictures, where = drawn_conversation(seed)
         prompt, seen = sighted.seen(question(messages), pictures, where)
-        said = plain(target, prompt, Limits(64, ends_of(target)), Sampling(), images=Images(seen)).tokens
+        said = plain(
+            target, prompt, StopCriteria(64, end_token_ids(target)), Sampling(), images=ImageInputs(seen)
+        ).tokens
         same += sighted.tokenizer.decode(said, skip_special_tokens=True) == messages[1]["content"]
     return same / count
 
@@ -86,8 +88,8 @@ def main() -> None:
     parser.add_argument("--packed", type=Path, required=True)
     parser.add_argument("--count", type=int, default=256)
     given = parser.parse_args()
-    shipped, folder = sees.path(), resolve("reference-vlm")
-    settings = EvalSettings(dataset="stdlib", seqlen=512, windows=16)
+    shipped, folder = sees.path(), resolve_model("reference-vlm")
+    settings = PerplexitySettings(dataset="stdlib", seqlen=512, windows=16)
     before, after = (one["perplexity"] for one in evaluate([reference.path(), folder], settings)["results"])
     recipe, vision = read_json(shipped / "training.json"), read_json(shipped / "vision.json")
     files = ("vision.json", "vision.safetensors", "delta.safetensors", "chat_template.jinja", "training.json")
@@ -97,7 +99,7 @@ def main() -> None:
         "tower_layers": vision["tower"]["num_hidden_layers"],
         "size": vision["tower"]["image_size"],
         "patch": vision["tower"]["patch_size"],
-        "per_image": Sighted.open(folder).config.per_image,
+        "per_image": LlavaPromptReader.open(folder).config.per_image,
         "image_token": vision["image_token"],
         "bytes": sum((shipped / name).stat().st_size for name in files) / 1e6,
         "things": ", ".join(shapes.SHAPES),

@@ -23,7 +23,7 @@ from dfrot.data.images import pixels
 from dfrot.draft.store import save_tensors
 from dfrot.draft.training.optim import rate
 from dfrot.files import write_json
-from dfrot.hub import resolve
+from dfrot.hub import resolve_model
 from dfrot.reference.build_vlm import merged
 from dfrot.runtime.load import load
 from dfrot.vision.llava_layout import VisionConfig, compose, save_vision_of
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--tower-steps", type=int, default=Recipe.tower_steps)
     given = parser.parse_args()
     recipe = Recipe(steps=given.steps, tower_steps=given.tower_steps)
-    language_model, tokenizer = load(resolve("reference"), "float32")
+    language_model, tokenizer = load(resolve_model("reference"), "float32")
     config = VisionConfig(TOWER, IMAGE_TOKEN)
     torch.manual_seed(recipe.seed)
     model = compose(language_model, config).requires_grad_(False)

@@ -18,7 +18,7 @@ from dfrot.errors import UnsupportedError
 from dfrot.rotation.fuse import Fuser, Rotations, fuse
 from dfrot.rotation.hadamard import plan, random_orthogonal, randomized, transform
 from dfrot.rotation.online import HadamardSpec
-from dfrot.runtime.block_runner import cap_of, hf_config
+from dfrot.runtime.block_runner import hf_config, softcap_of
 from dfrot.runtime.experts import install
 
 TOKENS = torch.tensor([[1, 7, 3, 39, 0, 22, 5, 5, 31, 2]])
@@ -93,7 +93,7 @@ def logits(folder: Path, r4: HadamardSpec | None = None) -> Tensor:
     arch = describe(checkpoint.config)
     config = hf_config(checkpoint.config, torch.float64)
     config._experts_implementation = "eager"
-    if cap_of(config, arch, "attention") is not None:
+    if softcap_of(config, arch, "attention") is not None:
         config._attn_implementation = "eager"
     model = AutoModelForCausalLM.from_config(config).to(torch.float64).eval()
     state = {arch.module(name): checkpoint.read(name) for name in checkpoint.entries}

@@ -22,16 +22,16 @@ from dfrot.export.inspect import inspect
 from dfrot.export.source import open_source
 from dfrot.export.targets import TARGETS
 from dfrot.generation.engine import Engine, TextRequest
-from dfrot.generation.prompt import Images
+from dfrot.generation.prompt import ImageInputs
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import Limits, plain, speculative
+from dfrot.generation.speculative import StopCriteria, plain, speculative
 from dfrot.generation.target import Target
-from dfrot.generation.tree import Shape
-from dfrot.hub import resolve
+from dfrot.generation.tree import TreeShape
+from dfrot.hub import resolve_model
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.load import load_model
 from dfrot.stages.calibrate import CalibrateSettings, calibrate
-from dfrot.stages.evaluate.perplexity import EvalSettings, evaluate
+from dfrot.stages.evaluate.perplexity import PerplexitySettings, evaluate
 from dfrot.stages.quantize.run import QuantizeSettings, quantize
 from dfrot.stages.rotate.run import RotateSettings, rotate
 from dfrot_kernels import native
@@ -203,12 +203,12 @@ def test_packed_generation_about_an_image(kind: str, tmp_path: Path) -> None:
     out = packed.generate(**given, max_new_tokens=6, min_new_tokens=6, do_sample=False)
     assert out.shape[1] == given["input_ids"].shape[1] + 6
     prompt = given["input_ids"][0].tolist()
-    shown = Images({name: value for name, value in given.items() if name != "input_ids"})
+    shown = ImageInputs({name: value for name, value in given.items() if name != "input_ids"})
     target, draft = Target(packed), build_draft(config_for(open_described(original)[1], "dream"))
-    told = plain(target, prompt, Limits(24), Sampling(), images=shown).tokens
+    told = plain(target, prompt, StopCriteria(24), Sampling(), images=shown).tokens
     assert told[:6] == out[0, len(prompt) :].tolist()
-    for shape in (Shape(3), Shape(3, 2, 6)):
-        assert speculative(target, draft, prompt, Limits(24), Sampling(), shape, images=shown).tokens == told
+    for shape in (TreeShape(3), TreeShape(3, 2, 6)):
+        assert speculative(target, draft, prompt, StopCriteria(24), Sampling(), shape, images=shown).tokens == told
     other = dict(given, pixel_values=-1.3 * given["pixel_values"])
     assert not torch.equal(packed(**other).logits, exact)  # it does look
 
@@ -217,7 +217,7 @@ def test_the_whole_pipeline_on_text(tmp_path: Path) -> None:
     text = {**CASES["qwen3_vl"]["text_config"], "vocab_size": 4096}
     original = build("qwen3_vl", tmp_path / "original", torch.bfloat16, text_config=text)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(resolve("reference") / name, original / name)
+        shutil.copyfile(resolve_model("reference") / name, original / name)
     (tmp_path / "text.txt").write_text("".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(400)))
     data = str(tmp_path / "text.txt")
     rotate(original, tmp_path / "rotated", RotateSettings(dataset=data, seqlen=128, rounds=4))
@@ -226,7 +226,7 @@ def test_the_whole_pipeline_on_text(tmp_path: Path) -> None:
     linears = quantize(tmp_path / "rotated", tmp_path / "stats", tmp_path / "packed", settings)["linears"]
     assert len(linears) == 14
     assert not any("visual" in name for name in linears)
-    report = evaluate([original, tmp_path / "packed"], EvalSettings(dataset=data, seqlen=64, windows=2))
+    report = evaluate([original, tmp_path / "packed"], PerplexitySettings(dataset=data, seqlen=64, windows=2))
     first, second = (one["perplexity"] for one in report["results"])
     assert 0.3 < second / first < 3
 
@@ -237,7 +237,7 @@ def test_the_makers_processor_feeds_generation(tmp_path: Path, monkeypatch: pyte
     from transformers import AutoTokenizer, LlavaProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    tokenizer = AutoTokenizer.from_pretrained(resolve("reference"))
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model("reference"))
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     monkeypatch.setitem(globals(), "IMAGE", tokenizer.convert_tokens_to_ids("<image>"))
     text = {**CASES["llava"]["text_config"], "vocab_size": 4100}

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from dfrot.bench.clock import Timing, race
 from dfrot.bench.kernels import cases, cases_fused, roofline
 from dfrot.bench.kernels import run as kernels
-from dfrot.bench.kernels.case import Case, Shape, error
+from dfrot.bench.kernels.case import Case, ProblemShape, error
 from dfrot.bench.kernels.figure import plot
 from dfrot.errors import InputError, UnsupportedError
 
@@ -35,7 +35,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_op_passes_its_gate(name: str, rows: int) -> None:
     if not hasattr(torch.ops.dfq, name):
         pytest.skip("not in this installation")
-    shape = Shape(48, 128, rows, 32, heads=4, kv_heads=2, head_dim=32, context=40)
+    shape = ProblemShape(48, 128, rows, 32, heads=4, kv_heads=2, head_dim=32, context=40)
     case = cases.BUILDERS[name](shape, torch.Generator().manual_seed(0), 0)
     assert case.gate() <= case.limit
     assert case.nbytes > 0
@@ -169,5 +169,5 @@ def test_cache_size_is_read_from_the_system(tmp_path: Path) -> None:
 
 
 def test_case_rings_cover_the_memory() -> None:
-    case: Case = cases.w4a16_mm(Shape(64, 128, 1), torch.Generator(), 100_000)
+    case: Case = cases.w4a16_mm(ProblemShape(64, 128, 1), torch.Generator(), 100_000)
     assert len(case.ours) * 64 * 128 / 2 >= 90_000

@@ -34,32 +34,32 @@ def fill(cache: Path, hub_id: str, files: dict[str, str]) -> Path:
 
 
 def test_a_folder_is_itself(tmp_path: Path) -> None:
-    assert models.resolve(str(tmp_path)) == tmp_path
+    assert models.resolve_model(str(tmp_path)) == tmp_path
 
 
 def test_the_reference_model_ships() -> None:
-    folder = models.resolve("reference")
+    folder = models.resolve_model("reference")
     assert (folder / "config.json").is_file()
     assert (folder / "model.safetensors").stat().st_size < 18e6
 
 
 def test_a_cached_model_needs_no_network(cache: Path) -> None:
     snapshot = fill(cache, "Qwen/Qwen3-8B", {"config.json": "{}", "model.safetensors": ""})
-    assert models.resolve("qwen3-8b") == snapshot
-    assert models.resolve("Qwen/Qwen3-8B") == snapshot
-    assert [row.alias for row in models.known() if row.folder] == ["qwen3-8b"]
+    assert models.resolve_model("qwen3-8b") == snapshot
+    assert models.resolve_model("Qwen/Qwen3-8B") == snapshot
+    assert [row.alias for row in models.known_aliases() if row.folder] == ["qwen3-8b"]
 
 
 def test_a_half_cached_model_is_not_whole(cache: Path) -> None:
     index = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}})
     files = {"config.json": "{}", "model.safetensors.index.json": index, "model-1.safetensors": ""}
     fill(cache, "Qwen/Qwen3-8B", files)
-    assert models.cached("Qwen/Qwen3-8B") is None
+    assert models.cached_folder("Qwen/Qwen3-8B") is None
 
 
 def test_offline_says_where_files_would_help(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ResourceError) as caught:
-        models.resolve("llama3-8b")
+        models.resolve_model("llama3-8b")
     message = str(caught.value)
     assert "meta-llama/Meta-Llama-3-8B" in message
     assert str(cache) in message
@@ -80,7 +80,7 @@ def test_restricted_models_ask_for_a_token(cache: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(ResourceError, match="HF_TOKEN"):
-        models.resolve("llama2-7b")
+        models.resolve_model("llama2-7b")
 
 
 def test_downloads_ask_for_weights_and_tokenizers_only(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_downloads_ask_for_weights_and_tokenizers_only(cache: Path, monkeypatch:
         return str(cache)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    models.resolve("some/model")
+    models.resolve_model("some/model")
 
     def fetched(name: str) -> bool:
         wanted = any(fnmatch(name, pattern) for pattern in asked["allow_patterns"])
@@ -109,12 +109,12 @@ def test_downloads_ask_for_weights_and_tokenizers_only(cache: Path, monkeypatch:
 def test_nonsense_is_refused_without_asking_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dfrot.hub._download", lambda hub_id: pytest.fail(f"asked the hub for {hub_id}"))
     with pytest.raises(InputError, match="no such folder"):
-        models.resolve(name)
+        models.resolve_model(name)
 
 
 def test_a_near_miss_gets_a_hint() -> None:
     with pytest.raises(InputError, match="did you mean qwen3-8b"):
-        models.resolve("qwen3-8bb")
+        models.resolve_model("qwen3-8bb")
 
 
 def test_models_lists_all(dfq: Any, cache: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from dfrot.errors import ExistsError, GateError, InputError, MismatchError, ResourceError
 from dfrot.files import digest_bytes, read_json, write_bytes, write_json
-from dfrot.stage_folder import JOURNAL, LOCK, Stage, open_stage, read_evidence
+from dfrot.stage_folder import JOURNAL, LOCK, Stage, open_stage, read_record
 
 
 def fail(out: Path, error: BaseException, units: int = 1, discard: bool = False, overwrite: bool = False) -> None:
@@ -51,7 +51,7 @@ def test_publish_leaves_only_the_result(tmp_path: Path) -> None:
     assert finish(tmp_path / "out") == ["unit0", "unit1", "unit2", "unit3"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert set(contents(tmp_path / "out")) == {"unit0", "unit1", "unit2", "unit3", "stage.json"}
-    evidence = read_evidence(tmp_path / "out", "demo")
+    evidence = read_record(tmp_path / "out", "demo")
     assert evidence["result"] == [0, 1, 2, 3]
     assert evidence["request"] == {"a": 1}
     assert "torch" in evidence["versions"]
@@ -118,7 +118,7 @@ def test_an_existing_output_is_neither_touched_nor_mixed(tmp_path: Path) -> None
     assert contents(tmp_path / "out") == before
     assert finish(tmp_path / "out", resume=True) == []
     assert len(finish(tmp_path / "out", {"a": 2}, overwrite=True)) == 4
-    assert read_evidence(tmp_path / "out", "demo")["request"] == {"a": 2}
+    assert read_record(tmp_path / "out", "demo")["request"] == {"a": 2}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -171,9 +171,9 @@ def test_an_output_that_cannot_be_created(tmp_path: Path) -> None:
 def test_evidence_of_another_stage(tmp_path: Path) -> None:
     finish(tmp_path / "out")
     with pytest.raises(MismatchError, match="is the result of demo, not of dfq rotate"):
-        read_evidence(tmp_path / "out", "rotate")
+        read_record(tmp_path / "out", "rotate")
     with pytest.raises(InputError, match="file not found"):
-        read_evidence(tmp_path, "rotate")
+        read_record(tmp_path, "rotate")
 
 
 def test_write_bytes_replaces_whole_files_and_leaves_no_trace_of_failure(tmp_path: Path) -> None:

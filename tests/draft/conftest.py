@@ -78,7 +78,7 @@ def model(kind: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0
 def with_kv4(made: Any, r3: bool = True) -> Any:
     """The same model on a 4-bit KV cache, as a loaded dfq checkpoint has it."""
     from dfrot.runtime import attention
-    from dfrot.runtime.forward_hooks import Runtime
+    from dfrot.runtime.forward_hooks import ForwardHooks
 
     attention.register()
     spec = hadamard_plan(COMMON["head_dim"]) if r3 else None
@@ -86,7 +86,7 @@ def with_kv4(made: Any, r3: bool = True) -> Any:
         for layer in made.model.layers:
             attention.rotate_queries(layer.self_attn, spec)
     made.config._attn_implementation = attention.NAME
-    runtime = Runtime(KVSpec(4, False, 1.0, spec), 0, made.config.num_hidden_layers)
+    runtime = ForwardHooks(KVSpec(4, False, 1.0, spec), 0, made.config.num_hidden_layers)
     runtime.attach(made.base_model)
     return made
 

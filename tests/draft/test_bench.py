@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from dfrot.bench.models.draft import bench_draft, break_even, by_agreement
 from dfrot.errors import InputError
-from dfrot.generation.tree import Shape
+from dfrot.generation.tree import TreeShape
 from dfrot_cli.main import main
 
 COMMAND = ["bench", "draft", "--shape", "tiny", "--rows", "1,3", "--repeats", "2", "--prompt", "16"]
@@ -30,11 +30,11 @@ def test_the_command_measures_and_plots(tmp_path: Path) -> None:
 
 
 def test_a_tree_pays_where_its_round_is_as_long_as_what_it_gives() -> None:
-    told = bench_draft("tiny", rows=[2], drafts=["w4"], trees=[Shape(2, 2, 4)], prompt=16, repeats=1)
+    told = bench_draft("tiny", rows=[2], drafts=["w4"], trees=[TreeShape(2, 2, 4)], prompt=16, repeats=1)
     tree = told["trees"]["tree 2,2,4"]
     assert tree["break_even"]["w4"] * told["step"] == pytest.approx(tree["verify"] + tree["draft"]["w4"])
     with pytest.raises(InputError, match="chain"):
-        bench_draft("tiny", trees=[Shape(3)])
+        bench_draft("tiny", trees=[TreeShape(3)])
 
 
 def test_what_follows_from_costs() -> None:

@@ -11,12 +11,12 @@ import torch
 from dfrot.draft.metrics import classify, first_difference, summary
 from dfrot.errors import InputError
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import Limits, Output, plain, speculative
+from dfrot.generation.speculative import GenerationOutput, StopCriteria, plain, speculative
 from dfrot.generation.target import Target
-from dfrot.generation.tree import Shape
+from dfrot.generation.tree import TreeShape
 
 GREEDY = Sampling()
-SHAPES = {"chain": Shape(3), "tree": Shape(4, 3, 10)}
+SHAPES = {"chain": TreeShape(3), "tree": TreeShape(4, 3, 10)}
 TARGETS = ["llama", "llama-bf16", "llama-kv4", "mistral", "mistral-kv4", "qwen2", "qwen3-kv4"]
 TARGETS += ["mixed", "mixed-kv4", "gemma2", "gemma2-bf16", "gemma2-kv4", "gemma3", "gemma3-bf16", "gemma3-kv4"]
 TARGETS += ["mixtral", "mixtral-bf16", "qwen3_moe-kv4"]
@@ -52,8 +52,8 @@ def test_greedy_identity_with_a_random_draft(targets: Get, kit: SimpleNamespace,
     target, draft = targets(name), kit.random_draft()
     seen = set()
     for prompt in prompts(4):
-        told = plain(target, prompt, Limits(24), GREEDY).tokens
-        assert speculative(target, draft, prompt, Limits(24), GREEDY, SHAPES[shape]).tokens == told
+        told = plain(target, prompt, StopCriteria(24), GREEDY).tokens
+        assert speculative(target, draft, prompt, StopCriteria(24), GREEDY, SHAPES[shape]).tokens == told
         seen |= set(told)
     assert len(seen) > 10, "a target that repeats itself proves nothing"
 
@@ -63,7 +63,7 @@ def test_greedy_identity_with_a_random_draft(targets: Get, kit: SimpleNamespace,
 def test_oracle_and_adversary(targets: Get, kit: SimpleNamespace, name: str, shape: str) -> None:
     target, prompt = targets(name), prompts(1)[0]
     depth = SHAPES[shape].depth
-    limits = Limits(1 + 5 * (depth + 1))  # the first token, then five full rounds
+    limits = StopCriteria(1 + 5 * (depth + 1))  # the first token, then five full rounds
     told = plain(target, prompt, limits, GREEDY).tokens
     right = speculative(target, kit.scripted([*prompt, *told]), prompt, limits, GREEDY, SHAPES[shape])
     wrong = speculative(target, kit.scripted([*prompt, *told], False), prompt, limits, GREEDY, SHAPES[shape])
@@ -77,15 +77,15 @@ def test_oracle_and_adversary(targets: Get, kit: SimpleNamespace, name: str, sha
 def test_eagle3(targets: Get, kit: SimpleNamespace, shape: str) -> None:
     target, draft = targets("llama-kv4", (1, 2, 3)), kit.random_draft("eagle3")
     for prompt in prompts(3):
-        told = plain(target, prompt, Limits(20), GREEDY).tokens
-        assert speculative(target, draft, prompt, Limits(20), GREEDY, SHAPES[shape]).tokens == told
+        told = plain(target, prompt, StopCriteria(20), GREEDY).tokens
+        assert speculative(target, draft, prompt, StopCriteria(20), GREEDY, SHAPES[shape]).tokens == told
 
 
 def test_plain_is_what_generate_says(targets: Get) -> None:
     for name in ("llama-bf16", "llama-kv4"):
         target, prompt = targets(name), prompts(1)[0]
         out = target.model.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, pad_token_id=0)
-        assert out[0, len(prompt) :].tolist() == plain(target, prompt, Limits(20), GREEDY).tokens
+        assert out[0, len(prompt) :].tolist() == plain(target, prompt, StopCriteria(20), GREEDY).tokens
 
 
 def no_repeated_parity(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -101,25 +101,25 @@ def test_lengths_are_exact_and_processors_see_their_prefix(
     targets: Get, kit: SimpleNamespace, sampling: Sampling, length: int
 ) -> None:
     target, prompt = targets("llama"), prompts(1)[0]
-    told = plain(target, prompt, Limits(length), sampling).tokens
+    told = plain(target, prompt, StopCriteria(length), sampling).tokens
     assert len(told) == length
     for draft in (kit.random_draft(), kit.scripted([*prompt, *told])):
         for shape in SHAPES.values():
-            assert speculative(target, draft, prompt, Limits(length), sampling, shape).tokens == told
+            assert speculative(target, draft, prompt, StopCriteria(length), sampling, shape).tokens == told
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_eos_and_stop_strings_inside_an_accepted_block(targets: Get, kit: SimpleNamespace, shape: str) -> None:
     target, prompt = targets("llama"), prompts(1)[0]
-    told = plain(target, prompt, Limits(40), GREEDY).tokens
+    told = plain(target, prompt, StopCriteria(40), GREEDY).tokens
     draft = kit.scripted([*prompt, *told])
 
     def spell(tokens: list[int]) -> str:
         return "".join(f"<{token}>" for token in tokens)
 
     for place in range(1, 9):
-        eos = Limits(40, eos=frozenset([told[place], 10_000]))
-        stop = Limits(40, stops=(f"{told[place - 1]}><{told[place]}", "never"), decode=spell)
+        eos = StopCriteria(40, eos=frozenset([told[place], 10_000]))
+        stop = StopCriteria(40, stops=(f"{told[place - 1]}><{told[place]}", "never"), decode=spell)
         for limits in (eos, stop):
             ended = plain(target, prompt, limits, GREEDY).tokens
             assert len(ended) <= place + 1
@@ -133,19 +133,19 @@ def test_eos_and_stop_strings_inside_an_accepted_block(targets: Get, kit: Simple
 def test_the_context_ends_exactly(targets: Get, kit: SimpleNamespace, shape: str) -> None:
     target = targets("llama")
     prompt = prompts(1)[0] * 17
-    limits = Limits(256 - len(prompt))
+    limits = StopCriteria(256 - len(prompt))
     told = plain(target, prompt, limits, GREEDY).tokens
     out = speculative(target, kit.scripted([*prompt, *told]), prompt, limits, GREEDY, SHAPES[shape])
     assert out.tokens == told
     with pytest.raises(InputError, match="context"):
-        plain(target, prompt, Limits(limits.max_new_tokens + 1), GREEDY)
+        plain(target, prompt, StopCriteria(limits.max_new_tokens + 1), GREEDY)
 
 
 def test_bad_prompts_are_refused(targets: Get) -> None:
     with pytest.raises(InputError, match="no token"):
-        plain(targets("llama"), [], Limits(2), GREEDY)
+        plain(targets("llama"), [], StopCriteria(2), GREEDY)
     with pytest.raises(InputError, match="vocabulary"):
-        plain(targets("llama"), [3, 96], Limits(2), GREEDY)
+        plain(targets("llama"), [3, 96], StopCriteria(2), GREEDY)
 
 
 def test_differences_are_found_and_classified(targets: Get) -> None:
@@ -153,14 +153,14 @@ def test_differences_are_found_and_classified(targets: Get) -> None:
     assert first_difference([1, 2], [1, 3]) == 1
     assert first_difference([1, 2], [1, 2, 3]) == 2
     target, prompt = targets("llama"), prompts(1)[0]
-    told = plain(target, prompt, Limits(8), GREEDY).tokens
+    told = plain(target, prompt, StopCriteria(8), GREEDY).tokens
     found = classify(target, prompt, told, 5, 3)
     assert found["block_difference"] == 0.0
     assert found["class"] == "BUG"
 
 
 def test_metrics_count_what_they_say() -> None:
-    out = Output(tokens=[0] * 8, rounds=4, emitted=7, accepted=[2, 0, 1, 0])
+    out = GenerationOutput(tokens=[0] * 8, rounds=4, emitted=7, accepted=[2, 0, 1, 0])
     told = summary([out])
     assert told["tau"] == 7 / 4
     assert told["accepted_per_round"] == 3 / 4

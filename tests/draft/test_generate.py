@@ -15,14 +15,14 @@ from dfrot.checkpoint import Checkpoint
 from dfrot.draft.quantize import quantize_draft
 from dfrot.draft.store import fingerprint, load_draft, save_draft
 from dfrot.errors import UnsupportedError
-from dfrot.generation.acceptance_rates import Rates, expected_tau, nodes
-from dfrot.generation.latency_probe import Meter
+from dfrot.generation.acceptance_rates import AcceptanceRates, expected_tau, nodes
+from dfrot.generation.latency_probe import LatencyProbe
 from dfrot.generation.native_verify import branches
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculation_policy import AGAIN, Adaptive, Option, candidates, measured
-from dfrot.generation.speculative import Limits, plain, speculative
+from dfrot.generation.speculation_policy import AGAIN, AdaptivePolicy, MeasuredShape, candidates, measured
+from dfrot.generation.speculative import StopCriteria, plain, speculative
 from dfrot.generation.target import Target
-from dfrot.generation.tree import Shape, Tree
+from dfrot.generation.tree import Tree, TreeShape
 from dfrot.stages.draft.export import export_draft
 from dfrot.stages.draft.generate import custom_generate, generate
 
@@ -40,13 +40,13 @@ class Made:
     row: float
     level: float
     step: float = 1.0
-    asked: list[Shape] = field(default_factory=list)
+    asked: list[TreeShape] = field(default_factory=list)
 
-    def verify(self, shape: Shape) -> float:
+    def verify(self, shape: TreeShape) -> float:
         self.asked.append(shape)
         return self.step + self.row * ((shape.depth + 1 if shape.topk == 1 else shape.total) - 1)
 
-    def draft(self, shape: Shape) -> float:
+    def draft(self, shape: TreeShape) -> float:
         return self.level * shape.depth
 
 
@@ -63,7 +63,7 @@ def test_the_choice_follows_the_costs() -> None:
     assert best(Made(0.5, 0.0), KNOWN)[0].startswith("chain"), "rows that cost half a step are not for second guesses"
     flat = [[0.4, 0.3, 0.2, 0.1]]
     assert best(Made(0.02, 0.3), flat)[0].startswith("tree"), "second guesses that are as good as first ones"
-    assert expected_tau(Shape(2), [[0.5], [0.25]]) == pytest.approx(1 + 0.5 + 0.125)
+    assert expected_tau(TreeShape(2), [[0.5], [0.25]]) == pytest.approx(1 + 0.5 + 0.125)
 
 
 @pytest.mark.parametrize("row", [0.0, 0.02, 0.1, 0.4])
@@ -73,7 +73,7 @@ def test_what_is_not_measured_could_not_win(row: float, level: float, rates: Seq
     """Pruning finds what measuring everything finds, but for the gain that a measurement must promise."""
     costs = Made(row, level)
     name, gain = best(costs, rates)
-    every = [Option(s, costs.draft(s), costs.verify(s), costs.step).speedup(rates) for s in candidates(True)]
+    every = [MeasuredShape(s, costs.draft(s), costs.verify(s), costs.step).speedup(rates) for s in candidates(True)]
     asked = len(costs.asked) - len(every)
     assert gain * 1.011 >= max(every), name
     assert asked < len(every) / 2, "most shapes are not worth measuring"
@@ -81,7 +81,7 @@ def test_what_is_not_measured_could_not_win(row: float, level: float, rates: Seq
 
 def test_a_disturbed_step_promises_nothing() -> None:
     """A pass of two rows cannot be faster than one of a row."""
-    assert Option(Shape(1), 0.1, 1.0, 5.0).speedup([[0.05]]) == pytest.approx(1.05 / 1.1)
+    assert MeasuredShape(TreeShape(1), 0.1, 1.0, 5.0).speedup([[0.05]]) == pytest.approx(1.05 / 1.1)
 
 
 def test_measuring_ends_with_its_budget() -> None:
@@ -96,27 +96,29 @@ def test_measuring_ends_with_its_budget() -> None:
 def test_trees_are_worth_what_their_nodes_are() -> None:
     """A fixed tree by hand: two children of the root, one of each."""
     rates = [[0.6, 0.3], [0.5, 0.2]]
-    kept = nodes(Shape(2, 2, 5), rates)
+    kept = nodes(TreeShape(2, 2, 5), rates)
     assert kept == pytest.approx([0.6, 0.3, 0.6 * 0.5, 0.3 * 0.5])
-    assert sum(nodes(Shape(2, 2, 100), rates)) == pytest.approx(0.9 + 0.9 * 0.7)
-    assert nodes(Shape(3), rates) == pytest.approx([0.6, 0.3, 0.15])
-    assert expected_tau(Shape(3, 4, 8), rates) >= expected_tau(Shape(3), rates), "a tree holds its chain"
-    assert nodes(Shape(3, 4, 8), []) == []
+    assert sum(nodes(TreeShape(2, 2, 100), rates)) == pytest.approx(0.9 + 0.9 * 0.7)
+    assert nodes(TreeShape(3), rates) == pytest.approx([0.6, 0.3, 0.15])
+    assert expected_tau(TreeShape(3, 4, 8), rates) >= expected_tau(TreeShape(3), rates), "a tree holds its chain"
+    assert nodes(TreeShape(3, 4, 8), []) == []
 
 
 def test_records_of_old_and_of_nonsense() -> None:
     history = [{"simulated_tau": 1.2, "held_out_agreement": [0.2]}, {"simulated_tau": 1.5, "held_out_agreement": [0.5]}]
-    old = Rates.of_history({"history": history})
-    assert old == Rates(((0.5,),))
+    old = AcceptanceRates.of_history({"history": history})
+    assert old == AcceptanceRates(((0.5,),))
     assert not old.ranked
     history[1]["held_out_ranks"], history[1]["held_out_mass"] = [[0.5, 0.2]], [[0.4, 0.1]]
-    new = Rates.of_history({"history": history})
+    new = AcceptanceRates.of_history({"history": history})
     assert new is not None
     assert new.ranked
     assert new.of(True) == ((0.5, 0.2),)
     assert new.of(False) == ((0.4, 0.1),)
     rounded = {"held_out_ranks": [[0.3, 0.1]], "held_out_mass": [[0.2, 0.1]]}
-    assert Rates.of_history({"history": history, "quantized": rounded}) == Rates(((0.3, 0.1),), ((0.2, 0.1),))
+    assert AcceptanceRates.of_history({"history": history, "quantized": rounded}) == AcceptanceRates(
+        ((0.3, 0.1),), ((0.2, 0.1),)
+    )
     for bad in (
         {},
         {"history": []},
@@ -124,19 +126,19 @@ def test_records_of_old_and_of_nonsense() -> None:
         [],
         {"history": [{"simulated_tau": 1, "held_out_agreement": [7]}]},
     ):
-        assert Rates.of_history(bad) is None
+        assert AcceptanceRates.of_history(bad) is None
 
 
 def test_what_is_seen_corrects_the_choice() -> None:
-    options = [Option(Shape(1), 0.1, 1.1, 1.0), Option(Shape(4), 0.4, 1.2, 1.0)]
-    choice = Adaptive(Rates(KNOWN), True, 0, options)
+    options = [MeasuredShape(TreeShape(1), 0.1, 1.1, 1.0), MeasuredShape(TreeShape(4), 0.4, 1.2, 1.0)]
+    choice = AdaptivePolicy(AcceptanceRates(KNOWN), True, 0, options)
     choice.start()
-    assert choice.shape == Shape(4)
+    assert choice.shape == TreeShape(4)
     assert not choice.measures
     chain = Tree([0, 1, 2, 3, 4], [-1, 0, 1, 2, 3])
     for _ in range(AGAIN):
         choice.saw(chain, [0, 1, 2, 3, 4])
-    assert choice.shape == Shape(4)
+    assert choice.shape == TreeShape(4)
     for _ in range(20 * AGAIN):
         choice.saw(chain, [0])
         if choice.shape is None:
@@ -144,13 +146,13 @@ def test_what_is_seen_corrects_the_choice() -> None:
     assert choice.shape is None, "guesses that never stand"
     assert choice.turns[-1][1] == "plain"
     assert "plain from round" in choice.why()
-    assert choice.began[0] == Shape(4)
+    assert choice.began[0] == TreeShape(4)
 
 
 def test_measured_costs_leave_nothing_behind(targets: Get, kit: SimpleNamespace) -> None:
     target = targets("llama")
-    meter = Meter.behind(target, kit.random_draft(), PROMPT, 20)
-    shapes = [Shape(1), Shape(3), Shape(2, 2, 4)]
+    meter = LatencyProbe.behind(target, kit.random_draft(), PROMPT, 20)
+    shapes = [TreeShape(1), TreeShape(3), TreeShape(2, 2, 4)]
     first = [(meter.draft(shape), meter.verify(shape)) for shape in shapes]
     assert min(meter.step, *(min(pair) for pair in first)) > 0
     assert first == [(meter.draft(shape), meter.verify(shape)) for shape in shapes], "measured once"
@@ -164,21 +166,23 @@ def test_measured_costs_leave_nothing_behind(targets: Get, kit: SimpleNamespace)
 def test_choosing_on_the_way_changes_no_token(targets: Get, kit: SimpleNamespace, name: str, arch: str) -> None:
     """Measured in the middle of a text, switched, given up: the text is what plain decoding says."""
     target = targets(name, (1, 2, 3) if arch == "eagle3" else ())
-    draft, limits = kit.random_draft(arch), Limits(40)
+    draft, limits = kit.random_draft(arch), StopCriteria(40)
     told = plain(target, PROMPT, limits, Sampling()).tokens
     for prompt in (PROMPT, PROMPT[:1]):
         told = plain(target, prompt, limits, Sampling()).tokens
-        choice = Adaptive(Rates(KNOWN), True, 1000.0)
+        choice = AdaptivePolicy(AcceptanceRates(KNOWN), True, 1000.0)
         out = speculative(target, draft, prompt, limits, Sampling(), choice)
         assert out.tokens == told
         assert choice.options, "costs were measured"
         free = [replace(one, draft=0.0, verify=one.step) for one in choice.options]  # so that it starts at all
-        choice = Adaptive(Rates(KNOWN), True, 0, free)
+        choice = AdaptivePolicy(AcceptanceRates(KNOWN), True, 0, free)
         out = speculative(target, draft, prompt, limits, Sampling(), choice)
         assert out.tokens == told
         assert out.accepted
-    choice = Adaptive(Rates(((0.9, 0.05),)), True, 0, [Option(Shape(2, 2, 4), 0.3, 1.5, 1.0)])
-    long = Limits(120)
+    choice = AdaptivePolicy(
+        AcceptanceRates(((0.9, 0.05),)), True, 0, [MeasuredShape(TreeShape(2, 2, 4), 0.3, 1.5, 1.0)]
+    )
+    long = StopCriteria(120)
     out = speculative(target, draft, PROMPT, long, Sampling(), choice)
     assert out.tokens == plain(target, PROMPT, long, Sampling()).tokens
     assert choice.shape is None, "a random draft is given up"
@@ -189,38 +193,38 @@ def test_a_choice_at_the_end_of_the_context(targets: Get, kit: SimpleNamespace) 
     target, draft = targets("llama"), kit.random_draft()
     for left in (4, 2, 1):
         prompt = [PROMPT[n % len(PROMPT)] for n in range(target.max_length - left)]
-        choice = Adaptive(Rates(KNOWN), True, 100.0)
-        out = speculative(target, draft, prompt, Limits(left), Sampling(), choice)
-        assert out.tokens == plain(target, prompt, Limits(left), Sampling()).tokens
+        choice = AdaptivePolicy(AcceptanceRates(KNOWN), True, 100.0)
+        out = speculative(target, draft, prompt, StopCriteria(left), Sampling(), choice)
+        assert out.tokens == plain(target, prompt, StopCriteria(left), Sampling()).tokens
         assert all(one.shape.depth < left for one in choice.options)
 
 
 def test_generate_says_how(targets: Get, kit: SimpleNamespace) -> None:
     target, draft = targets("llama"), kit.random_draft()
-    told = plain(target, PROMPT, Limits(12), Sampling()).tokens
-    out, how = generate(target, draft, PROMPT, Limits(12))
+    told = plain(target, PROMPT, StopCriteria(12), Sampling()).tokens
+    out, how = generate(target, draft, PROMPT, StopCriteria(12))
     assert out.tokens == told
     assert how.startswith("plain: the draft's record does not say")
-    draft.rates = Rates(((0.0,),))
-    out, how = generate(target, draft, PROMPT, Limits(12))
+    draft.rates = AcceptanceRates(((0.0,),))
+    out, how = generate(target, draft, PROMPT, StopCriteria(12))
     assert out.tokens == told
     assert how.startswith("plain: drafting does not pay here")
     assert "chains only" in how
-    out, how = generate(target, draft, PROMPT, Limits(12), shape=Shape(2, 2, 4))
+    out, how = generate(target, draft, PROMPT, StopCriteria(12), shape=TreeShape(2, 2, 4))
     assert out.tokens == told
     assert "tree 2,2,4" in how
 
 
 def test_transformers_hook(targets: Get, kit: SimpleNamespace) -> None:
     target, draft = targets("llama-kv4"), kit.random_draft()
-    function = custom_generate(target.model, draft, Shape(3))
+    function = custom_generate(target.model, draft, TreeShape(3))
     ids = torch.tensor([PROMPT, PROMPT[::-1]])
     options = {"max_new_tokens": 10, "pad_token_id": 0}
     for extra in ({"do_sample": False}, {"do_sample": False, "repetition_penalty": 1.4}):
         one_by_one = [target.model.generate(row[None], **options, **extra)[0] for row in ids]
         ours = target.model.generate(ids, custom_generate=function, **options, **extra)
         assert torch.equal(ours, torch.stack(one_by_one))
-    draft.rates, hows = Rates(KNOWN), []
+    draft.rates, hows = AcceptanceRates(KNOWN), []
     choosing = custom_generate(target.model, draft, report=hows.append)
     plainly = [target.model.generate(row[None], do_sample=False, **options)[0] for row in ids]
     assert torch.equal(
@@ -249,8 +253,8 @@ def test_a_quantized_draft_is_stored_and_stays_lossless(
     draft.config = replace(draft.config, quantized=name)
     save_draft(tmp_path, draft, torch.float32)
     loaded = load_draft(tmp_path)
-    expected = plain(target, PROMPT, Limits(10), Sampling()).tokens
-    runs = [speculative(target, one, PROMPT, Limits(10), Sampling(), Shape(3)) for one in (draft, loaded)]
+    expected = plain(target, PROMPT, StopCriteria(10), Sampling()).tokens
+    runs = [speculative(target, one, PROMPT, StopCriteria(10), Sampling(), TreeShape(3)) for one in (draft, loaded)]
     assert runs[0].tokens == runs[1].tokens == expected
     assert runs[0].accepted == runs[1].accepted
 

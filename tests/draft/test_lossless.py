@@ -15,16 +15,16 @@ from dfrot.bench.models.random_model import random_checkpoint
 from dfrot.draft.models.base import Draft
 from dfrot.draft.models.build import build
 from dfrot.draft.models.config import DraftConfig
-from dfrot.draft.training.init_from_target import warm_start
-from dfrot.generation.prompt import Images
+from dfrot.draft.training.init_from_target import init_from_target
+from dfrot.generation.prompt import ImageInputs
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import Limits, plain, speculative
+from dfrot.generation.speculative import StopCriteria, plain, speculative
 from dfrot.generation.target import Target
-from dfrot.generation.tree import Shape
+from dfrot.generation.tree import TreeShape
 from dfrot.runtime.load import load_model
 from dfrot_kernels import native
 
-SHAPES = (Shape(3), Shape(4, 3, 10))
+SHAPES = (TreeShape(3), TreeShape(4, 3, 10))
 GREEDY = Sampling()
 IMAGES = 50
 
@@ -35,15 +35,17 @@ class Case:
 
     target: Target
     prompts: list[list[int]]
-    images: list[Images | None]
+    images: list[ImageInputs | None]
     told: list[list[int]]
 
     @classmethod
     def of(
-        cls, target: Target, prompts: list[list[int]], count: int, images: list[Images | None] | None = None
+        cls, target: Target, prompts: list[list[int]], count: int, images: list[ImageInputs | None] | None = None
     ) -> Case:
         shown = images or [None] * len(prompts)
-        told = [plain(target, one, Limits(count), GREEDY, images=seen).tokens for one, seen in zip(prompts, shown)]
+        told = [
+            plain(target, one, StopCriteria(count), GREEDY, images=seen).tokens for one, seen in zip(prompts, shown)
+        ]
         return cls(target, prompts, shown, told)
 
 
@@ -54,7 +56,7 @@ def own_draft(target: Target) -> Draft:
     torch.manual_seed(0)
     made = DraftConfig("dream", size, size, size, heads, groups, size // heads, target.vocab_size)
     draft = build(made)
-    warm_start(draft, target)
+    init_from_target(draft, target)
     return draft.requires_grad_(False).eval()
 
 
@@ -67,13 +69,13 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Case:
     return Case.of(target, prompts, 32)
 
 
-def check(case: Case, draft: Draft | None, kit: SimpleNamespace, shape: Shape, right: bool = True) -> float:
+def check(case: Case, draft: Draft | None, kit: SimpleNamespace, shape: TreeShape, right: bool = True) -> float:
     """Every output is the plain one. draft None: one that knows what will be said, or (not `right`) says anything
     else. Returns the acceptance length."""
     emitted = rounds = 0
     for prompt, images, told in zip(case.prompts, case.images, case.told):
         one = draft or kit.scripted([*prompt, *told], right, case.target.vocab_size)
-        out = speculative(case.target, one, prompt, Limits(len(told)), GREEDY, shape, images=images)
+        out = speculative(case.target, one, prompt, StopCriteria(len(told)), GREEDY, shape, images=images)
         assert out.tokens == told
         if draft is None:  # every round, but for the last one, which the length cuts off
             assert set(out.accepted[:-1]) <= {shape.depth if right else 0}
@@ -131,13 +133,13 @@ def test_the_op_by_op_path_is_lossless_too(small: Case, kit: SimpleNamespace) ->
 def packed_and_drafted(model: str, folder: Path, dataset: str, seqlen: int) -> tuple[Path, Path]:
     """A shipped model rotated and in W4A4KV4, and a draft trained for it on what it says."""
     from dfrot.draft.training.trainer import TrainOptions
-    from dfrot.hub import resolve
+    from dfrot.hub import resolve_model
     from dfrot.quant.scheme import QuantScheme
     from dfrot.stages.draft.train import DataSettings, DraftSettings, train
     from dfrot.stages.quantize.run import QuantizeSettings, quantize
     from dfrot.stages.rotate.run import RotateSettings, rotate
 
-    rotate(resolve(model), folder / "rotated", RotateSettings(method="hadamard"))
+    rotate(resolve_model(model), folder / "rotated", RotateSettings(method="hadamard"))
     settings = QuantizeSettings(scheme=QuantScheme.parse("w4a4kv4"), algorithm="rtn")
     quantize(folder / "rotated", None, folder / "packed", settings)
     data = DataSettings(dataset=dataset, samples=64, held_out=4, seqlen=seqlen)
@@ -171,13 +173,13 @@ def test_fifty_images_of_the_reference_model_that_sees(
     from huggingface_hub import constants
 
     from dfrot.draft.store import load_draft
-    from dfrot.generation.load_target import open_target
-    from dfrot.vision.prompts import load_questions, reader_of
+    from dfrot.generation.load_target import load_target
+    from dfrot.vision.prompts import load_questions, prompt_reader
 
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hub"))  # where the model is put together
     packed, draft = packed_and_drafted("reference-vlm", tmp_path, "shapes", 64)
-    target = open_target(packed)
-    asked = load_questions("shapes", reader_of(packed), IMAGES)
+    target = load_target(packed)
+    asked = load_questions("shapes", prompt_reader(packed), IMAGES)
     case = Case.of(target, [one.ids for one in asked], 128, [one.images for one in asked])
     assert sum(map(len, case.told)) == IMAGES * 128
     trained = load_draft(draft)

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from dfrot.bench.models.presets import preset
 from dfrot.bench.models.random_model import random_checkpoint
-from dfrot.draft.guess_head import guess_head
 from dfrot.draft.models.build import build
 from dfrot.draft.models.config import DraftConfig
 from dfrot.draft.models.dream import DreamDraft
 from dfrot.draft.models.dream_state import DreamState
 from dfrot.draft.models.native_pass import native_pass, unfit
+from dfrot.draft.proposal_head import proposal_head
 from dfrot.draft.quantize import quantize_draft
 from dfrot.generation.target import Target
 from dfrot.runtime.load import load_model
@@ -143,16 +143,16 @@ def test_four_bit_drafts_guess_from_a_four_bit_head(tmp_path: Path) -> None:
     target = Target(load_model(folder))
     features = torch.randn(3, target.config.hidden_size, dtype=torch.bfloat16)
     told = target.head(features).double()
-    assert (target.say(features).double() - told).norm() < 4e-3 * told.norm()
-    assert torch.equal(target.say(features)[:1], target.say(features[:1]))
+    assert (target.logits_rows(features).double() - told).norm() < 4e-3 * told.norm()
+    assert torch.equal(target.logits_rows(features)[:1], target.logits_rows(features[:1]))
     assert target.rounded_head is None
-    assert torch.equal(guess_head(target, made(EVEN, "w8", torch.float32))(features), target.say(features))
-    guessed = guess_head(target, made(EVEN, "w4", torch.float32))(features).double()
+    assert torch.equal(proposal_head(target, made(EVEN, "w8", torch.float32))(features), target.logits_rows(features))
+    guessed = proposal_head(target, made(EVEN, "w4", torch.float32))(features).double()
     assert target.rounded_head is not None
     assert target.rounded_head.plan.w_bits == 4
     assert 1e-3 * told.norm() < (guessed - told).norm() < 0.2 * told.norm()
     packed = Target(load_model(random_checkpoint(tmp_path / "all", preset("tiny"), "w4a4kv4", 0)))
-    assert guess_head(packed, made(EVEN, "w4", torch.float32)) == packed.say, "its head is in 4 bits already"
+    assert proposal_head(packed, made(EVEN, "w4", torch.float32)) == packed.say, "its head is in 4 bits already"
 
 
 @torch.inference_mode()
@@ -160,11 +160,11 @@ def test_hooks_of_a_head_are_called_and_rows_stay_alone(tmp_path: Path) -> None:
     target = Target(load_model(random_checkpoint(tmp_path / "packed", preset("tiny"), "w4a4kv4", 0, keep_head=True)))
     features, seen = torch.randn(1, 4, target.config.hidden_size, dtype=torch.bfloat16), []
     handle = target.head_module.register_forward_hook(lambda _, given, told: seen.append(given[0].shape))
-    together = target.say(features)
+    together = target.logits_rows(features)
     assert len(seen) == 4
-    assert torch.equal(together[:, 2], target.say(features[:, 2:3])[:, 0])
+    assert torch.equal(together[:, 2], target.logits_rows(features[:, 2:3])[:, 0])
     handle.remove()
-    assert torch.allclose(target.say(features), together, atol=0.05)
+    assert torch.allclose(target.logits_rows(features), together, atol=0.05)
 
 
 def test_weights_that_changed_are_read_anew() -> None:

@@ -16,7 +16,7 @@ import torch
 from click.testing import CliRunner
 
 from dfrot.draft.store import load_draft
-from dfrot.draft.training.distributed import Group
+from dfrot.draft.training.distributed import LocalGroup
 from dfrot_cli.main import main
 
 OPTIONS = ("--held-out", "2", "--samples", "8", "--seqlen", "64", "--batch", "4", "--epochs", "2", "--evaluations", "2")
@@ -208,7 +208,7 @@ def test_shares_are_the_whole() -> None:
     index = torch.arange(7)
     parts = []
     for rank in range(3):
-        group = Group()
+        group = LocalGroup()
         group.rank, group.size = rank, 3
         parts.append(group.share(index))
     assert sorted(torch.cat(parts).tolist()) == index.tolist()

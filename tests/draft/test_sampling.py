@@ -21,7 +21,7 @@ from transformers import (
 from dfrot.errors import InputError
 from dfrot.generation.sampling import Sampling, sample
 from dfrot.generation.tree import Tree
-from dfrot.generation.verify import Verdict, verify
+from dfrot.generation.verify import VerifyResult, verify
 
 V, DEPTH, LENGTH, RUNS = 8, 3, 4, 3000
 TABLE = 2 * torch.randn(V, V, generator=torch.Generator().manual_seed(4))
@@ -78,10 +78,12 @@ def counts(warp: Sampling, rule: str = "ours") -> Counter[tuple[int, ...]]:
             verdict = verify(tree, logits, told[:-1], warp, generator)
             if rule == "raw bonus" and not tree.children(verdict.path[-1]):
                 raw = logits[verdict.path[-1]].softmax(-1)
-                verdict = Verdict(verdict.path, sample(raw, generator))
+                verdict = VerifyResult(verdict.path, sample(raw, generator))
             if rule == "no residual" and tree.children(verdict.path[-1]):
                 before = [*told[:-1], *(tree.tokens[node] for node in verdict.path)]
-                verdict = Verdict(verdict.path, sample(warp.probabilities(logits[verdict.path[-1]], before), generator))
+                verdict = VerifyResult(
+                    verdict.path, sample(warp.probabilities(logits[verdict.path[-1]], before), generator)
+                )
             told += [tree.tokens[node] for node in verdict.path[1:]] + [verdict.bonus]
         found[tuple(told[1 : LENGTH + 1])] += 1
     return found

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dfrot.draft.feature_selection import Chooser, Selection, row_entropy
+from dfrot.draft.feature_selection import FeatureChooser, FeatureSelection, row_entropy
 from dfrot.errors import InputError
 from dfrot.generation.target import Target
 
@@ -29,11 +29,11 @@ def eager(target: Target) -> list[Tensor]:
     return [-(w * w.clamp(min=1e-30).log()).sum(-1).mean(1) for w in weights]
 
 
-class Recording(Chooser):
+class Recording(FeatureChooser):
     """Keeps every entropy and output that passes."""
 
     def __init__(self, kind: str, rows: Tensor, n_layers: int) -> None:
-        super().__init__(Selection.parse(kind), rows, n_layers)
+        super().__init__(FeatureSelection.parse(kind), rows, n_layers)
         self.entropies: list[Tensor] = []
         self.shares: list[Tensor] = []
         self.outputs: list[Tensor] = []
@@ -90,7 +90,7 @@ def test_static_and_none(targets: Get) -> None:
     chooser = Recording("static:0.75", rows, 4)
     assert torch.equal(targets("llama").features(IDS, chooser).mid, chooser.outputs[2])
     assert not chooser.entropies
-    assert targets("llama").features(IDS, Chooser(Selection.parse("none"), rows, 4)).mid is None
+    assert targets("llama").features(IDS, FeatureChooser(FeatureSelection.parse("none"), rows, 4)).mid is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -170,7 +170,9 @@ def test_extraction_at_4k_takes_little_more_than_a_forward(kit: SimpleNamespace)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     peaks = []
     for kind in (None, "sample"):
-        chooser = kind and Chooser(Selection.parse(kind), torch.ones_like(ids, dtype=torch.bool), target.n_layers)
+        chooser = kind and FeatureChooser(
+            FeatureSelection.parse(kind), torch.ones_like(ids, dtype=torch.bool), target.n_layers
+        )
         with Alive() as alive:
             found = target.features(ids, chooser or None)
         peaks.append(weights + alive.peak)
@@ -182,4 +184,4 @@ def test_extraction_at_4k_takes_little_more_than_a_forward(kit: SimpleNamespace)
 @pytest.mark.parametrize("text", ["static", "static:0", "static:1.5", "static:x", "sample:3", "all"])
 def test_unknown_selections_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="feature-select"):
-        Selection.parse(text)
+        FeatureSelection.parse(text)

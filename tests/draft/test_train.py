@@ -15,25 +15,25 @@ import torch
 from dfrot.draft.models.base import TrainOutput
 from dfrot.draft.store import check_target, fingerprint, load_draft, save_draft
 from dfrot.draft.training.corpus import answer_mask, load_corpora, of_windows
-from dfrot.draft.training.init_from_target import dense, warm_start
+from dfrot.draft.training.init_from_target import dense, init_from_target
 from dfrot.draft.training.loss import Teacher, Weights, losses, simulated_tau, slots_of_step
-from dfrot.draft.training.sources import Online, Stored
+from dfrot.draft.training.sources import LiveFeatures, StoredFeatures
 from dfrot.draft.training.trainer import STATE, Trainer, TrainOptions
 from dfrot.errors import DfqError, InputError, MismatchError
 from dfrot.files import write_json
-from dfrot.generation.target import Features, Target
+from dfrot.generation.target import Target, TargetFeatures
 
 Get = Callable[..., Target]
 
 
-def online(target: Target, select: str = "sample") -> Online:
+def online(target: Target, select: str = "sample") -> LiveFeatures:
     """Text that the target wrote itself, so that there is something to learn."""
     from dfrot.draft.training.regenerate import continuations
 
     source = torch.Generator().manual_seed(0)
     prompts = torch.randint(1, 96, (12, 6), generator=source)
     rows = torch.cat([prompts, continuations(target, prompts, 18)], 1)
-    return Online(target, of_windows(rows[:8], 6), of_windows(rows[8:], 6), select)
+    return LiveFeatures(target, of_windows(rows[:8], 6), of_windows(rows[8:], 6), select)
 
 
 def trainer(target: Target, draft: Any, folder: Path, **changes: Any) -> Trainer:
@@ -58,7 +58,7 @@ def test_loss_ignores_what_does_not_count(kit: SimpleNamespace, monkeypatch: pyt
     mask = torch.zeros(2, 9, dtype=torch.bool)
     mask[0, 3:] = mask[1, 5:7] = True
     outputs = [torch.randn(2, 9, 64) for _ in range(3)]
-    given = Features(torch.randn(2, 9, 64), torch.randn(2, 9, 64))
+    given = TargetFeatures(torch.randn(2, 9, 64), torch.randn(2, 9, 64))
 
     def head(x: torch.Tensor) -> torch.Tensor:
         return x @ weight.T
@@ -85,7 +85,7 @@ def test_guesses_are_counted_by_rank(kit: SimpleNamespace) -> None:
     mask[0, 3:] = mask[1, 5:8] = True
     last = torch.randn(2, 9, 64)
     outputs = [last + spread * torch.randn(2, 9, 64) for spread in (0.5, 2.0)]
-    found = losses(draft, TrainOutput(outputs, None), Features(last), mask, lambda x: x @ weight.T, Weights())
+    found = losses(draft, TrainOutput(outputs, None), TargetFeatures(last), mask, lambda x: x @ weight.T, Weights())
     teacher = last @ weight.T
     for t, output in enumerate(outputs):
         order = (output @ weight.T).argsort(-1, descending=True)
@@ -98,7 +98,9 @@ def test_guesses_are_counted_by_rank(kit: SimpleNamespace) -> None:
             assert found.mass[t][rank] == pytest.approx(float(mass), abs=1e-5)
     assert found.agreement == [step[0] for step in found.ranks]
     assert 0 < found.agreement[1] < found.agreement[0] <= 1
-    silent = losses(draft, TrainOutput(outputs, None), Features(last), mask, lambda x: x @ weight.T, Weights(), False)
+    silent = losses(
+        draft, TrainOutput(outputs, None), TargetFeatures(last), mask, lambda x: x @ weight.T, Weights(), False
+    )
     assert silent.ranks == silent.mass == []
 
 
@@ -151,7 +153,7 @@ def test_training_helps(targets: Get, kit: SimpleNamespace, tmp_path: Path) -> N
 def test_a_warm_start_copies_blocks(targets: Get, kit: SimpleNamespace) -> None:
     target = targets("llama")
     draft = kit.random_draft().requires_grad_(True)
-    done = warm_start(draft, target)
+    done = init_from_target(draft, target)
     assert len(done) == 19
     layer = target.layers[0]
     assert torch.equal(draft.first.mlp.up_proj.weight, layer.mlp.up_proj.weight)
@@ -297,7 +299,7 @@ def test_stored_features_are_the_running_ones(targets: Get, tmp_path: Path) -> N
         "tensors": ["last", "layer", "mid"],
     }
     save_index(tmp_path, index)
-    stored = Stored(tmp_path)
+    stored = StoredFeatures(tmp_path)
     for side, rows in (("train", torch.tensor([7, 0, 4])), ("held_out", torch.tensor([1, 3]))):
         for ours, theirs in zip(vars(stored.batch(side, rows)[1]).values(), vars(source.batch(side, rows)[1]).values()):
             assert (ours is None) == (theirs is None)
@@ -305,14 +307,14 @@ def test_stored_features_are_the_running_ones(targets: Get, tmp_path: Path) -> N
     stored.check("x", "sample", ())
     stored.check("x", "none", ())
     assert stored.batch("train", torch.tensor([1]))[1].mid is None, "a draft without an intermediate feature got one"
-    stored = Stored(tmp_path)
+    stored = StoredFeatures(tmp_path)
     for arguments in (("y", "sample", ()), ("x", "token", ()), ("x", "none", (1, 2, 3))):
         with pytest.raises(MismatchError):
             stored.check(*arguments)
     shard = tmp_path / "train-00001.safetensors"
     shard.write_bytes(shard.read_bytes()[:-10])
     with pytest.raises(InputError, match="truncated"):
-        Stored(tmp_path)
+        StoredFeatures(tmp_path)
 
 
 def test_options_are_checked() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dfrot.errors import InputError
-from dfrot.generation.tree import Shape, Tree, expand
+from dfrot.generation.tree import Tree, TreeShape, expand
 
 
 @pytest.mark.parametrize("arch", ["dream", "eagle3"])
@@ -24,7 +24,7 @@ def test_a_tree_is_a_tree(kit: SimpleNamespace, arch: str, depth: int, topk: int
     def logits(output: Tensor) -> Tensor:
         return draft.logits(output, lambda x: x @ table.T)
 
-    tree = expand(state, 5, root, logits, lambda ids: table[ids], Shape(depth, topk, total))
+    tree = expand(state, 5, root, logits, lambda ids: table[ids], TreeShape(depth, topk, total))
     possible = topk + (depth - 1) * topk * topk
     assert len(tree.tokens) == min(total, 1 + possible)
     assert tree.parents[0] == -1
@@ -43,7 +43,7 @@ def test_a_tree_holds_its_chain(kit: SimpleNamespace) -> None:
     """With room for everything, following first children is greedy chain drafting."""
     draft, table = kit.random_draft(), torch.randn(kit.vocab, 64)
     grown = []
-    for shape in (Shape(4), Shape(4, 3, 1000)):
+    for shape in (TreeShape(4), TreeShape(4, 3, 1000)):
         state = draft.begin(96)
         root = state.extend(table[:6], torch.randn(5, 64, generator=torch.Generator().manual_seed(2)))
         tree = expand(
@@ -63,12 +63,12 @@ def test_a_tree_holds_its_chain(kit: SimpleNamespace) -> None:
 
 
 def test_shapes_from_text() -> None:
-    assert Shape.parse(None, None) == Shape(3)
-    assert Shape.parse(5, None) == Shape(5)
-    assert Shape.parse(None, "6,4,32") == Shape(6, 4, 32)
+    assert TreeShape.parse(None, None) == TreeShape(3)
+    assert TreeShape.parse(5, None) == TreeShape(5)
+    assert TreeShape.parse(None, "6,4,32") == TreeShape(6, 4, 32)
     for chain, tree in ((2, "6,4,32"), (None, "6,4"), (None, "a,b,c"), (None, "6,4,1"), (-1, None)):
         with pytest.raises(InputError):
-            Shape.parse(chain, tree)
+            TreeShape.parse(chain, tree)
 
 
 def test_paths_and_children() -> None:

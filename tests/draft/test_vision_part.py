@@ -16,16 +16,16 @@ from dfrot.arch import describe
 from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.draft.store import fingerprint
 from dfrot.errors import DfqError, InputError, MismatchError, UnsupportedError
-from dfrot.generation.prompt import Images
+from dfrot.generation.prompt import ImageInputs
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import Limits, plain, speculative
+from dfrot.generation.speculative import StopCriteria, plain, speculative
 from dfrot.generation.target import Target
-from dfrot.generation.tree import Shape
+from dfrot.generation.tree import TreeShape
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.load import load_model
 from dfrot.stages.quantize.run import QuantizeSettings, quantize
 from dfrot.stages.rotate.run import RotateSettings, rotate
-from dfrot.vision.llava_layout import CONFIG, VisionConfig, compose, join, rotate_vision, save_vision_of
+from dfrot.vision.llava_layout import CONFIG, VisionConfig, attach_vision, compose, rotate_vision, save_vision_of
 
 IMAGE, VOCAB, WIDTH = 120, 128, 64
 TEXT = {
@@ -85,7 +85,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 def open_joined(parts: SimpleNamespace, name: str, dtype: Any = None) -> Any:
     folder, vision = parts.root / name, "vision" if name == "lm" else f"vision-{name}"
-    return join(load_model(folder, dtype), parts.root / vision, fingerprint(folder))
+    return attach_vision(load_model(folder, dtype), parts.root / vision, fingerprint(folder))
 
 
 def given(seed: int) -> dict[str, Any]:
@@ -99,25 +99,25 @@ def test_rotating_both_parts_changes_nothing(parts: SimpleNamespace) -> None:
     assert torch.allclose(before, after, atol=1e-3 * float(before.abs().max()))
     other = open_joined(parts, "lm")(input_ids=ids, **given(1)).logits
     assert not torch.allclose(before, other, atol=1e-2 * float(before.abs().max())), "the image must matter"
-    unrotated = join(load_model(parts.root / "rotated"), parts.root / "vision", "")
+    unrotated = attach_vision(load_model(parts.root / "rotated"), parts.root / "vision", "")
     wrong = unrotated(input_ids=ids, **given(0)).logits
     assert not torch.allclose(before, wrong, atol=1e-2 * float(before.abs().max())), "the projector must be rotated"
 
 
-@pytest.mark.parametrize("shape", [Shape(3), Shape(4, 3, 10)])
+@pytest.mark.parametrize("shape", [TreeShape(3), TreeShape(4, 3, 10)])
 def test_a_packed_language_model_that_sees_is_lossless(
-    parts: SimpleNamespace, kit: SimpleNamespace, shape: Shape
+    parts: SimpleNamespace, kit: SimpleNamespace, shape: TreeShape
 ) -> None:
     target = Target(open_joined(parts, "packed", torch.float32))
-    said, sight = set(), target.sight(torch.tensor(PROMPT))
-    target.see(torch.tensor(PROMPT), given(0), target.start(), sight)
+    said, sight = set(), target.image_attention_probe(torch.tensor(PROMPT))
+    target.prefill_multimodal(torch.tensor(PROMPT), given(0), target.start(), sight)
     assert 0 < float(sight.scores.sum()) < 1
     for seed in range(4):
-        images = Images(given(seed))
-        told = plain(target, PROMPT, Limits(24), Sampling(), images=images).tokens
+        images = ImageInputs(given(seed))
+        told = plain(target, PROMPT, StopCriteria(24), Sampling(), images=images).tokens
         oracle, foe = (kit.scripted([*PROMPT, *told], right, VOCAB) for right in (True, False))
         for draft in (oracle, foe, random_draft()):
-            out = speculative(target, draft, PROMPT, Limits(24), Sampling(), shape, images=images)
+            out = speculative(target, draft, PROMPT, StopCriteria(24), Sampling(), shape, images=images)
             assert out.tokens == told
             if draft is oracle:
                 assert set(out.accepted[:-1]) == {shape.depth}
@@ -135,9 +135,9 @@ def random_draft() -> Any:
 def test_what_does_not_belong_together_is_refused(parts: SimpleNamespace, tmp_path: Path) -> None:
     root, model = parts.root, load_model(parts.root / "packed")
     cases = [
-        (lambda: join(model, root / "vision-packed", "another"), MismatchError, "another language model"),
+        (lambda: attach_vision(model, root / "vision-packed", "another"), MismatchError, "another language model"),
         (lambda: rotate_vision(root / "vision-packed", root / "rotated", "", tmp_path), UnsupportedError, "already"),
-        (lambda: join(model, tmp_path, ""), DfqError, ""),
+        (lambda: attach_vision(model, tmp_path, ""), DfqError, ""),
         (lambda: compose(model, replace(parts.config, image_token=VOCAB)), InputError, "not in the vocabulary"),
     ]
     for work, kind, message in cases:
@@ -150,4 +150,4 @@ def test_what_does_not_belong_together_is_refused(parts: SimpleNamespace, tmp_pa
     whole = (root / "vision" / "vision.safetensors").read_bytes()
     (damaged / "vision.safetensors").write_bytes(whole[:-50])
     with pytest.raises(InputError, match="truncated"):
-        join(model, damaged, "")
+        attach_vision(model, damaged, "")

@@ -11,22 +11,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfrot.draft.feature_selection import Chooser, Selection
+from dfrot.draft.feature_selection import FeatureChooser, FeatureSelection
 from dfrot.draft.models.build import build
 from dfrot.draft.models.config import DraftConfig
 from dfrot.draft.training.loss import Losses
-from dfrot.draft.training.multimodal_source import VisualSample, VisualSource
+from dfrot.draft.training.multimodal_source import MultimodalSample, MultimodalSource
 from dfrot.draft.training.trainer import Trainer, TrainOptions
 from dfrot.errors import InputError, UnsupportedError
-from dfrot.generation.prompt import Images
+from dfrot.generation.prompt import ImageInputs
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import Limits, plain, speculative
+from dfrot.generation.speculative import StopCriteria, plain, speculative
 from dfrot.generation.target import Target
-from dfrot.generation.tree import Shape
+from dfrot.generation.tree import TreeShape
 from dfrot.stages.draft.generate import custom_generate
 
 GREEDY, IMAGE, VOCAB = Sampling(), 120, 128
-SHAPES = (Shape(3), Shape(4, 3, 10))
+SHAPES = (TreeShape(3), TreeShape(4, 3, 10))
 TEXT: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
@@ -185,15 +185,15 @@ def test_images_reach_the_draft_and_nothing_is_lost(name: str, kit: SimpleNamesp
     target, draft = target_of(name), random_draft().requires_grad_(False)
     said = set()
     for seed in range(2):
-        prompt, images = prompt_of(name, seed), Images(given_of(name, seed))
-        sight = target.sight(torch.tensor(prompt))
-        target.see(torch.tensor(prompt), images.given, target.start(), sight)
+        prompt, images = prompt_of(name, seed), ImageInputs(given_of(name, seed))
+        sight = target.image_attention_probe(torch.tensor(prompt))
+        target.prefill_multimodal(torch.tensor(prompt), images.given, target.start(), sight)
         assert 0 < float(sight.scores.sum()) < 1, "the attention of the language model was seen, once"
-        told = plain(target, prompt, Limits(15), GREEDY, images=images).tokens
+        told = plain(target, prompt, StopCriteria(15), GREEDY, images=images).tokens
         for shape in SHAPES:
             oracle, foe = (kit.scripted([*prompt, *told], right, VOCAB) for right in (True, False))
             outs = [
-                speculative(target, one, prompt, Limits(15), GREEDY, shape, images=images)
+                speculative(target, one, prompt, StopCriteria(15), GREEDY, shape, images=images)
                 for one in (draft, oracle, foe)
             ]
             assert [out.tokens for out in outs] == [told] * 3
@@ -208,7 +208,7 @@ def test_images_reach_the_draft_and_nothing_is_lost(name: str, kit: SimpleNamesp
 def test_plain_is_what_generate_says(name: str) -> None:
     target, prompt, given = target_of(name), prompt_of(name, 0), given_of(name, 0)
     out = target.model.generate(torch.tensor([prompt]), **given, max_new_tokens=16, do_sample=False)
-    told = plain(target, prompt, Limits(16), GREEDY, images=Images(given)).tokens
+    told = plain(target, prompt, StopCriteria(16), GREEDY, images=ImageInputs(given)).tokens
     assert out[0, len(prompt) :].tolist() == told
 
 
@@ -242,10 +242,10 @@ def test_behind_an_image_positions_are_not_counted(name: str) -> None:
     positions from the number of tokens."""
     target, prompt = target_of(name), prompt_of(name, 0)
     cache = target.start()
-    target.see(torch.tensor(prompt), given_of(name, 0), cache)
+    target.prefill_multimodal(torch.tensor(prompt), given_of(name, 0), cache)
     assert cache.shift == 4 - 12
     told, other = target.verify([5, 6], [-1, 0], cache)[1], target.start()
-    target.see(torch.tensor(prompt), given_of(name, 0), other)
+    target.prefill_multimodal(torch.tensor(prompt), given_of(name, 0), other)
     other.shift = 0
     assert not torch.allclose(target.verify([5, 6], [-1, 0], other)[1], told), "positions must matter"
 
@@ -254,10 +254,10 @@ def test_behind_an_image_positions_are_not_counted(name: str) -> None:
 @pytest.mark.parametrize("name", ["llava", "gemma3", "qwen3-vl"])
 def test_any_share_of_image_tokens_is_lossless(name: str, keep: float) -> None:
     target, prompt, given = target_of(name), prompt_of(name, 3), given_of(name, 3)
-    told = plain(target, prompt, Limits(16), GREEDY, images=Images(given)).tokens
+    told = plain(target, prompt, StopCriteria(16), GREEDY, images=ImageInputs(given)).tokens
     for draft in (random_draft().requires_grad_(False), random_draft("eagle3").requires_grad_(False)):
         here = Target(target.model, draft.config.aux_layers)
-        out = speculative(here, draft, prompt, Limits(16), GREEDY, SHAPES[1], images=Images(given, keep))
+        out = speculative(here, draft, prompt, StopCriteria(16), GREEDY, SHAPES[1], images=ImageInputs(given, keep))
         assert out.tokens == told
 
 
@@ -273,12 +273,12 @@ def eager_scores(target: Target, ids: Tensor, given: dict[str, Any], layer: int)
 @pytest.mark.parametrize("name", ["llava", "gemma3", "qwen2.5-vl"])
 def test_scores_are_those_of_eager_attention_and_of_the_prompt_alone(name: str) -> None:
     target, ids = target_of(name), torch.tensor(prompt_of(name, 1))
-    given, sight, again = given_of(name, 1), target.sight(ids), target.sight(ids)
-    target.see(ids, given, target.start(), sight)
+    given, sight, again = given_of(name, 1), target.image_attention_probe(ids), target.image_attention_probe(ids)
+    target.prefill_multimodal(ids, given, target.start(), sight)
     layer = 2 if name == "gemma3" else 3  # the last without a window
     assert torch.allclose(sight.scores, eager_scores(target, ids, given, layer), atol=1e-6)
     longer = torch.cat([ids, torch.tensor([5, IMAGE, 7, 8])])
-    chooser = Chooser(Selection.parse("none"), torch.ones(1, 4, dtype=torch.bool), 4)
+    chooser = FeatureChooser(FeatureSelection.parse("none"), torch.ones(1, 4, dtype=torch.bool), 4)
     found = target.features_seen(longer, len(ids), given, chooser, again)
     assert torch.equal(again.scores, sight.scores), "the answer changed what is kept"
     assert torch.equal(found.embeddings[0, len(ids) :], target.embed(longer[len(ids) :])), "an answer shows nothing"
@@ -287,7 +287,7 @@ def test_scores_are_those_of_eager_attention_and_of_the_prompt_alone(name: str) 
 def test_what_is_kept() -> None:
     target = target_of("llava")
     ids = torch.tensor([3, *[IMAGE] * 4, 9, *[IMAGE] * 3, 8, 7])
-    sight = target.sight(ids)
+    sight = target.image_attention_probe(ids)
     assert sight.rows.tolist() == [9, 10]
     sight.scores = torch.tensor([0.1, 0.4, 0.3, 0.2, 0.0, 0.5, 0.1])
     assert sight.kept(0.5).tolist() == [0, 2, 3, 5, 7, 8, 9, 10]
@@ -298,13 +298,13 @@ def test_what_is_kept() -> None:
         sight.kept(1.5)
 
 
-def samples(target: Target, count: int, begin: int, name: str = "llava") -> list[VisualSample]:
+def samples(target: Target, count: int, begin: int, name: str = "llava") -> list[MultimodalSample]:
     """Prompts with an image, and what the target says to them."""
     found = []
     for seed in range(begin, begin + count):
         prompt, given = prompt_of(name, seed), given_of(name, seed)
-        told = plain(target, prompt, Limits(14 + seed % 3), GREEDY, images=Images(given)).tokens
-        found.append(VisualSample([*prompt, *told], len(prompt), given))
+        told = plain(target, prompt, StopCriteria(14 + seed % 3), GREEDY, images=ImageInputs(given)).tokens
+        found.append(MultimodalSample([*prompt, *told], len(prompt), given))
     return found
 
 
@@ -314,7 +314,7 @@ def samples(target: Target, count: int, begin: int, name: str = "llava") -> list
 def test_training_on_images(name: str, arch: str, tmp_path: Path) -> None:
     draft = random_draft(arch)
     target = Target(target_of(name).model, draft.config.aux_layers)
-    source = VisualSource(target, samples(target, 8, 0, name), samples(target, 2, 50, name))
+    source = MultimodalSource(target, samples(target, 8, 0, name), samples(target, 2, 50, name))
     _, found = source.batch("held_out", torch.tensor([0, 1]))
     assert found.kept is not None
     left = image_tokens(name) // 4
@@ -331,7 +331,7 @@ def test_training_replays_decoding_with_pruned_images(name: str) -> None:
     are those that verification finds."""
     target, draft = target_of(name), random_draft().requires_grad_(False)
     one = samples(target, 1, 5, name)[0]
-    _, found = VisualSource(target, [one], [one]).batch("held_out", torch.tensor([0]))
+    _, found = MultimodalSource(target, [one], [one]).batch("held_out", torch.tensor([0]))
     assert found.kept is not None
     assert found.embeddings is not None
     kept = found.kept[0]
@@ -342,7 +342,7 @@ def test_training_replays_decoding_with_pruned_images(name: str) -> None:
     assert torch.allclose(got[0], out[len(slots) - 1], atol=1e-5)
     assert state.position == one.prompt
     cache, answer = target.start(), one.tokens[one.prompt :]
-    target.see(torch.tensor(one.tokens[: one.prompt]), one.given, cache)
+    target.prefill_multimodal(torch.tensor(one.tokens[: one.prompt]), one.given, cache)
     checked = target.verify(answer, list(range(-1, len(answer) - 1)), cache)[0]
     assert torch.allclose(checked, found.last[0, one.prompt :], atol=1e-4)
 
@@ -353,12 +353,12 @@ def test_rows_of_a_batch_may_hold_different_numbers_of_images() -> None:
     one = samples(target, 1, 5)[0]
     prompt = [*one.tokens[: one.prompt], *prompt_of("llava", 9)]
     given = {"pixel_values": torch.cat([given_of("llava", seed)["pixel_values"] for seed in (5, 9)])}
-    told = plain(target, prompt, Limits(9), GREEDY, images=Images(given)).tokens
-    two = VisualSample([*prompt, *told], len(prompt), given)
+    told = plain(target, prompt, StopCriteria(9), GREEDY, images=ImageInputs(given)).tokens
+    two = MultimodalSample([*prompt, *told], len(prompt), given)
     options = TrainOptions(bf16=False)
 
-    def loss(*held: VisualSample) -> Losses:
-        source = VisualSource(target, held, held, keep=0.5)
+    def loss(*held: MultimodalSample) -> Losses:
+        source = MultimodalSource(target, held, held, keep=0.5)
         rows, found = source.batch("held_out", torch.arange(len(held)))
         trainer = Trainer(draft, source, target.embed, target.head, options, Path())
         return trainer._losses(rows.tokens, rows.mask, found, found)
@@ -384,5 +384,5 @@ def test_what_does_not_fit_is_one_line(targets: Callable[..., Target]) -> None:
     ]
     for here, ids, images, kind, message in cases:
         with pytest.raises(kind, match=message) as caught:
-            plain(here, ids, Limits(2), GREEDY, images=Images(images))
+            plain(here, ids, StopCriteria(2), GREEDY, images=ImageInputs(images))
         assert "\n" not in str(caught.value)

@@ -17,7 +17,7 @@ from dfrot.evaluate.speed import decode_speed
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.load import load, load_model
-from dfrot.stages.evaluate.perplexity import EvalSettings, evaluate
+from dfrot.stages.evaluate.perplexity import PerplexitySettings, evaluate
 
 WINDOWS = torch.randint(0, 256, (5, 17), generator=torch.Generator().manual_seed(0))
 
@@ -86,7 +86,7 @@ def test_agreement_with_oneself_and_with_another(source: Path, packed: Path) -> 
 
 
 def test_evaluate_compares_checkpoints(source: Path, packed: Path, text: Path) -> None:
-    settings = EvalSettings(dataset=str(text), seqlen=32, batch=3, kl=True, decode=2, threads=1)
+    settings = PerplexitySettings(dataset=str(text), seqlen=32, batch=3, kl=True, decode=2, threads=1)
     seen: list[tuple[str, int, int]] = []
     report = evaluate([source, packed], settings, lambda *event: seen.append(event))
     first, second = report["results"]
@@ -110,9 +110,9 @@ def test_evaluate_compares_checkpoints(source: Path, packed: Path, text: Path) -
 
 
 def test_real_and_simulated_agree(packed: Path, text: Path) -> None:
-    settings = EvalSettings(dataset=str(text), seqlen=64)
+    settings = PerplexitySettings(dataset=str(text), seqlen=64)
     real = evaluate([packed], settings)["results"][0]
-    fake = evaluate([packed], EvalSettings(dataset=str(text), seqlen=64, fake=True))["results"][0]
+    fake = evaluate([packed], PerplexitySettings(dataset=str(text), seqlen=64, fake=True))["results"][0]
     assert fake["fake"]
     assert not real["fake"]
     assert fake["perplexity"] == real["perplexity"]
@@ -120,7 +120,7 @@ def test_real_and_simulated_agree(packed: Path, text: Path) -> None:
 
 def test_protocol_id_depends_on_what_was_measured(source: Path, text: Path) -> None:
     def protocol(**options: object) -> str:
-        settings = EvalSettings(**{"dataset": str(text), "seqlen": 64, "windows": 2, **options})  # type: ignore[arg-type]
+        settings = PerplexitySettings(**{"dataset": str(text), "seqlen": 64, "windows": 2, **options})  # type: ignore[arg-type]
         return str(evaluate([source], settings)["results"][0]["protocol"]["id"])
 
     base = protocol()
@@ -129,7 +129,7 @@ def test_protocol_id_depends_on_what_was_measured(source: Path, text: Path) -> N
 
 
 def test_refusals(source: Path, packed: Path, text: Path, kit: SimpleNamespace, tmp_path: Path) -> None:
-    settings = EvalSettings(dataset=str(text), seqlen=32)
+    settings = PerplexitySettings(dataset=str(text), seqlen=32)
     import shutil
 
     other = tmp_path / "other"
@@ -143,9 +143,9 @@ def test_refusals(source: Path, packed: Path, text: Path, kit: SimpleNamespace, 
     with pytest.raises(InputError, match="no checkpoint"):
         evaluate([], settings)
     with pytest.raises(InputError, match="too short"):
-        evaluate([source], EvalSettings(dataset=str(text), seqlen=4096))
+        evaluate([source], PerplexitySettings(dataset=str(text), seqlen=4096))
     with pytest.raises(InputError, match="windows"):
-        evaluate([source], EvalSettings(dataset=str(text), seqlen=32, windows=0))
+        evaluate([source], PerplexitySettings(dataset=str(text), seqlen=32, windows=0))
     (other / "model.safetensors").write_bytes(b"short")
     with pytest.raises(InputError, match="truncated"):
         evaluate([packed, other], settings)

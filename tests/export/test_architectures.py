@@ -13,7 +13,7 @@ from dfrot.arch.gguf import GGUF_ARCHS
 from dfrot.data.text import load_text
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.evaluate.ppl import window_losses
-from dfrot.evaluate.tokens import Reader
+from dfrot.evaluate.tokens import WindowReader
 from dfrot.export import engines
 from dfrot.export.check import compare, packed
 from dfrot.export.run import export
@@ -45,7 +45,7 @@ def test_from_weights_to_engines(config: dict[str, Any], kit: Any, engine: Any, 
     settings = RotateSettings(method="hadamard", dataset=str(text), seqlen=64, online=False)
     evidence = rotate(model, tmp_path / "rotated", settings)
     assert evidence["gate"]["logits"]["relative_error"] < 1e-4
-    windows = Reader(load_text(str(text), "test"), 48, 2).read(model).windows
+    windows = WindowReader(load_text(str(text), "test"), 48, 2).read(model).windows
     whole = load_model(model)
     for folder in (model, tmp_path / "rotated"):
         found = window_losses(load_model(folder), windows)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dfrot.data.text import load_text
-from dfrot.evaluate.tokens import Reader
+from dfrot.evaluate.tokens import WindowReader
 from dfrot.export import engines
 from dfrot.export.check import TOLERANCE, compare, packed
 from dfrot.export.run import export
@@ -37,7 +37,7 @@ def integers(rotated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def windows(rotated: Path) -> Tensor:
-    return Reader(load_text("stdlib", "test"), 256, 3).read(rotated).windows
+    return WindowReader(load_text("stdlib", "test"), 256, 3).read(rotated).windows
 
 
 @pytest.fixture(scope="module")

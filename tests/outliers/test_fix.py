@@ -21,7 +21,7 @@ from dfrot.outliers.rewrite import rewrite
 from dfrot.quant.resets import Reset
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.load import load_model
-from dfrot.stages.evaluate.perplexity import EvalSettings, evaluate
+from dfrot.stages.evaluate.perplexity import PerplexitySettings, evaluate
 from dfrot.stages.outliers.fix import FixSettings, fix
 from dfrot.stages.outliers.measure import OutlierSettings, measure, outliers, prepare
 from dfrot.stages.outliers.recipe import RecipeSettings
@@ -123,7 +123,7 @@ def test_mean_is_harmless_and_zero_is_fatal_where_the_model_leans_on_it(
     assert moved["mean"] < 1e-3
     assert moved["zero"] > 100 * moved["mean"]
     folders = [model, tmp_path / "mean", tmp_path / "zero"]
-    wanted = EvalSettings(dataset=str(text), seqlen=64, windows=4, kl=True)
+    wanted = PerplexitySettings(dataset=str(text), seqlen=64, windows=4, kl=True)
     _, mean, zero = evaluate(folders, wanted)["results"]
     assert mean["kl"] < 1e-4
     assert zero["kl"] > 100 * mean["kl"]

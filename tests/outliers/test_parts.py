@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dfrot.outliers.measure import quantization_errors as errors
-from dfrot.outliers.measure.block_view import View, observe
+from dfrot.outliers.measure.block_view import BlockView, observe
 from dfrot.outliers.measure.criteria import Criteria, entries
 from dfrot.outliers.measure.loss import window_nll
 from dfrot.outliers.measure.sinks import attention
@@ -97,7 +97,7 @@ def test_attention_is_that_of_transformers(make: Make) -> None:
     folder = make()
     subject = Subject(folder)
     tokens = torch.randint(0, 256, (40,))
-    view = View(0, 0, tokens, subject.runner.embed(tokens[None])[0])
+    view = BlockView(0, 0, tokens, subject.runner.embed(tokens[None])[0])
     out = observe(subject.runner, subject.block(0), subject.arch, view, None)
     found, picked = attention(view)
     model = load_model(folder)
@@ -129,7 +129,7 @@ def test_a_quantized_checkpoint_runs_as_it_would_when_loaded(make: Make, tmp_pat
     tokens = torch.randint(0, 256, (24,))
     hidden = subject.runner.embed(tokens[None])[0]
     for layer in range(3):
-        view = View(layer, 0, tokens, hidden)
+        view = BlockView(layer, 0, tokens, hidden)
         hidden = observe(subject.runner, subject.block(layer), subject.arch, view, subject.cache())
     model = load_model(packed, torch.float32, fake=not fake)
     expected = model.base_model(input_ids=tokens[None], use_cache=False, output_hidden_states=True).hidden_states

@@ -19,16 +19,16 @@ from dfrot.export.source import open_source
 from dfrot.export.targets import TARGETS
 from dfrot.files import write_json
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import Limits, plain, speculative
+from dfrot.generation.speculative import StopCriteria, plain, speculative
 from dfrot.generation.target import Target
-from dfrot.generation.tree import Shape
+from dfrot.generation.tree import TreeShape
 from dfrot.outliers.measure.subject import Subject
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.runtime.load import load_model
 from dfrot.stages.calibrate import CalibrateSettings, calibrate, merge
-from dfrot.stages.evaluate.perplexity import EvalSettings, evaluate
+from dfrot.stages.evaluate.perplexity import PerplexitySettings, evaluate
 from dfrot.stages.quantize.run import QuantizeSettings, quantize
 from dfrot.stages.rotate.run import RotateSettings, rotate
 
@@ -79,7 +79,7 @@ def test_from_a_folder_to_generated_text(build: Build, text: Path, tmp_path: Pat
         scheme = settings("w4a4kv4" if name == "fake" else name, **changes)
         quantize(tmp_path / "rotated", tmp_path / "cal", tmp_path / name, scheme)
     models = [source, tmp_path / "w4a4kv4", tmp_path / "fake", tmp_path / "w4a16"]
-    found = evaluate(models, EvalSettings(str(text), seqlen=48, windows=4, kl=True))["results"]
+    found = evaluate(models, PerplexitySettings(str(text), seqlen=48, windows=4, kl=True))["results"]
     _, packed, fake, weights = found
     assert packed["perplexity"] == pytest.approx(fake["perplexity"], rel=1e-3)
     assert 0 < weights["kl"] < packed["kl"] < 1
@@ -90,10 +90,10 @@ def test_from_a_folder_to_generated_text(build: Build, text: Path, tmp_path: Pat
         with torch.no_grad():
             assert torch.equal(loaded(out, use_cache=False).logits[:, 16:-1].argmax(-1), out[:, 17:])
         target, draft = Target(loaded), build_draft(config_for(open_described(source)[1], "dream"))
-        told = plain(target, prompt[0].tolist(), Limits(24), Sampling()).tokens
+        told = plain(target, prompt[0].tolist(), StopCriteria(24), Sampling()).tokens
         assert told[:5] == out[0, 17:].tolist()
-        for shape in (Shape(3), Shape(4, 3, 10)):
-            assert speculative(target, draft, prompt[0].tolist(), Limits(24), Sampling(), shape).tokens == told
+        for shape in (TreeShape(3), TreeShape(4, 3, 10)):
+            assert speculative(target, draft, prompt[0].tolist(), StopCriteria(24), Sampling(), shape).tokens == told
     loaded.save_pretrained(tmp_path / "again")
     assert set(Checkpoint.open(tmp_path / "again").entries) == set(Checkpoint.open(tmp_path / "w4a16").entries)
 

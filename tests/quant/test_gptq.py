@@ -9,7 +9,7 @@ from torch import Tensor
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.quant import ALGORITHMS, algorithm, gptq, rtn
 from dfrot.quant.grid import Grid
-from dfrot.quant.options import Options
+from dfrot.quant.options import AlgorithmOptions
 from dfrot.quant.scheme import QuantScheme
 
 W4 = QuantScheme(w_bits=4)
@@ -47,7 +47,7 @@ def brain_surgeon(weight: Tensor, hessian: Tensor, grid: Grid, damping: float, o
 @pytest.mark.parametrize("k", [5, 40, 150])  # 150 crosses a block border
 def test_same_codes_as_optimal_brain_surgeon(k: int, scheme: str, act_order: bool) -> None:
     weight, hessian = problem(6, k)
-    options = Options(act_order=act_order, guard=False)
+    options = AlgorithmOptions(act_order=act_order, guard=False)
     result = gptq.quantize(weight, hessian, QuantScheme.parse(scheme), options)
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True).tolist() if act_order else list(range(k))
     expected = brain_surgeon(weight, hessian, result.grid, 0.01, order)
@@ -59,7 +59,7 @@ def test_same_codes_as_optimal_brain_surgeon(k: int, scheme: str, act_order: boo
 def test_near_the_best_of_all_roundings() -> None:
     """Enumerating all 2^K ways to round up or down bounds what any method can reach."""
     weight, hessian = problem(4, 8, seed=3)
-    result = gptq.quantize(weight, hessian, W4, Options(mse_clip=False, damping=1e-6))
+    result = gptq.quantize(weight, hessian, W4, AlgorithmOptions(mse_clip=False, damping=1e-6))
     low = torch.floor(weight / result.grid.steps(torch.arange(8))) + 8
     choices = torch.tensor(list(itertools.product((0, 1), repeat=8)))
     candidates = (low[:, None, :] + choices).clamp(0, 15)
@@ -70,7 +70,9 @@ def test_near_the_best_of_all_roundings() -> None:
         ]
     )
     mine = objective(weight, result.dequantize(), hessian)
-    nearest = objective(weight, rtn.quantize(weight, hessian, W4, Options(mse_clip=False)).dequantize(), hessian)
+    nearest = objective(
+        weight, rtn.quantize(weight, hessian, W4, AlgorithmOptions(mse_clip=False)).dequantize(), hessian
+    )
     best = costs.min(1).values
     assert bool((mine <= nearest * (1 + 1e-6)).all())
     assert float(mine.sum()) < float(best.sum()) + 0.5 * float((nearest - best).sum())
@@ -80,7 +82,7 @@ def test_near_the_best_of_all_roundings() -> None:
 def test_never_worse_than_rounding_on_the_calibration_hessian(scheme: str) -> None:
     for seed in range(5):
         weight, hessian = problem(24, 96, seed)
-        options = Options(damping=1e-4)
+        options = AlgorithmOptions(damping=1e-4)
         parsed = QuantScheme.parse(scheme)
         mine = gptq.quantize(weight, hessian, parsed, options)
         nearest = rtn.quantize(weight, hessian, parsed, options)
@@ -112,7 +114,7 @@ def test_identity_hessian_is_rounding() -> None:
 def test_linears_together_equal_linears_apart() -> None:
     first, hessian = problem(8, 64)
     second, _ = problem(12, 64, seed=9)
-    together = gptq.quantize_together([first, second], hessian, W4, Options())
+    together = gptq.quantize_together([first, second], hessian, W4, AlgorithmOptions())
     for weight, result in zip((first, second), together):
         alone = gptq.quantize(weight, hessian, W4)
         assert torch.equal(alone.codes, result.codes)
@@ -123,10 +125,10 @@ def test_dead_columns_become_zero_and_disturb_nothing() -> None:
     weight, hessian = problem(6, 20)
     keep = torch.arange(20) != 7
     hessian[7], hessian[:, 7] = 0, 0
-    result = gptq.quantize(weight, hessian, W4, Options(guard=False))
+    result = gptq.quantize(weight, hessian, W4, AlgorithmOptions(guard=False))
     assert result.stats["dead"] == 1
     assert torch.equal(result.dequantize()[:, 7], torch.zeros(6))
-    small = gptq.factor(hessian[keep][:, keep], Options())
+    small = gptq.factor(hessian[keep][:, keep], AlgorithmOptions())
     assert not isinstance(small, str)
     codes, _ = gptq.solve(weight[:, keep].contiguous(), result.grid, small)
     assert torch.equal(result.codes[:, keep], codes)
@@ -166,7 +168,7 @@ def test_refusals() -> None:
     with pytest.raises(UnsupportedError, match="16 bits"):
         rtn.quantize(weight, None, QuantScheme(w_bits=16))
     with pytest.raises(UnsupportedError, match="damping"):
-        Options(damping=0.0)
+        AlgorithmOptions(damping=0.0)
     with pytest.raises(UnsupportedError, match="gptq, rtn"):
         algorithm("awq")
 
@@ -174,7 +176,7 @@ def test_refusals() -> None:
 def test_table_loads_every_algorithm() -> None:
     weight, hessian = problem(4, 16)
     for entry in ALGORITHMS.values():
-        (result,) = entry.load()([weight], hessian, W4, Options())
+        (result,) = entry.load()([weight], hessian, W4, AlgorithmOptions())
         assert result.stats["algorithm"] == entry.name
 
 

@@ -13,18 +13,18 @@ from dfrot.arch import open_described
 from dfrot.checkpoint import Checkpoint
 from dfrot.draft.models.build import build as build_draft
 from dfrot.draft.models.build import config_for
-from dfrot.draft.training.init_from_target import warm_start
+from dfrot.draft.training.init_from_target import init_from_target
 from dfrot.errors import UnsupportedError
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import Limits, plain, speculative
+from dfrot.generation.speculative import StopCriteria, plain, speculative
 from dfrot.generation.target import Target
-from dfrot.generation.tree import Shape
+from dfrot.generation.tree import TreeShape
 from dfrot.outliers.measure.subject import Subject
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.load import load_model
 from dfrot.stages.calibrate import CalibrateSettings, calibrate
 from dfrot.stages.compare.run import CompareSettings, compare
-from dfrot.stages.evaluate.perplexity import EvalSettings, evaluate
+from dfrot.stages.evaluate.perplexity import PerplexitySettings, evaluate
 from dfrot.stages.quantize.run import QuantizeSettings, quantize
 from dfrot.stages.rotate.run import RotateSettings, rotate
 
@@ -51,7 +51,7 @@ def test_from_a_folder_to_generated_text(
         scheme = QuantScheme.parse("w4a4kv4" if name == "fake" else name)
         quantize(tmp_path / "rotated", tmp_path / "cal", tmp_path / name, QuantizeSettings(scheme, fake=name == "fake"))
     models = [source, tmp_path / "w4a4kv4", tmp_path / "fake", tmp_path / "w8a16"]
-    found = evaluate(models, EvalSettings(str(text), seqlen=48, windows=4, kl=True))["results"]
+    found = evaluate(models, PerplexitySettings(str(text), seqlen=48, windows=4, kl=True))["results"]
     _, packed, fake, weights = found
     assert packed["perplexity"] == pytest.approx(fake["perplexity"], rel=1e-3)
     assert weights["kl"] < 1e-3 < packed["kl"] < 1
@@ -62,11 +62,11 @@ def test_from_a_folder_to_generated_text(
         assert torch.equal(loaded(out, use_cache=False).logits[:, 16:-1].argmax(-1), out[:, 17:])
     target, ids = Target(loaded), prompt[0].tolist()
     draft = build_draft(config_for(open_described(source)[1], "dream"))
-    warm_start(draft, target)
-    told = plain(target, ids, Limits(24), Sampling()).tokens
+    init_from_target(draft, target)
+    told = plain(target, ids, StopCriteria(24), Sampling()).tokens
     assert told[:5] == out[0, 17:].tolist()
-    for shape in (Shape(3), Shape(4, 3, 10)):
-        assert speculative(target, draft, ids, Limits(24), Sampling(), shape).tokens == told
+    for shape in (TreeShape(3), TreeShape(4, 3, 10)):
+        assert speculative(target, draft, ids, StopCriteria(24), Sampling(), shape).tokens == told
     assert ("lm_head.weight" in Checkpoint.open(tmp_path / "w4a4kv4")) == (kind == "olmo2"), "tied stays tied"
 
 

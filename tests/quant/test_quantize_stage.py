@@ -18,7 +18,7 @@ from dfrot.files import read_json, write_json
 from dfrot.quant import gptq, rtn
 from dfrot.quant.activations import fake_quantize
 from dfrot.quant.config import DfqConfig
-from dfrot.quant.options import Options
+from dfrot.quant.options import AlgorithmOptions
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.stages.calibrate import CalibrateSettings, calibrate
@@ -167,7 +167,7 @@ def test_without_propagation_the_calibration_is_used(model: Path, cal: Path, tmp
     checkpoint, arch = open_described(model)
     stats = Calibration.open(cal, arch, checkpoint.digest()).stats("layer-00001")
     weight = checkpoint.read(f"{DOWN}.weight").float()
-    options = Options(act_order=True, damping=0.05)
+    options = AlgorithmOptions(act_order=True, damping=0.05)
     expected = gptq.quantize(weight, stats["mlp.down_proj"].hessian, QuantScheme(), options)
     assert torch.equal(packed(tmp_path / "q", DOWN).codes(), expected.codes)
 

@@ -13,12 +13,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from dfrot.arch import describe
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, MismatchError, UnsupportedError
-from dfrot.hub import resolve
+from dfrot.hub import resolve_model
 from dfrot.quant.scheme import QuantScheme
 from dfrot.quant.tuned import hadamard
 from dfrot.rotation.hadamard import plan
 from dfrot.runtime.load import load_model
-from dfrot.runtime.trainable import Trainable
+from dfrot.runtime.trainable import TrainableModel
 from dfrot.stages import tune as module
 from dfrot.stages.quantize.run import QuantizeSettings, quantize
 from dfrot.stages.rotate.run import RotateSettings, rotate
@@ -31,7 +31,7 @@ QUICK = TuneSettings(dataset="stdlib", steps=4, batch=1, seqlen=64, held_out=2, 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tune")
-    rotate(resolve("reference"), folder / "rotated", RotateSettings(method="hadamard", gate=False))
+    rotate(resolve_model("reference"), folder / "rotated", RotateSettings(method="hadamard", gate=False))
     for name, scheme in (("packed", "w4a4kv4"), ("groups", "w3a8-g64-wasym")):
         settings = QuantizeSettings(scheme=QuantScheme.parse(scheme), algorithm="rtn")
         quantize(folder / "rotated", None, folder / name, settings)
@@ -43,7 +43,7 @@ def test_before_the_first_step_it_is_the_packed_model(packed: Path, name: str) -
     config = Checkpoint.open(packed / name).config
     ids = torch.arange(7, 47)[None]
     expected = load_model(packed / name, dtype=torch.float32)(ids).logits
-    student = Trainable(load_model(packed / name, dtype=torch.float32), describe(config), torch.bfloat16)
+    student = TrainableModel(load_model(packed / name, dtype=torch.float32), describe(config), torch.bfloat16)
     found = student.model(ids, use_cache=False).logits
     assert torch.allclose(found, expected, atol=1e-4 * float(expected.std()))
     stored = Checkpoint.open(packed / name)
@@ -67,7 +67,7 @@ def test_the_gradient_of_the_transform_is_its_transpose() -> None:
 
 def test_scales_and_gains_learn_and_integers_stay(packed: Path, tmp_path: Path) -> None:
     evidence = tune(
-        packed / "packed", resolve("reference"), tmp_path / "tuned", TuneSettings(**{**vars(QUICK), "steps": 8})
+        packed / "packed", resolve_model("reference"), tmp_path / "tuned", TuneSettings(**{**vars(QUICK), "steps": 8})
     )
     before, after = Checkpoint.open(packed / "packed"), Checkpoint.open(tmp_path / "tuned")
     assert list(before.entries) == list(after.entries)
@@ -83,7 +83,7 @@ def test_scales_and_gains_learn_and_integers_stay(packed: Path, tmp_path: Path) 
 
 
 def test_a_killed_run_ends_in_the_same_bytes(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    teacher = resolve("reference")
+    teacher = resolve_model("reference")
     tune(packed / "packed", teacher, tmp_path / "whole", QUICK)
     step, calls = module.AdamW.step, []
 
@@ -104,7 +104,7 @@ def test_a_killed_run_ends_in_the_same_bytes(packed: Path, tmp_path: Path, monke
 
 
 def test_what_cannot_be_tuned_is_refused(packed: Path, tmp_path: Path) -> None:
-    teacher, out = resolve("reference"), tmp_path / "out"
+    teacher, out = resolve_model("reference"), tmp_path / "out"
     with pytest.raises(InputError, match="is no packed checkpoint; quantize first"):
         tune(packed / "rotated", teacher, out, QUICK)
     with pytest.raises(InputError, match="is quantized itself; give the 16-bit checkpoint"):

@@ -15,12 +15,12 @@ from dfrot import reference
 from dfrot.data import shapes
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import InputError, ResourceError
-from dfrot.generation.load_target import ends_of, open_target
-from dfrot.generation.prompt import Images
+from dfrot.generation.load_target import end_token_ids, load_target
+from dfrot.generation.prompt import ImageInputs
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import Limits, plain
+from dfrot.generation.speculative import StopCriteria, plain
 from dfrot.reference import build_vlm as sees
-from dfrot.vision.prompts import Sighted, drawn, question
+from dfrot.vision.prompts import LlavaPromptReader, drawn_conversation, question
 
 IMAGE = 4094
 
@@ -72,13 +72,15 @@ def test_the_image_token_is_no_text(folder: Path) -> None:
 
 
 def test_it_says_what_is_in_held_out_images(folder: Path) -> None:
-    target, sighted = open_target(folder), Sighted.open(folder)
+    target, sighted = load_target(folder), LlavaPromptReader.open(folder)
     right, blind, count = 0, 0, 24
     for seed in range(shapes.HELD_OUT, shapes.HELD_OUT + count):
-        messages, own, where = drawn(seed)
-        for pictures in (own, drawn(seed + 1)[1]):
+        messages, own, where = drawn_conversation(seed)
+        for pictures in (own, drawn_conversation(seed + 1)[1]):
             prompt, seen = sighted.seen(question(messages), pictures, where)
-            said = plain(target, prompt, Limits(48, ends_of(target)), Sampling(), images=Images(seen)).tokens
+            said = plain(
+                target, prompt, StopCriteria(48, end_token_ids(target)), Sampling(), images=ImageInputs(seen)
+            ).tokens
             same = sighted.tokenizer.decode(said, skip_special_tokens=True) == messages[1]["content"]
             right, blind = right + (same and pictures is own), blind + (same and pictures is not own)
     claimed = json.loads((sees.path() / "training.json").read_text())["answers_right"]
@@ -90,11 +92,11 @@ def test_the_name_leads_to_one_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
-    made = models.resolve("reference-vlm")
+    made = models.resolve_model("reference-vlm")
     assert made == models.assembled()
     assert made.name == "reference-vlm"
     times = {path.name: path.stat().st_mtime_ns for path in made.iterdir()}
-    assert models.resolve("reference-vlm") == made
+    assert models.resolve_model("reference-vlm") == made
     assert {path.name: path.stat().st_mtime_ns for path in made.iterdir()} == times
     assert [path.name for path in made.parent.iterdir()] == ["reference-vlm"]
     assert models.default_dataset("reference-vlm", made) == "stdlib"
@@ -106,7 +108,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: p
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "file"))
     with pytest.raises(ResourceError, match="set HF_HOME") as caught:
-        models.resolve("reference-vlm")
+        models.resolve_model("reference-vlm")
     assert "\n" not in str(caught.value)
 
 
@@ -123,6 +125,6 @@ def test_two_makers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (models.assembled() / "config.json").write_text("theirs")
 
     monkeypatch.setattr(sees, "write", slow)
-    made: Any = models.resolve("reference-vlm")
+    made: Any = models.resolve_model("reference-vlm")
     assert (made / "config.json").read_text() == "theirs"
     assert [path.name for path in made.parent.iterdir()] == ["reference-vlm"]

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from dfrot.bench.refinement.synthetic_rows import unit_rms
-from dfrot.rotation.refinement.features import Features, from_rows
+from dfrot.rotation.refinement.features import CalibrationRows, from_rows
 
 
 @pytest.fixture
-def planted() -> Callable[..., Features]:
-    def build(width: int = 64, common: int = 3000, massive: int = 12, seed: int = 0) -> Features:
+def planted() -> Callable[..., CalibrationRows]:
+    def build(width: int = 64, common: int = 3000, massive: int = 12, seed: int = 0) -> CalibrationRows:
         draw = torch.Generator().manual_seed(seed)
         gains = torch.exp(0.5 * torch.randn(width, generator=draw))
         rows = torch.randn(common, width, generator=draw) * gains

@@ -12,14 +12,14 @@ from dfrot.bench.refinement.straightforward import straightforward
 from dfrot.bench.refinement.synthetic_rows import llama_like_rows, unit_rms
 from dfrot.errors import InputError
 from dfrot.rotation.hadamard import randomized
-from dfrot.rotation.refinement.features import Features, from_rows
+from dfrot.rotation.refinement.features import CalibrationRows, from_rows
 from dfrot.rotation.refinement.massive_subspace import anchor, moved
 from dfrot.rotation.refinement.objective import AUTO_WEIGHT, effective_gamma, evaluate
 from dfrot.rotation.refinement.polar import orthogonalise, orthogonality_error, polar
 from dfrot.rotation.refinement.refine import RefineSettings, refine
 from dfrot.rotation.refinement.tiles import Tiles
 
-Planted = Callable[..., Features]
+Planted = Callable[..., CalibrationRows]
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -206,7 +206,7 @@ def test_subsampled_rows_stand_for_all(planted: Planted) -> None:
     keep = torch.cat([torch.arange(0, 4000, 2), torch.arange(4000, 4012)])
     weight = torch.where(features.massive, 1.0, 2.0)[keep]
     parts = (features.massive[keep], features.tap[keep], features.position[keep], features.token[keep])
-    half = Features(features.rows[keep], weight, *parts, features.taps, features.total)
+    half = CalibrationRows(features.rows[keep], weight, *parts, features.taps, features.total)
     grid, gamma = RefineSettings().grid, effective_gamma(features, "auto")
     assert effective_gamma(half, "auto") == gamma
     with Tiles() as tiles:

@@ -12,7 +12,7 @@ from dfrot.errors import UnsupportedError
 from dfrot.quant.activations import fake_quantize_kv
 from dfrot.quant.sinks import Sinks
 from dfrot.rotation.hadamard import matrix, plan
-from dfrot.runtime.forward_hooks import Runtime
+from dfrot.runtime.forward_hooks import ForwardHooks
 from dfrot.runtime.kv_cache import DfqCacheLayer, KVSpec
 
 B, H, D = 3, 2, 32
@@ -147,7 +147,7 @@ def test_which_caches_are_accepted() -> None:
             _attn_implementation = "dfq"
             use_cache = True
 
-    runtime = Runtime(KVSpec(4, False, 1.0, None), 0, n_layers=2)
+    runtime = ForwardHooks(KVSpec(4, False, 1.0, None), 0, n_layers=2)
 
     def take(cache: object, **options: object) -> DynamicCache:
         return runtime._cache(Base(), cache, options)
@@ -164,7 +164,7 @@ def test_which_caches_are_accepted() -> None:
     full.update(*states(3, 0), 0)
     with pytest.raises(UnsupportedError, match="already holds"):
         take(full)
-    other = Runtime(KVSpec(8, False, 1.0, None), 0, n_layers=2)._cache(Base(), None, {})
+    other = ForwardHooks(KVSpec(8, False, 1.0, None), 0, n_layers=2)._cache(Base(), None, {})
     with pytest.raises(UnsupportedError, match="another model"):
         take(other)
     from transformers import LlamaConfig

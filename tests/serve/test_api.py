@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from dfrot.serve.api import parse
+from dfrot.serve.api import parse_request
 from dfrot.serve.errors import ApiError
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -15,24 +15,24 @@ TEXT: dict[str, Any] = {"model": "m", "prompt": "hi"}
 
 
 def test_defaults_are_openais() -> None:
-    call = parse("chat", CHAT)
+    call = parse_request("chat", CHAT)
     assert (call.temperature, call.top_p, call.max_tokens, call.stream, call.seed) == (1.0, 1.0, None, False, None)
-    assert parse("completion", TEXT).max_tokens == 16
+    assert parse_request("completion", TEXT).max_tokens == 16
 
 
 def test_fields_arrive() -> None:
     body = {**CHAT, "max_completion_tokens": 5, "stop": "x", "seed": 3, "temperature": 0, "top_k": -1, "user": "me"}
     body |= {"stream": True, "stream_options": {"include_usage": True}, "n": 1, "tools": [], "logprobs": False}
-    call = parse("chat", body)
+    call = parse_request("chat", body)
     assert (call.max_tokens, call.stops, call.seed, call.temperature, call.top_k) == (5, ("x",), 3, 0.0, 0)
     assert call.stream
     assert call.include_usage
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     messages = [{"role": "developer", "content": parts}, {"role": "user", "content": "c", "name": "me"}]
-    call = parse("chat", {**CHAT, "messages": messages})
+    call = parse_request("chat", {**CHAT, "messages": messages})
     assert call.prompt == [{"role": "system", "content": "ab"}, {"role": "user", "content": "c"}]
-    assert parse("completion", {**TEXT, "prompt": [[1, 2]]}).prompt == (1, 2)
-    assert parse("completion", {**TEXT, "prompt": ["x"]}).prompt == "x"
+    assert parse_request("completion", {**TEXT, "prompt": [[1, 2]]}).prompt == (1, 2)
+    assert parse_request("completion", {**TEXT, "prompt": ["x"]}).prompt == "x"
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_fields_arrive() -> None:
 )
 def test_refusals_name_the_field(change: dict[str, Any], field: str) -> None:
     with pytest.raises(ApiError) as caught:
-        parse("chat", {**CHAT, **change}).sampling(3, 1000)
+        parse_request("chat", {**CHAT, **change}).sampling(3, 1000)
     assert caught.value.status == 400
     assert field in str(caught.value), str(caught.value)
 
@@ -82,17 +82,17 @@ def test_refusals_name_the_field(change: dict[str, Any], field: str) -> None:
 @pytest.mark.parametrize("prompt", [None, 3, [], ["a", "b"], [1, "a"], [True], {"a": 1}])
 def test_prompts_are_one_text_or_its_ids(prompt: Any) -> None:
     with pytest.raises(ApiError, match="prompt"):
-        parse("completion", {**TEXT, "prompt": prompt})
+        parse_request("completion", {**TEXT, "prompt": prompt})
 
 
 @pytest.mark.parametrize("body", [None, [], "x", 3])
 def test_a_body_is_an_object(body: Any) -> None:
     with pytest.raises(ApiError, match="JSON object"):
-        parse("chat", body)
+        parse_request("chat", body)
 
 
 def test_penalties_count_new_tokens_and_bias_adds() -> None:
     body = {**TEXT, "frequency_penalty": 0.5, "presence_penalty": 0.25, "logit_bias": {"3": 2}, "temperature": 0}
-    sampling = parse("completion", body).sampling(2, 5)
+    sampling = parse_request("completion", body).sampling(2, 5)
     scores = sampling.processed(torch.zeros(5), [4, 4, 1, 1, 2])
     assert scores.tolist() == [0.0, -1.25, -0.75, 2.0, 0.0]

@@ -19,7 +19,7 @@ from dfrot.draft.models.build import build, config_for
 from dfrot.draft.store import fingerprint, save_draft
 from dfrot.generation.engine import Engine
 from dfrot.reference import build_vlm as sees
-from dfrot.serve.api import parse
+from dfrot.serve.api import parse_request
 from dfrot.serve.errors import ApiError
 
 Image = pytest.importorskip("PIL.Image")
@@ -42,10 +42,10 @@ def body(*parts: Any, role: str = "user") -> dict[str, Any]:
 
 def test_images_leave_their_places_in_the_message() -> None:
     one = uri(shapes.sample(0).picture)
-    call = parse("chat", body(part(one), TEXT, part(one, detail="auto")))
+    call = parse_request("chat", body(part(one), TEXT, part(one, detail="auto")))
     assert call.prompt[0]["content"] == [{"type": "image"}, TEXT, {"type": "image"}]
     assert [data[:4] for data in call.images] == [b"\x89PNG"] * 2
-    assert parse("chat", body(TEXT, TEXT)).prompt[0]["content"] == 2 * TEXT["text"]
+    assert parse_request("chat", body(TEXT, TEXT)).prompt[0]["content"] == 2 * TEXT["text"]
 
 
 @pytest.mark.parametrize(
@@ -69,14 +69,14 @@ def test_images_leave_their_places_in_the_message() -> None:
 )
 def test_parts_that_are_refused(content: Any, message: str) -> None:
     with pytest.raises(ApiError, match=message) as caught:
-        parse("chat", body(*content))
+        parse_request("chat", body(*content))
     assert caught.value.status == 400
     assert len(str(caught.value)) < 200
 
 
 def test_only_users_show_images() -> None:
     with pytest.raises(ApiError, match="only text is"):
-        parse("chat", body(part("data:image/png;base64,AAAA"), role="assistant"))
+        parse_request("chat", body(part("data:image/png;base64,AAAA"), role="assistant"))
 
 
 @pytest.fixture(scope="module")

@@ -175,8 +175,8 @@ def raw(server: Any) -> socket.socket:
 
 
 def test_slow_clients_are_cut(engine: Engine, start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol.Guarded, "head_seconds", 0.3)
-    monkeypatch.setattr(protocol.Guarded, "read_seconds", 0.3)
+    monkeypatch.setattr(protocol.GuardedProtocol, "head_seconds", 0.3)
+    monkeypatch.setattr(protocol.GuardedProtocol, "read_seconds", 0.3)
     monkeypatch.setattr(app, "BODY_SECONDS", 0.3)
     with start(engine) as server:
         with raw(server) as head:  # a head that never ends

@@ -43,12 +43,12 @@ def test_an_unfinished_character_is_told_at_the_end_only() -> None:
 
 def test_generation_streams_what_decoding_gives(engine: Engine) -> None:
     from dfrot.generation.sampling import Sampling
-    from dfrot.generation.speculative import Limits, plain
+    from dfrot.generation.speculative import StopCriteria, plain
 
     prompt = engine.encode("def read(self, size):")
     job = engine.start(TextRequest(prompt, 40))
     pieces = list(job)
-    expected = plain(engine.target, prompt, Limits(40, engine.ends), Sampling())
+    expected = plain(engine.target, prompt, StopCriteria(40, engine.ends), Sampling())
     assert job.out.tokens == expected.tokens
     assert "".join(pieces) == engine.decode(expected.tokens)
     assert (job.finish, job.usage) == ("length", (len(prompt), 40))

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from dfrot.draft.training.sources import Stored
+from dfrot.draft.training.sources import StoredFeatures
 from dfrot.files import read_json
 from dfrot.generation.engine import Engine, TextRequest
-from dfrot.generation.load_target import open_target
-from dfrot.vision.prompts import Sighted, load_questions
+from dfrot.generation.load_target import load_target
+from dfrot.vision.prompts import LlavaPromptReader, load_questions
 
 Image = pytest.importorskip("PIL.Image")
 FEW = ("--samples", "6", "--held-out", "2", "--seqlen", "48")
@@ -82,8 +82,8 @@ def test_stored_features_are_the_running_ones(
     from dfrot.stages.draft.train import DataSettings, _source
 
     settings = DataSettings(dataset=data, samples=6, held_out=2, seqlen=48)
-    online = _source(packed, open_target(packed), settings, "sample", lambda *_: None)
-    stored = Stored(tmp_path / "f")
+    online = _source(packed, load_target(packed), settings, "sample", lambda *_: None)
+    stored = StoredFeatures(tmp_path / "f")
     for side, index in (("train", torch.tensor([3, 1])), ("held_out", torch.tensor([0, 1]))):
         (rows_a, a), (rows_b, b) = online.batch(side, index), stored.batch(side, index)
         assert rows_a.digest() == rows_b.digest()
@@ -100,9 +100,9 @@ def test_stored_features_are_the_running_ones(
 def test_answers_count_and_questions_do_not(packed: Path, rows: Path) -> None:
     from dfrot.stages.draft.train import DataSettings, _source
 
-    sighted = Sighted.open(packed)
+    sighted = LlavaPromptReader.open(packed)
     settings = DataSettings(dataset=str(rows), samples=4, held_out=1, seqlen=48)
-    source = _source(packed, open_target(packed), settings, "none", lambda *_: None)
+    source = _source(packed, load_target(packed), settings, "none", lambda *_: None)
     for sample in source.samples["train"]:
         answer = sighted.tokenizer.decode(sample.tokens[sample.prompt :])
         assert answer.startswith("It is ")
@@ -119,11 +119,11 @@ def test_rotating_and_packing_take_the_vision_part_along(original: Path, rotated
     assert gate["parts"]["projector"]["error"] < 1e-3
     marks = {read_json(folder / "vision.json")["language_model"] for folder in (original, rotated, packed)}
     assert len(marks) == 3
-    asked = load_questions("shapes", Sighted.open(original), 1)[0]
+    asked = load_questions("shapes", LlavaPromptReader.open(original), 1)[0]
     assert asked.images is not None
     logits = []
     for folder in (original, rotated):
-        model = open_target(folder).model
+        model = load_target(folder).model
         logits.append(model(input_ids=torch.tensor([asked.ids]), **asked.images.given).logits)
     assert torch.allclose(*logits, atol=1e-3 * float(logits[0].abs().max()))
 

@@ -18,7 +18,7 @@ from dfrot.quant.scheme import QuantScheme
 from dfrot.stages.quantize.run import QuantizeSettings, quantize
 from dfrot.stages.rotate.run import RotateSettings, rotate
 from dfrot.vision.processor import FILES
-from dfrot.vision.prompts import drawn, learnt, question, reader_of, told
+from dfrot.vision.prompts import conversation_row, drawn_conversation, prompt_reader, question, training_sample
 
 Image = pytest.importorskip("PIL.Image")
 IMAGE = 4094
@@ -98,7 +98,7 @@ def test_a_draft_is_trained_and_loses_nothing(hub: Path, dfq: Any, tmp_path: Pat
     done = dfq("draft", "eval", "--model", hub, "--draft", tmp_path / "draft", *given, *shapes)
     assert done.exit_code == 0, done.output
     assert {found["identical"] for found in read_json(tmp_path / "e.json")["shapes"].values()} == {"3/3"}
-    told = []
+    conversation_row = []
     for colour in ((255, 0, 0), (0, 0, 255)):
         Image.new("RGB", (40, 30), colour).save(tmp_path / "a.png")
         asked = ("--prompt", "What is it?", "--image", tmp_path / "a.png", "--max-new-tokens", "10", "--json")
@@ -106,15 +106,15 @@ def test_a_draft_is_trained_and_loses_nothing(hub: Path, dfq: Any, tmp_path: Pat
             ("generate", "--model", hub),
             ("draft", "generate", "--model", hub, "--draft", tmp_path / "draft", "--chain", "2"),
         )
-        told.append([json.loads(dfq(*route, *asked).stdout)["tokens"] for route in routes])
-        assert told[-1][0] == told[-1][1]
-    assert told[0] != told[1]
+        conversation_row.append([json.loads(dfq(*route, *asked).stdout)["tokens"] for route in routes])
+        assert conversation_row[-1][0] == conversation_row[-1][1]
+    assert conversation_row[0] != conversation_row[1]
 
 
 def test_samples_hold_prompt_and_answer(hub: Path) -> None:
-    reader = reader_of(hub)
-    messages, pictures, where = drawn(0)
-    sample = learnt(reader, (messages, pictures, where), 64)
+    reader = prompt_reader(hub)
+    messages, pictures, where = drawn_conversation(0)
+    sample = training_sample(reader, (messages, pictures, where), 64)
     prompt, given = reader.seen(question(messages), pictures, where)
     assert sample.tokens[: sample.prompt] == prompt
     assert prompt.count(reader.image_token) == 4
@@ -144,8 +144,11 @@ def rows_of(folder: Path) -> Path:
 
 
 def test_rows_without_images_and_images_behind_an_answer(hub: Path, dfq: Any, tmp_path: Path) -> None:
-    rows, reader = rows_of(tmp_path), reader_of(hub)
-    found = [learnt(reader, told(row, tmp_path, where), 96) for row, where in itertools.islice(read_rows(rows), 3)]
+    rows, reader = rows_of(tmp_path), prompt_reader(hub)
+    found = [
+        training_sample(reader, conversation_row(row, tmp_path, where), 96)
+        for row, where in itertools.islice(read_rows(rows), 3)
+    ]
     images = [sample.tokens[: sample.prompt].count(reader.image_token) // 4 for sample in found]
     assert images == [0, 1, 2]
     assert [bool(sample.given) for sample in found] == [False, True, True]

@@ -40,10 +40,10 @@ def command(common: Common, out: Path | None, **options: Any) -> None:
     from dfrot.bench.models.presets import preset
     from dfrot.errors import ExistsError
     from dfrot.files import write_json
-    from dfrot.generation.tree import Shape
+    from dfrot.generation.tree import TreeShape
 
     preset(options["shape"])
-    options["trees"] = tuple(Shape.parse(None, tree) for tree in options["trees"])
+    options["trees"] = tuple(TreeShape.parse(None, tree) for tree in options["trees"])
     if out is not None and out.exists() and not common.overwrite:
         raise ExistsError(f"{out}: already exists; choose another --out, or replace it with --overwrite")
     settings = {**options, "seed": common.seed}

@@ -29,10 +29,10 @@ from dfrot_cli.plan import plan
 def command(model: str, out: Path, dataset: str | None, common: Common, **options: Any) -> None:
     """Collect what quantize needs, on a rotated (or original) checkpoint; one block is in memory at a time."""
     common.prepare()
-    from dfrot.hub import default_dataset, resolve
+    from dfrot.hub import default_dataset, resolve_model
     from dfrot.stages.calibrate import CalibrateSettings, calibrate
 
-    folder = resolve(model)
+    folder = resolve_model(model)
     dataset = dataset or default_dataset(model, folder)
     settings = CalibrateSettings(dataset=dataset, seed=common.seed, **options)
     if common.plan:

@@ -35,10 +35,10 @@ def command(model: str, out: Path, dataset: str | None, gamma: str, common: Comm
     Resumable cell by cell. Ends with the differences between rotations and what was claimed of them.
     """
     common.prepare()
-    from dfrot.hub import default_dataset, resolve
+    from dfrot.hub import default_dataset, resolve_model
     from dfrot.stages.compare.run import CompareSettings, compare
 
-    folder = resolve(model)
+    folder = resolve_model(model)
     dataset = dataset or default_dataset(model, folder)
     weight = gamma if gamma == "auto" else float(gamma)
     settings = CompareSettings(dataset=dataset, gamma=weight, seed=common.seed, **options)

@@ -44,16 +44,18 @@ def eval_command(
     common.prepare()
     from dfrot.errors import ExistsError, GateError, InputError
     from dfrot.files import write_json
-    from dfrot.hub import resolve
-    from dfrot.stages.draft.evaluate import EvalSettings, evaluate
+    from dfrot.hub import resolve_model
+    from dfrot.stages.draft.evaluate import DraftEvalSettings, evaluate
 
     if out is not None and out.exists() and not common.overwrite:
         raise ExistsError(f"{out}: already exists; choose another --out, or replace it with --overwrite")
     sampling = sampling_of(given)
     if require_lossless and not sampling.greedy:
         raise InputError("--require-lossless compares tokens, which only greedy decoding repeats; leave --temperature")
-    settings = EvalSettings(prompts=count, shapes=shapes_of(chain, tree), sampling=sampling, seed=common.seed, **given)
-    folder = resolve(model)
+    settings = DraftEvalSettings(
+        prompts=count, shapes=shapes_of(chain, tree), sampling=sampling, seed=common.seed, **given
+    )
+    folder = resolve_model(model)
     if common.plan:
         plan("draft eval", {"model": folder, "draft": draft}, settings, out, common)
         return

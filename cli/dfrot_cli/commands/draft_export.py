@@ -23,10 +23,10 @@ from dfrot_cli.plan import plan
 def export(model: str, draft: Path, kind: str, verifier: str | None, out: Path, common: Common) -> None:
     """Write an eagle3 draft as serving engines load it (a dream draft has no place there, and is refused)."""
     common.prepare()
-    from dfrot.hub import resolve
+    from dfrot.hub import resolve_model
     from dfrot.stages.draft.export import export_draft
 
-    folder = resolve(model)
+    folder = resolve_model(model)
     if common.plan:
         plan("draft export", {"model": folder, "draft": draft}, {"format": kind, "verifier": verifier}, out, common)
         return

@@ -21,11 +21,11 @@ from dfrot_cli.plan import plan
 def extract(model: str, out: Path, common: Common, **given: Any) -> None:
     """Write training features to safetensors shards, to train several drafts on them."""
     common.prepare()
-    from dfrot.hub import resolve
+    from dfrot.hub import resolve_model
     from dfrot.stages.draft.train import extract as run
     from dfrot.stages.draft.train import extract_size
 
-    settings, folder = draft_settings(common, given, {}), resolve(model)
+    settings, folder = draft_settings(common, given, {}), resolve_model(model)
     size = show.size(extract_size(folder, settings))
     if common.plan:
         plan("draft extract", {"model": folder, "disk": size}, settings, out, common)

@@ -43,13 +43,13 @@ def generate(
     pay, decoding is plain, and says so."""
     common.prepare()
     from dfrot.errors import InputError
-    from dfrot.hub import resolve
+    from dfrot.hub import resolve_model
     from dfrot.stages.draft.generate import GenerateSettings, generate_text
     from dfrot_cli.commands.draft_options import shapes_of
 
     if len(chain) + len(tree) > 1:
         raise InputError("--chain and --tree: give one shape")
-    sampling, folder = sampling_of(given), resolve(model)
+    sampling, folder = sampling_of(given), resolve_model(model)
     shape = shapes_of(chain, tree)[0] if chain or tree else None
     settings = GenerateSettings(prompt=prompt, shape=shape, sampling=sampling, seed=common.seed, **given)
     if common.plan:

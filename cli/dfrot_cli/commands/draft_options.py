@@ -45,10 +45,10 @@ def sampling_of(given: dict[str, Any]) -> Any:
 
 def shapes_of(chain: tuple[int, ...], tree: tuple[str, ...]) -> tuple[tuple[int, int, int], ...]:
     """All shapes asked for; a chain of 3 without any."""
-    from dfrot.generation.tree import Shape
+    from dfrot.generation.tree import TreeShape
 
-    shapes = [Shape.parse(length, None) for length in chain] + [Shape.parse(None, text) for text in tree]
-    return tuple((one.depth, one.topk, one.total) for one in shapes or [Shape.parse(None, None)])
+    shapes = [TreeShape.parse(length, None) for length in chain] + [TreeShape.parse(None, text) for text in tree]
+    return tuple((one.depth, one.topk, one.total) for one in shapes or [TreeShape.parse(None, None)])
 
 
 keep_option = click.option(

@@ -50,14 +50,14 @@ def train(
     its share of the draft's parameters, gradients and moments."""
     common.prepare()
     from dfrot.draft.training.tensorboard import tensorboard as log_to
-    from dfrot.hub import resolve
+    from dfrot.hub import resolve_model
     from dfrot.stages.draft.train import train as run
 
     given["quantize"] = given["quantize"] or ""
     names = ("epochs", "batch", "lr", "ttt_steps", "weight_feature", "weight_mid", "evaluations")
     options = {name: given.pop(name) for name in names} | {"weight_decay": weight_decay_}
     settings = draft_settings(common, given, options)
-    folder = resolve(model)
+    folder = resolve_model(model)
     if common.plan:
         plan("draft train", {"model": folder, "features": features}, settings, out, common)
         return

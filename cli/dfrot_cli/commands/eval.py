@@ -44,14 +44,14 @@ def ppl(models: tuple[str, ...], out: Path | None, common: Common, dataset: str 
     common.prepare(cuda=True)
     from dfrot.errors import ExistsError
     from dfrot.files import write_json
-    from dfrot.hub import checkpoints_in, default_dataset, resolve
-    from dfrot.stages.evaluate.perplexity import EvalSettings, evaluate
+    from dfrot.hub import checkpoints_in, default_dataset, resolve_model
+    from dfrot.stages.evaluate.perplexity import PerplexitySettings, evaluate
 
     if out is not None and out.exists() and not common.overwrite:
         raise ExistsError(f"{out}: already exists; choose another --out, or replace it with --overwrite")
-    folders = [resolve(model) for model in models] or checkpoints_in(Path.cwd())
+    folders = [resolve_model(model) for model in models] or checkpoints_in(Path.cwd())
     dataset = dataset or default_dataset(models[0] if models else "", folders[0])
-    settings = EvalSettings(dataset=dataset, threads=common.threads, device=common.device, **options)
+    settings = PerplexitySettings(dataset=dataset, threads=common.threads, device=common.device, **options)
     if common.plan:
         plan("eval ppl", numbered(folders), settings, out, common)
         return

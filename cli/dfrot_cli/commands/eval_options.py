@@ -23,11 +23,11 @@ file_option = click.option(
 def resolved(models: Sequence[str], out: Path | None, common: Common) -> list[Path]:
     """The folders; refuses an output that is there."""
     from dfrot.errors import ExistsError
-    from dfrot.hub import resolve
+    from dfrot.hub import resolve_model
 
     if out is not None and out.exists() and not common.overwrite:
         raise ExistsError(f"{out}: already exists; choose another --out, or replace it with --overwrite")
-    return [resolve(model) for model in models]
+    return [resolve_model(model) for model in models]
 
 
 def keep(report: dict[str, Any], models: Sequence[str], out: Path | None) -> None:

@@ -57,10 +57,10 @@ def command(
         return
     if model is None or out is None or (to is None and not check):
         raise InputError("give --model, --to and --out; or --list for what is possible")
-    from dfrot.hub import default_dataset, resolve
+    from dfrot.hub import default_dataset, resolve_model
     from dfrot.quant.scheme import QuantScheme
 
-    folder = resolve(model)
+    folder = resolve_model(model)
     if common.plan:
         plan("export", {"model": folder}, {"to": to, "scheme": scheme, **options}, out, common)
         return

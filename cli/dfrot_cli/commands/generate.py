@@ -52,14 +52,14 @@ def command(
     common.prepare()
     from dfrot.errors import InputError
     from dfrot.generation.engine import Engine, TextRequest
-    from dfrot.hub import resolve
+    from dfrot.hub import resolve_model
 
     if len(chain) + len(tree) > 1:
         raise InputError("--chain and --tree: give one shape")
     if system is not None and not (chat or images):
         raise InputError("--system: is a message of a conversation; add --chat")
     shape = shapes_of(chain, tree)[0] if chain or tree else None
-    sampling, folder = sampling_of(given), resolve(model)
+    sampling, folder = sampling_of(given), resolve_model(model)
     text = sys.stdin.read() if prompt == "-" else prompt
     if common.plan:
         told = {

@@ -23,10 +23,10 @@ def command(path: str, common: Common) -> None:
     from pathlib import Path
 
     from dfrot.export.inspect import inspect
-    from dfrot.hub import resolve
+    from dfrot.hub import resolve_model
 
     given = Path(path)
-    facts = inspect(given if given.exists() else resolve(path))
+    facts = inspect(given if given.exists() else resolve_model(path))
     if common.json:
         show.as_json(facts)
         return

@@ -57,14 +57,14 @@ def measure(models: tuple[str, ...], out: Path | None, dataset: str | None, comm
     """Measure one checkpoint (original, rotated or quantized) in one pass, or compare two."""
     common.prepare()
     from dfrot.errors import InputError
-    from dfrot.hub import default_dataset, resolve
+    from dfrot.hub import default_dataset, resolve_model
     from dfrot.outliers.measure.criteria import Criteria
     from dfrot.stages.outliers.compare import compare
     from dfrot.stages.outliers.measure import OutlierSettings, outliers
 
     if len(models) > 2:
         raise InputError(f"outliers: {len(models)} checkpoints were given; give one to measure or two to compare")
-    folders = [resolve(model) for model in models]
+    folders = [resolve_model(model) for model in models]
     dataset = dataset or default_dataset(models[0], folders[0])
     criteria = Criteria(*(options.pop(name) for name in ("absolute", "ratio", "channel")))
     settings = OutlierSettings(dataset=dataset, seed=common.seed, criteria=criteria, **options)

@@ -48,14 +48,14 @@ def command(
 ) -> None:
     """Remove outliers from MODEL. MODEL is not touched: what comes out is a checkpoint of its own."""
     common.prepare()
-    from dfrot.hub import default_dataset, resolve
+    from dfrot.hub import default_dataset, resolve_model
     from dfrot.quant.scheme import QuantScheme
     from dfrot.stages.outliers.fix import FixSettings, fix
     from dfrot.stages.outliers.measure import OutlierSettings
     from dfrot.stages.outliers.recipe import RecipeSettings
 
     QuantScheme.parse(recipe["scheme"])
-    folder = resolve(model)
+    folder = resolve_model(model)
     dataset = dataset or default_dataset(model, folder)
     how = RecipeSettings(dataset=dataset, seed=common.seed, seqlen=recipe.pop("eval_seqlen"), **recipe)
     measured = OutlierSettings(dataset=dataset, seqlen=seqlen, seed=common.seed, perplexity=False)

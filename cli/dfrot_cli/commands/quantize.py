@@ -48,7 +48,7 @@ def command(
     """Quantize weights to packed integers; activations and KV cache are quantized while the result runs."""
     common.prepare()
     from dfrot.errors import InputError
-    from dfrot.hub import resolve
+    from dfrot.hub import resolve_model
     from dfrot.quant.scheme import QuantScheme
     from dfrot.stages.quantize.run import QuantizeSettings, quantize
 
@@ -59,7 +59,7 @@ def command(
     kept = tuple(name for name in keep if name)  # --keep "" keeps nothing
     parsed = replace(QuantScheme.parse(scheme), kv_clip=kv_clip)
     settings = QuantizeSettings(scheme=parsed, keep=kept, a_clip=clip, **options)
-    folder = resolve(model)
+    folder = resolve_model(model)
     if common.plan:
         plan("quantize", {"model": folder, "calibration": calibration}, settings, out, common)
         return

@@ -38,14 +38,14 @@ def command(model: str, out: Path, dataset: str | None, gamma: str, common: Comm
     """Rotate a checkpoint so that it survives 4 bits. The model's function stays the same, and that is checked."""
     common.prepare()
     from dfrot.errors import InputError
-    from dfrot.hub import default_dataset, resolve
+    from dfrot.hub import default_dataset, resolve_model
     from dfrot.stages.rotate import run as rotate
 
     try:
         weight = gamma if gamma == "auto" else float(gamma)
     except ValueError:
         raise InputError(f"--gamma {gamma}: 'auto' or a number is needed (paper: 100)") from None
-    folder = resolve(model)
+    folder = resolve_model(model)
     dataset = dataset or default_dataset(model, folder)
     settings = rotate.RotateSettings(dataset=dataset, gamma=weight, seed=common.seed, **options)
     if common.plan:

@@ -51,7 +51,7 @@ def command(
     common.prepare()
     from dfrot.errors import InputError, ResourceError
     from dfrot.generation.engine import Engine
-    from dfrot.hub import resolve
+    from dfrot.hub import resolve_model
 
     try:
         from dfrot.serve.app import ServeSettings
@@ -60,7 +60,7 @@ def command(
         raise ResourceError(f"dfq serve needs {error.name}, which is not installed: pip install 'dfq[serve]'") from None
     if len(chain) + len(tree) > 1:
         raise InputError("--chain and --tree: give one shape")
-    folder = resolve(model)
+    folder = resolve_model(model)
     settings = ServeSettings(name=name or folder.resolve().name, **limits)
     if common.plan:
         told = {"host": host, "port": port, "name": settings.name, **limits, "api_key": bool(limits["api_key"])}

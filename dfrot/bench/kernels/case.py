@@ -17,7 +17,7 @@ BFLOAT16 = 2.0**-8  # one rounding to bfloat16
 
 
 @dataclass(frozen=True)
-class Shape:
+class ProblemShape:
     """Sizes of one measurement. n, k: output and input width of a linear (k: width of a row op); group: columns per
     weight scale, 0 = per channel. heads, kv_heads, head_dim, context: of an attention op."""
 

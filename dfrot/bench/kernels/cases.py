@@ -12,11 +12,13 @@ import torch
 
 from dfrot.bench.clock import Call
 from dfrot.bench.kernels import peers
-from dfrot.bench.kernels.case import BFLOAT16, EXACT, FLOATING, Case, Shape, error
+from dfrot.bench.kernels.case import BFLOAT16, EXACT, FLOATING, Case, ProblemShape, error
 from dfrot.bench.kernels.operands import Weight, activations, few, ring, tokens, weight
 from dfrot_kernels import ref
 
-Builder = Callable[[Shape, torch.Generator, int], Case]  # shape, source of random operands, bytes a ring must cover
+Builder = Callable[
+    [ProblemShape, torch.Generator, int], Case
+]  # shape, source of random operands, bytes a ring must cover
 MANY_ROWS = 16  # above, weights are reused from the caches: two operands are enough to rotate
 
 
@@ -30,27 +32,27 @@ def rotated(build: Callable[[torch.Generator], tuple[Call, int]], draw: torch.Ge
     return [first, *(build(draw)[0] for _ in range(ring(nbytes, cover) - 1))]
 
 
-def linear_peers(shape: Shape, draw: torch.Generator, cover: int) -> dict[str, Sequence[Call]]:
+def linear_peers(shape: ProblemShape, draw: torch.Generator, cover: int) -> dict[str, Sequence[Call]]:
     cover = cover if shape.rows <= MANY_ROWS else 0
     found = peers.linears(shape.n, shape.k, shape.rows, shape.group)
     return {name: rotated(build, draw, cover) for name, build in found.items()}
 
 
-def weights(shape: Shape, draw: torch.Generator, cover: int) -> list[Weight]:
+def weights(shape: ProblemShape, draw: torch.Generator, cover: int) -> list[Weight]:
     first = weight(shape.n, shape.k, shape.group, draw)
     count = ring(first.nbytes, cover if shape.rows <= MANY_ROWS else 0)
     return [first, *(weight(shape.n, shape.k, shape.group, draw) for _ in range(count - 1))]
 
 
-def shown(shape: Shape) -> dict[str, int]:
+def shown(shape: ProblemShape) -> dict[str, int]:
     return {"n": shape.n, "k": shape.k, "rows": shape.rows, "group": shape.group}
 
 
-def work(shape: Shape) -> float:
+def work(shape: ProblemShape) -> float:
     return 2.0 * shape.n * shape.k * shape.rows
 
 
-def w4a16_mm(shape: Shape, draw: torch.Generator, cover: int) -> Case:
+def w4a16_mm(shape: ProblemShape, draw: torch.Generator, cover: int) -> Case:
     """Weight-only linear on bfloat16 activations, canonical layout."""
     op = _op("w4a16_mm")
     x, stored = activations(shape.rows, shape.k, draw), weights(shape, draw, cover)
@@ -66,7 +68,7 @@ def w4a16_mm(shape: Shape, draw: torch.Generator, cover: int) -> Case:
 
 
 def _integer(name: str, bits: int) -> Builder:
-    def build(shape: Shape, draw: torch.Generator, cover: int) -> Case:
+    def build(shape: ProblemShape, draw: torch.Generator, cover: int) -> Case:
         op = _op(name)
         codes, stored = tokens(shape.rows, shape.k, bits, draw), weights(shape, draw, cover)
 
@@ -87,7 +89,7 @@ def _rows(name: str, run: Callable[[torch.Tensor], Any], wanted: Callable[[torch
           limit: float) -> Builder:  # fmt: skip
     """An op on rows of K values: its peer is a copy of the same bfloat16 rows. written: bytes per value."""
 
-    def build(shape: Shape, draw: torch.Generator, cover: int) -> Case:
+    def build(shape: ProblemShape, draw: torch.Generator, cover: int) -> Case:
         count = ring(2 * shape.rows * shape.k, cover)
         inputs = [activations(shape.rows, shape.k, draw) for _ in range(min(count, 64))]
 
@@ -103,7 +105,7 @@ def _rows(name: str, run: Callable[[torch.Tensor], Any], wanted: Callable[[torch
     return build
 
 
-def hadamard(shape: Shape, draw: torch.Generator, cover: int) -> Case:
+def hadamard(shape: ProblemShape, draw: torch.Generator, cover: int) -> Case:
     """Online Hadamard transform of rows; the order is the largest that K has."""
     from dfrot.rotation.hadamard import plan
 
@@ -114,7 +116,7 @@ def hadamard(shape: Shape, draw: torch.Generator, cover: int) -> Case:
     return build(shape, draw, cover)
 
 
-def quantize_per_token(shape: Shape, draw: torch.Generator, cover: int) -> Case:
+def quantize_per_token(shape: ProblemShape, draw: torch.Generator, cover: int) -> Case:
     """Dynamic asymmetric 4-bit codes per row."""
     op = _op("quantize_per_token")
     build = _rows("quantize_per_token", lambda x: op(x, 4, False, 1.0),

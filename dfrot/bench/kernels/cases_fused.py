@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dfrot.bench.kernels import peers
-from dfrot.bench.kernels.case import Case, Shape
+from dfrot.bench.kernels.case import Case, ProblemShape
 from dfrot.bench.kernels.cases import BUILDERS, IGNORES
 from dfrot.bench.kernels.operands import activations, few, ring
 from dfrot.rotation.hadamard import plan
@@ -29,7 +29,7 @@ def moved(found: Tokens, wanted: Tokens) -> float:
 
 def _case(
     name: str,
-    shape: Shape,
+    shape: ProblemShape,
     inputs: list[tuple[Tensor, ...]],
     run: Callable[..., Tokens],
     reference: Callable[..., Tokens],
@@ -44,12 +44,12 @@ def _case(
     return Case(name, {"k": shape.k, "rows": shape.rows}, gate, EDGES, ours, size, peers=rest)
 
 
-def _inputs(shape: Shape, draw: torch.Generator, cover: int, each: int) -> list[tuple[Tensor, ...]]:
+def _inputs(shape: ProblemShape, draw: torch.Generator, cover: int, each: int) -> list[tuple[Tensor, ...]]:
     count = min(64, ring(2 * each * shape.rows * shape.k, cover))
     return [tuple(activations(shape.rows, shape.k, draw) for _ in range(each)) for _ in range(count)]
 
 
-def hadamard_quantize(shape: Shape, draw: torch.Generator, cover: int) -> Case:
+def hadamard_quantize(shape: ProblemShape, draw: torch.Generator, cover: int) -> Case:
     """The online rotation, then 4-bit asymmetric codes."""
     spec = plan(shape.k)
     options = (spec.base(), spec.block, 4, False, 1.0)
@@ -62,7 +62,7 @@ def hadamard_quantize(shape: Shape, draw: torch.Generator, cover: int) -> Case:
     )
 
 
-def rmsnorm_quantize(shape: Shape, draw: torch.Generator, cover: int) -> Case:
+def rmsnorm_quantize(shape: ProblemShape, draw: torch.Generator, cover: int) -> Case:
     """The norm before a linear, then 4-bit asymmetric codes."""
     options = (None, torch.ones(shape.k, dtype=torch.bfloat16), 1e-5, 4, False, 1.0)
     return _case(
@@ -74,7 +74,7 @@ def rmsnorm_quantize(shape: Shape, draw: torch.Generator, cover: int) -> Case:
     )
 
 
-def silu_mul_hadamard_quantize(shape: Shape, draw: torch.Generator, cover: int) -> Case:
+def silu_mul_hadamard_quantize(shape: ProblemShape, draw: torch.Generator, cover: int) -> Case:
     """What stands between the MLP's linears."""
     spec = plan(shape.k)
     options = (spec.base(), spec.block, 4, False, 1.0)

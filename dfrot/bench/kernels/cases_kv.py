@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dfrot.bench.clock import Call
-from dfrot.bench.kernels.case import BFLOAT16, Case, Shape, error
+from dfrot.bench.kernels.case import BFLOAT16, Case, ProblemShape, error
 from dfrot.bench.kernels.cases import BUILDERS, IGNORES
 from dfrot.bench.kernels.operands import ring
 from dfrot.rotation.hadamard import plan
@@ -18,7 +18,7 @@ from dfrot_kernels import ref_kv
 BITS, MOST_ROWS = 4, 64
 
 
-def _cache(shape: Shape, draw: torch.Generator) -> tuple[Tensor, ...]:
+def _cache(shape: ProblemShape, draw: torch.Generator) -> tuple[Tensor, ...]:
     """Codes, scale and zero of random keys and values, [context, 1, kv_heads, ...]."""
     lead = (shape.context, 1, shape.kv_heads)
     parts: list[Tensor] = []
@@ -29,7 +29,7 @@ def _cache(shape: Shape, draw: torch.Generator) -> tuple[Tensor, ...]:
     return tuple(parts)
 
 
-def kv_attention(shape: Shape, draw: torch.Generator, cover: int) -> Case:
+def kv_attention(shape: ProblemShape, draw: torch.Generator, cover: int) -> Case:
     """Query rows at the end of `context` positions, grouped heads, R3 on the queries."""
     rows, dim = min(shape.rows, MOST_ROWS, shape.context), shape.head_dim
     query = torch.empty(1, rows, shape.heads, dim).normal_(generator=draw).bfloat16()
@@ -55,7 +55,7 @@ def kv_attention(shape: Shape, draw: torch.Generator, cover: int) -> Case:
     return Case("kv_attention", sizes, gate, 2 * BFLOAT16, ours, per_cache, work, "int8", rest)
 
 
-def _sdpa(shape: Shape, rows: int, query: Tensor, draw: torch.Generator) -> Call:
+def _sdpa(shape: ProblemShape, rows: int, query: Tensor, draw: torch.Generator) -> Call:
     size = (1, shape.kv_heads, shape.context, shape.head_dim)
     keys, values = (torch.empty(size).normal_(generator=draw).bfloat16() for _ in range(2))
     past = shape.context - rows

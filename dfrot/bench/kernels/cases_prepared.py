@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from dfrot.bench.kernels.case import BFLOAT16, FLOATING, Case, Shape, error
+from dfrot.bench.kernels.case import BFLOAT16, FLOATING, Case, ProblemShape, error
 from dfrot.bench.kernels.cases import BUILDERS, linear_peers, shown, weights, work
 from dfrot.bench.kernels.operands import Weight, activations, few, tokens
 from dfrot_kernels import PackedWeight, PreparedWeight, ref
@@ -18,7 +18,7 @@ def prepare(stored: Weight, k: int, with_sums: bool) -> PreparedWeight:
     return PreparedWeight.from_packed(packed, with_sums)
 
 
-def w4a16_tiled_mm(shape: Shape, draw: torch.Generator, cover: int) -> Case:
+def w4a16_tiled_mm(shape: ProblemShape, draw: torch.Generator, cover: int) -> Case:
     """Weight-only linear on bfloat16 activations."""
     x, stored = activations(shape.rows, shape.k, draw), weights(shape, draw, cover)
     ready = [prepare(one, shape.k, False) for one in stored]
@@ -33,7 +33,7 @@ def w4a16_tiled_mm(shape: Shape, draw: torch.Generator, cover: int) -> Case:
     return Case("w4a16_tiled_mm", shown(shape), gate, FLOATING + BFLOAT16, ours, size, work(shape), "bf16", rest)
 
 
-def w4a8_tiled_mm(shape: Shape, draw: torch.Generator, cover: int) -> Case:
+def w4a8_tiled_mm(shape: ProblemShape, draw: torch.Generator, cover: int) -> Case:
     """Integer product of 8-bit asymmetric activations, bfloat16 out."""
     (codes, scale, zero), stored = tokens(shape.rows, shape.k, 8, draw), weights(shape, draw, cover)
     ready = [prepare(one, shape.k, True) for one in stored]

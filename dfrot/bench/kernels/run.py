@@ -15,7 +15,7 @@ from dfrot.bench.kernels import (
     cases_kv,  # noqa: F401  (they add to BUILDERS)
     cases_prepared,  # noqa: F401  (they add to BUILDERS)
 )
-from dfrot.bench.kernels.case import Case, Shape
+from dfrot.bench.kernels.case import Case, ProblemShape
 from dfrot.bench.kernels.cases import BUILDERS, IGNORES
 from dfrot.bench.kernels.roofline import Roofline, measure, readers, ring_bytes
 from dfrot.bench.refinement.run import machine
@@ -95,13 +95,13 @@ def _speed(way: tuple[Any, int], repeats: int) -> float:
 
 def _jobs(
     names: Sequence[str], shapes: Sequence[tuple[int, int]], rows: Sequence[int], group: int, context: int
-) -> Iterator[tuple[str, Shape]]:
+) -> Iterator[tuple[str, ProblemShape]]:
     """Every op at every shape, the same sizes (of the dimensions it has) once."""
     seen = set()
     for name in names:
         for n, k in shapes:
             for count in rows:
-                shape = Shape(n, k, count, group, context=context)
+                shape = ProblemShape(n, k, count, group, context=context)
                 key = (name, replace(shape, **dict.fromkeys(IGNORES.get(name, ()), 0)))
                 if key not in seen:
                     seen.add(key)

@@ -18,13 +18,13 @@ from dfrot.bench.clock import race
 from dfrot.bench.models.presets import preset
 from dfrot.bench.models.random_model import random_checkpoint
 from dfrot.bench.refinement.run import machine
-from dfrot.draft.guess_head import guess_head
 from dfrot.draft.models.base import Draft
 from dfrot.draft.models.build import build, config_for
+from dfrot.draft.proposal_head import proposal_head
 from dfrot.draft.quantize import quantize_draft
 from dfrot.errors import InputError, ResourceError
 from dfrot.generation.target import Target
-from dfrot.generation.tree import Shape, Tree, expand
+from dfrot.generation.tree import Tree, TreeShape, expand
 from dfrot.runtime.load import load_model
 from dfrot.stage_folder import Progress, silent
 
@@ -39,7 +39,7 @@ def bench_draft(
     *,
     rows: Sequence[int] = ROWS,
     drafts: Sequence[str] = DRAFTS,
-    trees: Sequence[Shape] = (),
+    trees: Sequence[TreeShape] = (),
     prompt: int = 128,
     repeats: int = 5,
     seed: int = 0,
@@ -110,7 +110,7 @@ def _times(
     target: Target,
     drafts: dict[str, tuple[Draft, int]],
     rows: Sequence[int],
-    trees: Sequence[Shape],
+    trees: Sequence[TreeShape],
     length: int,
     repeats: int,
     seed: int,
@@ -133,7 +133,7 @@ def _times(
     calls |= {f"verify {n}": [lambda n=n: verify(list(range(-1, n - 1)))] for n in rows}  # type: ignore[misc]
     for kind, (draft, _) in drafts.items():
         guess = _guesser(target, draft, ids, features, most)
-        calls |= {f"{kind} {n}": [lambda n=n, guess=guess: guess(Shape(n))] for n in rows}  # type: ignore[misc]
+        calls |= {f"{kind} {n}": [lambda n=n, guess=guess: guess(TreeShape(n))] for n in rows}  # type: ignore[misc]
         for tree in trees:
             parents = guess(tree).parents
             calls[f"verify {tree.name}"] = [lambda parents=parents: verify(parents)]  # type: ignore[misc]
@@ -143,14 +143,14 @@ def _times(
 
 def _guesser(
     target: Target, draft: Draft, ids: torch.Tensor, features: torch.Tensor, most: int
-) -> Callable[[Shape], Tree]:
+) -> Callable[[TreeShape], Tree]:
     """A function that drafts behind the same root again and again: extending by one slot, then growing by at most
     `most` nodes."""
     state = draft.begin(len(ids) + 2 + most)
     state.extend(target.embed(ids), features[:-1])
-    head, root, mark = guess_head(target, draft), int(ids[-1]), state.mark()
+    head, root, mark = proposal_head(target, draft), int(ids[-1]), state.mark()
 
-    def guess(shape: Shape) -> Tree:
+    def guess(shape: TreeShape) -> Tree:
         output = state.extend(target.embed(ids[-1:]), features[-1:])
         found = expand(state, root, output, lambda out: draft.logits(out, head), target.embed, shape)
         state.back(mark)

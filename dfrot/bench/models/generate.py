@@ -16,7 +16,7 @@ from dfrot.bench.models import gguf_file, memory
 from dfrot.bench.models.peer import PREFIX, LlamaCpp, Runner, one_turn
 from dfrot.bench.models.presets import preset
 from dfrot.bench.models.random_model import random_checkpoint
-from dfrot.bench.models.runners import Dfq
+from dfrot.bench.models.runners import DfqRunner
 from dfrot.bench.refinement.run import machine
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, ResourceError
@@ -89,7 +89,7 @@ def _models(
 
 
 def _open(kind: str, path: Path, context: int) -> Runner:
-    return Dfq(path) if kind == "dfq" else LlamaCpp(path, torch.get_num_threads(), context)
+    return DfqRunner(path) if kind == "dfq" else LlamaCpp(path, torch.get_num_threads(), context)
 
 
 def _race(

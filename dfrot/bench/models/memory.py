@@ -41,12 +41,12 @@ def measure(kind: str, path: Path, out: Path, *, threads: int, prefill: int, dec
 def _dfq(path: str, threads: int) -> Callable[[], Runner]:
     import torch
 
-    from dfrot.bench.models.runners import Dfq
+    from dfrot.bench.models.runners import DfqRunner
     from dfrot.runtime.block_runner import hf_config
 
     torch.set_num_threads(threads)
     hf_config(read_json(Path(path) / "config.json"), torch.float32)  # transformers imports lazily: let it do so now
-    return lambda: Dfq(Path(path))
+    return lambda: DfqRunner(Path(path))
 
 
 def _peer(path: str, threads: int, context: int) -> Callable[[], Runner]:

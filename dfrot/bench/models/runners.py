@@ -10,7 +10,7 @@ import torch
 from dfrot.bench.models.peer import PREFIX, prompt
 
 
-class Dfq:
+class DfqRunner:
     """A dfq checkpoint, loaded as users do, through transformers."""
 
     def __init__(self, folder: Path) -> None:

@@ -23,7 +23,7 @@ from dfrot.bench.refinement.straightforward import straightforward
 from dfrot.bench.refinement.synthetic_rows import llama_like_rows
 from dfrot.errors import InputError
 from dfrot.rotation.hadamard import randomized
-from dfrot.rotation.refinement.features import Features, from_rows
+from dfrot.rotation.refinement.features import CalibrationRows, from_rows
 from dfrot.rotation.refinement.objective import effective_gamma, evaluate
 from dfrot.rotation.refinement.refine import RefineSettings, fast_bfloat16, refine
 from dfrot.rotation.refinement.tiles import Tiles
@@ -150,7 +150,7 @@ def _level(k: int, plain: list[Point], ours: list[Point]) -> dict[str, Any]:
 
 
 def _straightforward(
-    features: Features, start: Tensor, settings: RefineSettings, gamma: float, rounds: int, progress: Progress
+    features: CalibrationRows, start: Tensor, settings: RefineSettings, gamma: float, rounds: int, progress: Progress
 ) -> tuple[list[Point], int]:
     seconds: list[tuple[float, float]] = []
     values: list[float] = []
@@ -166,7 +166,7 @@ def _straightforward(
 
 
 def _refine(
-    features: Features, start: Tensor, settings: RefineSettings, progress: Progress
+    features: CalibrationRows, start: Tensor, settings: RefineSettings, progress: Progress
 ) -> tuple[list[Point], int, dict[str, Any]]:
     found: list[tuple[int, float, float]] = []
     with tempfile.TemporaryDirectory() as folder, _PeakMemory() as memory:

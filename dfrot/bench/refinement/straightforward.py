@@ -11,13 +11,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dfrot.rotation.refinement.features import Features
+from dfrot.rotation.refinement.features import CalibrationRows
 from dfrot.rotation.refinement.polar import polar
 from dfrot.rotation.refinement.row_grid import RowGrid
 
 
 def straightforward(
-    features: Features,
+    features: CalibrationRows,
     start: Tensor,
     grid: RowGrid,
     gamma: float,

@@ -14,7 +14,7 @@ from dfrot.draft.models.config import DraftConfig
 from dfrot.draft.models.layers import Rotary
 
 if TYPE_CHECKING:
-    from dfrot.generation.acceptance_rates import Rates
+    from dfrot.generation.acceptance_rates import AcceptanceRates
 
 Head = Callable[[Tensor], Tensor]
 """Post-norm features [..., d] -> logits [..., vocabulary] of the target, differentiable."""
@@ -36,7 +36,7 @@ class Draft(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.rotary = Rotary(config)
-        self.rates: Rates | None = None
+        self.rates: AcceptanceRates | None = None
 
     def initialise(self) -> None:
         """Linears normal with 1 / sqrt(inputs), smaller where they write to the residual stream."""

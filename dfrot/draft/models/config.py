@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from dfrot.draft.feature_selection import Selection
+from dfrot.draft.feature_selection import FeatureSelection
 from dfrot.errors import InputError, UnsupportedError
 
 ARCHS = ("dream", "eagle3")
@@ -58,7 +58,7 @@ class DraftConfig:
             raise InputError("draft config: mid_block is 0 or 1, num_final_layers is 0, 1 or 2")
         if self.arch == "eagle3" and len(self.aux_layers) != 3:
             raise InputError("draft config: eagle3 reads three layers; aux_layers must name them")
-        Selection.parse(self.select)
+        FeatureSelection.parse(self.select)
 
     @property
     def feature_size(self) -> int:

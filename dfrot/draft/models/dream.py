@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dfrot.draft.models.base import Draft, DraftState, Head, TrainOutput
 from dfrot.draft.models.config import DraftConfig
 from dfrot.draft.models.layers import MLP, Diagonal, Projections, RMSNorm, attend_with_diagonals
-from dfrot.draft.models.ttt_masks import Slots
+from dfrot.draft.models.ttt_masks import TTTSlots
 
 GATE_AT_START = 0.5  # tanh(gate): 0, as published, would give the cross block no gradient until the gate has moved
 SLOPES_AT_START = (2, -6)  # powers of two, of the first and of the last head: from the newest feature alone to all
@@ -133,7 +133,7 @@ class DreamDraft(Draft):
         return out if self.out_proj is None else self.out_proj(out)  # type: ignore[no-any-return]
 
     def train_forward(self, embeddings: Tensor, positions: Tensor, features: Tensor, steps: int) -> TrainOutput:
-        slots = Slots(positions, features.shape[1])
+        slots = TTTSlots(positions, features.shape[1])
         x = self.enter(embeddings)
         h0 = self._self(self.first, x, slots, 0, [], slots.causal(0))
         mid = h0
@@ -166,7 +166,7 @@ class DreamDraft(Draft):
         return TrainOutput(outputs, mid if self.mid_proj is None else self.mid_proj(mid))
 
     def _self(
-        self, block: SelfBlock, h: Tensor, slots: Slots, t: int, store: list[tuple[Tensor, Tensor]], mask: Tensor
+        self, block: SelfBlock, h: Tensor, slots: TTTSlots, t: int, store: list[tuple[Tensor, Tensor]], mask: Tensor
     ) -> Tensor:
         """One self-attention block at step t; `store` collects its keys and values, step by step."""
         normed = block.input_layernorm(h)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dfrot.draft.models.base import Buffer, Draft, DraftState, Head, TrainOutput, behind
 from dfrot.draft.models.config import DraftConfig
 from dfrot.draft.models.layers import MLP, Projections, RMSNorm, attend, attend_with_diagonals
-from dfrot.draft.models.ttt_masks import Slots
+from dfrot.draft.models.ttt_masks import TTTSlots
 
 
 class FusedLayer(nn.Module):
@@ -53,7 +53,7 @@ class Eagle3Draft(Draft):
         return self.layers[0]  # type: ignore[return-value]
 
     def train_forward(self, embeddings: Tensor, positions: Tensor, features: Tensor, steps: int) -> TrainOutput:
-        slots = Slots(positions, features.shape[1])
+        slots = TTTSlots(positions, features.shape[1])
         before = (positions - 1).clamp(min=0)[..., None]
         fused = self.fc(features).gather(1, before.expand(-1, -1, self.config.hidden_size))
         hidden = fused * (positions > 0)[..., None]  # nothing comes before the first token

@@ -12,7 +12,7 @@ from torch import Tensor
 from dfrot.draft.models.layers import Diagonal
 
 
-class Slots:
+class TTTSlots:
     """positions int64 [B, n], rising; count: how many target features there are (positions 0 .. count - 1)."""
 
     def __init__(self, positions: Tensor, count: int) -> None:

@@ -3,8 +3,8 @@
 What a step computes does not depend on how many processes share it, but for the order of summation: losses are sums
 over slots divided by counts of all processes, and every sample's noise has a seed of its own.
 
-`Processes` all hold the whole draft; with `shard` parameters, gradients, moments and best weights are split between
-them (torch's FSDP2, arXiv 2304.11277), and a linear's weight is put together where it multiplies.
+The processes of a `DistributedGroup` all hold the whole draft; with `shard` parameters, gradients, moments and best
+weights are split between them (torch's FSDP2, arXiv 2304.11277), and a linear's weight is gathered where it multiplies.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from dfrot.errors import InputError, ResourceError
 MINUTES = 30  # until processes that wait for another one give up
 
 
-class Group:
-    """One process alone; `Processes` is several."""
+class LocalGroup:
+    """One process alone; `DistributedGroup` is several."""
 
     rank, size = 0, 1
     sharded = False
@@ -61,7 +61,7 @@ class Group:
         return tensor
 
 
-class Processes(Group):
+class DistributedGroup(LocalGroup):
     """Processes that found each other at an address (gloo, CPU tensors)."""
 
     def __init__(self, rank: int, size: int, address: str, port: int, shard: bool = False) -> None:

@@ -40,7 +40,7 @@ def dense(linear: nn.Module) -> Tensor:
 
 
 @torch.no_grad()
-def warm_start(draft: Draft, target: Target) -> list[str]:
+def init_from_target(draft: Draft, target: Target) -> list[str]:
     """Copy what fits; returns the names of the parameters that were set (none for another width or layout)."""
     config = draft.config
     if config.hidden_size != config.target_hidden_size:

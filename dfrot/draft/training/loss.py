@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dfrot.draft.models.base import Draft, Head, TrainOutput
 from dfrot.generation.acceptance_rates import RANKS
-from dfrot.generation.target import Features
+from dfrot.generation.target import TargetFeatures
 
 CHUNK_BYTES = 256 << 20  # of float32 logits at a time; more than one chunk is computed again in the backward pass
 
@@ -99,7 +99,7 @@ class Teacher:
 def losses(
     draft: Draft,
     out: TrainOutput,
-    given: Features,
+    given: TargetFeatures,
     mask: Tensor,
     head: Head,
     weights: Weights,

@@ -14,16 +14,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dfrot.draft.feature_selection import ROWS_AT_A_TIME, Chooser, Selection, capped
+from dfrot.draft.feature_selection import ROWS_AT_A_TIME, FeatureChooser, FeatureSelection, capped
 from dfrot.draft.training.corpus import Corpus
 from dfrot.errors import InputError
-from dfrot.generation.target import Features, Target
+from dfrot.generation.target import Target, TargetFeatures
 
 KEEP = 0.75
 TRAINED = (0.5, 0.75, 1.0)  # shares of image tokens that training draws from
 
 
-class Sight:
+class ImageAttentionProbe:
     """How much the prompt's text looks at each image token, from the attention of one of the target's last layers.
 
     tokens int64 [n]: of the prompt. layer: the last whose rows see everything before them. scores float32 [image
@@ -68,12 +68,12 @@ class Sight:
         found[self.columns] = self.scores
         return found
 
-    def kept(self, share: float) -> Tensor:
-        """`kept` of this prompt."""
-        return kept(self.spread(), share)
+    def kept_positions(self, share: float) -> Tensor:
+        """`kept_positions` of this prompt."""
+        return kept_positions(self.spread(), share)
 
 
-def kept(scores: Tensor, share: float) -> Tensor:
+def kept_positions(scores: Tensor, share: float) -> Tensor:
     """Positions int64 that stay slots, rising, from scores float32 [n], negative for text, which stays: of every image
     (a run of its tokens) the best ceil(share * tokens)."""
     if not 0 <= share <= 1:
@@ -86,7 +86,7 @@ def kept(scores: Tensor, share: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class VisualSample:
+class MultimodalSample:
     """tokens: prompt and answer, image tokens in place. prompt: how many of them are the prompt. given: what else the
     processor made (pixel_values, image_sizes, ...), empty where there is no image. mask: slots that count, None for all
     of the answer."""
@@ -104,53 +104,53 @@ class VisualSample:
         return found
 
 
-class VisualSource:
+class MultimodalSource:
     """Training samples with images, their features from the running target. keep: share of image tokens that held-out
     samples keep; training draws it from TRAINED."""
 
     def __init__(
         self,
         target: Target,
-        train: Sequence[VisualSample],
-        held_out: Sequence[VisualSample],
+        train: Sequence[MultimodalSample],
+        held_out: Sequence[MultimodalSample],
         select: str = "sample",
         keep: float = KEEP,
     ) -> None:
-        self.target, self.selection, self.keep = target, Selection.parse(select), keep
+        self.target, self.selection, self.keep = target, FeatureSelection.parse(select), keep
         self.samples = {"train": train, "held_out": held_out}
         self.corpora = {side: _corpus(samples) for side, samples in self.samples.items()}
 
     def corpus(self, side: str) -> Corpus:
         return self.corpora[side]
 
-    def batch(self, side: str, index: Tensor) -> tuple[Corpus, Features]:
+    def batch(self, side: str, index: Tensor) -> tuple[Corpus, TargetFeatures]:
         """Samples with their features, and the slots that they keep."""
         rows, features, scores = self.scored(side, index)
         return rows, replace(features, kept=kept_slots(scores, share_of(side, index, self.keep)))
 
-    def scored(self, side: str, index: Tensor) -> tuple[Corpus, Features, Tensor]:
-        """Features of samples without a choice of slots, and the scores float32 [B, S] that `kept` chooses by."""
+    def scored(self, side: str, index: Tensor) -> tuple[Corpus, TargetFeatures, Tensor]:
+        """Features of samples without a choice of slots, and the scores float32 [B, S] for `kept_positions`."""
         rows = self.corpora[side].rows(index)
         found = [self._one(self.samples[side][int(n)], rows.tokens.shape[1]) for n in index]
         names = [name for name, value in vars(found[0][0]).items() if value is not None]
         stacked = {name: torch.stack([getattr(one, name) for one, _ in found]) for name in names}
-        return rows, Features(**stacked), torch.stack([scores for _, scores in found])
+        return rows, TargetFeatures(**stacked), torch.stack([scores for _, scores in found])
 
-    def _one(self, sample: VisualSample, longest: int) -> tuple[Features, Tensor]:
+    def _one(self, sample: MultimodalSample, longest: int) -> tuple[TargetFeatures, Tensor]:
         """Features and scores of one sample, without a batch dimension, padded behind to `longest` positions."""
         ids, target, begin = torch.tensor(sample.tokens), self.target, sample.prompt
         scores = torch.full((longest,), -1.0)
         if sample.given:
-            sight = target.sight(ids[:begin])
-            chooser = Chooser(self.selection, sample.counts()[None, begin:], target.n_layers)
+            sight = target.image_attention_probe(ids[:begin])
+            chooser = FeatureChooser(self.selection, sample.counts()[None, begin:], target.n_layers)
             made = target.features_seen(ids, begin, sample.given, chooser, sight)
             scores[:begin] = sight.spread()
         else:
-            made = target.features(ids[None], Chooser(self.selection, sample.counts()[None], target.n_layers))
+            made = target.features(ids[None], FeatureChooser(self.selection, sample.counts()[None], target.n_layers))
             made.embeddings = target.embed(ids[None])
         whole = {"last": made.last, "mid": made.mid, "aux": made.aux, "embeddings": made.embeddings}
         padded = {name: None if x is None else _pad(x[0], longest) for name, x in whole.items()}
-        return Features(**padded), scores  # type: ignore[arg-type]
+        return TargetFeatures(**padded), scores  # type: ignore[arg-type]
 
 
 def share_of(side: str, index: Tensor, keep: float) -> float:
@@ -159,9 +159,9 @@ def share_of(side: str, index: Tensor, keep: float) -> float:
 
 
 def kept_slots(scores: Tensor, share: float) -> Tensor:
-    """`kept` of every row of a batch, int64 [B, n]. Rows that keep fewer slots get the last position again, which never
-    counts and which no other slot looks at."""
-    found = [kept(row, share) for row in scores]
+    """`kept_positions` of every row of a batch, int64 [B, n]. Rows that keep fewer slots get the last position again,
+    which never counts and which no other slot looks at."""
+    found = [kept_positions(row, share) for row in scores]
     most, last = max(map(len, found)), scores.shape[1] - 1
     return torch.stack([torch.cat([one, one.new_full((most - len(one),), last)]) for one in found])
 
@@ -170,7 +170,7 @@ def _pad(x: Tensor, length: int) -> Tensor:
     return torch.cat([x, x.new_zeros(length - len(x), x.shape[1])])
 
 
-def _corpus(samples: Sequence[VisualSample]) -> Corpus:
+def _corpus(samples: Sequence[MultimodalSample]) -> Corpus:
     longest = max(len(sample.tokens) for sample in samples)
     tokens = torch.zeros(len(samples), longest, dtype=torch.long)
     mask = torch.zeros(len(samples), longest, dtype=torch.bool)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dfrot.draft.training.distributed import Group
+from dfrot.draft.training.distributed import LocalGroup
 
 BETAS = (0.9, 0.95)
 WARMUP_SHARE = 0.02
@@ -27,12 +27,12 @@ class AdamW:
     """Decoupled weight decay on matrices only; gradients are clipped to a joint norm, over all processes that hold a
     part of them."""
 
-    def __init__(self, module: nn.Module, weight_decay: float, clip: float, group: Group | None = None) -> None:
+    def __init__(self, module: nn.Module, weight_decay: float, clip: float, group: LocalGroup | None = None) -> None:
         self.named = dict(module.named_parameters())
         matrices = [p for p in self.named.values() if p.dim() >= 2]
         rest = [p for p in self.named.values() if p.dim() < 2]
         groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-        self.clip, self.group = clip, group or Group()
+        self.clip, self.group = clip, group or LocalGroup()
         self.inner = torch.optim.AdamW(
             [g for g in groups if g["params"]], lr=0.0, betas=BETAS, fused=False, foreach=True
         )

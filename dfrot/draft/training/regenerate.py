@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from dfrot.draft.training.corpus import Corpus
-from dfrot.draft.training.multimodal_source import VisualSample
-from dfrot.generation.load_target import ends_of
-from dfrot.generation.prompt import Images
+from dfrot.draft.training.multimodal_source import MultimodalSample
+from dfrot.generation.load_target import end_token_ids
+from dfrot.generation.prompt import ImageInputs
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import Limits, plain
+from dfrot.generation.speculative import StopCriteria, plain
 from dfrot.generation.target import Target
 from dfrot.stage_folder import Progress, silent
 
@@ -31,15 +31,15 @@ def continuations(target: Target, prompts: Tensor, count: int) -> Tensor:
     return torch.cat(found, 1)
 
 
-def answered(target: Target, prompt: list[int], given: dict[str, Tensor], longest: int) -> VisualSample | None:
+def answered(target: Target, prompt: list[int], given: dict[str, Tensor], longest: int) -> MultimodalSample | None:
     """A prompt, `given` what the processor made of its images, and the target's greedy answer, at most `longest` tokens
     together; None where it says less than two tokens."""
     room = longest - len(prompt)
     if room < 2:
         return None
-    shown = Images(given) if given else None
-    said = plain(target, prompt, Limits(room, ends_of(target)), Sampling(), images=shown).tokens
-    return VisualSample([*prompt, *said], len(prompt), given) if len(said) > 1 else None
+    shown = ImageInputs(given) if given else None
+    said = plain(target, prompt, StopCriteria(room, end_token_ids(target)), Sampling(), images=shown).tokens
+    return MultimodalSample([*prompt, *said], len(prompt), given) if len(said) > 1 else None
 
 
 def regenerate(target: Target, corpus: Corpus, prompt: int, progress: Progress = silent) -> Corpus:

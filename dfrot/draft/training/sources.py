@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from dfrot.checkpoint import TensorEntry, read_header
-from dfrot.draft.feature_selection import Chooser, Selection
+from dfrot.draft.feature_selection import FeatureChooser, FeatureSelection
 from dfrot.draft.store import load_tensors, save_tensors
 from dfrot.draft.training.corpus import Corpus
 from dfrot.draft.training.multimodal_source import KEEP, kept_slots, share_of
 from dfrot.errors import InputError, MismatchError
 from dfrot.files import read_json, write_json
-from dfrot.generation.target import Features, Target
+from dfrot.generation.target import Target, TargetFeatures
 
 INDEX = "features.json"
 SIDES = ("train", "held_out")
@@ -23,31 +23,31 @@ SCORES = "scores"  # of image tokens, by which slots are kept
 STORED = ("last", "mid", "layer", "aux", "embeddings")
 
 
-class Source(Protocol):
+class FeatureSource(Protocol):
     """Samples of one side (train or held_out) with their features."""
 
     def corpus(self, side: str) -> Corpus: ...
 
-    def batch(self, side: str, index: Tensor) -> tuple[Corpus, Features]: ...
+    def batch(self, side: str, index: Tensor) -> tuple[Corpus, TargetFeatures]: ...
 
 
-class Online:
+class LiveFeatures:
     """The target computes features when they are asked for."""
 
     def __init__(self, target: Target, train: Corpus, held_out: Corpus, select: str) -> None:
-        self.target, self.selection = target, Selection.parse(select)
+        self.target, self.selection = target, FeatureSelection.parse(select)
         self.corpora = dict(zip(SIDES, (train, held_out)))
 
     def corpus(self, side: str) -> Corpus:
         return self.corpora[side]
 
-    def batch(self, side: str, index: Tensor) -> tuple[Corpus, Features]:
+    def batch(self, side: str, index: Tensor) -> tuple[Corpus, TargetFeatures]:
         rows = self.corpora[side].rows(index)
-        chooser = Chooser(self.selection, rows.mask, self.target.n_layers)
+        chooser = FeatureChooser(self.selection, rows.mask, self.target.n_layers)
         return rows, self.target.features(rows.tokens, chooser)
 
 
-class Stored:
+class StoredFeatures:
     """Shards on disk: `part-NNNNN.safetensors` of `features.json`'s `per_shard` samples each, sides one by one."""
 
     def __init__(self, folder: Path, keep: float = KEEP) -> None:
@@ -67,13 +67,13 @@ class Stored:
     def corpus(self, side: str) -> Corpus:
         return self.corpora[side]
 
-    def batch(self, side: str, index: Tensor) -> tuple[Corpus, Features]:
+    def batch(self, side: str, index: Tensor) -> tuple[Corpus, TargetFeatures]:
         rows = self.corpora[side].rows(index)
         length, found = rows.tokens.shape[1], {}
         for name in self.names:
             found[name] = torch.stack([self._row(side, name, int(n)) for n in index])
         cut = {name: t[:, :length] if name != "layer" or t.shape[1] > 1 else t for name, t in found.items()}
-        features = Features(cut["last"], cut.get("mid"), cut.get("layer"), cut.get("aux"), cut.get("embeddings"))
+        features = TargetFeatures(cut["last"], cut.get("mid"), cut.get("layer"), cut.get("aux"), cut.get("embeddings"))
         if SCORES in cut:  # samples with images
             features.kept = kept_slots(cut[SCORES], share_of(side, index, self.keep))
         return rows, features
@@ -131,7 +131,7 @@ def _corpus(folder: Path, side: str) -> Corpus:
     return Corpus(found["tokens"].long(), found["mask"], found["lengths"])
 
 
-def save_shard(folder: Path, side: str, shard: int, features: Features, scores: Tensor | None = None) -> None:
+def save_shard(folder: Path, side: str, shard: int, features: TargetFeatures, scores: Tensor | None = None) -> None:
     """One shard, in the target's dtype, whole or not there. scores: of `VisualSource.scored`, with images."""
     tensors = {**{name: getattr(features, name) for name in STORED}, SCORES: scores}
     save_tensors(folder / part_name(side, shard), {k: v.contiguous() for k, v in tensors.items() if v is not None})

@@ -23,12 +23,12 @@ from dfrot.checkpoint import TensorEntry, read_tensor
 from dfrot.draft.models.base import Draft, Head
 from dfrot.draft.models.build import build
 from dfrot.draft.store import open_training, save_training
-from dfrot.draft.training.distributed import Group
+from dfrot.draft.training.distributed import LocalGroup
 from dfrot.draft.training.loss import Losses, Weights, losses, simulated_tau
 from dfrot.draft.training.optim import AdamW, rate
-from dfrot.draft.training.sources import Source
+from dfrot.draft.training.sources import FeatureSource
 from dfrot.errors import InputError
-from dfrot.generation.target import Features
+from dfrot.generation.target import TargetFeatures
 from dfrot.stage_folder import Progress, silent
 
 STATE = "state.safetensors"
@@ -68,13 +68,13 @@ class Trainer:
     another object, whole on the first of them, after `run`."""
 
     draft: Draft
-    source: Source
+    source: FeatureSource
     embed: Callable[[Tensor], Tensor]
     head: Head
     options: TrainOptions
     folder: Path
     report: Callable[[dict[str, Any]], None] = lambda record: None
-    group: Group = field(default_factory=Group)
+    group: LocalGroup = field(default_factory=LocalGroup)
 
     def __post_init__(self) -> None:
         if self.options.batch < self.group.size:
@@ -150,8 +150,8 @@ class Trainer:
         self,
         tokens: Tensor,
         mask: Tensor,
-        clean: Features,
-        given: Features,
+        clean: TargetFeatures,
+        given: TargetFeatures,
         counts_of: Callable[[Sequence[int]], list[int]] = list,
     ) -> Losses:
         dtype = next(self.draft.parameters()).dtype
@@ -164,7 +164,7 @@ class Trainer:
             positions = clean.kept
             embeddings, mask = _at(embeddings, positions), mask.gather(1, positions)
             mid = None if clean.mid is None else _at(clean.mid, positions)
-            clean = Features(_at(clean.last, positions), mid)
+            clean = TargetFeatures(_at(clean.last, positions), mid)
         fast: Any = torch.autocast("cpu", torch.bfloat16) if self.options.bf16 else contextlib.nullcontext()
         with fast:
             out = self.draft.train_forward(embeddings.to(dtype), positions, reads.to(dtype), self.options.ttt_steps)
@@ -242,7 +242,7 @@ def _form(entry: TensorEntry) -> tuple[list[int], str]:
     return list(entry.shape), str(entry.dtype).removeprefix("torch.")
 
 
-def _with_noise(features: Features, width: float, seeds: Sequence[int]) -> Features:
+def _with_noise(features: TargetFeatures, width: float, seeds: Sequence[int]) -> TargetFeatures:
     """Features with uniform noise on what the draft reads, of each sample by its own seed, which its padding does not
     change; what the draft imitates stays clean."""
 

@@ -16,7 +16,7 @@ from dfrot.errors import ResourceError, UnsupportedError
 from dfrot.export.gguf import model as gguf_model
 from dfrot.export.gguf import tokenizer as gguf_tokenizer
 from dfrot.export.gguf.blocks import blocks
-from dfrot.export.source import Source
+from dfrot.export.source import ExportSource
 from dfrot.files import require_free_space
 from dfrot.stage_folder import Progress
 
@@ -41,7 +41,7 @@ class _Tensor:
         return int(np.prod(self.shape))
 
 
-def write(source: Source, folder: Path, dtype: str | None, progress: Progress) -> None:
+def write(source: ExportSource, folder: Path, dtype: str | None, progress: Progress) -> None:
     """Write `model.gguf` into `folder`. dtype: of tensors that stay in 16 bits, None as the source; norms and biases
     are float32. Raises ResourceError without the package, UnsupportedError for what llama.cpp has no words for."""
     try:
@@ -77,7 +77,7 @@ def write(source: Source, folder: Path, dtype: str | None, progress: Progress) -
     progress("export", len(plan), len(plan))
 
 
-def _plan(source: Source, names: GGUFNames, dense: str) -> Iterator[_Tensor]:
+def _plan(source: ExportSource, names: GGUFNames, dense: str) -> Iterator[_Tensor]:
     """Every tensor in llama.cpp's order: embedding, blocks, final norm, head."""
     arch, spec = source.arch, source.arch.spec
     yield from _parts(source, spec.embed, names.embed, dense)
@@ -93,7 +93,7 @@ def _plan(source: Source, names: GGUFNames, dense: str) -> Iterator[_Tensor]:
         yield from _parts(source, spec.head.name, names.head, dense)
 
 
-def _parts(source: Source, module: str, name: str, dense: str, heads: int = 0) -> Iterator[_Tensor]:
+def _parts(source: ExportSource, module: str, name: str, dense: str, heads: int = 0) -> Iterator[_Tensor]:
     """Weight and bias of a module, as far as the checkpoint has them."""
     plan, storage = source.plans.get(module), source.storage
     if plan is not None and storage is not None:
@@ -109,7 +109,7 @@ def _parts(source: Source, module: str, name: str, dense: str, heads: int = 0) -
         yield _Tensor(module, "bias", f"{name}.bias", "F32", (4 * shape[0],), heads)
 
 
-def _value(source: Source, one: _Tensor) -> Tensor:
+def _value(source: ExportSource, one: _Tensor) -> Tensor:
     """The bytes of a tensor, as any dtype."""
     if one.kind == "weight" and one.module in source.plans:
         assert source.storage is not None
@@ -128,7 +128,7 @@ def interleave(rows: Tensor, heads: int) -> Tensor:
     return rows.reshape(heads, 2, shape[0] // heads // 2, *shape[1:]).transpose(1, 2).reshape(shape)
 
 
-def _about(writer: Any, source: Source, types: Any, dense: str) -> None:
+def _about(writer: Any, source: ExportSource, types: Any, dense: str) -> None:
     storage = source.storage.name if source.storage is not None else dense
     writer.add_file_type(getattr(types, "ALL_F32" if storage == "F32" else f"MOSTLY_{storage}"))
     writer.add_quantization_version(2)

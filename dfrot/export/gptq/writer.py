@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dfrot.checkpoint_writer import TensorPlan
-from dfrot.export.source import Source
+from dfrot.export.source import ExportSource
 from dfrot.quant.plan import LinearPlan
 
 WORD = 32
@@ -26,7 +26,7 @@ def _pack_last(codes: Tensor, bits: int) -> Tensor:
     return packed.contiguous().view(torch.int32)
 
 
-def plan(source: Source) -> list[TensorPlan]:
+def plan(source: ExportSource) -> list[TensorPlan]:
     """The tensors of the result, in the checkpoint's order."""
     found = []
     for name, module, kind, one in source.parts():
@@ -42,7 +42,7 @@ def plan(source: Source) -> list[TensorPlan]:
     return found
 
 
-def tensors(source: Source) -> Iterator[tuple[str, Tensor]]:
+def tensors(source: ExportSource) -> Iterator[tuple[str, Tensor]]:
     """Their values, one linear in memory at a time."""
     for name, module, kind, one in source.parts():
         if one is None:
@@ -51,7 +51,7 @@ def tensors(source: Source) -> Iterator[tuple[str, Tensor]]:
             yield from ((f"{module}.{part}", value) for part, value in _linear(source, module, one))
 
 
-def _linear(source: Source, module: str, one: LinearPlan) -> Iterator[tuple[str, Tensor]]:
+def _linear(source: ExportSource, module: str, one: LinearPlan) -> Iterator[tuple[str, Tensor]]:
     weight, bits = source.weight(module), one.w_bits
     # words along K, stored transposed: the same words as ours
     yield "qweight", _pack_last(weight.codes(), bits).t().contiguous()
@@ -61,7 +61,7 @@ def _linear(source: Source, module: str, one: LinearPlan) -> Iterator[tuple[str,
     yield "g_idx", (torch.arange(one.cols) // (one.group or one.cols)).to(torch.int32)
 
 
-def config(source: Source) -> dict[str, Any]:
+def config(source: ExportSource) -> dict[str, Any]:
     """`quantization_config`. `desc_act` false: groups are consecutive columns. No key `rotation`: GPTQModel would
     rotate activations for it, and everything is fused here."""
     scheme = source.scheme

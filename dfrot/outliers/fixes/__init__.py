@@ -9,9 +9,9 @@ from dfrot.outliers.fixes.base import Change, Context, Fix
 from dfrot.outliers.fixes.gains import Gains
 from dfrot.outliers.fixes.massive import Massive
 from dfrot.outliers.fixes.prefix import Prefix
-from dfrot.outliers.fixes.query import Query
+from dfrot.outliers.fixes.query import QueryBalance
 
-FIXES: dict[str, Fix] = {fix.name: fix for fix in (Gains(), Massive(), Query(), Prefix())}
+FIXES: dict[str, Fix] = {fix.name: fix for fix in (Gains(), Massive(), QueryBalance(), Prefix())}
 
 
 def names() -> list[str]:

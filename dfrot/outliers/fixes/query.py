@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dfrot.errors import UnsupportedError
 from dfrot.outliers.fixes.base import Change, Context, scaled_rows
-from dfrot.outliers.measure.block_view import View, observe
+from dfrot.outliers.measure.block_view import BlockView, observe
 from dfrot.outliers.measure.quantization_errors import BITS, hadamard
 from dfrot.quant.activations import fake_quantize_kv
 
@@ -24,7 +24,7 @@ ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 ROWS = 256  # queries that judge
 
 
-class Query:
+class QueryBalance:
     """Fix `query`."""
 
     name = "query"
@@ -43,7 +43,7 @@ class Query:
         change = Change(exact=True, account={"layers": []})
         hidden = subject.runner.embed(context.tokens[:1])[0]
         for layer in range(arch.n_layers):
-            view = View(layer, 0, context.tokens[0], hidden)
+            view = BlockView(layer, 0, context.tokens[0], hidden)
             hidden = observe(subject.runner, subject.block(layer), arch, view, subject.cache())
             assert view.query is not None
             assert view.key is not None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dfrot.arch import BoundArch, Linear
 from dfrot.calib.observe import linear_of
-from dfrot.outliers.measure.block_view import View
+from dfrot.outliers.measure.block_view import BlockView
 from dfrot.outliers.measure.criteria import Criteria, entries
 from dfrot.outliers.measure.massive import Trace
 
@@ -24,7 +24,7 @@ EXPLAINED = 0.9  # terms are collected until they make up this share of the valu
 TERMS = 8  # at most
 
 
-def origin(view: View, block: nn.Module, arch: BoundArch, writer: Linear, trace: Trace) -> dict[str, Any]:
+def origin(view: BlockView, block: nn.Module, arch: BoundArch, writer: Linear, trace: Trace) -> dict[str, Any]:
     """The terms of one entry born at `writer`: columns with weight, activation and share of what the writer adds."""
     _, position, channel = trace.entry
     module = linear_of(block, writer.name)
@@ -60,7 +60,7 @@ def _tap_of(arch: BoundArch, linear: Linear) -> str:
 
 
 def _factors(
-    view: View, block: nn.Module, arch: BoundArch, writer: Linear, position: int, column: int
+    view: BlockView, block: nn.Module, arch: BoundArch, writer: Linear, position: int, column: int
 ) -> dict[str, dict[str, float]]:
     """What the linears that feed an MLP column say there: the two factors of the gated product."""
     found = {}
@@ -108,7 +108,7 @@ class Ablation:
         self.left[name] = len(entries(hidden, self.criteria.limit(hidden)))
 
 
-def silence(block: nn.Module, cuts: dict[str, list[tuple[int, int]]]) -> None:
+def ablate(block: nn.Module, cuts: dict[str, list[tuple[int, int]]]) -> None:
     """Set weights (row, column) of writers to zero, in place: the block is this run's own copy."""
     for name, places in cuts.items():
         module = linear_of(block, name)

@@ -11,7 +11,7 @@ from dfrot.arch import Norm, Tap
 from dfrot.calib.observe import linear_of
 from dfrot.outliers.measure import channels
 from dfrot.outliers.measure import quantization_errors as errors
-from dfrot.outliers.measure.block_view import View
+from dfrot.outliers.measure.block_view import BlockView
 from dfrot.outliers.measure.criteria import Criteria
 from dfrot.outliers.measure.sinks import SinkMeter
 from dfrot.outliers.measure.sketch import ChannelSketch
@@ -20,7 +20,7 @@ from dfrot.outliers.measure.subject import Subject
 SAMPLE = 256  # rows per tap that meet the weights
 
 
-class LayerMeter:
+class BlockMeter:
     """One block. `add` every window's view, then `close` with the block itself."""
 
     def __init__(self, subject: Subject, layer: int, windows: int, criteria: Criteria) -> None:
@@ -49,7 +49,7 @@ class LayerMeter:
         name = f"{self.arch.full(self.layer, norm.name)}.weight"
         return self.subject.checkpoint.read(name).float() + norm.offset
 
-    def add(self, view: View, massive: dict[str, Tensor]) -> None:
+    def add(self, view: BlockView, massive: dict[str, Tensor]) -> None:
         """massive: norm name -> bool [S]; a tap behind no norm takes the mask of the norm before it."""
         mask = torch.zeros(len(view.tokens), dtype=torch.bool)
         for tap in self.taps:

@@ -16,7 +16,7 @@ from dfrot.runtime.attention_listener import listen
 
 
 @dataclass
-class View:
+class BlockView:
     """One window through block `layer`. tokens int64 [S]; states: name -> residual stream [S, hidden] before the block
     and after each linear that writes to it; taps: tap name -> its input [S, K]; heads: q/k/v linear -> its output
     [S, N]; query [heads, S, D], key, value [kv heads, S, D] behind RoPE, mask as attention got it, scale."""
@@ -41,7 +41,7 @@ def writers(arch: BoundArch) -> tuple[Linear, ...]:
 
 
 @contextmanager
-def capturing(block: nn.Module, arch: BoundArch, view: View) -> Iterator[None]:
+def capturing(block: nn.Module, arch: BoundArch, view: BlockView) -> Iterator[None]:
     """Fill `view` while the block runs once on a batch of one. Taps are seen before any activation quantizer."""
     state = {"at": view.before}
 
@@ -84,7 +84,7 @@ def capturing(block: nn.Module, arch: BoundArch, view: View) -> Iterator[None]:
 
 
 @torch.no_grad()
-def observe(runner: Any, block: nn.Module, arch: BoundArch, view: View, cache: Any) -> Tensor:
+def observe(runner: Any, block: nn.Module, arch: BoundArch, view: BlockView, cache: Any) -> Tensor:
     """Run the block on the view's window [S, hidden]; returns the hidden state behind it."""
     with capturing(block, arch, view):
         out: Tensor = runner.run(block, view.before[None], cache)[0]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from dfrot.outliers.measure import pooled_maps as maps
-from dfrot.outliers.measure.attribution import Ablation, origin, silence
-from dfrot.outliers.measure.block_meter import LayerMeter
-from dfrot.outliers.measure.block_view import View, observe, writers
+from dfrot.outliers.measure.attribution import Ablation, ablate, origin
+from dfrot.outliers.measure.block_meter import BlockMeter
+from dfrot.outliers.measure.block_view import BlockView, observe, writers
 from dfrot.outliers.measure.criteria import Criteria
 from dfrot.outliers.measure.loss import window_nll
 from dfrot.outliers.measure.massive import MassiveTracker, Trace
@@ -119,12 +119,12 @@ class Measurement:
     def _block(self, layer: int, hidden: list[Tensor]) -> dict[str, Any]:
         """Run all windows through one block, in place; returns what was measured in it."""
         arch, block = self.arch, self.subject.block(layer)
-        meter = LayerMeter(self.subject, layer, self.windows, self.settings.criteria)
+        meter = BlockMeter(self.subject, layer, self.windows, self.settings.criteria)
         born: dict[str, list[tuple[Trace, dict[str, Any]]]] = {one.name: [] for one in self.writers}
         for one in self.writers:
             self.tracker.begin(arch.full(layer, one.name))
         for window, tokens in enumerate(self.tokens):
-            view = View(layer, window, tokens, hidden[window])
+            view = BlockView(layer, window, tokens, hidden[window])
             out = observe(self.runner, block, arch, view, self.subject.cache())
             inputs = [view.before, *view.states.values()]
             masks = {
@@ -149,7 +149,7 @@ class Measurement:
                 self._create(arch.full(layer, one.name), kind, [trace for trace, _ in found], origins)
         return {"layer": layer, **result}
 
-    def _picture(self, layer: int, view: View) -> None:
+    def _picture(self, layer: int, view: BlockView) -> None:
         for one in self.writers[-1:]:
             self.maps[self.arch.full(layer, one.name)] = maps.pooled(view.states[one.name])
         if layer == self.arch.n_layers // 2:
@@ -168,9 +168,9 @@ class Measurement:
             for name, found in born.items()
         }
         if any(cuts.values()):
-            silence(block, cuts)
+            ablate(block, cuts)
             self.ablation.removed += [f"{self.arch.full(layer, n)}: {len(c)} weights" for n, c in cuts.items() if c]
-        view = View(layer, self.ablation.window, self.tokens[self.ablation.window], self.ablation.hidden)
+        view = BlockView(layer, self.ablation.window, self.tokens[self.ablation.window], self.ablation.hidden)
         self.ablation.hidden = observe(self.runner, block, self.arch, view, self.subject.cache())
         for one in self.writers:
             self.ablation.note(self.arch.full(layer, one.name), view.states[one.name])

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfrot.outliers.measure.block_view import View
+from dfrot.outliers.measure.block_view import BlockView
 
 FIRST = 4  # leading positions told one by one
 QUERIES = 128  # per window, evenly spaced behind the first eighth
 
 
-def attention(view: View) -> tuple[Tensor, Tensor]:
+def attention(view: BlockView) -> tuple[Tensor, Tensor]:
     """Probabilities float32 [heads, q, S] of sampled queries, and their positions int64 [q]."""
     assert view.query is not None
     assert view.key is not None
@@ -44,7 +44,7 @@ class SinkMeter:
         self.windows = 0
         self.places: dict[int, int] = {}
 
-    def add(self, view: View, massive: list[int]) -> None:
+    def add(self, view: BlockView, massive: list[int]) -> None:
         """`massive`: positions of this window that carry massive activations."""
         mass, picked = attention(view)
         mean = mass.double().mean(1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dfrot.rotation.hadamard import random_orthogonal, randomized
-from dfrot.rotation.refinement.features import Features, normalise
+from dfrot.rotation.refinement.features import CalibrationRows, normalise
 from dfrot.rotation.refinement.massive_tokens import MassiveRule
 from dfrot.rotation.refinement.refine import RefineSettings, refine
 from dfrot.rotation.refinement.row_grid import RowGrid
@@ -52,14 +52,14 @@ class RowStore:
         self.seen += len(rows)
         return massive
 
-    def features(self) -> Features:
+    def features(self) -> CalibrationRows:
         """All of it as the refinement takes it."""
         rows, weight, massive, tap = (torch.cat([part[i] for part in self.parts]) for i in range(4))
         zero = torch.zeros(len(rows), dtype=torch.long)
-        return Features(rows, weight, massive, tap, zero, zero, tuple(self.names), self.seen, self.rule)
+        return CalibrationRows(rows, weight, massive, tap, zero, zero, tuple(self.names), self.seen, self.rule)
 
 
-def split(features: Features) -> tuple[Features, Features]:
+def split(features: CalibrationRows) -> tuple[CalibrationRows, CalibrationRows]:
     """To fit, to measure: common rows alternate, massive rows are in both."""
     order = torch.arange(len(features.rows)) % 2 == 0
     halves = []
@@ -68,7 +68,7 @@ def split(features: Features) -> tuple[Features, Features]:
         weight = torch.where(features.massive, features.weight, 2 * features.weight)
         f = features
         parts = f.rows[keep], weight[keep], f.massive[keep], f.tap[keep], f.position[keep], f.token[keep]
-        halves.append(Features(*parts, f.taps, f.total, f.rule))
+        halves.append(CalibrationRows(*parts, f.taps, f.total, f.rule))
     return halves[0], halves[1]
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dfrot.rotation.refinement.features import Features
+from dfrot.rotation.refinement.features import CalibrationRows
 from dfrot.rotation.refinement.row_grid import RowGrid
 from dfrot.rotation.refinement.tiles import CACHED, Tiles, spans, square, tile_rows
 
@@ -25,7 +25,7 @@ MAX_TURN = 1.0  # radians: cap of the largest angle of one step
 class Round:
     """The rows in the eigenbasis of their weighted second moment, and what a round does with them."""
 
-    def __init__(self, features: Features, gamma: float, grid: RowGrid, tiles: Tiles, half: bool) -> None:
+    def __init__(self, features: CalibrationRows, gamma: float, grid: RowGrid, tiles: Tiles, half: bool) -> None:
         """half: bfloat16 products for common rows and corrections (float32 for massive rows and all that decides
         orthogonality)."""
         self.grid, self.tiles, self.gamma2 = grid, tiles, gamma**2
@@ -47,7 +47,7 @@ class Round:
 
         tiles.each(move, spans(len(common), self.rows))
 
-    def _eigenbasis(self, features: Features, common: Tensor, massive: Tensor) -> tuple[Tensor, Tensor]:
+    def _eigenbasis(self, features: CalibrationRows, common: Tensor, massive: Tensor) -> tuple[Tensor, Tensor]:
         """Eigenvectors float32 [d, d] (columns) and eigenvalues of sum w x^T x (+ gamma^2 for massive rows)."""
         width = features.width
         moment = torch.zeros(width, width)

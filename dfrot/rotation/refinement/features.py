@@ -25,7 +25,7 @@ MASSIVE_ROOM = 8  # more than one row in 8 beyond the budget cannot be massive: 
 
 
 @dataclass(frozen=True)
-class Features:
+class CalibrationRows:
     """Weighted rows. rows float32 [n, d] of norm about sqrt(d); weight float32 [n] (how many tokens a row stands
     for, 1 for massive rows); massive bool [n]; tap, position, token int64 [n]: index into `taps`, position in the
     sample, token id. Rows are ordered by tap, then position. total: rows seen, kept or not."""
@@ -74,7 +74,7 @@ class Features:
         }
 
 
-def from_rows(rows: Tensor, rule: MassiveRule | None = None, massive: Tensor | None = None) -> Features:
+def from_rows(rows: Tensor, rule: MassiveRule | None = None, massive: Tensor | None = None) -> CalibrationRows:
     """Features of given rows [n, d], all kept with weight 1; `massive` bool [n] overrides the rule's mask."""
     rule = rule or MassiveRule()
     rows = rows.float()
@@ -82,7 +82,7 @@ def from_rows(rows: Tensor, rule: MassiveRule | None = None, massive: Tensor | N
     index = torch.arange(count)
     zeros = torch.zeros(count, dtype=torch.long)
     mask = rule.mask(rows) if massive is None else massive
-    return Features(rows, torch.ones(count), mask, zeros, index, zeros, ("rows",), count, rule)
+    return CalibrationRows(rows, torch.ones(count), mask, zeros, index, zeros, ("rows",), count, rule)
 
 
 def normalise(hidden: Tensor, eps: float) -> Tensor:
@@ -99,7 +99,7 @@ def collect(
     seed: int = 0,
     rule: MassiveRule | None = None,
     progress: Progress = silent,
-) -> Features:
+) -> CalibrationRows:
     """Run `tokens` int64 [1, S] through the model and keep up to `max_rows` rows (default: 256 MB of them).
 
     Raises InputError when the sample is no single sequence or when the rule marks more rows than fit.
@@ -147,7 +147,7 @@ def collect(
     progress("features", arch.n_layers, arch.n_layers)
     weight, massive, position = (torch.cat(part) for part in zip(*kept))
     tap = torch.repeat_interleave(torch.arange(len(taps)), torch.tensor([len(part[0]) for part in kept]))
-    return Features(buffer[:filled], weight, massive, tap, position, tokens[0][position], taps, total, rule)
+    return CalibrationRows(buffer[:filled], weight, massive, tap, position, tokens[0][position], taps, total, rule)
 
 
 def _catch(into: dict[str, Tensor], name: str) -> Callable[[Any, tuple[Any, ...]], None]:

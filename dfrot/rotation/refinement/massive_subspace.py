@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dfrot.rotation.refinement.features import Features
+from dfrot.rotation.refinement.features import CalibrationRows
 from dfrot.rotation.refinement.objective import row_errors
 from dfrot.rotation.refinement.polar import polar
 from dfrot.rotation.refinement.row_grid import RowGrid
@@ -28,7 +28,7 @@ SAMPLE = 2048  # common rows that watch
 HARM = 1.01  # their mean error may rise by 1 %: the noise of such a sample
 
 
-def anchor(features: Features, start: Tensor, grid: RowGrid, tiles: Tiles) -> Tensor:
+def anchor(features: CalibrationRows, start: Tensor, grid: RowGrid, tiles: Tiles) -> Tensor:
     """The rotation nearest to `start` float64 [d, d] that serves massive rows best, of those found.
 
     Returns `start` itself when nothing better was found, or nothing that common rows tolerate."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dfrot.rotation.refinement.features import Features
+from dfrot.rotation.refinement.features import CalibrationRows
 from dfrot.rotation.refinement.row_grid import RowGrid
 from dfrot.rotation.refinement.tiles import CACHED, Tiles, spans, tile_rows
 
@@ -24,7 +24,7 @@ class Objective:
     massive: float
 
 
-def effective_gamma(features: Features, gamma: float | str) -> float:
+def effective_gamma(features: CalibrationRows, gamma: float | str) -> float:
     """The number that "auto" stands for on these features: gamma^2 N_m / N = 10; 1 when nothing is massive."""
     if gamma != "auto":
         return float(gamma)
@@ -45,7 +45,7 @@ def row_errors(rows: Tensor, matrix: Tensor, grid: RowGrid, tiles: Tiles) -> Ten
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
 
-def combine(features: Features, errors: Tensor, gamma: float) -> Objective:
+def combine(features: CalibrationRows, errors: Tensor, gamma: float) -> Objective:
     """The objective from errors per row float64 [n]."""
     massive = features.massive
     common_sum = float((features.weight[~massive].double() * errors[~massive]).sum())
@@ -56,6 +56,6 @@ def combine(features: Features, errors: Tensor, gamma: float) -> Objective:
     )
 
 
-def evaluate(features: Features, matrix: Tensor, grid: RowGrid, gamma: float, tiles: Tiles) -> Objective:
+def evaluate(features: CalibrationRows, matrix: Tensor, grid: RowGrid, gamma: float, tiles: Tiles) -> Objective:
     """The objective of rotation `matrix` [d, d] on all features."""
     return combine(features, row_errors(features.rows, matrix, grid, tiles), gamma)

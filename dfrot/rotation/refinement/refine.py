@@ -29,7 +29,7 @@ from torch import Tensor
 
 from dfrot.errors import InputError
 from dfrot.rotation.refinement.descent import Round, capped
-from dfrot.rotation.refinement.features import Features
+from dfrot.rotation.refinement.features import CalibrationRows
 from dfrot.rotation.refinement.massive_subspace import anchor
 from dfrot.rotation.refinement.objective import Objective, effective_gamma, evaluate
 from dfrot.rotation.refinement.polar import orthogonalise, orthogonality_error
@@ -148,7 +148,7 @@ class _Search:
 
 
 def refine(
-    features: Features,
+    features: CalibrationRows,
     start: Tensor,
     settings: RefineSettings,
     *,
@@ -245,7 +245,7 @@ def fast_bfloat16() -> bool:
     return any(bool(getattr(torch.cpu, name, lambda: False)()) for name in names)
 
 
-def _check(features: Features, start: Tensor) -> None:
+def _check(features: CalibrationRows, start: Tensor) -> None:
     width = features.width
     if tuple(start.shape) != (width, width) or start.dtype != torch.float64:
         raise InputError(f"start rotation is {start.dtype} {list(start.shape)}, float64 [{width}, {width}] is needed")
@@ -258,7 +258,7 @@ def _check(features: Features, start: Tensor) -> None:
         raise InputError("start rotation is not orthogonal; use a randomised Hadamard")
 
 
-def _stats(features: Features, gamma: float, before: Objective, after: Objective) -> dict[str, Any]:
+def _stats(features: CalibrationRows, gamma: float, before: Objective, after: Objective) -> dict[str, Any]:
     count = features.n_massive
     return {
         "gamma": gamma,

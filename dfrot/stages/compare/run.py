@@ -21,7 +21,7 @@ from dfrot.quant.scheme import FULL, QuantScheme
 from dfrot.stage_folder import Progress, Stage, open_stage, silent
 from dfrot.stages.calibrate import CalibrateSettings, calibrate
 from dfrot.stages.compare.table import markdown, summarise
-from dfrot.stages.evaluate.perplexity import EvalSettings, evaluate
+from dfrot.stages.evaluate.perplexity import PerplexitySettings, evaluate
 from dfrot.stages.quantize.run import QuantizeSettings, quantize
 from dfrot.stages.rotate.run import RotateSettings, rotate
 from dfrot.stages.tune import TuneSettings, tune
@@ -90,7 +90,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Group:
+class ComparisonGroup:
     """Cells that share one rotated checkpoint."""
 
     settings: RotateSettings | None
@@ -98,7 +98,7 @@ class Group:
     name: str
 
 
-def groups(settings: CompareSettings) -> Iterator[Group]:
+def groups(settings: CompareSettings) -> Iterator[ComparisonGroup]:
     """Rotations in the order of the table. The refined one knows the activation quantizer, so schemes that differ
     there cannot share it; the others are blind to the scheme."""
     schemes = settings.parsed()
@@ -125,7 +125,9 @@ def groups(settings: CompareSettings) -> Iterator[Group]:
                         a_clip=scheme.a_clip,
                     )
                 cells = [Cell(name, algorithm, rotation, seed) for name in names for algorithm in algorithms]
-                yield Group(made, tuple(cells), "-".join([rotation, *([] if seed is None else [str(seed)]), *names]))
+                yield ComparisonGroup(
+                    made, tuple(cells), "-".join([rotation, *([] if seed is None else [str(seed)]), *names])
+                )
 
 
 def compare(
@@ -199,7 +201,7 @@ class _Work:
         names = (f"rotation {group.name}" for group in groups(self.settings))
         return {name.removeprefix("rotation "): self.stage.recall(name) for name in names if self.stage.done(name)}
 
-    def _make(self, group: Group, cell: Cell) -> None:
+    def _make(self, group: ComparisonGroup, cell: Cell) -> None:
         rotated = self._rotated(group)
         scheme = self.schemes[cell.scheme]
         calibration = self._calibrated(group, rotated) if cell.algorithm != "rtn" else None
@@ -227,7 +229,7 @@ class _Work:
         tune(quantized, self.model, out, wanted, resume=True)
         return out
 
-    def _rotated(self, group: Group) -> Path:
+    def _rotated(self, group: ComparisonGroup) -> Path:
         if group.settings is None:
             return self.model
         folder = self.folder / group.name
@@ -238,7 +240,7 @@ class _Work:
             self.stage.mark(unit, {**kept, "seed": group.settings.seed, "a_bits": group.settings.a_bits})
         return folder
 
-    def _calibrated(self, group: Group, rotated: Path) -> Path:
+    def _calibrated(self, group: ComparisonGroup, rotated: Path) -> Path:
         folder = self.folder / f"{group.name}.calibration"
         wanted = CalibrateSettings(
             dataset=self.settings.dataset,
@@ -253,7 +255,7 @@ class _Work:
 
     def _measured(self, name: str, folder: Path, simulated: bool, decode: int, **more: Any) -> dict[str, Any]:
         if not self.stage.done(name):
-            wanted = EvalSettings(
+            wanted = PerplexitySettings(
                 dataset=self.settings.dataset,
                 seqlen=self.settings.seqlen,
                 windows=self.settings.windows,

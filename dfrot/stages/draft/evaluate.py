@@ -19,20 +19,20 @@ from dfrot.draft.store import check_target, load_draft
 from dfrot.draft.training.corpus import template_ids
 from dfrot.draft.training.multimodal_source import KEEP
 from dfrot.errors import InputError
-from dfrot.generation.load_target import ends_of, open_target
+from dfrot.generation.load_target import end_token_ids, load_target
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import Limits, Output, plain, speculative
+from dfrot.generation.speculative import GenerationOutput, StopCriteria, plain, speculative
 from dfrot.generation.target import Target
-from dfrot.generation.tree import Shape
+from dfrot.generation.tree import TreeShape
 from dfrot.stage_folder import Progress, silent
-from dfrot.vision.prompts import Asked, load_questions, pictured, reader_of
+from dfrot.vision.prompts import PromptWithImages, has_images, load_questions, prompt_reader
 
 LARGE = 32_000_000  # parameters
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
-class EvalSettings:
+class DraftEvalSettings:
     """prompts: how many of the held-out text of `dataset` (a text, each of `prompt_tokens` tokens; a .jsonl of `prompt`
     or `messages`, with `images`; shapes). Answers about images end where the target ends them. keep: share of image
     tokens that are slots of the draft. shapes: (depth, top-k, total) of every comparison, all in one process. force:
@@ -63,7 +63,7 @@ def load_in(draft: Path, dtype: str) -> Draft:
 def open_pair(model: Path, draft: Path, force: bool, dtype: str) -> tuple[Target, Draft, Any]:
     """Target, draft and tokenizer, checked against each other."""
     loaded = load_in(draft, dtype)
-    target = open_target(model, loaded.config.aux_layers)
+    target = load_target(model, loaded.config.aux_layers)
     check_target(loaded.config, model, target.vocab_size, int(target.config.hidden_size), force)
     return target, loaded, load_tokenizer(model)
 
@@ -95,20 +95,20 @@ def _rows(path: Path, tokenizer: Any) -> list[list[int]]:
     return found
 
 
-def evaluate(model: Path, draft: Path, settings: EvalSettings, progress: Progress = silent) -> dict[str, Any]:
+def evaluate(model: Path, draft: Path, settings: DraftEvalSettings, progress: Progress = silent) -> dict[str, Any]:
     """Decode every prompt plainly and with every shape. Returns {"shapes": {name: numbers}, "prompts", ...}.
 
     Greedy outputs are compared token by token (`identical`); a difference is classified (`mismatches`). With
     sampling they differ by nature, and only the numbers are given."""
     target, loaded, tokenizer = open_pair(model, draft, settings.force, settings.draft_dtype)
-    limits = Limits(settings.max_new_tokens)
-    if pictured(settings.dataset):
-        prompts = load_questions(settings.dataset, reader_of(model), settings.prompts, settings.keep)
-        limits = Limits(settings.max_new_tokens, ends_of(target))
+    limits = StopCriteria(settings.max_new_tokens)
+    if has_images(settings.dataset):
+        prompts = load_questions(settings.dataset, prompt_reader(model), settings.prompts, settings.keep)
+        limits = StopCriteria(settings.max_new_tokens, end_token_ids(target))
     else:
         texts = load_prompts(settings.dataset, tokenizer, settings.prompts, settings.prompt_tokens)
-        prompts = [Asked(ids) for ids in texts]
-    shapes = [Shape(*shape) for shape in settings.shapes]
+        prompts = [PromptWithImages(ids) for ids in texts]
+    shapes = [TreeShape(*shape) for shape in settings.shapes]
     pairs = compare(target, loaded, prompts, shapes, limits, settings, progress)
     return {
         "prompts": len(prompts),
@@ -123,19 +123,19 @@ def evaluate(model: Path, draft: Path, settings: EvalSettings, progress: Progres
 def compare(
     target: Target,
     draft: Draft,
-    prompts: Sequence[Asked],
-    shapes: Sequence[Shape],
-    limits: Limits,
-    settings: EvalSettings,
+    prompts: Sequence[PromptWithImages],
+    shapes: Sequence[TreeShape],
+    limits: StopCriteria,
+    settings: DraftEvalSettings,
     progress: Progress = silent,
-) -> list[list[tuple[Output, Output]]]:
+) -> list[list[tuple[GenerationOutput, GenerationOutput]]]:
     """Per shape and prompt the (plain, speculative) outputs. Plain runs before and after the others in turns, so that
     a machine that slows down favours neither."""
     sampling, seed = settings.sampling, settings.seed
-    warm = Limits(min(8, limits.max_new_tokens))
+    warm = StopCriteria(min(8, limits.max_new_tokens))
     for shape in shapes:
         speculative(target, draft, prompts[0].ids, warm, sampling, shape, seed, prompts[0].images)
-    pairs: list[list[tuple[Output, Output]]] = [[] for _ in shapes]
+    pairs: list[list[tuple[GenerationOutput, GenerationOutput]]] = [[] for _ in shapes]
     for number, asked in enumerate(prompts):
         progress("decode prompts", number, len(prompts))
         prompt, images = asked.ids, asked.images
@@ -149,7 +149,10 @@ def compare(
 
 
 def _numbers(
-    target: Target, prompts: Sequence[Asked], pairs: Sequence[tuple[Output, Output]], settings: EvalSettings
+    target: Target,
+    prompts: Sequence[PromptWithImages],
+    pairs: Sequence[tuple[GenerationOutput, GenerationOutput]],
+    settings: DraftEvalSettings,
 ) -> dict[str, Any]:
     numbers = {**summary([out for _, out in pairs]), **speeds(pairs)}
     if settings.sampling.greedy and not settings.sampling.needs_prefix:

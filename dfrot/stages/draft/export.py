@@ -17,7 +17,7 @@ from dfrot.draft.models.eagle3 import Eagle3Draft
 from dfrot.draft.store import check_target, load_draft, save_tensors
 from dfrot.errors import UnsupportedError
 from dfrot.files import write_json
-from dfrot.stage_folder import open_stage, read_evidence
+from dfrot.stage_folder import open_stage, read_record
 
 KIND = "draft export"
 SPECULATIVE_TOKENS = 3
@@ -42,7 +42,7 @@ def export_draft(
             save_tensors(stage.folder / "model.safetensors", _tensors(loaded, target))
             write_json(stage.folder / "config.json", speculators_config(loaded.config, target.config, verifier))
             stage.publish({"parameters": loaded.count()})
-    return read_evidence(out, KIND)
+    return read_record(out, KIND)
 
 
 def _tensors(draft: Eagle3Draft, target: Checkpoint) -> dict[str, torch.Tensor]:

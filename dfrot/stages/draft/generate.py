@@ -12,16 +12,16 @@ from dfrot.data.tokenizer import load_tokenizer
 from dfrot.draft.models.base import Draft
 from dfrot.draft.store import check_target
 from dfrot.draft.training.multimodal_source import KEEP
-from dfrot.generation.load_target import ends_of, open_target
-from dfrot.generation.prompt import Images
+from dfrot.generation.load_target import end_token_ids, load_target
+from dfrot.generation.prompt import ImageInputs
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculation_policy import Adaptive, Option
-from dfrot.generation.speculative import Limits, Output, plain, speculative
+from dfrot.generation.speculation_policy import AdaptivePolicy, MeasuredShape
+from dfrot.generation.speculative import GenerationOutput, StopCriteria, plain, speculative
 from dfrot.generation.target import Target
-from dfrot.generation.transformers_hook import hook
-from dfrot.generation.tree import Shape
+from dfrot.generation.transformers_hook import custom_generate_hook
+from dfrot.generation.tree import TreeShape
 from dfrot.stages.draft.evaluate import load_in
-from dfrot.vision.prompts import reader_of
+from dfrot.vision.prompts import prompt_reader
 
 GREEDY = Sampling()
 MEASURING = 0.1  # of the time that plain decoding takes, for measuring shapes
@@ -45,16 +45,16 @@ class GenerateSettings:
     keep: float = KEEP
 
 
-def _prompt(model: Path, settings: GenerateSettings) -> tuple[Any, list[int], Images | None]:
+def _prompt(model: Path, settings: GenerateSettings) -> tuple[Any, list[int], ImageInputs | None]:
     """Tokenizer, token ids and images."""
     if not settings.images:
         tokenizer = load_tokenizer(model)
         return tokenizer, list(tokenizer(settings.prompt)["input_ids"]), None
-    reader = reader_of(model)
+    reader = prompt_reader(model)
     asked = [*({"type": "image"} for _ in settings.images), {"type": "text", "text": settings.prompt}]
     pictures = [read(file) for file in settings.images]
     ids, given = reader.seen([{"role": "user", "content": asked}], pictures, "--prompt")
-    return reader.tokenizer, ids, Images(given, settings.keep)
+    return reader.tokenizer, ids, ImageInputs(given, settings.keep)
 
 
 def generate_text(model: Path, draft: Path | None, settings: GenerateSettings) -> dict[str, Any]:
@@ -62,16 +62,16 @@ def generate_text(model: Path, draft: Path | None, settings: GenerateSettings) -
     loaded = None if draft is None else load_in(draft, settings.draft_dtype)
     tokenizer, prompt, images = _prompt(model, settings)
     aux = () if loaded is None else loaded.config.aux_layers
-    target = open_target(model, aux, drafted=loaded is not None)
-    eos = frozenset() if settings.ignore_eos else ends_of(target)
-    limits = Limits(settings.max_new_tokens, eos, settings.stop, tokenizer.decode)
+    target = load_target(model, aux, drafted=loaded is not None)
+    eos = frozenset() if settings.ignore_eos else end_token_ids(target)
+    limits = StopCriteria(settings.max_new_tokens, eos, settings.stop, tokenizer.decode)
     choice = None
     if loaded is None:
         out, how = plain(target, prompt, limits, settings.sampling, settings.seed, images), "plain, no draft given"
     else:
         size = int(target.config.hidden_size)
         check_target(loaded.config, model, target.vocab_size, size, settings.force)
-        shape = None if settings.shape is None else Shape(*settings.shape)
+        shape = None if settings.shape is None else TreeShape(*settings.shape)
         choice = chooser(loaded, limits, settings.sampling) if shape is None else None
         out, how = generate(target, loaded, prompt, limits, settings.sampling, choice or shape, settings.seed, images)
     return {
@@ -85,38 +85,40 @@ def generate_text(model: Path, draft: Path | None, settings: GenerateSettings) -
     }
 
 
-def chooser(draft: Draft, limits: Limits, sampling: Sampling, options: Sequence[Option] = ()) -> Adaptive:
+def chooser(
+    draft: Draft, limits: StopCriteria, sampling: Sampling, options: Sequence[MeasuredShape] = ()
+) -> AdaptivePolicy:
     """The choice for one text, measured when it begins unless `options` of another text are given."""
-    return Adaptive(draft.rates, sampling.greedy, MEASURING * limits.max_new_tokens, options)
+    return AdaptivePolicy(draft.rates, sampling.greedy, MEASURING * limits.max_new_tokens, options)
 
 
 def generate(
     target: Target,
     draft: Draft,
     prompt: Sequence[int],
-    limits: Limits,
+    limits: StopCriteria,
     sampling: Sampling = GREEDY,
-    shape: Shape | Adaptive | None = None,
+    shape: TreeShape | AdaptivePolicy | None = None,
     seed: int = 0,
-    images: Images | None = None,
-) -> tuple[Output, str]:
+    images: ImageInputs | None = None,
+) -> tuple[GenerationOutput, str]:
     """Decode with the shape that suits this machine and text, or plainly where none pays. Returns the output and how
     it was made.
 
     shape: no choice, this one; or the choice, whose `to_dict` tells more afterwards. The draft's `rates` say how often
     its guesses stand: a draft without them decodes plainly unless it is given a shape."""
     shape = shape or chooser(draft, limits, sampling)
-    if isinstance(shape, Adaptive) and shape.rates is None:
+    if isinstance(shape, AdaptivePolicy) and shape.rates is None:
         return plain(target, prompt, limits, sampling, seed, images), shape.why()
     out = speculative(target, draft, prompt, limits, sampling, shape, seed, images)
-    told = shape.why() if isinstance(shape, Adaptive) else f"speculative, {shape.name}"
+    told = shape.why() if isinstance(shape, AdaptivePolicy) else f"speculative, {shape.name}"
     return out, f"{told}, tau {out.tau:.2f}" if out.accepted else told
 
 
 def custom_generate(
     model: Any,
     draft: Draft,
-    shape: Shape | None = None,
+    shape: TreeShape | None = None,
     seed: int = 0,
     report: Callable[[str], None] = lambda how: None,
 ) -> Any:
@@ -126,19 +128,19 @@ def custom_generate(
     a single row (`model.generate(**processor(...), ...)`). Without a shape the first row's measurements serve all.
     report: is told of every row how it was decoded."""
     target = Target(model, draft.config.aux_layers)
-    options: list[Option] = []
+    options: list[MeasuredShape] = []
 
     def decode(
         prompt: list[int], longest: int, eos: frozenset[int], processor: Any, do_sample: bool, given: dict[str, Any]
     ) -> list[int]:
         sampling = Sampling(1.0 if do_sample else 0.0, processors=() if processor is None else (processor,))
-        limits = Limits(longest, eos)
+        limits = StopCriteria(longest, eos)
         choice = chooser(draft, limits, sampling, options) if shape is None else None
-        images = Images(given) if given else None
+        images = ImageInputs(given) if given else None
         out, how = generate(target, draft, prompt, limits, sampling, choice or shape, seed, images)
         if choice is not None:
             options[:] = choice.options
         report(how)
         return out.tokens
 
-    return hook(decode)
+    return custom_generate_hook(decode)

@@ -17,19 +17,27 @@ from dfrot.draft.models.config import DraftConfig
 from dfrot.draft.quantize import quantize_draft, scheme_of
 from dfrot.draft.store import fingerprint, save_draft
 from dfrot.draft.training.corpus import Corpus, load_corpora
-from dfrot.draft.training.distributed import Group
-from dfrot.draft.training.init_from_target import warm_start
-from dfrot.draft.training.multimodal_source import KEEP, VisualSample, VisualSource
+from dfrot.draft.training.distributed import LocalGroup
+from dfrot.draft.training.init_from_target import init_from_target
+from dfrot.draft.training.multimodal_source import KEEP, MultimodalSample, MultimodalSource
 from dfrot.draft.training.regenerate import answered, regenerate
-from dfrot.draft.training.sources import SCORES, Online, Source, Stored, save_corpus, save_index, save_shard
+from dfrot.draft.training.sources import (
+    SCORES,
+    FeatureSource,
+    LiveFeatures,
+    StoredFeatures,
+    save_corpus,
+    save_index,
+    save_shard,
+)
 from dfrot.draft.training.trainer import STATE, Trainer, TrainOptions, by_rank
 from dfrot.errors import InputError
 from dfrot.files import require_free_space
-from dfrot.generation.load_target import open_target
-from dfrot.generation.target import Features, Target
+from dfrot.generation.load_target import load_target
+from dfrot.generation.target import Target, TargetFeatures
 from dfrot.runtime.load import check_folder
-from dfrot.stage_folder import Progress, open_stage, read_evidence, silent
-from dfrot.vision.prompts import Row, asked, learnt, load_pictured, pictured, reader_of
+from dfrot.stage_folder import Progress, open_stage, read_record, silent
+from dfrot.vision.prompts import Row, first_question, has_images, load_multimodal, prompt_reader, training_sample
 
 KIND, EXTRACT = "draft train", "draft extract"
 PER_SHARD, SHARD_BYTES = 64, 16 << 20  # samples of a shard, and what it holds at most unless one sample is larger
@@ -104,23 +112,25 @@ def corpora(model: Path, target: Target, data: DataSettings, progress: Progress)
     return train, held
 
 
-def _source(model: Path, target: Target, data: DataSettings, select: str, progress: Progress) -> Online | VisualSource:
+def _source(
+    model: Path, target: Target, data: DataSettings, select: str, progress: Progress
+) -> LiveFeatures | MultimodalSource:
     """Samples of text or about images, their features from the running target."""
-    if not pictured(data.dataset):
-        return Online(target, *corpora(model, target, data, progress), select)
-    reader = reader_of(model)
+    if not has_images(data.dataset):
+        return LiveFeatures(target, *corpora(model, target, data, progress), select)
+    reader = prompt_reader(model)
     made = 0
 
-    def make(row: Row) -> VisualSample | None:
+    def make(row: Row) -> MultimodalSample | None:
         nonlocal made
         progress("the target writes answers" if data.regenerate else "read images", made, data.samples + data.held_out)
         made += 1
         if not data.regenerate:
-            return learnt(reader, row, data.seqlen)
-        return answered(target, *asked(reader, row), data.seqlen)
+            return training_sample(reader, row, data.seqlen)
+        return answered(target, *first_question(reader, row), data.seqlen)
 
-    pair = load_pictured(data.dataset, data.samples, data.held_out, make)
-    return VisualSource(target, *pair, select, data.keep)
+    pair = load_multimodal(data.dataset, data.samples, data.held_out, make)
+    return MultimodalSource(target, *pair, select, data.keep)
 
 
 def _named(data: DataSettings) -> dict[str, Any]:
@@ -137,7 +147,7 @@ def train(
     features: Path | None = None,
     progress: Progress = silent,
     report: Report = lambda record: None,
-    group: Group | None = None,
+    group: LocalGroup | None = None,
     resume: bool | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -159,15 +169,15 @@ def train(
         "train": asdict(settings.train),
         "warm": settings.warm,
         "quantize": settings.quantize,
-        "data": _named(settings.data) if features is None else {"features": Stored(features).index},
+        "data": _named(settings.data) if features is None else {"features": StoredFeatures(features).index},
     }
-    group = group or Group()
+    group = group or LocalGroup()
 
     def work(folder: Path) -> dict[str, Any]:
-        target = open_target(model, config.aux_layers)
-        source: Source
+        target = load_target(model, config.aux_layers)
+        source: FeatureSource
         if features is not None:
-            stored = Stored(features, settings.data.keep)
+            stored = StoredFeatures(features, settings.data.keep)
             stored.check(mark, config.select, config.aux_layers)
             source = stored
         else:
@@ -186,7 +196,7 @@ def train(
         if not stage.finished:
             stage.mark("begun")
             stage.publish(work(stage.folder))
-    return read_evidence(out, KIND)
+    return read_record(out, KIND)
 
 
 def build_size(config: DraftConfig) -> int:
@@ -198,18 +208,18 @@ def build_size(config: DraftConfig) -> int:
 def _train(
     config: DraftConfig,
     target: Target,
-    source: Source,
+    source: FeatureSource,
     settings: DraftSettings,
     folder: Path,
     progress: Progress,
     report: Report,
-    group: Group,
+    group: LocalGroup,
 ) -> dict[str, Any]:
     """Train, save, and tell: the history, and what rounding the draft cost."""
     torch.manual_seed(settings.train.seed)
     draft = build(config)
     if settings.warm:
-        warm_start(draft, target)
+        init_from_target(draft, target)
     trainer = Trainer(draft, source, target.embed, target.head, settings.train, folder, report, group)
     told: dict[str, Any] = {"history": trainer.run(progress)}
     if group.rank:
@@ -245,7 +255,7 @@ def extract(
     require_free_space(out.parent, extract_bytes(arch, settings))
     with open_stage(out, EXTRACT, request, resume, overwrite) as stage:
         if not stage.finished:
-            source = _source(model, open_target(model, config.aux_layers), data, config.select, progress)
+            source = _source(model, load_target(model, config.aux_layers), data, config.select, progress)
             names: set[str] = set()
             for side in ("train", "held_out"):
                 corpus = source.corpus(side)
@@ -263,16 +273,18 @@ def extract(
             }
             save_index(stage.folder, index_of)
             stage.publish({"samples": len(source.corpus("train")), "bytes": extract_bytes(arch, settings)})
-    return read_evidence(out, EXTRACT)
+    return read_record(out, EXTRACT)
 
 
-def _extract(source: Online | VisualSource, side: str, index: torch.Tensor, shard: int, folder: Path) -> list[str]:
+def _extract(
+    source: LiveFeatures | MultimodalSource, side: str, index: torch.Tensor, shard: int, folder: Path
+) -> list[str]:
     """Write one shard; returns the names of its tensors."""
     longest = source.corpus(side).tokens.shape[1]
     parts = []
     for part in torch.split(index, max(1, min(8, TOGETHER // longest))):
         seen = None
-        if isinstance(source, VisualSource):
+        if isinstance(source, MultimodalSource):
             rows, found, seen = source.scored(side, part)
         else:
             rows, found = source.batch(side, part)
@@ -282,7 +294,7 @@ def _extract(source: Online | VisualSource, side: str, index: torch.Tensor, shar
     # one part is not copied
     whole = parts[0] if len(parts) == 1 else {n: torch.cat([part.pop(n) for part in parts]) for n in list(parts[0])}
     names, scores = sorted(whole), whole.pop(SCORES, None)
-    save_shard(folder, side, shard, Features(**whole), scores)
+    save_shard(folder, side, shard, TargetFeatures(**whole), scores)
     return names
 
 
@@ -296,7 +308,7 @@ def sample_bytes(arch: BoundArch, settings: DraftSettings) -> int:
     """Disk that a sample takes at most, at 2 bytes per value: last and intermediate features, three more for eagle3,
     with images the merged embeddings."""
     streams = 1 + (settings.select != "none" and settings.arch == "dream") + 3 * (settings.arch == "eagle3")
-    streams += pictured(settings.data.dataset)
+    streams += has_images(settings.data.dataset)
     return 2 * arch.hidden * streams * settings.data.seqlen
 
 

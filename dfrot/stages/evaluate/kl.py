@@ -15,7 +15,7 @@ from dfrot.evaluate.divergence import Divergence, observer
 from dfrot.evaluate.intervals import perplexity_interval
 from dfrot.evaluate.logits import Baseline
 from dfrot.evaluate.ppl import window_losses
-from dfrot.evaluate.tokens import Reader
+from dfrot.evaluate.tokens import WindowReader
 from dfrot.runtime.load import check_folder, load_model
 from dfrot.stage_folder import Progress, silent
 
@@ -43,7 +43,7 @@ def divergence(models: Sequence[Path], settings: KlSettings, progress: Progress 
         raise InputError("eval kl compares with a baseline: give --model twice or more, the baseline first")
     checked = [check_folder(Path(model)) for model in models]
     text = load_text(settings.dataset, "test")
-    reader = Reader(text, settings.seqlen, settings.windows)
+    reader = WindowReader(text, settings.seqlen, settings.windows)
     tokens = [reader.read(Path(model)) for model in models]
     results: list[dict[str, Any]] = []
     baseline: Baseline | None = None

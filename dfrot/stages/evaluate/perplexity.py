@@ -19,7 +19,7 @@ from dfrot.evaluate.intervals import LEVEL, Interval, mean_interval, perplexity_
 from dfrot.evaluate.logits import Agreement, Baseline, compare
 from dfrot.evaluate.ppl import PROTOCOL, window_losses
 from dfrot.evaluate.speed import decode_speed
-from dfrot.evaluate.tokens import Reader, Tokens
+from dfrot.evaluate.tokens import EvalTokens, WindowReader
 from dfrot.files import digest_json
 from dfrot.quant.config import DfqConfig
 from dfrot.runtime.load import check_folder, load_model
@@ -27,7 +27,7 @@ from dfrot.stage_folder import Progress, silent
 
 
 @dataclass(frozen=True)
-class EvalSettings:
+class PerplexitySettings:
     """dataset: wikitext2, stdlib or a path; windows: how many (None: all); batch: windows per forward;
     dtype: None takes each folder's own; fake: packed checkpoints run as their simulated twins; kl: KL divergence
     and top-1 agreement against the first checkpoint; decode: tokens of a greedy speed measurement (0: none);
@@ -58,7 +58,7 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def evaluate(models: Sequence[Path], settings: EvalSettings, progress: Progress = silent) -> dict[str, Any]:
+def evaluate(models: Sequence[Path], settings: PerplexitySettings, progress: Progress = silent) -> dict[str, Any]:
     """Evaluate checkpoint folders on the same windows.
 
     Returns {"protocol", "dataset", "results"}; per result: model, perplexity, ci, tokens, windows, ratio_to_first,
@@ -71,7 +71,7 @@ def evaluate(models: Sequence[Path], settings: EvalSettings, progress: Progress 
         raise InputError(f"batch: {settings.batch} is not a positive count")
     checked = [check_folder(Path(model)) for model in models]
     text = load_text(settings.dataset, settings.split)  # type: ignore[arg-type]
-    reader = Reader(text, settings.seqlen, settings.windows)
+    reader = WindowReader(text, settings.seqlen, settings.windows)
     tokens = [reader.read(Path(model)) for model in models]
     results: list[dict[str, Any]] = []
     losses: list[Tensor] = []
@@ -96,8 +96,8 @@ def evaluate(models: Sequence[Path], settings: EvalSettings, progress: Progress 
 def _one(
     checkpoint: Checkpoint,
     config: DfqConfig | None,
-    given: Tokens,
-    settings: EvalSettings,
+    given: EvalTokens,
+    settings: PerplexitySettings,
     baseline: Baseline | None,
     progress: Progress,
 ) -> tuple[dict[str, Any], Tensor, Baseline | None]:
@@ -151,7 +151,7 @@ def _list(interval: Interval) -> list[float] | None:
     return None if interval is None else list(interval)
 
 
-def _protocol(text: str, given: Tokens, settings: EvalSettings, dtype: str) -> dict[str, Any]:
+def _protocol(text: str, given: EvalTokens, settings: PerplexitySettings, dtype: str) -> dict[str, Any]:
     """What was measured, with an id: two numbers compare only when their ids are equal."""
     record: dict[str, Any] = {
         "name": PROTOCOL,

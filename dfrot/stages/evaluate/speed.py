@@ -13,7 +13,7 @@ import torch
 from dfrot.bench.clock import Timing
 from dfrot.bench.models import memory
 from dfrot.bench.models.peer import one_turn
-from dfrot.bench.models.runners import Dfq
+from dfrot.bench.models.runners import DfqRunner
 from dfrot.bench.refinement.run import machine
 from dfrot.errors import InputError
 from dfrot.runtime.load import check_folder
@@ -55,7 +55,7 @@ def speed(
         raise InputError("no checkpoint to measure; give --model")
     checked = [check_folder(Path(model)) for model in models]
     used = [_memory(Path(model), settings, progress) if settings.memory else None for model in models]
-    runners = [Dfq(Path(model)) for model in models]
+    runners = [DfqRunner(Path(model)) for model in models]
     samples: list[tuple[list[float], list[float]]] = [([], []) for _ in models]
     turns = settings.repeats + 1
     for turn in range(turns):
@@ -98,7 +98,7 @@ def _memory(model: Path, settings: SpeedSettings, progress: Progress) -> dict[st
 
 
 def _drafted(model: Path, draft: Path, settings: SpeedSettings, progress: Progress) -> dict[str, Any]:
-    wanted = draft_eval.EvalSettings(
+    wanted = draft_eval.DraftEvalSettings(
         dataset=settings.dataset, prompts=settings.prompts, max_new_tokens=settings.decode, shapes=settings.shapes
     )
     return draft_eval.evaluate(model, draft, wanted, progress)

@@ -18,11 +18,11 @@ from dfrot.errors import InputError, MismatchError, UnsupportedError
 from dfrot.evaluate.intervals import ratio_interval
 from dfrot.files import read_json
 from dfrot.outliers import fixes
-from dfrot.outliers.advice import DEFAULT, Recipe
+from dfrot.outliers.advice import DEFAULT
 from dfrot.outliers.fixes.base import Change, Context
 from dfrot.outliers.measure.subject import Subject
 from dfrot.outliers.rewrite import rewrite
-from dfrot.stage_folder import Progress, open_stage, read_evidence, silent
+from dfrot.stage_folder import Progress, open_stage, read_record, silent
 from dfrot.stages.outliers.measure import OutlierSettings, measure, prepare
 from dfrot.stages.outliers.recipe import RecipeSettings, plain_perplexity, quantized_perplexity
 from dfrot.vision import carry as vision
@@ -68,7 +68,7 @@ def fix(
     "before", "after" and, for a search, every trial. `report`: a folder or file of `dfq outliers` on this checkpoint.
 
     Raises UnsupportedError for a rotated or quantized checkpoint (fix the original), or where a fix finds nothing."""
-    vision.refuse(model, "the rewritten checkpoint")
+    vision.refuse_vision_part(model, "the rewritten checkpoint")
     subject, tokens, source, decode = prepare(model, settings.outliers)
     if subject.kind != "original" or subject.config is not None:
         raise UnsupportedError(f"{model}: is {subject.kind} by dfq already; fix the original checkpoint")
@@ -94,7 +94,7 @@ def fix(
                 shutil.rmtree(work.folder, ignore_errors=True)
             rewrite(subject.source, stage.folder, work.change(chosen))
             stage.publish(evidence)
-    return read_evidence(out, KIND)
+    return read_record(out, KIND)
 
 
 def _given(path: Path, subject: Subject) -> dict[str, Any]:
@@ -222,4 +222,4 @@ def _value(trial: dict[str, Any]) -> float:
     return float(trial["quantized"]["perplexity"])
 
 
-__all__ = ["FixSettings", "Recipe", "fix"]
+__all__ = ["FixSettings", "fix"]

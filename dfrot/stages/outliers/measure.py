@@ -13,7 +13,7 @@ from dfrot.data.text import load_text
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import InputError
 from dfrot.files import read_json, write_json
-from dfrot.outliers.advice import DEFAULT, Recipe, recommend
+from dfrot.outliers.advice import DEFAULT, OutlierRecipe, recommend
 from dfrot.outliers.measure.criteria import Criteria
 from dfrot.outliers.measure.run import Measurement, MeasureSettings
 from dfrot.outliers.measure.subject import Subject
@@ -155,7 +155,7 @@ def _measured(
     if wanted and subject.kind == "original" and folder is not None:
         release_memory()
         values = {key: value for key, value in report["recommendation"].items() if key != "reasons"}
-        recipe = Recipe(**{**values, "keep": tuple(values["keep"])})
+        recipe = OutlierRecipe(**{**values, "keep": tuple(values["keep"])})
         recipes = {"default": DEFAULT} | ({"recommended": recipe} if recipe != DEFAULT else {})
         how = replace(settings.recipe, dataset=settings.dataset, seed=settings.seed)
         report["measured"] = recipe_perplexity(subject.source.path, recipes, how, folder / "work", progress)

@@ -14,7 +14,7 @@ from dfrot.data.text import load_text, windows
 from dfrot.data.tokenizer import encode, load_tokenizer
 from dfrot.evaluate.intervals import perplexity_interval, ratio_interval
 from dfrot.evaluate.ppl import window_losses
-from dfrot.outliers.advice import Recipe
+from dfrot.outliers.advice import OutlierRecipe
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.load import load_model
 from dfrot.stage_folder import Progress, silent
@@ -40,7 +40,7 @@ class RecipeSettings:
 
 
 def recipe_perplexity(
-    model: Path, recipes: dict[str, Recipe], settings: RecipeSettings, work: Path, progress: Progress = silent
+    model: Path, recipes: dict[str, OutlierRecipe], settings: RecipeSettings, work: Path, progress: Progress = silent
 ) -> dict[str, Any]:
     """{"bf16", "recipes": {name: {perplexity, ratio_to_bf16, ratio_to_first, ratio_ci}}, "settings"} of checkpoint
     `model`; `work` is a folder for what is made on the way and is gone afterwards."""
@@ -77,7 +77,7 @@ def plain_perplexity(model: Path, settings: RecipeSettings, prefix: Sequence[int
 
 
 def quantized_perplexity(
-    model: Path, recipe: Recipe, settings: RecipeSettings, work: Path, prefix: Sequence[int] = ()
+    model: Path, recipe: OutlierRecipe, settings: RecipeSettings, work: Path, prefix: Sequence[int] = ()
 ) -> dict[str, Any]:
     """The same after the recipe; `work` is gone afterwards."""
     shutil.rmtree(work, ignore_errors=True)
@@ -105,7 +105,7 @@ def _measured(folder: Path, settings: RecipeSettings, prefix: Sequence[int]) -> 
     return {"perplexity": perplexity_interval(nll)[0], "nll": nll.tolist()}
 
 
-def _made(model: Path, recipe: Recipe, settings: RecipeSettings, work: Path) -> Path:
+def _made(model: Path, recipe: OutlierRecipe, settings: RecipeSettings, work: Path) -> Path:
     """The checkpoint of one recipe in `work`, replacing the last one; its rotation stays for the next recipe."""
     gamma: float | str = recipe.gamma if recipe.gamma == "auto" else float(recipe.gamma)
     rotated = model

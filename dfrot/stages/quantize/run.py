@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from dfrot.arch import BoundArch, describe, described, untied
+from dfrot.arch import BoundArch, describe, untie_config, with_described_names
 from dfrot.calib import calibration as store
 from dfrot.calib.hidden_states import HiddenStates, remove_all
 from dfrot.calib.stats import CalibStats
@@ -27,15 +27,15 @@ from dfrot.lineage import lineage
 from dfrot.quant import Algorithm, algorithm, keep, rtn
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.grid import Quantized
-from dfrot.quant.options import Options
+from dfrot.quant.options import AlgorithmOptions
 from dfrot.quant.resets import Reset
 from dfrot.quant.rtn import starved
 from dfrot.quant.scheme import FULL, QuantScheme
 from dfrot.rotation.online import OnlineRotations
-from dfrot.stage_folder import Progress, Stage, open_stage, read_evidence, silent
+from dfrot.stage_folder import Progress, Stage, open_stage, read_record, silent
 from dfrot.stages.quantize.layout import Layout
 from dfrot.vision import carry as vision
-from dfrot.vision.llava_layout import sees, vision_digest
+from dfrot.vision.llava_layout import has_vision_part, vision_digest
 
 KIND = "quantize"
 COMPENSATION = 0.5  # the full step overfits calibrations of 10^5 tokens
@@ -80,8 +80,8 @@ class QuantizeSettings:
                 "compensation works on propagated errors: use gptq with propagation, or leave it out"
             )
 
-    def options(self) -> Options:
-        return Options(self.mse_clip, self.act_order, self.damping)
+    def options(self) -> AlgorithmOptions:
+        return AlgorithmOptions(self.mse_clip, self.act_order, self.damping)
 
     @property
     def compensation(self) -> float:
@@ -125,7 +125,7 @@ def quantize(
         "calibration": found.digest if found is not None and settings.needs_calibration() else None,
         "settings": asdict(settings),
     }
-    if sees(checkpoint.path):
+    if has_vision_part(checkpoint.path):
         request["vision"] = vision_digest(checkpoint.path)
     hidden = 4 * HiddenStates.nbytes((*found.tokens().shape, arch.hidden)) if found is not None else 0
     require_free_space(out.parent, layout.nbytes + hidden)
@@ -135,9 +135,9 @@ def quantize(
             linears = work.all(progress)
             remove_all(stage.folder)
             _copy_rest(checkpoint, config, arch, stage.folder)
-            vision.carry(checkpoint.path, stage.folder)
+            vision.carry_vision_part(checkpoint.path, stage.folder)
             stage.publish({**_evidence(layout, settings, linears), "lineage": lineage(model)})
-    return read_evidence(out, KIND)
+    return read_record(out, KIND)
 
 
 def _source(model: Path) -> tuple[Checkpoint, BoundArch, OnlineRotations]:
@@ -148,7 +148,7 @@ def _source(model: Path) -> tuple[Checkpoint, BoundArch, OnlineRotations]:
     if entry is not None and entry.scheme is not None:
         raise UnsupportedError(f"{model}: is quantized already; give the 16-bit checkpoint")
     arch = describe(checkpoint.config, where)
-    checkpoint = described(checkpoint, arch)
+    checkpoint = with_described_names(checkpoint, arch)
     arch.check(checkpoint)
     return checkpoint, arch, entry.online if entry is not None else OnlineRotations()
 
@@ -189,7 +189,7 @@ def _copy_rest(checkpoint: Checkpoint, config: DfqConfig, arch: BoundArch, folde
     value = copy.deepcopy(checkpoint.config)
     value["quantization_config"] = config.to_dict()
     if arch.tied and arch.spec.head.name not in config.keep:
-        value = untied(value)  # the head has its own integers now
+        value = untie_config(value)  # the head has its own integers now
     write_json(folder / "config.json", value)
     copy_tokenizer(checkpoint.path, folder)
 

@@ -33,7 +33,7 @@ Figures = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Seen:
+class GateImages:
     """What the original's and the rotated model's projector say of the same images, float32 [1, n, hidden] each; unit:
     roundoff of the projector's stored dtype."""
 
@@ -47,7 +47,7 @@ def gate(
     rotated: BlockRunner,
     tokens: Tensor,
     r1: Tensor | None,
-    seen: Seen | None = None,
+    seen: GateImages | None = None,
     *,
     progress: Progress = silent,
 ) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfrot.arch import BoundArch, open_described, untied
+from dfrot.arch import BoundArch, open_described, untie_config
 from dfrot.checkpoint import Checkpoint
 from dfrot.checkpoint_writer import SafetensorsWriter
 from dfrot.data.text import Text, load_text, windows
@@ -33,10 +33,10 @@ from dfrot.rotation.refinement.massive_tokens import MassiveRule
 from dfrot.rotation.refinement.refine import RefineSettings, refine
 from dfrot.rotation.rotation import Rotation
 from dfrot.runtime.block_runner import BlockRunner
-from dfrot.stage_folder import Progress, Stage, open_stage, read_evidence, silent
+from dfrot.stage_folder import Progress, Stage, open_stage, read_record, silent
 from dfrot.stages.rotate.gate import gate
 from dfrot.vision import carry as vision
-from dfrot.vision.llava_layout import sees, vision_digest
+from dfrot.vision.llava_layout import has_vision_part, vision_digest
 from dfrot_kernels.native import release_memory
 
 KIND = "rotate"
@@ -130,7 +130,7 @@ def rotate(
             except GateError:
                 stage.discard()  # wrong weights are nothing to resume from
                 raise
-    return read_evidence(out, KIND)
+    return read_record(out, KIND)
 
 
 def plan(model: Path, settings: RotateSettings) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def _inputs(model: Path, settings: RotateSettings) -> _Inputs:
                     f"{arch.sizes['vocab']} entries; copy the tokenizer of this model"
                 )
     request = {"source": checkpoint.digest(), "settings": asdict(settings), "dataset": source}
-    if sees(checkpoint.path):
+    if has_vision_part(checkpoint.path):
         request["vision"] = vision_digest(checkpoint.path)
     return _Inputs(checkpoint, arch, settings, online, calibration, held_out, decode, request)
 
@@ -264,12 +264,12 @@ def _work(stage: Stage, inputs: _Inputs, progress: Progress) -> None:
             stage.mark(unit)
     progress("rotate", len(units), len(units))
     _describe(stage.folder, inputs)
-    if sees(checkpoint.path):
-        vision.rotate(checkpoint.path, stage.folder, turned=rotations.r1 is not None)
+    if has_vision_part(checkpoint.path):
+        vision.rotate_vision_part(checkpoint.path, stage.folder, turned=rotations.r1 is not None)
     if _gated(settings):
         original = BlockRunner(checkpoint, inputs.arch)
         result = BlockRunner(*open_described(stage.folder))
-        seen = vision.gate_images(original, result) if sees(checkpoint.path) else None
+        seen = vision.gate_images(original, result) if has_vision_part(checkpoint.path) else None
         evidence["gate"] = gate(original, result, inputs.held_out, rotations.r1, seen, progress=progress)
         evidence["gate"]["source"] = settings.dataset or "random ids"
     evidence["weights"] = Checkpoint.open(stage.folder).digest()
@@ -343,7 +343,7 @@ def _describe(folder: Path, inputs: _Inputs) -> None:
         embed = inputs.checkpoint.entry(f"{inputs.arch.spec.embed}.weight")
         config["dtype"] = str(embed.dtype).removeprefix("torch.")
     if _turns(inputs):
-        config = untied(config)  # R1 gives the head a weight of its own
+        config = untie_config(config)  # R1 gives the head a weight of its own
     if inputs.online:
         config["quantization_config"] = DfqConfig(online=inputs.online).to_dict()
     write_json(folder / "config.json", config)

@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from dfrot.generation.target import Target
 
 
-def guess_head(target: Target, draft: Draft) -> Head:
+def proposal_head(target: Target, draft: Draft) -> Head:
     """Features [..., d] -> logits [..., V] that `draft` guesses from: its target's own head, unless the draft is in 4
     bits and a native kernel reads such a head. Made at the first call, kept by the target."""
     four = any(isinstance(module, QuantLinear) and module.plan.w_bits == 4 for module in draft.modules())
     if not four:
-        return target.say
+        return target.logits_rows
     if target.rounded_head is None:
         target.rounded_head = rounded(target.head_module)
     copy = target.rounded_head
-    return target.say if copy.prepared is None else partial(_by, target, copy)
+    return target.logits_rows if copy.prepared is None else partial(_by, target, copy)
 
 
 def _by(target: Target, copy: QuantLinear, features: Tensor) -> Tensor:
-    return target.scaled(copy(features))
+    return target.scale_logits(copy(features))
 
 
 @torch.no_grad()
