@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfrot.draft.training.multimodal_source import KEEP
 from dfrot.generation.target import Target
+from dfrot.vision.settings import KEEP
 
 
 @dataclass(frozen=True)

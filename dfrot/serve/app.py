@@ -10,7 +10,6 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.applications import Starlette
@@ -28,27 +27,13 @@ from dfrot.serve.api import ApiRequest, Kind, parse_request
 from dfrot.serve.errors import ApiError, bad_request
 from dfrot.serve.metrics import CONTENT_TYPE, Metrics, resident
 from dfrot.serve.scheduler import Event, Job, Scheduler
+from dfrot.serve.settings import ServeSettings
 from dfrot.serve.stream import ResponseBodies, event
 
 BODY_SECONDS = 30.0  # for a body to arrive
 DRAIN = 8 << 20  # bytes read beyond the limit before the connection is cut
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics")
 Report = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class ServeSettings:
-    """name: of the model, as clients give it. parallel: requests served in turns; queue: how many more may wait.
-    max_tokens: new tokens of one request at most. max_body: bytes. timeout: seconds of one request, queue included.
-    api_key: None lets everybody in."""
-
-    name: str
-    parallel: int = 4
-    queue: int = 32
-    max_tokens: int = 1024
-    max_body: int = 1 << 20
-    timeout: float = 600.0
-    api_key: str | None = None
 
 
 class Service:

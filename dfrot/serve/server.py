@@ -14,8 +14,9 @@ import uvicorn
 
 from dfrot.errors import ResourceError, UnsupportedError
 from dfrot.generation.engine import Engine
-from dfrot.serve.app import Report, ServeSettings, Service, make_app
+from dfrot.serve.app import Report, Service, make_app
 from dfrot.serve.protocol import GuardedProtocol
+from dfrot.serve.settings import ServeSettings
 
 CONNECTIONS = 512
 KEEP_ALIVE = 30  # seconds

@@ -21,11 +21,12 @@ from dfrot.data.images import pixels
 from dfrot.data.jsonl import conversation, read_rows
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.draft.training.corpus import HELD_OUT_OF_256, answer_mask, template_ids
-from dfrot.draft.training.multimodal_source import KEEP, MultimodalSample
+from dfrot.draft.training.multimodal_source import MultimodalSample
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.generation.prompt import ImageInputs
 from dfrot.vision.llava_layout import CONFIG, VisionConfig, has_vision_part
 from dfrot.vision.processor import Processor
+from dfrot.vision.settings import KEEP
 
 TRAIN, JUDGE = 20_000_000, shapes.HELD_OUT + 500_000  # seeds of a draft's samples, apart from the ones that others use
 

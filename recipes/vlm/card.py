@@ -20,7 +20,8 @@ from dfrot.generation.sampling import Sampling
 from dfrot.generation.speculative import StopCriteria, plain
 from dfrot.hub import resolve_model
 from dfrot.reference import build_vlm as sees
-from dfrot.stages.evaluate.perplexity import PerplexitySettings, evaluate
+from dfrot.stages.evaluate.perplexity import evaluate
+from dfrot.stages.evaluate.settings import PerplexitySettings
 from dfrot.vision.prompts import LlavaPromptReader, drawn_conversation, question
 
 CARD = """# The reference model that sees

@@ -30,10 +30,14 @@ from dfrot.generation.tree import TreeShape
 from dfrot.hub import resolve_model
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.load import load_model
-from dfrot.stages.calibrate import CalibrateSettings, calibrate
-from dfrot.stages.evaluate.perplexity import PerplexitySettings, evaluate
-from dfrot.stages.quantize.run import QuantizeSettings, quantize
-from dfrot.stages.rotate.run import RotateSettings, rotate
+from dfrot.stages.calibrate.run import calibrate
+from dfrot.stages.calibrate.settings import CalibrateSettings
+from dfrot.stages.evaluate.perplexity import evaluate
+from dfrot.stages.evaluate.settings import PerplexitySettings
+from dfrot.stages.quantize.run import quantize
+from dfrot.stages.quantize.settings import QuantizeSettings
+from dfrot.stages.rotate.run import rotate
+from dfrot.stages.rotate.settings import RotateSettings
 from dfrot_kernels import native
 
 IMAGE = 90

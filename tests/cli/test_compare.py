@@ -11,7 +11,8 @@ import pytest
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.quant.scheme import QuantScheme
 from dfrot.stages.compare import run as compare_module
-from dfrot.stages.compare.run import CompareSettings, groups
+from dfrot.stages.compare.run import groups
+from dfrot.stages.compare.settings import CompareSettings
 from dfrot.stages.compare.table import markdown, summarise
 
 

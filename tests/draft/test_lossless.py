@@ -132,12 +132,15 @@ def test_the_op_by_op_path_is_lossless_too(small: Case, kit: SimpleNamespace) ->
 
 def packed_and_drafted(model: str, folder: Path, dataset: str, seqlen: int) -> tuple[Path, Path]:
     """A shipped model rotated and in W4A4KV4, and a draft trained for it on what it says."""
-    from dfrot.draft.training.trainer import TrainOptions
+    from dfrot.draft.training.settings import TrainOptions
     from dfrot.hub import resolve_model
     from dfrot.quant.scheme import QuantScheme
-    from dfrot.stages.draft.train import DataSettings, DraftSettings, train
-    from dfrot.stages.quantize.run import QuantizeSettings, quantize
-    from dfrot.stages.rotate.run import RotateSettings, rotate
+    from dfrot.stages.draft.settings import DataSettings, DraftSettings
+    from dfrot.stages.draft.train import train
+    from dfrot.stages.quantize.run import quantize
+    from dfrot.stages.quantize.settings import QuantizeSettings
+    from dfrot.stages.rotate.run import rotate
+    from dfrot.stages.rotate.settings import RotateSettings
 
     rotate(resolve_model(model), folder / "rotated", RotateSettings(method="hadamard"))
     settings = QuantizeSettings(scheme=QuantScheme.parse("w4a4kv4"), algorithm="rtn")

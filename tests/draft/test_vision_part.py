@@ -23,8 +23,10 @@ from dfrot.generation.target import Target
 from dfrot.generation.tree import TreeShape
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.load import load_model
-from dfrot.stages.quantize.run import QuantizeSettings, quantize
-from dfrot.stages.rotate.run import RotateSettings, rotate
+from dfrot.stages.quantize.run import quantize
+from dfrot.stages.quantize.settings import QuantizeSettings
+from dfrot.stages.rotate.run import rotate
+from dfrot.stages.rotate.settings import RotateSettings
 from dfrot.vision.llava_layout import CONFIG, VisionConfig, attach_vision, compose, rotate_vision, save_vision_of
 
 IMAGE, VOCAB, WIDTH = 120, 128, 64

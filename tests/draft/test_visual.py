@@ -16,7 +16,8 @@ from dfrot.draft.models.build import build
 from dfrot.draft.models.config import DraftConfig
 from dfrot.draft.training.loss import Losses
 from dfrot.draft.training.multimodal_source import MultimodalSample, MultimodalSource
-from dfrot.draft.training.trainer import Trainer, TrainOptions
+from dfrot.draft.training.settings import TrainOptions
+from dfrot.draft.training.trainer import Trainer
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.generation.prompt import ImageInputs
 from dfrot.generation.sampling import Sampling

@@ -21,11 +21,13 @@ from dfrot.outliers.rewrite import rewrite
 from dfrot.quant.resets import Reset
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.load import load_model
-from dfrot.stages.evaluate.perplexity import PerplexitySettings, evaluate
-from dfrot.stages.outliers.fix import FixSettings, fix
-from dfrot.stages.outliers.measure import OutlierSettings, measure, outliers, prepare
-from dfrot.stages.outliers.recipe import RecipeSettings
-from dfrot.stages.quantize.run import QuantizeSettings, quantize
+from dfrot.stages.evaluate.perplexity import evaluate
+from dfrot.stages.evaluate.settings import PerplexitySettings
+from dfrot.stages.outliers.fix import fix
+from dfrot.stages.outliers.measure import measure, outliers, prepare
+from dfrot.stages.outliers.settings import FixSettings, OutlierSettings, RecipeSettings
+from dfrot.stages.quantize.run import quantize
+from dfrot.stages.quantize.settings import QuantizeSettings
 
 Make = Callable[..., Path]
 

@@ -18,7 +18,8 @@ from dfrot.outliers.measure.subject import Subject
 from dfrot.quant.activations import fake_quantize
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.load import load_model
-from dfrot.stages.quantize.run import QuantizeSettings, quantize
+from dfrot.stages.quantize.run import quantize
+from dfrot.stages.quantize.settings import QuantizeSettings
 
 Make = Callable[..., Path]
 

@@ -27,10 +27,14 @@ from dfrot.quant.config import DfqConfig
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.runtime.load import load_model
-from dfrot.stages.calibrate import CalibrateSettings, calibrate, merge
-from dfrot.stages.evaluate.perplexity import PerplexitySettings, evaluate
-from dfrot.stages.quantize.run import QuantizeSettings, quantize
-from dfrot.stages.rotate.run import RotateSettings, rotate
+from dfrot.stages.calibrate.run import calibrate, merge
+from dfrot.stages.calibrate.settings import CalibrateSettings
+from dfrot.stages.evaluate.perplexity import evaluate
+from dfrot.stages.evaluate.settings import PerplexitySettings
+from dfrot.stages.quantize.run import quantize
+from dfrot.stages.quantize.settings import QuantizeSettings
+from dfrot.stages.rotate.run import rotate
+from dfrot.stages.rotate.settings import RotateSettings
 
 Build = Callable[..., Path]
 KINDS: dict[str, dict[str, Any]] = {

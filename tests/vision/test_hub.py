@@ -15,8 +15,10 @@ from dfrot.data.jsonl import read_rows
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.files import read_json
 from dfrot.quant.scheme import QuantScheme
-from dfrot.stages.quantize.run import QuantizeSettings, quantize
-from dfrot.stages.rotate.run import RotateSettings, rotate
+from dfrot.stages.quantize.run import quantize
+from dfrot.stages.quantize.settings import QuantizeSettings
+from dfrot.stages.rotate.run import rotate
+from dfrot.stages.rotate.settings import RotateSettings
 from dfrot.vision.processor import FILES
 from dfrot.vision.prompts import conversation_row, drawn_conversation, prompt_reader, question, training_sample
 

@@ -25,7 +25,8 @@ from dfrot.errors import InputError
 from dfrot.rotation.hadamard import randomized
 from dfrot.rotation.refinement.features import CalibrationRows, from_rows
 from dfrot.rotation.refinement.objective import effective_gamma, evaluate
-from dfrot.rotation.refinement.refine import RefineSettings, fast_bfloat16, refine
+from dfrot.rotation.refinement.refine import fast_bfloat16, refine
+from dfrot.rotation.refinement.settings import RefineSettings
 from dfrot.rotation.refinement.tiles import Tiles
 from dfrot.stage_folder import Progress, silent, versions
 

@@ -18,8 +18,8 @@ from dfrot.draft.feature_selection import ROWS_AT_A_TIME, FeatureChooser, Featur
 from dfrot.draft.training.corpus import Corpus
 from dfrot.errors import InputError
 from dfrot.generation.target import Target, TargetFeatures
+from dfrot.vision.settings import KEEP
 
-KEEP = 0.75
 TRAINED = (0.5, 0.75, 1.0)  # shares of image tokens that training draws from
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +16,17 @@ from dfrot.draft.models.base import Draft
 from dfrot.draft.models.native_pass import unfit
 from dfrot.draft.store import check_target, load_draft
 from dfrot.draft.training.corpus import template_ids
-from dfrot.draft.training.multimodal_source import KEEP
 from dfrot.errors import InputError
 from dfrot.generation.load_target import end_token_ids, load_target
-from dfrot.generation.sampling import Sampling
 from dfrot.generation.speculative import GenerationOutput, StopCriteria, plain, speculative
 from dfrot.generation.target import Target
 from dfrot.generation.tree import TreeShape
 from dfrot.stage_folder import Progress, silent
+from dfrot.stages.draft.settings import DraftEvalSettings
 from dfrot.vision.prompts import PromptWithImages, has_images, load_questions, prompt_reader
 
 LARGE = 32_000_000  # parameters
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class DraftEvalSettings:
-    """prompts: how many of the held-out text of `dataset` (a text, each of `prompt_tokens` tokens; a .jsonl of `prompt`
-    or `messages`, with `images`; shapes). Answers about images end where the target ends them. keep: share of image
-    tokens that are slots of the draft. shapes: (depth, top-k, total) of every comparison, all in one process. force:
-    also drafts of another target. draft_dtype: what the draft computes
-    in; auto takes bfloat16 for a large one, and where its passes are native calls (which compute in float32 from the
-    bfloat16 weights of the file), else float32."""
-
-    dataset: str = "stdlib"
-    prompts: int = 20
-    prompt_tokens: int = 64
-    max_new_tokens: int = 128
-    shapes: tuple[tuple[int, int, int], ...] = ((3, 1, 0), (5, 4, 16))
-    sampling: Sampling = Sampling()
-    force: bool = False
-    seed: int = 0
-    draft_dtype: str = "auto"
-    keep: float = KEEP
 
 
 def load_in(draft: Path, dtype: str) -> Draft:

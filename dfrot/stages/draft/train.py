@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from dfrot.draft.store import fingerprint, save_draft
 from dfrot.draft.training.corpus import Corpus, load_corpora
 from dfrot.draft.training.distributed import LocalGroup
 from dfrot.draft.training.init_from_target import init_from_target
-from dfrot.draft.training.multimodal_source import KEEP, MultimodalSample, MultimodalSource
+from dfrot.draft.training.multimodal_source import MultimodalSample, MultimodalSource
 from dfrot.draft.training.regenerate import answered, regenerate
 from dfrot.draft.training.sources import (
     SCORES,
@@ -30,13 +30,14 @@ from dfrot.draft.training.sources import (
     save_index,
     save_shard,
 )
-from dfrot.draft.training.trainer import STATE, Trainer, TrainOptions, by_rank
+from dfrot.draft.training.trainer import STATE, Trainer, by_rank
 from dfrot.errors import InputError
 from dfrot.files import require_free_space
 from dfrot.generation.load_target import load_target
 from dfrot.generation.target import Target, TargetFeatures
 from dfrot.runtime.load import check_folder
 from dfrot.stage_folder import Progress, open_stage, read_record, silent
+from dfrot.stages.draft.settings import DataSettings, DraftSettings
 from dfrot.vision.prompts import Row, first_question, has_images, load_multimodal, prompt_reader, training_sample
 
 KIND, EXTRACT = "draft train", "draft extract"
@@ -44,50 +45,6 @@ PER_SHARD, SHARD_BYTES = 64, 16 << 20  # samples of a shard, and what it holds a
 TOGETHER = 2048  # tokens that the target sees at a time, unless one sample is longer
 WORK = b"work"  # the first process to the others
 Report = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """dataset: stdlib, wikitext2, a text, a .jsonl of messages (with images), or shapes. samples and held_out:
-    sequences of at most seqlen tokens. regenerate: the target writes all but the first `prompt` tokens itself
-    (greedily), with images all behind the question. keep: share of image tokens that are slots of the draft on held-out
-    samples."""
-
-    dataset: str = "stdlib"
-    samples: int = 1024
-    held_out: int = 16
-    seqlen: int = 256
-    regenerate: bool = False
-    prompt: int = 32
-    seed: int = 0
-    keep: float = KEEP
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.keep <= 1:
-            raise InputError(f"--keep-visual {self.keep}: is not a share between 0 and 1")
-        for name, least in (("samples", 1), ("held_out", 1), ("seqlen", 8), ("prompt", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least {least} is needed")
-        if self.prompt >= self.seqlen:
-            raise InputError(f"--prompt {self.prompt}: must be shorter than --seqlen {self.seqlen}")
-
-
-@dataclass(frozen=True)
-class DraftSettings:
-    """arch: dream or eagle3. select: sample, token, static:F or none. cross: False leaves the cross-attention out,
-    distance: False its lean towards near features. intermediate: width of the draft's MLPs, None for the target's.
-    warm: begin with the target's own first and last block (dfrot/draft/training/init_from_target.py).
-    quantize: w4 or w8 rounds the trained draft."""
-
-    arch: str = "dream"
-    select: str = "sample"
-    cross: bool = True
-    distance: bool = True
-    intermediate: int | None = None
-    warm: bool = True
-    quantize: str = ""
-    data: DataSettings = field(default_factory=DataSettings)
-    train: TrainOptions = field(default_factory=TrainOptions)
 
 
 def _open(model: Path) -> tuple[BoundArch, str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,31 +35,12 @@ from dfrot.rotation.refinement.refine import fast_bfloat16
 from dfrot.runtime.load import check_folder, load_model
 from dfrot.runtime.trainable import TrainableModel
 from dfrot.stage_folder import Progress, Stage, open_stage, read_record, silent
+from dfrot.stages.tune.settings import TuneSettings
 from dfrot.vision import carry as vision
 
 KIND = "tune"
 STATE = "state.safetensors"
 APART = 1_000_003  # added to the seed: windows of a calibration with the same one are fitted already and judge nothing
-
-
-@dataclass(frozen=True)
-class TuneSettings:
-    """steps of `batch` windows of `seqlen` tokens each from the train split; lr: peak; held_out: windows on which the
-    divergence is measured `evaluations` times, the best of which is kept (the start is one of them)."""
-
-    dataset: str = "wikitext2"
-    steps: int = 100
-    batch: int = 8
-    seqlen: int = 512
-    lr: float = 2e-3
-    held_out: int = 8
-    evaluations: int = 5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "held_out", "evaluations", "lr"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be positive")
 
 
 def tune(
