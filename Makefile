@@ -14,7 +14,7 @@ DEMO  := demo
 BENCH := build/bench
 
 # What decides the content of the environment: a change installs again, nothing else does.
-INPUTS := pyproject.toml constraints.txt kernels/CMakeLists.txt $(wildcard kernels/csrc/*.* kernels/csrc/*/*.*)
+INPUTS := pyproject.toml constraints.txt kernels/CMakeLists.txt $(wildcard kernels/csrc/*.* kernels/csrc/*/*.* kernels/csrc/*/*/*.*)
 
 .PHONY: setup test test-slow test-gpu sanitize emulate emulate-sanitize demo demo-draft table recipe ci lint type wheel-check check bench clean
 

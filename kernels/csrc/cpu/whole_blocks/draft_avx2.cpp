@@ -1,0 +1,23 @@
+// A pass of a draft with AVX2.
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "dfq_draft.h"
+#include "whole_blocks/draft_kernels.h"
+
+namespace dfq {
+namespace {
+
+#include "common/convert.h"
+#include "common/lanes.h"
+
+constexpr int WEIGHT_ROWS = 2, X_ROWS = 2;  // of a weight and of x whose sums are in registers together
+
+#include "whole_blocks/draft_loops.h"
+
+}  // namespace
+
+const DraftKernels avx2_draft = {load_floats, store_floats, dense, nullptr, add_times, attend};
+
+}  // namespace dfq
