@@ -2,28 +2,17 @@
 // stretches whose length depends on the shapes alone, and their partial results are added in order: the number of
 // threads changes nothing.
 #include <algorithm>
-#include <atomic>
 #include <cstring>
-#include <new>
 
-#include "dfq_kernels.h"
-#include "common/kernel_tables.h"
+#include "common/arena.h"
+#include "common/kernels.h"
+#include "common/parallel.h"
+#include "common/scratch.h"
+#include "dfq_abi.h"
+#include "hadamard/transform.h"
 
 namespace dfq {
 namespace {
-
-#include "common/parallel.h"
-#include "hadamard/transform.h"
-
-struct Cut {  // one allocation, several arrays
-  char* next;
-  template <typename T>
-  T* take(int64_t count) {
-    T* const here = reinterpret_cast<T*>(next);
-    next += divided(count * int64_t(sizeof(T)), 64) * 64;
-    return here;
-  }
-};
 
 // query [batch][rows][heads][dim] -> float [batch][kv head][row][head of the group][dim]
 void order_queries(const AttentionCall& call, const AttentionKernels& use, const void* query, float* to) {
@@ -38,7 +27,7 @@ void order_queries(const AttentionCall& call, const AttentionKernels& use, const
 }
 
 void run_attention(AttentionCall& call, const void* query, const Turn& turn, void* out, int64_t threads) {
-  const AttentionKernels& use = family().attention;
+  const AttentionKernels& use = kernels().attention;
   const int64_t lines = call.rows * call.group, pairs = call.batch * call.kv_heads, dim = call.k.dim;
   const int64_t step = lines <= 32 ? 512 : 2048, stretches = divided(call.length, step);
   const int64_t parts = stretches + (call.sinks ? 1 : 0), stride = call.v.dim + 2;
@@ -112,8 +101,8 @@ int dfq_kv_append(const void* key, const void* value, int64_t type, int64_t batc
   const Turn turn = {base, order, block};
   if (!valid_type(type) || !valid_bits(bits) || !turn.valid(k_dim) || position < 0) return DFQ_BAD_ARGUMENT;
   const int64_t k_bytes = divided(k_dim * bits, 8), v_bytes = divided(v_dim * bits, 8), size = type == DFQ_FLOAT32 ? 4 : 2;
-  const Kernels& run = kernels();
-  const AttentionKernels& use = family().attention;
+  const RowKernels& run = kernels().rows;
+  const AttentionKernels& use = kernels().attention;
   return guarded([&] {
     float* const base_t = static_cast<float*>(scratch(SCRATCH_CALLER, (turn.floats() + 1) * 4));
     turn.transpose(base_t);

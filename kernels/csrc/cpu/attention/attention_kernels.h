@@ -1,5 +1,5 @@
 // Decode attention on the packed cache: what an instruction set provides. attention.cpp owns memory, the partition over
-// threads and the C interface. Nothing inline with external linkage here, see kernels.h.
+// threads and the C interface.
 //
 // Scores and sums are integer products. A query row is written in fixed point, `parts` signed bytes a value (two for
 // 16-bit queries, three for float32: steps of max|q| / 2^15 or / 2^22), and multiplied with the stored codes as they are; so
@@ -7,6 +7,8 @@
 // the sums over tiles) is written once for all instruction sets: the results are the same bits on each of them.
 #pragma once
 #include <cstdint>
+
+#include "common/isa.h"
 
 namespace dfq {
 
@@ -59,18 +61,10 @@ struct AttentionKernels {
   void (*combine)(const float* partial, int64_t count, int64_t stride, int64_t dim, int type, void* out, int64_t at);
 };
 
-extern const AttentionKernels scalar_attention;
-#ifdef DFQ_HAVE_AVX2
-extern const AttentionKernels avx2_attention;
-#endif
-#ifdef DFQ_HAVE_AVX512
-extern const AttentionKernels avx512_attention;
-#endif
-#ifdef DFQ_HAVE_NEON
-extern const AttentionKernels neon_attention;
-#endif
-#ifdef DFQ_HAVE_DOTPROD
-extern const AttentionKernels dotprod_attention;
-#endif
-
 }  // namespace dfq
+
+namespace dfq::DFQ_ISA {
+
+extern const AttentionKernels attention_table;
+
+}  // namespace dfq::DFQ_ISA

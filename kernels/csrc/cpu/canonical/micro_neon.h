@@ -1,4 +1,19 @@
-// Products of a block of rows and a panel (tiles.inc) on 64-bit ARM. Needs arm.inc and height.inc.
+// Products of a block of rows and a panel of 16 outputs (tiles.h) on 64-bit ARM.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "canonical/canonical_kernels.h"
+#include "common/height.h"
+#include "common/isa.h"
+#include "common/simd_neon.h"
+
+#if !DFQ_HAS_DOTPROD
+#include "canonical/integer_micro_scalar.h"
+#endif
+
+namespace dfq::DFQ_ISA {
+namespace {
 
 template <int ROWS>
 void float_micro(Height<ROWS>, const float* x, const float* panel, int64_t depth, float* sums) {
@@ -20,7 +35,7 @@ void float_micro(Height<ROWS>, const float* x, const float* panel, int64_t depth
   }
 }
 
-#ifdef __ARM_FEATURE_DOTPROD
+#if DFQ_HAS_DOTPROD
 template <int ROWS>
 void integer_micro(Height<ROWS>, const int8_t* q, const uint8_t* panel, int64_t quads, int, bool fresh, int32_t* sums) {
   int32x4_t total[ROWS][4];
@@ -39,6 +54,7 @@ void integer_micro(Height<ROWS>, const int8_t* q, const uint8_t* panel, int64_t 
     for (int t = 0; t < 4; ++t) vst1q_s32(sums + r * TILE_N + 4 * t, total[r][t]);
   }
 }
-#else
-#include "canonical/micro_scalar.h"
 #endif
+
+}  // namespace
+}  // namespace dfq::DFQ_ISA

@@ -4,6 +4,21 @@
 //   floats [panel][k][PANEL_N columns]                    spread_quads, float_micro
 // The order in which the terms of one output are added depends on k and the groups alone, not on the tile, the block
 // or the number of rows.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "canonical/canonical_kernels.h"
+#include "canonical/dequantize.h"
+#include "canonical/micro.h"
+#include "canonical/quads.h"
+#include "common/convert.h"
+#include "common/height.h"
+#include "common/integers.h"
+#include "common/isa.h"
+
+namespace dfq::DFQ_ISA {
+namespace {
 
 void pack_floats(const void* x, int type, int64_t m, int64_t k, float* out, int64_t begin, int64_t end) {
   float buffer[BLOCK_M][FLOAT_DEPTH];
@@ -169,3 +184,6 @@ void integer_tile(const Tokens& tokens, const Weight& weight, int64_t begin, int
     for (int64_t n = 0; n < width; ++n) out[row * weight.n + column + n] = totals[(row - begin) * TILE_N + n] * scale;
   }
 }
+
+}  // namespace
+}  // namespace dfq::DFQ_ISA

@@ -2,10 +2,7 @@
 #include <cstring>
 #include <utility>
 
-#include "dfq_decoder.h"
-#include "dfq_draft.h"
-#include "dfq_kernels.h"
-#include "dfq_tiled.h"
+#include "dfq_abi.h"
 
 namespace dfq {
 namespace {
@@ -86,4 +83,18 @@ dfq_packed_call dfq_packed(const char* name) {
     if (!std::strcmp(entry.name, name)) return entry.call;
   }
   return nullptr;
+}
+
+int dfq_abi_version() { return 3; }
+
+int dfq_decoder_words(int64_t* linear, int64_t* block, int64_t* cache, int64_t* decoder, int64_t) {
+  *linear = sizeof(dfq_linear) / 8, *block = sizeof(dfq_block) / 8;
+  *cache = sizeof(dfq_cache) / 8, *decoder = sizeof(dfq_decoder) / 8;
+  return DFQ_OK;
+}
+
+int dfq_draft_words(int64_t* linear, int64_t* block, int64_t* draft, int64_t* buffer, int64_t) {
+  *linear = sizeof(dfq_draft_linear) / 8, *block = sizeof(dfq_draft_block) / 8;
+  *draft = sizeof(dfq_draft) / 8, *buffer = sizeof(dfq_draft_buffer) / 8;
+  return DFQ_OK;
 }

@@ -1,7 +1,15 @@
-// Number formats. Included by every instruction set inside its anonymous namespace, like the other .inc files: each
-// unit compiles its own copy with its own flags, and none can pick up another's at link time.
+// Number formats: bfloat16 and float16 to float32 and back, single values and rows of them.
+#pragma once
+#include <cstdint>
+#include <cstring>
 
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }  // std::min is a template with external linkage
+#include "common/integers.h"
+#include "common/isa.h"
+#include "common/simd.h"
+#include "dfq_abi.h"
+
+namespace dfq::DFQ_ISA {
+namespace {
 
 inline float bits_to_float(uint32_t bits) {
   float value;
@@ -26,7 +34,7 @@ inline uint16_t store_bf16(float value) {
 // Nearest integer, half to even, for |x| < 2^22: adding 1.5 * 2^23 leaves no bit below one.
 inline float round_even(float x) { return (x + 12582912.0f) - 12582912.0f; }
 
-#ifdef DFQ_NEON  // of units for 64-bit ARM, where each is one instruction
+#if DFQ_HAS_NEON  // each is one instruction
 inline float load_f16(uint16_t half) {
   __fp16 value;
   std::memcpy(&value, &half, 2);
@@ -58,24 +66,24 @@ inline uint16_t store_f16(float value) {
 }
 #endif
 
-// Rows of float16. Units of an instruction set include <immintrin.h> or <arm_neon.h> before this file.
-#if defined(__AVX512BW__) && defined(__AVX512VL__)
-void half_to_float(const uint16_t* in, int64_t count, float* out) {
+// Rows of float16.
+#if DFQ_HAS_AVX512
+[[maybe_unused]] void half_to_float(const uint16_t* in, int64_t count, float* out) {
   for (int64_t i = 0; i < count; i += 16) {
     const __mmask16 mask = __mmask16((1u << least(16, count - i)) - 1);
     _mm512_mask_storeu_ps(out + i, mask, _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, in + i)));
   }
 }
 
-void float_to_half(const float* in, int64_t count, uint16_t* out) {
+[[maybe_unused]] void float_to_half(const float* in, int64_t count, uint16_t* out) {
   for (int64_t i = 0; i < count; i += 16) {
     const __mmask16 mask = __mmask16((1u << least(16, count - i)) - 1);
     const __m512 v = _mm512_maskz_loadu_ps(mask, in + i);
     _mm256_mask_storeu_epi16(out + i, mask, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
   }
 }
-#elif defined(__F16C__)
-void half_to_float(const uint16_t* in, int64_t count, float* out) {
+#elif DFQ_HAS_AVX2
+[[maybe_unused]] void half_to_float(const uint16_t* in, int64_t count, float* out) {
   int64_t i = 0;
   for (; i + 8 <= count; i += 8) {
     _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i))));
@@ -83,7 +91,7 @@ void half_to_float(const uint16_t* in, int64_t count, float* out) {
   for (; i < count; ++i) out[i] = load_f16(in[i]);
 }
 
-void float_to_half(const float* in, int64_t count, uint16_t* out) {
+[[maybe_unused]] void float_to_half(const float* in, int64_t count, uint16_t* out) {
   int64_t i = 0;
   for (; i + 8 <= count; i += 8) {
     const __m128i half = _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT);
@@ -91,24 +99,24 @@ void float_to_half(const float* in, int64_t count, uint16_t* out) {
   }
   for (; i < count; ++i) out[i] = store_f16(in[i]);
 }
-#elif defined(DFQ_NEON)
-void half_to_float(const uint16_t* in, int64_t count, float* out) {
+#elif DFQ_HAS_NEON
+[[maybe_unused]] void half_to_float(const uint16_t* in, int64_t count, float* out) {
   int64_t i = 0;
   for (; i + 4 <= count; i += 4) vst1q_f32(out + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(in + i))));
   for (; i < count; ++i) out[i] = load_f16(in[i]);
 }
 
-void float_to_half(const float* in, int64_t count, uint16_t* out) {
+[[maybe_unused]] void float_to_half(const float* in, int64_t count, uint16_t* out) {
   int64_t i = 0;
   for (; i + 4 <= count; i += 4) vst1_u16(out + i, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(in + i))));
   for (; i < count; ++i) out[i] = store_f16(in[i]);
 }
 #else
-void half_to_float(const uint16_t* in, int64_t count, float* out) {
+[[maybe_unused]] void half_to_float(const uint16_t* in, int64_t count, float* out) {
   for (int64_t i = 0; i < count; ++i) out[i] = load_f16(in[i]);
 }
 
-void float_to_half(const float* in, int64_t count, uint16_t* out) {
+[[maybe_unused]] void float_to_half(const float* in, int64_t count, uint16_t* out) {
   for (int64_t i = 0; i < count; ++i) out[i] = store_f16(in[i]);
 }
 #endif
@@ -116,7 +124,7 @@ void float_to_half(const float* in, int64_t count, uint16_t* out) {
 inline int64_t size_of(int type) { return type == DFQ_FLOAT32 ? 4 : 2; }
 
 // `count` values of x from element `at` on
-void load_floats(const void* x, int type, int64_t at, int64_t count, float* out) {
+[[maybe_unused]] void load_floats(const void* x, int type, int64_t at, int64_t count, float* out) {
   const char* from = static_cast<const char*>(x) + at * size_of(type);
   if (type == DFQ_FLOAT32) {
     std::memcpy(out, from, size_t(count) * 4);
@@ -139,3 +147,6 @@ void load_floats(const void* x, int type, int64_t at, int64_t count, float* out)
     float_to_half(in, count, reinterpret_cast<uint16_t*>(to));
   }
 }
+
+}  // namespace
+}  // namespace dfq::DFQ_ISA

@@ -1,4 +1,11 @@
 // Number of rows of a block as a type.
+#pragma once
+#include <cstdint>
+
+#include "common/isa.h"
+
+namespace dfq::DFQ_ISA {
+namespace {
 
 template <int HEIGHT>
 struct Height {};
@@ -15,3 +22,6 @@ inline void with_height(int64_t rows, Function f) {
     default: return f(Height<6>());
   }
 }
+
+}  // namespace
+}  // namespace dfq::DFQ_ISA

@@ -1,8 +1,16 @@
-// Sixteen lanes of float32 and what is computed in them: the same bits with every instruction set. Needs convert.inc.
+// Sixteen lanes of float32 and what is computed in them: the same bits with every instruction set.
+#pragma once
+#include <cstdint>
+#include <cstring>
 
-#ifndef DFQ_OWN_LANES
+#include "common/convert.h"
+#include "common/isa.h"
+#include "common/simd.h"
+
+namespace dfq::DFQ_ISA {
+namespace {
+
 constexpr int LANES = 16;  // independent partial results, so that reductions vectorise, in one order everywhere
-#endif
 
 // 2^x for x <= 0 by its series on [-1/2, 1/2], 0 below 2^-125. Relative error 2e-7.
 inline float power(float x) {
@@ -46,12 +54,12 @@ inline void store_lanes(const Floats& from, void* to) { std::memcpy(to, &from, 6
 
 // In every lane: a > b ? yes : no. gcc compares 64 bytes number by number where its vectors are shorter.
 inline void pick_greater(const Floats& a, const Floats& b, const Floats& yes, const Floats& no, Floats& to) {
-#ifdef DFQ_NEON
+#if DFQ_HAS_NEON
   float32x4_t left[4], right[4], first[4], second[4];
   std::memcpy(left, &a, 64), std::memcpy(right, &b, 64), std::memcpy(first, &yes, 64), std::memcpy(second, &no, 64);
   for (int i = 0; i < 4; ++i) first[i] = vbslq_f32(vcgtq_f32(left[i], right[i]), first[i], second[i]);
   std::memcpy(&to, first, 64);
-#elif defined(__AVX2__) && !defined(__AVX512F__)
+#elif DFQ_HAS_AVX2 && !DFQ_HAS_AVX512
   __m256 left[2], right[2], first[2], second[2];
   std::memcpy(left, &a, 64), std::memcpy(right, &b, 64), std::memcpy(first, &yes, 64), std::memcpy(second, &no, 64);
   for (int i = 0; i < 2; ++i) {
@@ -90,3 +98,6 @@ inline float max_lanes(const Floats& v, float start) {
   store_lanes(v, lanes);
   return fold_max(lanes, start);
 }
+
+}  // namespace
+}  // namespace dfq::DFQ_ISA

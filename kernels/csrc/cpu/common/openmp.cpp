@@ -7,7 +7,7 @@
 
 #include <atomic>
 
-#include "dfq_kernels.h"
+#include "dfq_abi.h"
 
 namespace dfq {
 namespace {

@@ -1,9 +1,19 @@
-// What every part of the C interface uses: chunks of work on the pool, exceptions stopped at the border. Included inside
-// an anonymous namespace by the units that are compiled for the plain processor (dispatch.cpp, tiled.cpp, ...).
+// What every part of the C interface uses: chunks of work on the thread pool, exceptions stopped at the border. For the units
+// that are compiled for the plain processor alone.
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <new>
+
+#include "common/integers.h"
+#include "common/thread_pool.h"
+#include "dfq_abi.h"
+
+namespace dfq {
+namespace {
 
 constexpr int64_t SMALL = 1 << 16;  // elements below which waking a thread costs more than it saves (about 20 us)
-
-[[maybe_unused]] int64_t divided(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Runs function(i) for i = 0 .. count - 1 on the pool.
 template <typename Function>
@@ -44,3 +54,6 @@ int guarded(Function function) {
 
 [[maybe_unused]] bool valid_type(int64_t type) { return type >= DFQ_FLOAT32 && type <= DFQ_FLOAT16; }
 [[maybe_unused]] bool valid_bits(int64_t bits) { return bits >= 2 && bits <= 8; }
+
+}  // namespace
+}  // namespace dfq

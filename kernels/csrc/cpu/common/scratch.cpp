@@ -1,8 +1,7 @@
-// Scratch memory that a thread keeps between calls.
+#include "common/scratch.h"
+
 #include <cstdlib>
 #include <new>
-
-#include "tile16/tile16_kernels.h"
 
 namespace dfq {
 namespace {

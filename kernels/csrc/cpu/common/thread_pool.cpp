@@ -1,5 +1,7 @@
 // Parallel regions: on torch's OpenMP threads where they were found (openmp.cpp), else on a small persistent pool, whose
 // workers sleep on a condition variable between calls. A forked child starts a pool of its own.
+#include "common/thread_pool.h"
+
 #include <pthread.h>
 
 #include <atomic>
@@ -8,7 +10,6 @@
 #include <system_error>
 #include <thread>
 
-#include "rows/row_kernels.h"
 #include "common/openmp.h"
 
 namespace dfq {

@@ -1,5 +1,17 @@
-// Threads that go through one piece of work together: where they meet, what each takes, the memory they share. Included
-// inside an anonymous namespace, behind host.inc, by the units that run whole blocks (decoder.cpp, draft.cpp).
+// Threads that go through one piece of work together: where they meet, what each takes, the memory they share. For the units
+// that run whole blocks (decoder.cpp, draft.cpp), which are compiled for the plain processor.
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <thread>
+
+#include "common/arena.h"
+#include "common/integers.h"
+#include "common/scratch.h"
+#include "common/thread_pool.h"
+
+namespace dfq {
+namespace {
 
 // They spin, since the next piece of work is microseconds away; where the machine is busy with something else, they let
 // it run.
@@ -36,19 +48,6 @@ struct Span {
 // Part `index` of `size` of `count` things.
 Span share(int64_t count, int64_t index, int64_t size) { return {count * index / size, count * (index + 1) / size}; }
 
-struct Cut {  // one allocation, several arrays
-  char* next;
-  char* take(int64_t bytes) {
-    char* const here = next;
-    next += divided(bytes, 64) * 64;
-    return here;
-  }
-  template <typename T>
-  T* take(int64_t count) {
-    return reinterpret_cast<T*>(take(count * int64_t(sizeof(T))));
-  }
-};
-
 // Worker(plan, its own memory, index, size).run() on every thread: what they share is laid out once, behind it lies what
 // each has for itself.
 template <typename Worker, typename Plan>
@@ -66,3 +65,6 @@ void work_together(Plan& plan, int64_t threads) {
     Worker(*c.plan, c.plan->own({c.memory + index * c.own}), index, size).run();
   }, &context);
 }
+
+}  // namespace
+}  // namespace dfq

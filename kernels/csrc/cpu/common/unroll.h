@@ -1,4 +1,9 @@
 // Loops that are gone before the compiler looks: the index is a type, so that arrays of registers stay registers.
+#pragma once
+#include "common/isa.h"
+
+namespace dfq::DFQ_ISA {
+namespace {
 
 template <int I>
 struct Index {
@@ -14,3 +19,6 @@ inline __attribute__((always_inline)) void unrolled(Function function) {
 }
 
 #define DFQ_EACH(i) [&](auto i) __attribute__((always_inline))
+
+}  // namespace
+}  // namespace dfq::DFQ_ISA

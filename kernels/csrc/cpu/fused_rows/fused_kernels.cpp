@@ -1,21 +1,21 @@
-// Fused row kernels, the instruction set every machine has: the row stays in cache between the steps of kernels.h.
+// Row kernels of several steps, once per instruction set. With AVX-512 also quantization and transforms of rows, which are the
+// same code without the steps before or after.
 #include "fused_rows/fused_kernels.h"
 
-#include <cmath>
-#include <cstring>
-
-#include "dfq_kernels.h"
-#include "rows/row_kernels.h"
-
-namespace dfq {
-namespace {
-
-#include "common/convert.h"
+#include "common/isa.h"
 #include "fused_rows/fused_rows.h"
+#if DFQ_HAS_AVX512
+#include "fused_rows/hadamard_quantize_avx512.h"
+#else
 #include "fused_rows/hadamard_quantize.h"
+#endif
 
-}  // namespace
+namespace dfq::DFQ_ISA {
 
-const FusedKernels scalar_fused = {turn_quantize_rows, norm_row, silu_mul_row};
+const FusedKernels fused_table = {turn_quantize_rows, norm_row, silu_mul_row};
+#if DFQ_HAS_AVX512
+const decltype(RowKernels::quantize_rows) quantize_rows_entry = quantize_rows;
+const decltype(RowKernels::hadamard_rows) hadamard_rows_entry = hadamard_rows;
+#endif
 
-}  // namespace dfq
+}  // namespace dfq::DFQ_ISA

@@ -1,7 +1,10 @@
-// Row kernels that do several steps while a row is in cache: what an instruction set provides beside kernels.h.
-// fused.cpp owns memory, the partition over threads and the C interface. A row is at most a few hundred kilobytes.
+// Row kernels that do several steps while a row is in cache: what an instruction set provides beside row_kernels.h.
+// fused_rows.cpp owns memory, the partition over threads and the C interface. A row is at most a few hundred kilobytes.
 #pragma once
 #include <cstdint>
+
+#include "common/isa.h"
+#include "rows/row_kernels.h"
 
 namespace dfq {
 
@@ -37,20 +40,15 @@ struct FusedKernels {
   void (*silu_mul)(const void* gate, const void* up, int type, int64_t at, int64_t k, float* to);
 };
 
-extern const FusedKernels scalar_fused;
-#ifdef DFQ_HAVE_AVX2
-extern const FusedKernels avx2_fused;
-#endif
-#ifdef DFQ_HAVE_NEON
-extern const FusedKernels neon_fused;
-#endif
-#ifdef DFQ_HAVE_AVX512
-extern const FusedKernels avx512_fused;
-// these two serve as Kernels::quantize_rows and Kernels::hadamard_rows
-void avx512_quantize_rows(const void* x, int type, int64_t k, int bits, bool symmetric, float clip, int8_t* codes,
-                          float* scale, int32_t* zero, int64_t begin, int64_t end);
-void avx512_hadamard_rows(const void* x, int type, int64_t block, const float* base_t, int64_t order, void* out,
-                          float* scratch, int64_t begin, int64_t end);
+}  // namespace dfq
+
+namespace dfq::DFQ_ISA {
+
+extern const FusedKernels fused_table;
+#if DFQ_HAS_AVX512
+// these two take the place of the functions of AVX2 in RowKernels
+extern const decltype(RowKernels::quantize_rows) quantize_rows_entry;
+extern const decltype(RowKernels::hadamard_rows) hadamard_rows_entry;
 #endif
 
-}  // namespace dfq
+}  // namespace dfq::DFQ_ISA

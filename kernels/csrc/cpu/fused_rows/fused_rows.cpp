@@ -1,16 +1,14 @@
 // The C interface of the fused row kernels: argument checks, memory, partition over threads. Rows are independent.
 #include <algorithm>
-#include <atomic>
-#include <new>
 
-#include "dfq_kernels.h"
-#include "common/kernel_tables.h"
+#include "common/kernels.h"
+#include "common/parallel.h"
+#include "common/scratch.h"
+#include "dfq_abi.h"
+#include "hadamard/transform.h"
 
 namespace dfq {
 namespace {
-
-#include "common/parallel.h"
-#include "hadamard/transform.h"
 
 // Runs function(row, scratch floats) for every row of k values; the scratch holds k + 2 * block floats, the transposed
 // base stands in `turned`.
@@ -37,7 +35,7 @@ int dfq_hadamard_quantize(const void* x, int64_t type, int64_t m, int64_t k, con
                           int64_t block, int64_t bits, int64_t symmetric, float clip, int8_t* codes, float* scale,
                           int32_t* zero, int64_t threads) {
   if (!valid_type(type)) return DFQ_BAD_ARGUMENT;
-  const FusedKernels& use = family().fused;
+  const FusedKernels& use = kernels().fused;
   const Quantized out = {int(bits), symmetric != 0, clip, codes, scale, zero};
   return over_quantized(m, k, {base, order, block}, out, threads,
                         [&](const Turned& turned, float* row, int64_t begin, int64_t end) {
@@ -49,7 +47,7 @@ int dfq_rmsnorm_quantize(const void* x, int64_t type, int64_t m, int64_t k, void
                          float epsilon, int64_t bits, int64_t symmetric, float clip, int8_t* codes, float* scale,
                          int32_t* zero, int64_t threads) {
   if (!valid_type(type)) return DFQ_BAD_ARGUMENT;
-  const FusedKernels& use = family().fused;
+  const FusedKernels& use = kernels().fused;
   const Quantized out = {int(bits), symmetric != 0, clip, codes, scale, zero};
   const NormedRows rows = {x, residual, weight, int(type), k, epsilon};
   return over_quantized(m, k, {nullptr, 0, 0}, out, threads,
@@ -67,7 +65,7 @@ int dfq_silu_mul_hadamard_quantize(const void* gate, const void* up, int64_t typ
                                    const float* base, int64_t order, int64_t block, int64_t bits, int64_t symmetric,
                                    float clip, int8_t* codes, float* scale, int32_t* zero, int64_t threads) {
   if (!valid_type(type)) return DFQ_BAD_ARGUMENT;
-  const FusedKernels& use = family().fused;
+  const FusedKernels& use = kernels().fused;
   const Quantized out = {int(bits), symmetric != 0, clip, codes, scale, zero};
   return over_quantized(m, k, {base, order, block}, out, threads,
                         [&](const Turned& turned, float* row, int64_t begin, int64_t end) {

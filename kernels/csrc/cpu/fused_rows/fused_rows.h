@@ -1,6 +1,17 @@
 // RMSNorm and gated activations of one row, the same arithmetic for every instruction set.
+#pragma once
+#include <cmath>
+#include <cstdint>
 
+#include "common/convert.h"
+#include "common/integers.h"
+#include "common/isa.h"
 #include "common/lanes.h"
+#include "dfq_abi.h"
+#include "fused_rows/fused_kernels.h"
+
+namespace dfq::DFQ_ISA {
+namespace {
 
 // x [k] rounded to `type`, as storing and loading it would
 void round_row(float* x, int64_t k, int type) {
@@ -76,3 +87,6 @@ void silu_mul_row(const void* gate, const void* up, int type, int64_t at, int64_
   }
   round_row(to, k, type);
 }
+
+}  // namespace
+}  // namespace dfq::DFQ_ISA

@@ -1,7 +1,19 @@
 // Transform and quantization of a row with the kernels of the instruction set in use.
+#pragma once
+#include <cstdint>
+
+#include "common/convert.h"
+#include "common/isa.h"
+#include "common/kernels.h"
+#include "dfq_abi.h"
+#include "fused_rows/fused_kernels.h"
+
+namespace dfq::DFQ_ISA {
+namespace {
+
 void turn_quantize_rows(const void* x, int type, int64_t k, const Turned& turn, const Quantized& out, float* row,
                         int64_t begin, int64_t end) {
-  const Kernels& use = kernels();
+  const RowKernels& use = kernels().rows;
   for (int64_t r = begin; r < end; ++r) {
     load_floats(x, type, r * k, k, row);
     if (turn.base_t) {
@@ -11,3 +23,6 @@ void turn_quantize_rows(const void* x, int type, int64_t k, const Turned& turn, 
                       out.zero + r, 0, 1);
   }
 }
+
+}  // namespace
+}  // namespace dfq::DFQ_ISA

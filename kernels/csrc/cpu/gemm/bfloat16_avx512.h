@@ -1,6 +1,23 @@
 // Floating products: VDPBF16PS on codes minus zero points, which bfloat16 holds exactly; scales are float32. A piece of
 // the weight, FLOAT_DEPTH columns of k, is unpacked once and stays in L1 while all rows pass. float32 and float16 rows
 // are the sum of two bfloat16 (relative error 2^-17, none for float16); blocks whose second part is zero skip it.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "common/integers.h"
+#include "common/isa.h"
+#include "common/simd_avx512.h"
+#include "common/unroll.h"
+#include "dfq_abi.h"
+#include "gemm/epilogue.h"
+#include "gemm/gemm_kernels.h"
+#include "gemm/integer.h"
+#include "gemm/vectors_avx512.h"
+#include "tile16/tile16_kernels.h"
+
+namespace dfq::DFQ_ISA {
+namespace {
 
 constexpr int64_t FLOAT_DEPTH = 256;
 constexpr int64_t AHEAD = 2048;  // bytes of rows: they come from L3, or from memory where k is large
@@ -133,7 +150,7 @@ inline __attribute__((always_inline)) void multiply_add(__m512* sums, const char
     unrolled<WIDTH>(DFQ_EACH(t) { codes[t] = ints_at(panel + t * LANES); });
     _mm_prefetch(rows + AHEAD, _MM_HINT_T0);
     unrolled<HEIGHT>(DFQ_EACH(r) {
-      const __m512i value = dword(rows + 4 * r);
+      const __m512i value = broadcast_dword(rows + 4 * r);
       unrolled<WIDTH>(DFQ_EACH(t) {
         asm("vdpbf16ps %2, %1, %0" : "+v"(sums[r * WIDTH + t]) : "v"(codes[t]), "v"(value));
       });
@@ -205,3 +222,6 @@ void multiply_float(const GemmCall& call, int64_t first, int64_t last, int64_t b
     default: return float_tiles<4>(call, first, begin, end, memory);
   }
 }
+
+}  // namespace
+}  // namespace dfq::DFQ_ISA

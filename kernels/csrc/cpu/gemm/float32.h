@@ -1,5 +1,21 @@
-// Floating products: a piece of the weight, FLOAT_DEPTH columns of k, becomes float32 once and stays in L1 while all rows
-// pass. The instruction set brings float_block, low_nibble (of each lane) and without_nibble (the lane less that).
+// Floating products: a piece of the weight, FLOAT_DEPTH columns of k, becomes float32 once and stays in L1 while all rows pass.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "common/convert.h"
+#include "common/integers.h"
+#include "common/isa.h"
+#include "gemm/epilogue.h"
+#include "gemm/float_block.h"
+#include "gemm/gemm_kernels.h"
+#include "gemm/integer.h"
+#include "gemm/integer_rows.h"
+#include "gemm/vectors.h"
+#include "tile16/tile16_kernels.h"
+
+namespace dfq::DFQ_ISA {
+namespace {
 
 constexpr int64_t FLOAT_DEPTH = 256;
 
@@ -46,9 +62,6 @@ void unpack_tile(const TiledWeight& w, int64_t tile, int64_t group, int64_t firs
   }
 }
 
-// totals [HEIGHT][ROW_VALUES] += rows [depth][HEIGHT] times panel [depth][ROW_VALUES], `depth` (1 or more) columns of k
-void float_block(const float* rows, const float* panel, int64_t depth, float* totals);
-
 void multiply_float(const GemmCall& call, int64_t tile, int64_t last, int64_t begin, int64_t end, void* work) {
   const TiledWeight& w = *call.weight;
   alignas(64) float panel[FLOAT_DEPTH * ROW_VALUES];
@@ -71,3 +84,6 @@ void multiply_float(const GemmCall& call, int64_t tile, int64_t last, int64_t be
     }
   }
 }
+
+}  // namespace
+}  // namespace dfq::DFQ_ISA

@@ -2,16 +2,13 @@
 #include "gemm/gemm_kernels.h"
 
 #include <algorithm>
-#include <atomic>
-#include <new>
 
-#include "dfq_kernels.h"
-#include "rows/row_kernels.h"
+#include "common/parallel.h"
+#include "common/scratch.h"
+#include "dfq_abi.h"
 
 namespace dfq {
 namespace {
-
-#include "common/parallel.h"
 
 constexpr int64_t SLAB_ROWS = 768, SLAB_BYTES = 16 << 20;  // packed rows at a time: they live in L3
 constexpr int64_t PART_BLOCKS = 8;  // fewest blocks of a chunk of work where rows are cut for the sake of threads

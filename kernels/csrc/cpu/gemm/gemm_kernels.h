@@ -3,6 +3,7 @@
 // chunk of work is a few tiles of the weight times a range of blocks, with k cut into pieces that stay in L1.
 // No sum depends on the partition: results are the same for every number of threads and rows.
 #pragma once
+#include "common/isa.h"
 #include "tile16/tile16_kernels.h"
 
 namespace dfq {
@@ -36,25 +37,15 @@ struct GemmKernels {
   void (*real)(const GemmCall& call, int64_t first, int64_t last, int64_t begin, int64_t end, void* work);
 };
 
-#ifdef DFQ_HAVE_AVX2
-extern const GemmKernels avx2_gemm;
-#endif
-#ifdef DFQ_HAVE_AVX512
-extern const GemmKernels avx512_gemm;
-#endif
-#ifdef DFQ_HAVE_NEON
-extern const GemmKernels neon_gemm;
-#endif
-#ifdef DFQ_HAVE_DOTPROD
-extern const GemmKernels dotprod_gemm;
-#endif
-#ifdef DFQ_HAVE_I8MM
-extern const GemmKernels i8mm_gemm;
-#endif
-
 void gemm_integer(const GemmKernels& run, const TiledWeight& weight, const IntegerRows& x, const TiledOut& out,
                   int64_t threads);
 void gemm_float(const GemmKernels& run, const TiledWeight& weight, const FloatRows& x, const TiledOut& out,
                 int64_t threads);
 
 }  // namespace dfq
+
+namespace dfq::DFQ_ISA {
+
+extern const GemmKernels gemm_table;
+
+}  // namespace dfq::DFQ_ISA

@@ -1,6 +1,21 @@
-// Integer products with many rows. A piece of the weight stays in L1 while all rows pass. The instruction set brings its
-// vectors (Ints, Floats: LANES values; VECTORS of them side by side are the columns of a chunk of work), finish, and
-// multiply_add, which unpacks codes in registers: that costs next to nothing beside the multiply-adds.
+// Integer products with many rows. A piece of the weight stays in L1 while all rows pass. multiply_add unpacks codes in registers: that
+// costs next to nothing beside the multiply-adds.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "common/integers.h"
+#include "common/isa.h"
+#include "common/unroll.h"
+#include "gemm/epilogue.h"
+#include "gemm/gemm_kernels.h"
+#include "gemm/integer_rows.h"
+#include "gemm/multiply_add.h"
+#include "gemm/vectors.h"
+#include "tile16/tile16_kernels.h"
+
+namespace dfq::DFQ_ISA {
+namespace {
 
 constexpr int64_t ROW_VALUES = VECTORS * LANES, BLOCK_VALUES = HEIGHT * ROW_VALUES;
 constexpr int64_t WEIGHT_BYTES = 2 * PIECE_GROUPS * ROW_VALUES * 4;
@@ -136,3 +151,26 @@ void integer_columns(const GemmCall& call, int64_t tile, int64_t begin, int64_t 
     }
   }
 }
+
+// tiles first .. last - 1 times blocks begin .. end - 1
+#if DFQ_HAS_AVX512
+void multiply_integer(const GemmCall& call, int64_t first, int64_t last, int64_t begin, int64_t end, void* work) {
+  float* memory = static_cast<float*>(work);
+  switch (last - first) {
+    case 1: return integer_columns<1>(call, first, begin, end, memory);
+    case 2: return integer_columns<2>(call, first, begin, end, memory);
+    case 3: return integer_columns<3>(call, first, begin, end, memory);
+    default: return integer_columns<4>(call, first, begin, end, memory);
+  }
+}
+#else
+void multiply_integer(const GemmCall& call, int64_t first, int64_t last, int64_t begin, int64_t end, void* work) {
+  for (; first < last; ++first) integer_columns<VECTORS>(call, first, begin, end, static_cast<float*>(work));
+}
+#endif
+
+// totals, sums of one group that is longer than a piece, what a piece of the weight becomes
+int64_t work_bytes(int64_t blocks) { return 2 * blocks * BLOCK_VALUES * 4 + WEIGHT_BYTES; }
+
+}  // namespace
+}  // namespace dfq::DFQ_ISA

@@ -1,5 +1,16 @@
-// Integer rows of a product with many rows, packed once: pieces of k, and blocks of HEIGHT rows inside a piece. Needs
-// HEIGHT and sum_bytes.
+// Integer rows of a product with many rows, packed once: pieces of k, and blocks of HEIGHT rows inside a piece.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "common/integers.h"
+#include "common/isa.h"
+#include "gemm/epilogue.h"
+#include "gemm/gemm_kernels.h"
+#include "gemm/vectors.h"
+
+namespace dfq::DFQ_ISA {
+namespace {
 
 constexpr int64_t DEPTH = 512;                         // columns of k in a piece, at most
 constexpr int64_t PIECE_GROUPS = DEPTH / TILED_DEPTH;  // most groups in a piece
@@ -75,3 +86,6 @@ void pack_integer(const GemmCall& call, int64_t begin, int64_t end) {
     }
   }
 }
+
+}  // namespace
+}  // namespace dfq::DFQ_ISA

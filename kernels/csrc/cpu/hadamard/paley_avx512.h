@@ -2,6 +2,17 @@
 // the ones it needs, where a table in memory would be written and read. The same sums in the same order. It is Paley's
 // base of order 28, which serves widths of 7 * 2^k, over the field of 27 elements as dfrot/rotation/field.py numbers
 // them; any other base of that order takes the table.
+#pragma once
+#include <cstdint>
+#include <utility>
+
+#include "common/isa.h"
+#include "common/simd_avx512.h"
+#include "hadamard/butterflies_avx512.h"
+#include "rows/load_avx512.h"
+
+namespace dfq::DFQ_ISA {
+namespace {
 
 constexpr int PALEY_ORDER = 28, PALEY_GROUPS = 7, PALEY_PANEL = 14;  // outputs at a time
 constexpr uint32_t PALEY_SQUARES = 0x11be2d2;                        // bit e: element e is a square, and not zero
@@ -102,3 +113,6 @@ void mix_paley(float* x, int64_t size, float factor, Ahead& ahead, Ends& ends) {
   ends = local;
   ahead = fetch;
 }
+
+}  // namespace
+}  // namespace dfq::DFQ_ISA

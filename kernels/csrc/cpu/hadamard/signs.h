@@ -1,6 +1,13 @@
 // A base of signs times parts of a vector, four parts at a time: the 16 signed sums of a group of four are formed once
 // and every output adds one of them per group, which takes a third of the additions of the plain product. Entry 16 g +
 // c: the sum of group g whose term a is negative where bit a of c is set, as (+-x0 +-x1) + (+-x2 +-x3).
+#pragma once
+#include <cstdint>
+
+#include "common/isa.h"
+
+namespace dfq::DFQ_ISA {
+namespace {
 
 constexpr int64_t SIGN_ORDER = 256;  // larger bases take the plain product
 
@@ -19,3 +26,6 @@ void find_entries(const float* base_t, int64_t order, uint16_t* entries) {
     entries[at / 4] = uint16_t(at % order / 4 * 16 + code);
   }
 }
+
+}  // namespace
+}  // namespace dfq::DFQ_ISA

@@ -1,4 +1,12 @@
-// Included inside an anonymous namespace, behind kernels.h.
+// A Hadamard transform as it comes through the C interface. For units that are compiled for the plain processor.
+#pragma once
+#include <cstdint>
+
+#include "common/kernels.h"
+#include "dfq_abi.h"
+
+namespace dfq {
+namespace {
 
 struct Turn {  // a block-diagonal Hadamard transform as it comes through the C interface; base null: none
   const float* base;
@@ -18,6 +26,9 @@ struct Turn {  // a block-diagonal Hadamard transform as it comes through the C 
   }
   // in place; buffer: 2 * block floats
   void apply(float* x, int64_t count, const float* base_t, float* buffer) const {
-    if (base) kernels().hadamard_rows(x, DFQ_FLOAT32, block, base_t, order, x, buffer, 0, count / block);
+    if (base) kernels().rows.hadamard_rows(x, DFQ_FLOAT32, block, base_t, order, x, buffer, 0, count / block);
   }
 };
+
+}  // namespace
+}  // namespace dfq

@@ -1,8 +1,15 @@
 // Packed codes: a little-endian bit string per row.
+#pragma once
+#include <cstdint>
+
+#include "common/isa.h"
+
+namespace dfq::DFQ_ISA {
+namespace {
 
 inline int64_t row_bytes(int64_t k, int bits) { return (k * bits + 7) / 8; }
 
-void pack_codes(const uint8_t* codes, int64_t k, int bits, uint8_t* packed) {
+[[maybe_unused]] void pack_codes(const uint8_t* codes, int64_t k, int bits, uint8_t* packed) {
   if (bits == 4) {
     for (int64_t j = 0; j < k / 2; ++j) packed[j] = uint8_t((codes[2 * j] & 15) | (codes[2 * j + 1] << 4));
     if (k % 2) packed[k / 2] = codes[k - 1] & 15;
@@ -19,7 +26,7 @@ void pack_codes(const uint8_t* codes, int64_t k, int bits, uint8_t* packed) {
 }
 
 // Codes first .. first + count - 1 of a packed row.
-void unpack_codes(const uint8_t* packed, int64_t first, int64_t count, int bits, uint8_t* codes) {
+[[maybe_unused]] void unpack_codes(const uint8_t* packed, int64_t first, int64_t count, int bits, uint8_t* codes) {
   if (bits == 4) {
     if (first % 2 && count > 0) {
       *codes++ = packed[first / 2] >> 4;
@@ -50,38 +57,15 @@ void unpack_codes(const uint8_t* packed, int64_t first, int64_t count, int bits,
   }
 }
 
-void pack_rows(const uint8_t* codes, int64_t k, int bits, uint8_t* packed, int64_t begin, int64_t end) {
+[[maybe_unused]] void pack_rows(const uint8_t* codes, int64_t k, int bits, uint8_t* packed, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) pack_codes(codes + row * k, k, bits, packed + row * row_bytes(k, bits));
 }
 
-void unpack_rows(const uint8_t* packed, int64_t k, int bits, uint8_t* codes, int64_t begin, int64_t end) {
+[[maybe_unused]] void unpack_rows(const uint8_t* packed, int64_t k, int bits, uint8_t* codes, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     unpack_codes(packed + row * row_bytes(k, bits), 0, k, bits, codes + row * k);
   }
 }
 
-inline float scale_of(const Weight& weight, int64_t row, int64_t group) {
-  return load_bf16(weight.scale[row * weight.groups + group]);
-}
-
-inline int32_t zero_of(const Weight& weight, int64_t row, int64_t group, int bits) {
-  return weight.zero ? int32_t(weight.zero[row * weight.groups + group]) : 1 << (bits - 1);
-}
-
-void dequantize_rows(const Weight& weight, int bits, float* out, int64_t begin, int64_t end) {
-  uint8_t codes[CHUNK];
-  for (int64_t row = begin; row < end; ++row) {
-    const uint8_t* packed = weight.packed + row * row_bytes(weight.k, bits);
-    for (int64_t group = 0; group < weight.groups; ++group) {
-      const int64_t last = least(weight.k, (group + 1) * weight.group);
-      const float scale = scale_of(weight, row, group);
-      const int32_t zero = zero_of(weight, row, group, bits);
-      for (int64_t first = group * weight.group; first < last; first += CHUNK) {
-        const int64_t count = least(CHUNK, last - first);
-        unpack_codes(packed, first, count, bits, codes);
-        float* to = out + row * weight.k + first;
-        for (int64_t j = 0; j < count; ++j) to[j] = float(int32_t(codes[j]) - zero) * scale;
-      }
-    }
-  }
-}
+}  // namespace
+}  // namespace dfq::DFQ_ISA

@@ -2,6 +2,19 @@
 // to a constant whose last bit is worth 2^-FRACTION, so that the sum holds the code, rounded down from a half above, and
 // its fraction. Both errors, of the product and of the rounded quotient that it stands for, are below the last bit: only
 // stretches with a value this close to the middle of two codes are divided.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "common/convert.h"
+#include "common/isa.h"
+#include "common/simd_avx512.h"
+#include "fused_rows/fused_kernels.h"
+#include "rows/load_avx512.h"
+
+namespace dfq::DFQ_ISA {
+namespace {
 
 struct Step {
   float scale, shift, floor, ceil, inverse;
@@ -47,7 +60,7 @@ inline __m512i codes_of(const __m512i* sums, const Step& step) {
 }
 
 // The codes of 64 values as the definition has them
-inline __m512i divided(const __m512* v, const Step& step) {
+inline __m512i codes_by_division(const __m512* v, const Step& step) {
   const __m512 limit = _mm512_set1_ps(1024.0f), low = _mm512_set1_ps(-1024.0f);
   __m512i whole[4];
   for (int c = 0; c < 4; ++c) {
@@ -84,7 +97,7 @@ void write_codes(const void* x, int64_t at, int64_t count, const Step& step, int
     }
     const __m512i least = _mm512_min_epu16(_mm512_min_epu16(sums[0], sums[1]), _mm512_min_epu16(sums[2], sums[3]));
     const bool ties = step.divide || _mm512_cmplt_epu16_mask(least, near);
-    const __m512i codes = __builtin_expect(ties, 0) ? divided(v, step) : codes_of<NARROW>(sums, step);
+    const __m512i codes = __builtin_expect(ties, 0) ? codes_by_division(v, step) : codes_of<NARROW>(sums, step);
     if (count - i >= 64) _mm512_storeu_si512(to + i, codes);
     else _mm512_mask_storeu_epi8(to + i, mask, codes);
   }
@@ -133,3 +146,16 @@ void write_row(const void* x, int type, int64_t at, int64_t k, const Ends& ends,
     (step.narrow ? write_codes<TYPE, true> : write_codes<TYPE, false>)(x, at, k, step, to);
   });
 }
+
+void quantize_rows(const void* x, int type, int64_t k, int bits, bool symmetric, float clip, int8_t* codes,
+                          float* scale, int32_t* zero, int64_t begin, int64_t end) {
+  const Quantized out = {bits, symmetric, clip, codes, scale, zero};
+  for (int64_t row = begin; row < end; ++row) {
+    Ends ends;
+    with_type(type, [&](auto tag) { measure<decltype(tag)::value>(x, row * k, k, ends); });
+    write_row(x, type, row * k, k, ends, out, row);
+  }
+}
+
+}  // namespace
+}  // namespace dfq::DFQ_ISA

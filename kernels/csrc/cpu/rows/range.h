@@ -1,7 +1,14 @@
-// The range of a row and the codes of its values, value by value. The arithmetic of scales and codes is that of
-// dfrot_kernels/ref.py, operation by operation. Each instruction set has its own loops: extend and write_codes.
+// The range of a row and the codes of its values, value by value. The arithmetic of scales and codes is that of the reference
+// (quantize_per_token in Python), operation by operation. Each instruction set has its own loops over them (codes.h).
+#pragma once
+#include <cstdint>
 
-constexpr int LANES = 16;  // independent partial results, so that reductions vectorise without reordering flags
+#include "common/convert.h"
+#include "common/isa.h"
+#include "common/lanes.h"
+
+namespace dfq::DFQ_ISA {
+namespace {
 
 struct Range {
   float low[LANES], high[LANES];  // low <= 0 <= high
@@ -28,3 +35,6 @@ inline float code_of(float x, float scale, float zero, float floor, float ceil) 
   code = code > floor ? code : floor;
   return code < ceil ? code : ceil;
 }
+
+}  // namespace
+}  // namespace dfq::DFQ_ISA

@@ -1,54 +1,16 @@
-// The C interface: argument checks, memory, partition over threads. Work is cut along rows
-// and output columns only, so that no sum depends on the number of threads.
+// The C interface of work on rows: argument checks, memory, partition over threads.
 #include <algorithm>
-#include <atomic>
-#include <memory>
-#include <new>
 
-#include "dfq_kernels.h"
-#include "rows/row_kernels.h"
-
-namespace dfq {
-namespace {
-
-constexpr int ABI = 3;
-constexpr int64_t MOST_K = 1 << 19;  // 2^19 products of at most 15 * 255 fit into 31 bits
-
-template <typename T>
-std::unique_ptr<T[]> scratch(int64_t count) {
-  return std::unique_ptr<T[]>(new T[size_t(std::max<int64_t>(count, 1))]);
-}
-
+#include "common/buffer.h"
+#include "common/kernels.h"
 #include "common/parallel.h"
-
-// Runs function(first row, last row, column) over the tiles of an [m, n] product of depth k.
-template <typename Function>
-void over_tiles(int64_t m, int64_t n, int64_t k, int64_t threads, Function function) {
-  if (m == 0 || n == 0) return;
-  const int64_t work = n * k + m * n * k / 64;  // unpacking a weight costs about as much as 64 multiply-adds
-  const int64_t columns = divided(n, TILE_N), rows = divided(m, TILE_M);
-  each(columns * rows, work < SMALL ? 1 : threads, [&](int64_t i) {
-    const int64_t begin = i / columns * TILE_M;
-    function(begin, std::min(m, begin + TILE_M), i % columns * TILE_N);
-  });
-}
-
-Weight weight_of(const uint8_t* packed, const uint16_t* scale, const uint8_t* zero, int64_t n, int64_t k, int64_t group) {
-  const int64_t width = group > 0 && group < k ? group : std::max<int64_t>(k, 1);
-  return {packed, scale, zero, n, k, width, k > 0 ? divided(k, width) : 1};
-}
-
-}  // namespace
-
-}  // namespace dfq
+#include "dfq_abi.h"
 
 using namespace dfq;
 
-int dfq_abi_version() { return ABI; }
-
 int dfq_pack(const uint8_t* codes, int64_t n, int64_t k, int64_t bits, uint8_t* packed, int64_t threads) {
   if (!valid_bits(bits)) return DFQ_BAD_ARGUMENT;
-  const Kernels& run = kernels();
+  const RowKernels& run = kernels().rows;
   return guarded([&] {
     over_rows(n, k, threads, [&](int64_t a, int64_t b) { run.pack_rows(codes, k, int(bits), packed, a, b); });
   });
@@ -56,26 +18,16 @@ int dfq_pack(const uint8_t* codes, int64_t n, int64_t k, int64_t bits, uint8_t* 
 
 int dfq_unpack(const uint8_t* packed, int64_t n, int64_t k, int64_t bits, uint8_t* codes, int64_t threads) {
   if (!valid_bits(bits)) return DFQ_BAD_ARGUMENT;
-  const Kernels& run = kernels();
+  const RowKernels& run = kernels().rows;
   return guarded([&] {
     over_rows(n, k, threads, [&](int64_t a, int64_t b) { run.unpack_rows(packed, k, int(bits), codes, a, b); });
-  });
-}
-
-int dfq_dequantize(const uint8_t* packed, const uint16_t* scale, const uint8_t* zero, int64_t n, int64_t k,
-                   int64_t bits, int64_t group, float* w, int64_t threads) {
-  if (!valid_bits(bits) || group < 0) return DFQ_BAD_ARGUMENT;
-  const Kernels& run = kernels();
-  const Weight weight = weight_of(packed, scale, zero, n, k, group);
-  return guarded([&] {
-    over_rows(n, k, threads, [&](int64_t a, int64_t b) { run.dequantize_rows(weight, int(bits), w, a, b); });
   });
 }
 
 int dfq_quantize_per_token(const void* x, int64_t type, int64_t m, int64_t k, int64_t bits, int64_t symmetric,
                            float clip, int8_t* codes, float* scale, int32_t* zero, int64_t threads) {
   if (!valid_type(type) || !valid_bits(bits)) return DFQ_BAD_ARGUMENT;
-  const Kernels& run = kernels();
+  const RowKernels& run = kernels().rows;
   return guarded([&] {
     over_rows(m, k, threads, [&](int64_t begin, int64_t end) {
       run.quantize_rows(x, int(type), k, int(bits), symmetric != 0, clip, codes, scale, zero, begin, end);
@@ -87,57 +39,15 @@ int dfq_hadamard(const void* x, int64_t type, int64_t rows, int64_t block, const
                  int64_t threads) {
   const int64_t size = order > 0 ? block / order : 0;
   if (!valid_type(type) || size < 1 || size * order != block || (size & (size - 1))) return DFQ_BAD_ARGUMENT;
-  const Kernels& run = kernels();
+  const RowKernels& run = kernels().rows;
   return guarded([&] {
-    auto base_t = scratch<float>(order * order);
+    auto base_t = buffer<float>(order * order);
     for (int64_t i = 0; i < order; ++i) {
       for (int64_t j = 0; j < order; ++j) base_t[size_t(j * order + i)] = base[i * order + j];
     }
     over_rows(rows, block, threads, [&](int64_t begin, int64_t end) {
-      auto buffer = scratch<float>(2 * block);
-      run.hadamard_rows(x, int(type), block, base_t.get(), order, out, buffer.get(), begin, end);
-    });
-  });
-}
-
-int dfq_w4a16_mm(const void* x, int64_t type, int64_t m, int64_t n, int64_t k, const uint8_t* packed,
-                 const uint16_t* scale, const uint8_t* zero, int64_t group, void* out, int64_t threads) {
-  if (!valid_type(type) || group < 0) return DFQ_BAD_ARGUMENT;
-  const Kernels& run = kernels();
-  const Weight weight = weight_of(packed, scale, zero, n, k, group);
-  return guarded([&] {
-    auto rows = scratch<float>(m * k);
-    over_rows(divided(m, BLOCK_M), BLOCK_M * k, threads, [&](int64_t begin, int64_t end) {
-      run.pack_floats(x, int(type), m, k, rows.get(), begin, end);
-    });
-    over_tiles(m, n, k, threads, [&](int64_t begin, int64_t end, int64_t column) {
-      run.float_tile(rows.get(), m, weight, begin, end, column, int(type), out);
-    });
-  });
-}
-
-int dfq_w4a8_mm(const int8_t* q, const float* x_scale, const int32_t* x_zero, int64_t m, int64_t n, int64_t k,
-                const uint8_t* packed, const uint16_t* scale, const uint8_t* zero, int64_t group, float* out,
-                int64_t threads) {
-  if (group < 0 || k > MOST_K) return DFQ_BAD_ARGUMENT;
-  const Kernels& run = kernels();
-  const Weight weight = weight_of(packed, scale, zero, n, k, group);
-  return guarded([&] {
-    const int64_t group_stride = divided(weight.group, 4) * 4;
-    const int64_t last = k - (weight.groups - 1) * weight.group;
-    const int64_t stride = (weight.groups - 1) * group_stride + divided(last, 4) * 4;
-    auto codes = scratch<int8_t>(m * stride);
-    auto sums = scratch<int32_t>(m * weight.groups);
-    Tokens tokens = {codes.get(), sums.get(), x_scale, x_zero, m, stride, group_stride, 1};
-    std::atomic<int> peak{1};
-    over_rows(divided(m, BLOCK_M), BLOCK_M * k, threads, [&](int64_t begin, int64_t end) {
-      const int found = run.pack_tokens(q, weight, tokens, codes.get(), sums.get(), begin, end);
-      for (int seen = peak; found > seen && !peak.compare_exchange_weak(seen, found);) {
-      }
-    });
-    tokens.burst = 32767 / (2 * 15 * peak);  // 8 for codes of eight bits, 136 for four
-    over_tiles(m, n, k, threads, [&](int64_t begin, int64_t end, int64_t column) {
-      run.integer_tile(tokens, weight, begin, end, column, out);
+      auto work = buffer<float>(2 * block);
+      run.hadamard_rows(x, int(type), block, base_t.get(), order, out, work.get(), begin, end);
     });
   });
 }
@@ -145,7 +55,7 @@ int dfq_w4a8_mm(const int8_t* q, const float* x_scale, const int32_t* x_zero, in
 int dfq_kv_quantize(const void* x, int64_t type, int64_t rows, int64_t width, int64_t bits, int64_t symmetric, float clip,
                     uint8_t* packed, uint16_t* scale, uint8_t* zero, int64_t threads) {
   if (!valid_type(type) || !valid_bits(bits)) return DFQ_BAD_ARGUMENT;
-  const Kernels& run = kernels();
+  const RowKernels& run = kernels().rows;
   return guarded([&] {
     over_rows(rows, width, threads, [&](int64_t begin, int64_t end) {
       run.kv_quantize_rows(x, int(type), width, int(bits), symmetric != 0, clip, packed, scale, zero, begin, end);
@@ -156,7 +66,7 @@ int dfq_kv_quantize(const void* x, int64_t type, int64_t rows, int64_t width, in
 int dfq_kv_dequantize(const uint8_t* packed, const uint16_t* scale, const uint8_t* zero, int64_t rows, int64_t width,
                       int64_t bits, int64_t type, void* out, int64_t threads) {
   if (!valid_type(type) || !valid_bits(bits)) return DFQ_BAD_ARGUMENT;
-  const Kernels& run = kernels();
+  const RowKernels& run = kernels().rows;
   return guarded([&] {
     over_rows(rows, width, threads, [&](int64_t begin, int64_t end) {
       run.kv_dequantize_rows(packed, scale, zero, width, int(bits), int(type), out, begin, end);

@@ -1,4 +1,17 @@
-// Activation rows made ready for the tiles of instruction sets without products of their own: float or codes, [m][k8].
+// Decode with tiles on instruction sets without products of bfloat16 pairs or a layout of rows of their own: rows become float or
+// codes, [m][k8].
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "common/convert.h"
+#include "common/integers.h"
+#include "common/isa.h"
+#include "tile16/blocks.h"
+#include "tile16/tile16_kernels.h"
+
+namespace dfq::DFQ_ISA {
+namespace {
 
 int64_t float_bytes(int64_t m, const TiledWeight& w, int) { return w.blocks * m * TILED_DEPTH * 4; }
 
@@ -149,3 +162,6 @@ void decode_values(const TiledCall& call, int64_t begin, int64_t end) {
 }
 
 void decode_float(const TiledCall& call, int, int64_t begin, int64_t end) { decode_values<float>(call, begin, end); }
+
+}  // namespace
+}  // namespace dfq::DFQ_ISA

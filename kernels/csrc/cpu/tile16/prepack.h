@@ -1,4 +1,14 @@
 // Canonical packed rows <-> tiles, eight codes at a time: the nibbles k0 .. k7 of 32 bits become k0 k4 k1 k5 k2 k6 k3 k7.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "common/integers.h"
+#include "common/isa.h"
+#include "tile16/tile16_kernels.h"
+
+namespace dfq::DFQ_ISA {
+namespace {
 
 inline uint32_t spread_nibbles(uint32_t v) {  // 16 bits: nibbles 0 1 2 3 -> bytes
   v = (v | (v << 8)) & 0x00ff00ffu;
@@ -69,3 +79,6 @@ void sum_codes(const TiledWeight& w, int32_t* sums, int64_t begin, int64_t end) 
     }
   }
 }
+
+}  // namespace
+}  // namespace dfq::DFQ_ISA

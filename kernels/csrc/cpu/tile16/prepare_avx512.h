@@ -1,4 +1,17 @@
 // Activation rows made ready for the AVX-512 tiles: block by block, inside a block row by row.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "common/convert.h"
+#include "common/integers.h"
+#include "common/isa.h"
+#include "common/simd_avx512.h"
+#include "dfq_abi.h"
+#include "tile16/tile16_kernels.h"
+
+namespace dfq::DFQ_ISA {
+namespace {
 
 // The bfloat16 values of the codes less 8, twice: five bits choose, the fifth belongs to the next code.
 inline __m512i code_table() {
@@ -122,3 +135,6 @@ void prepare_integer(const IntegerRows& x, const TiledWeight& w, void* rows, int
     }
   }
 }
+
+}  // namespace
+}  // namespace dfq::DFQ_ISA

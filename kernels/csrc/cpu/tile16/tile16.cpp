@@ -5,16 +5,14 @@
 #endif
 
 #include <algorithm>
-#include <atomic>
-#include <new>
 
-#include "dfq_tiled.h"
-#include "common/kernel_tables.h"
+#include "common/kernels.h"
+#include "common/parallel.h"
+#include "common/scratch.h"
+#include "dfq_abi.h"
 
 namespace dfq {
 namespace {
-
-#include "common/parallel.h"
 
 constexpr int64_t MOST_K = 1 << 19;       // 2^19 products of at most 15 * 255 fit into 31 bits
 constexpr int64_t FEW_BYTES = 1 << 16;    // weights that one thread has read before another is awake
@@ -61,7 +59,7 @@ int dfq_prepack(const uint8_t* packed, int64_t n, int64_t k, int64_t group, uint
                 int64_t threads) {
   TiledWeight weight;
   if (!tiled_weight(tiles, nullptr, nullptr, sums, n, k, group, weight)) return DFQ_BAD_ARGUMENT;
-  const TiledKernels& run = family().tiled;
+  const TiledKernels& run = kernels().tile16;
   advise_large_pages(tiles, weight.n16 * weight.blocks * TILED_DEPTH / 2);
   return guarded([&] {
     over_weight(weight, threads, [&](int64_t begin, int64_t end) {
@@ -74,7 +72,7 @@ int dfq_prepack(const uint8_t* packed, int64_t n, int64_t k, int64_t group, uint
 int dfq_unprepack(const uint8_t* tiles, int64_t n, int64_t k, uint8_t* packed, int64_t threads) {
   TiledWeight weight;
   if (!tiled_weight(tiles, nullptr, nullptr, nullptr, n, k, 0, weight)) return DFQ_BAD_ARGUMENT;
-  const TiledKernels& run = family().tiled;
+  const TiledKernels& run = kernels().tile16;
   return guarded([&] {
     over_weight(weight, threads, [&](int64_t begin, int64_t end) { run.unpack(tiles, n, k, packed, begin, end); });
   });
@@ -85,8 +83,8 @@ int dfq_tiled_w4a16(const void* x, int64_t type, int64_t m, int64_t n, int64_t k
                     int64_t threads) {
   TiledWeight weight;
   if (!valid_type(type) || !tiled_weight(tiles, scale, zero, nullptr, n, k, group, weight)) return DFQ_BAD_ARGUMENT;
-  const TiledKernels& run = family().tiled;
-  const GemmKernels* gemm = family().gemm;
+  const TiledKernels& run = kernels().tile16;
+  const GemmKernels* gemm = kernels().gemm;
   return guarded([&] {
     if (m > DECODE_ROWS && k > 0 && gemm) {
       return gemm_float(*gemm, weight, {x, int(type), m}, {out, int(type), bias}, threads);
@@ -112,8 +110,8 @@ int dfq_tiled_w4a8(const int8_t* q, const float* x_scale, const int32_t* x_zero,
   if (!valid_type(type) || !tiled_weight(tiles, scale, zero, sums, n, k, group, weight) || (x_zero && !sums)) {
     return DFQ_BAD_ARGUMENT;
   }
-  const TiledKernels& run = family().tiled;
-  const GemmKernels* gemm = family().gemm;
+  const TiledKernels& run = kernels().tile16;
+  const GemmKernels* gemm = kernels().gemm;
   return guarded([&] {
     if (m > DECODE_ROWS && k > 0 && gemm) {
       return gemm_integer(*gemm, weight, {q, x_scale, x_zero, m}, {out, int(type), bias}, threads);

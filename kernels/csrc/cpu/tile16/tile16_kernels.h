@@ -1,6 +1,6 @@
 // The tile16 family: products with 4-bit weights that were prepacked once, at load, into a layout that every
 // instruction set reads in order. Internal interface: what an instruction set provides (decode: up to 16 rows; gemm:
-// more), and who owns memory and threads (tiled.cpp). Nothing inline with external linkage here, see kernels.h.
+// more), and who owns memory and threads (tiled.cpp).
 //
 // tiles uint8 [n16 / 16][k8 / 8][64], n16 = n rounded up to 16, k8 = k rounded up to 8; padding codes are 0.
 // Byte t = 4 * r + c of k-block j (r 0..15: output row inside the tile, c 0..3):
@@ -10,6 +10,8 @@
 // (k0, k2), (k4, k6), (k1, k3), (k5, k7), of which VPDPBF16PS takes two.
 #pragma once
 #include <cstdint>
+
+#include "common/isa.h"
 
 namespace dfq {
 
@@ -79,27 +81,10 @@ struct TiledKernels {
   void (*decode_integer)(const TiledCall& call, int64_t begin, int64_t end);
 };
 
-extern const TiledKernels scalar_tiled;
-#ifdef DFQ_HAVE_AVX2
-extern const TiledKernels avx2_tiled;
-#endif
-#ifdef DFQ_HAVE_AVX512
-extern const TiledKernels avx512_tiled;
-#endif
-#ifdef DFQ_HAVE_NEON
-extern const TiledKernels neon_tiled;
-#endif
-#ifdef DFQ_HAVE_DOTPROD
-extern const TiledKernels dotprod_tiled;
-#endif
-#ifdef DFQ_HAVE_I8MM
-extern const TiledKernels i8mm_tiled;
-#endif
-
-// At least `bytes` bytes, 64-byte aligned, kept by the calling thread until it asks for more with the same slot: no
-// allocation in a steady state. CALLER: what one call shares with its workers; WORKER: what a chunk of parallel() uses
-// (the calling thread runs chunks too, so the two must differ). Ask for megabytes at most. Throws std::bad_alloc.
-enum ScratchSlot { SCRATCH_CALLER = 0, SCRATCH_CALLER_SUMS = 1, SCRATCH_WORKER = 2, SCRATCH_SLOTS = 4 };
-void* scratch(int slot, int64_t bytes);
-
 }  // namespace dfq
+
+namespace dfq::DFQ_ISA {
+
+extern const TiledKernels tile16_table;
+
+}  // namespace dfq::DFQ_ISA

@@ -1,18 +1,12 @@
-// The elementwise work of a decoder block with plain C++.
-#include <cmath>
-#include <cstring>
-
-#include "dfq_kernels.h"
+// The elementwise work of a decoder block, once per instruction set.
 #include "whole_blocks/block_kernels.h"
 
-namespace dfq {
-namespace {
-
 #include "common/convert.h"
+#include "common/isa.h"
 #include "whole_blocks/elementwise.h"
 
-}  // namespace
+namespace dfq::DFQ_ISA {
 
-const DecoderKernels scalar_decoder = {norm, add, turn, load_floats, gated};
+const BlockKernels block_table = {norm, add, turn, load_floats, gated};
 
-}  // namespace dfq
+}  // namespace dfq::DFQ_ISA

@@ -1,14 +1,14 @@
 // The elementwise work of a decoder block, per instruction set; decoder.cpp runs whole blocks with it. Values are read and
 // written as `type` (DFQ_FLOAT32 ...), computed in float32 and rounded to `type` wherever the torch modules round.
-// Nothing inline with external linkage here, see kernels.h.
+//
 #pragma once
 #include <cstdint>
 
-struct dfq_decoder;
+#include "common/isa.h"
 
 namespace dfq {
 
-struct DecoderKernels {
+struct BlockKernels {
   // y = weight * round(x / rms(x)), weight [count] as float32
   void (*norm)(const void* x, int type, int64_t count, const float* weight, float eps, void* y);
   // x[from + i] += y[from + i]
@@ -21,17 +21,10 @@ struct DecoderKernels {
   void (*gated)(const void* gate, const void* up, int type, int64_t from, int64_t count, void* out);
 };
 
-bool valid_decoder(const dfq_decoder& model);  // whether its tables fit together
-
-extern const DecoderKernels scalar_decoder;
-#ifdef DFQ_HAVE_AVX2
-extern const DecoderKernels avx2_decoder;
-#endif
-#ifdef DFQ_HAVE_NEON
-extern const DecoderKernels neon_decoder;
-#endif
-#ifdef DFQ_HAVE_AVX512
-extern const DecoderKernels avx512_decoder;
-#endif
-
 }  // namespace dfq
+
+namespace dfq::DFQ_ISA {
+
+extern const BlockKernels block_table;
+
+}  // namespace dfq::DFQ_ISA

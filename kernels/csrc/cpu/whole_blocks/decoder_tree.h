@@ -1,6 +1,26 @@
-  // --- a tree: attention row by row, the keys and values of a row's ancestors put behind the prefix first ----------
-  // Included inside the class of decoder_block.inc. A thread takes whole kv heads, so that nobody else reads what it moves.
+// Attention of a tree of tokens, row by row: the keys and values of a row's ancestors are put behind the prefix first. A thread takes
+// whole kv heads, so that nobody else reads what it moves.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
 
+#include "attention/attention_kernels.h"
+#include "common/integers.h"
+#include "common/thread_team.h"
+#include "dfq_abi.h"
+#include "tile16/tile16_kernels.h"
+#include "whole_blocks/decoder_heads.h"
+#include "whole_blocks/decoder_step.h"
+
+namespace dfq {
+namespace {
+
+class TreeAttention : protected DecoderHeads {
+ public:
+  using DecoderHeads::DecoderHeads;
+
+ protected:
   void attend_tree(const dfq_block& b, const dfq_cache& cache) {
     const Span mine = share(m_.kv_heads, index_, size_);
     for (int64_t head = mine.begin; head < mine.end; ++head) {
@@ -25,6 +45,7 @@
     }
   }
 
+ private:
   int64_t aside(bool value, int64_t head, int64_t row) const {
     return (int64_t(value) * s_.rows + row) * m_.kv_heads + head;
   }
@@ -87,3 +108,7 @@
                                (row * m_.heads + head * group + i) * dim);
     }
   }
+};
+
+}  // namespace
+}  // namespace dfq

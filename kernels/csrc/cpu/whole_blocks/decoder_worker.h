@@ -1,9 +1,23 @@
-// One thread's way through the blocks. Included by decoder.cpp.
+// One thread's way through the blocks of a decoder.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
 
-class Worker {
+#include "attention/attention_kernels.h"
+#include "common/integers.h"
+#include "common/thread_team.h"
+#include "dfq_abi.h"
+#include "tile16/tile16_kernels.h"
+#include "whole_blocks/decoder_step.h"
+#include "whole_blocks/decoder_tree.h"
+
+namespace dfq {
+namespace {
+
+class DecoderWorker : private TreeAttention {
  public:
-  Worker(Step& step, const Private& own, int64_t index, int64_t size)
-      : s_(step), m_(step.model), p_(own), index_(index), size_(size) {}
+  using TreeAttention::TreeAttention;
 
   void run() {
     std::memcpy(p_.hidden, s_.hidden, size_t(s_.lines * m_.hidden * s_.size));
@@ -27,7 +41,7 @@ class Worker {
     read(b.o, s_.mixed);
     multiply(b.o, s_.branch);
     meet();
-    s_.use.decoder.add(p_.hidden, s_.branch, s_.type, 0, s_.lines * m_.hidden);
+    s_.use.block.add(p_.hidden, s_.branch, s_.type, 0, s_.lines * m_.hidden);
     normalise(b.mlp_norm);
     read(b.gate, p_.normed);
     gated(b);
@@ -35,15 +49,13 @@ class Worker {
     read(b.down, s_.act);
     multiply(b.down, s_.branch);
     meet();
-    s_.use.decoder.add(p_.hidden, s_.branch, s_.type, 0, s_.lines * m_.hidden);
+    s_.use.block.add(p_.hidden, s_.branch, s_.type, 0, s_.lines * m_.hidden);
   }
-
-  void meet() { s_.meeting.wait(size_); }
 
   void normalise(const float* weight) {
     for (int64_t line = 0; line < s_.lines; ++line) {
       const int64_t at = line * m_.hidden * s_.size;
-      s_.use.decoder.norm(p_.hidden + at, s_.type, m_.hidden, weight, float(m_.eps), p_.normed + at);
+      s_.use.block.norm(p_.hidden + at, s_.type, m_.hidden, weight, float(m_.eps), p_.normed + at);
     }
   }
 
@@ -56,13 +68,13 @@ class Worker {
       x = p_.rotated;
     }
     if (l.bits == 16) {
-      s_.use.tiled.prepare_float({x, s_.type, s_.lines}, weight, p_.prepared, p_.sums);
+      s_.use.tile16.prepare_float({x, s_.type, s_.lines}, weight, p_.prepared, p_.sums);
       return;
     }
     s_.use.rows.quantize_rows(x, s_.type, l.k, int(l.bits), l.symmetric != 0, float(l.clip), p_.codes, p_.scale,
                               p_.zero, 0, s_.lines);
     const IntegerRows rows = {p_.codes, p_.scale, l.symmetric ? nullptr : p_.zero, s_.lines};
-    s_.use.tiled.prepare_integer(rows, weight, p_.prepared, reinterpret_cast<int32_t*>(p_.sums));
+    s_.use.tile16.prepare_integer(rows, weight, p_.prepared, reinterpret_cast<int32_t*>(p_.sums));
   }
 
   // Tiles begin .. end - 1 of one product of what read() left.
@@ -72,12 +84,12 @@ class Worker {
     TiledCall call = {&weight, p_.prepared, nullptr, nullptr, nullptr, nullptr, s_.lines, {out, s_.type, l.bias}};
     if (l.bits == 16) {
       call.x_sums = p_.sums;
-      s_.use.tiled.decode_float(call, s_.type, begin, end);
+      s_.use.tile16.decode_float(call, s_.type, begin, end);
       return;
     }
     call.q_sums = reinterpret_cast<const int32_t*>(p_.sums);
     call.x_scale = p_.scale, call.x_zero = l.symmetric ? nullptr : p_.zero;
-    s_.use.tiled.decode_integer(call, begin, end);
+    s_.use.tile16.decode_integer(call, begin, end);
   }
 
   // This thread's share of several products of one input, cut as if they were one.
@@ -103,7 +115,7 @@ class Worker {
     tiles(b.up, s_.up, mine.begin, mine.end);
     const int64_t from = mine.begin * TILED_ROWS, to = std::min(m_.mlp, mine.end * TILED_ROWS);
     for (int64_t line = 0; line < s_.lines && from < to; ++line) {
-      s_.use.decoder.gated(s_.gate, s_.up, s_.type, line * m_.mlp + from, to - from, s_.act);
+      s_.use.block.gated(s_.gate, s_.up, s_.type, line * m_.mlp + from, to - from, s_.act);
     }
   }
 
@@ -138,24 +150,6 @@ class Worker {
     for (int64_t pair = mine.begin; pair < mine.end; ++pair) combine(pair);
   }
 
-  float* partial(int64_t pair, int64_t part) const {
-    return s_.partial + (pair * s_.parts + part) * s_.rows * s_.group() * (m_.head_dim + 2);
-  }
-
-  // A head of one line turns by its position, behind its norm where there is one.
-  void place(char* x, int64_t at, const float* gain, int64_t row) {
-    const int64_t dim = m_.head_dim;
-    char* const head = x + at * s_.size;
-    if (gain) s_.use.decoder.norm(head, s_.type, dim, gain, float(m_.eps), head);
-    s_.use.decoder.turn(x, s_.type, at, 1, dim, s_.cos + row * dim, s_.sin + row * dim);
-  }
-
-  void rotate(float* x, int64_t count) {
-    if (!m_.r3_base_t) return;
-    s_.use.rows.hadamard_rows(x, DFQ_FLOAT32, m_.r3_block, m_.r3_base_t, m_.r3_order, x, p_.turn, 0,
-                              count / m_.r3_block);
-  }
-
   void append(const dfq_block& b, const dfq_cache& cache, int64_t pair) {
     const int64_t dim = m_.head_dim, bytes = s_.call.k.bytes;
     const int64_t sequence = pair / m_.kv_heads, head = pair % m_.kv_heads;
@@ -171,11 +165,6 @@ class Worker {
       store(s_.v + from * s_.size, s_.type, cache.v_packed + to * bytes, cache.v_scale + to,
             cache.v_zero ? cache.v_zero + to : &unused);
     }
-  }
-
-  void store(const void* x, int type, uint8_t* packed, uint16_t* scale, uint8_t* zero) {
-    s_.use.rows.kv_quantize_rows(x, type, m_.head_dim, int(m_.kv_bits), m_.kv_symmetric != 0, float(m_.kv_clip), packed,
-                                 scale, zero, 0, 1);
   }
 
   // The queries of one kv head, in fixed point.
@@ -203,11 +192,7 @@ class Worker {
                                (at * group + line % group) * dim);
     }
   }
-
-#include "whole_blocks/decoder_tree.h"
-
-  Step& s_;
-  const dfq_decoder& m_;
-  const Private p_;
-  const int64_t index_, size_;
 };
+
+}  // namespace
+}  // namespace dfq

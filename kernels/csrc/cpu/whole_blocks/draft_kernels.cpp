@@ -1,21 +1,11 @@
-// A pass of a draft with plain C++.
-#include <cstring>
-
-#include "dfq_draft.h"
+// Attention and residuals of a pass of a draft, once per instruction set.
 #include "whole_blocks/draft_kernels.h"
 
-namespace dfq {
-namespace {
+#include "common/isa.h"
+#include "whole_blocks/draft_attention.h"
 
-#include "common/convert.h"
-#include "common/lanes.h"
+namespace dfq::DFQ_ISA {
 
-constexpr int WEIGHT_ROWS = 2, X_ROWS = 2;  // of a weight and of x whose sums are in registers together
+const DraftKernels draft_table = {add_times, attend};
 
-#include "whole_blocks/draft_loops.h"
-
-}  // namespace
-
-const DraftKernels scalar_draft = {load_floats, store_floats, dense, nullptr, add_times, attend};
-
-}  // namespace dfq
+}  // namespace dfq::DFQ_ISA

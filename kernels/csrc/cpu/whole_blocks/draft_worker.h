@@ -1,8 +1,24 @@
-// One thread's way through the blocks of a draft. Included by draft.cpp.
+// One thread's way through the blocks of a draft.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
 
-class Worker {
+#include "common/integers.h"
+#include "common/thread_team.h"
+#include "dense/dense_kernels.h"
+#include "dfq_abi.h"
+#include "tile16/tile16_kernels.h"
+#include "whole_blocks/draft_kernels.h"
+#include "whole_blocks/draft_pass.h"
+
+namespace dfq {
+namespace {
+
+class DraftWorker {
  public:
-  Worker(Pass& pass, const Private& own, int64_t index, int64_t size)
+  DraftWorker(Pass& pass, const Private& own, int64_t index, int64_t size)
       : s_(pass), m_(pass.model), p_(own), width_(padded(pass.model.hidden)), index_(index), size_(size) {}
 
   void run() {
@@ -12,7 +28,7 @@ class Worker {
     normalise(m_.final_norm);
     if (index_) return;
     for (int64_t row = 0; row < s_.rows; ++row) {
-      s_.use.draft.store(p_.normed + row * width_, m_.hidden, s_.type, s_.out, row * m_.hidden);
+      s_.use.dense.store(p_.normed + row * width_, m_.hidden, s_.type, s_.out, row * m_.hidden);
     }
   }
 
@@ -44,7 +60,7 @@ class Worker {
     multiply(b.up, input, s_.up);
     const Span mine = rows_of(m_.mlp);
     for (int64_t row = 0; row < s_.rows && mine.begin < mine.end; ++row) {
-      s_.use.decoder.gated(s_.gate, s_.up, DFQ_FLOAT32, row * m_.mlp + mine.begin, mine.end - mine.begin, s_.gate);
+      s_.use.block.gated(s_.gate, s_.up, DFQ_FLOAT32, row * m_.mlp + mine.begin, mine.end - mine.begin, s_.gate);
     }
     meet();
     multiply(b.down, gather(b.down, s_.gate), s_.branch);
@@ -57,7 +73,7 @@ class Worker {
   // x [count, hidden] of the model's type -> rows padded with zeros
   void widen(const void* x, int64_t count, float* to) {
     for (int64_t row = 0; row < count; ++row, to += width_) {
-      s_.use.draft.load(x, s_.type, row * m_.hidden, m_.hidden, to);
+      s_.use.dense.load(x, s_.type, row * m_.hidden, m_.hidden, to);
       std::fill(to + m_.hidden, to + width_, 0.0f);
     }
   }
@@ -65,7 +81,7 @@ class Worker {
   void normalise(const float* gain) {
     for (int64_t row = 0; row < s_.rows; ++row) {
       float* const to = p_.normed + row * width_;
-      s_.use.decoder.norm(p_.hidden + row * width_, DFQ_FLOAT32, m_.hidden, gain, float(m_.eps), to);
+      s_.use.block.norm(p_.hidden + row * width_, DFQ_FLOAT32, m_.hidden, gain, float(m_.eps), to);
       std::fill(to + m_.hidden, to + width_, 0.0f);
     }
   }
@@ -93,9 +109,9 @@ class Worker {
     if (l.kind == DFQ_TILES) {
       const int64_t stride = padded(l.k), size = s_.type == DFQ_FLOAT32 ? 4 : 2;
       for (int64_t row = 0; row < rows; ++row) {
-        s_.use.draft.store(x + row * stride, l.k, s_.type, p_.narrow + row * l.k * size, 0);
+        s_.use.dense.store(x + row * stride, l.k, s_.type, p_.narrow + row * l.k * size, 0);
       }
-      s_.use.tiled.prepare_float({p_.narrow, s_.type, rows}, tiles_of(l), p_.prepared, p_.sums);
+      s_.use.tile16.prepare_float({p_.narrow, s_.type, rows}, tiles_of(l), p_.prepared, p_.sums);
     }
     return {x, rows};
   }
@@ -116,12 +132,12 @@ class Worker {
     if (mine.begin >= mine.end) return;
     if (l.kind != DFQ_TILES) {
       const DenseWeight weight = {l.data, l.kind == DFQ_CODES8 ? l.scale : nullptr, int(l.kind), l.k};
-      s_.use.draft.dense(input.x, input.rows, padded(l.k), weight, mine.begin, mine.end, out, l.n);
+      s_.use.dense.dense(input.x, input.rows, padded(l.k), weight, mine.begin, mine.end, out, l.n);
       return;
     }
     const TiledWeight weight = tiles_of(l);
     TiledCall call = {&weight, p_.prepared, p_.sums, nullptr, nullptr, nullptr, input.rows, {out, DFQ_FLOAT32, nullptr}};
-    s_.use.tiled.decode_float(call, s_.type, mine.begin / TILED_ROWS, divided(mine.end, TILED_ROWS));
+    s_.use.tile16.decode_float(call, s_.type, mine.begin / TILED_ROWS, divided(mine.end, TILED_ROWS));
   }
 
   // --- attention -------------------------------------------------------------------------------------------------
@@ -129,10 +145,10 @@ class Worker {
   // RoPE of a self block or the norm of a cross block, on one head
   void place(float* x, const float* gain, bool cross, int64_t row) {
     const int64_t dim = m_.head_dim;
-    if (gain) s_.use.decoder.norm(x, DFQ_FLOAT32, dim, gain, float(m_.eps), x);
+    if (gain) s_.use.block.norm(x, DFQ_FLOAT32, dim, gain, float(m_.eps), x);
     if (cross) return;
     const int64_t angle = s_.positions[row] * dim;
-    s_.use.decoder.turn(x, DFQ_FLOAT32, 0, 1, dim, s_.cos + angle, s_.sin + angle);
+    s_.use.block.turn(x, DFQ_FLOAT32, 0, 1, dim, s_.cos + angle, s_.sin + angle);
   }
 
   void append(const dfq_draft_block& b, const dfq_draft_buffer& buffer, int64_t news) {
@@ -142,8 +158,8 @@ class Worker {
       const int64_t row = pair / m_.kv_heads, head = pair % m_.kv_heads;
       const int64_t to = (head * buffer.capacity + first + row) * dim;
       place(s_.k + pair * dim, b.k_norm, b.cross != 0, row);
-      s_.use.draft.store(s_.k + pair * dim, dim, s_.type, buffer.k, to);
-      s_.use.draft.store(s_.v + pair * dim, dim, s_.type, buffer.v, to);
+      s_.use.dense.store(s_.k + pair * dim, dim, s_.type, buffer.k, to);
+      s_.use.dense.store(s_.v + pair * dim, dim, s_.type, buffer.v, to);
     }
   }
 
@@ -177,3 +193,6 @@ class Worker {
   const Private p_;
   const int64_t width_, index_, size_;
 };
+
+}  // namespace
+}  // namespace dfq

@@ -1,4 +1,15 @@
-// The loops behind decoder.h, for the compiler to vectorise: one copy per instruction set.
+// The loops behind block_kernels.h, for the compiler to vectorise.
+#pragma once
+#include <cmath>
+#include <cstdint>
+
+#include "common/convert.h"
+#include "common/integers.h"
+#include "common/isa.h"
+#include "dfq_abi.h"
+
+namespace dfq::DFQ_ISA {
+namespace {
 
 constexpr int64_t PIECE = 512;  // values in flight; heads are at most this wide
 constexpr int64_t SUMS = 16;    // independent partial sums
@@ -92,3 +103,6 @@ void gated(const void* gate, const void* up, int type, int64_t from, int64_t cou
     store_floats(left, width, type, out, from + at);
   }
 }
+
+}  // namespace
+}  // namespace dfq::DFQ_ISA

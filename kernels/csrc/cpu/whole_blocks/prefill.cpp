@@ -1,18 +1,17 @@
 // dfq_prefill_*: the two halves of a decoder block for the many positions of a prompt. Rows are normed, rotated and
 // quantized while they lie in a cache, a slab of lines at a time; the products are those of dfq_tiled.h.
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <new>
 
-#include "dfq_decoder.h"
-#include "dfq_tiled.h"
-#include "common/kernel_tables.h"
+#include "common/kernels.h"
+#include "common/parallel.h"
+#include "common/scratch.h"
+#include "dfq_abi.h"
+#include "whole_blocks/valid_decoder.h"
 
 namespace dfq {
 namespace {
-
-#include "common/parallel.h"
 
 constexpr int64_t SLAB = 512;        // lines whose activations are held at a time
 constexpr int SCRATCH_SLAB = 3;      // a slot of scratch() that the products leave alone
@@ -32,7 +31,7 @@ class Prefill {
  public:
   Prefill(const dfq_decoder& model, const dfq_block& block, int64_t threads)
       : m_(model), b_(block), threads_(threads), type_(int(model.dtype)), size_(type_ == DFQ_FLOAT32 ? 4 : 2),
-        use_(family().decoder) {
+        use_(kernels().block) {
     const int64_t q = m_.heads * m_.head_dim, kv = m_.kv_heads * m_.head_dim;
     widest_ = std::max({m_.hidden, m_.mlp, q});
     const int64_t values = widest_ + std::max(m_.mlp, kv) + std::max(m_.mlp, kv) + m_.hidden;
@@ -116,12 +115,12 @@ class Prefill {
       std::memcpy(to, x, size_t(l.k * size_));
       return;
     }
-    kernels().hadamard_rows(x, type_, l.block, l.base_t, l.order, to, buffer, 0, l.k / l.block);
+    kernels().rows.hadamard_rows(x, type_, l.block, l.base_t, l.order, to, buffer, 0, l.k / l.block);
   }
 
   void ready(const dfq_linear& l, int64_t line) {
     if (l.bits == 16) return;
-    kernels().quantize_rows(row_of(l, line), type_, l.k, int(l.bits), l.symmetric != 0, float(l.clip),
+    kernels().rows.quantize_rows(row_of(l, line), type_, l.k, int(l.bits), l.symmetric != 0, float(l.clip),
                             slab_.codes + line * l.k, slab_.scale + line, slab_.zero + line, 0, 1);
   }
 
@@ -145,7 +144,7 @@ class Prefill {
   }
 
   void rotate(const void* x, int type, int64_t heads, void* to, float* buffer) {
-    kernels().hadamard_rows(x, type, m_.r3_block, m_.r3_base_t, m_.r3_order, to, buffer, 0,
+    kernels().rows.hadamard_rows(x, type, m_.r3_block, m_.r3_base_t, m_.r3_order, to, buffer, 0,
                             heads * m_.head_dim / m_.r3_block);
   }
 
@@ -161,7 +160,7 @@ class Prefill {
   }
 
   void store(const void* x, int type, uint8_t* packed, uint16_t* scale, uint8_t* zero) {
-    kernels().kv_quantize_rows(x, type, m_.head_dim, int(m_.kv_bits), m_.kv_symmetric != 0, float(m_.kv_clip), packed,
+    kernels().rows.kv_quantize_rows(x, type, m_.head_dim, int(m_.kv_bits), m_.kv_symmetric != 0, float(m_.kv_clip), packed,
                                scale, zero, 0, m_.kv_heads);
   }
 
@@ -170,7 +169,7 @@ class Prefill {
   const int64_t threads_;
   const int type_;
   const int64_t size_;
-  const DecoderKernels& use_;
+  const BlockKernels& use_;
   int64_t widest_;
   Slab slab_;
 };
@@ -222,7 +221,7 @@ int dfq_prefill_norm(const dfq_decoder* model, void* x, int64_t lines, int64_t t
     over_rows(lines, m.hidden, threads, [&](int64_t begin, int64_t end) {
       for (int64_t line = begin; line < end; ++line) {
         char* const at = static_cast<char*>(x) + line * bytes;
-        family().decoder.norm(at, int(m.dtype), m.hidden, m.final_norm, float(m.eps), at);
+        kernels().block.norm(at, int(m.dtype), m.hidden, m.final_norm, float(m.eps), at);
       }
     });
   });
