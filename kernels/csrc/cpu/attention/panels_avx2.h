@@ -101,7 +101,7 @@ void multiply_lines(const int8_t* a, int64_t stride, const uint8_t* panel, int64
   for (int64_t j = 0; j < quads; ++j) {
     const __m256i low = load(panel + j * 64), high = load(panel + j * 64 + 32);
     for (int i = 0; i < LINES; ++i) {
-      const __m256i values = broadcast_dword(a + i * stride + 4 * j);
+      const __m256i values = dword_x8(a + i * stride + 4 * j);
       sums[i][0] = _mm256_add_epi32(sums[i][0], products(low, values));
       sums[i][1] = _mm256_add_epi32(sums[i][1], products(high, values));
     }

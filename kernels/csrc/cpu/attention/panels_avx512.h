@@ -92,7 +92,7 @@ inline void multiply_block(const int8_t* a, int64_t stride, const uint8_t* panel
     __m512i codes[PANELS];
     for (int p = 0; p < PANELS; ++p) codes[p] = _mm512_loadu_si512(panels + p * panel_bytes + j * 64);
     for (int i = 0; i < LINES; ++i) {
-      const __m512i values = broadcast_dword(a + i * stride + 4 * j);
+      const __m512i values = dword_x16(a + i * stride + 4 * j);
       for (int p = 0; p < PANELS; ++p) sums[i][p] = _mm512_dpbusd_epi32(sums[i][p], codes[p], values);
     }
   }

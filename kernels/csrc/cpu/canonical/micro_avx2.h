@@ -43,7 +43,7 @@ void integer_micro(Height<ROWS>, const int8_t* q, const uint8_t* panel, int64_t 
     for (; j < stop; ++j, q += 4 * ROWS, panel += 4 * PANEL_N) {
       const __m256i left = load(panel), right = load(panel + 32);
       for (int r = 0; r < ROWS; ++r) {
-        const __m256i value = broadcast_dword(q + 4 * r);
+        const __m256i value = dword_x8(q + 4 * r);
         low[r] = _mm256_add_epi16(low[r], _mm256_maddubs_epi16(left, value));
         high[r] = _mm256_add_epi16(high[r], _mm256_maddubs_epi16(right, value));
       }

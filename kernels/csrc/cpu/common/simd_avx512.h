@@ -9,7 +9,7 @@
 namespace dfq::DFQ_ISA {
 namespace {
 
-inline __m512i broadcast_dword(const void* from) {
+inline __m512i dword_x16(const void* from) {
   int32_t value;
   std::memcpy(&value, from, 4);
   return _mm512_set1_epi32(value);

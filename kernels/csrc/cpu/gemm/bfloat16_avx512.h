@@ -150,7 +150,7 @@ inline __attribute__((always_inline)) void multiply_add(__m512* sums, const char
     unrolled<WIDTH>(DFQ_EACH(t) { codes[t] = ints_at(panel + t * LANES); });
     _mm_prefetch(rows + AHEAD, _MM_HINT_T0);
     unrolled<HEIGHT>(DFQ_EACH(r) {
-      const __m512i value = broadcast_dword(rows + 4 * r);
+      const __m512i value = dword_x16(rows + 4 * r);
       unrolled<WIDTH>(DFQ_EACH(t) {
         asm("vdpbf16ps %2, %1, %0" : "+v"(sums[r * WIDTH + t]) : "v"(codes[t]), "v"(value));
       });

@@ -25,7 +25,7 @@ inline __attribute__((always_inline)) void multiply_add(Ints* sums, const char* 
     unrolled<HEIGHT * WIDTH>(DFQ_EACH(i) { some[i] = same(0); });
     const auto half = [&](const char* from, const Ints* codes) __attribute__((always_inline)) {
       unrolled<HEIGHT>(DFQ_EACH(r) {
-        const Ints value = broadcast_dword(from + 4 * r);
+        const Ints value = dword_x8(from + 4 * r);
         unrolled<WIDTH>(DFQ_EACH(t) {
           some[r * WIDTH + t] = _mm256_add_epi16(some[r * WIDTH + t], _mm256_maddubs_epi16(codes[t], value));
           asm("" : "+x"(some[r * WIDTH + t]));  // stays in its register

@@ -19,7 +19,7 @@ inline __attribute__((always_inline)) void multiply_add(Ints* sums, const char* 
   const Ints nibble = _mm512_set1_epi8(15);
   const auto half = [&](const char* from, const Ints* codes) __attribute__((always_inline)) {
     unrolled<HEIGHT>(DFQ_EACH(r) {
-      const Ints value = broadcast_dword(from + 4 * r);
+      const Ints value = dword_x16(from + 4 * r);
       unrolled<WIDTH>(DFQ_EACH(t) {
         asm("vpdpbusd %2, %1, %0" : "+v"(sums[r * WIDTH + t]) : "v"(codes[t]), "v"(value));
       });

@@ -32,8 +32,8 @@ void integer_rows(Height<ROWS>, const uint8_t* in, int64_t blocks, const int8_t*
         const __m256i v = load(in + 32 * half), low = _mm256_and_si256(v, nibble);
         const __m256i high = _mm256_and_si256(_mm256_srli_epi16(v, 4), nibble);
         for (int r = 0; r < ROWS; ++r) {
-          const __m256i first = _mm256_maddubs_epi16(low, broadcast_dword(q + r * width));
-          const __m256i second = _mm256_maddubs_epi16(high, broadcast_dword(q + r * width + 4));
+          const __m256i first = _mm256_maddubs_epi16(low, dword_x8(q + r * width));
+          const __m256i second = _mm256_maddubs_epi16(high, dword_x8(q + r * width + 4));
           sum[r][half] = _mm256_add_epi16(sum[r][half], _mm256_add_epi16(first, second));
         }
       }

@@ -92,11 +92,11 @@ void integer_tiles(const TiledCall& call, int64_t tile, int64_t step) {
         high[t] = _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble);
       });
       unrolled<M>(DFQ_EACH(m) {
-        const __m512i values = broadcast_dword(x + 8 * m);
+        const __m512i values = dword_x16(x + 8 * m);
         unrolled<T>(DFQ_EACH(t) { add_products(sum[t * M + m], low[t], values); });
       });
       unrolled<M>(DFQ_EACH(m) {
-        const __m512i values = broadcast_dword(x + 8 * m + 4);
+        const __m512i values = dword_x16(x + 8 * m + 4);
         unrolled<T>(DFQ_EACH(t) { add_products(sum[t * M + m], high[t], values); });
       });
     }
@@ -138,7 +138,7 @@ void float_tiles(const TiledCall& call, int64_t tile, int64_t step) {
           codes[t] = _mm512_permutexvar_epi16(pair ? _mm512_srli_epi16(v, 4 * pair) : v, table);
         });
         unrolled<M * P>(DFQ_EACH(i) {
-          const __m512i values = broadcast_dword(x + 16 * i + 4 * pair);
+          const __m512i values = dword_x16(x + 16 * i + 4 * pair);
           unrolled<T>(DFQ_EACH(t) { add_products(sum[t * M + i / P], codes[t], values); });
         });
       });
