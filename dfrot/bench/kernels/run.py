@@ -18,7 +18,7 @@ from dfrot.bench.kernels import (
 from dfrot.bench.kernels.case import Case, ProblemShape
 from dfrot.bench.kernels.cases import BUILDERS, IGNORES
 from dfrot.bench.kernels.roofline import Roofline, measure, readers, ring_bytes
-from dfrot.bench.refinement.run import machine
+from dfrot.bench.machine import machine
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.stage_folder import Progress, silent
 
