@@ -15,9 +15,9 @@ import torch
 
 from dfrot.arch import describe
 from dfrot.bench.clock import race
+from dfrot.bench.machine import machine
 from dfrot.bench.models.presets import preset
 from dfrot.bench.models.random_model import random_checkpoint
-from dfrot.bench.refinement.run import machine
 from dfrot.draft.models.base import Draft
 from dfrot.draft.models.build import build, config_for
 from dfrot.draft.proposal_head import proposal_head

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from dfrot.bench.clock import Timing
+from dfrot.bench.machine import machine
 from dfrot.bench.models import memory
 from dfrot.bench.models.peer import one_turn
 from dfrot.bench.models.runners import DfqRunner
-from dfrot.bench.refinement.run import machine
 from dfrot.errors import InputError
 from dfrot.runtime.load import check_folder
 from dfrot.stage_folder import Progress, silent

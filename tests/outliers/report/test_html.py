@@ -20,7 +20,7 @@ from dfrot.stages.outliers.compare import compare
 from dfrot.stages.outliers.measure import outliers
 from dfrot.stages.outliers.settings import OutlierSettings
 
-Make = Callable[..., Path]
+MakeCheckpoint = Callable[..., Path]
 
 
 class Page(HTMLParser):
@@ -43,10 +43,10 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def folder(make: Make, text: Path, tmp_path: Path, spike: SimpleNamespace) -> Path:
+def folder(small_llama: MakeCheckpoint, text_file: Path, tmp_path: Path, massive_weight: SimpleNamespace) -> Path:
     out = tmp_path / "report"
-    settings = OutlierSettings(dataset=str(text), seqlen=64, rounds=2, perplexity=False)
-    outliers(make(change=spike.change), out, settings)
+    settings = OutlierSettings(dataset=str(text_file), seqlen=64, rounds=2, perplexity=False)
+    outliers(small_llama(change=massive_weight.change), out, settings)
     return out
 
 
@@ -74,9 +74,11 @@ def test_a_model_of_any_size_makes_a_small_page(folder: Path) -> None:
     assert (folder / "report.html").stat().st_size < 1_000_000
 
 
-def test_the_report_is_the_same_when_made_again(make: Make, text: Path, tmp_path: Path, spike: SimpleNamespace) -> None:
-    settings = OutlierSettings(dataset=str(text), seqlen=64, rounds=2, perplexity=False)
-    model = make(change=spike.change)
+def test_the_report_is_the_same_when_made_again(
+    small_llama: MakeCheckpoint, text_file: Path, tmp_path: Path, massive_weight: SimpleNamespace
+) -> None:
+    settings = OutlierSettings(dataset=str(text_file), seqlen=64, rounds=2, perplexity=False)
+    model = small_llama(change=massive_weight.change)
     for name in ("one", "two"):
         outliers(model, tmp_path / name, settings)
     for file in ("report.json", "report.html"):
@@ -94,10 +96,12 @@ def test_png_pixels_come_back() -> None:
     )
 
 
-def test_two_checkpoints_side_by_side(make: Make, text: Path, tmp_path: Path, spike: SimpleNamespace) -> None:
-    settings = OutlierSettings(dataset=str(text), seqlen=64, rounds=2)
+def test_two_checkpoints_side_by_side(
+    small_llama: MakeCheckpoint, text_file: Path, tmp_path: Path, massive_weight: SimpleNamespace
+) -> None:
+    settings = OutlierSettings(dataset=str(text_file), seqlen=64, rounds=2)
     out = tmp_path / "both"
-    report = compare(make("a", change=spike.change), make("b"), out, settings)
+    report = compare(small_llama("a", change=massive_weight.change), small_llama("b"), out, settings)
     rows = {row[0]: row[1:] for row in report["rows"]}
     assert rows["massive activation channels"] == [1, 0]
     assert rows["massive activations created by"] == [[short("model.layers.1.mlp.down_proj")], []]

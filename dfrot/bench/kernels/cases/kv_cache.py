@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from dfrot.bench.clock import Call
 from dfrot.bench.kernels.case import BFLOAT16, Case, ProblemShape, error
-from dfrot.bench.kernels.cases import BUILDERS, IGNORES
+from dfrot.bench.kernels.cases.products import BUILDERS, IGNORES
 from dfrot.bench.kernels.operands import ring
 from dfrot.rotation.hadamard import plan
 from dfrot_kernels import ref_kv

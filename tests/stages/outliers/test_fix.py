@@ -29,7 +29,7 @@ from dfrot.stages.outliers.settings import FixSettings, OutlierSettings, RecipeS
 from dfrot.stages.quantize.run import quantize
 from dfrot.stages.quantize.settings import QuantizeSettings
 
-Make = Callable[..., Path]
+MakeCheckpoint = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_uncompensated_gains_change_it(planned: Callable[[str], fixes.Change], t
 
 
 def test_massive_modes_edit_the_embedding_entries(
-    planned: Callable[[str], fixes.Change], tmp_path: Path, planted: SimpleNamespace
+    planned: Callable[[str], fixes.Change], tmp_path: Path, planted_outliers: SimpleNamespace
 ) -> None:
     name = "model.embed_tokens.weight"
     source = Checkpoint.open(reference.path())
@@ -95,78 +95,86 @@ def test_massive_modes_edit_the_embedding_entries(
         folder.mkdir()
         rewrite(source, folder, planned(f"massive:{mode}"))
         after = Checkpoint.open(folder).read(name)
-        for channel, value in planted.massive.items():
-            for token in planted.tokens & {0, 4095}:
+        for channel, value in planted_outliers.massive.items():
+            for token in planted_outliers.tokens & {0, 4095}:
                 got = float(after[token, channel])
                 assert got == {"mean": pytest.approx(value), "zero": 0.0}.get(
                     mode, pytest.approx(50.0 * value / abs(value))
                 )
-        after[0, list(planted.massive)] = before[0, list(planted.massive)]
-        after[4095, list(planted.massive)] = before[4095, list(planted.massive)]
+        after[0, list(planted_outliers.massive)] = before[0, list(planted_outliers.massive)]
+        after[4095, list(planted_outliers.massive)] = before[4095, list(planted_outliers.massive)]
         assert torch.equal(after, before)
 
 
-def settings(text: Path, *names: str, **more: Any) -> FixSettings:
-    report = OutlierSettings(dataset=str(text), seqlen=128, rounds=0, perplexity=False)
-    recipe = RecipeSettings(dataset=str(text), seqlen=64, windows=2, refine_seqlen=64)
+def settings(text_file: Path, *names: str, **more: Any) -> FixSettings:
+    report = OutlierSettings(dataset=str(text_file), seqlen=128, rounds=0, perplexity=False)
+    recipe = RecipeSettings(dataset=str(text_file), seqlen=64, windows=2, refine_seqlen=64)
     return FixSettings(names, report, recipe, **more)
 
 
 def test_mean_is_harmless_and_zero_is_fatal_where_the_model_leans_on_it(
-    make: Make, text: Path, tmp_path: Path, spike: SimpleNamespace
+    small_llama: MakeCheckpoint, text_file: Path, tmp_path: Path, massive_weight: SimpleNamespace
 ) -> None:
     """The published contrast (Sun et al.) on a model whose later layers read the massive channel as a constant."""
-    model = make(change=spike.change)
-    tokens = encode(load_tokenizer(model), text.read_text())[None, :128]
+    model = small_llama(change=massive_weight.change)
+    tokens = encode(load_tokenizer(model), text_file.read_text())[None, :128]
     moved: dict[str, float] = {}
     for mode in ("mean", "zero"):
-        fix(model, tmp_path / mode, settings(text, f"massive:{mode}", quantized=False))
+        fix(model, tmp_path / mode, settings(text_file, f"massive:{mode}", quantized=False))
         moved[mode] = changed(model, tmp_path / mode, tokens)
     assert moved["mean"] < 1e-3
     assert moved["zero"] > 100 * moved["mean"]
     folders = [model, tmp_path / "mean", tmp_path / "zero"]
-    wanted = PerplexitySettings(dataset=str(text), seqlen=64, windows=4, kl=True)
+    wanted = PerplexitySettings(dataset=str(text_file), seqlen=64, windows=4, kl=True)
     _, mean, zero = evaluate(folders, wanted)["results"]
     assert mean["kl"] < 1e-4
     assert zero["kl"] > 100 * mean["kl"]
 
 
 def test_the_mean_goes_on_working_in_a_quantized_checkpoint(
-    make: Make, text: Path, tmp_path: Path, spike: SimpleNamespace
+    small_llama: MakeCheckpoint, text_file: Path, tmp_path: Path, massive_weight: SimpleNamespace
 ) -> None:
-    made = fix(make(change=spike.change), tmp_path / "mean", settings(text, "massive:mean", quantized=False))
+    made = fix(
+        small_llama(change=massive_weight.change),
+        tmp_path / "mean",
+        settings(text_file, "massive:mean", quantized=False),
+    )
     (reset,) = made["account"]["massive:mean"]["places"][0]["resets"]
     assert reset["module"] == "model.layers.1"
-    assert reset["channel"] == spike.row
+    assert reset["channel"] == massive_weight.row
     packed = tmp_path / "packed"
     quantize(tmp_path / "mean", None, packed, QuantizeSettings(scheme=QuantScheme.parse("w4a16"), algorithm="rtn"))
     assert json.loads((packed / "config.json").read_text())["quantization_config"]["resets"] == [reset]
-    tokens = encode(load_tokenizer(packed), text.read_text())[None, :160]
+    tokens = encode(load_tokenizer(packed), text_file.read_text())[None, :160]
     model = load_model(packed, torch.float32)
     states = model.base_model(input_ids=tokens, output_hidden_states=True).hidden_states
     found = states[2][0, :, reset["channel"]]
-    carriers = tokens[0] == encode(load_tokenizer(packed), spike.token)[1]
+    carriers = tokens[0] == encode(load_tokenizer(packed), massive_weight.token)[1]
     assert int(carriers.sum()) == 3
     assert (torch.isclose(found, torch.tensor(reset["to"])) == carriers).all()  # every Z carries exactly the constant
 
 
 def test_smooth_takes_the_spike_below_the_criterion(
-    make: Make, text: Path, tmp_path: Path, spike: SimpleNamespace
+    small_llama: MakeCheckpoint, text_file: Path, tmp_path: Path, massive_weight: SimpleNamespace
 ) -> None:
-    model = make(change=spike.change)
-    fix(model, tmp_path / "out", settings(text, "massive:smooth", quantized=False))
-    report = outliers(tmp_path / "out", None, settings(text, "gains").outliers)
+    model = small_llama(change=massive_weight.change)
+    fix(model, tmp_path / "out", settings(text_file, "massive:smooth", quantized=False))
+    report = outliers(tmp_path / "out", None, settings(text_file, "gains").outliers)
     assert report["massive"]["channels"] == []
-    left = Checkpoint.open(tmp_path / "out").read("model.layers.1.mlp.down_proj.weight")[spike.row, spike.column]
+    left = Checkpoint.open(tmp_path / "out").read("model.layers.1.mlp.down_proj.weight")[
+        massive_weight.row, massive_weight.column
+    ]
     assert 0 < float(left) < 40.0
 
 
-def test_a_prefix_stands_before_every_text(make: Make, text: Path, tmp_path: Path, spike: SimpleNamespace) -> None:
-    model = make(change=spike.change)
-    made = fix(model, tmp_path / "out", settings(text, "prefix:tokens", quantized=True))
+def test_a_prefix_stands_before_every_text(
+    small_llama: MakeCheckpoint, text_file: Path, tmp_path: Path, massive_weight: SimpleNamespace
+) -> None:
+    model = small_llama(change=massive_weight.change)
+    made = fix(model, tmp_path / "out", settings(text_file, "prefix:tokens", quantized=True))
     before, after = (encode(load_tokenizer(folder), "abc").tolist() for folder in (model, tmp_path / "out"))
     prefix = made["account"]["prefix:tokens"]["tokens"]
-    assert load_tokenizer(model).decode(prefix) == spike.token
+    assert load_tokenizer(model).decode(prefix) == massive_weight.token
     assert after == [*prefix, *before[1:]]
     assert made["sink_tokens"] == len(prefix) == 1
     assert made["before"]["plain"]["perplexity"] > 1
@@ -174,10 +182,10 @@ def test_a_prefix_stands_before_every_text(make: Make, text: Path, tmp_path: Pat
 
 
 def test_search_keeps_what_helps_within_its_budget(
-    make: Make, text: Path, tmp_path: Path, spike: SimpleNamespace
+    small_llama: MakeCheckpoint, text_file: Path, tmp_path: Path, massive_weight: SimpleNamespace
 ) -> None:
-    wanted = settings(text, "gains:mean", "massive:zero", "massive:smooth", search=True, budget=3)
-    made = fix(make(change=spike.change), tmp_path / "out", wanted)
+    wanted = settings(text_file, "gains:mean", "massive:zero", "massive:smooth", search=True, budget=3)
+    made = fix(small_llama(change=massive_weight.change), tmp_path / "out", wanted)
     assert 1 <= len(made["trials"]) <= 3
     assert "gains:mean" in made["skipped"]  # no channel outlier here
     best = min([made["before"], *made["trials"]], key=lambda one: one["quantized"]["perplexity"])
@@ -209,21 +217,23 @@ def test_a_malformed_reset_is_refused(value: dict[str, Any]) -> None:
         Reset.from_dict(value)
 
 
-def test_bad_requests_are_refused(make: Make, text: Path, tmp_path: Path, spike: SimpleNamespace) -> None:
-    model = make(change=spike.change)
+def test_bad_requests_are_refused(
+    small_llama: MakeCheckpoint, text_file: Path, tmp_path: Path, massive_weight: SimpleNamespace
+) -> None:
+    model = small_llama(change=massive_weight.change)
     with pytest.raises(InputError, match="unknown"):
-        settings(text, "massive:cube")
+        settings(text_file, "massive:cube")
     with pytest.raises(InputError, match="give --fix"):
-        settings(text)
+        settings(text_file)
     with pytest.raises(UnsupportedError, match="no channel outlier"):
-        fix(model, tmp_path / "out", settings(text, "gains:mean"))
+        fix(model, tmp_path / "out", settings(text_file, "gains:mean"))
     other = tmp_path / "report"
-    outliers(make("other"), other, settings(text, "gains").outliers)
+    outliers(small_llama("other"), other, settings(text_file, "gains").outliers)
     with pytest.raises(MismatchError, match="another checkpoint"):
-        fix(model, tmp_path / "out", settings(text, "massive:zero"), other)
-    fix(model, tmp_path / "mean", settings(text, "massive:mean", quantized=False))
+        fix(model, tmp_path / "out", settings(text_file, "massive:zero"), other)
+    fix(model, tmp_path / "mean", settings(text_file, "massive:mean", quantized=False))
     packed = tmp_path / "packed"
     quantize(model, None, packed, QuantizeSettings(algorithm="rtn"))
     with pytest.raises(UnsupportedError, match="original"):
-        fix(packed, tmp_path / "out", settings(text, "massive:zero"))
+        fix(packed, tmp_path / "out", settings(text_file, "massive:zero"))
     assert not (tmp_path / "out").exists()

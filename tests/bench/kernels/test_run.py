@@ -12,9 +12,11 @@ import torch
 from click.testing import CliRunner
 
 from dfrot.bench.clock import Timing, race
-from dfrot.bench.kernels import cases, cases_fused, roofline
+from dfrot.bench.kernels import roofline
 from dfrot.bench.kernels import run as kernels
 from dfrot.bench.kernels.case import Case, ProblemShape, error
+from dfrot.bench.kernels.cases import fused as cases_fused
+from dfrot.bench.kernels.cases import products as cases
 from dfrot.bench.kernels.figure import plot
 from dfrot.errors import InputError, UnsupportedError
 

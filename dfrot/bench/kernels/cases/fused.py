@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dfrot.bench.kernels import peers
 from dfrot.bench.kernels.case import Case, ProblemShape
-from dfrot.bench.kernels.cases import BUILDERS, IGNORES
+from dfrot.bench.kernels.cases.products import BUILDERS, IGNORES
 from dfrot.bench.kernels.operands import activations, few, ring
 from dfrot.rotation.hadamard import plan
 from dfrot_kernels import ref_fused

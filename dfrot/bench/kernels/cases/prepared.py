@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from dfrot.bench.kernels.case import BFLOAT16, FLOATING, Case, ProblemShape, error
-from dfrot.bench.kernels.cases import BUILDERS, linear_peers, shown, weights, work
+from dfrot.bench.kernels.cases.products import BUILDERS, linear_peers, shown, weights, work
 from dfrot.bench.kernels.operands import Weight, activations, few, tokens
 from dfrot_kernels import PackedWeight, PreparedWeight, ref
 
