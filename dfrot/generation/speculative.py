@@ -15,13 +15,15 @@ import torch
 from dfrot.draft.models.base import Draft
 from dfrot.draft.proposal_head import proposal_head
 from dfrot.errors import InputError
+from dfrot.generation.expand import expand
 from dfrot.generation.latency_probe import LatencyProbe
-from dfrot.generation.prompt import ImageInputs, prefill_prompt
+from dfrot.generation.prompt import prefill_prompt
 from dfrot.generation.sampling import Sampling
 from dfrot.generation.speculation_policy import AdaptivePolicy
 from dfrot.generation.target import Target
-from dfrot.generation.tree import TreeShape, expand
+from dfrot.generation.tree import TreeShape
 from dfrot.generation.verify import verify
+from dfrot.vision.image_inputs import ImageInputs
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from dfrot.checkpoint import Checkpoint
-from dfrot.draft.store import fingerprint
 from dfrot.files import digest_bytes
 from dfrot.stage_folder import Progress, open_stage, read_record, silent
 from dfrot.stages.draft import evaluate as draft_eval
 from dfrot.stages.evaluate.perplexity import PerplexitySettings, evaluate
+from dfrot.vision.fingerprint import fingerprint
 
 CHECKPOINTS = ("model", "fixed", "rotated", "packed")
 EVAL, DRAFT_EVAL = "eval", "draft eval"

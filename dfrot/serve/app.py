@@ -23,12 +23,12 @@ from starlette.types import Receive, Scope, Send
 from dfrot.data.images import decode
 from dfrot.errors import DfqError
 from dfrot.generation.engine import Engine, TextRequest
-from dfrot.generation.prompt import ImageInputs
 from dfrot.serve.api import ApiRequest, Kind, parse_request
 from dfrot.serve.errors import ApiError, bad_request
 from dfrot.serve.metrics import CONTENT_TYPE, Metrics, resident
 from dfrot.serve.scheduler import Event, Job, Scheduler
 from dfrot.serve.stream import ResponseBodies, event
+from dfrot.vision.image_inputs import ImageInputs
 
 BODY_SECONDS = 30.0  # for a body to arrive
 DRAIN = 8 << 20  # bytes read beyond the limit before the connection is cut

@@ -23,7 +23,6 @@ from dfrot.data.tokenizer import load_tokenizer
 from dfrot.draft.metrics import summary
 from dfrot.draft.store import load_draft
 from dfrot.draft.training.loss import simulated_tau
-from dfrot.draft.training.multimodal_source import KEEP
 from dfrot.draft.training.trainer import TrainOptions
 from dfrot.generation.load_target import end_token_ids, load_target
 from dfrot.generation.sampling import Sampling
@@ -34,7 +33,9 @@ from dfrot.hub import resolve_model
 from dfrot.stage_folder import read_record
 from dfrot.stages.draft.evaluate import load_prompts
 from dfrot.stages.draft.train import DataSettings, DraftSettings, extract, train
-from dfrot.vision.prompts import PromptWithImages, has_images, load_questions, prompt_reader
+from dfrot.vision.conversations import has_images
+from dfrot.vision.image_inputs import KEEP
+from dfrot.vision.prompts import PromptWithImages, load_questions, prompt_reader
 
 SHAPES = {"chain 4": TreeShape(4), "tree 4,3,10": TreeShape(4, 3, 10)}
 GREEDY = Sampling()

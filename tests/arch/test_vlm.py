@@ -22,7 +22,6 @@ from dfrot.export.inspect import inspect
 from dfrot.export.source import open_source
 from dfrot.export.targets import TARGETS
 from dfrot.generation.engine import Engine, TextRequest
-from dfrot.generation.prompt import ImageInputs
 from dfrot.generation.sampling import Sampling
 from dfrot.generation.speculative import StopCriteria, plain, speculative
 from dfrot.generation.target import Target
@@ -34,6 +33,7 @@ from dfrot.stages.calibrate import CalibrateSettings, calibrate
 from dfrot.stages.evaluate.perplexity import PerplexitySettings, evaluate
 from dfrot.stages.quantize.run import QuantizeSettings, quantize
 from dfrot.stages.rotate.run import RotateSettings, rotate
+from dfrot.vision.image_inputs import ImageInputs
 from dfrot_kernels import native
 
 IMAGE = 90

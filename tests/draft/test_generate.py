@@ -13,7 +13,7 @@ import torch
 
 from dfrot.checkpoint import Checkpoint
 from dfrot.draft.quantize import quantize_draft
-from dfrot.draft.store import fingerprint, load_draft, save_draft
+from dfrot.draft.store import load_draft, save_draft
 from dfrot.errors import UnsupportedError
 from dfrot.generation.acceptance_rates import AcceptanceRates, expected_tau, nodes
 from dfrot.generation.latency_probe import LatencyProbe
@@ -25,6 +25,7 @@ from dfrot.generation.target import Target
 from dfrot.generation.tree import Tree, TreeShape
 from dfrot.stages.draft.export import export_draft
 from dfrot.stages.draft.generate import custom_generate, generate
+from dfrot.vision.fingerprint import fingerprint
 
 Get = Callable[..., Target]
 PROMPT = [5, 17, 40, 3, 88, 21, 9, 60]

@@ -18,12 +18,12 @@ from dfrot.draft.training.loss import Losses
 from dfrot.draft.training.multimodal_source import MultimodalSample, MultimodalSource
 from dfrot.draft.training.trainer import Trainer, TrainOptions
 from dfrot.errors import InputError, UnsupportedError
-from dfrot.generation.prompt import ImageInputs
 from dfrot.generation.sampling import Sampling
 from dfrot.generation.speculative import StopCriteria, plain, speculative
 from dfrot.generation.target import Target
 from dfrot.generation.tree import TreeShape
 from dfrot.stages.draft.generate import custom_generate
+from dfrot.vision.image_inputs import ImageInputs
 
 GREEDY, IMAGE, VOCAB = Sampling(), 120, 128
 SHAPES = (TreeShape(3), TreeShape(4, 3, 10))

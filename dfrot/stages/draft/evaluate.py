@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dfrot.data.chat import template_ids
 from dfrot.data.jsonl import read_rows, refuse_images
 from dfrot.data.text import load_text, windows
 from dfrot.data.tokenizer import encode, load_tokenizer
@@ -16,8 +17,6 @@ from dfrot.draft.metrics import classify, first_difference, speeds, summary
 from dfrot.draft.models.base import Draft
 from dfrot.draft.models.native_pass import unfit
 from dfrot.draft.store import check_target, load_draft
-from dfrot.draft.training.corpus import template_ids
-from dfrot.draft.training.multimodal_source import KEEP
 from dfrot.errors import InputError
 from dfrot.generation.load_target import end_token_ids, load_target
 from dfrot.generation.sampling import Sampling
@@ -25,7 +24,9 @@ from dfrot.generation.speculative import GenerationOutput, StopCriteria, plain, 
 from dfrot.generation.target import Target
 from dfrot.generation.tree import TreeShape
 from dfrot.stage_folder import Progress, silent
-from dfrot.vision.prompts import PromptWithImages, has_images, load_questions, prompt_reader
+from dfrot.vision.conversations import has_images
+from dfrot.vision.image_inputs import KEEP
+from dfrot.vision.prompts import PromptWithImages, load_questions, prompt_reader
 
 LARGE = 32_000_000  # parameters
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

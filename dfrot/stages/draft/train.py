@@ -15,11 +15,12 @@ from dfrot.data.tokenizer import load_tokenizer
 from dfrot.draft.models.build import build, config_for
 from dfrot.draft.models.config import DraftConfig
 from dfrot.draft.quantize import quantize_draft, scheme_of
-from dfrot.draft.store import fingerprint, save_draft
+from dfrot.draft.store import save_draft
 from dfrot.draft.training.corpus import Corpus, load_corpora
 from dfrot.draft.training.distributed import LocalGroup
 from dfrot.draft.training.init_from_target import init_from_target
-from dfrot.draft.training.multimodal_source import KEEP, MultimodalSample, MultimodalSource
+from dfrot.draft.training.multimodal_data import load_multimodal, training_sample
+from dfrot.draft.training.multimodal_source import MultimodalSample, MultimodalSource
 from dfrot.draft.training.regenerate import answered, regenerate
 from dfrot.draft.training.sources import (
     SCORES,
@@ -30,14 +31,18 @@ from dfrot.draft.training.sources import (
     save_index,
     save_shard,
 )
+from dfrot.draft.training.target_features import TargetFeatures
 from dfrot.draft.training.trainer import STATE, Trainer, TrainOptions, by_rank
 from dfrot.errors import InputError
 from dfrot.files import require_free_space
 from dfrot.generation.load_target import load_target
-from dfrot.generation.target import Target, TargetFeatures
+from dfrot.generation.target import Target
 from dfrot.runtime.load import check_folder
 from dfrot.stage_folder import Progress, open_stage, read_record, silent
-from dfrot.vision.prompts import Row, first_question, has_images, load_multimodal, prompt_reader, training_sample
+from dfrot.vision.conversations import Row, has_images
+from dfrot.vision.fingerprint import fingerprint
+from dfrot.vision.image_inputs import KEEP
+from dfrot.vision.prompts import first_question, prompt_reader
 
 KIND, EXTRACT = "draft train", "draft extract"
 PER_SHARD, SHARD_BYTES = 64, 16 << 20  # samples of a shard, and what it holds at most unless one sample is larger
