@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from dfrot.generation.output import GenerationOutput
 from dfrot.generation.prompt import prefill_prompt
-from dfrot.generation.speculative import GenerationOutput
 from dfrot.generation.target import Target
 from dfrot.vision.image_inputs import ImageInputs
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dfrot.draft.models.base import DraftState
+from dfrot.draft.models.state import DraftState
 from dfrot.generation.tree import Tree, TreeShape
 
 Logits = Callable[[Tensor], Tensor]

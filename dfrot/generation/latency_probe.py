@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import torch
 
-from dfrot.draft.models.base import Draft, DraftState
+from dfrot.draft.models.base import Draft
+from dfrot.draft.models.state import DraftState
 from dfrot.draft.proposal_head import proposal_head
 from dfrot.generation.expand import expand
 from dfrot.generation.target import Target

@@ -14,6 +14,7 @@ from dfrot.checkpoint import Checkpoint
 from dfrot.files import digest_bytes
 from dfrot.stage_folder import Progress, open_stage, read_record, silent
 from dfrot.stages.draft import evaluate as draft_eval
+from dfrot.stages.draft.settings import DraftEvalSettings
 from dfrot.stages.evaluate.perplexity import PerplexitySettings, evaluate
 from dfrot.vision.fingerprint import fingerprint
 
@@ -77,7 +78,7 @@ def eval_metrics(evidence: Mapping[str, Any]) -> dict[str, float]:
 
 def evaluate_draft(
     folders: Mapping[str, Path],
-    settings: draft_eval.DraftEvalSettings,
+    settings: DraftEvalSettings,
     out: Path,
     *,
     progress: Progress = silent,

@@ -17,8 +17,8 @@ from dfrot.quant.scheme import QuantScheme
 from dfrot.recipe import measure
 from dfrot.recipe.measure import CheckpointEval
 from dfrot.stages.calibrate import CalibrateSettings, calibrate
-from dfrot.stages.draft.evaluate import DraftEvalSettings as DraftEvalSettings
-from dfrot.stages.draft.train import DraftSettings
+from dfrot.stages.draft.settings import DraftEvalSettings as DraftEvalSettings
+from dfrot.stages.draft.settings import DraftSettings
 from dfrot.stages.draft.train import train as train_draft
 from dfrot.stages.outliers.fix import FixSettings, fix
 from dfrot.stages.quantize.run import QuantizeSettings, quantize

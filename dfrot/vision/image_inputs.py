@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-KEEP = 0.75
+from dfrot.vision.settings import KEEP
 
 
 @dataclass(frozen=True)

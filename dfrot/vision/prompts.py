@@ -20,9 +20,10 @@ from dfrot.data.jsonl import read_rows
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.vision.conversations import Row, conversation_row, drawn_conversation, images_in, question
-from dfrot.vision.image_inputs import KEEP, ImageInputs
+from dfrot.vision.image_inputs import ImageInputs
 from dfrot.vision.llava_layout import CONFIG, VisionConfig, has_vision_part
 from dfrot.vision.processor import Processor
+from dfrot.vision.settings import KEEP
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,10 @@ import torch
 from dfrot.arch import describe
 from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.errors import DfqError, InputError, MismatchError, UnsupportedError
+from dfrot.generation.output import StopCriteria
+from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import StopCriteria, plain, speculative
+from dfrot.generation.speculative import speculative
 from dfrot.generation.target import Target
 from dfrot.generation.tree import TreeShape
 from dfrot.quant.scheme import QuantScheme

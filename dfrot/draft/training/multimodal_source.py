@@ -19,7 +19,7 @@ from dfrot.draft.training.target_features import TargetFeatures
 from dfrot.errors import InputError
 from dfrot.generation.image_attention import kept_positions
 from dfrot.generation.target import Target
-from dfrot.vision.image_inputs import KEEP
+from dfrot.vision.settings import KEEP
 
 TRAINED = (0.5, 0.75, 1.0)  # shares of image tokens that training draws from
 

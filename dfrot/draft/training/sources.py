@@ -17,7 +17,7 @@ from dfrot.errors import InputError, MismatchError
 from dfrot.files import read_json, write_json
 from dfrot.generation.target import Target
 from dfrot.tensor_file import load_tensors, save_tensors
-from dfrot.vision.image_inputs import KEEP
+from dfrot.vision.settings import KEEP
 
 INDEX = "features.json"
 SIDES = ("train", "held_out")

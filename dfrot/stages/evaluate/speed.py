@@ -19,6 +19,7 @@ from dfrot.errors import InputError
 from dfrot.runtime.load import check_folder
 from dfrot.stage_folder import Progress, silent
 from dfrot.stages.draft import evaluate as draft_eval
+from dfrot.stages.draft.settings import DraftEvalSettings
 
 KIND = "eval speed"
 
@@ -98,7 +99,7 @@ def _memory(model: Path, settings: SpeedSettings, progress: Progress) -> dict[st
 
 
 def _drafted(model: Path, draft: Path, settings: SpeedSettings, progress: Progress) -> dict[str, Any]:
-    wanted = draft_eval.DraftEvalSettings(
+    wanted = DraftEvalSettings(
         dataset=settings.dataset, prompts=settings.prompts, max_new_tokens=settings.decode, shapes=settings.shapes
     )
     return draft_eval.evaluate(model, draft, wanted, progress)
