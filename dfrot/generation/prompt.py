@@ -10,16 +10,7 @@ import torch
 from torch import Tensor
 
 from dfrot.generation.target import Target
-from dfrot.vision.settings import KEEP
-
-
-@dataclass(frozen=True)
-class ImageInputs:
-    """given: what the processor made besides the ids, whose image tokens stand in the prompt. keep: share of image
-    tokens that the draft sees."""
-
-    given: dict[str, Any]
-    keep: float = KEEP
+from dfrot.vision.image_inputs import ImageInputs
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,10 @@ from dfrot.export.inspect import inspect
 from dfrot.export.source import open_source
 from dfrot.export.targets import TARGETS
 from dfrot.generation.engine import Engine, TextRequest
-from dfrot.generation.prompt import ImageInputs
+from dfrot.generation.output import StopCriteria
+from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import StopCriteria, plain, speculative
+from dfrot.generation.speculative import speculative
 from dfrot.generation.target import Target
 from dfrot.generation.tree import TreeShape
 from dfrot.hub import resolve_model
@@ -38,6 +39,7 @@ from dfrot.stages.quantize.run import quantize
 from dfrot.stages.quantize.settings import QuantizeSettings
 from dfrot.stages.rotate.run import rotate
 from dfrot.stages.rotate.settings import RotateSettings
+from dfrot.vision.image_inputs import ImageInputs
 from dfrot_kernels import native
 
 IMAGE = 90

@@ -16,12 +16,14 @@ from dfrot.draft.models.base import Draft
 from dfrot.draft.models.build import build
 from dfrot.draft.models.config import DraftConfig
 from dfrot.draft.training.init_from_target import init_from_target
-from dfrot.generation.prompt import ImageInputs
+from dfrot.generation.output import StopCriteria
+from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import StopCriteria, plain, speculative
+from dfrot.generation.speculative import speculative
 from dfrot.generation.target import Target
 from dfrot.generation.tree import TreeShape
 from dfrot.runtime.load import load_model
+from dfrot.vision.image_inputs import ImageInputs
 from dfrot_kernels import native
 
 SHAPES = (TreeShape(3), TreeShape(4, 3, 10))

@@ -18,8 +18,10 @@ from dfrot.errors import UnsupportedError
 from dfrot.export.source import open_source
 from dfrot.export.targets import TARGETS
 from dfrot.files import write_json
+from dfrot.generation.output import StopCriteria
+from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import StopCriteria, plain, speculative
+from dfrot.generation.speculative import speculative
 from dfrot.generation.target import Target
 from dfrot.generation.tree import TreeShape
 from dfrot.outliers.measure.subject import Subject

@@ -15,8 +15,10 @@ from dfrot.draft.models.build import build as build_draft
 from dfrot.draft.models.build import config_for
 from dfrot.draft.training.init_from_target import init_from_target
 from dfrot.errors import UnsupportedError
+from dfrot.generation.output import StopCriteria
+from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import StopCriteria, plain, speculative
+from dfrot.generation.speculative import speculative
 from dfrot.generation.target import Target
 from dfrot.generation.tree import TreeShape
 from dfrot.outliers.measure.subject import Subject

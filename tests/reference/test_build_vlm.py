@@ -16,11 +16,13 @@ from dfrot.data import shapes
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import InputError, ResourceError
 from dfrot.generation.load_target import end_token_ids, load_target
-from dfrot.generation.prompt import ImageInputs
+from dfrot.generation.output import StopCriteria
+from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import StopCriteria, plain
 from dfrot.reference import build_vlm as sees
-from dfrot.vision.prompts import LlavaPromptReader, drawn_conversation, question
+from dfrot.vision.conversations import drawn_conversation, question
+from dfrot.vision.image_inputs import ImageInputs
+from dfrot.vision.prompts import LlavaPromptReader
 
 IMAGE = 4094
 

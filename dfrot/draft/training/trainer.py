@@ -22,15 +22,15 @@ from torch import Tensor
 from dfrot.checkpoint import TensorEntry, read_tensor
 from dfrot.draft.models.base import Draft, Head
 from dfrot.draft.models.build import build
-from dfrot.draft.store import open_training, save_training
 from dfrot.draft.training.distributed import LocalGroup
 from dfrot.draft.training.loss import Losses, losses, simulated_tau
 from dfrot.draft.training.optim import AdamW, rate
 from dfrot.draft.training.settings import TrainOptions
 from dfrot.draft.training.sources import FeatureSource
+from dfrot.draft.training.target_features import TargetFeatures
 from dfrot.errors import InputError
-from dfrot.generation.target import TargetFeatures
 from dfrot.stage_folder import Progress, silent
+from dfrot.training_state import open_training, save_training
 
 STATE = "state.safetensors"
 BAD = "the loss became NaN or Inf at step {}; lower --lr, or check the target with dfq eval ppl"

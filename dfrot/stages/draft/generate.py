@@ -8,18 +8,20 @@ from typing import Any
 
 from dfrot.data.images import read
 from dfrot.data.tokenizer import load_tokenizer
+from dfrot.draft.load import load_in
 from dfrot.draft.models.base import Draft
 from dfrot.draft.store import check_target
 from dfrot.generation.load_target import end_token_ids, load_target
-from dfrot.generation.prompt import ImageInputs
+from dfrot.generation.output import GenerationOutput, StopCriteria
+from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
 from dfrot.generation.speculation_policy import AdaptivePolicy, MeasuredShape
-from dfrot.generation.speculative import GenerationOutput, StopCriteria, plain, speculative
+from dfrot.generation.speculative import speculative
 from dfrot.generation.target import Target
 from dfrot.generation.transformers_hook import custom_generate_hook
 from dfrot.generation.tree import TreeShape
-from dfrot.stages.draft.evaluate import load_in
 from dfrot.stages.draft.settings import GenerateSettings
+from dfrot.vision.image_inputs import ImageInputs
 from dfrot.vision.prompts import prompt_reader
 
 GREEDY = Sampling()

@@ -35,6 +35,7 @@ from dfrot.rotation.rotation import Rotation
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.stage_folder import Progress, Stage, open_stage, read_record, silent
 from dfrot.stages.rotate.gate import gate
+from dfrot.stages.rotate.gate_images import gate_images
 from dfrot.stages.rotate.settings import RotateSettings
 from dfrot.vision import carry as vision
 from dfrot.vision.llava_layout import has_vision_part, vision_digest
@@ -222,7 +223,7 @@ def _work(stage: Stage, inputs: _Inputs, progress: Progress) -> None:
     if _gated(settings):
         original = BlockRunner(checkpoint, inputs.arch)
         result = BlockRunner(*open_described(stage.folder))
-        seen = vision.gate_images(original, result) if has_vision_part(checkpoint.path) else None
+        seen = gate_images(original, result) if has_vision_part(checkpoint.path) else None
         evidence["gate"] = gate(original, result, inputs.held_out, rotations.r1, seen, progress=progress)
         evidence["gate"]["source"] = settings.dataset or "random ids"
     evidence["weights"] = Checkpoint.open(stage.folder).digest()

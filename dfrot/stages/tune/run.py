@@ -23,7 +23,6 @@ from dfrot.arch import describe
 from dfrot.checkpoint import Checkpoint
 from dfrot.data.text import calibration_windows, load_text
 from dfrot.data.tokenizer import encode, load_tokenizer
-from dfrot.draft.store import load_training, save_training
 from dfrot.draft.training.optim import AdamW, rate
 from dfrot.errors import InputError, MismatchError, UnsupportedError
 from dfrot.files import require_free_space
@@ -36,6 +35,7 @@ from dfrot.runtime.load import check_folder, load_model
 from dfrot.runtime.trainable import TrainableModel
 from dfrot.stage_folder import Progress, Stage, open_stage, read_record, silent
 from dfrot.stages.tune.settings import TuneSettings
+from dfrot.training_state import load_training, save_training
 from dfrot.vision import carry as vision
 
 KIND = "tune"
