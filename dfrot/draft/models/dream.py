@@ -6,7 +6,7 @@ Arithmetic of one slot, its embedding e, visible features F (the target's, later
     h1 = h0 + tanh(g_a) o(softmax(q [null, k(F)]) v);  h1 += tanh(g_m) mlp(norm(h1))
     h2 = h1 + o(attention(norm(h1)));                  h2 += mlp(norm(h2));      output = final_norm(h2)
 
-What differs from the published code, and why, is in docs/draft.md. Tensor names are the published ones, so that
+What differs from the published code, and why, is in docs/design/drafts.md. Tensor names are the published ones, so that
 its weights can be recognised.
 """
 

@@ -27,7 +27,7 @@ MAP_ROWS = 512  # tokens of the picture before and after rotation
 
 
 class Measurement:
-    """`run` returns the findings as JSON values (see docs/outliers.md) and the pictures' data."""
+    """`run` returns the findings as JSON values (see docs/guides/outliers.md) and the pictures' data."""
 
     def __init__(
         self, subject: Subject, tokens: Tensor, settings: MeasureSettings, decode: Callable[[int], str]
