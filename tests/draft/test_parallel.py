@@ -127,12 +127,12 @@ import torch
 from dfrot.draft.models.build import build
 from dfrot.draft.models.config import DraftConfig
 from dfrot.draft.training.optim import AdamW
-from dfrot.draft.training.distributed import Group, Processes, local
+from dfrot.draft.training.distributed import LocalGroup, DistributedGroup, local
 
 torch.set_num_threads(1)
 arch = sys.argv[1]
 rank = int(os.environ["RANK"])
-group = Processes(rank, 2, os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), shard=True)
+group = DistributedGroup(rank, 2, os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), shard=True)
 aux = (1, 2, 3) if arch == "eagle3" else ()
 config = DraftConfig(arch, 64, 64, 96, 4, 2, 16, 50, aux_layers=aux, max_position_embeddings=64)
 given = torch.Generator().manual_seed(1)
@@ -161,7 +161,7 @@ def gradients(group, rows):
 
 
 split, held, count, after = gradients(group, torch.tensor([rank]))
-whole, _, _, expected = gradients(Group(), torch.tensor([0, 1]))
+whole, _, _, expected = gradients(LocalGroup(), torch.tensor([0, 1]))
 for name, gradient in whole.items():
     assert torch.allclose(split[name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max())), name
     assert torch.allclose(after[name], expected[name], atol=1e-4), name

@@ -18,8 +18,8 @@ assert not any(isinstance(finder, _AfterImport) for finder in sys.meta_path)
 """
 ORDERS = {
     "dfrot first, installed twice": (
-        "import dfrot, sys\nfrom dfrot import _register\n_register.install()\n"
-        "assert sum(isinstance(f, _register._AfterImport) for f in sys.meta_path) == 1\n" + KNOWN
+        "import dfrot, sys\nfrom dfrot.compat import import_hook\nimport_hook.install()\n"
+        "assert sum(isinstance(f, import_hook._AfterImport) for f in sys.meta_path) == 1\n" + KNOWN
     ),
     "transformers first": "import transformers.quantizers.auto\nimport dfrot\n" + KNOWN,
     "lazy transformers first": "import transformers, dfrot\ntransformers.AutoConfig\n" + KNOWN,

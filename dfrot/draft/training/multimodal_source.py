@@ -68,7 +68,7 @@ class ImageAttentionProbe:
         found[self.columns] = self.scores
         return found
 
-    def kept_positions(self, share: float) -> Tensor:
+    def kept(self, share: float) -> Tensor:
         """`kept_positions` of this prompt."""
         return kept_positions(self.spread(), share)
 
