@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dfrot_kernels.decoder import LINES
+from dfrot_kernels.whole_blocks.decoder import LINES
 
 # The native attention cuts long caches into stretches: alike while query rows times heads per key head stay within the
 # first number, or the positions within the second.

@@ -19,7 +19,7 @@ from dfrot.quant.linear import QuantLinear
 from dfrot.runtime.attention_hooks import SPLIT, attend_row_by_row, attention_name, observe_attention
 from dfrot.runtime.cache_rollback import keep_accepted_path, new_cache
 from dfrot_kernels import native
-from dfrot_kernels.draft import dense, servable
+from dfrot_kernels.whole_blocks.draft import dense, servable
 
 
 @dataclass(frozen=True)

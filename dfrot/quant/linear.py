@@ -21,7 +21,7 @@ from dfrot.errors import InputError
 from dfrot.quant.plan import LinearPlan
 from dfrot.quant.scheme import FULL
 from dfrot.quant.sinks import Sinks
-from dfrot_kernels import native
+from dfrot_kernels import memory
 from dfrot_kernels.layouts import PackedWeight
 from dfrot_kernels.prepared import PreparedWeight
 
@@ -119,7 +119,7 @@ class QuantLinear(_RotatedLinear):
             shifted = self.plan.a_bits != FULL and not self.plan.a_sym
             self.prepared = PreparedWeight.from_packed(weight, with_sums=shifted)
             self.weight_packed = self.weight_scale = self.weight_zero = None
-            native.drop_pages(weight.packed)
+            memory.drop_pages(weight.packed)
 
     def _unprepack(self) -> bool:
         """Back to the stored tensors; whether they were prepacked."""

@@ -16,7 +16,7 @@ from dfrot.compat.masks import of_mask
 from dfrot.errors import UnsupportedError
 from dfrot.rotation.online import HadamardSpec
 from dfrot.runtime.kv_cache import CacheView
-from dfrot_kernels.ref_kv import DIM as MAX_DIM
+from dfrot_kernels.ops.kv_attention.reference import MAX_HEAD_DIM as MAX_DIM
 
 NAME = "dfq"
 SCORES = 1 << 26  # of capped attention alive at once, 4 bytes each

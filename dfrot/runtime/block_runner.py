@@ -18,7 +18,7 @@ from dfrot.quant import resets
 from dfrot.quant.config import DfqConfig
 from dfrot.rotation.online import HadamardSpec
 from dfrot.runtime import experts
-from dfrot_kernels.native import release_memory  # (its package registers torch.ops.dfq)
+from dfrot_kernels.memory import release_memory  # (its package registers torch.ops.dfq)
 
 
 class OnlineHadamard(nn.Module):

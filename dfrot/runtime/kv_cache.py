@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicLayer
 
 from dfrot.quant.sinks import Sinks
 from dfrot.rotation.online import HadamardSpec
-from dfrot_kernels.ref_kv import ROWS as MAX_ROWS
+from dfrot_kernels.ops.kv_attention.reference import MAX_ROWS
 
 MIN_GROWTH = 64  # positions; larger buffers grow by a quarter: few copies, at most 25 % unused
 

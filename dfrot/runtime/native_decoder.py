@@ -1,4 +1,4 @@
-"""Generation of a loaded model on the native decoder (dfrot_kernels/decoder.py), where the model and the call fit it.
+"""Generation of a loaded model on the native decoder (dfrot_kernels/whole_blocks), where the model and the call fit it.
 
 A few positions (decoding, checking drafted tokens) are one native call; a prompt is two calls a block around PyTorch's
 attention. Whatever does not fit is computed by transformers' modules, op by op: the same numbers, later. Which of the
@@ -20,8 +20,8 @@ from dfrot.runtime import attention
 from dfrot.runtime.kv_cache import CacheView, DfqCacheLayer, KVSpec
 from dfrot.runtime.native_operands import NotServable, attention_of, build_decoder, module_of
 from dfrot_kernels import native
-from dfrot_kernels.decoder import LINES, Decoder
-from dfrot_kernels.ref_kv import ROWS as MAX_ROWS
+from dfrot_kernels.ops.kv_attention.reference import MAX_ROWS
+from dfrot_kernels.whole_blocks.decoder import LINES, Decoder
 
 _KNOWN = {"input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache"}
 _IGNORED = {"cache_position", "return_dict", "logits_to_keep"}  # change nothing below the head

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from dfrot.arch import BoundArch, Linear
 from dfrot.quant.linear import QuantLinear
 from dfrot.runtime.kv_cache import KVSpec
-from dfrot_kernels.decoder import HEAD_DIM, BlockOperand, Decoder, LinearOperand, Shape
 from dfrot_kernels.prepared import PreparedWeight
+from dfrot_kernels.whole_blocks.decoder import HEAD_DIM, BlockOperand, Decoder, LinearOperand, Shape
 
 ANGLES_FIXED = {"default", "linear", "llama3", "yarn", "proportional"}  # RoPE whose angles depend on the position alone
 

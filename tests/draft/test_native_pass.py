@@ -21,7 +21,7 @@ from dfrot.draft.quantize import quantize_draft
 from dfrot.generation.target import Target
 from dfrot.runtime.load import load_model
 from dfrot_kernels import native
-from dfrot_kernels.draft import LINES, dense
+from dfrot_kernels.whole_blocks.draft import LINES, dense
 
 pytestmark = pytest.mark.skipif(not native.active(), reason="no native library")
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from dfrot.quant.linear import QuantLinear
 from dfrot.quant.plan import LinearPlan
-from dfrot_kernels import native
+from dfrot_kernels import memory, native
 
 SIZE = 1 << 20
 linux = pytest.mark.skipif(sys.platform != "linux", reason="pages are given back on Linux only")
@@ -42,7 +42,7 @@ def mapped(tmp_path: Path) -> torch.Tensor:
 @linux
 def test_pages_of_a_file_go_and_come_back(mapped: torch.Tensor) -> None:
     before, held = mapped.clone(), resident(mapped)
-    given = native.drop_pages(mapped)
+    given = memory.drop_pages(mapped)
     assert SIZE - (1 << 17) < given <= SIZE
     assert resident(mapped) <= held - given
     assert torch.equal(mapped, before)
@@ -52,10 +52,10 @@ def test_pages_of_a_file_go_and_come_back(mapped: torch.Tensor) -> None:
 def test_what_was_written_stays(mapped: torch.Tensor) -> None:
     mapped[SIZE // 2] += 1
     before = mapped.clone()
-    assert native.drop_pages(mapped) == 0
+    assert memory.drop_pages(mapped) == 0
     assert torch.equal(mapped, before)
     part = mapped[: SIZE // 4]  # of which no page was written
-    assert native.drop_pages(part) > 0
+    assert memory.drop_pages(part) > 0
     assert torch.equal(mapped, before)
 
 
@@ -63,10 +63,10 @@ def test_what_was_written_stays(mapped: torch.Tensor) -> None:
 def test_other_memory_is_left_alone(make) -> None:  # type: ignore[no-untyped-def]
     x = make(1 << 22, dtype=torch.uint8)
     before = x.clone()
-    assert native.drop_pages(x) == 0
+    assert memory.drop_pages(x) == 0
     assert torch.equal(x, before)
-    assert native.drop_pages(torch.empty(0)) == 0
-    assert native.drop_pages(torch.empty(SIZE, device="meta")) == 0
+    assert memory.drop_pages(torch.empty(0)) == 0
+    assert memory.drop_pages(torch.empty(SIZE, device="meta")) == 0
 
 
 @linux
@@ -82,7 +82,7 @@ def test_a_prepared_linear_leaves_its_file(tmp_path: Path) -> None:
     module = QuantLinear(plan, False, torch.float32)
     module.load_state_dict(loaded, assign=True)
     packed = loaded["weight_packed"]
-    if native.drop_pages(packed) == 0:
+    if memory.drop_pages(packed) == 0:
         pytest.skip("this safetensors does not map its files")
     module.prepare("x")
     assert resident(packed) < packed.numel() // 4

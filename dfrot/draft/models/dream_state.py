@@ -10,7 +10,7 @@ from dfrot.draft.models.dream import DreamDraft
 from dfrot.draft.models.dream_blocks import SelfBlock
 from dfrot.draft.models.native_pass import native_pass
 from dfrot.draft.models.state import Buffer, DraftState, behind
-from dfrot_kernels.draft import LINES, Slots
+from dfrot_kernels.whole_blocks.draft import LINES, Slots
 
 
 class DreamState(DraftState):

@@ -1,4 +1,4 @@
-"""The pass of a DREAM draft as one native call (dfrot_kernels/draft.py), where the draft fits it.
+"""The pass of a DREAM draft as one native call (dfrot_kernels/whole_blocks/draft.py), where the draft fits it.
 
 Whatever does not fit is computed by the modules of dream.py, op by op: the same arithmetic, rounded more often, later.
 Both write the same buffers, so that passes may alternate: a prompt's many rows always go through the modules.
@@ -16,7 +16,7 @@ from dfrot.draft.models.dream_blocks import CrossBlock, SelfBlock
 from dfrot.draft.models.layers import Projections
 from dfrot.quant.linear import QuantLinear
 from dfrot_kernels import native
-from dfrot_kernels.draft import DTYPES, HEAD_DIM, DraftBlock, DraftPass, DraftShape, Weight, servable
+from dfrot_kernels.whole_blocks.draft import DTYPES, HEAD_DIM, DraftBlock, DraftPass, DraftShape, Weight, servable
 
 
 def unfit(draft: Draft) -> str | None:

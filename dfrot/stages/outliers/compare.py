@@ -12,7 +12,7 @@ from dfrot.outliers.report import side_by_side as sidebyside
 from dfrot.stage_folder import Progress, open_stage, silent
 from dfrot.stages.outliers.measure import FORMAT, PAGE, REPORT, measure, prepare
 from dfrot.stages.outliers.settings import OutlierSettings
-from dfrot_kernels.native import release_memory
+from dfrot_kernels.memory import release_memory
 
 KIND = "outliers-compare"
 

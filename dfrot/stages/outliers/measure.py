@@ -23,7 +23,7 @@ from dfrot.stage_folder import Progress, open_stage, silent
 from dfrot.stages.outliers.recipe import recipe_perplexity
 from dfrot.stages.outliers.settings import OutlierSettings
 from dfrot.stages.rotate.run import text_window
-from dfrot_kernels.native import release_memory
+from dfrot_kernels.memory import release_memory
 
 KIND = "outliers"
 REPORT, PAGE = "report.json", "report.html"

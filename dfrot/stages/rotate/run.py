@@ -39,7 +39,7 @@ from dfrot.stages.rotate.gate_images import gate_images
 from dfrot.stages.rotate.settings import RotateSettings
 from dfrot.vision import carry as vision
 from dfrot.vision.llava_layout import has_vision_part, vision_digest
-from dfrot_kernels.native import release_memory
+from dfrot_kernels.memory import release_memory
 
 KIND = "rotate"
 GATE_TOKENS = 256

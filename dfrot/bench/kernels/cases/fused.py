@@ -12,7 +12,7 @@ from dfrot.bench.kernels.case import Case, ProblemShape
 from dfrot.bench.kernels.cases.products import BUILDERS, IGNORES
 from dfrot.bench.kernels.operands import activations, few, ring
 from dfrot.rotation.hadamard import plan
-from dfrot_kernels import ref_fused
+from dfrot_kernels.ops import references as ref_fused
 
 Tokens = tuple[Tensor, Tensor, Tensor]
 EDGES = 0.01  # share of codes that sums in another order may move over a rounding edge, by one

@@ -13,7 +13,7 @@ from dfrot.bench.kernels.case import BFLOAT16, Case, ProblemShape, error
 from dfrot.bench.kernels.cases.products import BUILDERS, IGNORES
 from dfrot.bench.kernels.operands import ring
 from dfrot.rotation.hadamard import plan
-from dfrot_kernels import ref_kv
+from dfrot_kernels.ops import references as ref_kv
 
 BITS, MOST_ROWS = 4, 64
 

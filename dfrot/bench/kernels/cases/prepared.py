@@ -9,7 +9,8 @@ import torch
 from dfrot.bench.kernels.case import BFLOAT16, FLOATING, Case, ProblemShape, error
 from dfrot.bench.kernels.cases.products import BUILDERS, linear_peers, shown, weights, work
 from dfrot.bench.kernels.operands import Weight, activations, few, tokens
-from dfrot_kernels import PackedWeight, PreparedWeight, ref
+from dfrot_kernels import PackedWeight, PreparedWeight
+from dfrot_kernels.ops import references as ref
 
 
 def prepare(stored: Weight, k: int, with_sums: bool) -> PreparedWeight:

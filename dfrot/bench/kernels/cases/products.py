@@ -14,7 +14,7 @@ from dfrot.bench.clock import Call
 from dfrot.bench.kernels import peers
 from dfrot.bench.kernels.case import BFLOAT16, EXACT, FLOATING, Case, ProblemShape, error
 from dfrot.bench.kernels.operands import Weight, activations, few, ring, tokens, weight
-from dfrot_kernels import ref
+from dfrot_kernels.ops import references as ref
 
 Builder = Callable[
     [ProblemShape, torch.Generator, int], Case

@@ -2,9 +2,10 @@
 // threads and the C interface.
 //
 // Scores and sums are integer products. A query row is written in fixed point, `parts` signed bytes a value (two for
-// 16-bit queries, three for float32: steps of max|q| / 2^15 or / 2^22), and multiplied with the stored codes as they are; so
-// are the probabilities of one tile of positions, times the scales of the values. What is left in float32 (softmax,
-// the sums over tiles) is written once for all instruction sets: the results are the same bits on each of them.
+// 16-bit queries, three for float32: steps of max|q| / 2^15 or / 2^22), and multiplied with the stored codes as they
+// are; so are the probabilities of one tile of positions, times the scales of the values. What is left in float32
+// (softmax, the sums over tiles) is written once for all instruction sets: the results are the same bits on each of
+// them.
 #pragma once
 #include <cstdint>
 
@@ -29,7 +30,8 @@ struct StoredRows {  // codes [position][batch][kv_heads][bytes], scale (float16
 struct AttentionCall {
   StoredRows k, v;
   int bits, parts;
-  int64_t batch, rows, group, kv_heads, length;  // `rows` new positions are the last of `length`; group: heads per kv head
+  int64_t batch, rows, group, kv_heads,
+      length;                 // `rows` new positions are the last of `length`; group: heads per kv head
   const int64_t* first;       // [batch][rows] first cached position that a row sees, or null: 0
   const uint8_t* tree;        // [trees][rows][rows] which new positions a row sees, or null: those up to itself
   int64_t trees;              // 1 or batch

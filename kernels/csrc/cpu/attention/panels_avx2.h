@@ -118,7 +118,8 @@ void multiply(const int8_t* a, int64_t stride, int64_t lines, const uint8_t* pan
     const int64_t height = lines - line >= 4 ? 4 : 1;
     for (int64_t p = 0; p < count; ++p) {
       const auto run = height == 4 ? multiply_lines<4> : multiply_lines<1>;
-      run(a + line * stride, stride, panels + p * panel_quads * 64, quads, out + line * out_stride + 16 * p, out_stride);
+      run(a + line * stride, stride, panels + p * panel_quads * 64, quads, out + line * out_stride + 16 * p,
+          out_stride);
     }
     line += height;
   }

@@ -20,7 +20,8 @@ namespace {
 // 16 bytes (fewer at the end of a row) of the rows at, at + step, at + 2 step, at + 3 step
 inline __m512i load_rows(const uint8_t* const* row, int64_t step, int64_t byte, __mmask16 mask) {
   const __m128i a = _mm_maskz_loadu_epi8(mask, row[0] + byte), b = _mm_maskz_loadu_epi8(mask, row[step] + byte);
-  const __m128i c = _mm_maskz_loadu_epi8(mask, row[2 * step] + byte), d = _mm_maskz_loadu_epi8(mask, row[3 * step] + byte);
+  const __m128i c = _mm_maskz_loadu_epi8(mask, row[2 * step] + byte),
+                d = _mm_maskz_loadu_epi8(mask, row[3 * step] + byte);
   const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(a), b, 1);
   const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(c), d, 1);
   return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);

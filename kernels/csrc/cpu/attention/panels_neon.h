@@ -3,7 +3,8 @@
 //   unpack_values rows -> panels [16 values of the row][position / 4][16 values][4 positions]
 //   multiply      out[line][16 p + i] = sum over quads j of a[line][4 j .. 4 j + 3] . panels[p][j][i][4]
 // With 4 bits a 32-bit word of a row holds 8 codes; masked, its even codes are one quad and its odd codes the next.
-// Panels hold codes less 128, so that they are signed bytes whatever their width; `multiply` adds 128 times the sum of the digits again.
+// Panels hold codes less 128, so that they are signed bytes whatever their width; `multiply` adds 128 times the sum of
+// the digits again.
 #pragma once
 #include <cstdint>
 #include <cstring>

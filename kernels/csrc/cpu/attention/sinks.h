@@ -59,7 +59,8 @@ void attend_exact(const AttentionCall& call, int64_t batch, int64_t head, float*
 }
 
 // A line that sees nothing is zero.
-void combine_partials(const float* partial, int64_t count, int64_t stride, int64_t dim, int type, void* out, int64_t at) {
+void combine_partials(const float* partial, int64_t count, int64_t stride, int64_t dim, int type, void* out,
+                      int64_t at) {
   float peak = LOWEST, total = 0.0f, bad = 0.0f, sums[ATTENTION_DIM];
   for (int64_t i = 0; i < count; ++i) {
     const float* from = partial + i * stride;

@@ -1,4 +1,5 @@
-// One tile of positions: integer products -> scores -> weights of the values (a running softmax in base 2) -> sums of values.
+// One tile of positions: integer products -> scores -> weights of the values (a running softmax in base 2) -> sums of
+// values.
 #pragma once
 #include <cstdint>
 #include <cstring>

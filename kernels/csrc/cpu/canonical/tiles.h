@@ -35,8 +35,8 @@ void pack_floats(const void* x, int type, int64_t m, int64_t k, float* out, int6
   }
 }
 
-int pack_tokens(const int8_t* q, const Weight& weight, const Tokens& layout, int8_t* codes, int32_t* sums, int64_t begin,
-                int64_t end) {
+int pack_tokens(const int8_t* q, const Weight& weight, const Tokens& layout, int8_t* codes, int32_t* sums,
+                int64_t begin, int64_t end) {
   const int64_t k = weight.k;
   int peak = 0;
   for (int64_t block = begin; block < end; ++block) {

@@ -1,5 +1,5 @@
-// The functions of one instruction set: a table of each family. instruction_set.cpp finds out what the processor has and holds
-// the choice; everything else asks kernels() and names no instruction set.
+// The functions of one instruction set: a table of each family. instruction_set.cpp finds out what the processor has
+// and holds the choice; everything else asks kernels() and names no instruction set.
 #pragma once
 #include "attention/attention_kernels.h"
 #include "canonical/canonical_kernels.h"

@@ -1,5 +1,5 @@
-// What every part of the C interface uses: chunks of work on the thread pool, exceptions stopped at the border. For the units
-// that are compiled for the plain processor alone.
+// What every part of the C interface uses: chunks of work on the thread pool, exceptions stopped at the border. For the
+// units that are compiled for the plain processor alone.
 #pragma once
 #include <algorithm>
 #include <atomic>

@@ -1,5 +1,5 @@
-// Parallel regions: on torch's OpenMP threads where they were found (openmp.cpp), else on a small persistent pool, whose
-// workers sleep on a condition variable between calls. A forked child starts a pool of its own.
+// Parallel regions: on torch's OpenMP threads where they were found (openmp.cpp), else on a small persistent pool,
+// whose workers sleep on a condition variable between calls. A forked child starts a pool of its own.
 #include "common/thread_pool.h"
 
 #include <pthread.h>

@@ -1,5 +1,5 @@
-// Threads that go through one piece of work together: where they meet, what each takes, the memory they share. For the units
-// that run whole blocks (decoder.cpp, draft.cpp), which are compiled for the plain processor.
+// Threads that go through one piece of work together: where they meet, what each takes, the memory they share. For the
+// units that run whole blocks (decoder.cpp, draft.cpp), which are compiled for the plain processor.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -48,8 +48,8 @@ struct Span {
 // Part `index` of `size` of `count` things.
 Span share(int64_t count, int64_t index, int64_t size) { return {count * index / size, count * (index + 1) / size}; }
 
-// Worker(plan, its own memory, index, size).run() on every thread: what they share is laid out once, behind it lies what
-// each has for itself.
+// Worker(plan, its own memory, index, size).run() on every thread: what they share is laid out once, behind it lies
+// what each has for itself.
 template <typename Worker, typename Plan>
 void work_together(Plan& plan, int64_t threads) {
   const int64_t shared = divided(plan.shared_bytes(), 64) * 64, own = divided(plan.private_bytes(), 64) * 64;

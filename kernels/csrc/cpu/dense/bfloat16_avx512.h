@@ -13,7 +13,8 @@ namespace {
 
 // R output rows for M rows of x, two products a lane and instruction
 template <int R, int M>
-void narrow_block(const uint16_t* x, int64_t stride, const DenseWeight& w, int64_t row, float* out, int64_t out_stride) {
+void narrow_block(const uint16_t* x, int64_t stride, const DenseWeight& w, int64_t row, float* out,
+                  int64_t out_stride) {
   __m512 sums[R][M];
   for (int r = 0; r < R; ++r) {
     for (int i = 0; i < M; ++i) sums[r][i] = _mm512_setzero_ps();

@@ -61,8 +61,8 @@ void dense_rows(const float* x, int64_t stride, const DenseWeight& w, int64_t be
 
 // A stretch of weights stays in the nearest caches while all rows of x pass.
 template <int KIND>
-void dense_of(const float* x, int64_t rows, int64_t stride, const DenseWeight& w, int64_t begin, int64_t end, float* out,
-              int64_t out_stride) {
+void dense_of(const float* x, int64_t rows, int64_t stride, const DenseWeight& w, int64_t begin, int64_t end,
+              float* out, int64_t out_stride) {
   for (int64_t from = begin; from < end; from += DENSE_ROWS) {
     const int64_t to = least(end, from + DENSE_ROWS);
     int64_t i = 0;

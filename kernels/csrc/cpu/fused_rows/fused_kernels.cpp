@@ -1,5 +1,5 @@
-// Row kernels of several steps, once per instruction set. With AVX-512 also quantization and transforms of rows, which are the
-// same code without the steps before or after.
+// Row kernels of several steps, once per instruction set. With AVX-512 also quantization and transforms of rows, which
+// are the same code without the steps before or after.
 #include "fused_rows/fused_kernels.h"
 
 #include "common/isa.h"

@@ -43,9 +43,10 @@ Parts load_parts(const void* x, int type, int64_t at, int64_t count) {
   __m256i high[2], low[2];
   for (int h = 0; h < 2; ++h) {
     const __mmask16 some = __mmask16(mask >> (16 * h));
-    const __m512 v = type == DFQ_FLOAT32
-                         ? _mm512_maskz_loadu_ps(some, static_cast<const float*>(x) + at + 16 * h)
-                         : _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(some, static_cast<const uint16_t*>(x) + at + 16 * h));
+    const __m512 v =
+        type == DFQ_FLOAT32
+            ? _mm512_maskz_loadu_ps(some, static_cast<const float*>(x) + at + 16 * h)
+            : _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(some, static_cast<const uint16_t*>(x) + at + 16 * h));
     const __m512i bits = _mm512_castps_si512(v), top = _mm512_and_si512(bits, _mm512_set1_epi32(int(0xffff0000)));
     const __m512 rest = _mm512_sub_ps(v, _mm512_castsi512_ps(top));
     // NaN and Inf have no rest; a NaN whose payload is all in the lower half must stay one
@@ -58,8 +59,8 @@ Parts load_parts(const void* x, int type, int64_t at, int64_t count) {
           _mm512_inserti64x4(_mm512_castsi256_si512(low[0]), low[1], 1)};
 }
 
-// Rows of a block from k-block `first` on, for a piece of k-blocks at .. stop - 1: [piece][block][pair of k][row][2], so
-// that a piece of all blocks is one stretch of memory. The low parts lie behind the high ones.
+// Rows of a block from k-block `first` on, for a piece of k-blocks at .. stop - 1: [piece][block][pair of k][row][2],
+// so that a piece of all blocks is one stretch of memory. The low parts lie behind the high ones.
 char* float_rows(const GemmCall& call, int64_t block, int64_t at, int64_t stop, int64_t first) {
   const int64_t bytes = PAIRS * 4 * HEIGHT;
   return call.rows + (at * call.blocks + block * (stop - at) + first - at) * bytes;

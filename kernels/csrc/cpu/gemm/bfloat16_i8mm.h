@@ -1,5 +1,5 @@
-// Floating products of bfloat16 rows with BFMMLA: two rows times two columns of four values each are four sums. Codes less
-// their zero point are exact in bfloat16; scales come in where a group, or a piece of the weight, ends.
+// Floating products of bfloat16 rows with BFMMLA: two rows times two columns of four values each are four sums. Codes
+// less their zero point are exact in bfloat16; scales come in where a group, or a piece of the weight, ends.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -42,7 +42,8 @@ void pack_narrow(const GemmCall& call, int64_t begin, int64_t end) {
         for (int64_t r = 0; r < HEIGHT; ++r) {
           const int64_t row = block * HEIGHT + r, count = row < call.m ? least(4, w.k - k) : 0;
           std::memset(to + 4 * r, 0, 8);
-          if (count > 0) std::memcpy(to + 4 * r, static_cast<const uint16_t*>(call.x) + row * w.k + k, size_t(count) * 2);
+          if (count > 0)
+            std::memcpy(to + 4 * r, static_cast<const uint16_t*>(call.x) + row * w.k + k, size_t(count) * 2);
         }
       }
     }
@@ -112,7 +113,8 @@ void narrow_block(const uint16_t* rows, const uint16_t* panel, int64_t quads, co
     float* const to = totals + 2 * p * ROW_VALUES + t * LANES;
     const Floats factor = floats_at(scale + t * LANES);
     put(to, plus(floats_at(to), product(low_halves(sum[p][2 * t], sum[p][2 * t + 1]), factor)));
-    put(to + ROW_VALUES, plus(floats_at(to + ROW_VALUES), product(high_halves(sum[p][2 * t], sum[p][2 * t + 1]), factor)));
+    put(to + ROW_VALUES,
+        plus(floats_at(to + ROW_VALUES), product(high_halves(sum[p][2 * t], sum[p][2 * t + 1]), factor)));
   });
 }
 

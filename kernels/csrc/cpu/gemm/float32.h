@@ -1,4 +1,5 @@
-// Floating products: a piece of the weight, FLOAT_DEPTH columns of k, becomes float32 once and stays in L1 while all rows pass.
+// Floating products: a piece of the weight, FLOAT_DEPTH columns of k, becomes float32 once and stays in L1 while all
+// rows pass.
 #pragma once
 #include <cstdint>
 #include <cstring>

@@ -17,7 +17,8 @@ int64_t size_of_type(int type) { return type == DFQ_FLOAT32 ? 4 : 2; }
 
 // Slabs of equal height, as few as fit.
 int64_t slab_rows(int64_t m, int64_t height, int64_t block_bytes) {
-  const int64_t most = std::max<int64_t>(1, std::min(SLAB_ROWS / height, SLAB_BYTES / std::max<int64_t>(block_bytes, 1)));
+  const int64_t most =
+      std::max<int64_t>(1, std::min(SLAB_ROWS / height, SLAB_BYTES / std::max<int64_t>(block_bytes, 1)));
   const int64_t blocks = divided(m, height);
   return divided(blocks, divided(blocks, most)) * height;
 }

@@ -1,5 +1,5 @@
-// Integer products with many rows. A piece of the weight stays in L1 while all rows pass. multiply_add unpacks codes in registers: that
-// costs next to nothing beside the multiply-adds.
+// Integer products with many rows. A piece of the weight stays in L1 while all rows pass. multiply_add unpacks codes in
+// registers: that costs next to nothing beside the multiply-adds.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -48,8 +48,8 @@ void load_columns(const GemmCall& call, int64_t column, int64_t begin, int64_t e
 // Whole groups of at most NARROW_GROUP columns. The zero points of both sides are one multiply-add of 16-bit pairs:
 // sums start from (zero, code sums) * (-sum(q), -x_zero).
 template <int WIDTH>
-void narrow_groups(const GemmCall& call, int64_t block, int64_t tile, int64_t begin, int64_t end, const Columns& columns,
-                   float* totals) {
+void narrow_groups(const GemmCall& call, int64_t block, int64_t tile, int64_t begin, int64_t end,
+                   const Columns& columns, float* totals) {
   const TiledWeight& w = *call.weight;
   const Piece piece = piece_of(call, begin * w.group / TILED_DEPTH);
   const int64_t stride = w.blocks * TILED_BYTES;

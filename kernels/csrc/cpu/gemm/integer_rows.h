@@ -43,8 +43,8 @@ Piece piece_of(const GemmCall& call, int64_t first) {
   return {at, least(at + length, w.blocks)};
 }
 
-// Rows of a block from k-block `first` on: [piece][block][quad of k][row][4 codes], so that a piece of all blocks is one
-// stretch of memory.
+// Rows of a block from k-block `first` on: [piece][block][quad of k][row][4 codes], so that a piece of all blocks is
+// one stretch of memory.
 char* integer_rows(const GemmCall& call, int64_t block, const Piece& piece, int64_t first) {
   return call.rows + (piece.at * call.blocks + block * (piece.stop - piece.at) + first - piece.at) * 8 * HEIGHT;
 }

@@ -43,7 +43,8 @@ inline Ints high_halves(Ints a, Ints b) {
 }
 
 template <int WIDTH>
-inline __attribute__((always_inline)) void multiply_add(Ints* sums, const char* rows, const uint8_t* tiles, int64_t, int64_t blocks) {
+inline __attribute__((always_inline)) void multiply_add(Ints* sums, const char* rows, const uint8_t* tiles, int64_t,
+                                                        int64_t blocks) {
   Ints sum[HEIGHT / 2][2 * WIDTH];
   unrolled<HEIGHT / 2 * WIDTH>(DFQ_EACH(i) {
     const int p = i / WIDTH, t = i % WIDTH;
@@ -74,7 +75,8 @@ inline __attribute__((always_inline)) void multiply_add(Ints* sums, const char* 
 }
 #elif DFQ_HAS_DOTPROD
 template <int WIDTH>
-inline __attribute__((always_inline)) void multiply_add(Ints* sums, const char* rows, const uint8_t* tiles, int64_t, int64_t blocks) {
+inline __attribute__((always_inline)) void multiply_add(Ints* sums, const char* rows, const uint8_t* tiles, int64_t,
+                                                        int64_t blocks) {
   Ints sum[HEIGHT][WIDTH];
   unrolled<HEIGHT * WIDTH>(DFQ_EACH(i) { sum[i / WIDTH][i % WIDTH] = sums[i]; });
   do {
@@ -99,7 +101,8 @@ inline __attribute__((always_inline)) void multiply_add(Ints* sums, const char* 
 #else
 // Sixteen products of at most 15 * 128 fit into 16 bits: those of eight k-blocks, for two rows at a time.
 template <int WIDTH>
-inline __attribute__((always_inline)) void multiply_add(Ints* sums, const char* rows, const uint8_t* tiles, int64_t, int64_t blocks) {
+inline __attribute__((always_inline)) void multiply_add(Ints* sums, const char* rows, const uint8_t* tiles, int64_t,
+                                                        int64_t blocks) {
   for (int64_t done = 0; done < blocks; done += 8) {
     const int64_t stop = least(blocks, done + 8);
     for (int row = 0; row < HEIGHT; row += 2) {

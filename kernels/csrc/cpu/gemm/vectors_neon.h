@@ -1,5 +1,5 @@
-// The vectors of a block of a product with many rows on 64-bit ARM: HEIGHT rows times VECTORS vectors of LANES columns, and what integer.h and
-// float32.h do with them.
+// The vectors of a block of a product with many rows on 64-bit ARM: HEIGHT rows times VECTORS vectors of LANES columns,
+// and what integer.h and float32.h do with them.
 #pragma once
 #include <cstdint>
 #include <cstring>

@@ -1,4 +1,5 @@
-// Sylvester-Hadamard transforms of rows in registers of AVX-512. Stages run from the narrowest to the widest, as everywhere.
+// Sylvester-Hadamard transforms of rows in registers of AVX-512. Stages run from the narrowest to the widest, as
+// everywhere.
 #pragma once
 #include <cstdint>
 
@@ -24,8 +25,9 @@ inline __m512 inside(__m512 v) {
   return v;
 }
 
-// Loops over registers are unrolled by hand or by pragma: an array that is indexed at run time lives in memory. Additions
-// and multiply-adds have execution units of their own, so every other butterfly is done by the latter, by a factor of one.
+// Loops over registers are unrolled by hand or by pragma: an array that is indexed at run time lives in memory.
+// Additions and multiply-adds have execution units of their own, so every other butterfly is done by the latter, by a
+// factor of one.
 template <int COUNT, int HALF = 1>
 inline void butterflies(__m512* v, __m512 one) {
   if constexpr (HALF < COUNT) {

@@ -61,8 +61,8 @@ void mix_parts(const float* from, const float* base_t, int64_t order, int64_t si
 }
 
 // rows of `block` values; transform(x, size): the power-of-two part, in place
-void hadamard_rows(const void* x, int type, int64_t block, const float* base_t, int64_t order, void* out, float* scratch,
-                   int64_t begin, int64_t end) {
+void hadamard_rows(const void* x, int type, int64_t block, const float* base_t, int64_t order, void* out,
+                   float* scratch, int64_t begin, int64_t end) {
   const int64_t size = block / order;
   const float norm = float(1.0 / std::sqrt(double(block)));
   for (int64_t row = begin; row < end; ++row) {

@@ -20,7 +20,11 @@ namespace {
 class Transform {
  public:
   Transform(const float* base_t, int64_t order, int64_t block)
-      : base_(base_t), order_(order), block_(block), size_(block / order), norm_(float(1.0 / std::sqrt(double(block)))) {
+      : base_(base_t),
+        order_(order),
+        block_(block),
+        size_(block / order),
+        norm_(float(1.0 / std::sqrt(double(block)))) {
     signs_ = has_signs(base_t, order);
     paley_ = size_ >= 32 && is_paley(base_t, order);
     if (signs_ && !paley_) find_entries(base_t, order, entries_);

@@ -1,7 +1,7 @@
-// A base known when this is compiled: the signed sums of four parts (signs.inc) stay in registers and every output takes
-// the ones it needs, where a table in memory would be written and read. The same sums in the same order. It is Paley's
-// base of order 28, which serves widths of 7 * 2^k, over the field of 27 elements as dfrot/rotation/field.py numbers
-// them; any other base of that order takes the table.
+// A base known when this is compiled: the signed sums of four parts (signs.inc) stay in registers and every output
+// takes the ones it needs, where a table in memory would be written and read. The same sums in the same order. It is
+// Paley's base of order 28, which serves widths of 7 * 2^k, over the field of 27 elements as dfrot/rotation/field.py
+// numbers them; any other base of that order takes the table.
 #pragma once
 #include <cstdint>
 #include <utility>
@@ -29,7 +29,8 @@ bool is_paley(const float* base_t, int64_t order) {
   if (order != PALEY_ORDER) return false;
   int others = 0;
   for (int j = 0; j < PALEY_ORDER; ++j) {
-    for (int a = 0; a < PALEY_ORDER; ++a) others |= base_t[j * PALEY_ORDER + a] != (paley_negative(j, a) ? -1.0f : 1.0f);
+    for (int a = 0; a < PALEY_ORDER; ++a)
+      others |= base_t[j * PALEY_ORDER + a] != (paley_negative(j, a) ? -1.0f : 1.0f);
   }
   return !others;
 }

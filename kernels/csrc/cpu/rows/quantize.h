@@ -37,8 +37,8 @@ inline float zero_point(float low, float scale, float top) {
   return round_even(zero);
 }
 
-void quantize_rows(const void* x, int type, int64_t k, int bits, bool symmetric, float clip, int8_t* codes, float* scale,
-                   int32_t* zero, int64_t begin, int64_t end) {
+void quantize_rows(const void* x, int type, int64_t k, int bits, bool symmetric, float clip, int8_t* codes,
+                   float* scale, int32_t* zero, int64_t begin, int64_t end) {
   const float half = float(1 << (bits - 1)), top = 2.0f * half - 1.0f;
   float buffer[CHUNK];
   for (int64_t row = begin; row < end; ++row) {

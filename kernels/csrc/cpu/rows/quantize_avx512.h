@@ -1,7 +1,7 @@
 // Codes of a row: division by the scale, as everywhere, but seldom done as such. A product with the reciprocal is added
-// to a constant whose last bit is worth 2^-FRACTION, so that the sum holds the code, rounded down from a half above, and
-// its fraction. Both errors, of the product and of the rounded quotient that it stands for, are below the last bit: only
-// stretches with a value this close to the middle of two codes are divided.
+// to a constant whose last bit is worth 2^-FRACTION, so that the sum holds the code, rounded down from a half above,
+// and its fraction. Both errors, of the product and of the rounded quotient that it stands for, are below the last bit:
+// only stretches with a value this close to the middle of two codes are divided.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -21,8 +21,8 @@ struct Step {
   bool narrow, divide;
 };
 
-// How a sum is read. Narrow: codes of up to 6 bits, of which the sum's third byte is 64 more. Wide: moved up by two bits,
-// the upper half of the sum is 0x1100 more than the code.
+// How a sum is read. Narrow: codes of up to 6 bits, of which the sum's third byte is 64 more. Wide: moved up by two
+// bits, the upper half of the sum is 0x1100 more than the code.
 template <bool NARROW>
 struct Fixed {
   static constexpr float origin = NARROW ? 192.0f : 768.0f;
@@ -86,7 +86,8 @@ void write_codes(const void* x, int64_t at, int64_t count, const Step& step, int
   for (int64_t i = 0; i < count; i += 64) {
     const __mmask64 mask = count - i >= 64 ? ~__mmask64(0) : (__mmask64(1) << (count - i)) - 1;
     const auto take = [&](int c) {
-      return count - i >= 64 ? load16<TYPE>(x, at + i + 16 * c) : load16<TYPE>(x, at + i + 16 * c, __mmask16(mask >> 16 * c));
+      return count - i >= 64 ? load16<TYPE>(x, at + i + 16 * c)
+                             : load16<TYPE>(x, at + i + 16 * c, __mmask16(mask >> 16 * c));
     };
     __m512 v[4];
     __m512i sums[4];
@@ -122,7 +123,13 @@ void write_row(const void* x, int type, int64_t at, int64_t k, const Ends& ends,
   float lowest, highest;
   ends.get(lowest, highest);
   const float low = lowest * out.clip, high = highest * out.clip, peak = highest > -lowest ? highest : -lowest;
-  Step step = {out.symmetric ? peak * out.clip / (half - 1.0f) : (high - low) / top, 0.0f, -half, half - 1.0f, 0.0f, false, false};
+  Step step = {out.symmetric ? peak * out.clip / (half - 1.0f) : (high - low) / top,
+               0.0f,
+               -half,
+               half - 1.0f,
+               0.0f,
+               false,
+               false};
   int8_t* to = out.codes + row * k;
   if (!(step.scale < INFINITY)) {
     out.scale[row] = NAN;

@@ -1,4 +1,5 @@
-// Products of a tile and up to STEP rows with AVX2, two halves of eight output rows: integer_block and float_block. The rows come as decode_rows.h prepares them.
+// Products of a tile and up to STEP rows with AVX2, two halves of eight output rows: integer_block and float_block. The
+// rows come as decode_rows.h prepares them.
 #pragma once
 #include <cstdint>
 

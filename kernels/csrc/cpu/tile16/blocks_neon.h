@@ -1,4 +1,5 @@
-// Products of a tile and up to STEP rows on 64-bit ARM: 64 bytes of a tile are four vectors of four output rows: integer_block and float_block. The rows come as decode_rows.h prepares them.
+// Products of a tile and up to STEP rows on 64-bit ARM: 64 bytes of a tile are four vectors of four output rows:
+// integer_block and float_block. The rows come as decode_rows.h prepares them.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -102,7 +103,8 @@ alignas(16) const uint8_t LOW_BYTES[16] = {0x00, 0xe0, 0xc0, 0xa0, 0x80, 0x40, 0
 // The columns of a word of tile bytes, paired: of each row 0 1, then of each row 2 3.
 alignas(16) const uint8_t PAIRS[16] = {0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15};
 
-// Codes u - 8 of four rows and four columns as bfloat16, by look-up: pairs[i] holds columns 2 i and 2 i + 1 of each row.
+// Codes u - 8 of four rows and four columns as bfloat16, by look-up: pairs[i] holds columns 2 i and 2 i + 1 of each
+// row.
 inline uint16x8x2_t pairs_of(uint8x16_t codes) {
   const uint8x16_t low = vqtbl1q_u8(vld1q_u8(LOW_BYTES), codes), high = vqtbl1q_u8(vld1q_u8(HIGH_BYTES), codes);
   return {{vreinterpretq_u16_u8(vzip1q_u8(low, high)), vreinterpretq_u16_u8(vzip2q_u8(low, high))}};
@@ -132,7 +134,8 @@ void float_rows(Height<ROWS>, const uint8_t* in, int64_t blocks, const float* x,
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {  // four columns
         const uint16x8x2_t pairs = pairs_of(half ? vshrq_n_u8(v, 4) : vandq_u8(v, vdupq_n_u8(15)));
-        const float32x4_t w[4] = {even_of(pairs.val[0]), odd_of(pairs.val[0]), even_of(pairs.val[1]), odd_of(pairs.val[1])};
+        const float32x4_t w[4] = {even_of(pairs.val[0]), odd_of(pairs.val[0]), even_of(pairs.val[1]),
+                                  odd_of(pairs.val[1])};
         for (int r = 0; r < ROWS; ++r) {
           const float32x4_t values = vld1q_f32(x + r * width + 4 * half);
           sum[r][part] = vfmaq_laneq_f32(sum[r][part], w[0], values, 0);

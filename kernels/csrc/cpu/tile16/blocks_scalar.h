@@ -1,4 +1,5 @@
-// Products of a tile and up to STEP rows in plain C++: integer_block and float_block. The rows come as decode_rows.h prepares them.
+// Products of a tile and up to STEP rows in plain C++: integer_block and float_block. The rows come as decode_rows.h
+// prepares them.
 #pragma once
 #include <cstdint>
 

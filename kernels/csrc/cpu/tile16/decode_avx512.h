@@ -50,7 +50,8 @@ inline void fetch(const uint8_t* from) { _mm_prefetch(reinterpret_cast<const cha
 
 // Where the exact sums of a group start: - zero * sum(q) - x_zero * (sums - zero * columns), modulo 2^32.
 template <int M>
-inline __attribute__((always_inline)) void start_sums(const TiledCall& call, int64_t group, int64_t tile, __m512i* sum) {
+inline __attribute__((always_inline)) void start_sums(const TiledCall& call, int64_t group, int64_t tile,
+                                                      __m512i* sum) {
   const TiledWeight& w = *call.weight;
   const int32_t* q_sums = call.q_sums + group;
   if (!w.zero && !call.x_zero) {
@@ -195,7 +196,8 @@ constexpr Widths float_widths() {
   return {float_tiles<M, 1, P>, nullptr, nullptr};
 }
 
-#define DFQ_EACH_ROWS(F) F(1), F(2), F(3), F(4), F(5), F(6), F(7), F(8), F(9), F(10), F(11), F(12), F(13), F(14), F(15), F(16)
+#define DFQ_EACH_ROWS(F) \
+  F(1), F(2), F(3), F(4), F(5), F(6), F(7), F(8), F(9), F(10), F(11), F(12), F(13), F(14), F(15), F(16)
 #define DFQ_INTEGER(M) integer_widths<M>()
 #define DFQ_ONE_PART(M) float_widths<M, 1>()
 #define DFQ_TWO_PARTS(M) float_widths<M, 2>()

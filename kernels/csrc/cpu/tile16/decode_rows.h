@@ -1,5 +1,5 @@
-// Decode with tiles on instruction sets without products of bfloat16 pairs or a layout of rows of their own: rows become float or
-// codes, [m][k8].
+// Decode with tiles on instruction sets without products of bfloat16 pairs or a layout of rows of their own: rows
+// become float or codes, [m][k8].
 #pragma once
 #include <cstdint>
 #include <cstring>

@@ -1,4 +1,5 @@
-// Canonical packed rows <-> tiles, eight codes at a time: the nibbles k0 .. k7 of 32 bits become k0 k4 k1 k5 k2 k6 k3 k7.
+// Canonical packed rows <-> tiles, eight codes at a time: the nibbles k0 .. k7 of 32 bits become k0 k4 k1 k5 k2 k6 k3
+// k7.
 #pragma once
 #include <cstdint>
 #include <cstring>

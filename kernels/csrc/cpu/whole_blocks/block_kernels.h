@@ -1,5 +1,5 @@
-// The elementwise work of a decoder block, per instruction set; decoder.cpp runs whole blocks with it. Values are read and
-// written as `type` (DFQ_FLOAT32 ...), computed in float32 and rounded to `type` wherever the torch modules round.
+// The elementwise work of a decoder block, per instruction set; decoder.cpp runs whole blocks with it. Values are read
+// and written as `type` (DFQ_FLOAT32 ...), computed in float32 and rounded to `type` wherever the torch modules round.
 //
 #pragma once
 #include <cstdint>

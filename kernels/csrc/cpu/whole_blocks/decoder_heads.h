@@ -12,7 +12,7 @@ namespace {
 class DecoderHeads {
  public:
   DecoderHeads(Step& step, const Private& own, int64_t index, int64_t size)
-      : s_(step), m_(step.model), p_(own), index_(index), size_(size) {}
+      : s_(step), m_(step.decoder), p_(own), index_(index), size_(size) {}
 
  protected:
   void meet() { s_.meeting.wait(size_); }

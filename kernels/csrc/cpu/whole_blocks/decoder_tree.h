@@ -1,5 +1,5 @@
-// Attention of a tree of tokens, row by row: the keys and values of a row's ancestors are put behind the prefix first. A thread takes
-// whole kv heads, so that nobody else reads what it moves.
+// Attention of a tree of tokens, row by row: the keys and values of a row's ancestors are put behind the prefix first.
+// A thread takes whole kv heads, so that nobody else reads what it moves.
 #pragma once
 #include <algorithm>
 #include <cstdint>

@@ -161,7 +161,8 @@ class DecoderWorker : private TreeAttention {
       place(s_.k, from, b.k_norm, row);
       s_.use.attention.load(s_.k, s_.type, from, dim, key);
       rotate(key, dim);
-      store(key, DFQ_FLOAT32, cache.k_packed + to * bytes, cache.k_scale + to, cache.k_zero ? cache.k_zero + to : &unused);
+      store(key, DFQ_FLOAT32, cache.k_packed + to * bytes, cache.k_scale + to,
+            cache.k_zero ? cache.k_zero + to : &unused);
       store(s_.v + from * s_.size, s_.type, cache.v_packed + to * bytes, cache.v_scale + to,
             cache.v_zero ? cache.v_zero + to : &unused);
     }
@@ -180,7 +181,8 @@ class DecoderWorker : private TreeAttention {
     rotate(x, lines * dim);
     const int64_t parts = s_.call.parts, first = pair * lines;
     s_.use.attention.prepare(x, lines, dim, s_.call.bits, int(parts), s_.call.scaling * 1.44269504f,
-                             s_.digits + first * parts * s_.call.k.width, s_.steps + first, s_.digit_sums + first * parts);
+                             s_.digits + first * parts * s_.call.k.width, s_.steps + first,
+                             s_.digit_sums + first * parts);
   }
 
   void combine(int64_t pair) {

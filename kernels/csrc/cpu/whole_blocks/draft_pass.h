@@ -19,8 +19,16 @@ inline int64_t padded(int64_t count) { return divided(count, LANE) * LANE; }
 
 inline TiledWeight tiles_of(const dfq_draft_linear& l) {
   const int64_t group = l.group > 0 && l.group < l.k ? l.group : l.k;
-  return {static_cast<const uint8_t*>(l.data), l.scale, l.zero, nullptr, l.n, l.k, divided(l.n, TILED_ROWS) * TILED_ROWS,
-          divided(l.k, TILED_DEPTH), group, divided(l.k, group)};
+  return {static_cast<const uint8_t*>(l.data),
+          l.scale,
+          l.zero,
+          nullptr,
+          l.n,
+          l.k,
+          divided(l.n, TILED_ROWS) * TILED_ROWS,
+          divided(l.k, TILED_DEPTH),
+          group,
+          divided(l.k, group)};
 }
 
 // What one thread keeps to itself, but for `bytes`, of float32 if not said otherwise.
@@ -29,28 +37,15 @@ struct Private {
   char *narrow, *prepared;
 };
 
-struct Slots {  // the arguments of a call
+struct Pass : dfq_draft_pass_args {
   const dfq_draft& model;
-  const dfq_draft_buffer* buffers;
-  const void *x, *fresh;
-  int64_t rows, news;
-  const float *cos, *sin;
-  const int64_t* positions;
-  int64_t at, verified;
-  const uint8_t* tree;
-  int64_t cross_at, features, drafted;
-  const int64_t* places;
-  const uint8_t* cross_tree;
-  void* out;
-};
-
-struct Pass : Slots {
   const Kernels& use;
   int type;
   Meeting meeting;
   float *q, *k, *v, *gathered, *branch, *gate, *up;  // shared
 
-  explicit Pass(const Slots& slots) : Slots(slots), use(kernels()), type(int(slots.model.dtype)) {}
+  explicit Pass(const dfq_draft_pass_args& args)
+      : dfq_draft_pass_args(args), model(*args.draft), use(kernels()), type(int(model.dtype)) {}
 
   int64_t q_width() const { return model.heads * model.head_dim; }
   int64_t kv_width() const { return model.kv_heads * model.head_dim; }
@@ -64,7 +59,8 @@ struct Pass : Slots {
     for (int64_t i = 0; i < model.layers; ++i) {
       const dfq_draft_block& b = model.blocks[i];
       for (const dfq_draft_linear* l : {&b.q, &b.k, &b.v, &b.o, &b.gate, &b.up, &b.down}) {
-        if (l->data && l->kind == DFQ_TILES) found = std::max(found, use.tile16.float_bytes(most(), tiles_of(*l), type));
+        if (l->data && l->kind == DFQ_TILES)
+          found = std::max(found, use.tile16.float_bytes(most(), tiles_of(*l), type));
       }
     }
     return found;

@@ -136,7 +136,8 @@ class DraftWorker {
       return;
     }
     const TiledWeight weight = tiles_of(l);
-    TiledCall call = {&weight, p_.prepared, p_.sums, nullptr, nullptr, nullptr, input.rows, {out, DFQ_FLOAT32, nullptr}};
+    TiledCall call = {&weight, p_.prepared, p_.sums,    nullptr,
+                      nullptr, nullptr,     input.rows, {out, DFQ_FLOAT32, nullptr}};
     s_.use.tile16.decode_float(call, s_.type, mine.begin / TILED_ROWS, divided(mine.end, TILED_ROWS));
   }
 

@@ -126,11 +126,18 @@ class Prefill {
 
   void multiply(const dfq_linear& l, int64_t count, void* out) {
     if (l.bits == 16) {
-      check(dfq_tiled_w4a16(slab_.x, type_, count, l.n, l.k, l.tiles, l.scale, l.zero, l.group, l.bias, out, threads_));
-      return;
+      dfq_tiled_w4a16_args args = {};
+      args.x = slab_.x, args.dtype = type_, args.m = count, args.n = l.n, args.k = l.k;
+      args.tiles = l.tiles, args.scale = l.scale, args.zero = l.zero, args.group = l.group;
+      args.bias = l.bias, args.out = out, args.threads = threads_;
+      return check(dfq_tiled_w4a16(&args));
     }
-    check(dfq_tiled_w4a8(slab_.codes, slab_.scale, l.symmetric ? nullptr : slab_.zero, count, l.n, l.k, l.tiles,
-                         l.scale, l.zero, l.sums, l.group, l.bias, type_, out, threads_));
+    dfq_tiled_w4a8_args args = {};
+    args.q = slab_.codes, args.x_scale = slab_.scale, args.x_zero = l.symmetric ? nullptr : slab_.zero;
+    args.m = count, args.n = l.n, args.k = l.k;
+    args.tiles = l.tiles, args.scale = l.scale, args.zero = l.zero, args.sums = l.sums, args.group = l.group;
+    args.bias = l.bias, args.dtype = type_, args.out = out, args.threads = threads_;
+    check(dfq_tiled_w4a8(&args));
   }
 
   // The heads of one line: their norm, where there is one, then RoPE.
@@ -155,13 +162,14 @@ class Prefill {
     uint8_t* const unused = reinterpret_cast<uint8_t*>(keys + heads * dim);  // zero points of a symmetric cache
     use_.widen(slab_.gate, type_, line * heads * dim, heads * dim, keys);
     if (m_.r3_base_t) rotate(keys, DFQ_FLOAT32, heads, keys, buffer);
-    store(keys, DFQ_FLOAT32, cache.k_packed + to * bytes, cache.k_scale + to, cache.k_zero ? cache.k_zero + to : unused);
+    store(keys, DFQ_FLOAT32, cache.k_packed + to * bytes, cache.k_scale + to,
+          cache.k_zero ? cache.k_zero + to : unused);
     store(v, type_, cache.v_packed + to * bytes, cache.v_scale + to, cache.v_zero ? cache.v_zero + to : unused);
   }
 
   void store(const void* x, int type, uint8_t* packed, uint16_t* scale, uint8_t* zero) {
-    kernels().rows.kv_quantize_rows(x, type, m_.head_dim, int(m_.kv_bits), m_.kv_symmetric != 0, float(m_.kv_clip), packed,
-                               scale, zero, 0, m_.kv_heads);
+    kernels().rows.kv_quantize_rows(x, type, m_.head_dim, int(m_.kv_bits), m_.kv_symmetric != 0, float(m_.kv_clip),
+                                    packed, scale, zero, 0, m_.kv_heads);
   }
 
   const dfq_decoder& m_;
@@ -179,48 +187,46 @@ class Prefill {
 
 using namespace dfq;
 
-int dfq_prefill_before(const dfq_decoder* model, int64_t layer, const dfq_cache* caches, const void* hidden,
-                       const float* cos, const float* sin, int64_t batch, int64_t rows, int64_t position,
-                       int64_t rotate, void* query,
-                       int64_t threads) {
-  const dfq_decoder& m = *model;
-  if (!valid_decoder(m) || layer < 0 || layer >= m.layers || batch < 1 || rows < 1 || position < 0) {
+int dfq_prefill_before(const dfq_prefill_before_args* args) {
+  const dfq_decoder& m = *args->model;
+  if (!valid_decoder(m) || args->layer < 0 || args->layer >= m.layers || args->batch < 1 || args->rows < 1 ||
+      args->position < 0) {
     return DFQ_BAD_ARGUMENT;
   }
   return guarded([&] {
-    Prefill run(m, m.blocks[layer], threads);
-    const int64_t size = m.dtype == DFQ_FLOAT32 ? 4 : 2, lines = batch * rows;
+    Prefill run(m, m.blocks[args->layer], args->threads);
+    const int64_t size = m.dtype == DFQ_FLOAT32 ? 4 : 2, lines = args->batch * args->rows;
     for (int64_t first = 0; first < lines; first += SLAB) {
-      const char* x = static_cast<const char*>(hidden) + first * m.hidden * size;
-      char* q = static_cast<char*>(query) + first * m.heads * m.head_dim * size;
-      run.before(caches[layer], x, cos, sin, batch, rows, position, rotate != 0, first, std::min(SLAB, lines - first), q);
+      const char* x = static_cast<const char*>(args->hidden) + first * m.hidden * size;
+      char* q = static_cast<char*>(args->query) + first * m.heads * m.head_dim * size;
+      run.before(args->caches[args->layer], x, args->cos, args->sin, args->batch, args->rows, args->position,
+                 args->rotate != 0, first, std::min(SLAB, lines - first), q);
     }
   });
 }
 
-int dfq_prefill_after(const dfq_decoder* model, int64_t layer, void* hidden, const void* mixed, int64_t lines,
-                      int64_t threads) {
-  const dfq_decoder& m = *model;
-  if (!valid_decoder(m) || layer < 0 || layer >= m.layers || lines < 1) return DFQ_BAD_ARGUMENT;
+int dfq_prefill_after(const dfq_prefill_after_args* args) {
+  const dfq_decoder& m = *args->model;
+  if (!valid_decoder(m) || args->layer < 0 || args->layer >= m.layers || args->lines < 1) return DFQ_BAD_ARGUMENT;
   return guarded([&] {
-    Prefill run(m, m.blocks[layer], threads);
+    Prefill run(m, m.blocks[args->layer], args->threads);
     const int64_t size = m.dtype == DFQ_FLOAT32 ? 4 : 2;
-    for (int64_t first = 0; first < lines; first += SLAB) {
-      char* x = static_cast<char*>(hidden) + first * m.hidden * size;
-      const char* from = static_cast<const char*>(mixed) + first * m.heads * m.head_dim * size;
-      run.after(x, from, std::min(SLAB, lines - first));
+    for (int64_t first = 0; first < args->lines; first += SLAB) {
+      char* x = static_cast<char*>(args->hidden) + first * m.hidden * size;
+      const char* from = static_cast<const char*>(args->mixed) + first * m.heads * m.head_dim * size;
+      run.after(x, from, std::min(SLAB, args->lines - first));
     }
   });
 }
 
-int dfq_prefill_norm(const dfq_decoder* model, void* x, int64_t lines, int64_t threads) {
-  const dfq_decoder& m = *model;
-  if (!valid_type(m.dtype) || lines < 0) return DFQ_BAD_ARGUMENT;
+int dfq_prefill_norm(const dfq_prefill_norm_args* args) {
+  const dfq_decoder& m = *args->model;
+  if (!valid_type(m.dtype) || args->lines < 0) return DFQ_BAD_ARGUMENT;
   return guarded([&] {
     const int64_t bytes = m.hidden * (m.dtype == DFQ_FLOAT32 ? 4 : 2);
-    over_rows(lines, m.hidden, threads, [&](int64_t begin, int64_t end) {
+    over_rows(args->lines, m.hidden, args->threads, [&](int64_t begin, int64_t end) {
       for (int64_t line = begin; line < end; ++line) {
-        char* const at = static_cast<char*>(x) + line * bytes;
+        char* const at = static_cast<char*>(args->x) + line * bytes;
         kernels().block.norm(at, int(m.dtype), m.hidden, m.final_norm, float(m.eps), at);
       }
     });
