@@ -52,9 +52,10 @@ DFQ_API int dfq_isa(void);               // the instruction set in use
 DFQ_API int dfq_isa_supported(int isa);  // compiled in, and this processor can run it
 DFQ_API int dfq_set_isa(int isa);        // for the whole process; not while another call runs
 
-// Run on the threads of an OpenMP library in this process (the addresses of its GOMP_parallel, omp_get_num_threads and
-// omp_get_thread_num) instead of a pool of our own, or on that again (null). Not while another call runs.
-DFQ_API int dfq_use_openmp(const void* parallel, const void* num_threads, const void* thread_num);
+// Run on the threads of an OpenMP library instead of a pool of our own, or on that again (null). Not while another call
+// runs.
+struct dfq_openmp;
+DFQ_API int dfq_use_openmp(const struct dfq_openmp* functions);
 """
 
 FOOTER = """

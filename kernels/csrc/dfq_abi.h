@@ -43,9 +43,19 @@ DFQ_API int dfq_isa(void);               // the instruction set in use
 DFQ_API int dfq_isa_supported(int isa);  // compiled in, and this processor can run it
 DFQ_API int dfq_set_isa(int isa);        // for the whole process; not while another call runs
 
-// Run on the threads of an OpenMP library in this process (the addresses of its GOMP_parallel, omp_get_num_threads and
-// omp_get_thread_num) instead of a pool of our own, or on that again (null). Not while another call runs.
-DFQ_API int dfq_use_openmp(const void* parallel, const void* num_threads, const void* thread_num);
+// Run on the threads of an OpenMP library instead of a pool of our own, or on that again (null). Not while another call
+// runs.
+struct dfq_openmp;
+DFQ_API int dfq_use_openmp(const struct dfq_openmp* functions);
+
+// Functions of an OpenMP library in this process: its GOMP_parallel, omp_get_num_threads and omp_get_thread_num.
+struct dfq_openmp {
+  const void* parallel;
+  const void* num_threads;
+  const void* thread_num;
+};
+DFQ_AT(dfq_openmp, parallel, 0); DFQ_AT(dfq_openmp, num_threads, 8); DFQ_AT(dfq_openmp, thread_num, 16);
+DFQ_SIZE(dfq_openmp, 24);
 
 // One linear on quantized or 16-bit activations; weights as in dfq_tiled_w4a16. bits: of the activations, 16 = not
 // quantized. base_t [order, order], transposed, of the Hadamard transform in blocks of `block` that its input takes

@@ -9,6 +9,7 @@
   "enum dfq_instruction_set: DFQ_SCALAR = 0, DFQ_AVX2 = 1, DFQ_AVX512 = 2, DFQ_NEON = 3, DFQ_DOTPROD = 4, " \
   "DFQ_I8MM = 5\n" \
   "enum dfq_kind: DFQ_CODES8 = 8, DFQ_TILES = 16\n" \
+  "struct dfq_openmp: const void* parallel, const void* num_threads, const void* thread_num\n" \
   "struct dfq_linear: const uint8_t* tiles, const uint16_t* scale, const uint8_t* zero?, const int32_t* sums?, " \
   "const float* bias?, int64_t n, int64_t k, int64_t group, int64_t bits, int64_t symmetric, double clip, const" \
   " float* base_t?, int64_t order, int64_t block\n" \

@@ -10,6 +10,8 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import struct
+import sys
 import sysconfig
 import warnings
 from pathlib import Path
@@ -32,11 +34,10 @@ _status = "not loaded"
 
 
 def _find() -> Path | None:
-    import dfrot_kernels
-
-    # next to this file in a wheel; in an editable install, in the environment's own dfrot_kernels folder
+    """Where the library is: beside this file in a wheel; in an editable install, in the environment's own folder."""
+    package = sys.modules[__name__.partition(".")[0]].__path__
     installed = [Path(sysconfig.get_path(kind)) / "dfrot_kernels" for kind in ("platlib", "purelib")]
-    for folder in [*map(Path, dfrot_kernels.__path__), *installed]:
+    for folder in [*map(Path, package), *installed]:
         for name in NAMES:
             if (folder / name).is_file():
                 return folder / name
@@ -48,7 +49,7 @@ def _open(path: Path) -> ctypes.CDLL | str:
     try:
         library = ctypes.CDLL(str(path))
         functions = {name: getattr(library, name) for name in abi.FUNCTIONS}
-        library.dfq_use_openmp.argtypes = [ctypes.c_void_p] * 3
+        library.dfq_use_openmp.argtypes = [ctypes.c_char_p]
         library.dfq_abi_describe.restype = ctypes.c_char_p
         theirs = library.dfq_abi_describe().decode().splitlines()
     except (OSError, AttributeError) as error:
@@ -81,11 +82,17 @@ def share_threads(share: bool) -> bool:
     Returns whether they run on torch's. Not while another thread runs a kernel."""
     assert _library is not None
     openmp = _openmp() if share else None
-    names = ("GOMP_parallel", "omp_get_num_threads", "omp_get_thread_num")
-    if openmp is None or not all(hasattr(openmp, name) for name in names):
-        _library.dfq_use_openmp(None, None, None)
+    names = {
+        "parallel": "GOMP_parallel",
+        "num_threads": "omp_get_num_threads",
+        "thread_num": "omp_get_thread_num",
+    }
+    if openmp is None or not all(hasattr(openmp, name) for name in names.values()):
+        _library.dfq_use_openmp(None)
         return False
-    _library.dfq_use_openmp(*(ctypes.cast(getattr(openmp, name), ctypes.c_void_p) for name in names))
+    addresses = {field: ctypes.cast(getattr(openmp, name), ctypes.c_void_p).value or 0 for field, name in names.items()}
+    words = abi.words("dfq_openmp", addresses)
+    _library.dfq_use_openmp(struct.pack(f"={len(words)}q", *words))
     return True
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from dfrot_kernels.abi.kernels import KERNELS
-from dfrot_kernels.abi.types import WORD, Enum, Field, Function, Struct, float_bits
-from dfrot_kernels.abi.whole_blocks import CALLS, STRUCTS
+from dfrot_kernels.abi.types import WORD, Enum, Field, Function, Struct, fields, float_bits
+from dfrot_kernels.abi.whole_blocks import CALLS, MODEL_STRUCTS
 
 VERSION = 4  # counts changes of meaning that names and types do not show
 
@@ -31,6 +31,12 @@ KIND = Enum(
 )
 ENUMS = (STATUS, DTYPE, ISA, KIND)
 
+OPENMP = Struct(
+    "dfq_openmp",
+    fields("const void* parallel, const void* num_threads, const void* thread_num"),
+    "Functions of an OpenMP library in this process: its GOMP_parallel, omp_get_num_threads and omp_get_thread_num.",
+)
+STRUCTS = (OPENMP, *MODEL_STRUCTS)
 FUNCTIONS = {function.name: function for function in KERNELS + CALLS}
 _STRUCTS = {struct.name: struct for struct in STRUCTS}
 
@@ -71,12 +77,12 @@ def words(struct: str, values: Mapping[str, int | float | Sequence[int]]) -> lis
     Raises:
         TypeError: a field is missing, is not one of the struct's, or has a value of another kind than its type.
     """
-    fields = _STRUCTS[struct].fields
-    unknown, missing = values.keys() - {f.name for f in fields}, {f.name for f in fields} - values.keys()
+    needed = _STRUCTS[struct].fields
+    unknown, missing = values.keys() - {f.name for f in needed}, {f.name for f in needed} - values.keys()
     if unknown or missing:
         raise TypeError(f"{struct}: unknown fields {sorted(unknown)}, missing fields {sorted(missing)}")
     found: list[int] = []
-    for field in fields:
+    for field in needed:
         found += _field_words(struct, field, values[field.name])
     return found
 

@@ -149,5 +149,5 @@ DRAFT = (
     ),
 )
 
-STRUCTS: tuple[Struct, ...] = DECODER_STRUCTS + DRAFT_STRUCTS
+MODEL_STRUCTS: tuple[Struct, ...] = DECODER_STRUCTS + DRAFT_STRUCTS
 CALLS: tuple[Function, ...] = DECODER + DRAFT

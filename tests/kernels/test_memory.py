@@ -87,3 +87,7 @@ def test_a_prepared_linear_leaves_its_file(tmp_path: Path) -> None:
     module.prepare("x")
     assert resident(packed) < packed.numel() // 4
     assert torch.equal(module.state_dict()["weight_packed"], stored["weight_packed"])
+
+
+def test_freed_memory_can_be_handed_back() -> None:
+    memory.release_memory()  # whatever the C library is: it returns
