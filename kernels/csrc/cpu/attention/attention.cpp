@@ -6,10 +6,11 @@
 
 #include "common/arena.h"
 #include "common/kernels.h"
+#include "common/limits.h"
 #include "common/parallel.h"
 #include "common/scratch.h"
 #include "dfq_abi.h"
-#include "hadamard/transform.h"
+#include "hadamard/hadamard_argument.h"
 
 namespace dfq {
 namespace {
@@ -26,33 +27,34 @@ void order_queries(const AttentionCall& call, const AttentionKernels& use, const
   }
 }
 
-void run_attention(AttentionCall& call, const void* query, const Turn& turn, void* out, int64_t threads) {
+void run_attention(AttentionCall& call, const void* query, const HadamardArgument& hadamard, void* out,
+                   int64_t threads) {
   const AttentionKernels& use = kernels().attention;
   const int64_t lines = call.rows * call.group, pairs = call.batch * call.kv_heads, dim = call.k.dim;
-  const int64_t step = lines <= 32 ? 512 : 2048, stretches = divided(call.length, step);
-  const int64_t parts = stretches + (call.sinks ? 1 : 0), stride = call.v.dim + 2;
+  const int64_t step = lines <= 32 ? 512 : 2048, splits = ceil_div(call.length, step);
+  const int64_t parts = splits + (call.sinks ? 1 : 0), stride = call.v.dim + 2;
   call.k.width = use.width(call.k.dim, call.bits);
   call.v.width = use.width(call.v.dim, call.bits);
   const int64_t bytes = pairs * lines * (dim * 4 + call.parts * call.k.width + 4 + call.parts * 4) +
-                        pairs * parts * lines * stride * 4 + turn.floats() * 4 + 8 * 64;
-  Cut cut{static_cast<char*>(scratch(SCRATCH_CALLER, bytes))};
-  float* const queries = cut.take<float>(pairs * lines * dim);
-  int8_t* const digits = cut.take<int8_t>(pairs * lines * call.parts * call.k.width);
-  float* const steps = cut.take<float>(pairs * lines);
-  float* const sums = cut.take<float>(pairs * lines * call.parts);
-  float* const partial = cut.take<float>(pairs * parts * lines * stride);
-  float* const base_t = cut.take<float>(turn.floats());
+                        pairs * parts * lines * stride * 4 + hadamard.floats() * 4 + 8 * 64;
+  Arena arena{static_cast<char*>(scratch(SCRATCH_CALLER, bytes))};
+  float* const queries = arena.take<float>(pairs * lines * dim);
+  int8_t* const digits = arena.take<int8_t>(pairs * lines * call.parts * call.k.width);
+  float* const steps = arena.take<float>(pairs * lines);
+  float* const sums = arena.take<float>(pairs * lines * call.parts);
+  float* const partial = arena.take<float>(pairs * parts * lines * stride);
+  float* const base_t = arena.take<float>(hadamard.floats());
   order_queries(call, use, query, queries);
-  turn.transpose(base_t);
-  turn.apply(queries, pairs * lines * dim, base_t, base_t + turn.order * turn.order);
-  use.prepare(queries, pairs * lines, dim, call.bits, call.parts, call.scaling * 1.44269504f, digits, steps, sums);
+  hadamard.transpose(base_t);
+  hadamard.apply(queries, pairs * lines * dim, base_t, base_t + hadamard.order * hadamard.order);
+  use.prepare(queries, pairs * lines, dim, call.bits, call.parts, call.scaling * LOG2_E, digits, steps, sums);
   call.query = queries, call.digits = digits, call.steps = steps, call.sums = sums;
   const int64_t memory = use.memory(call), work = call.length * pairs * (lines + 4) * dim;
   const auto part = [&](int64_t pair, int64_t index) { return partial + (pair * parts + index) * lines * stride; };
   // Neighbouring tasks are heads of the same positions: they lie together in memory.
-  each(pairs * parts, work < 16 * SMALL ? 1 : threads, [&](int64_t i) {
+  parallel_chunks(pairs * parts, work < 16 * SMALL ? 1 : threads, [&](int64_t i) {
     const int64_t index = i / pairs, pair = i % pairs, b = pair / call.kv_heads, head = pair % call.kv_heads;
-    if (index == stretches) return use.attend_sinks(call, b, head, part(pair, index));
+    if (index == splits) return use.attend_sinks(call, b, head, part(pair, index));
     const int64_t begin = index * step, end = std::min(call.length, begin + step);
     use.attend(call, b, head, begin, end, scratch(SCRATCH_WORKER, memory), part(pair, index));
   });
@@ -77,35 +79,35 @@ int dfq_kv_attention(const dfq_kv_attention_args* args) {
     return DFQ_BAD_ARGUMENT;
   if (args->kv_heads < 1 || args->heads % args->kv_heads || args->length < args->rows || args->sinks < 0)
     return DFQ_BAD_ARGUMENT;
-  if (args->k_dim < 1 || args->v_dim < 1 || args->k_dim > ATTENTION_DIM || args->v_dim > ATTENTION_DIM)
+  if (args->k_dim < 1 || args->v_dim < 1 || args->k_dim > MAX_HEAD_DIM || args->v_dim > MAX_HEAD_DIM)
     return DFQ_BAD_ARGUMENT;
-  const Turn turn = {args->base, args->order, args->block};
-  if (!turn.valid(args->k_dim)) return DFQ_BAD_ARGUMENT;
+  const HadamardArgument hadamard = {args->base, args->order, args->block};
+  if (!hadamard.valid(args->k_dim)) return DFQ_BAD_ARGUMENT;
   if (args->batch == 0 || args->rows == 0) return DFQ_OK;
   AttentionCall call = {};
-  call.k = {args->k_packed, args->k_scale, args->k_zero, args->k_dim, divided(args->k_dim * args->bits, 8), 0};
-  call.v = {args->v_packed, args->v_scale, args->v_zero, args->v_dim, divided(args->v_dim * args->bits, 8), 0};
+  call.k = {args->k_packed, args->k_scale, args->k_zero, args->k_dim, ceil_div(args->k_dim * args->bits, 8), 0};
+  call.v = {args->v_packed, args->v_scale, args->v_zero, args->v_dim, ceil_div(args->v_dim * args->bits, 8), 0};
   call.bits = int(args->bits), call.parts = args->dtype == DFQ_FLOAT32 ? 3 : 2;
   call.batch = args->batch, call.rows = args->rows, call.group = args->heads / args->kv_heads,
   call.kv_heads = args->kv_heads, call.length = args->length;
   call.first = args->first, call.tree = args->tree, call.trees = args->trees;
   call.k_sink = args->k_sink, call.v_sink = args->v_sink, call.sinks = args->sinks, call.sink_start = args->sink_start;
   call.type = int(args->dtype), call.scaling = float(args->scaling);
-  return guarded([&] { run_attention(call, args->query, turn, args->out, args->threads); });
+  return returning_status([&] { run_attention(call, args->query, hadamard, args->out, args->threads); });
 }
 
 int dfq_kv_append(const dfq_kv_append_args* args) {
-  const Turn turn = {args->base, args->order, args->block};
-  if (!valid_type(args->dtype) || !valid_bits(args->bits) || !turn.valid(args->k_dim) || args->position < 0)
+  const HadamardArgument hadamard = {args->base, args->order, args->block};
+  if (!valid_type(args->dtype) || !valid_bits(args->bits) || !hadamard.valid(args->k_dim) || args->position < 0)
     return DFQ_BAD_ARGUMENT;
-  const int64_t k_bytes = divided(args->k_dim * args->bits, 8), v_bytes = divided(args->v_dim * args->bits, 8),
+  const int64_t k_bytes = ceil_div(args->k_dim * args->bits, 8), v_bytes = ceil_div(args->v_dim * args->bits, 8),
                 size = args->dtype == DFQ_FLOAT32 ? 4 : 2;
   const RowKernels& run = kernels().rows;
   const AttentionKernels& use = kernels().attention;
-  return guarded([&] {
-    float* const base_t = static_cast<float*>(scratch(SCRATCH_CALLER, (turn.floats() + 1) * 4));
-    turn.transpose(base_t);
-    over_rows(args->batch * args->rows, args->heads * (args->k_dim + args->v_dim), args->threads,
+  return returning_status([&] {
+    float* const base_t = static_cast<float*>(scratch(SCRATCH_CALLER, (hadamard.floats() + 1) * 4));
+    hadamard.transpose(base_t);
+    parallel_rows(args->batch * args->rows, args->heads * (args->k_dim + args->v_dim), args->threads,
               [&](int64_t begin, int64_t end) {
                 const int64_t floats = args->heads * args->k_dim + 2 * args->block;
                 float* const keys = static_cast<float*>(scratch(SCRATCH_WORKER, floats * 4 + args->heads));
@@ -117,7 +119,7 @@ int dfq_kv_append(const dfq_kv_append_args* args) {
                   int64_t k_type = args->dtype;
                   if (args->base) {
                     use.load(args->key, int(args->dtype), from * args->k_dim, args->heads * args->k_dim, keys);
-                    turn.apply(keys, args->heads * args->k_dim, base_t, keys + args->heads * args->k_dim);
+                    hadamard.apply(keys, args->heads * args->k_dim, base_t, keys + args->heads * args->k_dim);
                     k = keys, k_type = DFQ_FLOAT32;
                   }
                   run.kv_quantize_rows(k, int(k_type), args->k_dim, int(args->bits), args->symmetric != 0,

@@ -17,7 +17,6 @@ constexpr int64_t ATTENTION_TILE = 128;  // positions whose keys, then values, l
 constexpr int64_t ATTENTION_BLOCK = 4;   // query rows that share one pass over a tile
 constexpr int ATTENTION_PARTS = 3;       // most bytes of a fixed-point value
 constexpr int64_t ATTENTION_ROWS = 64;   // most query positions of a call
-constexpr int64_t ATTENTION_DIM = 512;   // most values of a row: sums of its digits times codes stay exact in float32
 
 struct StoredRows {  // codes [position][batch][kv_heads][bytes], scale (float16) and zero [position][batch][kv_heads]
   const uint8_t* packed;

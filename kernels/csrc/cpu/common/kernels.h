@@ -18,7 +18,7 @@ struct Kernels {
   const RowKernels& rows;
   const FusedKernels& fused;
   const CanonicalKernels& canonical;
-  const TiledKernels& tile16;
+  const Tile16Kernels& tile16;
   const GemmKernels* gemm;  // for more than DECODE_ROWS rows; null: decode serves, DECODE_ROWS at a time
   const AttentionKernels& attention;
   const DenseKernels& dense;

@@ -24,7 +24,7 @@ struct DenseKernels {
                 float* out, int64_t out_stride);
   // the same of bfloat16 x and weight, with zeros to the next multiple of 32; null: the instruction set has no such
   // product
-  void (*dense_narrow)(const uint16_t* x, int64_t rows, int64_t stride, const DenseWeight& weight, int64_t begin,
+  void (*dense_bf16)(const uint16_t* x, int64_t rows, int64_t stride, const DenseWeight& weight, int64_t begin,
                        int64_t end, float* out, int64_t out_stride);
 };
 

@@ -5,7 +5,7 @@
 #include "common/parallel.h"
 #include "common/scratch.h"
 #include "dfq_abi.h"
-#include "hadamard/transform.h"
+#include "hadamard/hadamard_argument.h"
 
 namespace dfq {
 namespace {
@@ -13,15 +13,16 @@ namespace {
 // Runs function(row, scratch floats) for every row of k values; the scratch holds k + 2 * block floats, the transposed
 // base stands in `turned`.
 template <typename Function>
-int over_quantized(int64_t m, int64_t k, const Turn& turn, const Quantized& out, int64_t threads, Function function) {
-  if (!valid_bits(out.bits) || !turn.valid(k)) return DFQ_BAD_ARGUMENT;
-  return guarded([&] {
-    float* const base_t = static_cast<float*>(scratch(SCRATCH_CALLER, (turn.floats() + 1) * 4));
-    turn.transpose(base_t);
-    const Turned turned = {turn.base ? base_t : nullptr, turn.order, turn.block};
-    over_rows(m, k, threads, [&](int64_t begin, int64_t end) {
-      float* const row = static_cast<float*>(scratch(SCRATCH_WORKER, (2 * k + 2 * turn.block + 32) * 4));
-      function(turned, row, begin, end);
+int quantize_rows_of(int64_t m, int64_t k, const HadamardArgument& hadamard, const Quantized& out, int64_t threads,
+                     Function function) {
+  if (!valid_bits(out.bits) || !hadamard.valid(k)) return DFQ_BAD_ARGUMENT;
+  return returning_status([&] {
+    float* const base_t = static_cast<float*>(scratch(SCRATCH_CALLER, (hadamard.floats() + 1) * 4));
+    hadamard.transpose(base_t);
+    const TransposedHadamard transposed = {hadamard.base ? base_t : nullptr, hadamard.order, hadamard.block};
+    parallel_rows(m, k, threads, [&](int64_t begin, int64_t end) {
+      float* const row = static_cast<float*>(scratch(SCRATCH_WORKER, (2 * k + 2 * hadamard.block + 32) * 4));
+      function(transposed, row, begin, end);
     });
   });
 }
@@ -36,9 +37,9 @@ int dfq_hadamard_quantize(const dfq_hadamard_quantize_args* args) {
   const FusedKernels& use = kernels().fused;
   const Quantized out = {int(args->bits), args->symmetric != 0, float(args->clip),
                          args->codes,     args->scale,          args->zero};
-  return over_quantized(args->m, args->k, {args->base, args->order, args->block}, out, args->threads,
-                        [&](const Turned& turned, float* row, int64_t begin, int64_t end) {
-                          use.turn_quantize(args->x, int(args->dtype), args->k, turned, out, row, begin, end);
+  return quantize_rows_of(args->m, args->k, {args->base, args->order, args->block}, out, args->threads,
+                        [&](const TransposedHadamard& transposed, float* row, int64_t begin, int64_t end) {
+                          use.hadamard_quantize(args->x, int(args->dtype), args->k, transposed, out, row, begin, end);
                         });
 }
 
@@ -48,13 +49,13 @@ int dfq_rmsnorm_quantize(const dfq_rmsnorm_quantize_args* args) {
   const Quantized out = {int(args->bits), args->symmetric != 0, float(args->clip),
                          args->codes,     args->scale,          args->zero};
   const NormedRows rows = {args->x, args->residual, args->weight, int(args->dtype), args->k, float(args->epsilon)};
-  return over_quantized(args->m, args->k, {nullptr, 0, 0}, out, args->threads,
-                        [&](const Turned& turned, float* row, int64_t begin, int64_t end) {
+  return quantize_rows_of(args->m, args->k, {nullptr, 0, 0}, out, args->threads,
+                        [&](const TransposedHadamard& transposed, float* row, int64_t begin, int64_t end) {
                           for (int64_t r = begin; r < end; ++r) {
                             use.norm(rows, r, row);
                             const Quantized one = {out.bits,       out.symmetric, out.clip, args->codes + r * args->k,
                                                    args->scale + r, args->zero + r};
-                            use.turn_quantize(row, DFQ_FLOAT32, args->k, turned, one, row + args->k, 0, 1);
+                            use.hadamard_quantize(row, DFQ_FLOAT32, args->k, transposed, one, row + args->k, 0, 1);
                           }
                         });
 }
@@ -64,13 +65,13 @@ int dfq_silu_mul_hadamard_quantize(const dfq_silu_mul_hadamard_quantize_args* ar
   const FusedKernels& use = kernels().fused;
   const Quantized out = {int(args->bits), args->symmetric != 0, float(args->clip),
                          args->codes,     args->scale,          args->zero};
-  return over_quantized(args->m, args->k, {args->base, args->order, args->block}, out, args->threads,
-                        [&](const Turned& turned, float* row, int64_t begin, int64_t end) {
+  return quantize_rows_of(args->m, args->k, {args->base, args->order, args->block}, out, args->threads,
+                        [&](const TransposedHadamard& transposed, float* row, int64_t begin, int64_t end) {
                           for (int64_t r = begin; r < end; ++r) {
                             use.silu_mul(args->gate, args->up, int(args->dtype), r * args->k, args->k, row);
                             const Quantized one = {out.bits,       out.symmetric, out.clip, args->codes + r * args->k,
                                                    args->scale + r, args->zero + r};
-                            use.turn_quantize(row, DFQ_FLOAT32, args->k, turned, one, row + args->k, 0, 1);
+                            use.hadamard_quantize(row, DFQ_FLOAT32, args->k, transposed, one, row + args->k, 0, 1);
                           }
                         });
 }

@@ -33,7 +33,7 @@ inline __attribute__((always_inline)) void multiply_add(Ints* sums, const char* 
       codes[t] = _mm512_and_si512(_mm512_srli_epi16(ints_at(tiles + t * stride), 4), nibble);
     });
     half(rows + 4 * HEIGHT, codes);
-    rows += 8 * HEIGHT, tiles += TILED_BYTES;
+    rows += 8 * HEIGHT, tiles += TILE16_BYTES;
   } while (--blocks > 0);
 }
 

@@ -22,12 +22,12 @@ constexpr int64_t STEP = 4;  // rows times four vectors of sums
 
 template <int ROWS>
 void integer_rows(Height<ROWS>, const uint8_t* in, int64_t blocks, const int8_t* q, int64_t width,
-                  int32_t (*sums)[TILED_ROWS]) {
+                  int32_t (*sums)[TILE16_ROWS]) {
   int32x4_t sum[ROWS][4];
   for (int r = 0; r < ROWS; ++r) {
     for (int part = 0; part < 4; ++part) sum[r][part] = vdupq_n_s32(0);
   }
-  for (; blocks > 0; --blocks, in += TILED_BYTES, q += TILED_DEPTH) {
+  for (; blocks > 0; --blocks, in += TILE16_BYTES, q += TILE16_DEPTH) {
     fetch(in);
     int8x16_t values[ROWS];  // eight codes of a row, twice
     for (int r = 0; r < ROWS; ++r) {
@@ -52,17 +52,17 @@ constexpr int64_t STEP = 2;  // rows times eight vectors of 16-bit sums
 // Sixteen products of at most 15 * 128 fit into the 16 bits that they are added in: those of eight k-blocks.
 template <int ROWS>
 void integer_rows(Height<ROWS>, const uint8_t* in, int64_t blocks, const int8_t* q, int64_t width,
-                  int32_t (*sums)[TILED_ROWS]) {
+                  int32_t (*sums)[TILE16_ROWS]) {
   int32x4_t total[ROWS][4];
   for (int r = 0; r < ROWS; ++r) {
     for (int part = 0; part < 4; ++part) total[r][part] = vdupq_n_s32(0);
   }
   while (blocks > 0) {
-    int64_t burst = least(blocks, 8);
+    int64_t burst = minimum(blocks, 8);
     blocks -= burst;
     int16x8_t sum[ROWS][8];
     for (int i = 0; i < ROWS * 8; ++i) sum[i / 8][i % 8] = vdupq_n_s16(0);
-    for (; burst > 0; --burst, in += TILED_BYTES, q += TILED_DEPTH) {
+    for (; burst > 0; --burst, in += TILE16_BYTES, q += TILE16_DEPTH) {
       fetch(in);
       for (int part = 0; part < 4; ++part) {
         const uint8x16_t v = bytes_at(in + 16 * part);
@@ -90,7 +90,7 @@ void integer_rows(Height<ROWS>, const uint8_t* in, int64_t blocks, const int8_t*
 #endif
 
 void integer_block(const uint8_t* in, int64_t blocks, const int8_t* q, int64_t width, int64_t count,
-                   int32_t (*sums)[TILED_ROWS]) {
+                   int32_t (*sums)[TILE16_ROWS]) {
   with_height(count, [&](auto rows) { integer_rows(rows, in, blocks, q, width, sums); });
 }
 
@@ -120,13 +120,13 @@ inline float32x4_t odd_of(uint16x8_t pair) {
 
 template <int ROWS>
 void float_rows(Height<ROWS>, const uint8_t* in, int64_t blocks, const float* x, int64_t width,
-                float (*sums)[TILED_ROWS]) {
+                float (*sums)[TILE16_ROWS]) {
   const uint8x16_t order = vld1q_u8(PAIRS);
   float32x4_t sum[ROWS][4];
   for (int r = 0; r < ROWS; ++r) {
     for (int part = 0; part < 4; ++part) sum[r][part] = vdupq_n_f32(0.0f);
   }
-  for (; blocks > 0; --blocks, in += TILED_BYTES, x += TILED_DEPTH) {
+  for (; blocks > 0; --blocks, in += TILE16_BYTES, x += TILE16_DEPTH) {
     fetch(in);
 #pragma GCC unroll 4
     for (int part = 0; part < 4; ++part) {
@@ -153,7 +153,7 @@ void float_rows(Height<ROWS>, const uint8_t* in, int64_t blocks, const float* x,
 }
 
 void float_block(const uint8_t* in, int64_t blocks, const float* x, int64_t width, int64_t count,
-                 float (*sums)[TILED_ROWS]) {
+                 float (*sums)[TILE16_ROWS]) {
   with_height(count, [&](auto rows) { float_rows(rows, in, blocks, x, width, sums); });
 }
 
@@ -161,13 +161,13 @@ void float_block(const uint8_t* in, int64_t blocks, const float* x, int64_t widt
 // Rows of bfloat16: BFDOT adds the products of a pair.
 template <int ROWS>
 void narrow_rows(Height<ROWS>, const uint8_t* in, int64_t blocks, const uint16_t* x, int64_t width,
-                 float (*sums)[TILED_ROWS]) {
+                 float (*sums)[TILE16_ROWS]) {
   const uint8x16_t order = vld1q_u8(PAIRS);
   float32x4_t sum[ROWS][4];
   for (int r = 0; r < ROWS; ++r) {
     for (int part = 0; part < 4; ++part) sum[r][part] = vdupq_n_f32(0.0f);
   }
-  for (; blocks > 0; --blocks, in += TILED_BYTES, x += TILED_DEPTH) {
+  for (; blocks > 0; --blocks, in += TILE16_BYTES, x += TILE16_DEPTH) {
     fetch(in);
     bfloat16x8_t values[ROWS];
     for (int r = 0; r < ROWS; ++r) values[r] = vreinterpretq_bf16_u16(vld1q_u16(x + r * width));
@@ -189,7 +189,7 @@ void narrow_rows(Height<ROWS>, const uint8_t* in, int64_t blocks, const uint16_t
 }
 
 void float_block(const uint8_t* in, int64_t blocks, const uint16_t* x, int64_t width, int64_t count,
-                 float (*sums)[TILED_ROWS]) {
+                 float (*sums)[TILE16_ROWS]) {
   with_height(count, [&](auto rows) { narrow_rows(rows, in, blocks, x, width, sums); });
 }
 #endif

@@ -2,10 +2,10 @@
 // times a block; a thread owns tiles of the weights and whole heads of the cache. Residual, norms and the codes of
 // activations are computed by every thread for itself: a few microseconds, less than handing them round.
 #include "common/parallel.h"
-#include "common/thread_team.h"
+#include "common/parallel_region.h"
 #include "dfq_abi.h"
 #include "tile16/tile16_kernels.h"
-#include "whole_blocks/decoder_step.h"
+#include "whole_blocks/decoder_call.h"
 #include "whole_blocks/decoder_worker.h"
 #include "whole_blocks/valid_decoder.h"
 
@@ -13,10 +13,10 @@ using namespace dfq;
 
 namespace {
 
-int run(Step& step, int64_t threads) {
-  return guarded([&] {
-    step.plan_attention();
-    work_together<DecoderWorker>(step, threads);
+int run(DecoderCall& call_, int64_t threads) {
+  return returning_status([&] {
+    call_.plan_attention();
+    run_workers<DecoderWorker>(call_, threads);
   });
 }
 
@@ -26,8 +26,8 @@ int dfq_decode(const dfq_decode_args* args) {
   if (args->batch < 1 || args->rows < 1 || args->batch * args->rows > DECODE_ROWS || args->position < 0 ||
       !valid_decoder(*args->model))
     return DFQ_BAD_ARGUMENT;
-  Step step(*args);
-  return run(step, args->threads);
+  DecoderCall call_(*args);
+  return run(call_, args->threads);
 }
 
 int dfq_decode_tree(const dfq_decode_tree_args* args) {
@@ -42,7 +42,7 @@ int dfq_decode_tree(const dfq_decode_tree_args* args) {
   call.cos = args->cos, call.sin = args->sin;
   call.batch = 1, call.rows = args->rows, call.position = args->position;
   call.out = args->out, call.threads = args->threads;
-  Step step(call);
-  step.parents = args->parents;
-  return run(step, args->threads);
+  DecoderCall call_(call);
+  call_.parents = args->parents;
+  return run(call_, args->threads);
 }

@@ -8,7 +8,7 @@
 namespace dfq {
 namespace {
 
-struct Turn {  // a block-diagonal Hadamard transform as it comes through the C interface; base null: none
+struct HadamardArgument {  // a block-diagonal Hadamard transform as it comes through the C interface; base null: none
   const float* base;
   int64_t order, block;
 
