@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dfrot_kernels  # noqa: F401  (registers torch.ops.dfq)
+from dfrot.compat.forward import has_replaced_forward
 from dfrot.errors import InputError
 from dfrot.quant.plan import LinearPlan
 from dfrot.quant.scheme import FULL
@@ -166,7 +167,7 @@ class QuantLinear(_RotatedLinear):
             and a.hadamard is None
             and (a.a_bits, a.a_sym, a.a_clip, b.hadamard) == (b.a_bits, b.a_sym, b.a_clip, None)
             and self.sink_rows() is None
-            and not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in (self, other))
+            and not any(m._forward_hooks or m._forward_pre_hooks or has_replaced_forward(m) for m in (self, other))
         )
 
     def forward(self, x: Tensor) -> Tensor:
