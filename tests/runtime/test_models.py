@@ -230,7 +230,7 @@ def test_capped_scores_in_a_padded_batch(kit: SimpleNamespace, tmp_path: Path, m
     padded = torch.stack([torch.cat([torch.zeros(13, dtype=torch.long), short]), long])
     mask = torch.ones_like(padded)
     mask[0, :13] = 0
-    monkeypatch.setattr("dfrot.runtime.attention.SCORES", 300)  # rows in parts
+    monkeypatch.setattr("dfrot.runtime.attention.MAX_SCORES", 300)  # rows in several blocks
     both = model.generate(padded, attention_mask=mask, max_new_tokens=5, do_sample=False, pad_token_id=0)
     alone = model.generate(short[None], max_new_tokens=5, do_sample=False)
     assert torch.equal(both[0, 20:], alone[0, 7:])
