@@ -13,7 +13,7 @@ from dfrot.arch import BoundArch
 from dfrot.compat import attention as table
 from dfrot.quant.activations import fake_quantize_kv
 from dfrot.quant.linear import QuantLinear
-from dfrot.quant.tuned import RoundedTo, TrainableLinear, hadamard, straight_through
+from dfrot.quant.trainable_linear import RoundedTo, TrainableLinear, hadamard, straight_through
 from dfrot.runtime.native_operands import attention_of
 from dfrot.runtime.packed_states import KVSpec
 
