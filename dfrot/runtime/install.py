@@ -16,7 +16,8 @@ from dfrot.compat.attention import default_implementation, implementation, set_i
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.quant import resets
 from dfrot.quant.config import DfqConfig
-from dfrot.quant.linear import DenseLinear, QuantLinear
+from dfrot.quant.dense_linear import DenseLinear
+from dfrot.quant.linear import QuantLinear
 from dfrot.quant.plan import LinearPlan, plan_linears
 from dfrot.quant.scheme import FULL
 from dfrot.runtime import attention

@@ -13,7 +13,7 @@ from dfrot.compat.logs import quiet_transformers
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import DfqError, InputError, UnsupportedError
 from dfrot.quant.config import DfqConfig
-from dfrot.quant.linear import simulate
+from dfrot.quant.dense_linear import simulate
 from dfrot.quant.plan import check_packed, plan_linears
 from dfrot.runtime.install import base_model_of, use_capped_attention
 
