@@ -30,7 +30,7 @@ class Algorithm:
     """Whether it needs a calibration."""
 
     def load(self) -> Quantize:
-        """Its `quantize_together`: weights float32 [N_i, K] that share inputs, their Hessian [K, K] -> a result each."""
+        """Its `quantize_together`: weights float32 [N_i, K] that share inputs, their Hessian [K, K] -> results."""
         return import_module(self.module).quantize_together  # type: ignore[no-any-return]
 
 

@@ -121,7 +121,7 @@ class QuantLinear(RotatedLinear):
             self._prepack()
 
     def shares_input(self, other: QuantLinear) -> bool:
-        """Whether both linears quantize an input to the same codes now, and neither has hooks that must run or sinks."""
+        """Whether both linears quantize an input to the same codes now, and neither has hooks or sinks."""
         a, b = self.plan, other.plan
         return (
             self.prepared is not None
