@@ -17,7 +17,7 @@ from dfrot.arch import BoundArch, Tap
 from dfrot.calib.stats import BINS, BINS_PER_OCTAVE, CLIP_BITS, CLIP_RATIOS, LOWEST, CalibStats
 from dfrot.quant.activations import fake_quantize
 from dfrot.runtime.block_runner import OnlineHadamard
-from dfrot.runtime.experts import experts_of
+from dfrot.runtime.experts import find_experts
 
 SAMPLE_ROWS = 256
 EXPERT_ROWS = 32  # a mixture has a hundred times as many taps, each of them with a sample
@@ -33,7 +33,7 @@ def linear_of(block: nn.Module, name: str) -> nn.Linear:
 def chunk_samples(arch: BoundArch, seqlen: int) -> int:
     """How many samples may go through a block together: decided by shapes only, so that results repeat."""
     sizes = arch.sizes
-    per_token = 4 * (6 * sizes["hidden"] + 2 * (sizes["q"] + 2 * sizes["kv"]) + 4 * sizes["mlp"])
+    per_token = 4 * (6 * sizes["hidden"] + 2 * (sizes["q"] + 2 * sizes["kv"]) + 4 * sizes["intermediate"])
     return max(1, CHUNK_BYTES // (per_token * seqlen))
 
 
@@ -132,7 +132,7 @@ def watching(
     rows: which of the run's tokens, counted over samples and positions, an expert was sent; None: x [B, S, K] is all.
     An expert without tokens is not heard of."""
     seen: set[str] = set()
-    mixture = experts_of(block)
+    mixture = find_experts(block)
 
     def hook(tap: Tap) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def before(module: nn.Module, args: tuple[Any, ...]) -> None:

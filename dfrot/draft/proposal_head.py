@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from dfrot.draft.models.base import Draft, Head
 from dfrot.draft.schemes import SCHEMES
+from dfrot.quant.hessian_error import row_tiles
 from dfrot.quant.linear import QuantLinear
 from dfrot.quant.plan import LinearPlan
-from dfrot.quant.rtn import quantize, row_tiles
+from dfrot.quant.rtn import quantize
 from dfrot.quant.scheme import FULL
 
 if TYPE_CHECKING:

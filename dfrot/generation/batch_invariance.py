@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dfrot.compat.forward import wrapped_forwards
 from dfrot.runtime.experts import Experts
 
 TRIALS = 2
@@ -57,14 +58,8 @@ class BatchInvariance:
     @contextlib.contextmanager
     def rows(self, count: int) -> Iterator[None]:
         """While inside, blocks of `count` rows come out row-exact."""
-        mended = self.dependent(count) if count > 1 else []
-        for module in mended:
-            module.forward = _one_by_one(module.forward)
-        try:
+        with wrapped_forwards(self.dependent(count) if count > 1 else [], _one_by_one):
             yield
-        finally:
-            for module in mended:
-                del module.forward
 
 
 def _multiplies(module: nn.Module) -> bool:

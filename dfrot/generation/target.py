@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dfrot.compat.cache import new_cache
 from dfrot.draft.feature_selection import FeatureChooser
 from dfrot.draft.training.target_features import TargetFeatures, _measure, _offer
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.generation.batch_invariance import BatchInvariance
 from dfrot.generation.native_verify import NativeVerifier
 from dfrot.quant.linear import QuantLinear
-from dfrot.runtime.attention_hooks import SPLIT, attend_row_by_row, attention_name, observe_attention
-from dfrot.runtime.cache_rollback import keep_accepted_path, new_cache
+from dfrot.runtime.attention_hooks import ROW_WISE, attend_row_by_row, attention_name, observe_attention
+from dfrot.runtime.cache_rollback import keep_accepted_path
 from dfrot_kernels import native
 from dfrot_kernels.whole_blocks.draft import dense, servable
 
@@ -50,10 +51,10 @@ class Target:
         heads = int(self.config.num_attention_heads)
         self.group = heads // int(getattr(self.config, "num_key_value_heads", None) or heads)
         self.exact = BatchInvariance([self.decoder, *([] if self._dense_head() is not None else [self.head_module])])
-        if drafted and attention_name(model) not in SPLIT:
+        if drafted and attention_name(model) not in ROW_WISE:
             raise UnsupportedError(
                 f"attention implementation {attention_name(model)!r}: its rows cannot be checked one by one; "
-                f"load the model with {SPLIT[0]!r}"
+                f"load the model with {ROW_WISE[0]!r}"
             )
         native = getattr(self.decoder, "dfq_native", None)
         # hooks on layers keep the native decoder from serving: then plain steps must not use it either

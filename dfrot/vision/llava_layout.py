@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dfrot.checkpoint import TensorEntry, read_header, read_tensor
 from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
+from dfrot.compat.llava import llava_projector
 from dfrot.errors import InputError, MismatchError, UnsupportedError
 from dfrot.files import digest_bytes, read_json, write_json
 from dfrot.rotation.rotation import FILE as ROTATION
@@ -108,12 +109,11 @@ def compose(language_model: Any, config: VisionConfig) -> Any:
 def _modules(config: VisionConfig, text: Any) -> tuple[Any, dict[str, nn.Module]]:
     """The configuration of the whole, and a random tower and projector."""
     from transformers import CLIPVisionConfig, CLIPVisionModel, LlavaConfig
-    from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
     tower = CLIPVisionConfig(**config.tower)
     names = {"image_token_id": config.image_token, "vision_feature_layer": -1, "tie_word_embeddings": False}
     both = LlavaConfig(vision_config=tower, text_config=text, **names)
-    return both, {"vision_tower": CLIPVisionModel(tower), "multi_modal_projector": LlavaMultiModalProjector(both)}
+    return both, {"vision_tower": CLIPVisionModel(tower), "multi_modal_projector": llava_projector(both)}
 
 
 def _parts(model: Any) -> dict[str, Tensor]:

@@ -18,8 +18,9 @@ from dfrot.errors import UnsupportedError
 from dfrot.rotation.fuse import Fuser, Rotations, fuse
 from dfrot.rotation.hadamard import plan, random_orthogonal, randomized, transform
 from dfrot.rotation.online import HadamardSpec
-from dfrot.runtime.block_runner import hf_config, softcap_of
-from dfrot.runtime.experts import install
+from dfrot.runtime.block_runner import hf_config
+from dfrot.runtime.experts import install_experts
+from dfrot.runtime.softcap import softcap_of
 
 TOKENS = torch.tensor([[1, 7, 3, 39, 0, 22, 5, 5, 31, 2]])
 QKV = tuple(f"self_attn.{name}_proj" for name in "qkv")
@@ -100,7 +101,7 @@ def logits(folder: Path, r4: HadamardSpec | None = None) -> Tensor:
     if checkpoint.config["tie_word_embeddings"]:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     if r4 is not None:
-        install(model, arch, torch.float64)
+        install_experts(model, arch, torch.float64)
     else:
         merge(state, arch)
     model.load_state_dict(state, strict=True, assign=True)

@@ -18,8 +18,8 @@ from dfrot.draft.models.config import DraftConfig
 from dfrot.draft.models.state import DraftState
 from dfrot.generation.target import Target
 from dfrot.rotation.hadamard import plan as hadamard_plan
-from dfrot.runtime.install import keep_caps
-from dfrot.runtime.kv_cache import KVSpec
+from dfrot.runtime.install import use_capped_attention
+from dfrot.runtime.packed_states import KVSpec
 
 VOCAB = 96
 COMMON: dict[str, Any] = {
@@ -72,7 +72,7 @@ def model(kind: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0
         for name, parameter in made.named_parameters():
             if parameter.dim() >= 2:
                 parameter.normal_(0, 1 / scaled if "embed" in name else 1.5 * parameter.shape[-1] ** -0.5)
-    keep_caps(made.base_model, describe(config.to_dict()))
+    use_capped_attention(made.base_model, describe(config.to_dict()))
     return made.requires_grad_(False).eval()
 
 
@@ -81,7 +81,7 @@ def with_kv4(made: Any, r3: bool = True) -> Any:
     from dfrot.runtime import attention
     from dfrot.runtime.forward_hooks import ForwardHooks
 
-    attention.register()
+    attention.register_attention()
     spec = hadamard_plan(COMMON["head_dim"]) if r3 else None
     if spec is not None:
         for layer in made.model.layers:

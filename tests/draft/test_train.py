@@ -167,7 +167,8 @@ def test_a_warm_start_copies_blocks(targets: Get, kit: SimpleNamespace) -> None:
 
 def test_dense_weights_take_unrotated_inputs() -> None:
     """A rotated linear's weight is turned back, packed or not."""
-    from dfrot.quant.linear import DenseLinear, QuantLinear
+    from dfrot.quant.dense_linear import DenseLinear
+    from dfrot.quant.linear import QuantLinear
     from dfrot.quant.plan import LinearPlan
     from dfrot.rotation.hadamard import plan
     from dfrot_kernels.layouts import PackedWeight

@@ -243,7 +243,7 @@ def test_kept_linears(model: Path, cal: Path, tmp_path: Path) -> None:
     assert f"{Q}.weight_packed" in result
     logits(tmp_path / "q", torch.arange(20)[None])  # loads and runs
     for pattern, nearest in (("lm_haed", "lm_head"), ("mlp.dwn_proj", "mlp.down_proj")):
-        with pytest.raises(InputError, match=f"--keep {pattern}: matches no linear .*nearest: {nearest}"):
+        with pytest.raises(InputError, match=f"`keep` {pattern}: matches no linear .*nearest: {nearest}"):
             quantize(model, cal, tmp_path / "other", settings(keep=(pattern,)))
 
 
@@ -342,7 +342,7 @@ def test_refusals_before_work(model: Path, cal: Path, build: Build, tmp_path: Pa
     out = tmp_path / "out" / "q"
     with pytest.raises(InputError, match="needs a calibration"):
         quantize(model, None, out, settings())
-    with pytest.raises(UnsupportedError, match="algorithm 'awq'"):
+    with pytest.raises(UnsupportedError, match="`algorithm` 'awq'"):
         settings(algorithm="awq")
     with pytest.raises(UnsupportedError, match="sink tokens"):
         settings(sink_tokens=-1)

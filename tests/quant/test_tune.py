@@ -15,7 +15,7 @@ from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, MismatchError, UnsupportedError
 from dfrot.hub import resolve_model
 from dfrot.quant.scheme import QuantScheme
-from dfrot.quant.tuned import hadamard
+from dfrot.quant.trainable_linear import hadamard
 from dfrot.rotation.hadamard import plan
 from dfrot.runtime.load import load_model
 from dfrot.runtime.trainable import TrainableModel

@@ -13,7 +13,8 @@ from dfrot.quant.activations import fake_quantize_kv
 from dfrot.quant.sinks import Sinks
 from dfrot.rotation.hadamard import matrix, plan
 from dfrot.runtime.forward_hooks import ForwardHooks
-from dfrot.runtime.kv_cache import DfqCacheLayer, KVSpec
+from dfrot.runtime.kv_cache import DfqCacheLayer
+from dfrot.runtime.packed_states import KVSpec
 
 B, H, D = 3, 2, 32
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 import dfrot_kernels  # noqa: F401
 from dfrot.quant.activations import activation_quantizer, fake_quantize
-from dfrot.quant.linear import DenseLinear, QuantLinear
+from dfrot.quant.dense_linear import DenseLinear
+from dfrot.quant.linear import QuantLinear
 from dfrot.quant.plan import LinearPlan
 from dfrot.quant.scheme import QuantScheme
 from dfrot.quant.sinks import Sinks

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dfrot.arch import BoundArch, Linear
 from dfrot.calib.observe import linear_of
-from dfrot.runtime.attention_listener import listen
+from dfrot.runtime.attention_hooks import AttentionCall, observe_block_attention
 
 
 @dataclass
@@ -64,10 +64,10 @@ def capturing(block: nn.Module, arch: BoundArch, view: BlockView) -> Iterator[No
 
         return after
 
-    def heard(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> None:
-        view.query, view.key, view.value = query[0].detach(), key[0].detach(), value[0].detach()
-        view.mask = None if mask is None else mask[0]
-        view.scale = scale
+    def heard(call: AttentionCall) -> None:
+        view.query, view.key, view.value = call.query[0].detach(), call.key[0].detach(), call.value[0].detach()
+        view.mask = None if call.mask is None else call.mask[0]
+        view.scale = call.scale
 
     with ExitStack() as stack:
         for tap in arch.taps():
@@ -78,8 +78,7 @@ def capturing(block: nn.Module, arch: BoundArch, view: BlockView) -> Iterator[No
             if hook is not None:
                 handle = linear_of(block, linear.name).register_forward_hook(hook(linear.name))
                 stack.callback(handle.remove)
-        for name in {one.name.rpartition(".")[0] for one in arch.spec.linears if one.writes == "qk"}:
-            listen(block.get_submodule(name), heard)
+        stack.enter_context(observe_block_attention(block, heard))
         yield
 
 

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from dfrot.errors import InputError
+from dfrot.processor import fast_bfloat16
 from dfrot.rotation.refinement.descent import Round, capped
 from dfrot.rotation.refinement.features import CalibrationRows
 from dfrot.rotation.refinement.massive_subspace import anchor
@@ -207,12 +208,6 @@ def _half_precision(settings: RefineSettings, width: int) -> bool:
     if settings.precision == "auto":
         return width >= HALF_FROM and fast_bfloat16()
     return settings.precision == "bfloat16"
-
-
-def fast_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 natively (AVX512-BF16 or AMX); emulation would be slower."""
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(bool(getattr(torch.cpu, name, lambda: False)()) for name in names)
 
 
 def _check(features: CalibrationRows, start: Tensor) -> None:

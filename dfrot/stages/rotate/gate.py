@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dfrot.arch import BoundArch
 from dfrot.errors import GateError
 from dfrot.runtime.block_runner import BlockRunner
-from dfrot.runtime.experts import recorded_choices
+from dfrot.runtime.experts import record_routing
 from dfrot.stage_folder import Progress, silent
 
 MARGIN = 4.0  # times the measured effect of rounding; right models measure 0.3 to 1.2
@@ -97,7 +97,7 @@ def gate(
 
 def _run(runner: BlockRunner, block: nn.Module, hidden: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """The block's output, and what its router chose (nothing without one)."""
-    with recorded_choices(block, runner.arch) as chosen:
+    with record_routing(block, runner.arch) as chosen:
         return runner.run(block, hidden), chosen
 
 

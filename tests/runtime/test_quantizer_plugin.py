@@ -11,18 +11,22 @@ KNOWN = """
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, AUTO_QUANTIZATION_CONFIG_MAPPING
 assert AUTO_QUANTIZER_MAPPING["dfq"].__name__ == "DfqHfQuantizer"
 assert AUTO_QUANTIZATION_CONFIG_MAPPING["dfq"].__name__ == "DfqQuantizationConfig"
-import sys
-from dfrot.compat.import_hook import _AfterImport, install
-install()
-assert not any(isinstance(finder, _AfterImport) for finder in sys.meta_path)
+from dfrot.compat.import_hook import QUANTIZER_TABLES, import_after, pending
+import_after(QUANTIZER_TABLES, "dfrot.runtime.quantizer_plugin")
+assert not pending(QUANTIZER_TABLES)
+"""
+TWICE = """
+import sys, dfrot
+from dfrot.compat.import_hook import QUANTIZER_TABLES, _ImportTrigger, import_after
+import_after(QUANTIZER_TABLES, "dfrot.runtime.quantizer_plugin")
+assert sum(isinstance(finder, _ImportTrigger) for finder in sys.meta_path) == 1
 """
 ORDERS = {
-    "dfrot first, installed twice": (
-        "import dfrot, sys\nfrom dfrot.compat import import_hook\nimport_hook.install()\n"
-        "assert sum(isinstance(f, import_hook._AfterImport) for f in sys.meta_path) == 1\n" + KNOWN
-    ),
+    "dfrot first, installed twice": TWICE + KNOWN,
     "transformers first": "import transformers.quantizers.auto\nimport dfrot\n" + KNOWN,
     "lazy transformers first": "import transformers, dfrot\ntransformers.AutoConfig\n" + KNOWN,
+    "the plug-in first": "import dfrot.runtime.quantizer_plugin\n" + KNOWN,
+    "the loader first": "import dfrot.runtime.load\n" + KNOWN,
 }
 
 
