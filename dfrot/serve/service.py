@@ -68,14 +68,14 @@ class Service:
 
     def _ids(self, call: ApiRequest) -> tuple[tuple[int, ...], ImageInputs | None]:
         try:
-            if call.images and not self.engine.sees:
+            if call.images and not self.engine.takes_images:
                 raise bad_request(
                     "messages: this model takes no images; leave them out", "messages", "unsupported_content"
                 )
             with self._encoding:
                 if call.images:
                     pictures = [decode(data, f"image {number}") for number, data in enumerate(call.images)]
-                    return self.engine.encode_seen(call.prompt, pictures)
+                    return self.engine.encode_multimodal(call.prompt, pictures)
                 if call.kind == "chat":
                     return self.engine.encode_chat(call.prompt), None
                 return self.engine.encode(call.prompt) if isinstance(call.prompt, str) else call.prompt, None

@@ -26,7 +26,8 @@ from dfrot.hub import resolve_model
 from dfrot.reference.build_vlm import merged
 from dfrot.runtime.load import load
 from dfrot.tensor_file import save_tensors
-from dfrot.vision.llava_layout import VisionConfig, compose, save_vision_of
+from dfrot.vision.llava_layout import VisionConfig
+from dfrot.vision.llava_model import compose, save_vision_of
 
 IMAGE_TOKEN = 4094  # the last merge of the tokenizer, which the model that sees gives up
 PATCHES = 16

@@ -29,7 +29,8 @@ from dfrot.stages.rotate.run import rotate
 from dfrot.stages.rotate.settings import RotateSettings
 from dfrot.vision.fingerprint import fingerprint
 from dfrot.vision.image_inputs import ImageInputs
-from dfrot.vision.llava_layout import CONFIG, VisionConfig, attach_vision, compose, rotate_vision, save_vision_of
+from dfrot.vision.llava_layout import CONFIG, VisionConfig, rotate_vision
+from dfrot.vision.llava_model import attach_vision, compose, save_vision_of
 
 IMAGE, VOCAB, WIDTH = 120, 128, 64
 TEXT = {
