@@ -15,7 +15,7 @@ from dfrot.arch import describe
 from dfrot.draft.models.base import Draft, Head, TrainOutput
 from dfrot.draft.models.build import build
 from dfrot.draft.models.config import DraftConfig
-from dfrot.draft.models.state import DraftState
+from dfrot.draft.models.state import CachedDraftState
 from dfrot.generation.target import Target
 from dfrot.rotation.hadamard import plan as hadamard_plan
 from dfrot.runtime.install import use_capped_attention
@@ -114,11 +114,11 @@ class Scripted(Draft):
             rows[row, token] = 9.0 if self.right else -9.0
         return rows
 
-    def begin(self, capacity: int) -> DraftState:
+    def begin(self, capacity: int) -> CachedDraftState:
         return _Positions(capacity)
 
 
-class _Positions(DraftState):
+class _Positions(CachedDraftState):
     """Outputs that say which position they stand for."""
 
     def extend(self, embeddings: Tensor, features: Tensor, places: Tensor | None = None) -> Tensor:

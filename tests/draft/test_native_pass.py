@@ -68,7 +68,7 @@ def drafted(draft: DreamDraft, by_calls: bool) -> Tensor:
     found += [state.grow(e[33:36], [0, 0, 2]), state.grow(e[36:39], [3, 4, 5])]
     found.append(state.extend(e[40:43], f[27:33], torch.tensor([26, 29, 31])))
     found.append(state.extend(e[27:29], f[33:34]))
-    assert state.natively == (9 if by_calls else 0)
+    assert state.native_passes == (9 if by_calls else 0)
     return torch.cat(found).double()
 
 

@@ -19,13 +19,15 @@ from dfrot.draft.training.corpus import load_corpora, of_windows
 from dfrot.draft.training.init_from_target import dense, init_from_target
 from dfrot.draft.training.loss import Teacher, losses, simulated_tau, slots_of_step
 from dfrot.draft.training.settings import TrainOptions, Weights
-from dfrot.draft.training.sources import LiveFeatures, StoredFeatures
+from dfrot.draft.training.sources import LiveFeatures
+from dfrot.draft.training.stored_features import StoredFeatures
 from dfrot.draft.training.target_features import TargetFeatures
-from dfrot.draft.training.trainer import STATE, Trainer
+from dfrot.draft.training.train_state import STATE
+from dfrot.draft.training.trainer import Trainer
 from dfrot.errors import DfqError, InputError, MismatchError
 from dfrot.files import write_json
 from dfrot.generation.target import Target
-from dfrot.vision.fingerprint import fingerprint
+from dfrot.vision.fingerprint import checkpoint_fingerprint
 
 Get = Callable[..., Target]
 
@@ -227,9 +229,9 @@ def test_fingerprints_notice_tokenizer_and_template(reference: Path, tmp_path: P
     for file in reference.iterdir():
         if file.is_file():
             (tmp_path / file.name).symlink_to(file)
-    assert fingerprint(tmp_path) == fingerprint(reference)
+    assert checkpoint_fingerprint(tmp_path) == checkpoint_fingerprint(reference)
     (tmp_path / "chat_template.jinja").unlink()
-    assert fingerprint(tmp_path) != fingerprint(reference)
+    assert checkpoint_fingerprint(tmp_path) != checkpoint_fingerprint(reference)
 
 
 class Words:
@@ -288,7 +290,7 @@ def test_conversations_from_a_file(tmp_path: Path) -> None:
 
 
 def test_stored_features_are_the_running_ones(targets: Get, tmp_path: Path) -> None:
-    from dfrot.draft.training.sources import save_corpus, save_index, save_shard
+    from dfrot.draft.training.stored_features import save_corpus, save_index, save_shard
 
     source = online(targets("llama-kv4"))
     for side in ("train", "held_out"):

@@ -11,6 +11,7 @@ import click
 
 from dfrot_cli import show
 from dfrot_cli.commands.draft_options import sampling_of, sampling_options, shape_options, shapes_of
+from dfrot_cli.engine import open_engine
 from dfrot_cli.options import Common, common, model_option
 from dfrot_cli.plan import plan
 
@@ -51,7 +52,7 @@ def command(
     distribution. For a server see dfq serve."""
     common.prepare()
     from dfrot.errors import InputError
-    from dfrot.generation.engine import Engine, TextRequest
+    from dfrot.generation.engine import TextRequest
     from dfrot.hub import resolve_model
 
     if len(chain) + len(tree) > 1:
@@ -73,7 +74,7 @@ def command(
         }
         plan("generate", {"model": folder, "draft": draft}, told, None, common)
         return
-    engine = Engine(folder, draft, shape, force)
+    engine = open_engine(folder, draft, shape, force)
     messages = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": text}]
     seen = None
     if images:

@@ -9,6 +9,7 @@ import click
 
 from dfrot_cli import show
 from dfrot_cli.commands.draft_options import shape_options, shapes_of
+from dfrot_cli.engine import open_engine
 from dfrot_cli.options import Common, common, model_option
 from dfrot_cli.plan import plan
 
@@ -50,7 +51,6 @@ def command(
     writes what it loads."""
     common.prepare()
     from dfrot.errors import InputError, ResourceError
-    from dfrot.generation.engine import Engine
     from dfrot.hub import resolve_model
 
     try:
@@ -68,7 +68,7 @@ def command(
         return
     if settings.api_key is None and not open_to_all and not loopback(host):
         raise InputError(f"--host {host}: others could use the model; set --api-key, or say --open-to-all")
-    engine = Engine(folder, draft, shapes_of(chain, tree)[0] if chain or tree else None, force)
+    engine = open_engine(folder, draft, shapes_of(chain, tree)[0] if chain or tree else None, force)
 
     def ready(url: str) -> None:
         fact = {"url": f"{url}/v1", "model": settings.name, "decoding": engine.how, "context": engine.context}

@@ -23,7 +23,7 @@ from dfrot.draft.models.build import build, config_for
 from dfrot.draft.proposal_head import proposal_head
 from dfrot.draft.quantize import quantize_draft
 from dfrot.errors import InputError, ResourceError
-from dfrot.generation.expand import expand
+from dfrot.generation.drafting import expand
 from dfrot.generation.target import Target
 from dfrot.generation.tree import Tree, TreeShape
 from dfrot.runtime.load import load_model
