@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dfrot.errors import UnsupportedError
+from dfrot.settings import setting
 
 _NAME = re.compile(r"w(\d+)a(\d+)(?:kv(\d+))?((?:-(?:g\d+|asym|sym|wasym|wsym|kvasym|kvsym))*)")
 FULL = 16
@@ -29,7 +30,7 @@ class QuantScheme:
     a_sym: bool = False
     kv_sym: bool = False
     a_clip: float = 1.0
-    kv_clip: float = 1.0
+    kv_clip: float = setting(1.0, minimum=0.1, maximum=1, help="Clip ratio of keys and values.")
 
     def __post_init__(self) -> None:
         allowed = {"w": (*range(2, 9), FULL), "a": (*range(2, 9), FULL), "kv": (*range(2, 9), FULL)}
