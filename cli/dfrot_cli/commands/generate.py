@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from dfrot_cli import show
-from dfrot_cli.commands.draft_options import sampling_of, sampling_options, shape_options, shapes_of
+from dfrot_cli.commands.draft.options import sampling_of, sampling_options, shape_options, shapes_of
 from dfrot_cli.options import Common, common, model_option
 from dfrot_cli.plan import plan
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from dfrot_cli import show
-from dfrot_cli.commands.draft_options import shape_options, shapes_of
+from dfrot_cli.commands.draft.options import shape_options, shapes_of
 from dfrot_cli.options import Common, common, model_option
 from dfrot_cli.plan import plan
 

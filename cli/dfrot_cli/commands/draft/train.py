@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from dfrot_cli import show
-from dfrot_cli.commands.draft_options import data_options, draft_settings
+from dfrot_cli.commands.draft.options import data_options, draft_settings
 from dfrot_cli.launch import launched
 from dfrot_cli.options import Common, common, model_option, out_option
 from dfrot_cli.plan import plan

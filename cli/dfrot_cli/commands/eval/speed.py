@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from dfrot_cli import show
-from dfrot_cli.commands.draft_options import shape_options, shapes_of
-from dfrot_cli.commands.eval_options import file_option, keep, models_option, resolved
+from dfrot_cli.commands.draft.options import shape_options, shapes_of
+from dfrot_cli.commands.eval.options import file_option, keep, models_option, resolved
 from dfrot_cli.options import Common, common
 from dfrot_cli.plan import numbered, plan
 

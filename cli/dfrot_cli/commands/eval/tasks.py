@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from dfrot_cli import show
-from dfrot_cli.commands.eval_options import file_option, keep, models_option, resolved
+from dfrot_cli.commands.eval.options import file_option, keep, models_option, resolved
 from dfrot_cli.options import Common, common
 from dfrot_cli.plan import numbered, plan
 

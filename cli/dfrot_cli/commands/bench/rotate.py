@@ -8,7 +8,9 @@ from typing import Any
 import click
 
 from dfrot_cli import show
-from dfrot_cli.commands import bench_draft, bench_generate, bench_kernels
+from dfrot_cli.commands.bench import draft as bench_draft
+from dfrot_cli.commands.bench import generate as bench_generate
+from dfrot_cli.commands.bench import kernels as bench_kernels
 from dfrot_cli.options import Common, common
 from dfrot_cli.plan import plan
 

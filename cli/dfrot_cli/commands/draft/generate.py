@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from dfrot_cli import show
-from dfrot_cli.commands.draft_options import keep_option, sampling_of, sampling_options, shape_options
+from dfrot_cli.commands.draft.options import keep_option, sampling_of, sampling_options, shape_options
 from dfrot_cli.options import Common, common, model_option
 from dfrot_cli.plan import plan
 
@@ -46,7 +46,7 @@ def generate(
     from dfrot.hub import resolve_model
     from dfrot.stages.draft.generate import generate_text
     from dfrot.stages.draft.settings import GenerateSettings
-    from dfrot_cli.commands.draft_options import shapes_of
+    from dfrot_cli.commands.draft.options import shapes_of
 
     if len(chain) + len(tree) > 1:
         raise InputError("--chain and --tree: give one shape")

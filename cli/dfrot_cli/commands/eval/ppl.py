@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from dfrot_cli import show
-from dfrot_cli.commands.eval_kl import kl
-from dfrot_cli.commands.eval_speed import speed
-from dfrot_cli.commands.eval_tasks import tasks
+from dfrot_cli.commands.eval.kl import kl
+from dfrot_cli.commands.eval.speed import speed
+from dfrot_cli.commands.eval.tasks import tasks
 from dfrot_cli.options import Common, common, dataset_option, seqlen_option
 from dfrot_cli.plan import numbered, plan
 

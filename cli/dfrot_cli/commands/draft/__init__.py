@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from dfrot_cli.commands.draft_eval import eval_command
-from dfrot_cli.commands.draft_export import export
-from dfrot_cli.commands.draft_extract import extract
-from dfrot_cli.commands.draft_generate import generate
-from dfrot_cli.commands.draft_train import train
+from dfrot_cli.commands.draft.eval import eval_command
+from dfrot_cli.commands.draft.export import export
+from dfrot_cli.commands.draft.extract import extract
+from dfrot_cli.commands.draft.generate import generate
+from dfrot_cli.commands.draft.train import train
 
 
 @click.group("draft")

@@ -25,7 +25,7 @@ class _Measuring(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in SUBCOMMANDS:
-            loaded: click.Command = importlib.import_module(f"dfrot_cli.commands.outliers_{cmd_name}").command
+            loaded: click.Command = importlib.import_module(f"dfrot_cli.commands.outliers.{cmd_name}").command
             return loaded
         return super().get_command(ctx, cmd_name)
 

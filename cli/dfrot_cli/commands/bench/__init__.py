@@ -1,0 +1,3 @@
+"""dfq bench."""
+
+from dfrot_cli.commands.bench.rotate import command as command

@@ -1,0 +1,3 @@
+"""dfq eval."""
+
+from dfrot_cli.commands.eval.ppl import command as command

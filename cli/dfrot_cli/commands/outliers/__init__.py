@@ -1,0 +1,3 @@
+"""dfq outliers."""
+
+from dfrot_cli.commands.outliers.measure import command as command
