@@ -49,6 +49,8 @@ class Setting:
     """Further flags with the same meaning."""
     metavar: str | None = None
     """How `--help` names the value."""
+    listed: bool = False
+    """Whether the command line takes the items in one value, with commas between them."""
 
     def check(self, name: str, value: Any) -> None:
         """Raise InputError, with field and limit, where `value` is not allowed for the setting `name`. None is "not
@@ -99,9 +101,10 @@ def setting(
     option: str = "",
     aliases: tuple[str, ...] = (),
     metavar: str | None = None,
+    listed: bool = False,
 ) -> Any:
     """A dataclass field with its default and what `Setting` holds. Without a default the field is required."""
-    known = Setting(help, minimum, maximum, above, below, choices, words, option, aliases, metavar)
+    known = Setting(help, minimum, maximum, above, below, choices, words, option, aliases, metavar, listed)
     if default_factory is not None:
         return field(default_factory=default_factory, metadata={_KEY: known})
     return field(default=default, metadata={_KEY: known})

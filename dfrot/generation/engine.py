@@ -69,6 +69,7 @@ class Engine:
         self.ends = end_token_ids(self.target)
         self.shape: TreeShape | None = None
         self.options: list[MeasuredShape] = []  # measured shapes, where none was given
+        self.measuring_seconds = 0.0  # that measuring shapes took
         self.how = "plain, no draft given"
         if self.draft is not None and draft is not None:
             size = int(self.target.config.hidden_size)
@@ -84,7 +85,7 @@ class Engine:
             prompt = (torch.arange(_PROBE) % (self.target.vocab_size - 1)).tolist()
             meter = LatencyProbe.behind(self.target, self.draft, prompt, choice.widest + 2)
             choice.start(meter, lambda: meter.spent, self.target.max_length - _PROBE - 1)
-            self.options = choice.options
+            self.options, self.measuring_seconds = choice.options, choice.seconds
         return choice.why()
 
     @property
@@ -167,6 +168,7 @@ class Generation:
             engine.sighted.check(request.prompt, 0, "the prompt")
         self.engine, self.request, self.out = engine, request, GenerationOutput()
         self.finish: Finish | None = None
+        self.policy: AdaptivePolicy | None = None  # where the shape is chosen from measured costs
         self.limits = StopCriteria(count, frozenset() if request.ignore_eos else engine.ends)
 
     def __iter__(self) -> Iterator[str]:
@@ -191,9 +193,10 @@ class Generation:
         engine, request = self.engine, self.request
         shape: TreeShape | AdaptivePolicy | None = engine.shape
         if engine.draft is not None and engine.options:
-            choice = AdaptivePolicy(engine.draft.rates, request.sampling.greedy, 0, engine.options)
-            choice.start()
-            shape = None if choice.shape is None else choice
+            policy = AdaptivePolicy(engine.draft.rates, request.sampling.greedy, 0, engine.options)
+            policy.start()
+            policy.seconds = engine.measuring_seconds
+            self.policy, shape = policy, None if policy.shape is None else policy
         if engine.draft is None or shape is None:
             sampling, seed = request.sampling, request.seed
             return plain_steps(engine.target, request.prompt, self.limits, sampling, self.out, seed, request.images)

@@ -1,17 +1,11 @@
-"""`dfq draft generate`, and the same as one call on a loaded model."""
+"""Speculative decoding as one call on a loaded model, and as the `custom_generate` of transformers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-from dfrot.data.images import read
-from dfrot.data.tokenizer import load_tokenizer
-from dfrot.draft.load import load_in
 from dfrot.draft.models.base import Draft
-from dfrot.draft.store import check_target
-from dfrot.generation.load_target import end_token_ids, load_target
 from dfrot.generation.output import GenerationOutput, StopCriteria
 from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
@@ -20,52 +14,10 @@ from dfrot.generation.speculative import speculative
 from dfrot.generation.target import Target
 from dfrot.generation.transformers_hook import custom_generate_hook
 from dfrot.generation.tree import TreeShape
-from dfrot.stages.draft.settings import GenerateSettings
 from dfrot.vision.image_inputs import ImageInputs
-from dfrot.vision.prompts import prompt_reader
 
 GREEDY = Sampling()
 MEASURING = 0.1  # of the time that plain decoding takes, for measuring shapes
-
-
-def _prompt(model: Path, settings: GenerateSettings) -> tuple[Any, list[int], ImageInputs | None]:
-    """Tokenizer, token ids and images."""
-    if not settings.images:
-        tokenizer = load_tokenizer(model)
-        return tokenizer, list(tokenizer(settings.prompt)["input_ids"]), None
-    reader = prompt_reader(model)
-    asked = [*({"type": "image"} for _ in settings.images), {"type": "text", "text": settings.prompt}]
-    pictures = [read(file) for file in settings.images]
-    ids, given = reader.seen([{"role": "user", "content": asked}], pictures, "--prompt")
-    return reader.tokenizer, ids, ImageInputs(given, settings.keep)
-
-
-def generate_text(model: Path, draft: Path | None, settings: GenerateSettings) -> dict[str, Any]:
-    """Returns text, tokens, how they came about, acceptance length and decode speed."""
-    loaded = None if draft is None else load_in(draft, settings.draft_dtype)
-    tokenizer, prompt, images = _prompt(model, settings)
-    aux = () if loaded is None else loaded.config.aux_layers
-    target = load_target(model, aux, drafted=loaded is not None)
-    eos = frozenset() if settings.ignore_eos else end_token_ids(target)
-    limits = StopCriteria(settings.max_new_tokens, eos, settings.stop, tokenizer.decode)
-    choice = None
-    if loaded is None:
-        out, how = plain(target, prompt, limits, settings.sampling, settings.seed, images), "plain, no draft given"
-    else:
-        size = int(target.config.hidden_size)
-        check_target(loaded.config, model, target.vocab_size, size, settings.force)
-        shape = None if settings.shape is None else TreeShape(*settings.shape)
-        choice = chooser(loaded, limits, settings.sampling) if shape is None else None
-        out, how = generate(target, loaded, prompt, limits, settings.sampling, choice or shape, settings.seed, images)
-    return {
-        "text": tokenizer.decode(out.tokens),
-        "tokens": out.tokens,
-        "how": how,
-        "choice": None if choice is None else choice.to_dict(),
-        "tau": out.tau,
-        "rounds": out.rounds,
-        "tokens_per_second": out.emitted / out.seconds if out.seconds else 0.0,
-    }
 
 
 def chooser(

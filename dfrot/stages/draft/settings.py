@@ -1,15 +1,14 @@
-"""Settings of `dfq draft train|eval|generate`."""
+"""Settings of `dfq draft train|extract|eval`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from dfrot.draft.training.settings import TrainOptions
 from dfrot.errors import InputError
 from dfrot.generation.sampling import Sampling
+from dfrot.generation.settings import GenerateSettings
 from dfrot.settings import check, dataset_setting, same_as, seed_setting, setting
-from dfrot.vision.settings import KEEP
 
 CHAIN_OF_3 = (3, 1, 0)
 """The tree shape that is measured where none is given: (depth, top-k, total nodes)."""
@@ -33,9 +32,7 @@ class DataSettings:
     )
     prompt: int = setting(32, minimum=1, help="Tokens of a sequence that `regenerate` keeps.")
     seed: int = seed_setting()
-    keep: float = setting(
-        KEEP, minimum=0, maximum=1, option="--keep-visual", help="Share of image tokens that the draft sees."
-    )
+    keep: float = same_as(GenerateSettings, "keep")
 
     def __post_init__(self) -> None:
         check(self)
@@ -95,42 +92,13 @@ class DraftEvalSettings:
     """Tree shapes, (depth, top-k, total nodes) each; all are measured in one process."""
     sampling: Sampling = Sampling()
     """How tokens are chosen."""
-    force: bool = setting(False, help="Also accept a draft of another target.")
+    force: bool = same_as(GenerateSettings, "force")
     seed: int = seed_setting()
     draft_dtype: str = setting(
         "auto",
         choices=("auto", "float32", "bfloat16"),
         help="Data type of the draft. auto takes bfloat16 for a large draft and for one that runs as native calls "
         "(these compute in float32 from the bfloat16 weights of the file), else float32.",
-    )
-    keep: float = same_as(DataSettings, "keep")
-
-    def __post_init__(self) -> None:
-        check(self)
-
-
-@dataclass(frozen=True)
-class GenerateSettings:
-    """One text to generate."""
-
-    prompt: str = setting(metavar="TEXT", help="The text to continue.")
-    max_new_tokens: int = setting(128, minimum=1, help="The most new tokens.")
-    stop: tuple[str, ...] = setting(
-        (), metavar="TEXT", help="Stop at this text, which is not part of the result; repeatable."
-    )
-    ignore_eos: bool = setting(False, help="Continue after the end-of-text token.")
-    shape: tuple[int, int, int] | None = None
-    """Tree shape (depth, top-k, total nodes); None chooses from costs measured on this machine."""
-    sampling: Sampling = Sampling()
-    """How tokens are chosen."""
-    force: bool = same_as(DraftEvalSettings, "force")
-    seed: int = seed_setting()
-    draft_dtype: str = same_as(DraftEvalSettings, "draft_dtype")
-    images: tuple[Path, ...] = setting(
-        (),
-        option="--image",
-        metavar="FILE",
-        help="An image placed before the prompt, which becomes a message in the chat template; repeatable. For VLMs.",
     )
     keep: float = same_as(DataSettings, "keep")
 

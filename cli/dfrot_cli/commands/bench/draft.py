@@ -7,46 +7,36 @@ from typing import Any
 
 import click
 
+from dfrot.bench.settings import DraftBenchSettings
 from dfrot_cli import show
-from dfrot_cli.options import Common, common
+from dfrot_cli.options import Common, common, file_option, require_new
 from dfrot_cli.plan import plan
-
-
-def _numbers(ctx: click.Context, option: click.Parameter, value: str) -> list[int]:
-    try:
-        return [int(part) for part in value.split(",")]
-    except ValueError:
-        raise click.BadParameter("numbers with commas between them") from None
-
-
-def _names(ctx: click.Context, option: click.Parameter, value: str) -> list[str]:
-    return [part.strip() for part in value.split(",") if part.strip()]
+from dfrot_cli.setting_options import options_of, settings_from
 
 
 @click.command("draft")
-@click.option("--shape", default="1.1b", show_default=True, help="tiny, 160m, 1.1b, 3b or 8b, with random weights.")
-@click.option("--scheme", default="w4a4kv4", show_default=True)
-@click.option("--rows", default="1,2,4,8,16,32,64", callback=_numbers, show_default=True, metavar="N,N")
-@click.option("--drafts", default="bfloat16,w4", callback=_names, show_default=True, metavar="A,B")
-@click.option("--tree", "trees", multiple=True, metavar="D,K,N", help="Depth, top-k, nodes with the root; repeatable.")
-@click.option("--prompt", type=click.IntRange(2), default=128, show_default=True, help="Positions in the cache.")
-@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Interleaved samples.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Also write JSON and a plot here.")
+@options_of(DraftBenchSettings)
+@click.option(
+    "--tree",
+    "trees",
+    multiple=True,
+    metavar="D,K,N",
+    help="Also time this tree: depth, top-k, total nodes; repeatable.",
+)
+@file_option("Also write JSON and a plot to this folder.", metavar="DIR")
 @common
-def command(common: Common, out: Path | None, **options: Any) -> None:
-    """Cost of a verify pass of n rows and of n guesses, and the speedup by acceptance length that follows."""
+def command(common: Common, out: Path | None, trees: tuple[str, ...], **options: Any) -> None:
+    """Measure verify passes of n rows and drafts of n tokens, and the speedup that follows by acceptance length."""
     common.prepare()
     from dfrot.bench.models.draft import bench_draft, plot
     from dfrot.bench.models.presets import preset
-    from dfrot.errors import ExistsError
     from dfrot.files import write_json
     from dfrot.generation.tree import TreeShape
 
-    preset(options["shape"])
-    options["trees"] = tuple(TreeShape.parse(None, tree) for tree in options["trees"])
-    if out is not None and out.exists() and not common.overwrite:
-        raise ExistsError(f"{out}: already exists; choose another --out, or replace it with --overwrite")
-    settings = {**options, "seed": common.seed}
+    require_new(out, common)
+    settings = vars(settings_from(DraftBenchSettings, options, seed=common.seed))
+    preset(settings["shape"])
+    settings = {**settings, "trees": tuple(TreeShape.parse(None, tree) for tree in trees)}
     if common.plan:
         named = [tree.name for tree in settings["trees"]]
         plan("bench draft", {}, {**settings, "trees": named}, out, common)
@@ -74,18 +64,17 @@ def _tables(result: dict[str, Any]) -> None:
             even = result["break_even"][kind][n]
             row += [1e3 * costs[n], even if even < n + 1 else "never"]
         rows.append(row)
-    title = (
-        f"{result['shape']} {result['scheme']}, {machine['threads']} threads, {machine['processor']}: n rows, n guesses"
-    )
+    where = f"{result['shape']} {result['scheme']}, {machine['threads']} threads, {machine['processor']}"
+    title = f"{where}: n rows, n draft tokens"
     show.table(f"{title}; a step takes {1e3 * step:.1f} ms", heads, rows)
     trees = []
-    for name, found in result["trees"].items():
-        row = [name, 1e3 * found["verify"], found["verify"] / step]
+    for name, costs in result["trees"].items():
+        row = [name, 1e3 * costs["verify"], costs["verify"] / step]
         for kind in result["draft"]:
-            row += [1e3 * found["draft"][kind], found["break_even"][kind]]
+            row += [1e3 * costs["draft"][kind], costs["break_even"][kind]]
         trees.append(row)
     if trees:
         show.table("trees", ["tree", *heads[1:]], trees)
-    for kind, found in result["speedup"].items():
-        best_of = [(chance, best["guesses"], best["tau"], best["speedup"]) for chance, best in found.items()]
-        show.table(f"{kind} draft", ("a guess stands", "best guesses", "tau", "speedup"), best_of)
+    for kind, by_chance in result["speedup"].items():
+        best_of = [(chance, best["guesses"], best["tau"], best["speedup"]) for chance, best in by_chance.items()]
+        show.table(f"{kind} draft", ("acceptance rate", "best draft tokens", "tau", "speedup"), best_of)

@@ -2,55 +2,41 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import click
 
+from dfrot.bench.settings import KernelBenchSettings
 from dfrot_cli import show
 from dfrot_cli.options import Common, common
 from dfrot_cli.plan import plan
-
-
-def _shapes(ctx: click.Context, option: click.Parameter, value: str) -> list[tuple[int, int]]:
-    found = [re.fullmatch(r"(\d+)x(\d+)", part.strip()) for part in value.split(",")]
-    if not all(found):
-        raise click.BadParameter("write N x K of a weight, like 4096x4096,14336x4096")
-    return [(int(match[1]), int(match[2])) for match in found if match]
-
-
-def _rows(ctx: click.Context, option: click.Parameter, value: str) -> list[int]:
-    parts = [part.strip() for part in value.split(",")]
-    if not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise click.BadParameter("write numbers of rows, like 1,4,8,512")
-    return [int(part) for part in parts]
+from dfrot_cli.setting_options import options_of, settings_from
 
 
 @click.command("kernels")
-@click.option("--ops", metavar="A,B", help="Operators to measure. Default: all that the bench knows.")
-@click.option("--shapes", default="4096x4096,14336x4096,4096x14336", callback=_shapes, show_default=True,
-              metavar="NxK,..", help="Weights: output times input width.")  # fmt: skip
-@click.option("--rows", default="1,4,8,512", callback=_rows, show_default=True, metavar="M,..", help="Activation rows.")
+@options_of(KernelBenchSettings)
 @click.option(
-    "--group", type=click.IntRange(0), default=0, show_default=True, help="Columns per scale; 0: per channel."
+    "--figure",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="PNG",
+    help="Draw a roofline plot to this file.",
 )
-@click.option("--context", type=click.IntRange(1), default=8192, show_default=True, help="Of attention, in tokens.")
-@click.option("--repeats", type=click.IntRange(1), default=7, show_default=True, help="Interleaved samples.")
-@click.option("--peers/--no-peers", "with_peers", default=True, show_default=True, help="Time torch's kernels too.")
-@click.option("--cached", is_flag=True, help="Operands that caches may hold, instead of ones that come from memory.")
-@click.option("--figure", type=click.Path(path_type=Path, dir_okay=False), metavar="PNG", help="Write a roofline plot.")
 @common
-def command(ops: str | None, figure: Path | None, common: Common, **options: Any) -> None:
-    """Time every operator against its peers; one that fails its reference prints no speed."""
+def command(figure: Path | None, common: Common, **options: Any) -> None:
+    """Time every operator beside its peers. An operator that differs from its reference gets no speed."""
     common.prepare()
     from dfrot.bench.kernels.run import bench_kernels, chosen
     from dfrot.errors import ExistsError, GateError
 
-    names = [part.strip() for part in (ops or "").split(",") if part.strip()]
-    settings = {"ops": chosen(names), **options, "seed": common.seed}
+    settings = vars(settings_from(KernelBenchSettings, options, seed=common.seed))
+    settings = {**settings, "ops": chosen(settings["ops"])}
     if figure is not None and figure.exists() and not common.overwrite:
-        raise ExistsError(f"{figure}: already exists; choose another --figure, or replace it with --overwrite")
+        raise ExistsError(
+            f"{figure}: already exists; choose another `figure`, or replace it with `overwrite`",
+            field=("figure", "overwrite"),
+            file=figure,
+        )
     if common.plan:
         plan("bench kernels", {}, settings, figure, common)
         return
@@ -66,7 +52,7 @@ def command(ops: str | None, figure: Path | None, common: Common, **options: Any
         _tables(result)
         if figure is not None:
             show.line(f"wrote {figure}")
-    if wrong := [one for one in result["results"] if not one["passed"]]:
+    if wrong := [row for row in result["results"] if not row["passed"]]:
         first = wrong[0]
         raise GateError(f"{first['op']} {first['shape']}: {first['error']:.3g} off its reference, {first['limit']:.3g} "
                         f"is allowed; {len(wrong)} measurements failed and have no speed")  # fmt: skip
@@ -79,18 +65,18 @@ def _tables(result: dict[str, Any]) -> None:
         "bf16": f"{line['bf16_per_s'] / 1e9:,.0f} G/s",
         "int8": f"{line['int8_per_s'] / 1e9:,.0f} G/s",
     })  # fmt: skip
-    for op in dict.fromkeys(one["op"] for one in result["results"]):
-        own = [one for one in result["results"] if one["op"] == op]
-        peers = list(dict.fromkeys(name for one in own for name in one.get("peers", {})))
+    for op in dict.fromkeys(row["op"] for row in result["results"]):
+        own = [row for row in result["results"] if row["op"] == op]
+        peers = list(dict.fromkeys(name for row in own for name in row.get("peers", {})))
         heads = ("shape", "rows", "us", "+-%", "best", "GB/s", "G/s", "% roof", *(f"x {name}" for name in peers))
-        show.table(f"{op} ({own[0]['implementation']})", heads, [_row(one, peers) for one in own])
+        show.table(f"{op} ({own[0]['implementation']})", heads, [_row(row, peers) for row in own])
 
 
-def _row(one: dict[str, Any], peers: list[str]) -> tuple[Any, ...]:
-    sizes = "x".join(str(value) for name, value in one["shape"].items() if name != "rows" and value)
-    if not one["passed"]:
-        return (sizes, one["shape"]["rows"], f"wrong by {one['error']:.2g}", *[None] * (5 + len(peers)))
-    ratios = [one["peers"].get(name, {}).get("ratio") for name in peers]
-    seconds, rates = one["seconds"], (one["bytes_per_s"] / 1e9, one["operations_per_s"] / 1e9 or None)
+def _row(row: dict[str, Any], peers: list[str]) -> tuple[Any, ...]:
+    sizes = "x".join(str(value) for name, value in row["shape"].items() if name != "rows" and value)
+    if not row["passed"]:
+        return (sizes, row["shape"]["rows"], f"wrong by {row['error']:.2g}", *[None] * (5 + len(peers)))
+    ratios = [row["peers"].get(name, {}).get("ratio") for name in peers]
+    seconds, rates = row["seconds"], (row["bytes_per_s"] / 1e9, row["operations_per_s"] / 1e9 or None)
     times = (seconds["median"] * 1e6, 100 * seconds["spread"], seconds["best"] * 1e6)
-    return (sizes, one["shape"]["rows"], *times, *rates, one["roofline_percent"], *ratios)
+    return (sizes, row["shape"]["rows"], *times, *rates, row["roofline_percent"], *ratios)

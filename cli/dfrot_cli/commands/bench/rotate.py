@@ -1,49 +1,44 @@
-"""dfq bench: rotate here, the kernels and whole models in files beside this one."""
+"""dfq bench rotate: the refinement beside the straightforward algorithm, or a figure of its effect."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
+from dfrot.bench.settings import FigureBenchSettings, RefinementBenchSettings
+from dfrot.settings import default_of
 from dfrot_cli import show
-from dfrot_cli.commands.bench import draft as bench_draft
-from dfrot_cli.commands.bench import generate as bench_generate
-from dfrot_cli.commands.bench import kernels as bench_kernels
-from dfrot_cli.options import Common, common
+from dfrot_cli.options import Common, common, file_option, require_new
 from dfrot_cli.plan import plan
+from dfrot_cli.setting_options import help_of, options_of, settings_from
+
+ROWS = {"common": "rows"}  # --rows of the figure
 
 
-@click.group("bench")
-def command() -> None:
-    """Measure dfq itself, beside what it replaces."""
+def _either(name: str, figure_name: str) -> dict[str, Any]:
+    """What an option has whose default depends on --figure."""
+    race, figure = default_of(RefinementBenchSettings, name), default_of(FigureBenchSettings, figure_name)
+    text = f"{help_of(RefinementBenchSettings, name)} Default: {race}; {figure} with --figure."
+    return {"default": None, "show_default": False, "help": text}
 
 
-command.add_command(bench_draft.command)
-command.add_command(bench_generate.command)
-command.add_command(bench_kernels.command)
-
-
-@command.command("rotate")
-@click.option("--figure", is_flag=True, help="Instead: 4-bit error per token and rotation on generated activations.")
-@click.option("--width", type=click.IntRange(16), default=4096, show_default=True, help="Hidden size.")
-@click.option("--rows", type=click.IntRange(64), help="Calibration rows. Default: 32768; 2048 for the figure.")
-@click.option("--rounds", type=click.IntRange(1), help="Refinement rounds. Default: 25; 12 for the figure.")
-@click.option("--bits", type=click.IntRange(2, 8), default=4, show_default=True, help="Activation bits.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Also write JSON (and the plot) here.")
+@click.command("rotate")
+@click.option("--figure", is_flag=True, help="Draw 4-bit error per token by rotation, on generated activations.")
+@options_of(RefinementBenchSettings, more={"rows": _either("rows", "common"), "rounds": _either("rounds", "rounds")})
+@file_option("Also write JSON (and the figure) to this folder.", metavar="DIR")
 @common
-def rotate(figure: bool, rows: int | None, rounds: int | None, out: Path | None, common: Common, **sizes: Any) -> None:
-    """Time and memory of the refinement and of the straightforward algorithm, to the same objective."""
+def command(figure: bool, out: Path | None, common: Common, **options: Any) -> None:
+    """Measure time and memory of the refinement and of the straightforward algorithm, to the same objective."""
     common.prepare()
     from dfrot.bench.refinement import run as bench
-    from dfrot.errors import ExistsError
     from dfrot.files import write_json
 
-    if out is not None and out.exists() and not common.overwrite:
-        raise ExistsError(f"{out}: already exists; choose another --out, or replace it with --overwrite")
-    sizes |= {"seed": common.seed, "rounds": rounds or (12 if figure else 25)}
-    sizes["common" if figure else "rows"] = rows or (2048 if figure else bench.ROWS)
+    require_new(out, common)
+    kind: type[Any] = FigureBenchSettings if figure else RefinementBenchSettings
+    sizes = asdict(settings_from(kind, options, ROWS if figure else None, seed=common.seed))
     if common.plan:
         plan("bench rotate", {}, sizes, out, common)
         return
@@ -68,8 +63,8 @@ def _race(result: dict[str, Any]) -> None:
     )
     methods = ("straightforward", "refine")
     rows = [
-        (name, len(one["curve"]) - 1, one["seconds"], one["curve"][-1][2], show.size(one["peak_bytes"]))
-        for name, one in ((name, result[name]) for name in methods)
+        (name, len(run["curve"]) - 1, run["seconds"], run["curve"][-1][2], show.size(run["peak_bytes"]))
+        for name, run in ((name, result[name]) for name in methods)
     ]
     show.table(title, ("method", "rounds", "seconds", "objective", "peak memory"), rows)
     keys = ("objective", "straightforward_seconds", "refine_seconds", "speedup")
@@ -82,4 +77,4 @@ def _figure(result: dict[str, Any]) -> None:
     for mode, kinds in result["means"].items():
         methods = list(next(iter(kinds.values())))
         title = f"mean error / norm of a token, {result['bits']} bit, {mode}, width {result['width']}"
-        show.table(title, ("tokens", *methods), [(kind, *found.values()) for kind, found in kinds.items()])
+        show.table(title, ("tokens", *methods), [(kind, *errors.values()) for kind, errors in kinds.items()])

@@ -7,55 +7,50 @@ from typing import Any
 
 import click
 
+from dfrot.generation.sampling import Sampling
+from dfrot.stages.draft.settings import DraftEvalSettings
 from dfrot_cli import show
-from dfrot_cli.commands.draft.options import keep_option, sampling_of, sampling_options, shape_options, shapes_of
-from dfrot_cli.options import Common, common, model_option
+from dfrot_cli.commands.draft.options import required_draft_option, shape_options, shapes_of
+from dfrot_cli.options import Common, common, file_option, model_option, require_new
 from dfrot_cli.plan import plan
+from dfrot_cli.setting_options import options_of, settings_from
 
 
 @click.command("eval")
 @model_option
-@click.option("--draft", type=click.Path(path_type=Path), required=True, metavar="D", help="Result of dfq draft train.")
-@click.option(
-    "--dataset", "--prompts", metavar="P", default="stdlib", show_default=True, help="Text, .jsonl prompts, or shapes."
-)
-@click.option("--count", type=click.IntRange(1), default=20, show_default=True, help="Prompts.")
-@click.option("--prompt-tokens", type=click.IntRange(2), default=64, show_default=True)
-@click.option("--max-new-tokens", type=click.IntRange(2), default=128, show_default=True)
-@keep_option
+@required_draft_option
+@options_of(DraftEvalSettings, skip=("seed", "draft_dtype"))
 @shape_options
-@sampling_options
+@options_of(Sampling)
 @click.option("--require-lossless", is_flag=True, help="Fail unless every greedy output is identical.")
-@click.option("--force", is_flag=True, help="Measure a draft of another target.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Also write the JSON here.")
+@file_option("Also write the result as JSON to this file.")
 @common
-def eval_command(
+def command(
     model: str,
     draft: Path,
-    count: int,
     chain: tuple[int, ...],
     tree: tuple[str, ...],
     require_lossless: bool,
     out: Path | None,
     common: Common,
-    **given: Any,
+    **options: Any,
 ) -> None:
-    """Acceptance, speed and identity, per draft shape, in one process and in turns."""
+    """Measure acceptance, speed and identity of outputs, per tree shape, in one process and in turns."""
     common.prepare()
-    from dfrot.errors import ExistsError, GateError, InputError
+    from dfrot.errors import InputError
     from dfrot.files import write_json
     from dfrot.hub import resolve_model
     from dfrot.stages.draft.evaluate import evaluate
-    from dfrot.stages.draft.settings import DraftEvalSettings
 
-    if out is not None and out.exists() and not common.overwrite:
-        raise ExistsError(f"{out}: already exists; choose another --out, or replace it with --overwrite")
-    sampling = sampling_of(given)
+    require_new(out, common)
+    sampling = settings_from(Sampling, options)
     if require_lossless and not sampling.greedy:
-        raise InputError("--require-lossless compares tokens, which only greedy decoding repeats; leave --temperature")
-    settings = DraftEvalSettings(
-        prompts=count, shapes=shapes_of(chain, tree), sampling=sampling, seed=common.seed, **given
-    )
+        raise InputError(
+            "`require_lossless` compares tokens, which only greedy decoding repeats; leave out `temperature`",
+            field=("require_lossless", "temperature"),
+        )
+    measured: dict[str, Any] = {"shapes": shapes_of(chain, tree), "sampling": sampling, "seed": common.seed}
+    settings = settings_from(DraftEvalSettings, options, **measured)
     folder = resolve_model(model)
     if common.plan:
         plan("draft eval", {"model": folder, "draft": draft}, settings, out, common)
@@ -65,15 +60,22 @@ def eval_command(
     if out is not None:
         write_json(out, report)
     show.as_json(report) if common.json else _table(report)
-    differing = {name: found["mismatches"] for name, found in report["shapes"].items() if found.get("mismatches")}
-    if require_lossless and differing:
-        name, found = next(iter(differing.items()))
-        first = found[0]
-        raise GateError(
-            f"{name}: {len(found)} of {report['prompts']} outputs differ; prompt {first['prompt']}, token "
-            f"{first['place']}: {first['class']} (margin {first['margin']:.3g}, a block moves logits by "
-            f"{first['block_difference']:.3g})"
-        )
+    if require_lossless:
+        _require_identical(report)
+
+
+def _require_identical(report: dict[str, Any]) -> None:
+    """Raises GateError naming the first output that differs from plain decoding."""
+    from dfrot.errors import GateError
+
+    for name, row in report["shapes"].items():
+        if mismatches := row.get("mismatches"):
+            first = mismatches[0]
+            raise GateError(
+                f"{name}: {len(mismatches)} of {report['prompts']} outputs differ; prompt {first['prompt']}, token "
+                f"{first['place']}: {first['class']} (margin {first['margin']:.3g}, a block moves logits by "
+                f"{first['block_difference']:.3g})"
+            )
 
 
 def _table(report: dict[str, Any]) -> None:
@@ -87,11 +89,11 @@ def _table(report: dict[str, Any]) -> None:
         "draft_ms": "draft ms",
         "verify_ms": "verify ms",
     }
-    rows = [[name, *(found.get(key) for key in columns)] for name, found in report["shapes"].items()]
+    rows = [[name, *(row.get(key) for key in columns)] for name, row in report["shapes"].items()]
     title = f"{report['prompts']} prompts, {report['max_new_tokens']} tokens each"
     show.table(title, ("draft", *columns.values()), rows)
-    slow = [name for name, found in report["shapes"].items() if (found.get("speedup") or 1) < 1]
+    slow = [name for name, row in report["shapes"].items() if (row.get("speedup") or 1) < 1]
     if report["draft_op_by_op"]:
-        show.line(f"the draft runs op by op, which is slow: {report['draft_op_by_op']}")
+        show.line(f"the draft runs operator by operator, which is slow: {report['draft_op_by_op']}")
     if slow:
-        show.line(f"does not pay on this machine: {', '.join(slow)}")
+        show.line(f"slower than plain decoding on this machine: {', '.join(slow)}")

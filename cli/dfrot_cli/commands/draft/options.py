@@ -1,4 +1,4 @@
-"""Options that several dfq draft commands take, and what they mean."""
+"""Options that several commands with drafts take, and what they mean."""
 
 from __future__ import annotations
 
@@ -7,82 +7,60 @@ from typing import Any, TypeVar
 
 import click
 
-from dfrot_cli.options import Common
+from dfrot.draft.training.settings import TrainOptions, Weights
+from dfrot.stages.draft.settings import DataSettings, DraftSettings
+from dfrot_cli.options import Common, path_option
+from dfrot_cli.setting_options import options_of, settings_from
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Shape = tuple[int, int, int]
 
-_SAMPLING = (
-    click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy."),
-    click.option("--top-p", type=float, default=1.0, show_default=True),
-    click.option("--top-k", type=int, default=0, show_default=True, help="0 keeps every token."),
-    click.option("--repetition-penalty", type=float, default=1.0, show_default=True),
+LOSS_WEIGHTS = {"feature": "weight_feature", "mid": "weight_mid", "decay": "loss_decay"}
+draft_option = path_option(
+    "--draft", metavar="D", text="Result of dfq draft train, for speculative decoding. Without it decoding is plain."
 )
-_SHAPES = (
-    click.option("--chain", type=click.IntRange(0), multiple=True, help="Guesses per round; repeatable."),
-    click.option("--tree", multiple=True, metavar="D,K,N", help="Depth, top-k, nodes with the root; repeatable."),
-)
-
-
-def sampling_options(function: Function) -> Function:
-    for option in reversed(_SAMPLING):
-        function = option(function)
-    return function
+required_draft_option = path_option("--draft", metavar="D", text="Result of dfq draft train.", required=True)
 
 
 def shape_options(function: Function) -> Function:
-    for option in reversed(_SHAPES):
-        function = option(function)
-    return function
+    """--chain and --tree; `shapes_of` reads them."""
+    tree = click.option(
+        "--tree",
+        multiple=True,
+        metavar="D,K,N",
+        help="Propose a tree of draft tokens: depth, top-k, total nodes with the root; repeatable.",
+    )
+    chain = click.option(
+        "--chain", type=click.IntRange(0), multiple=True, help="Propose a chain of this many draft tokens; repeatable."
+    )
+    return chain(tree(function))
 
 
-def sampling_of(given: dict[str, Any]) -> Any:
-    """A Sampling from the options, which are taken out of `given`."""
-    from dfrot.generation.sampling import Sampling
-
-    names = ("temperature", "top_p", "top_k", "repetition_penalty")
-    return Sampling(**{name: given.pop(name) for name in names})
-
-
-def shapes_of(chain: tuple[int, ...], tree: tuple[str, ...]) -> tuple[tuple[int, int, int], ...]:
-    """All shapes asked for; a chain of 3 without any."""
+def shapes_of(chain: tuple[int, ...], tree: tuple[str, ...]) -> tuple[Shape, ...]:
+    """All tree shapes asked for, (depth, top-k, total nodes) each; a chain of 3 where none is."""
     from dfrot.generation.tree import TreeShape
 
     shapes = [TreeShape.parse(length, None) for length in chain] + [TreeShape.parse(None, text) for text in tree]
-    return tuple((one.depth, one.topk, one.total) for one in shapes or [TreeShape.parse(None, None)])
+    return tuple((shape.depth, shape.topk, shape.total) for shape in shapes or [TreeShape.parse(None, None)])
 
 
-keep_option = click.option(
-    "--keep-visual", "keep", type=click.FloatRange(0, 1), default=0.75, show_default=True,
-    help="Share of image tokens that the draft sees.",
-)  # fmt: skip
-_DATA = (
-    click.option(
-        "--dataset", "--data", metavar="D", default="stdlib", show_default=True, help="Text, .jsonl chats, or shapes."
-    ),
-    click.option("--samples", type=click.IntRange(1), default=1024, show_default=True),
-    click.option("--held-out", type=click.IntRange(1), default=16, show_default=True, help="Samples to judge by."),
-    click.option("--seqlen", type=click.IntRange(8), default=256, show_default=True),
-    click.option("--regenerate", is_flag=True, help="The target writes the answers itself."),
-    click.option("--prompt", type=click.IntRange(1), default=32, show_default=True, help="Tokens before them."),
-    keep_option,
-    click.option("--arch", type=click.Choice(["dream", "eagle3"]), default="dream", show_default=True),
-    click.option("--feature-select", "select", default="sample", show_default=True, help="sample|token|static:F|none."),
-)
+def single_shape(chain: tuple[int, ...], tree: tuple[str, ...]) -> Shape | None:
+    """The tree shape asked for, or None. Raises InputError for more than one."""
+    from dfrot.errors import InputError
+
+    if len(chain) + len(tree) > 1:
+        raise InputError("`chain` and `tree`: give one shape", field=("chain", "tree"))
+    return shapes_of(chain, tree)[0] if chain or tree else None
 
 
 def data_options(function: Function) -> Function:
-    for option in reversed(_DATA):
-        function = option(function)
-    return function
+    """What a draft is trained on, and what decides which features it needs."""
+    return options_of(DataSettings)(options_of(DraftSettings, only=("arch", "select"))(function))
 
 
-def draft_settings(common: Common, given: dict[str, Any], train: dict[str, Any]) -> Any:
-    """DraftSettings from the options of train or extract."""
-    from dfrot.draft.training.settings import TrainOptions, Weights
-    from dfrot.stages.draft.settings import DataSettings, DraftSettings
-
-    names = ("dataset", "samples", "held_out", "seqlen", "regenerate", "prompt", "keep")
-    data = DataSettings(**{name: given.pop(name) for name in names}, seed=common.seed)
-    parts = ("feature", "mid", "decay")
-    weights = Weights(**{name: train.pop(f"weight_{name}") for name in parts if f"weight_{name}" in train})
-    return DraftSettings(data=data, train=TrainOptions(**train, weights=weights, seed=common.seed), **given)
+def draft_settings(common: Common, options: dict[str, Any]) -> DraftSettings:
+    """The settings of a draft from the options of train or extract, which are taken out of `options`."""
+    data = settings_from(DataSettings, options, seed=common.seed)
+    weights = settings_from(Weights, options, LOSS_WEIGHTS)
+    train = settings_from(TrainOptions, options, seed=common.seed, weights=weights)
+    return settings_from(DraftSettings, options, data=data, train=train)

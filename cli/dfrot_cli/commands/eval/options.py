@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from dfrot_cli.options import Common
-
-Function = TypeVar("Function", bound=Callable[..., Any])
+from dfrot_cli.options import Common, file_option, require_new
 
 models_option = click.option(
-    "--model", "models", multiple=True, required=True, metavar="M", help="Repeatable; the first is the baseline."
+    "--model", "models", multiple=True, required=True, metavar="M", help="A checkpoint; repeatable, the baseline first."
 )
-file_option = click.option(
-    "--out", type=click.Path(path_type=Path), metavar="FILE", help="Also write the JSON here (see dfq report)."
-)
+report_option = file_option("Also write the result as JSON to this file (see dfq report).")
 
 
 def resolved(models: Sequence[str], out: Path | None, common: Common) -> list[Path]:
-    """The folders; refuses an output that is there."""
-    from dfrot.errors import ExistsError
+    """The folders of `models`. Refuses an output that exists."""
     from dfrot.hub import resolve_model
 
-    if out is not None and out.exists() and not common.overwrite:
-        raise ExistsError(f"{out}: already exists; choose another --out, or replace it with --overwrite")
+    require_new(out, common)
     return [resolve_model(model) for model in models]
 
 
 def keep(report: dict[str, Any], models: Sequence[str], out: Path | None) -> None:
-    """Name the results as they were asked for, and write them."""
+    """Name the results as the user named the checkpoints, and write them."""
     from dfrot.files import write_json
 
     for result, name in zip(report["results"], models):

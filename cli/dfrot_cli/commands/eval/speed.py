@@ -7,26 +7,23 @@ from typing import Any
 
 import click
 
+from dfrot.stages.evaluate.settings import SpeedSettings
 from dfrot_cli import show
 from dfrot_cli.commands.draft.options import shape_options, shapes_of
-from dfrot_cli.commands.eval.options import file_option, keep, models_option, resolved
-from dfrot_cli.options import Common, common
+from dfrot_cli.commands.eval.options import keep, models_option, report_option, resolved
+from dfrot_cli.options import Common, common, path_option
 from dfrot_cli.plan import numbered, plan
+from dfrot_cli.setting_options import options_of, settings_from
 
 
 @click.command("speed")
 @models_option
-@click.option("--draft", type=click.Path(path_type=Path), metavar="D", help="A draft of the last checkpoint.")
-@click.option("--prefill", type=click.IntRange(1), default=512, show_default=True, help="Tokens of the prompt.")
-@click.option("--decode", type=click.IntRange(1), default=64, show_default=True, help="New tokens.")
-@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Turns; medians are shown.")
-@click.option("--memory/--no-memory", default=True, show_default=True, help="Peak memory, in processes of their own.")
-@click.option("--dataset", default="stdlib", show_default=True, metavar="D", help="Prompts of the draft.")
-@click.option("--prompts", type=click.IntRange(1), default=6, show_default=True, help="How many.")
+@path_option("--draft", metavar="D", text="A draft of the last checkpoint.")
+@options_of(SpeedSettings)
 @shape_options
-@file_option
+@report_option
 @common
-def speed(
+def command(
     models: tuple[str, ...],
     draft: Path | None,
     chain: tuple[int, ...],
@@ -35,15 +32,14 @@ def speed(
     common: Common,
     **options: Any,
 ) -> None:
-    """Tokens per second at batch 1 and peak memory; all checkpoints take turns in one process.
+    """Measure tokens per second at batch 1 and peak memory; all checkpoints take turns in one process.
 
-    With --draft also plain against speculative decoding of held-out prompts."""
+    With --draft also compare plain with speculative decoding of held-out prompts."""
     common.prepare()
-    from dfrot.stages.evaluate.settings import SpeedSettings
     from dfrot.stages.evaluate.speed import speed
 
     folders = resolved(models, out, common)
-    settings = SpeedSettings(shapes=shapes_of(chain, tree), **options)
+    settings = settings_from(SpeedSettings, options, shapes=shapes_of(chain, tree))
     if common.plan:
         inputs = {**numbered(folders), "draft": draft}
         plan("eval speed", inputs, settings, out, common)
@@ -51,9 +47,12 @@ def speed(
     with show.progress() as progress:
         report = speed(folders, settings, draft, progress)
     keep(report, models, out)
-    if common.json:
-        show.as_json(report)
-        return
+    show.as_json(report) if common.json else _tables(report, settings, models[-1], draft, out)
+
+
+def _tables(
+    report: dict[str, Any], settings: SpeedSettings, last_model: str, draft: Path | None, out: Path | None
+) -> None:
     rows = []
     for result in report["results"]:
         memory = (result["memory"] or {}).get("model")
@@ -63,11 +62,11 @@ def speed(
     title = f"{settings.prefill} tokens in, {settings.decode} out, medians of {settings.repeats} turns"
     heads = ("model", "scheme", "prefill tokens/s", "decode tokens/s", "ms per token", "memory", "on disk")
     show.table(title, heads, rows)
-    if found := report["draft"]:
+    if measured := report["draft"]:
         drafted = [
-            (name, *(one.get(key) for key in ("tau", "plain_tokens_per_second", "tokens_per_second", "speedup")))
-            for name, one in found["shapes"].items()
+            (name, *(row.get(key) for key in ("tau", "plain_tokens_per_second", "tokens_per_second", "speedup")))
+            for name, row in measured["shapes"].items()
         ]
-        show.table(f"{models[-1]} with {draft}", ("draft", "tau", "plain tokens/s", "tokens/s", "speedup"), drafted)
+        show.table(f"{last_model} with {draft}", ("draft", "tau", "plain tokens/s", "tokens/s", "speedup"), drafted)
     if out is not None:
         show.line(f"wrote {out}")

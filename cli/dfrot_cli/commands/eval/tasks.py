@@ -7,39 +7,28 @@ from typing import Any
 
 import click
 
+from dfrot.stages.evaluate.settings import TaskSettings
 from dfrot_cli import show
-from dfrot_cli.commands.eval.options import file_option, keep, models_option, resolved
-from dfrot_cli.options import Common, common
+from dfrot_cli.commands.eval.options import keep, models_option, report_option, resolved
+from dfrot_cli.options import Common, common, path_option
 from dfrot_cli.plan import numbered, plan
+from dfrot_cli.setting_options import options_of, settings_from
 
 
 @click.command("tasks")
 @models_option
-@click.option("--task", "tasks", multiple=True, required=True, metavar="NAME", help="Repeatable: piqa, hellaswag, ...")
-@click.option("--task-path", metavar="DIR", help="Folder of task files (YAML and their data): works offline.")
-@click.option("--task-code", is_flag=True, help="Let task files of that folder run their Python functions.")
-@click.option("--limit", type=click.IntRange(1), help="Documents per task.")
-@click.option("--fewshot", type=click.IntRange(0), help="Examples before each document. Default: the task's.")
-@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Rows per forward pass.")
-@click.option("--chat", is_flag=True, help="Put prompts into the model's chat template.")
-@click.option("--draft", type=click.Path(path_type=Path), metavar="D", help="A draft of the last checkpoint.")
-@file_option
+@options_of(TaskSettings)
+@path_option("--draft", metavar="D", text="A draft of the last checkpoint.")
+@report_option
 @common
-def tasks(
-    models: tuple[str, ...],
-    tasks: tuple[str, ...],
-    draft: Path | None,
-    out: Path | None,
-    common: Common,
-    **options: Any,
-) -> None:
-    """Scores on lm-eval's tasks (extra `tasks`), with each difference to the first checkpoint paired over documents."""
+def command(models: tuple[str, ...], draft: Path | None, out: Path | None, common: Common, **options: Any) -> None:
+    """Measure scores on lm-eval's tasks (extra `tasks`), and the difference to the first checkpoint, paired over
+    documents."""
     common.prepare()
-    from dfrot.stages.evaluate.settings import TaskSettings
     from dfrot.stages.evaluate.tasks import evaluate_tasks
 
     folders = resolved(models, out, common)
-    settings = TaskSettings(tasks=tasks, seed=common.seed, **options)
+    settings = settings_from(TaskSettings, options, seed=common.seed)
     if common.plan:
         inputs = {**numbered(folders), "draft": draft}
         plan("eval tasks", inputs, settings, out, common)
@@ -47,9 +36,10 @@ def tasks(
     with show.progress() as progress:
         report = evaluate_tasks(folders, settings, draft, progress)
     keep(report, models, out)
-    if common.json:
-        show.as_json(report)
-        return
+    show.as_json(report) if common.json else _table(report, out)
+
+
+def _table(report: dict[str, Any], out: Path | None) -> None:
     rows = []
     for result in report["results"]:
         for task, scores in result["scores"].items():
