@@ -83,6 +83,8 @@ class Engine:
         self.end_tokens = end_token_ids(self.target)
         self.shape: TreeShape | None = None
         self.options: list[MeasuredShape] = []  # measured shapes, where none was given
+        self.measuring_seconds = 0.0  # that measuring shapes took
+        self.measuring_seconds = 0.0  # that measuring shapes took
         self.how = "plain, no draft given"
         if drafter is not None:
             self.shape = None if shape is None else TreeShape(*shape)
@@ -95,7 +97,7 @@ class Engine:
             prompt = (torch.arange(_PROBE_LENGTH) % (self.target.vocab_size - 1)).tolist()
             probe = LatencyProbe.after_prompt(self.target, drafter, prompt, policy.max_drafted + SPARE_SLOTS)
             policy.start(probe, lambda: probe.spent, self.target.max_length - _PROBE_LENGTH - 1)
-            self.options = policy.options
+            self.options, self.measuring_seconds = policy.options, policy.seconds
         return policy.why()
 
     @property
@@ -215,6 +217,7 @@ class Generation:
         if engine.drafter is not None and engine.options:
             self.policy = AdaptivePolicy(engine.drafter.rates, sampling.greedy, 0, engine.options)
             self.policy.start()
+            self.policy.seconds = engine.measuring_seconds
             shape = None if self.policy.shape is None else self.policy
         if engine.drafter is None or shape is None:
             return plain_steps(engine.target, prompt, self.stop, sampling, self.out, seed, images)

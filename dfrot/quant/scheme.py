@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dfrot.errors import UnsupportedError
+from dfrot.settings import setting
 
 _NAME = re.compile(r"w(\d+)a(\d+)(?:kv(\d+))?((?:-(?:g\d+|asym|sym|wasym|wsym|kvasym|kvsym))*)")
 FULL = 16
@@ -36,8 +37,7 @@ class QuantScheme:
     """Keys and values are symmetric."""
     a_clip: float = 1.0
     """Clip ratio of activations."""
-    kv_clip: float = 1.0
-    """Clip ratio of keys and values."""
+    kv_clip: float = setting(1.0, minimum=MIN_CLIP, maximum=1, help="Clip ratio of keys and values.")
 
     def __post_init__(self) -> None:
         allowed = {"w": (*range(2, 9), FULL), "a": (*range(2, 9), FULL), "kv": (*range(2, 9), FULL)}

@@ -12,6 +12,7 @@ from typing import Any
 
 from dfrot.checkpoint import Checkpoint
 from dfrot.files import digest_bytes
+from dfrot.settings import setting
 from dfrot.stage_folder import Progress, open_stage, read_record, silent
 from dfrot.stages.draft import evaluate as draft_eval
 from dfrot.stages.draft.settings import DraftEvalSettings
@@ -26,9 +27,11 @@ _TIMES = ("_per_second", "_ms", "seconds", "speedup", "speedup_quartiles")
 
 @dataclass(frozen=True)
 class CheckpointEval(PerplexitySettings):
-    """checkpoints: which folders of the run are evaluated on the same windows; the first is the baseline."""
+    """The checkpoints of a recipe's run that are evaluated on the same windows."""
 
-    checkpoints: tuple[str, ...] = ("model", "packed")
+    checkpoints: tuple[str, ...] = setting(
+        ("model", "packed"), help="Which folders of the run are evaluated; the first is the baseline."
+    )
 
 
 def timeless(value: Any) -> Any:

@@ -19,11 +19,10 @@ from dfrot.bench.kernels.cases import (
 from dfrot.bench.kernels.cases.products import BUILDERS, IGNORES
 from dfrot.bench.kernels.roofline import Roofline, measure, readers, ring_bytes
 from dfrot.bench.machine import machine
+from dfrot.bench.settings import KernelBenchSettings
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.stage_folder import Progress, silent
 
-SHAPES = ((4096, 4096), (14336, 4096), (4096, 14336))  # N, K of Llama-3-8B
-ROWS = (1, 4, 8, 512)
 READ = "read"  # the bandwidth probe that takes its turn with the contenders
 
 
@@ -44,14 +43,14 @@ def chosen(ops: Sequence[str]) -> list[str]:
 
 def bench_kernels(
     ops: Sequence[str] = (),
-    shapes: Sequence[tuple[int, int]] = SHAPES,
-    rows: Sequence[int] = ROWS,
+    shapes: Sequence[tuple[int, int]] = KernelBenchSettings.shapes,
+    rows: Sequence[int] = KernelBenchSettings.rows,
     *,
-    group: int = 0,
-    context: int = 8192,
-    repeats: int = 7,
-    with_peers: bool = True,
-    cached: bool = False,
+    group: int = KernelBenchSettings.group,
+    context: int = KernelBenchSettings.context,
+    repeats: int = KernelBenchSettings.repeats,
+    with_peers: bool = KernelBenchSettings.with_peers,
+    cached: bool = KernelBenchSettings.cached,
     seed: int = 0,
     progress: Progress = silent,
 ) -> dict[str, Any]:

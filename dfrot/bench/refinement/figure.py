@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from dfrot.bench.refinement.synthetic_rows import PROFILES, WIDTH, llama_like_rows
+from dfrot.bench.refinement.synthetic_rows import PROFILES, llama_like_rows
+from dfrot.bench.settings import FigureBenchSettings
 from dfrot.errors import ResourceError
 from dfrot.rotation.hadamard import random_orthogonal, randomized
 from dfrot.rotation.refinement.features import from_rows
@@ -32,12 +33,12 @@ def errors(rows: Tensor, matrix: Tensor | None, grid: RowGrid) -> Tensor:
 
 
 def figure_data(
-    width: int = WIDTH,
-    common: int = 2048,
+    width: int = FigureBenchSettings.width,
+    common: int = FigureBenchSettings.common,
     massive: int = 64,
     *,
-    rounds: int = 12,
-    bits: int = 4,
+    rounds: int = FigureBenchSettings.rounds,
+    bits: int = FigureBenchSettings.bits,
     seed: int = 0,
     profiles: tuple[str, ...] = PROFILES,
     progress: Progress = silent,

@@ -20,6 +20,7 @@ from dfrot.bench.refinement.figure import figure_data as figure
 from dfrot.bench.refinement.figure import plot
 from dfrot.bench.refinement.straightforward import straightforward
 from dfrot.bench.refinement.synthetic_rows import llama_like_rows
+from dfrot.bench.settings import RefinementBenchSettings
 from dfrot.errors import InputError
 from dfrot.rotation.hadamard import randomized
 from dfrot.rotation.refinement.features import CalibrationRows, from_rows
@@ -31,7 +32,6 @@ from dfrot.stage_folder import Progress, silent
 
 __all__ = ["compare_refinement", "figure", "plot"]
 
-ROWS = 16 * 2048
 EQUAL = 1.001  # objectives within 0.1 % count as the same
 Point = tuple[int, float, float, float]  # round, seconds since the method began, objective, processor seconds
 
@@ -78,12 +78,12 @@ class _Clock:
 
 
 def compare_refinement(
-    width: int = 4096,
-    rows: int = ROWS,
-    rounds: int = 25,
+    width: int = RefinementBenchSettings.width,
+    rows: int = RefinementBenchSettings.rows,
+    rounds: int = RefinementBenchSettings.rounds,
     *,
     symmetric: bool = False,
-    bits: int = 4,
+    bits: int = RefinementBenchSettings.bits,
     seed: int = 0,
     settings: RefineSettings | None = None,
     progress: Progress = silent,

@@ -15,8 +15,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from dfrot.errors import InputError
 from dfrot.rotation.refinement.massive_tokens import MassiveRule
+from dfrot.settings import check, setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,19 +26,32 @@ SUN_WIDTH = 4096
 
 @dataclass(frozen=True)
 class Criteria:
-    """absolute, ratio: of massive activations (ratio at width 4096). channel: ratio of channel outliers. rule: which
-    tokens the 4-bit errors count as massive, on RMSNorm outputs without gain (`MassiveRule.parse`)."""
+    """What counts as an outlier."""
 
-    absolute: float = 100.0
-    ratio: float = 1000.0
-    channel: float = 6.0
-    rule: str = "energy"
+    absolute: float = setting(
+        100.0, above=0, below=math.inf, help="A massive activation has |x| above this value and above `ratio`."
+    )
+    ratio: float = setting(
+        1000.0,
+        above=0,
+        below=math.inf,
+        help="A massive activation has |x| of at least this many times the median, at width 4096 (scaled by "
+        "sqrt(width / 4096)).",
+    )
+    channel: float = setting(
+        6.0,
+        above=0,
+        below=math.inf,
+        help="A channel outlier has a median |x| of at least this many times the median channel's.",
+    )
+    rule: str = setting(
+        "energy",
+        metavar="RULE",
+        help="Rule for massive tokens in 4-bit errors, applied to RMSNorm outputs without gain; as of dfq rotate.",
+    )
 
     def __post_init__(self) -> None:
-        for name in ("absolute", "ratio", "channel"):
-            value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and 0 < value < math.inf):
-                raise InputError(f"outlier criterion {name} {value!r}: a positive number is needed")
+        check(self)
         MassiveRule.parse(self.rule)
 
     def ratio_at(self, width: int) -> float:

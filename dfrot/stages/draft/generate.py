@@ -1,18 +1,12 @@
-"""`dfq draft generate`, and speculative decoding as one call on a loaded transformers model."""
+"""Speculative decoding as one call on a loaded model, and as the `custom_generate` of transformers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-from dfrot.data.images import read
-from dfrot.data.tokenizer import load_tokenizer
-from dfrot.draft.load import load_draft_in
 from dfrot.draft.models.base import Draft
-from dfrot.draft.store import check_target
 from dfrot.generation.drafter import Drafter
-from dfrot.generation.load_target import end_token_ids, load_target
 from dfrot.generation.output import GenerationOutput, StopCriteria
 from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
@@ -22,52 +16,10 @@ from dfrot.generation.speculative import speculative
 from dfrot.generation.target import Target
 from dfrot.generation.transformers_hook import custom_generate_hook
 from dfrot.generation.tree import TreeShape
-from dfrot.stages.draft.settings import GenerateSettings
 from dfrot.vision.image_inputs import ImageInputs
-from dfrot.vision.prompts import prompt_reader
 
 GREEDY = Sampling()
 MEASURING_SHARE = 0.1  # of the time that plain decoding of the text would take: for measuring shapes
-
-
-def _encode_prompt(model: Path, settings: GenerateSettings) -> tuple[Any, list[int], ImageInputs | None]:
-    """Tokenizer, token ids and images."""
-    if not settings.images:
-        tokenizer = load_tokenizer(model)
-        return tokenizer, list(tokenizer(settings.prompt)["input_ids"]), None
-    reader = prompt_reader(model)
-    content = [*({"type": "image"} for _ in settings.images), {"type": "text", "text": settings.prompt}]
-    pictures = [read(file) for file in settings.images]
-    ids, tensors = reader.encode([{"role": "user", "content": content}], pictures, "the prompt")
-    return reader.tokenizer, ids, ImageInputs(tensors, settings.keep)
-
-
-def generate_text(model: Path, draft: Path | None, settings: GenerateSettings) -> dict[str, Any]:
-    """Generate one text. Returns JSON: text, tokens, how they were decoded, the policy's choice, acceptance length and
-    speed."""
-    loaded = None if draft is None else load_draft_in(draft, settings.draft_dtype)
-    tokenizer, prompt, images = _encode_prompt(model, settings)
-    target = load_target(model, () if loaded is None else loaded.aux_layers, drafted=loaded is not None)
-    eos = frozenset() if settings.ignore_eos else end_token_ids(target)
-    stop, sampling = StopCriteria(settings.max_new_tokens, eos, settings.stop, tokenizer.decode), settings.sampling
-    policy = None
-    if loaded is None:
-        out, how = plain(target, prompt, stop, sampling, settings.seed, images), "plain, no draft given"
-    else:
-        hidden_size = int(target.config.hidden_size)
-        check_target(loaded.config, model, target.vocab_size, hidden_size, settings.force)
-        shape = None if settings.shape is None else TreeShape(*settings.shape)
-        policy = policy_for(loaded, stop, sampling) if shape is None else None
-        out, how = generate(target, loaded, prompt, stop, sampling, policy or shape, settings.seed, images)
-    return {
-        "text": tokenizer.decode(out.tokens),
-        "tokens": out.tokens,
-        "how": how,
-        "choice": None if policy is None else policy.to_dict(),
-        "tau": out.tau,
-        "rounds": out.rounds,
-        "tokens_per_second": out.emitted / out.seconds if out.seconds else 0.0,
-    }
 
 
 def policy_for(

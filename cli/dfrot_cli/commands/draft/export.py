@@ -7,21 +7,26 @@ from pathlib import Path
 import click
 
 from dfrot_cli import show
+from dfrot_cli.commands.draft.options import required_draft_option
 from dfrot_cli.options import Common, common, model_option, out_option
 from dfrot_cli.plan import plan
+
+FORMATS = ("speculators",)
 
 
 @click.command("export")
 @model_option
-@click.option("--draft", type=click.Path(path_type=Path), required=True, metavar="D", help="Result of dfq draft train.")
-@click.option("--format", "kind", type=click.Choice(["speculators"]), default="speculators", show_default=True)
+@required_draft_option
 @click.option(
-    "--verifier", metavar="NAME", help="What the config names as verifier; default: the target's folder name."
+    "--format", "kind", type=click.Choice(FORMATS), default=FORMATS[0], show_default=True, help="The format to write."
+)
+@click.option(
+    "--verifier", metavar="NAME", help="The verifier that the config names. Default: the name of the target's folder."
 )
 @out_option("Folder of the exported draft.")
 @common
-def export(model: str, draft: Path, kind: str, verifier: str | None, out: Path, common: Common) -> None:
-    """Write an eagle3 draft as serving engines load it (a dream draft has no place there, and is refused)."""
+def command(model: str, draft: Path, kind: str, verifier: str | None, out: Path, common: Common) -> None:
+    """Write an eagle3 draft in the format of serving engines, which do not support dream drafts."""
     common.prepare()
     from dfrot.hub import resolve_model
     from dfrot.stages.draft.export import export_draft
