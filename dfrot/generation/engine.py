@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dfrot.data.images import read
+from dfrot.data.images import read_image
 from dfrot.data.jsonl import MAX_IMAGES
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.draft.store import check_target
@@ -136,7 +136,7 @@ class Engine:
         self, text: str, images: Sequence[Path], system: str | None = None
     ) -> tuple[tuple[int, ...], ImageInputs]:
         """`encode_seen` of image files and a text behind them."""
-        pictures = [read(file) for file in images]
+        pictures = [read_image(file) for file in images]
         asked = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
         first = [{"role": "system", "content": system}] if system else []
         return self.encode_seen([*first, {"role": "user", "content": asked}], pictures)

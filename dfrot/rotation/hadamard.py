@@ -133,7 +133,7 @@ def _factor(total: int, count: int) -> tuple[int, ...] | None:
     return None
 
 
-def plan(size: int, block: int | None = None, max_base: int = MAX_BASE) -> HadamardSpec:
+def hadamard_plan(size: int, block: int | None = None, max_base: int = MAX_BASE) -> HadamardSpec:
     """The transform of a dimension of `size`: full width where a construction exists, else the widest block that
     has one (visible as `block < size`). An explicit `block` must divide the size and be constructible.
 
@@ -143,7 +143,7 @@ def plan(size: int, block: int | None = None, max_base: int = MAX_BASE) -> Hadam
         if block < 1 or size % block or bases is None:
             raise UnsupportedError(
                 f"Hadamard block {block} for a width of {size}: must divide it and have a construction "
-                f"(try {plan(size, max_base=max_base).block} or {size & -size})"
+                f"(try {hadamard_plan(size, max_base=max_base).block} or {size & -size})"
             )
         return HadamardSpec(size, block, bases)
     for width in sorted((d for d in range(1, size + 1) if size % d == 0), reverse=True):
@@ -153,7 +153,7 @@ def plan(size: int, block: int | None = None, max_base: int = MAX_BASE) -> Hadam
     raise UnsupportedError(f"Hadamard transform of width {size}: a positive width is needed")
 
 
-def matrix(spec: HadamardSpec) -> Tensor:
+def hadamard_matrix(spec: HadamardSpec) -> Tensor:
     """One block of the transform, orthogonal float64 [block, block]."""
     base = spec.base().to(torch.float64)
     power = sylvester(spec.block // base.shape[0])
@@ -161,7 +161,7 @@ def matrix(spec: HadamardSpec) -> Tensor:
     return full.div_(math.sqrt(spec.block))
 
 
-def transform(x: Tensor, spec: HadamardSpec) -> Tensor:
+def hadamard_transform(x: Tensor, spec: HadamardSpec) -> Tensor:
     """x [..., size] times the transform in float64: what fusing applies to weights, independent of the kernels."""
     base = spec.base().to(torch.float64)
     width = spec.block // base.shape[0]
@@ -184,14 +184,14 @@ def _generator(seed: int | tuple[int, ...]) -> np.random.PCG64:
     return np.random.PCG64(np.random.SeedSequence(seed))
 
 
-def randomized(size: int, seed: int | tuple[int, ...]) -> Tensor:
-    """Random signs times the Hadamard transform of `plan(size)`: orthogonal float64 [size, size].
+def randomized_hadamard(size: int, seed: int | tuple[int, ...]) -> Tensor:
+    """Random signs times the Hadamard transform of `hadamard_plan(size)`: orthogonal float64 [size, size].
 
-    Block diagonal where `plan(size).block < size`."""
-    spec = plan(size)
+    Block diagonal where `hadamard_plan(size).block < size`."""
+    spec = hadamard_plan(size)
     words = _generator(seed).random_raw(size)
     signs = torch.from_numpy((words >> np.uint64(63)).astype(np.float64)) * 2 - 1
-    full = matrix(spec)
+    full = hadamard_matrix(spec)
     if spec.block < size:
         full = torch.kron(torch.eye(size // spec.block, dtype=torch.float64), full)
     return full.mul_(signs.unsqueeze(1))

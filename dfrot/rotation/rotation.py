@@ -12,7 +12,7 @@ from dfrot.checkpoint import read_header, read_metadata, read_tensor
 from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.errors import InputError, MismatchError
 
-FILE = "rotation.safetensors"
+ROTATION_FILE = "rotation.safetensors"
 TOLERANCE = 1e-12  # |R^T R - I|_max that fusing accepts, float64
 ROWS = 512  # rows per step of the checks: bounds their temporaries
 
@@ -51,12 +51,12 @@ class Rotation:
 
     def save(self, path: Path, name: str = "R1") -> None:
         """A file with this one rotation."""
-        save(path, {name: self})
+        save_rotations(path, {name: self})
 
     @classmethod
     def load(cls, path: Path, name: str = "R1") -> Rotation:
         """The rotation stored under `name`; kind and seed come from the file's metadata."""
-        found = load(path)
+        found = load_rotations(path)
         if name not in found:
             raise MismatchError(f"{path}: holds no rotation {name} (found: {', '.join(found) or 'none'})")
         return found[name]
@@ -72,7 +72,7 @@ def _error(matrix: Tensor) -> Tensor:
     return worst
 
 
-def save(path: Path, rotations: dict[str, Rotation]) -> None:
+def save_rotations(path: Path, rotations: dict[str, Rotation]) -> None:
     """Write rotations to one safetensors file, atomically (written aside, synced, renamed)."""
     metadata = {f"{name}.kind": rotation.kind for name, rotation in rotations.items()}
     metadata |= {f"{name}.seed": str(rotation.seed) for name, rotation in rotations.items()}
@@ -85,7 +85,7 @@ def save(path: Path, rotations: dict[str, Rotation]) -> None:
     (path.parent / f"{aside}.safetensors").replace(path)
 
 
-def load(path: Path) -> dict[str, Rotation]:
+def load_rotations(path: Path) -> dict[str, Rotation]:
     """All rotations of a file. Raises InputError when it is damaged or holds something else."""
     entries, metadata = read_header(path), read_metadata(path)
     found = {}

@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from dfrot.data.images import decode
+from dfrot.data.images import decode_image
 from dfrot.errors import DfqError
 from dfrot.generation.engine import Engine, TextRequest
 from dfrot.generation.prompt import ImageInputs
@@ -100,7 +100,7 @@ class Service:
                 )
             with self._encoding:
                 if call.images:
-                    pictures = [decode(data, f"image {number}") for number, data in enumerate(call.images)]
+                    pictures = [decode_image(data, f"image {number}") for number, data in enumerate(call.images)]
                     return self.engine.encode_seen(call.prompt, pictures)
                 if call.kind == "chat":
                     return self.engine.encode_chat(call.prompt), None

@@ -17,8 +17,8 @@ from torch import Tensor
 from dfrot.arch import describe
 from dfrot.checkpoint import Checkpoint
 from dfrot.data import shapes
-from dfrot.data.images import pixels
-from dfrot.data.jsonl import conversation, read_rows
+from dfrot.data.images import normalized_pixels
+from dfrot.data.jsonl import parse_conversation, read_json_lines
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.draft.training.corpus import HELD_OUT_OF_256, answer_mask, template_ids
 from dfrot.draft.training.multimodal_source import KEEP, MultimodalSample
@@ -77,7 +77,7 @@ class LlavaPromptReader:
         self.check(ids, len(pictures), where)
         if not pictures:
             return ids, {}
-        return ids, {"pixel_values": torch.stack([pixels(one, self.config.size) for one in pictures])}
+        return ids, {"pixel_values": torch.stack([normalized_pixels(one, self.config.size) for one in pictures])}
 
     def check(self, ids: Sequence[int], images: int, where: str) -> None:
         """Raise InputError unless these ids have the places of that many images."""
@@ -158,7 +158,7 @@ def has_images(dataset: str) -> bool:
 @functools.lru_cache(maxsize=8)
 def _holds_images(path: Path, *_: int) -> bool:
     """Read once for all who ask, as long as the file's time and size stay."""
-    return any("images" in row for row, _ in read_rows(path))
+    return any("images" in row for row, _ in read_json_lines(path))
 
 
 def drawn_conversation(seed: int) -> Row:
@@ -198,14 +198,14 @@ def _rows(dataset: str, wanted: tuple[int, int]) -> Iterator[tuple[int, Callable
                 yield side, functools.partial(drawn_conversation, seed)
         return
     path = Path(dataset)
-    for row, where in read_rows(path):
+    for row, where in read_json_lines(path):
         side = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).digest()[0] < HELD_OUT_OF_256
         yield int(side), functools.partial(conversation_row, row, path.parent, where)
 
 
 def conversation_row(row: dict[str, Any], root: Path, where: str) -> Row:
     """A row of a .jsonl."""
-    return (*conversation(row, root, where), where)
+    return (*parse_conversation(row, root, where), where)
 
 
 def load_questions(dataset: str, reader: PromptReader, count: int, keep: float = KEEP) -> list[PromptWithImages]:
@@ -214,7 +214,7 @@ def load_questions(dataset: str, reader: PromptReader, count: int, keep: float =
     if dataset == shapes.NAME:
         rows: Iterator[Row] = (drawn_conversation(seed) for seed in range(shapes.HELD_OUT, shapes.HELD_OUT + count))
     else:
-        rows = (conversation_row(row, Path(dataset).parent, where) for row, where in read_rows(Path(dataset)))
+        rows = (conversation_row(row, Path(dataset).parent, where) for row, where in read_json_lines(Path(dataset)))
     for row in itertools.islice(rows, count):
         ids, given = first_question(reader, row)
         found.append(PromptWithImages(ids, ImageInputs(given, keep) if given else None))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from dfrot.data import shapes
-from dfrot.data.images import pixels
+from dfrot.data.images import normalized_pixels
 from dfrot.draft.store import save_tensors
 from dfrot.draft.training.optim import rate
 from dfrot.files import write_json
@@ -90,7 +90,7 @@ def batch(seeds: range, tokenizer: Any) -> tuple[Tensor, Tensor, Tensor]:
         one = shapes.sample(seed)
         asked = tokenizer(f"\n{one.question}\n", add_special_tokens=False)["input_ids"]
         answer = tokenizer(one.answer, add_special_tokens=False)["input_ids"]
-        found.append(([0, *[IMAGE_TOKEN] * PATCHES, *asked], [*answer, 1], pixels(one.picture, shapes.SIZE)))
+        found.append(([0, *[IMAGE_TOKEN] * PATCHES, *asked], [*answer, 1], normalized_pixels(one.picture, shapes.SIZE)))
     longest = max(len(prompt) + len(answer) for prompt, answer, _ in found)
     ids = torch.full((len(found), longest), 1)
     labels = torch.full((len(found), longest), -100)
@@ -117,7 +117,9 @@ def look(tower: nn.Module, recipe: Recipe) -> None:
                 place = 2 * list(shapes.SIDES).index(side)
                 wanted[row, place], wanted[row, place + 1] = THINGS.index(thing), COLOURS.index(colour)
         _pace(optimizer, rate(step, recipe.tower_steps, recipe.tower_lr))
-        seen = tower(torch.stack([pixels(one.picture, shapes.SIZE) for one in found])).last_hidden_state[:, 1:]
+        seen = tower(torch.stack([normalized_pixels(one.picture, shapes.SIZE) for one in found])).last_hidden_state[
+            :, 1:
+        ]
         said = [head(seen[:, HALVES[n // 2]].flatten(1)) for n, head in enumerate(heads)]
         loss = torch.stack([cross_entropy(one, wanted[:, n]) for n, one in enumerate(said)]).sum()
         _descend(loss, optimizer)

@@ -16,7 +16,7 @@ from dfrot.draft.models.base import Draft, DraftState, Head, TrainOutput
 from dfrot.draft.models.build import build
 from dfrot.draft.models.config import DraftConfig
 from dfrot.generation.target import Target
-from dfrot.rotation.hadamard import plan as hadamard_plan
+from dfrot.rotation.hadamard import hadamard_plan
 from dfrot.runtime.install import keep_caps
 from dfrot.runtime.kv_cache import KVSpec
 

@@ -16,7 +16,7 @@ from dfrot.errors import InputError, MismatchError, UnsupportedError
 from dfrot.hub import resolve_model
 from dfrot.quant.scheme import QuantScheme
 from dfrot.quant.tuned import hadamard
-from dfrot.rotation.hadamard import plan
+from dfrot.rotation.hadamard import hadamard_plan
 from dfrot.runtime.load import load_model
 from dfrot.runtime.trainable import TrainableModel
 from dfrot.stages import tune as module
@@ -56,7 +56,7 @@ def test_before_the_first_step_it_is_the_packed_model(packed: Path, name: str) -
 
 
 def test_the_gradient_of_the_transform_is_its_transpose() -> None:
-    spec = plan(28 * 4)
+    spec = hadamard_plan(28 * 4)
     x = torch.randn(3, spec.size, dtype=torch.float64).float().requires_grad_()
     weights = torch.randn(3, spec.size)
     (hadamard(x, spec.base(), spec.block) * weights).sum().backward()

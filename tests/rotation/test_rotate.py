@@ -12,7 +12,7 @@ from dfrot.arch import open_described
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import ExistsError, GateError, InputError, MismatchError, ResourceError, UnsupportedError
 from dfrot.quant.config import DfqConfig
-from dfrot.rotation.rotation import Rotation, load
+from dfrot.rotation.rotation import Rotation, load_rotations
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.runtime.load import load_model
 from dfrot.stages.rotate import run as stage_module
@@ -222,7 +222,7 @@ def test_post_norm_models_have_all_rotations_but_r1(make: Make, text: str, tmp_p
     assert evidence["without"] == planned["without"]
     assert planned["r1"] is None
     assert "r1" not in evidence
-    assert set(load(tmp_path / "out" / "rotation.safetensors")) == {"R2"}
+    assert set(load_rotations(tmp_path / "out" / "rotation.safetensors")) == {"R2"}
     before, after = Checkpoint.open(model), Checkpoint.open(tmp_path / "out")
     assert set(before.entries) == set(after.entries)
     changed = {name for name in before.entries if not torch.equal(before.read(name), after.read(name))}

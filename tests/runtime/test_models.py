@@ -14,7 +14,7 @@ from dfrot.errors import InputError
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.linear import DenseLinear, QuantLinear
 from dfrot.quant.scheme import QuantScheme
-from dfrot.rotation.hadamard import plan
+from dfrot.rotation.hadamard import hadamard_plan
 from dfrot.rotation.online import OnlineRotations
 from dfrot.runtime.load import load_model
 
@@ -36,7 +36,7 @@ KINDS = (
 
 def online(kind: str, kit: SimpleNamespace) -> OnlineRotations:
     arch = describe({"model_type": kind, **kit.configs[kind]})
-    return OnlineRotations(r3=plan(arch.head_dim), r4=plan(arch.intermediate))
+    return OnlineRotations(r3=hadamard_plan(arch.head_dim), r4=hadamard_plan(arch.intermediate))
 
 
 @torch.no_grad()

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfrot.data.jsonl import first_row, read_rows, refuse_images
-from dfrot.data.text import calibration_windows, load_text, windows
+from dfrot.data.jsonl import first_json_line, read_json_lines, refuse_images
+from dfrot.data.text import calibration_windows, evaluation_windows, load_text
 from dfrot.data.tokenizer import encode
 from dfrot.errors import InputError
 
@@ -60,10 +60,10 @@ def load_corpora(
 
     Raises InputError for a dataset without usable samples."""
     path = Path(dataset)
-    if path.suffix == ".jsonl" and path.is_file() and "messages" in first_row(path):
+    if path.suffix == ".jsonl" and path.is_file() and "messages" in first_json_line(path):
         return _conversations(path, tokenizer, samples, held_out, seqlen)
     train = calibration_windows(encode(tokenizer, load_text(dataset, "train").text), samples, seqlen, seed)
-    test = windows(encode(tokenizer, load_text(dataset, "test").text), seqlen)
+    test = evaluation_windows(encode(tokenizer, load_text(dataset, "test").text), seqlen)
     if len(test) < held_out:
         raise InputError(f"{dataset}: {held_out} held-out windows of {seqlen} tokens needed, {len(test)} found")
     every = len(test) // held_out
@@ -73,7 +73,7 @@ def load_corpora(
 
 def _conversations(path: Path, tokenizer: Any, samples: int, held_out: int, seqlen: int) -> tuple[Corpus, Corpus]:
     sides: tuple[list[tuple[list[int], list[bool]]], list[tuple[list[int], list[bool]]]] = ([], [])
-    for row, where in read_rows(path):
+    for row, where in read_json_lines(path):
         messages = row.get("messages")
         if not isinstance(messages, list) or not messages:
             raise InputError(f'{where}: "messages" must be a list of role and content; mend or remove the line')

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfrot.rotation.hadamard import random_orthogonal, randomized
+from dfrot.rotation.hadamard import random_orthogonal, randomized_hadamard
 from dfrot.rotation.refinement.features import CalibrationRows, normalise
 from dfrot.rotation.refinement.massive_tokens import MassiveRule
 from dfrot.rotation.refinement.refine import RefineSettings, refine
-from dfrot.rotation.refinement.row_grid import RowGrid
+from dfrot.rotation.refinement.row_grid import TokenQuantizer
 from dfrot.stage_folder import Progress
 
 METHODS = ("none", "orthogonal", "hadamard", "refined")
@@ -81,11 +81,11 @@ def token_errors(
     the rotations by method (None: the basis as it is)."""
     fit, held = split(store.features())
     width = fit.width
-    grid = RowGrid(bits, False)
+    grid = TokenQuantizer(bits, False)
     matrices: dict[str, Tensor | None] = {"none": None}
     refinement: dict[str, Any] | None = None
     if not rotated:
-        start = randomized(width, seed)
+        start = randomized_hadamard(width, seed)
         result = refine(fit, start, RefineSettings(bits=bits, rounds=rounds, seed=seed), progress=progress)
         matrices |= {"orthogonal": random_orthogonal(width, seed), "hadamard": start, "refined": result.matrix}
         refinement = result.stats

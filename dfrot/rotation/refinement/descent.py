@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dfrot.rotation.refinement.features import CalibrationRows
-from dfrot.rotation.refinement.row_grid import RowGrid
+from dfrot.rotation.refinement.row_grid import TokenQuantizer
 from dfrot.rotation.refinement.tiles import CACHED, Tiles, spans, square, tile_rows
 
 FLOOR = 0.05  # of the mean eigenvalue of the common rows (1 per row): the proximal term
@@ -22,10 +22,10 @@ GROUP = 8  # tiles of rows whose quantized images are held at a time
 MAX_TURN = 1.0  # radians: cap of the largest angle of one step
 
 
-class Round:
+class ProcrustesStep:
     """The rows in the eigenbasis of their weighted second moment, and what a round does with them."""
 
-    def __init__(self, features: CalibrationRows, gamma: float, grid: RowGrid, tiles: Tiles, half: bool) -> None:
+    def __init__(self, features: CalibrationRows, gamma: float, grid: TokenQuantizer, tiles: Tiles, half: bool) -> None:
         """half: bfloat16 products for common rows and corrections (float32 for massive rows and all that decides
         orthogonality)."""
         self.grid, self.tiles, self.gamma2 = grid, tiles, gamma**2
@@ -139,7 +139,7 @@ class Round:
         return found
 
 
-def largest_turn(skew: Tensor, steps: int = 6) -> float:
+def largest_angle(skew: Tensor, steps: int = 6) -> float:
     """An estimate of the spectral norm of a skew matrix (its largest angle), by power iteration."""
     vector = torch.cos(torch.arange(len(skew), dtype=torch.float32) * 2.399963)
     size = 0.0
@@ -149,7 +149,7 @@ def largest_turn(skew: Tensor, steps: int = 6) -> float:
     return size
 
 
-def capped(skew: Tensor) -> Tensor:
+def cap_angle(skew: Tensor) -> Tensor:
     """`skew`, scaled down so that no step turns by more than MAX_TURN."""
-    size = largest_turn(skew)
+    size = largest_angle(skew)
     return skew.mul_(MAX_TURN / size) if size > MAX_TURN else skew

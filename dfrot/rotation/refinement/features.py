@@ -20,7 +20,7 @@ from dfrot.rotation.refinement.massive_tokens import MassiveRule
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.stage_folder import Progress, silent
 
-ROW_BYTES = 256 * 2**20  # default budget of `collect` for the kept rows (float32)
+ROW_BYTES = 256 * 2**20  # default budget of `collect_rows` for the kept rows (float32)
 MASSIVE_ROOM = 8  # more than one row in 8 beyond the budget cannot be massive: the rule is wrong
 
 
@@ -74,7 +74,7 @@ class CalibrationRows:
         }
 
 
-def from_rows(rows: Tensor, rule: MassiveRule | None = None, massive: Tensor | None = None) -> CalibrationRows:
+def unit_weight_rows(rows: Tensor, rule: MassiveRule | None = None, massive: Tensor | None = None) -> CalibrationRows:
     """Features of given rows [n, d], all kept with weight 1; `massive` bool [n] overrides the rule's mask."""
     rule = rule or MassiveRule()
     rows = rows.float()
@@ -91,7 +91,7 @@ def normalise(hidden: Tensor, eps: float) -> Tensor:
     return hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + eps)
 
 
-def collect(
+def collect_rows(
     runner: BlockRunner,
     tokens: Tensor,
     *,

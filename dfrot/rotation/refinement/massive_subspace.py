@@ -16,7 +16,7 @@ from torch import Tensor
 from dfrot.rotation.refinement.features import CalibrationRows
 from dfrot.rotation.refinement.objective import row_errors
 from dfrot.rotation.refinement.polar import polar
-from dfrot.rotation.refinement.row_grid import RowGrid
+from dfrot.rotation.refinement.row_grid import TokenQuantizer
 from dfrot.rotation.refinement.tiles import Tiles
 
 STEPS = ((1.0, 0.9), (1.5, 0.7), (1.8, 0.5), (1.8, 0.0))  # over-relaxation, momentum
@@ -28,7 +28,7 @@ SAMPLE = 2048  # common rows that watch
 HARM = 1.01  # their mean error may rise by 1 %: the noise of such a sample
 
 
-def anchor(features: CalibrationRows, start: Tensor, grid: RowGrid, tiles: Tiles) -> Tensor:
+def massive_first_start(features: CalibrationRows, start: Tensor, grid: TokenQuantizer, tiles: Tiles) -> Tensor:
     """The rotation nearest to `start` float64 [d, d] that serves massive rows best, of those found.
 
     Returns `start` itself when nothing better was found, or nothing that common rows tolerate."""
@@ -46,7 +46,7 @@ def anchor(features: CalibrationRows, start: Tensor, grid: RowGrid, tiles: Tiles
     return start
 
 
-def _settle(rows: Tensor, rank: int, start: Tensor, grid: RowGrid, tiles: Tiles) -> Tensor:
+def _settle(rows: Tensor, rank: int, start: Tensor, grid: TokenQuantizer, tiles: Tiles) -> Tensor:
     """The alternation for massive rows float64 [n, d] in their `rank` main directions."""
     left, values, right = torch.linalg.svd(rows, full_matrices=False)
     rank = min(rank, int((values > values[0] * 1e-9).sum()))
@@ -71,12 +71,12 @@ def _settle(rows: Tensor, rank: int, start: Tensor, grid: RowGrid, tiles: Tiles)
         return low, best
 
     _, best = min(tiles.each(attempt, STEPS), key=lambda found: found[0])
-    found = moved(start, frame, best)
+    found = nearest_rotation_with_image(start, frame, best)
     low = float(grid.error(rows @ found).sum())  # the rest moves a little, too
     return start if low > (1.0 - GAIN) * least else found
 
 
-def moved(start: Tensor, frame: Tensor, image: Tensor) -> Tensor:
+def nearest_rotation_with_image(start: Tensor, frame: Tensor, image: Tensor) -> Tensor:
     """The orthogonal matrix nearest to `start` [d, d] with frame [r, d] @ result = image [r, d], float64."""
     rank = len(frame)
     wanted = image @ start.T  # frame @ H = wanted, result = H @ start

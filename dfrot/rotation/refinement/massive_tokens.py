@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dfrot.errors import InputError
-from dfrot.rotation.refinement.row_grid import RowGrid
+from dfrot.rotation.refinement.row_grid import TokenQuantizer
 
 PUBLISHED_RATIO = 8.5 / 64.0  # DFRot's threshold over the norm of its rows at width 4096
 SPIKES = 4  # massive tokens hold their energy in 1-4 channels (DFRot, section 3.2)
@@ -78,7 +78,7 @@ class MassiveRule:
             median = size.median(dim=1).values.clamp_min(torch.finfo(torch.float32).tiny)
             peak: Tensor = size.amax(1) / median
             return peak
-        ratio: Tensor = RowGrid(4, True).error(rows).sqrt().float() / norm
+        ratio: Tensor = TokenQuantizer(4, True).error(rows).sqrt().float() / norm
         return ratio * math.sqrt(width) if self.name == "published" else ratio
 
     def mask(self, rows: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dfrot.rotation.refinement.features import CalibrationRows
-from dfrot.rotation.refinement.row_grid import RowGrid
+from dfrot.rotation.refinement.row_grid import TokenQuantizer
 from dfrot.rotation.refinement.tiles import CACHED, Tiles, spans, tile_rows
 
 AUTO_WEIGHT = 10.0  # gamma^2 N_m / N of the paper's models at gamma 100 (notes on its public code: plain sums)
@@ -32,7 +32,7 @@ def effective_gamma(features: CalibrationRows, gamma: float | str) -> float:
     return float((AUTO_WEIGHT * features.total / count) ** 0.5) if count else 1.0
 
 
-def row_errors(rows: Tensor, matrix: Tensor, grid: RowGrid, tiles: Tiles) -> Tensor:
+def row_errors(rows: Tensor, matrix: Tensor, grid: TokenQuantizer, tiles: Tiles) -> Tensor:
     """|xR - Q(xR)|^2 of every row of rows float32 [n, d], float64 [n]; matrix is cast to float32."""
     turned = matrix.float()
     step = max(1, CACHED // rows.shape[1])
@@ -56,6 +56,6 @@ def combine(features: CalibrationRows, errors: Tensor, gamma: float) -> Objectiv
     )
 
 
-def evaluate(features: CalibrationRows, matrix: Tensor, grid: RowGrid, gamma: float, tiles: Tiles) -> Objective:
+def evaluate(features: CalibrationRows, matrix: Tensor, grid: TokenQuantizer, gamma: float, tiles: Tiles) -> Objective:
     """The objective of rotation `matrix` [d, d] on all features."""
     return combine(features, row_errors(features.rows, matrix, grid, tiles), gamma)

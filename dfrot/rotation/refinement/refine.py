@@ -4,7 +4,7 @@ Minimises L(R) = sum_common w |x R - Q(x R)|^2 + gamma^2 sum_massive |x R - Q(x 
 quantization parameters per token for the present R, then the R that best maps the rows onto their quantized
 images. Re-implemented from the paper, with three changes that make it fast:
 
-1. Massive rows first (`anchor.py`). They carry most of the objective and live in a few dimensions, where the
+1. Massive rows first (`massive_subspace.py`). They carry most of the objective and live in a few dimensions, where the
    alternation costs next to nothing and can be run many times. The search starts from what this finds, and once more
    from the start itself: which basin is the deeper one depends on the rows.
 2. The Procrustes step is solved to first order in a fixed eigenbasis (`descent.py`), not by a decomposition per round.
@@ -28,12 +28,12 @@ import torch
 from torch import Tensor
 
 from dfrot.errors import InputError
-from dfrot.rotation.refinement.descent import Round, capped
+from dfrot.rotation.refinement.descent import ProcrustesStep, cap_angle
 from dfrot.rotation.refinement.features import CalibrationRows
-from dfrot.rotation.refinement.massive_subspace import anchor
+from dfrot.rotation.refinement.massive_subspace import massive_first_start
 from dfrot.rotation.refinement.objective import Objective, effective_gamma, evaluate
 from dfrot.rotation.refinement.polar import orthogonalise, orthogonality_error
-from dfrot.rotation.refinement.row_grid import RowGrid
+from dfrot.rotation.refinement.row_grid import TokenQuantizer
 from dfrot.rotation.refinement.tiles import Tiles
 from dfrot.stage_folder import Progress, silent
 
@@ -66,7 +66,7 @@ class RefineSettings:
     precision: str = "auto"
 
     def __post_init__(self) -> None:
-        RowGrid(self.bits, self.symmetric, self.clip)
+        TokenQuantizer(self.bits, self.symmetric, self.clip)
         if self.gamma != "auto" and not (isinstance(self.gamma, (int, float)) and 0 <= self.gamma < 1e6):
             raise InputError(f"gamma {self.gamma!r}: 'auto' or a number from 0 to 1e6 is needed (paper: 100)")
         if self.rounds < 0 or not 0 <= self.tol < 1:
@@ -75,8 +75,8 @@ class RefineSettings:
             raise InputError(f"precision {self.precision!r}: one of {', '.join(PRECISIONS)} is needed")
 
     @property
-    def grid(self) -> RowGrid:
-        return RowGrid(self.bits, self.symmetric, self.clip)
+    def grid(self) -> TokenQuantizer:
+        return TokenQuantizer(self.bits, self.symmetric, self.clip)
 
     def half(self, width: int) -> bool:
         """Whether products are made in bfloat16 on this machine."""
@@ -101,7 +101,7 @@ class Refinement:
 
 
 class _Search:
-    """Momentum with restarts around the best iterate; matrices in the eigenbasis of `Round`."""
+    """Momentum with restarts around the best iterate; matrices in the eigenbasis of `ProcrustesStep`."""
 
     def __init__(self, settings: RefineSettings, turned: Tensor) -> None:
         self.settings = settings
@@ -133,7 +133,7 @@ class _Search:
         now = self.accepted[-1][1]
         return now > before * (1.0 - WINDOW * self.settings.tol) or now - 2 * (before - now) > least
 
-    def advance(self, rounds: Round, product: Tensor) -> None:
+    def advance(self, rounds: ProcrustesStep, product: Tensor) -> None:
         """The next iterate from C at the present one."""
         if self.above >= PATIENCE:
             self.turned, self.skew, self.above, self.age = self.best, None, 0, 0
@@ -142,7 +142,7 @@ class _Search:
         skew = rounds.direction(self.turned, product).mul_(self.step)
         if self.skew is not None:
             skew.add_(self.skew, alpha=min(MOMENTUM, self.age / (self.age + 3)))
-        self.skew = capped(skew)
+        self.skew = cap_angle(skew)
         self.age += 1
         self.turned = rounds.turn(self.turned, self.skew)
 
@@ -165,9 +165,9 @@ def refine(
     iterates = _Iterates(start, watch)
     with Tiles() as tiles:
         if features.n_massive and gamma and settings.rounds:
-            iterates.anchored(anchor(features, start, settings.grid, tiles))
+            iterates.anchored(massive_first_start(features, start, settings.grid, tiles))
         half = settings.half(features.width)
-        rounds = Round(features, gamma, settings.grid, tiles, half)
+        rounds = ProcrustesStep(features, gamma, settings.grid, tiles, half)
         done, total = 0, settings.rounds * len(iterates.begins)
         for number, begin in enumerate(iterates.begins):
             search = _Search(settings, rounds.enter(begin))

@@ -16,7 +16,7 @@ from dfrot.errors import InputError
 
 
 @dataclass(frozen=True)
-class RowGrid:
+class TokenQuantizer:
     """A dynamic per-token quantizer: bits 2..8, symmetric or not, clip ratio of the range."""
 
     bits: int = 4

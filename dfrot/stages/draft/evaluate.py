@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from dfrot.data.jsonl import read_rows, refuse_images
-from dfrot.data.text import load_text, windows
+from dfrot.data.jsonl import read_json_lines, refuse_images
+from dfrot.data.text import evaluation_windows, load_text
 from dfrot.data.tokenizer import encode, load_tokenizer
 from dfrot.draft.metrics import classify, first_difference, speeds, summary
 from dfrot.draft.models.base import Draft
@@ -73,7 +73,7 @@ def load_prompts(dataset: str, tokenizer: Any, count: int, length: int) -> list[
     path = Path(dataset)
     if path.suffix == ".jsonl" and path.is_file():
         return _rows(path, tokenizer)[:count]
-    text = windows(encode(tokenizer, load_text(dataset, "test").text), length)
+    text = evaluation_windows(encode(tokenizer, load_text(dataset, "test").text), length)
     if len(text) < count:
         raise InputError(f"{dataset}: {count} prompts of {length} tokens needed, {len(text)} found")
     return [row.tolist() for row in text[:: len(text) // count][:count]]
@@ -81,7 +81,7 @@ def load_prompts(dataset: str, tokenizer: Any, count: int, length: int) -> list[
 
 def _rows(path: Path, tokenizer: Any) -> list[list[int]]:
     found = []
-    for row, where in read_rows(path):
+    for row, where in read_json_lines(path):
         refuse_images(row, where)
         if isinstance(row.get("prompt"), str) and row["prompt"]:
             found.append(list(tokenizer(row["prompt"])["input_ids"]))

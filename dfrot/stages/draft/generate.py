@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dfrot.data.images import read
+from dfrot.data.images import read_image
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.draft.models.base import Draft
 from dfrot.draft.store import check_target
@@ -52,7 +52,7 @@ def _prompt(model: Path, settings: GenerateSettings) -> tuple[Any, list[int], Im
         return tokenizer, list(tokenizer(settings.prompt)["input_ids"]), None
     reader = prompt_reader(model)
     asked = [*({"type": "image"} for _ in settings.images), {"type": "text", "text": settings.prompt}]
-    pictures = [read(file) for file in settings.images]
+    pictures = [read_image(file) for file in settings.images]
     ids, given = reader.seen([{"role": "user", "content": asked}], pictures, "--prompt")
     return reader.tokenizer, ids, ImageInputs(given, settings.keep)
 

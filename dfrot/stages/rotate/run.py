@@ -18,17 +18,17 @@ from torch import Tensor
 from dfrot.arch import BoundArch, open_described, untie_config
 from dfrot.checkpoint import Checkpoint
 from dfrot.checkpoint_writer import SafetensorsWriter
-from dfrot.data.text import Text, load_text, windows
+from dfrot.data.text import Text, evaluation_windows, load_text
 from dfrot.data.tokenizer import copy_tokenizer, encode, load_tokenizer
 from dfrot.errors import GateError, InputError, UnsupportedError
 from dfrot.files import require_free_space, write_json
 from dfrot.quant.config import DfqConfig
 from dfrot.rotation import rotation as rotations_file
 from dfrot.rotation.fuse import Fuser, Rotations
-from dfrot.rotation.hadamard import plan as hadamard_plan
-from dfrot.rotation.hadamard import random_orthogonal, randomized
+from dfrot.rotation.hadamard import hadamard_plan
+from dfrot.rotation.hadamard import random_orthogonal, randomized_hadamard
 from dfrot.rotation.online import OnlineRotations
-from dfrot.rotation.refinement.features import collect
+from dfrot.rotation.refinement.features import collect_rows
 from dfrot.rotation.refinement.massive_tokens import MassiveRule
 from dfrot.rotation.refinement.refine import RefineSettings, refine
 from dfrot.rotation.rotation import Rotation
@@ -211,7 +211,7 @@ def text_window(text: Text, tokenizer: Any, seqlen: int, seed: int | None) -> Te
         ids = encode(tokenizer, text.text[start : start + length])
     if seed is None:
         seqlen = min(seqlen, max(2, len(ids)))  # the gate takes what there is
-    return windows(ids, seqlen)[:1]
+    return evaluation_windows(ids, seqlen)[:1]
 
 
 def _shapes_only(inputs: _Inputs) -> Rotations:
@@ -279,7 +279,7 @@ def _work(stage: Stage, inputs: _Inputs, progress: Progress) -> None:
 def _rotations(stage: Stage, inputs: _Inputs, progress: Progress) -> tuple[Rotations, dict[str, Any]]:
     """R1 and R2, made or found in the stage, and the evidence of how."""
     settings, arch = inputs.settings, inputs.arch
-    file = stage.folder / rotations_file.FILE
+    file = stage.folder / rotations_file.ROTATION_FILE
     if not stage.done("rotation"):
         report: dict[str, Any] = {}
         made: dict[str, Rotation] = {}
@@ -287,16 +287,16 @@ def _rotations(stage: Stage, inputs: _Inputs, progress: Progress) -> tuple[Rotat
             if settings.method == "dfrot":
                 matrix, report = _refined(inputs, progress)
             else:
-                make = random_orthogonal if settings.method == "orthogonal" else randomized
+                make = random_orthogonal if settings.method == "orthogonal" else randomized_hadamard
                 matrix = make(arch.hidden, settings.seed)
             made["R1"] = Rotation(matrix, settings.method, settings.seed)
             report["r1"] = _account(made["R1"], arch.hidden)
-        per_head = [randomized(arch.head_dim, (settings.seed, 1 + layer)) for layer in range(arch.n_layers)]
+        per_head = [randomized_hadamard(arch.head_dim, (settings.seed, 1 + layer)) for layer in range(arch.n_layers)]
         made["R2"] = Rotation(torch.stack(per_head), "hadamard", settings.seed)
         report["r2"] = _account(made["R2"], arch.head_dim)
-        rotations_file.save(file, made)
+        rotations_file.save_rotations(file, made)
         stage.mark("rotation", report)
-    found = rotations_file.load(file)
+    found = rotations_file.load_rotations(file)
     r1 = found["R1"].matrix if "R1" in found else None
     return Rotations(r1, found["R2"].matrix, inputs.online.r4), stage.recall("rotation")
 
@@ -319,9 +319,9 @@ def _refined(inputs: _Inputs, progress: Progress) -> tuple[Tensor, dict[str, Any
     settings = inputs.settings
     runner = BlockRunner(inputs.checkpoint, inputs.arch)
     rule = MassiveRule.parse(settings.massive_rule)
-    features = collect(runner, inputs.calibration, seed=settings.seed, rule=rule, progress=progress)
+    features = collect_rows(runner, inputs.calibration, seed=settings.seed, rule=rule, progress=progress)
     release_memory()
-    start = randomized(inputs.arch.hidden, settings.seed)
+    start = randomized_hadamard(inputs.arch.hidden, settings.seed)
     result = refine(features, start, settings.refinement(), progress=progress)
     report = {
         "massive": features.report(lambda token: str(inputs.decode([token]))),
