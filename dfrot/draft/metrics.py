@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from dfrot.generation.prompt import ImageInputs, prefill_prompt
-from dfrot.generation.speculative import GenerationOutput
+from dfrot.generation.output import GenerationOutput
+from dfrot.generation.prompt import prefill_prompt
 from dfrot.generation.target import Target
+from dfrot.vision.image_inputs import ImageInputs
 
 
 def summary(outputs: Sequence[GenerationOutput]) -> dict[str, Any]:

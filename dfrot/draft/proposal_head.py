@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dfrot.draft.models.base import Draft, Head
-from dfrot.draft.quantize import SCHEMES
+from dfrot.draft.schemes import SCHEMES
 from dfrot.quant.linear import QuantLinear
 from dfrot.quant.plan import LinearPlan
 from dfrot.quant.rtn import quantize, row_tiles

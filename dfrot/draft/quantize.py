@@ -12,22 +12,14 @@ import torch
 from torch import nn
 
 from dfrot.draft.models.base import Draft
-from dfrot.errors import UnsupportedError
+from dfrot.draft.schemes import scheme_of
 from dfrot.quant.linear import QuantLinear
 from dfrot.quant.options import AlgorithmOptions
 from dfrot.quant.plan import LinearPlan
 from dfrot.quant.rtn import quantize
 from dfrot.quant.scheme import FULL, QuantScheme
 
-SCHEMES = {"w4": QuantScheme.parse("w4a16-g64"), "w8": QuantScheme.parse("w8a16")}
 TRAINING_ONLY = ("mid_proj",)
-
-
-def scheme_of(name: str) -> QuantScheme:
-    """`w4` (groups of 64) or `w8` (per row)."""
-    if name not in SCHEMES:
-        raise UnsupportedError(f"--quantize-draft {name}: use {' or '.join(SCHEMES)}")
-    return SCHEMES[name]
 
 
 def _plan(name: str, linear: nn.Linear, scheme: QuantScheme) -> LinearPlan:

@@ -2,108 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dfrot.checkpoint import Checkpoint, TensorEntry, read_header, read_tensor
-from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.draft.models.base import Draft
 from dfrot.draft.models.build import build
 from dfrot.draft.models.config import DraftConfig
 from dfrot.draft.quantize import empty_linears, prepare_linears
 from dfrot.errors import InputError, MismatchError
-from dfrot.files import digest_bytes, fsync_folder, read_json, write_json
+from dfrot.files import read_json, write_json
 from dfrot.generation.acceptance_rates import AcceptanceRates
 from dfrot.stage_folder import RECORD
-from dfrot.vision.llava_layout import vision_digest
-from dfrot.vision.processor import FILES as PROCESSOR
+from dfrot.tensor_file import load_tensors, save_tensors
+from dfrot.vision.fingerprint import fingerprint
 
 CONFIG, WEIGHTS = "draft.json", "draft"
-# what decides how text becomes ids and how conversations are written down
-_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
-
-
-def fingerprint(target: Path) -> str:
-    """Identity of a target: its config (quantization and rotations included), weights, tokenizer and chat template,
-    and the vision part or the processor of one that sees."""
-    language = language_fingerprint(target)
-    seen = vision_digest(target)
-    return digest_bytes(language.encode(), seen.encode()) if seen else language
-
-
-def language_fingerprint(target: Path) -> str:
-    """`fingerprint` of the language model alone, by which a vision part knows it."""
-    files = [target / name for name in _FILES]
-    texts = [file.read_bytes() if file.is_file() else b"" for file in files]
-    texts += [(target / name).read_bytes() for name in PROCESSOR if (target / name).is_file()]
-    return digest_bytes(Checkpoint.open(target).digest().encode(), *texts)
-
-
-def save_tensors(
-    file: Path, tensors: dict[str, Tensor], whole: Callable[[Tensor], Tensor] = lambda tensor: tensor
-) -> None:
-    """Write one safetensors file aside and rename it: it is whole or not there. whole: puts together a tensor that
-    several processes hold, when its turn comes, in the order of `tensors`."""
-    plan = [TensorPlan(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in sorted(tensors.items())]
-    stem = f".{file.stem}.new"
-    writer = SafetensorsWriter(file.parent, plan, stem, shard_bytes=1 << 62)
-    for name, tensor in tensors.items():
-        writer.write(name, whole(tensor))
-    writer.sync()
-    (file.parent / f"{stem}.safetensors").replace(file)
-    fsync_folder(file.parent)
-
-
-def save_training(
-    file: Path,
-    parts: dict[str, dict[str, Tensor]],
-    told: dict[str, Any],
-    whole: Callable[[Tensor], Tensor] = lambda tensor: tensor,
-) -> None:
-    """Where a training stands: tensors by part and name, and JSON, in one file that is whole or not there."""
-    tensors = {f"{part}/{name}": value for part, named in parts.items() for name, value in named.items()}
-    history = torch.tensor(list(json.dumps(told).encode()), dtype=torch.uint8)
-    save_tensors(file, {**tensors, "history": history}, whole)
-
-
-def load_training(file: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """What `save_training` was given. Raises InputError for a damaged file."""
-    parts, told = open_training(file)
-    found: dict[str, dict[str, Tensor]] = defaultdict(dict)  # a part without tensors is not in the file
-    for part, named in parts.items():
-        found[part] = {key: read_tensor(entry) for key, entry in named.items()}
-    return found, told
-
-
-def open_training(file: Path) -> tuple[dict[str, dict[str, TensorEntry]], dict[str, Any]]:
-    """As `load_training`, the tensors where they lie: for those who hold a part of each. Raises InputError."""
-    found = read_header(file)
-    told: dict[str, Any] = json.loads(bytes(read_tensor(found.pop("history")).tolist()))
-    parts: dict[str, dict[str, TensorEntry]] = defaultdict(dict)
-    for name, entry in found.items():
-        part, key = name.split("/", 1)
-        parts[part][key] = entry
-    return dict(parts), told
-
-
-def load_tensors(file: Path) -> dict[str, Tensor]:
-    """All tensors of one file, checked. Raises InputError when it is missing or damaged."""
-    if not file.is_file():
-        raise InputError(f"{file}: file not found; the draft is incomplete, make it again")
-    return {name: read_tensor(entry) for name, entry in read_header(file).items()}
 
 
 def save_draft(folder: Path, draft: Draft, dtype: torch.dtype = torch.bfloat16) -> None:

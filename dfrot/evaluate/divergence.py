@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfrot.evaluate.intervals import LEVEL, mean_interval
+from dfrot.evaluate.intervals import mean_interval
 from dfrot.evaluate.logits import Baseline
 from dfrot.evaluate.ppl import logit_chunks
+from dfrot.evaluate.settings import LEVEL
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999)
 

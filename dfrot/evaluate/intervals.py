@@ -13,8 +13,8 @@ from scipy import stats
 from torch import Tensor
 
 from dfrot.errors import MismatchError
+from dfrot.evaluate.settings import LEVEL
 
-LEVEL = 0.95
 Interval = tuple[float, float] | None  # None: one window has no spread
 
 

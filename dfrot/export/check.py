@@ -24,7 +24,8 @@ from dfrot.quant.config import DfqConfig
 from dfrot.quant.scheme import FULL, QuantScheme
 from dfrot.runtime.load import load_model
 from dfrot.stage_folder import Progress, open_stage, read_record, silent
-from dfrot.stages.quantize.run import QuantizeSettings, quantize
+from dfrot.stages.quantize.run import quantize
+from dfrot.stages.quantize.settings import QuantizeSettings
 
 KIND = "export check"
 TOLERANCE = 0.005  # of perplexity

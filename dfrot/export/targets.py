@@ -1,7 +1,7 @@
 """What each export format can hold, as data: the matrix, the refusals and the writers all follow from this table.
 
 A *storage* is one way to keep integer weights; a *target* is a format with its storages and what else it can say.
-Facts about engines were read in their sources in 2026-09; what has been executed here is in docs/export.md.
+Facts about engines were read in their sources in 2026-09; what has been executed here is in docs/results/export.md.
 """
 
 from __future__ import annotations

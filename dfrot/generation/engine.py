@@ -13,17 +13,19 @@ from torch import Tensor
 from dfrot.data.images import read_image
 from dfrot.data.jsonl import MAX_IMAGES
 from dfrot.data.tokenizer import load_tokenizer
+from dfrot.draft.load import load_in
 from dfrot.draft.store import check_target
 from dfrot.errors import InputError
 from dfrot.generation.latency_probe import LatencyProbe
 from dfrot.generation.load_target import end_token_ids, load_target
-from dfrot.generation.prompt import ImageInputs
+from dfrot.generation.output import GenerationOutput, StopCriteria
+from dfrot.generation.plain import plain_steps
 from dfrot.generation.sampling import Sampling
 from dfrot.generation.speculation_policy import AdaptivePolicy, MeasuredShape
-from dfrot.generation.speculative import GenerationOutput, StopCriteria, plain_steps, speculative_steps
+from dfrot.generation.speculative import speculative_steps
 from dfrot.generation.text_stream import TextStream
 from dfrot.generation.tree import TreeShape
-from dfrot.stages.draft.evaluate import load_in
+from dfrot.vision.image_inputs import ImageInputs
 from dfrot.vision.prompts import find_prompt_reader
 
 Finish = Literal["stop", "length"]

@@ -8,10 +8,12 @@ from typing import Any, Protocol
 
 import torch
 
-from dfrot.draft.models.base import Draft, DraftState
+from dfrot.draft.models.base import Draft
+from dfrot.draft.models.state import DraftState
 from dfrot.draft.proposal_head import proposal_head
+from dfrot.generation.expand import expand
 from dfrot.generation.target import Target
-from dfrot.generation.tree import Tree, TreeShape, expand
+from dfrot.generation.tree import Tree, TreeShape
 
 REPEATS = 5
 LONG = 0.06  # seconds that repeats of one measurement may take together

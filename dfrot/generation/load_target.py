@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dfrot.draft.store import language_fingerprint
+from dfrot.fingerprint import language_fingerprint
 from dfrot.generation.target import Target
 from dfrot.generation.transformers_hook import eos_token_ids
 from dfrot.runtime.load import load_model

@@ -9,17 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfrot.draft.training.multimodal_source import KEEP
 from dfrot.generation.target import Target
-
-
-@dataclass(frozen=True)
-class ImageInputs:
-    """given: what the processor made besides the ids, whose image tokens stand in the prompt. keep: share of image
-    tokens that the draft sees."""
-
-    given: dict[str, Any]
-    keep: float = KEEP
+from dfrot.vision.image_inputs import ImageInputs
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,21 @@ The filters are transformers' own definitions. Any callable of the same form, (i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from dfrot.errors import InputError
 
-Processor = Callable[[Tensor, Tensor], Tensor]
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class Processor(Protocol):
+    """A logits processor in transformers' form: (ids int64 [1, n], scores float32 [1, V]) -> scores float32 [1, V]."""
+
+    def __call__(self, ids: Tensor, scores: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,8 @@ class Sampling:
         """Penalized logits float32 [V] behind `prefix` (prompt included): what greedy decoding takes the argmax of."""
         if not self.needs_prefix:
             return logits
+        import torch  # in the functions that compute: settings are read without it
+
         ids = torch.tensor([list(prefix)])
         scores = logits[None]
         for processor in self.processors:
@@ -62,6 +70,8 @@ class Sampling:
 
     def probabilities(self, logits: Tensor, prefix: Sequence[int]) -> Tensor:
         """The distribution float32 [V] that is sampled behind `prefix`."""
+        import torch
+
         scores = self.processed(logits, prefix) / self.temperature
         if 0 < self.top_k < len(scores):
             scores = scores.masked_fill(scores < scores.topk(self.top_k).values[-1], -torch.inf)
@@ -81,4 +91,6 @@ class Sampling:
 
 def sample(p: Tensor, generator: torch.Generator) -> int:
     """A draw from p float32 [V], which may be unnormalised."""
+    import torch
+
     return int(torch.multinomial(p, 1, generator=generator))

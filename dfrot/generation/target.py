@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dfrot.draft.feature_selection import FeatureChooser, row_entropy
+from dfrot.draft.feature_selection import FeatureChooser
+from dfrot.draft.training.target_features import TargetFeatures, _measure, _offer
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.generation.batch_invariance import BatchInvariance
 from dfrot.generation.native_verify import NativeVerifier
@@ -19,20 +20,6 @@ from dfrot.runtime.attention_hooks import SPLIT, attend_row_by_row, attention_na
 from dfrot.runtime.cache_rollback import keep_accepted_path, new_cache
 from dfrot_kernels import native
 from dfrot_kernels.draft import dense, servable
-
-
-@dataclass
-class TargetFeatures:
-    """last [B, S, d] behind the final norm; mid [B, S, d] and its layer int64 [B, 1 or S], or None; aux [B, S, 3 d]
-    or None: outputs of three decoder layers side by side. With images: embeddings [B, S, d], text and images merged,
-    and kept int64 [B, n], the positions that become slots of the draft."""
-
-    last: Tensor
-    mid: Tensor | None = None
-    layer: Tensor | None = None
-    aux: Tensor | None = None
-    embeddings: Tensor | None = None
-    kept: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -178,7 +165,7 @@ class Target:
 
     def image_attention_probe(self, ids: Tensor) -> Any:
         """How much a prompt int64 [n] looks at its images (dfrot/draft/training/multimodal_source.py)."""
-        from dfrot.draft.training.multimodal_source import ImageAttentionProbe
+        from dfrot.generation.image_attention import ImageAttentionProbe
 
         if not hasattr(self.model.config, "vision_config"):
             raise UnsupportedError(f"{type(self.model).__name__}: takes no images; leave them out")
@@ -337,20 +324,3 @@ def _nothing(*_: Any) -> None:
 def _unfit(error: Exception) -> InputError:
     first = (str(error).splitlines() or [""])[0]
     return InputError(f"images and prompt do not fit each other ({first}); give what the processor made")
-
-
-def _measure(chooser: FeatureChooser) -> Any:
-    def observe(
-        layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scale: float, causal: bool, cap: float | None
-    ) -> None:
-        if chooser.wants_entropy(layer):
-            chooser.measured(*row_entropy(query, key, mask, scale, causal, cap=cap))
-
-    return observe
-
-
-def _offer(chooser: FeatureChooser, layer: int) -> Any:
-    def hook(_: nn.Module, __: Any, output: Any) -> None:
-        chooser.offer(layer, output[0] if isinstance(output, tuple) else output)
-
-    return hook

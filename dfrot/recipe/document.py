@@ -46,7 +46,7 @@ def read(path: Path) -> dict[str, Any]:
         raw = path.read_bytes()[: MOST + 1]
         text = raw.decode("utf-8")
     except FileNotFoundError:
-        raise InputError(f"{path}: file not found; recipes are YAML files, see docs/recipes.md") from None
+        raise InputError(f"{path}: file not found; recipes are YAML files, see docs/guides/recipes.md") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not readable as text ({error}); give a YAML file") from None
     if len(raw) > MOST:

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from dfrot.checkpoint import Checkpoint
-from dfrot.draft.store import fingerprint
 from dfrot.files import digest_bytes
 from dfrot.stage_folder import Progress, open_stage, read_record, silent
 from dfrot.stages.draft import evaluate as draft_eval
-from dfrot.stages.evaluate.perplexity import PerplexitySettings, evaluate
+from dfrot.stages.draft.settings import DraftEvalSettings
+from dfrot.stages.evaluate.perplexity import evaluate
+from dfrot.stages.evaluate.settings import PerplexitySettings
+from dfrot.vision.fingerprint import fingerprint
 
 CHECKPOINTS = ("model", "fixed", "rotated", "packed")
 EVAL, DRAFT_EVAL = "eval", "draft eval"
@@ -77,7 +79,7 @@ def eval_metrics(evidence: Mapping[str, Any]) -> dict[str, float]:
 
 def evaluate_draft(
     folders: Mapping[str, Path],
-    settings: draft_eval.DraftEvalSettings,
+    settings: DraftEvalSettings,
     out: Path,
     *,
     progress: Progress = silent,

@@ -8,34 +8,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dfrot.errors import InputError
 from dfrot.export.fit import fit, target_of
 from dfrot.export.run import export
+from dfrot.export.settings import ExportSettings
 from dfrot.quant.scheme import QuantScheme
 from dfrot.recipe import measure
 from dfrot.recipe.measure import CheckpointEval
-from dfrot.stages.calibrate import CalibrateSettings, calibrate
-from dfrot.stages.draft.evaluate import DraftEvalSettings as DraftEvalSettings
-from dfrot.stages.draft.train import DraftSettings
+from dfrot.stages.calibrate.run import calibrate
+from dfrot.stages.calibrate.settings import CalibrateSettings
+from dfrot.stages.draft.settings import DraftEvalSettings as DraftEvalSettings
+from dfrot.stages.draft.settings import DraftSettings
 from dfrot.stages.draft.train import train as train_draft
-from dfrot.stages.outliers.fix import FixSettings, fix
-from dfrot.stages.quantize.run import QuantizeSettings, quantize
-from dfrot.stages.rotate.run import RotateSettings, rotate
+from dfrot.stages.outliers.fix import fix
+from dfrot.stages.outliers.settings import FixSettings
+from dfrot.stages.quantize.run import quantize
+from dfrot.stages.quantize.settings import QuantizeSettings
+from dfrot.stages.rotate.run import rotate
+from dfrot.stages.rotate.settings import RotateSettings
 
 Folders = Mapping[str, Path]
 """What there is so far, by name: `model` and the folders of the stages that ran."""
-
-
-@dataclass(frozen=True)
-class ExportSettings:
-    """As `dfrot.export.run.export`: scheme None writes the checkpoint's own, dtype is gguf's."""
-
-    to: Literal["compressed-tensors", "gguf", "gptq"]
-    scheme: QuantScheme | None = None
-    dtype: Literal["bf16", "f16", "f32"] | None = None
-    online_r4: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dfrot.compat.masks import of_mask
 from dfrot.errors import UnsupportedError
 from dfrot.rotation.online import HadamardSpec
 from dfrot.runtime.kv_cache import CacheView
-from dfrot.runtime.mask_to_kernel_args import of_mask
 from dfrot_kernels.ref_kv import DIM as MAX_DIM
 
 NAME = "dfq"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +12,9 @@ from dfrot.errors import DfqError
 from dfrot.generation.sampling import Sampling
 from dfrot.recipe.convert import nearest
 from dfrot.serve.errors import bad_request
-from dfrot.serve.images import check_count, image_of
+from dfrot.serve.fields import _Fields, _number
+from dfrot.serve.messages import _messages
+from dfrot.serve.processors import _Bias, _Penalty
 
 Kind = Literal["chat", "completion"]
 _ABSENT: dict[str, tuple[Any, ...]] = {
@@ -24,7 +25,6 @@ _ABSENT: dict[str, tuple[Any, ...]] = {
 """Fields whose only supported values are these (and null)."""
 _IGNORED = {"user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key"}
 _STOPS = 16
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
 @dataclass(frozen=True)
@@ -63,30 +63,6 @@ class ApiRequest:
             return Sampling(self.temperature, self.top_p, self.top_k, self.repetition_penalty, tuple(processors))
         except DfqError as error:
             raise bad_request(str(error)) from None
-
-
-class _Penalty:
-    """OpenAI's penalties: by how often, and whether, a token stands in the text so far (the prompt not counted)."""
-
-    def __init__(self, prompt: int, frequency: float, presence: float) -> None:
-        self.prompt, self.frequency, self.presence = prompt, frequency, presence
-
-    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
-        counts = scores.new_zeros(scores.shape[-1]).index_add_(
-            0, ids[0, self.prompt :], scores.new_ones(ids.shape[1] - self.prompt)
-        )
-        return scores - self.frequency * counts - self.presence * (counts > 0)
-
-
-class _Bias:
-    def __init__(self, bias: Mapping[int, float]) -> None:
-        self.bias = bias
-
-    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
-        scores = scores.clone()
-        for token, value in self.bias.items():
-            scores[0, token] += value
-        return scores
 
 
 def parse_request(kind: Kind, body: Any) -> ApiRequest:
@@ -131,50 +107,6 @@ def parse_request(kind: Kind, body: Any) -> ApiRequest:
     return call
 
 
-class _Fields:
-    """Fields of a body, taken out one by one with their checks."""
-
-    def __init__(self, left: dict[str, Any]) -> None:
-        self.left = left
-        self.seen: list[str] = []
-
-    def take(self, name: str, default: Any = ...) -> Any:
-        self.seen.append(name)
-        if name in self.left:
-            return self.left.pop(name)
-        if default is ...:
-            raise bad_request(f"{name}: is missing", name, "missing_required_parameter")
-        return default
-
-    def text(self, name: str) -> str:
-        value = self.take(name)
-        if not isinstance(value, str):
-            raise bad_request(f"{name}: must be text", name)
-        return value
-
-    def flag(self, name: str) -> bool:
-        value = self.take(name, False)
-        if not isinstance(value, bool):
-            raise bad_request(f"{name}: must be true or false", name)
-        return value
-
-    def number(self, name: str, default: Any, least: float, most: float, whole: bool = False) -> Any:
-        value = self.take(name, default)
-        if value is None:
-            return None
-        if not _number(value) or (whole and not isinstance(value, int)):
-            raise bad_request(f"{name}: must be a {'whole ' if whole else ''}number", name)
-        if not least <= value <= most:
-            raise bad_request(f"{name}: {value} is outside {least}..{most}", name)
-        return value if whole else float(value)
-
-
-def _number(value: Any) -> bool:
-    if isinstance(value, int):
-        return not isinstance(value, bool)
-    return isinstance(value, float) and math.isfinite(value)
-
-
 def _stops(value: Any) -> tuple[str, ...]:
     stops = [value] if isinstance(value, str) else value
     if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
@@ -214,46 +146,3 @@ def _prompt(value: Any) -> str | tuple[int, ...]:
     raise bad_request(
         "prompt: must be one text or one list of token ids; send several prompts as several requests", "prompt"
     )
-
-
-def _messages(value: Any, images: list[bytes]) -> list[dict[str, Any]]:
-    """Role and content of every message; the images of its parts are put into `images`."""
-    if not isinstance(value, list) or not value:
-        raise bad_request("messages: must be a list of at least one message", "messages")
-    found = [_message(one, f"messages[{place}]", images) for place, one in enumerate(value)]
-    check_count(len(images))
-    return found
-
-
-def _message(value: Any, where: str, images: list[bytes]) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise bad_request(f"{where}: must be an object with role and content", "messages")
-    role = value.get("role")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise bad_request(f"{where}.role: {role!r} is not one of {', '.join(_ROLES)}", "messages")
-    if extra := {key for key, item in value.items() if item is not None} - {"role", "content", "name"}:
-        raise bad_request(f"{where}.{sorted(extra)[0]}: is not supported", "messages", "unsupported_parameter")
-    return {"role": _ROLES[role], "content": _content(value.get("content"), where, role == "user", images)}
-
-
-def _content(value: Any, where: str, sees: bool, images: list[bytes]) -> str | list[dict[str, str]]:
-    """Text, or parts where some of them are images."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list) or not value:
-        raise bad_request(f"{where}.content: must be text", "messages")
-    parts = [_part(part, f"{where}.content[{place}]", sees, images) for place, part in enumerate(value)]
-    if all(part["type"] == "text" for part in parts):
-        return "".join(part["text"] for part in parts)
-    return parts
-
-
-def _part(part: Any, where: str, sees: bool, images: list[bytes]) -> dict[str, str]:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind == "image_url" and sees:
-        images.append(image_of(part, where))
-        return {"type": "image"}
-    if kind != "text" or not isinstance(part.get("text"), str):
-        taken = "only text and image_url are" if sees else "only text is"
-        raise bad_request(f"{where}: {kind or 'this'} is not supported, {taken}", "messages", "unsupported_content")
-    return {"type": "text", "text": part["text"]}

@@ -14,8 +14,10 @@ import uvicorn
 
 from dfrot.errors import ResourceError, UnsupportedError
 from dfrot.generation.engine import Engine
-from dfrot.serve.app import Report, ServeSettings, Service, make_app
+from dfrot.serve.app import make_app
 from dfrot.serve.protocol import GuardedProtocol
+from dfrot.serve.service import Report, Service
+from dfrot.serve.settings import ServeSettings
 
 CONNECTIONS = 512
 KEEP_ALIVE = 30  # seconds

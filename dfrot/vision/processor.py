@@ -11,8 +11,7 @@ from torch import Tensor
 
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError
-
-FILES = ("processor_config.json", "preprocessor_config.json")
+from dfrot.fingerprint import PROCESSOR_FILES
 
 
 class Processor:
@@ -26,8 +25,8 @@ class Processor:
         """Raises InputError, in one line, for a folder without a processor or with one that cannot be read."""
         from transformers import AutoProcessor
 
-        if not any((folder / name).is_file() for name in FILES):
-            raise InputError(f"{folder}: neither {' nor '.join(FILES)}; copy them from the model")
+        if not any((folder / name).is_file() for name in PROCESSOR_FILES):
+            raise InputError(f"{folder}: neither {' nor '.join(PROCESSOR_FILES)}; copy them from the model")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

@@ -12,7 +12,7 @@ extern "C" {
 #endif
 
 // How a weight [n, k] of a draft is stored: dense float32 or bfloat16 (numbered as DFQ_FLOAT32, DFQ_BFLOAT16), one byte a
-// code with scale bfloat16 [n] and zero point 128, or tiles of 4-bit codes as in cpu/tiled.h.
+// code with scale bfloat16 [n] and zero point 128, or tiles of 4-bit codes as in cpu/tile16/tile16_kernels.h.
 enum { DFQ_CODES8 = 8, DFQ_TILES = 16 };
 
 struct dfq_draft_linear {

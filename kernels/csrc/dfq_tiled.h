@@ -1,4 +1,4 @@
-// Products with prepacked 4-bit weights; conventions of dfq_kernels.h. The layout is described in cpu/tiled.h.
+// Products with prepacked 4-bit weights; conventions of dfq_kernels.h. The layout is described in cpu/tile16/tile16_kernels.h.
 //
 // With n16 = n rounded up to 16 and k8 = k rounded up to 8: tiles uint8 [n16 / 16, k8 / 8, 64], scale bfloat16 bits
 // [groups, n16], zero [groups, n16] or null (8), sums int32 [groups, n16] (sum of the codes of each group).

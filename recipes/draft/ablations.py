@@ -23,18 +23,23 @@ from dfrot.data.tokenizer import load_tokenizer
 from dfrot.draft.metrics import summary
 from dfrot.draft.store import load_draft
 from dfrot.draft.training.loss import simulated_tau
-from dfrot.draft.training.multimodal_source import KEEP
-from dfrot.draft.training.trainer import TrainOptions
+from dfrot.draft.training.settings import TrainOptions
 from dfrot.generation.load_target import end_token_ids, load_target
+from dfrot.generation.output import GenerationOutput, StopCriteria
+from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import GenerationOutput, StopCriteria, plain, speculative
+from dfrot.generation.speculative import speculative
 from dfrot.generation.target import Target
 from dfrot.generation.tree import TreeShape
 from dfrot.hub import resolve_model
 from dfrot.stage_folder import read_record
 from dfrot.stages.draft.evaluate import load_prompts
-from dfrot.stages.draft.train import DataSettings, DraftSettings, extract, train
-from dfrot.vision.prompts import PromptWithImages, has_images, load_questions, prompt_reader
+from dfrot.stages.draft.extract import extract
+from dfrot.stages.draft.settings import DataSettings, DraftSettings
+from dfrot.stages.draft.train import train
+from dfrot.vision.conversations import has_images
+from dfrot.vision.prompts import PromptWithImages, load_questions, prompt_reader
+from dfrot.vision.settings import KEEP
 
 SHAPES = {"chain 4": TreeShape(4), "tree 4,3,10": TreeShape(4, 3, 10)}
 GREEDY = Sampling()

@@ -15,13 +15,16 @@ from dfrot import reference
 from dfrot.data import shapes
 from dfrot.files import read_json, write_bytes
 from dfrot.generation.load_target import end_token_ids, load_target
-from dfrot.generation.prompt import ImageInputs
+from dfrot.generation.output import StopCriteria
+from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import StopCriteria, plain
 from dfrot.hub import resolve_model
 from dfrot.reference import build_vlm as sees
-from dfrot.stages.evaluate.perplexity import PerplexitySettings, evaluate
-from dfrot.vision.prompts import LlavaPromptReader, drawn_conversation, question
+from dfrot.stages.evaluate.perplexity import evaluate
+from dfrot.stages.evaluate.settings import PerplexitySettings
+from dfrot.vision.conversations import drawn_conversation, question
+from dfrot.vision.image_inputs import ImageInputs
+from dfrot.vision.prompts import LlavaPromptReader
 
 CARD = """# The reference model that sees
 

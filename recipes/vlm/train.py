@@ -20,12 +20,12 @@ from torch.nn.functional import cross_entropy
 
 from dfrot.data import shapes
 from dfrot.data.images import normalized_pixels
-from dfrot.draft.store import save_tensors
 from dfrot.draft.training.optim import rate
 from dfrot.files import write_json
 from dfrot.hub import resolve_model
 from dfrot.reference.build_vlm import merged
 from dfrot.runtime.load import load
+from dfrot.tensor_file import save_tensors
 from dfrot.vision.llava_layout import VisionConfig, compose, save_vision_of
 
 IMAGE_TOKEN = 4094  # the last merge of the tokenizer, which the model that sees gives up

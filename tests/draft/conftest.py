@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from dfrot.arch import describe
-from dfrot.draft.models.base import Draft, DraftState, Head, TrainOutput
+from dfrot.draft.models.base import Draft, Head, TrainOutput
 from dfrot.draft.models.build import build
 from dfrot.draft.models.config import DraftConfig
+from dfrot.draft.models.state import DraftState
 from dfrot.generation.target import Target
 from dfrot.rotation.hadamard import hadamard_plan
 from dfrot.runtime.install import keep_caps

@@ -10,8 +10,10 @@ import torch
 
 from dfrot.draft.metrics import classify, first_difference, summary
 from dfrot.errors import InputError
+from dfrot.generation.output import GenerationOutput, StopCriteria
+from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import GenerationOutput, StopCriteria, plain, speculative
+from dfrot.generation.speculative import speculative
 from dfrot.generation.target import Target
 from dfrot.generation.tree import TreeShape
 

@@ -13,18 +13,21 @@ import torch
 
 from dfrot.checkpoint import Checkpoint
 from dfrot.draft.quantize import quantize_draft
-from dfrot.draft.store import fingerprint, load_draft, save_draft
+from dfrot.draft.store import load_draft, save_draft
 from dfrot.errors import UnsupportedError
 from dfrot.generation.acceptance_rates import AcceptanceRates, expected_tau, nodes
 from dfrot.generation.latency_probe import LatencyProbe
 from dfrot.generation.native_verify import branches
+from dfrot.generation.output import StopCriteria
+from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
 from dfrot.generation.speculation_policy import AGAIN, AdaptivePolicy, MeasuredShape, candidates, measured
-from dfrot.generation.speculative import StopCriteria, plain, speculative
+from dfrot.generation.speculative import speculative
 from dfrot.generation.target import Target
 from dfrot.generation.tree import Tree, TreeShape
 from dfrot.stages.draft.export import export_draft
 from dfrot.stages.draft.generate import custom_generate, generate
+from dfrot.vision.fingerprint import fingerprint
 
 Get = Callable[..., Target]
 PROMPT = [5, 17, 40, 3, 88, 21, 9, 60]

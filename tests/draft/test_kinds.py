@@ -15,8 +15,10 @@ from click.testing import CliRunner
 from dfrot.draft.store import load_draft
 from dfrot.generation.target import Target
 from dfrot.quant.scheme import QuantScheme
-from dfrot.stages.quantize.run import QuantizeSettings, quantize
-from dfrot.stages.rotate.run import RotateSettings, rotate
+from dfrot.stages.quantize.run import quantize
+from dfrot.stages.quantize.settings import QuantizeSettings
+from dfrot.stages.rotate.run import rotate
+from dfrot.stages.rotate.settings import RotateSettings
 from dfrot_cli.main import main
 
 FEW = ("--samples", "6", "--held-out", "2", "--seqlen", "40", "--batch", "2", "--epochs", "1", "--evaluations", "1")

@@ -16,12 +16,14 @@ from dfrot.draft.models.base import Draft
 from dfrot.draft.models.build import build
 from dfrot.draft.models.config import DraftConfig
 from dfrot.draft.training.init_from_target import init_from_target
-from dfrot.generation.prompt import ImageInputs
+from dfrot.generation.output import StopCriteria
+from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import StopCriteria, plain, speculative
+from dfrot.generation.speculative import speculative
 from dfrot.generation.target import Target
 from dfrot.generation.tree import TreeShape
 from dfrot.runtime.load import load_model
+from dfrot.vision.image_inputs import ImageInputs
 from dfrot_kernels import native
 
 SHAPES = (TreeShape(3), TreeShape(4, 3, 10))
@@ -132,12 +134,15 @@ def test_the_op_by_op_path_is_lossless_too(small: Case, kit: SimpleNamespace) ->
 
 def packed_and_drafted(model: str, folder: Path, dataset: str, seqlen: int) -> tuple[Path, Path]:
     """A shipped model rotated and in W4A4KV4, and a draft trained for it on what it says."""
-    from dfrot.draft.training.trainer import TrainOptions
+    from dfrot.draft.training.settings import TrainOptions
     from dfrot.hub import resolve_model
     from dfrot.quant.scheme import QuantScheme
-    from dfrot.stages.draft.train import DataSettings, DraftSettings, train
-    from dfrot.stages.quantize.run import QuantizeSettings, quantize
-    from dfrot.stages.rotate.run import RotateSettings, rotate
+    from dfrot.stages.draft.settings import DataSettings, DraftSettings
+    from dfrot.stages.draft.train import train
+    from dfrot.stages.quantize.run import quantize
+    from dfrot.stages.quantize.settings import QuantizeSettings
+    from dfrot.stages.rotate.run import rotate
+    from dfrot.stages.rotate.settings import RotateSettings
 
     rotate(resolve_model(model), folder / "rotated", RotateSettings(method="hadamard"))
     settings = QuantizeSettings(scheme=QuantScheme.parse("w4a4kv4"), algorithm="rtn")

@@ -21,7 +21,9 @@ from dfrot.generation.load_target import open_target
 from dfrot.files import read_json
 from dfrot.runtime.block_runner import hf_config
 from dfrot.data.tokenizer import load_tokenizer
-from dfrot.stages.draft.train import DataSettings, DraftSettings, extract
+from dfrot.stages.draft.settings import DataSettings, DraftSettings
+from dfrot.stages.draft.train import extract
+from dfrot.stages.draft.extract import extract
 
 torch.set_num_threads(1)
 kind, model, text, out, length = sys.argv[1], Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), int(sys.argv[5])

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dfrot.draft.feature_selection import FeatureChooser, FeatureSelection, row_entropy
+from dfrot.draft.attention_entropy import row_entropy
+from dfrot.draft.feature_selection import FeatureChooser, FeatureSelection
 from dfrot.errors import InputError
 from dfrot.generation.target import Target
 

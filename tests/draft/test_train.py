@@ -12,16 +12,20 @@ from typing import Any
 import pytest
 import torch
 
+from dfrot.data.chat import answer_mask
 from dfrot.draft.models.base import TrainOutput
-from dfrot.draft.store import check_target, fingerprint, load_draft, save_draft
-from dfrot.draft.training.corpus import answer_mask, load_corpora, of_windows
+from dfrot.draft.store import check_target, load_draft, save_draft
+from dfrot.draft.training.corpus import load_corpora, of_windows
 from dfrot.draft.training.init_from_target import dense, init_from_target
-from dfrot.draft.training.loss import Teacher, Weights, losses, simulated_tau, slots_of_step
+from dfrot.draft.training.loss import Teacher, losses, simulated_tau, slots_of_step
+from dfrot.draft.training.settings import TrainOptions, Weights
 from dfrot.draft.training.sources import LiveFeatures, StoredFeatures
-from dfrot.draft.training.trainer import STATE, Trainer, TrainOptions
+from dfrot.draft.training.target_features import TargetFeatures
+from dfrot.draft.training.trainer import STATE, Trainer
 from dfrot.errors import DfqError, InputError, MismatchError
 from dfrot.files import write_json
-from dfrot.generation.target import Target, TargetFeatures
+from dfrot.generation.target import Target
+from dfrot.vision.fingerprint import fingerprint
 
 Get = Callable[..., Target]
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from dfrot.errors import InputError
-from dfrot.generation.tree import Tree, TreeShape, expand
+from dfrot.generation.expand import expand
+from dfrot.generation.tree import Tree, TreeShape
 
 
 @pytest.mark.parametrize("arch", ["dream", "eagle3"])

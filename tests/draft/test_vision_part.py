@@ -14,17 +14,21 @@ import torch
 
 from dfrot.arch import describe
 from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
-from dfrot.draft.store import fingerprint
 from dfrot.errors import DfqError, InputError, MismatchError, UnsupportedError
-from dfrot.generation.prompt import ImageInputs
+from dfrot.generation.output import StopCriteria
+from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import StopCriteria, plain, speculative
+from dfrot.generation.speculative import speculative
 from dfrot.generation.target import Target
 from dfrot.generation.tree import TreeShape
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.load import load_model
-from dfrot.stages.quantize.run import QuantizeSettings, quantize
-from dfrot.stages.rotate.run import RotateSettings, rotate
+from dfrot.stages.quantize.run import quantize
+from dfrot.stages.quantize.settings import QuantizeSettings
+from dfrot.stages.rotate.run import rotate
+from dfrot.stages.rotate.settings import RotateSettings
+from dfrot.vision.fingerprint import fingerprint
+from dfrot.vision.image_inputs import ImageInputs
 from dfrot.vision.llava_layout import CONFIG, VisionConfig, attach_vision, compose, rotate_vision, save_vision_of
 
 IMAGE, VOCAB, WIDTH = 120, 128, 64

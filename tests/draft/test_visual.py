@@ -16,14 +16,17 @@ from dfrot.draft.models.build import build
 from dfrot.draft.models.config import DraftConfig
 from dfrot.draft.training.loss import Losses
 from dfrot.draft.training.multimodal_source import MultimodalSample, MultimodalSource
-from dfrot.draft.training.trainer import Trainer, TrainOptions
+from dfrot.draft.training.settings import TrainOptions
+from dfrot.draft.training.trainer import Trainer
 from dfrot.errors import InputError, UnsupportedError
-from dfrot.generation.prompt import ImageInputs
+from dfrot.generation.output import StopCriteria
+from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import StopCriteria, plain, speculative
+from dfrot.generation.speculative import speculative
 from dfrot.generation.target import Target
 from dfrot.generation.tree import TreeShape
 from dfrot.stages.draft.generate import custom_generate
+from dfrot.vision.image_inputs import ImageInputs
 
 GREEDY, IMAGE, VOCAB = Sampling(), 120, 128
 SHAPES = (TreeShape(3), TreeShape(4, 3, 10))

@@ -17,7 +17,8 @@ from dfrot.evaluate.speed import decode_speed
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.load import load, load_model
-from dfrot.stages.evaluate.perplexity import PerplexitySettings, evaluate
+from dfrot.stages.evaluate.perplexity import evaluate
+from dfrot.stages.evaluate.settings import PerplexitySettings
 
 WINDOWS = torch.randint(0, 256, (5, 17), generator=torch.Generator().manual_seed(0))
 

@@ -12,7 +12,8 @@ import pytest
 from dfrot import reference
 from dfrot.errors import InputError, ResourceError, UnsupportedError
 from dfrot.generation.engine import Engine
-from dfrot.stages.evaluate.tasks import TaskSettings, evaluate_tasks
+from dfrot.stages.evaluate.settings import TaskSettings
+from dfrot.stages.evaluate.tasks import evaluate_tasks
 
 lm_eval = pytest.importorskip("lm_eval")
 

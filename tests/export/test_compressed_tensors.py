@@ -19,7 +19,8 @@ from dfrot.files import read_json
 from dfrot.quant.scheme import QuantScheme
 from dfrot.rotation.hadamard import hadamard_matrix
 from dfrot.rotation.online import HadamardSpec
-from dfrot.stages.quantize.run import QuantizeSettings, quantize
+from dfrot.stages.quantize.run import quantize
+from dfrot.stages.quantize.settings import QuantizeSettings
 
 pytest.importorskip("compressed_tensors")
 TARGET = TARGETS["compressed-tensors"]
@@ -85,7 +86,8 @@ def test_linears_kept_in_16_bits_are_ignored(
 @pytest.fixture(scope="module")
 def rotated(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The dense model with online rotations, packed."""
-    from dfrot.stages.rotate.run import RotateSettings, rotate
+    from dfrot.stages.rotate.run import rotate
+    from dfrot.stages.rotate.settings import RotateSettings
 
     root = tmp_path_factory.mktemp("online")
     text = root / "text.txt"

@@ -274,6 +274,12 @@ def test_importing_the_library_is_light() -> None:
     assert not {"transformers", "torch", "click", "rich", "scipy", "huggingface_hub"} & loaded
 
 
+def test_reading_settings_needs_no_torch() -> None:
+    modules = [module_name(path) for _, path in sources() if path.name == "settings.py"]
+    loaded = set(python(f"import sys, {', '.join(modules)}; print(*sys.modules)").split())
+    assert not {"torch", "transformers", "numpy", "scipy"} & loaded
+
+
 def test_using_the_library_leaves_cuda_alone() -> None:
     code = """
 import sys

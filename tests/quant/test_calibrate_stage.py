@@ -11,7 +11,8 @@ from dfrot.calib.calibration import Calibration
 from dfrot.errors import ExistsError, InputError, MismatchError
 from dfrot.files import read_json
 from dfrot.runtime.block_runner import BlockRunner
-from dfrot.stages.calibrate import CalibrateSettings, calibrate, merge
+from dfrot.stages.calibrate.run import calibrate, merge
+from dfrot.stages.calibrate.settings import CalibrateSettings
 
 Build = Callable[..., Path]
 

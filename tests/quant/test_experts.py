@@ -18,8 +18,10 @@ from dfrot.errors import UnsupportedError
 from dfrot.export.source import open_source
 from dfrot.export.targets import TARGETS
 from dfrot.files import write_json
+from dfrot.generation.output import StopCriteria
+from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import StopCriteria, plain, speculative
+from dfrot.generation.speculative import speculative
 from dfrot.generation.target import Target
 from dfrot.generation.tree import TreeShape
 from dfrot.outliers.measure.subject import Subject
@@ -27,10 +29,14 @@ from dfrot.quant.config import DfqConfig
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.runtime.load import load_model
-from dfrot.stages.calibrate import CalibrateSettings, calibrate, merge
-from dfrot.stages.evaluate.perplexity import PerplexitySettings, evaluate
-from dfrot.stages.quantize.run import QuantizeSettings, quantize
-from dfrot.stages.rotate.run import RotateSettings, rotate
+from dfrot.stages.calibrate.run import calibrate, merge
+from dfrot.stages.calibrate.settings import CalibrateSettings
+from dfrot.stages.evaluate.perplexity import evaluate
+from dfrot.stages.evaluate.settings import PerplexitySettings
+from dfrot.stages.quantize.run import quantize
+from dfrot.stages.quantize.settings import QuantizeSettings
+from dfrot.stages.rotate.run import rotate
+from dfrot.stages.rotate.settings import RotateSettings
 
 Build = Callable[..., Path]
 KINDS: dict[str, dict[str, Any]] = {

@@ -10,8 +10,10 @@ import pytest
 
 from dfrot.quant.scheme import QuantScheme
 from dfrot.stage_folder import Stage
-from dfrot.stages.calibrate import CalibrateSettings, calibrate
-from dfrot.stages.quantize.run import QuantizeSettings, quantize
+from dfrot.stages.calibrate.run import calibrate
+from dfrot.stages.calibrate.settings import CalibrateSettings
+from dfrot.stages.quantize.run import quantize
+from dfrot.stages.quantize.settings import QuantizeSettings
 
 Build = Callable[..., Path]
 

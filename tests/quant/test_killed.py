@@ -24,8 +24,10 @@ torch.set_num_threads(1)
 import dfrot.runtime.block_runner, dfrot.data.tokenizer
 from transformers import AutoModelForCausalLM
 from transformers.models.llama import modeling_llama
-from dfrot.stages.calibrate import CalibrateSettings, calibrate
-from dfrot.stages.quantize.run import QuantizeSettings, quantize
+from dfrot.stages.calibrate.settings import CalibrateSettings
+from dfrot.stages.calibrate.run import calibrate
+from dfrot.stages.quantize.settings import QuantizeSettings
+from dfrot.stages.quantize.run import quantize
 from dfrot.quant.scheme import QuantScheme
 
 root, text, kills = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])

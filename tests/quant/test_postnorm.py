@@ -15,18 +15,25 @@ from dfrot.draft.models.build import build as build_draft
 from dfrot.draft.models.build import config_for
 from dfrot.draft.training.init_from_target import init_from_target
 from dfrot.errors import UnsupportedError
+from dfrot.generation.output import StopCriteria
+from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import StopCriteria, plain, speculative
+from dfrot.generation.speculative import speculative
 from dfrot.generation.target import Target
 from dfrot.generation.tree import TreeShape
 from dfrot.outliers.measure.subject import Subject
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.load import load_model
-from dfrot.stages.calibrate import CalibrateSettings, calibrate
-from dfrot.stages.compare.run import CompareSettings, compare
-from dfrot.stages.evaluate.perplexity import PerplexitySettings, evaluate
-from dfrot.stages.quantize.run import QuantizeSettings, quantize
-from dfrot.stages.rotate.run import RotateSettings, rotate
+from dfrot.stages.calibrate.run import calibrate
+from dfrot.stages.calibrate.settings import CalibrateSettings
+from dfrot.stages.compare.run import compare
+from dfrot.stages.compare.settings import CompareSettings
+from dfrot.stages.evaluate.perplexity import evaluate
+from dfrot.stages.evaluate.settings import PerplexitySettings
+from dfrot.stages.quantize.run import quantize
+from dfrot.stages.quantize.settings import QuantizeSettings
+from dfrot.stages.rotate.run import rotate
+from dfrot.stages.rotate.settings import RotateSettings
 
 Build = Callable[..., Path]
 GEMMA = {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 12, "tie_word_embeddings": True}

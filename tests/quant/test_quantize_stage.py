@@ -21,8 +21,10 @@ from dfrot.quant.config import DfqConfig
 from dfrot.quant.options import AlgorithmOptions
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.block_runner import BlockRunner
-from dfrot.stages.calibrate import CalibrateSettings, calibrate
-from dfrot.stages.quantize.run import QuantizeSettings, quantize
+from dfrot.stages.calibrate.run import calibrate
+from dfrot.stages.calibrate.settings import CalibrateSettings
+from dfrot.stages.quantize.run import quantize
+from dfrot.stages.quantize.settings import QuantizeSettings
 from dfrot_kernels.layouts import PackedWeight
 
 Build = Callable[..., Path]

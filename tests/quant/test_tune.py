@@ -20,9 +20,12 @@ from dfrot.rotation.hadamard import hadamard_plan
 from dfrot.runtime.load import load_model
 from dfrot.runtime.trainable import TrainableModel
 from dfrot.stages import tune as module
-from dfrot.stages.quantize.run import QuantizeSettings, quantize
-from dfrot.stages.rotate.run import RotateSettings, rotate
-from dfrot.stages.tune import TuneSettings, tune
+from dfrot.stages.quantize.run import quantize
+from dfrot.stages.quantize.settings import QuantizeSettings
+from dfrot.stages.rotate.run import rotate
+from dfrot.stages.rotate.settings import RotateSettings
+from dfrot.stages.tune.run import tune
+from dfrot.stages.tune.settings import TuneSettings
 from dfrot_cli.main import main
 
 QUICK = TuneSettings(dataset="stdlib", steps=4, batch=1, seqlen=64, held_out=2, evaluations=2)

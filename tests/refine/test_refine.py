@@ -16,7 +16,8 @@ from dfrot.rotation.refinement.features import CalibrationRows, unit_weight_rows
 from dfrot.rotation.refinement.massive_subspace import massive_first_start, nearest_rotation_with_image
 from dfrot.rotation.refinement.objective import AUTO_WEIGHT, effective_gamma, evaluate
 from dfrot.rotation.refinement.polar import orthogonalise, orthogonality_error, polar
-from dfrot.rotation.refinement.refine import RefineSettings, refine
+from dfrot.rotation.refinement.refine import refine
+from dfrot.rotation.refinement.settings import RefineSettings
 from dfrot.rotation.refinement.tiles import Tiles
 
 Planted = Callable[..., CalibrationRows]

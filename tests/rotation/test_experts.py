@@ -15,7 +15,8 @@ from dfrot.rotation.rotation import Rotation
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.runtime.load import load_model
 from dfrot.stages.rotate.gate import gate
-from dfrot.stages.rotate.run import RotateSettings, rotate
+from dfrot.stages.rotate.run import rotate
+from dfrot.stages.rotate.settings import RotateSettings
 
 Make = Callable[..., Path]
 MOE = {

@@ -16,7 +16,8 @@ from dfrot.rotation.fuse import Fuser
 from dfrot.rotation.rotation import Rotation
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.stages.rotate.gate import gate
-from dfrot.stages.rotate.run import RotateSettings, rotate
+from dfrot.stages.rotate.run import rotate
+from dfrot.stages.rotate.settings import RotateSettings
 
 Make = Callable[..., Path]
 TOKENS = torch.randint(0, 260, (1, 96), generator=torch.Generator().manual_seed(5))

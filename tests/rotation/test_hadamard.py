@@ -8,14 +8,13 @@ import torch
 from dfrot.errors import UnsupportedError
 from dfrot.rotation.finite_field import jacobsthal, prime_power
 from dfrot.rotation.hadamard import (
-    base_matrix,
-    constructible,
     hadamard_matrix,
     hadamard_plan,
     hadamard_transform,
     random_orthogonal,
     randomized_hadamard,
 )
+from dfrot.rotation.hadamard_bases import base_matrix, constructible
 from dfrot.rotation.online import HadamardSpec
 
 ORDERS = [1, 2, 4, 12, 20, 28, 36, 40, 44, 52, 60, 68, 76, 84, 100, 108, 136, 140, 148, 152, 168, 172, 176, 200, 684]

@@ -33,7 +33,8 @@ sys.path[:0] = {path!r}
 import torch, transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 import transformers.models.llama.modeling_llama
-from dfrot.stages.rotate.run import RotateSettings, rotate
+from dfrot.stages.rotate.settings import RotateSettings
+from dfrot.stages.rotate.run import rotate
 
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()

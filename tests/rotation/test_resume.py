@@ -18,7 +18,8 @@ import pytest
 from dfrot.arch import open_described
 from dfrot.rotation.fuse import Fuser, Rotations
 from dfrot.rotation.hadamard import randomized_hadamard
-from dfrot.stages.rotate.run import RotateSettings, rotate
+from dfrot.stages.rotate.run import rotate
+from dfrot.stages.rotate.settings import RotateSettings
 
 Make = Callable[..., Path]
 
@@ -28,7 +29,8 @@ from pathlib import Path
 sys.path[:0] = {path!r}
 import torch
 torch.set_num_threads(1)
-from dfrot.stages.rotate.run import RotateSettings, rotate
+from dfrot.stages.rotate.settings import RotateSettings
+from dfrot.stages.rotate.run import rotate
 settings = RotateSettings({method!r}, {dataset!r}, seqlen=64, rounds=4)
 rotate(Path({model!r}), Path({out!r}), settings, progress=lambda *step: print(*step, flush=True))
 """

@@ -16,7 +16,8 @@ from dfrot.rotation.rotation import Rotation, load_rotations
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.runtime.load import load_model
 from dfrot.stages.rotate import run as stage_module
-from dfrot.stages.rotate.run import RotateSettings, plan, rotate
+from dfrot.stages.rotate.run import plan, rotate
+from dfrot.stages.rotate.settings import RotateSettings
 
 Make = Callable[..., Path]
 TOKENS = torch.arange(40).reshape(1, 40) * 5

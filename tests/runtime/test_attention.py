@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dfrot.compat.masks import of_mask
 from dfrot.quant.sinks import Sinks
 from dfrot.rotation.hadamard import hadamard_plan
 from dfrot.runtime.attention import dfq_attention, rotate_queries
 from dfrot.runtime.kv_cache import CacheView, DfqCacheLayer, KVSpec
-from dfrot.runtime.mask_to_kernel_args import of_mask
 
 B, HEADS, KV_HEADS, D = 2, 4, 2, 32
 
@@ -115,7 +115,7 @@ def test_other_masks_are_left_to_pytorch() -> None:
 def test_the_answer_is_kept_with_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = causal(3, 20)
     first = of_mask(mask, 3, 23)
-    monkeypatch.setattr("dfrot.runtime.mask_to_kernel_args._read", None)
+    monkeypatch.setattr("dfrot.compat.masks._read", None)
     assert of_mask(mask, 3, 23) is first
 
 

@@ -15,10 +15,11 @@ import torch
 from dfrot import reference
 from dfrot.arch import open_described
 from dfrot.draft.models.build import build, config_for
-from dfrot.draft.store import fingerprint, save_draft
+from dfrot.draft.store import save_draft
 from dfrot.generation.engine import Engine
-from dfrot.serve.app import ServeSettings
 from dfrot.serve.server import serve
+from dfrot.serve.settings import ServeSettings
+from dfrot.vision.fingerprint import fingerprint
 
 
 @pytest.fixture(scope="session")

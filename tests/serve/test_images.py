@@ -16,11 +16,12 @@ from dfrot.arch import open_described
 from dfrot.data import shapes
 from dfrot.data.jsonl import MAX_IMAGES
 from dfrot.draft.models.build import build, config_for
-from dfrot.draft.store import fingerprint, save_draft
+from dfrot.draft.store import save_draft
 from dfrot.generation.engine import Engine
 from dfrot.reference import build_vlm as sees
 from dfrot.serve.api import parse_request
 from dfrot.serve.errors import ApiError
+from dfrot.vision.fingerprint import fingerprint
 
 Image = pytest.importorskip("PIL.Image")
 TEXT = {"type": "text", "text": "What is in the image?"}

@@ -23,8 +23,8 @@ from dfrot import reference
 from dfrot.errors import ResourceError, UnsupportedError
 from dfrot.generation.engine import Engine, TextRequest
 from dfrot.serve import app, protocol
-from dfrot.serve.app import ServeSettings
 from dfrot.serve.server import KEEP_ALIVE, bind, serve
+from dfrot.serve.settings import ServeSettings
 
 PROMPT = "def read(self, size):"
 

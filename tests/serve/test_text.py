@@ -42,8 +42,9 @@ def test_an_unfinished_character_is_told_at_the_end_only() -> None:
 
 
 def test_generation_streams_what_decoding_gives(engine: Engine) -> None:
+    from dfrot.generation.output import StopCriteria
+    from dfrot.generation.plain import plain
     from dfrot.generation.sampling import Sampling
-    from dfrot.generation.speculative import StopCriteria, plain
 
     prompt = engine.encode("def read(self, size):")
     job = engine.start(TextRequest(prompt, 40))

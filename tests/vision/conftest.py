@@ -18,8 +18,10 @@ from dfrot.files import read_json, write_json
 from dfrot.quant.scheme import QuantScheme
 from dfrot.reference import build_vlm as sees
 from dfrot.runtime.load import load_model
-from dfrot.stages.quantize.run import QuantizeSettings, quantize
-from dfrot.stages.rotate.run import RotateSettings, rotate
+from dfrot.stages.quantize.run import quantize
+from dfrot.stages.quantize.settings import QuantizeSettings
+from dfrot.stages.rotate.run import rotate
+from dfrot.stages.rotate.settings import RotateSettings
 from dfrot.vision.llava_layout import VisionConfig, compose, save_vision_of
 from dfrot_cli.main import main
 

@@ -79,7 +79,8 @@ def test_stored_features_are_the_running_ones(
     data = source if source == "shapes" else str(rows)
     done = dfq("draft", "extract", "--model", packed, "--dataset", data, "--out", tmp_path / "f", *FEW)
     assert done.exit_code == 0, done.output
-    from dfrot.stages.draft.train import DataSettings, _source
+    from dfrot.stages.draft.samples import _source
+    from dfrot.stages.draft.settings import DataSettings
 
     settings = DataSettings(dataset=data, samples=6, held_out=2, seqlen=48)
     online = _source(packed, load_target(packed), settings, "sample", lambda *_: None)
@@ -98,7 +99,8 @@ def test_stored_features_are_the_running_ones(
 
 
 def test_answers_count_and_questions_do_not(packed: Path, rows: Path) -> None:
-    from dfrot.stages.draft.train import DataSettings, _source
+    from dfrot.stages.draft.samples import _source
+    from dfrot.stages.draft.settings import DataSettings
 
     sighted = LlavaPromptReader.open(packed)
     settings = DataSettings(dataset=str(rows), samples=4, held_out=1, seqlen=48)

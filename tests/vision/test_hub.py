@@ -13,12 +13,16 @@ from transformers import AutoTokenizer
 
 from dfrot.data.jsonl import read_json_lines
 from dfrot.data.tokenizer import load_tokenizer
+from dfrot.draft.training.multimodal_data import training_sample
 from dfrot.files import read_json
+from dfrot.fingerprint import PROCESSOR_FILES
 from dfrot.quant.scheme import QuantScheme
-from dfrot.stages.quantize.run import QuantizeSettings, quantize
-from dfrot.stages.rotate.run import RotateSettings, rotate
-from dfrot.vision.processor import FILES
-from dfrot.vision.prompts import conversation_row, drawn_conversation, prompt_reader, question, training_sample
+from dfrot.stages.quantize.run import quantize
+from dfrot.stages.quantize.settings import QuantizeSettings
+from dfrot.stages.rotate.run import rotate
+from dfrot.stages.rotate.settings import RotateSettings
+from dfrot.vision.conversations import conversation_row, drawn_conversation, question
+from dfrot.vision.prompts import prompt_reader
 
 Image = pytest.importorskip("PIL.Image")
 IMAGE = 4094
@@ -175,7 +179,7 @@ def test_what_does_not_fit_is_refused(hub: Path, dfq: Any, tmp_path: Path) -> No
     bare = tmp_path / "bare"
     bare.mkdir()
     for file in hub.iterdir():
-        if file.name not in FILES:
+        if file.name not in PROCESSOR_FILES:
             (bare / file.name).symlink_to(file)
     train = (
         "draft",

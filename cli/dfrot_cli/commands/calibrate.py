@@ -30,7 +30,8 @@ def command(model: str, out: Path, dataset: str | None, common: Common, **option
     """Collect what quantize needs, on a rotated (or original) checkpoint; one block is in memory at a time."""
     common.prepare()
     from dfrot.hub import default_dataset, resolve_model
-    from dfrot.stages.calibrate import CalibrateSettings, calibrate
+    from dfrot.stages.calibrate.run import calibrate
+    from dfrot.stages.calibrate.settings import CalibrateSettings
 
     folder = resolve_model(model)
     dataset = dataset or default_dataset(model, folder)

@@ -36,7 +36,8 @@ def command(model: str, out: Path, dataset: str | None, gamma: str, common: Comm
     """
     common.prepare()
     from dfrot.hub import default_dataset, resolve_model
-    from dfrot.stages.compare.run import CompareSettings, compare
+    from dfrot.stages.compare.run import compare
+    from dfrot.stages.compare.settings import CompareSettings
 
     folder = resolve_model(model)
     dataset = dataset or default_dataset(model, folder)

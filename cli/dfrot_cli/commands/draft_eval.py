@@ -45,7 +45,8 @@ def eval_command(
     from dfrot.errors import ExistsError, GateError, InputError
     from dfrot.files import write_json
     from dfrot.hub import resolve_model
-    from dfrot.stages.draft.evaluate import DraftEvalSettings, evaluate
+    from dfrot.stages.draft.evaluate import evaluate
+    from dfrot.stages.draft.settings import DraftEvalSettings
 
     if out is not None and out.exists() and not common.overwrite:
         raise ExistsError(f"{out}: already exists; choose another --out, or replace it with --overwrite")

@@ -22,8 +22,8 @@ def extract(model: str, out: Path, common: Common, **given: Any) -> None:
     """Write training features to safetensors shards, to train several drafts on them."""
     common.prepare()
     from dfrot.hub import resolve_model
-    from dfrot.stages.draft.train import extract as run
-    from dfrot.stages.draft.train import extract_size
+    from dfrot.stages.draft.extract import extract as run
+    from dfrot.stages.draft.extract import extract_size
 
     settings, folder = draft_settings(common, given, {}), resolve_model(model)
     size = show.size(extract_size(folder, settings))

@@ -44,7 +44,8 @@ def generate(
     common.prepare()
     from dfrot.errors import InputError
     from dfrot.hub import resolve_model
-    from dfrot.stages.draft.generate import GenerateSettings, generate_text
+    from dfrot.stages.draft.generate import generate_text
+    from dfrot.stages.draft.settings import GenerateSettings
     from dfrot_cli.commands.draft_options import shapes_of
 
     if len(chain) + len(tree) > 1:

@@ -78,9 +78,8 @@ def data_options(function: Function) -> Function:
 
 def draft_settings(common: Common, given: dict[str, Any], train: dict[str, Any]) -> Any:
     """DraftSettings from the options of train or extract."""
-    from dfrot.draft.training.loss import Weights
-    from dfrot.draft.training.trainer import TrainOptions
-    from dfrot.stages.draft.train import DataSettings, DraftSettings
+    from dfrot.draft.training.settings import TrainOptions, Weights
+    from dfrot.stages.draft.settings import DataSettings, DraftSettings
 
     names = ("dataset", "samples", "held_out", "seqlen", "regenerate", "prompt", "keep")
     data = DataSettings(**{name: given.pop(name) for name in names}, seed=common.seed)

@@ -45,7 +45,8 @@ def ppl(models: tuple[str, ...], out: Path | None, common: Common, dataset: str 
     from dfrot.errors import ExistsError
     from dfrot.files import write_json
     from dfrot.hub import checkpoints_in, default_dataset, resolve_model
-    from dfrot.stages.evaluate.perplexity import PerplexitySettings, evaluate
+    from dfrot.stages.evaluate.perplexity import evaluate
+    from dfrot.stages.evaluate.settings import PerplexitySettings
 
     if out is not None and out.exists() and not common.overwrite:
         raise ExistsError(f"{out}: already exists; choose another --out, or replace it with --overwrite")

@@ -29,7 +29,8 @@ def kl(models: tuple[str, ...], out: Path | None, common: Common, dataset: str |
     Perplexity can stay while predictions change; the divergence from the original model cannot."""
     common.prepare()
     from dfrot.hub import default_dataset
-    from dfrot.stages.evaluate.kl import KlSettings, divergence
+    from dfrot.stages.evaluate.kl import divergence
+    from dfrot.stages.evaluate.settings import KlSettings
 
     folders = resolved(models, out, common)
     settings = KlSettings(dataset=dataset or default_dataset(models[0], folders[0]), **options)

@@ -39,7 +39,8 @@ def speed(
 
     With --draft also plain against speculative decoding of held-out prompts."""
     common.prepare()
-    from dfrot.stages.evaluate.speed import SpeedSettings, speed
+    from dfrot.stages.evaluate.settings import SpeedSettings
+    from dfrot.stages.evaluate.speed import speed
 
     folders = resolved(models, out, common)
     settings = SpeedSettings(shapes=shapes_of(chain, tree), **options)

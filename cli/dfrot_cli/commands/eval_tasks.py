@@ -35,7 +35,8 @@ def tasks(
 ) -> None:
     """Scores on lm-eval's tasks (extra `tasks`), with each difference to the first checkpoint paired over documents."""
     common.prepare()
-    from dfrot.stages.evaluate.tasks import TaskSettings, evaluate_tasks
+    from dfrot.stages.evaluate.settings import TaskSettings
+    from dfrot.stages.evaluate.tasks import evaluate_tasks
 
     folders = resolved(models, out, common)
     settings = TaskSettings(tasks=tasks, seed=common.seed, **options)

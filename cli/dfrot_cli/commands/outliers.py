@@ -60,7 +60,8 @@ def measure(models: tuple[str, ...], out: Path | None, dataset: str | None, comm
     from dfrot.hub import default_dataset, resolve_model
     from dfrot.outliers.measure.criteria import Criteria
     from dfrot.stages.outliers.compare import compare
-    from dfrot.stages.outliers.measure import OutlierSettings, outliers
+    from dfrot.stages.outliers.measure import outliers
+    from dfrot.stages.outliers.settings import OutlierSettings
 
     if len(models) > 2:
         raise InputError(f"outliers: {len(models)} checkpoints were given; give one to measure or two to compare")

@@ -50,9 +50,8 @@ def command(
     common.prepare()
     from dfrot.hub import default_dataset, resolve_model
     from dfrot.quant.scheme import QuantScheme
-    from dfrot.stages.outliers.fix import FixSettings, fix
-    from dfrot.stages.outliers.measure import OutlierSettings
-    from dfrot.stages.outliers.recipe import RecipeSettings
+    from dfrot.stages.outliers.fix import fix
+    from dfrot.stages.outliers.settings import FixSettings, OutlierSettings, RecipeSettings
 
     QuantScheme.parse(recipe["scheme"])
     folder = resolve_model(model)

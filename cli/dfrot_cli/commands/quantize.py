@@ -50,7 +50,8 @@ def command(
     from dfrot.errors import InputError
     from dfrot.hub import resolve_model
     from dfrot.quant.scheme import QuantScheme
-    from dfrot.stages.quantize.run import QuantizeSettings, quantize
+    from dfrot.stages.quantize.run import quantize
+    from dfrot.stages.quantize.settings import QuantizeSettings
 
     try:
         clip: Any = a_clip if a_clip in (None, "auto") else float(str(a_clip))

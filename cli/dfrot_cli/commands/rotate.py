@@ -40,6 +40,7 @@ def command(model: str, out: Path, dataset: str | None, gamma: str, common: Comm
     from dfrot.errors import InputError
     from dfrot.hub import default_dataset, resolve_model
     from dfrot.stages.rotate import run as rotate
+    from dfrot.stages.rotate.settings import RotateSettings
 
     try:
         weight = gamma if gamma == "auto" else float(gamma)
@@ -47,7 +48,7 @@ def command(model: str, out: Path, dataset: str | None, gamma: str, common: Comm
         raise InputError(f"--gamma {gamma}: 'auto' or a number is needed (paper: 100)") from None
     folder = resolve_model(model)
     dataset = dataset or default_dataset(model, folder)
-    settings = rotate.RotateSettings(dataset=dataset, gamma=weight, seed=common.seed, **options)
+    settings = RotateSettings(dataset=dataset, gamma=weight, seed=common.seed, **options)
     if common.plan:
         facts = rotate.plan(folder, settings)
         if not common.json:

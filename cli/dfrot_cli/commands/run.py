@@ -22,7 +22,7 @@ def command(recipe: Path, changes: tuple[str, ...], check: bool, out: Path | Non
     """Run the stages that a recipe names: (outliers_fix,) rotate, calibrate, quantize, (draft,) eval.
 
     Finished stages of the same request are reused, interrupted ones continue. --seed replaces the recipe's seed.
-    The recipe's keys are in docs/recipes.md; unknown ones are refused."""
+    The recipe's keys are in docs/guides/recipes.md; unknown ones are refused."""
     common.prepare()
     from dfrot.recipe.check import require
     from dfrot.recipe.recipe import load

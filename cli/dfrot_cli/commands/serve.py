@@ -54,8 +54,8 @@ def command(
     from dfrot.hub import resolve_model
 
     try:
-        from dfrot.serve.app import ServeSettings
         from dfrot.serve.server import loopback, serve
+        from dfrot.serve.settings import ServeSettings
     except ModuleNotFoundError as error:
         raise ResourceError(f"dfq serve needs {error.name}, which is not installed: pip install 'dfq[serve]'") from None
     if len(chain) + len(tree) > 1:

@@ -30,7 +30,8 @@ def command(model: str, teacher: str, out: Path, dataset: str | None, common: Co
     For models that fit into memory with their gradients: some 12 bytes per weight."""
     common.prepare()
     from dfrot.hub import default_dataset, resolve_model
-    from dfrot.stages.tune import TuneSettings, tune
+    from dfrot.stages.tune.run import tune
+    from dfrot.stages.tune.settings import TuneSettings
 
     folder, reference = resolve_model(model), resolve_model(teacher)
     dataset = dataset or default_dataset(teacher, reference)

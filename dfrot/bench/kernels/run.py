@@ -10,15 +10,15 @@ import torch
 
 import dfrot_kernels
 from dfrot.bench.clock import race
-from dfrot.bench.kernels import (
-    cases_fused,  # noqa: F401  (they add to BUILDERS)
-    cases_kv,  # noqa: F401  (they add to BUILDERS)
-    cases_prepared,  # noqa: F401  (they add to BUILDERS)
-)
 from dfrot.bench.kernels.case import Case, ProblemShape
-from dfrot.bench.kernels.cases import BUILDERS, IGNORES
+from dfrot.bench.kernels.cases import (
+    fused,  # noqa: F401  (they add to BUILDERS)
+    kv_cache,  # noqa: F401  (they add to BUILDERS)
+    prepared,  # noqa: F401  (they add to BUILDERS)
+)
+from dfrot.bench.kernels.cases.products import BUILDERS, IGNORES
 from dfrot.bench.kernels.roofline import Roofline, measure, readers, ring_bytes
-from dfrot.bench.refinement.run import machine
+from dfrot.bench.machine import machine
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.stage_folder import Progress, silent
 

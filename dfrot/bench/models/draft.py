@@ -15,16 +15,17 @@ import torch
 
 from dfrot.arch import describe
 from dfrot.bench.clock import race
+from dfrot.bench.machine import machine
 from dfrot.bench.models.presets import preset
 from dfrot.bench.models.random_model import random_checkpoint
-from dfrot.bench.refinement.run import machine
 from dfrot.draft.models.base import Draft
 from dfrot.draft.models.build import build, config_for
 from dfrot.draft.proposal_head import proposal_head
 from dfrot.draft.quantize import quantize_draft
 from dfrot.errors import InputError, ResourceError
+from dfrot.generation.expand import expand
 from dfrot.generation.target import Target
-from dfrot.generation.tree import Tree, TreeShape, expand
+from dfrot.generation.tree import Tree, TreeShape
 from dfrot.runtime.load import load_model
 from dfrot.stage_folder import Progress, silent
 

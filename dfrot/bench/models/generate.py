@@ -12,12 +12,12 @@ import torch
 
 from dfrot.arch import describe
 from dfrot.bench.clock import Timing
+from dfrot.bench.machine import machine
 from dfrot.bench.models import gguf_file, memory
 from dfrot.bench.models.peer import PREFIX, LlamaCpp, Runner, one_turn
 from dfrot.bench.models.presets import preset
 from dfrot.bench.models.random_model import random_checkpoint
 from dfrot.bench.models.runners import DfqRunner
-from dfrot.bench.refinement.run import machine
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, ResourceError
 from dfrot.stage_folder import Progress, silent

@@ -16,8 +16,9 @@ from dfrot.bench.refinement.synthetic_rows import PROFILES, WIDTH, llama_like_ro
 from dfrot.errors import ResourceError
 from dfrot.rotation.hadamard import random_orthogonal, randomized_hadamard
 from dfrot.rotation.refinement.features import unit_weight_rows
-from dfrot.rotation.refinement.refine import RefineSettings, refine
+from dfrot.rotation.refinement.refine import refine
 from dfrot.rotation.refinement.row_grid import TokenQuantizer
+from dfrot.rotation.refinement.settings import RefineSettings
 from dfrot.stage_folder import Progress, silent
 
 METHODS = ("none", "orthogonal", "hadamard", "dfrot")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
-import platform
 import tempfile
 import threading
 import time
@@ -17,6 +15,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from dfrot.bench.machine import machine
 from dfrot.bench.refinement.figure import figure_data as figure
 from dfrot.bench.refinement.figure import plot
 from dfrot.bench.refinement.straightforward import straightforward
@@ -25,11 +24,12 @@ from dfrot.errors import InputError
 from dfrot.rotation.hadamard import randomized_hadamard
 from dfrot.rotation.refinement.features import CalibrationRows, unit_weight_rows
 from dfrot.rotation.refinement.objective import effective_gamma, evaluate
-from dfrot.rotation.refinement.refine import RefineSettings, fast_bfloat16, refine
+from dfrot.rotation.refinement.refine import refine
+from dfrot.rotation.refinement.settings import RefineSettings
 from dfrot.rotation.refinement.tiles import Tiles
-from dfrot.stage_folder import Progress, silent, versions
+from dfrot.stage_folder import Progress, silent
 
-__all__ = ["compare_refinement", "figure", "machine", "plot"]
+__all__ = ["compare_refinement", "figure", "plot"]
 
 ROWS = 16 * 2048
 EQUAL = 1.001  # objectives within 0.1 % count as the same
@@ -191,24 +191,3 @@ def _refine(
                 value = evaluate(features, matrix, settings.grid, float(settings.gamma), tiles).value
                 curve.append((k, wall, value, processor))
     return curve, peak, {**result.stats, "seconds": seconds, "orthogonality_error": result.orthogonality_error}
-
-
-def machine() -> dict[str, Any]:
-    """Where a measurement was taken."""
-    return {
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
-        "load": [round(value, 2) for value in psutil.getloadavg()],
-        "bfloat16": fast_bfloat16(),
-        "versions": versions(),
-    }
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

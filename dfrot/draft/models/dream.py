@@ -6,7 +6,7 @@ Arithmetic of one slot, its embedding e, visible features F (the target's, later
     h1 = h0 + tanh(g_a) o(softmax(q [null, k(F)]) v);  h1 += tanh(g_m) mlp(norm(h1))
     h2 = h1 + o(attention(norm(h1)));                  h2 += mlp(norm(h2));      output = final_norm(h2)
 
-What differs from the published code, and why, is in docs/draft.md. Tensor names are the published ones, so that
+What differs from the published code, and why, is in docs/design/drafts.md. Tensor names are the published ones, so that
 its weights can be recognised.
 """
 
@@ -15,87 +15,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dfrot.draft.models.base import Draft, DraftState, Head, TrainOutput
+from dfrot.draft.models.attention import Diagonal, attend_with_diagonals
+from dfrot.draft.models.base import Draft, Head, TrainOutput
 from dfrot.draft.models.config import DraftConfig
-from dfrot.draft.models.layers import MLP, Diagonal, Projections, RMSNorm, attend_with_diagonals
+from dfrot.draft.models.dream_blocks import CrossBlock, SelfBlock
+from dfrot.draft.models.layers import RMSNorm
+from dfrot.draft.models.state import DraftState
 from dfrot.draft.models.ttt_masks import TTTSlots
-
-GATE_AT_START = 0.5  # tanh(gate): 0, as published, would give the cross block no gradient until the gate has moved
-SLOPES_AT_START = (2, -6)  # powers of two, of the first and of the last head: from the newest feature alone to all
-
-
-class SelfBlock(nn.Module):
-    """Self-attention with rotary positions, then a gated MLP, each behind a norm."""
-
-    def __init__(self, config: DraftConfig) -> None:
-        super().__init__()
-        size = config.hidden_size
-        self.input_layernorm = RMSNorm(size, config.rms_norm_eps)
-        self.self_attn = Projections(config, size, size, size)
-        self.post_attention_layernorm = RMSNorm(size, config.rms_norm_eps)
-        self.mlp = MLP(size, config.intermediate_size)
-
-    def finish(self, h: Tensor, mixed: Tensor) -> Tensor:
-        """h [B, n, d] and what attention gathered [B, H, n, D] -> the block's output."""
-        h = h + self.self_attn.output(mixed)
-        return h + self.mlp(self.post_attention_layernorm(h))  # type: ignore[no-any-return]
-
-
-class CrossBlock(nn.Module):
-    """Cross-attention to features, no rotary positions, always able to look at a learned null key instead."""
-
-    def __init__(self, config: DraftConfig) -> None:
-        super().__init__()
-        size, target = config.hidden_size, config.target_hidden_size
-        self.input_layernorm = RMSNorm(size, config.rms_norm_eps)
-        self.cross_attn = CrossAttention(config, size, target) if config.cross else None
-        self.cross_attn_attn_gate = nn.Parameter(torch.full((1,), GATE_AT_START).atanh())
-        self.cross_attn_mlp_gate = nn.Parameter(torch.full((1,), GATE_AT_START).atanh())
-        self.post_attention_layernorm = RMSNorm(size, config.rms_norm_eps)
-        self.mlp = MLP(size, config.intermediate_size)
-
-    def finish(self, h: Tensor, mixed: Tensor | None) -> Tensor:
-        """As SelfBlock.finish, through the gates; `mixed` None when the draft has no cross-attention."""
-        if mixed is not None and self.cross_attn is not None:
-            h = h + self.cross_attn_attn_gate.tanh() * self.cross_attn.output(mixed)
-        return h + self.cross_attn_mlp_gate.tanh() * self.mlp(self.post_attention_layernorm(h))  # type: ignore[no-any-return]
-
-
-class CrossAttention(Projections):
-    """Projections with head norms and the null key and value [Hkv, 1, D]."""
-
-    def __init__(self, config: DraftConfig, size: int, target: int) -> None:
-        super().__init__(config, size, target, size)
-        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
-        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
-        self.null_k = nn.Parameter(0.02 * torch.randn(self.kv_heads, 1, self.dim))
-        self.null_v = nn.Parameter(torch.zeros(self.kv_heads, 1, self.dim))
-        slopes = torch.logspace(*SLOPES_AT_START, self.heads, base=2.0)
-        self.log_slopes = nn.Parameter(slopes.log()) if config.distance else None
-
-    def normed_queries(self, x: Tensor) -> Tensor:
-        return self.q_norm(self.queries(x))  # type: ignore[no-any-return]
-
-    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        k, v = super().keys_values(x)
-        return self.k_norm(k), v
-
-    def lean(self, slots: Tensor, features: Tensor) -> Tensor | None:
-        """What is added to the scores, [B, H, n, 1 + m] for the null and features of positions [m], from slots of
-        positions [B, n]: minus slope times how far a feature is from the newest one that a slot may see. Post-norm
-        features say little about where they stand, and no rotary positions reach them; None without `distance`."""
-        if self.log_slopes is None:
-            return None
-        far = (slots[..., None] - 1 - features).clamp(min=0)
-        far = torch.cat([far.new_zeros(*far.shape[:-1], 1), far], -1)
-        return -self.log_slopes.exp()[:, None, None] * far[:, None]
-
-    def with_null(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """k, v [B, Hkv, m, D] -> the same with the null in front, m + 1."""
-        shape = (k.shape[0], self.kv_heads, 1, self.dim)
-        return torch.cat([self.null_k.to(k.dtype).expand(shape), k], 2), torch.cat(
-            [self.null_v.to(v.dtype).expand(shape), v], 2
-        )
 
 
 class DreamDraft(Draft):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dfrot.draft.models.base import Buffer, DraftState, behind
-from dfrot.draft.models.dream import DreamDraft, SelfBlock
-from dfrot.draft.models.layers import attend
+from dfrot.draft.models.attention import attend
+from dfrot.draft.models.dream import DreamDraft
+from dfrot.draft.models.dream_blocks import SelfBlock
 from dfrot.draft.models.native_pass import native_pass
+from dfrot.draft.models.state import Buffer, DraftState, behind
 from dfrot_kernels.draft import LINES, Slots
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dfrot.draft.models.base import Buffer, Draft, DraftState, Head, TrainOutput, behind
+from dfrot.draft.models.attention import attend, attend_with_diagonals
+from dfrot.draft.models.base import Draft, Head, TrainOutput
 from dfrot.draft.models.config import DraftConfig
-from dfrot.draft.models.layers import MLP, Projections, RMSNorm, attend, attend_with_diagonals
+from dfrot.draft.models.layers import MLP, Projections, RMSNorm
+from dfrot.draft.models.state import Buffer, DraftState, behind
 from dfrot.draft.models.ttt_masks import TTTSlots
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from dfrot.draft.models.base import Draft
-from dfrot.draft.models.dream import CrossBlock, DreamDraft, SelfBlock
+from dfrot.draft.models.dream import DreamDraft
+from dfrot.draft.models.dream_blocks import CrossBlock, SelfBlock
 from dfrot.draft.models.layers import Projections
 from dfrot.quant.linear import QuantLinear
 from dfrot_kernels import native

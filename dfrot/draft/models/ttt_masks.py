@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dfrot.draft.models.layers import Diagonal
+from dfrot.draft.models.attention import Diagonal
 
 
 class TTTSlots:

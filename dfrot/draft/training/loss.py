@@ -17,20 +17,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from dfrot.draft.models.base import Draft, Head, TrainOutput
+from dfrot.draft.training.settings import Weights
+from dfrot.draft.training.target_features import TargetFeatures
 from dfrot.generation.acceptance_rates import RANKS
-from dfrot.generation.target import TargetFeatures
 
 CHUNK_BYTES = 256 << 20  # of float32 logits at a time; more than one chunk is computed again in the backward pass
-
-
-@dataclass(frozen=True)
-class Weights:
-    """feature, mid: l_f and l_m; decay: gamma; kl: of the KL terms."""
-
-    feature: float = 0.1
-    mid: float = 0.1
-    decay: float = 0.8
-    kl: float = 1.0
 
 
 @dataclass

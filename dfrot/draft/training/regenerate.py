@@ -8,11 +8,12 @@ from torch import Tensor
 from dfrot.draft.training.corpus import Corpus
 from dfrot.draft.training.multimodal_source import MultimodalSample
 from dfrot.generation.load_target import end_token_ids
-from dfrot.generation.prompt import ImageInputs
+from dfrot.generation.output import StopCriteria
+from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import StopCriteria, plain
 from dfrot.generation.target import Target
 from dfrot.stage_folder import Progress, silent
+from dfrot.vision.image_inputs import ImageInputs
 
 ROWS = 32  # sequences decoded side by side
 

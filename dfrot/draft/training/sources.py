@@ -10,12 +10,14 @@ from torch import Tensor
 
 from dfrot.checkpoint import TensorEntry, read_header
 from dfrot.draft.feature_selection import FeatureChooser, FeatureSelection
-from dfrot.draft.store import load_tensors, save_tensors
 from dfrot.draft.training.corpus import Corpus
-from dfrot.draft.training.multimodal_source import KEEP, kept_slots, share_of
+from dfrot.draft.training.multimodal_source import kept_slots, share_of
+from dfrot.draft.training.target_features import TargetFeatures
 from dfrot.errors import InputError, MismatchError
 from dfrot.files import read_json, write_json
-from dfrot.generation.target import Target, TargetFeatures
+from dfrot.generation.target import Target
+from dfrot.tensor_file import load_tensors, save_tensors
+from dfrot.vision.settings import KEEP
 
 INDEX = "features.json"
 SIDES = ("train", "held_out")

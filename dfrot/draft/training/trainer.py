@@ -22,43 +22,18 @@ from torch import Tensor
 from dfrot.checkpoint import TensorEntry, read_tensor
 from dfrot.draft.models.base import Draft, Head
 from dfrot.draft.models.build import build
-from dfrot.draft.store import open_training, save_training
 from dfrot.draft.training.distributed import LocalGroup
-from dfrot.draft.training.loss import Losses, Weights, losses, simulated_tau
+from dfrot.draft.training.loss import Losses, losses, simulated_tau
 from dfrot.draft.training.optim import AdamW, rate
+from dfrot.draft.training.settings import TrainOptions
 from dfrot.draft.training.sources import FeatureSource
+from dfrot.draft.training.target_features import TargetFeatures
 from dfrot.errors import InputError
-from dfrot.generation.target import TargetFeatures
 from dfrot.stage_folder import Progress, silent
+from dfrot.training_state import open_training, save_training
 
 STATE = "state.safetensors"
 BAD = "the loss became NaN or Inf at step {}; lower --lr, or check the target with dfq eval ppl"
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """epochs over the samples; batch: samples per step; lr: peak; ttt_steps: of the training-time test; noise:
-    half-width of the uniform noise on features, in units of their rms; evaluations: how often held-out acceptance
-    is measured (and the state saved); bf16: autocast."""
-
-    epochs: float = 1.0
-    batch: int = 8
-    lr: float = 1e-3
-    ttt_steps: int = 3
-    noise: float = 0.05
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    evaluations: int = 10
-    bf16: bool = True
-    seed: int = 0
-    weights: Weights = field(default_factory=Weights)
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "lr", "evaluations", "clip"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"--{name} {getattr(self, name)}: must be positive")
-        if self.ttt_steps < 0:
-            raise InputError(f"--ttt-steps {self.ttt_steps}: cannot be negative")
 
 
 @dataclass

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from dfrot.errors import InputError
 from dfrot.rotation.refinement.massive_tokens import MassiveRule
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUN_WIDTH = 4096
 
@@ -62,5 +62,5 @@ def entries(hidden: Tensor, limit: float, most: int = 4096) -> Tensor:
     """int64 [n, 2]: (position, channel) of hidden [S, d] where |x| is above `limit`, the largest first."""
     size = hidden.abs()
     where = (size > limit).nonzero()
-    order = torch.argsort(size[where[:, 0], where[:, 1]], descending=True, stable=True)
+    order = size[where[:, 0], where[:, 1]].argsort(descending=True, stable=True)
     return where[order[:most]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,9 +12,9 @@ from dfrot.outliers.measure import pooled_maps as maps
 from dfrot.outliers.measure.attribution import Ablation, ablate, origin
 from dfrot.outliers.measure.block_meter import BlockMeter
 from dfrot.outliers.measure.block_view import BlockView, observe, writers
-from dfrot.outliers.measure.criteria import Criteria
 from dfrot.outliers.measure.loss import window_nll
 from dfrot.outliers.measure.massive import MassiveTracker, Trace
+from dfrot.outliers.measure.settings import MeasureSettings
 from dfrot.outliers.measure.subject import Subject
 from dfrot.outliers.measure.token_errors import RowStore, token_errors
 from dfrot.rotation.refinement.features import normalise
@@ -27,18 +26,8 @@ ORIGINS = 8  # entries explained per place of creation
 MAP_ROWS = 512  # tokens of the picture before and after rotation
 
 
-@dataclass(frozen=True)
-class MeasureSettings:
-    """criteria; seed of the random rotations; rounds of the refinement; ablate: run the second stream."""
-
-    criteria: Criteria = field(default_factory=Criteria)
-    seed: int = 0
-    rounds: int = 100
-    ablate: bool = True
-
-
 class Measurement:
-    """`run` returns the findings as JSON values (see docs/outliers.md) and the pictures' data."""
+    """`run` returns the findings as JSON values (see docs/guides/outliers.md) and the pictures' data."""
 
     def __init__(
         self, subject: Subject, tokens: Tensor, settings: MeasureSettings, decode: Callable[[int], str]

@@ -16,8 +16,9 @@ from torch import Tensor
 from dfrot.rotation.hadamard import random_orthogonal, randomized_hadamard
 from dfrot.rotation.refinement.features import CalibrationRows, normalise
 from dfrot.rotation.refinement.massive_tokens import MassiveRule
-from dfrot.rotation.refinement.refine import RefineSettings, refine
+from dfrot.rotation.refinement.refine import refine
 from dfrot.rotation.refinement.row_grid import TokenQuantizer
+from dfrot.rotation.refinement.settings import RefineSettings
 from dfrot.stage_folder import Progress
 
 METHODS = ("none", "orthogonal", "hadamard", "refined")

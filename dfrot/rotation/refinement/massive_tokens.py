@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from dfrot.errors import InputError
-from dfrot.rotation.refinement.row_grid import TokenQuantizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PUBLISHED_RATIO = 8.5 / 64.0  # DFRot's threshold over the norm of its rows at width 4096
 SPIKES = 4  # massive tokens hold their energy in 1-4 channels (DFRot, section 3.2)
@@ -66,6 +66,10 @@ class MassiveRule:
 
     def score(self, rows: Tensor) -> Tensor:
         """The measured quantity per row [n] float32, for rows [n, d] of any positive scale."""
+        import torch  # here, not above: the rules are settings, which are read without torch
+
+        from dfrot.rotation.refinement.row_grid import TokenQuantizer
+
         width = rows.shape[1]
         rows = rows.float()
         norm: Tensor = rows.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)

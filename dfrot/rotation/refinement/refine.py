@@ -33,7 +33,7 @@ from dfrot.rotation.refinement.features import CalibrationRows
 from dfrot.rotation.refinement.massive_subspace import massive_first_start
 from dfrot.rotation.refinement.objective import Objective, effective_gamma, evaluate
 from dfrot.rotation.refinement.polar import orthogonalise, orthogonality_error
-from dfrot.rotation.refinement.row_grid import TokenQuantizer
+from dfrot.rotation.refinement.settings import RefineSettings
 from dfrot.rotation.refinement.tiles import Tiles
 from dfrot.stage_folder import Progress, silent
 
@@ -43,46 +43,9 @@ PATIENCE = 4  # iterates above the best before the search returns to it
 WINDOW = 12  # rounds over which the relative improvement is judged
 MIN_STEP = 1 / 16
 HALF_FROM = 1024  # width from which bfloat16 products pay
-PRECISIONS = ("auto", "float32", "bfloat16")
 Watch = Callable[[int, Callable[[], Tensor]], None]
 """`watch(k, matrix)`: called when iterate k of the curve is known to be the best so far, and for the anchored start
 before it is measured; matrix() builds it (float64 [d, d])."""
-
-
-@dataclass(frozen=True)
-class RefineSettings:
-    """bits, symmetric, clip: the deployment quantizer of activations. gamma: weight of massive rows before squaring
-    (paper: 100), or "auto": gamma^2 N_m / N = 10. rounds: at most, of either search. tol: stop when the objective
-    falls by less than this share per round (mean over 12). precision: of the products; "auto" takes bfloat16 where
-    the processor has it and the width is at least 1024. Nothing is drawn at random; seed is the start's, recorded."""
-
-    bits: int = 4
-    symmetric: bool = False
-    clip: float = 1.0
-    gamma: float | str = "auto"
-    rounds: int = 100
-    tol: float = 5e-4
-    seed: int = 0
-    precision: str = "auto"
-
-    def __post_init__(self) -> None:
-        TokenQuantizer(self.bits, self.symmetric, self.clip)
-        if self.gamma != "auto" and not (isinstance(self.gamma, (int, float)) and 0 <= self.gamma < 1e6):
-            raise InputError(f"gamma {self.gamma!r}: 'auto' or a number from 0 to 1e6 is needed (paper: 100)")
-        if self.rounds < 0 or not 0 <= self.tol < 1:
-            raise InputError(f"rounds {self.rounds}, tol {self.tol}: rounds >= 0 and 0 <= tol < 1 are needed")
-        if self.precision not in PRECISIONS:
-            raise InputError(f"precision {self.precision!r}: one of {', '.join(PRECISIONS)} is needed")
-
-    @property
-    def grid(self) -> TokenQuantizer:
-        return TokenQuantizer(self.bits, self.symmetric, self.clip)
-
-    def half(self, width: int) -> bool:
-        """Whether products are made in bfloat16 on this machine."""
-        if self.precision == "auto":
-            return width >= HALF_FROM and fast_bfloat16()
-        return self.precision == "bfloat16"
 
 
 @dataclass(frozen=True)
@@ -166,7 +129,7 @@ def refine(
     with Tiles() as tiles:
         if features.n_massive and gamma and settings.rounds:
             iterates.anchored(massive_first_start(features, start, settings.grid, tiles))
-        half = settings.half(features.width)
+        half = _half_precision(settings, features.width)
         rounds = ProcrustesStep(features, gamma, settings.grid, tiles, half)
         done, total = 0, settings.rounds * len(iterates.begins)
         for number, begin in enumerate(iterates.begins):
@@ -237,6 +200,13 @@ class _Iterates:
             if not found or value < found[-1]:
                 found.append(value)
         return found
+
+
+def _half_precision(settings: RefineSettings, width: int) -> bool:
+    """Whether products are made in bfloat16 on this machine."""
+    if settings.precision == "auto":
+        return width >= HALF_FROM and fast_bfloat16()
+    return settings.precision == "bfloat16"
 
 
 def fast_bfloat16() -> bool:

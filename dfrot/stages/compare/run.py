@@ -14,17 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from dfrot.arch import open_described
-from dfrot.errors import InputError, UnsupportedError
+from dfrot.errors import UnsupportedError
 from dfrot.files import write_bytes, write_json
 from dfrot.quant.config import DfqConfig
-from dfrot.quant.scheme import FULL, QuantScheme
 from dfrot.stage_folder import Progress, Stage, open_stage, silent
-from dfrot.stages.calibrate import CalibrateSettings, calibrate
+from dfrot.stages.calibrate.run import calibrate
+from dfrot.stages.calibrate.settings import CalibrateSettings
+from dfrot.stages.compare.settings import CompareSettings
 from dfrot.stages.compare.table import markdown, summarise
-from dfrot.stages.evaluate.perplexity import PerplexitySettings, evaluate
-from dfrot.stages.quantize.run import QuantizeSettings, quantize
-from dfrot.stages.rotate.run import RotateSettings, rotate
-from dfrot.stages.tune import TuneSettings, tune
+from dfrot.stages.evaluate.perplexity import evaluate
+from dfrot.stages.evaluate.settings import PerplexitySettings
+from dfrot.stages.quantize.run import quantize
+from dfrot.stages.quantize.settings import QuantizeSettings
+from dfrot.stages.rotate.run import rotate
+from dfrot.stages.rotate.settings import RotateSettings
+from dfrot.stages.tune.run import tune
+from dfrot.stages.tune.settings import TuneSettings
 
 KIND = "compare"
 REPORT, TABLE = "compare.json", "compare.md"
@@ -39,40 +44,6 @@ METHODS = (
 )
 """(algorithm, rotation) of every row below the baseline."""
 TUNED = ("tuned", "dfrot")  # GPTQ, then dfq tune
-
-
-@dataclass(frozen=True)
-class CompareSettings:
-    """schemes: names as QuantScheme.parse reads them. seeds: how many, from `seed` on, for what is random.
-    seqlen, windows: of the evaluation (None: all windows). samples, calibration_seqlen: of GPTQ's calibration.
-    refine_seqlen, gamma: of the refinement and its one sample. decode: tokens of the greedy speed measurement, first
-    seed only (0: none). tune: steps of a further row, GPTQ + DFRot tuned end to end (0: no such row). keep: leave the
-    checkpoints in `out`/work."""
-
-    schemes: tuple[str, ...] = ("w4a4kv4", "w3a3kv3")
-    seeds: int = 3
-    seed: int = 0
-    dataset: str = "wikitext2"
-    seqlen: int = 2048
-    windows: int | None = None
-    samples: int = 128
-    calibration_seqlen: int = 2048
-    refine_seqlen: int = 2048
-    gamma: float | str = "auto"
-    batch: int = 4
-    decode: int = 32
-    tune: int = 0
-    keep: bool = False
-
-    def __post_init__(self) -> None:
-        if self.seeds < 1 or not self.schemes:
-            raise InputError("compare: at least one seed and one scheme are needed")
-        for scheme in self.parsed().values():
-            if scheme.w_bits == FULL or scheme.a_bits == FULL:
-                raise UnsupportedError(f"scheme {scheme.name}: compare quantizes weights and activations")
-
-    def parsed(self) -> dict[str, QuantScheme]:
-        return {name: QuantScheme.parse(name) for name in self.schemes}
 
 
 @dataclass(frozen=True)

@@ -3,69 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from dfrot.data.chat import template_ids
 from dfrot.data.jsonl import read_json_lines, refuse_images
 from dfrot.data.text import evaluation_windows, load_text
-from dfrot.data.tokenizer import encode, load_tokenizer
+from dfrot.data.tokenizer import encode
+from dfrot.draft.load import open_pair
 from dfrot.draft.metrics import classify, first_difference, speeds, summary
 from dfrot.draft.models.base import Draft
 from dfrot.draft.models.native_pass import unfit
-from dfrot.draft.store import check_target, load_draft
-from dfrot.draft.training.corpus import template_ids
-from dfrot.draft.training.multimodal_source import KEEP
 from dfrot.errors import InputError
-from dfrot.generation.load_target import end_token_ids, load_target
-from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import GenerationOutput, StopCriteria, plain, speculative
+from dfrot.generation.load_target import end_token_ids
+from dfrot.generation.output import GenerationOutput, StopCriteria
+from dfrot.generation.plain import plain
+from dfrot.generation.speculative import speculative
 from dfrot.generation.target import Target
 from dfrot.generation.tree import TreeShape
 from dfrot.stage_folder import Progress, silent
-from dfrot.vision.prompts import PromptWithImages, has_images, load_questions, prompt_reader
-
-LARGE = 32_000_000  # parameters
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class DraftEvalSettings:
-    """prompts: how many of the held-out text of `dataset` (a text, each of `prompt_tokens` tokens; a .jsonl of `prompt`
-    or `messages`, with `images`; shapes). Answers about images end where the target ends them. keep: share of image
-    tokens that are slots of the draft. shapes: (depth, top-k, total) of every comparison, all in one process. force:
-    also drafts of another target. draft_dtype: what the draft computes
-    in; auto takes bfloat16 for a large one, and where its passes are native calls (which compute in float32 from the
-    bfloat16 weights of the file), else float32."""
-
-    dataset: str = "stdlib"
-    prompts: int = 20
-    prompt_tokens: int = 64
-    max_new_tokens: int = 128
-    shapes: tuple[tuple[int, int, int], ...] = ((3, 1, 0), (5, 4, 16))
-    sampling: Sampling = Sampling()
-    force: bool = False
-    seed: int = 0
-    draft_dtype: str = "auto"
-    keep: float = KEEP
-
-
-def load_in(draft: Path, dtype: str) -> Draft:
-    """The draft in `dtype`, or in what suits its size."""
-    loaded = load_draft(draft)
-    if dtype == "auto":
-        dtype = "bfloat16" if loaded.count() >= LARGE or unfit(loaded) is None else "float32"
-    return loaded.to(DTYPES[dtype])
-
-
-def open_pair(model: Path, draft: Path, force: bool, dtype: str) -> tuple[Target, Draft, Any]:
-    """Target, draft and tokenizer, checked against each other."""
-    loaded = load_in(draft, dtype)
-    target = load_target(model, loaded.config.aux_layers)
-    check_target(loaded.config, model, target.vocab_size, int(target.config.hidden_size), force)
-    return target, loaded, load_tokenizer(model)
+from dfrot.stages.draft.settings import DraftEvalSettings
+from dfrot.vision.conversations import has_images
+from dfrot.vision.prompts import PromptWithImages, load_questions, prompt_reader
 
 
 def load_prompts(dataset: str, tokenizer: Any, count: int, length: int) -> list[list[int]]:

@@ -14,10 +14,11 @@ import torch
 from dfrot.checkpoint import Checkpoint
 from dfrot.draft.models.config import DraftConfig
 from dfrot.draft.models.eagle3 import Eagle3Draft
-from dfrot.draft.store import check_target, load_draft, save_tensors
+from dfrot.draft.store import check_target, load_draft
 from dfrot.errors import UnsupportedError
 from dfrot.files import write_json
 from dfrot.stage_folder import open_stage, read_record
+from dfrot.tensor_file import save_tensors
 
 KIND = "draft export"
 SPECULATIVE_TOKENS = 3

@@ -3,46 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dfrot.data.images import read_image
 from dfrot.data.tokenizer import load_tokenizer
+from dfrot.draft.load import load_in
 from dfrot.draft.models.base import Draft
 from dfrot.draft.store import check_target
-from dfrot.draft.training.multimodal_source import KEEP
 from dfrot.generation.load_target import end_token_ids, load_target
-from dfrot.generation.prompt import ImageInputs
+from dfrot.generation.output import GenerationOutput, StopCriteria
+from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
 from dfrot.generation.speculation_policy import AdaptivePolicy, MeasuredShape
-from dfrot.generation.speculative import GenerationOutput, StopCriteria, plain, speculative
+from dfrot.generation.speculative import speculative
 from dfrot.generation.target import Target
 from dfrot.generation.transformers_hook import custom_generate_hook
 from dfrot.generation.tree import TreeShape
-from dfrot.stages.draft.evaluate import load_in
+from dfrot.stages.draft.settings import GenerateSettings
+from dfrot.vision.image_inputs import ImageInputs
 from dfrot.vision.prompts import prompt_reader
 
 GREEDY = Sampling()
 MEASURING = 0.1  # of the time that plain decoding takes, for measuring shapes
-
-
-@dataclass(frozen=True)
-class GenerateSettings:
-    """shape: (depth, top-k, total), or None to choose from measured costs. stop: strings that end the text. images:
-    files that stand before the prompt, in the model's chat template; keep: share of their tokens that it sees."""
-
-    prompt: str
-    max_new_tokens: int = 128
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
-    shape: tuple[int, int, int] | None = None
-    sampling: Sampling = Sampling()
-    force: bool = False
-    seed: int = 0
-    draft_dtype: str = "auto"
-    images: tuple[Path, ...] = ()
-    keep: float = KEEP
 
 
 def _prompt(model: Path, settings: GenerateSettings) -> tuple[Any, list[int], ImageInputs | None]:

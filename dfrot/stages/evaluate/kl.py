@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,9 @@ from dfrot.evaluate.ppl import window_losses
 from dfrot.evaluate.tokens import WindowReader
 from dfrot.runtime.load import check_folder, load_model
 from dfrot.stage_folder import Progress, silent
+from dfrot.stages.evaluate.settings import KlSettings
 
 KIND = "eval kl"
-
-
-@dataclass(frozen=True)
-class KlSettings:
-    """As EvalSettings: windows None takes all; dtype None each folder's own; fake runs packed ones simulated."""
-
-    dataset: str = "wikitext2"
-    seqlen: int = 2048
-    windows: int | None = None
-    batch: int = 4
-    dtype: str | None = None
-    fake: bool = False
 
 
 def divergence(models: Sequence[Path], settings: KlSettings, progress: Progress = silent) -> dict[str, Any]:

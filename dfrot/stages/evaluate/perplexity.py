@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from dfrot.checkpoint import Checkpoint
 from dfrot.data.text import load_text
 from dfrot.errors import InputError
-from dfrot.evaluate.intervals import LEVEL, Interval, mean_interval, perplexity_interval, ratio_interval
+from dfrot.evaluate.intervals import Interval, mean_interval, perplexity_interval, ratio_interval
 from dfrot.evaluate.logits import Baseline, WindowAgreement, agreement_observer
 from dfrot.evaluate.ppl import PROTOCOL, window_losses
 from dfrot.evaluate.speed import decode_speed
@@ -24,27 +23,7 @@ from dfrot.files import digest_json
 from dfrot.quant.config import DfqConfig
 from dfrot.runtime.load import check_folder, load_model
 from dfrot.stage_folder import Progress, silent
-
-
-@dataclass(frozen=True)
-class PerplexitySettings:
-    """dataset: wikitext2, stdlib or a path; windows: how many (None: all); batch: windows per forward;
-    dtype: None takes each folder's own; fake: packed checkpoints run as their simulated twins; kl: KL divergence
-    and top-1 agreement against the first checkpoint; decode: tokens of a greedy speed measurement (0: none);
-    threads: 0 leaves torch's setting."""
-
-    dataset: str = "wikitext2"
-    split: str = "test"
-    seqlen: int = 2048
-    windows: int | None = None
-    batch: int = 4
-    dtype: str | None = None
-    fake: bool = False
-    kl: bool = False
-    decode: int = 0
-    threads: int = 0
-    device: str = "cpu"
-    level: float = LEVEL
+from dfrot.stages.evaluate.settings import PerplexitySettings
 
 
 @contextlib.contextmanager

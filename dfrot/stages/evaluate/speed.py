@@ -4,43 +4,25 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dfrot.bench.clock import Timing
+from dfrot.bench.machine import machine
 from dfrot.bench.models import memory
 from dfrot.bench.models.peer import one_turn
 from dfrot.bench.models.runners import DfqRunner
-from dfrot.bench.refinement.run import machine
 from dfrot.errors import InputError
 from dfrot.runtime.load import check_folder
 from dfrot.stage_folder import Progress, silent
 from dfrot.stages.draft import evaluate as draft_eval
+from dfrot.stages.draft.settings import DraftEvalSettings
+from dfrot.stages.evaluate.settings import SpeedSettings
 
 KIND = "eval speed"
-
-
-@dataclass(frozen=True)
-class SpeedSettings:
-    """prefill: tokens of the prompt that is timed; decode: greedy tokens behind a prompt of 32; repeats: turns behind
-    a first one that warms up. memory: peak of each checkpoint in a process of its own. prompts: held-out starts of
-    `dataset` that are decoded plainly and with the draft; shapes: of its guesses."""
-
-    prefill: int = 512
-    decode: int = 64
-    repeats: int = 5
-    memory: bool = True
-    dataset: str = "stdlib"
-    prompts: int = 6
-    shapes: tuple[tuple[int, int, int], ...] = ((3, 1, 0),)
-
-    def __post_init__(self) -> None:
-        for name in ("prefill", "decode", "repeats", "prompts"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} {getattr(self, name)}: at least 1 is needed")
 
 
 def speed(
@@ -98,7 +80,7 @@ def _memory(model: Path, settings: SpeedSettings, progress: Progress) -> dict[st
 
 
 def _drafted(model: Path, draft: Path, settings: SpeedSettings, progress: Progress) -> dict[str, Any]:
-    wanted = draft_eval.DraftEvalSettings(
+    wanted = DraftEvalSettings(
         dataset=settings.dataset, prompts=settings.prompts, max_new_tokens=settings.decode, shapes=settings.shapes
     )
     return draft_eval.evaluate(model, draft, wanted, progress)

@@ -7,7 +7,7 @@ import io
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +18,9 @@ from dfrot.evaluate.intervals import mean_interval
 from dfrot.generation.engine import Engine
 from dfrot.runtime.load import check_folder
 from dfrot.stage_folder import Progress, silent
+from dfrot.stages.evaluate.settings import TaskSettings
 
 KIND = "eval tasks"
-
-
-@dataclass(frozen=True)
-class TaskSettings:
-    """tasks: names as lm-eval knows them, or of files in `task_path`. limit: documents per task. fewshot None: as the
-    task says. chat: put prompts into the chat template. task_code: allow task files that bring Python functions."""
-
-    tasks: tuple[str, ...]
-    task_path: str | None = None
-    limit: int | None = None
-    fewshot: int | None = None
-    batch: int = 8
-    chat: bool = False
-    seed: int = 0
-    task_code: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.tasks:
-            raise InputError("no task: give --task NAME (lm-eval's names, or those of files in --task-path)")
 
 
 def evaluate_tasks(

@@ -10,7 +10,8 @@ from dfrot.errors import MismatchError
 from dfrot.files import read_json, write_json
 from dfrot.outliers.report import side_by_side as sidebyside
 from dfrot.stage_folder import Progress, open_stage, silent
-from dfrot.stages.outliers.measure import FORMAT, PAGE, REPORT, OutlierSettings, measure, prepare
+from dfrot.stages.outliers.measure import FORMAT, PAGE, REPORT, measure, prepare
+from dfrot.stages.outliers.settings import OutlierSettings
 from dfrot_kernels.native import release_memory
 
 KIND = "outliers-compare"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import InputError
 from dfrot.files import read_json, write_json
 from dfrot.outliers.advice import DEFAULT, OutlierRecipe, recommend
-from dfrot.outliers.measure.criteria import Criteria
-from dfrot.outliers.measure.run import Measurement, MeasureSettings
+from dfrot.outliers.measure.run import Measurement
+from dfrot.outliers.measure.settings import MeasureSettings
 from dfrot.outliers.measure.subject import Subject
 from dfrot.outliers.measure.summary import by_kind, channel_outliers, ranking
 from dfrot.outliers.report.html import write_report
 from dfrot.stage_folder import Progress, open_stage, silent
-from dfrot.stages.outliers.recipe import RecipeSettings, recipe_perplexity
+from dfrot.stages.outliers.recipe import recipe_perplexity
+from dfrot.stages.outliers.settings import OutlierSettings
 from dfrot.stages.rotate.run import text_window
 from dfrot_kernels.native import release_memory
 
@@ -28,27 +29,6 @@ KIND = "outliers"
 REPORT, PAGE = "report.json", "report.html"
 FORMAT = 1
 SMALL = 1_000_000_000  # parameters up to which recipes are measured unasked
-
-
-@dataclass(frozen=True)
-class OutlierSettings:
-    """dataset: measured on `windows` stretches of `seqlen` tokens of its train split, each beginning as the tokenizer
-    begins a text (with BOS, for most). rounds: of the refinement. ablate: confirm attributions by a second stream.
-    perplexity: measure the recommended recipe and the default's (None: when the model is small); recipe: how."""
-
-    dataset: str = "wikitext2"
-    seqlen: int = 2048
-    windows: int = 1
-    seed: int = 0
-    criteria: Criteria = field(default_factory=Criteria)
-    rounds: int = 100
-    ablate: bool = True
-    perplexity: bool | None = None
-    recipe: RecipeSettings = field(default_factory=RecipeSettings)
-
-    def __post_init__(self) -> None:
-        if self.seqlen < 8 or self.windows < 1 or self.rounds < 0:
-            raise InputError(f"outliers: seqlen {self.seqlen} (at least 8), windows {self.windows} (at least 1)")
 
 
 def outliers(

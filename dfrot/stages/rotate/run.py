@@ -25,72 +25,25 @@ from dfrot.files import require_free_space, write_json
 from dfrot.quant.config import DfqConfig
 from dfrot.rotation import rotation as rotations_file
 from dfrot.rotation.fuse import Fuser, Rotations
-from dfrot.rotation.hadamard import hadamard_plan
-from dfrot.rotation.hadamard import random_orthogonal, randomized_hadamard
+from dfrot.rotation.hadamard import hadamard_plan, random_orthogonal, randomized_hadamard
 from dfrot.rotation.online import OnlineRotations
 from dfrot.rotation.refinement.features import collect_rows
 from dfrot.rotation.refinement.massive_tokens import MassiveRule
-from dfrot.rotation.refinement.refine import RefineSettings, refine
+from dfrot.rotation.refinement.refine import refine
 from dfrot.rotation.rotation import Rotation
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.stage_folder import Progress, Stage, open_stage, read_record, silent
 from dfrot.stages.rotate.gate import gate
+from dfrot.stages.rotate.gate_images import gate_images
+from dfrot.stages.rotate.settings import RotateSettings
 from dfrot.vision import carry as vision
 from dfrot.vision.llava_layout import has_vision_part, vision_digest
 from dfrot_kernels.native import release_memory
 
 KIND = "rotate"
-METHODS = ("dfrot", "hadamard", "orthogonal", "none")
 GATE_TOKENS = 256
 CHARACTERS = 12  # of text per token wanted, to begin with
 SPARE = 16 << 20  # bytes beside weights and rotations: tokenizer, journal, evidence
-
-
-@dataclass(frozen=True)
-class RotateSettings:
-    """method: dfrot (refined on data), hadamard (randomised), orthogonal (random), none (weights untouched). It says
-    what R1 is; an architecture that R1 cannot pass has R2, R3 and R4 alone, with method hadamard.
-
-    dataset: calibration text of dfrot (train split) and tokens of the gate (test split); None lets the gate use
-    seeded random ids and excludes dfrot. gamma: weight of massive tokens, a number or "auto". a_bits, a_sym,
-    a_clip: the activation quantizer in the loop. massive_rule: as MassiveRule.parse reads it. online: use R3 and R4.
-    r4_block: block of R4, None for the widest. gate: compare with the original before publishing."""
-
-    method: str = "dfrot"
-    dataset: str | None = "stdlib"
-    seqlen: int = 2048
-    seed: int = 0
-    gamma: float | str = "auto"
-    a_bits: int = 4
-    a_sym: bool = False
-    a_clip: float = 1.0
-    rounds: int = 100
-    massive_rule: str = "energy"
-    online: bool = True
-    r4_block: int | None = None
-    gate: bool = True
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InputError(f"--method {self.method!r}: choose one of {', '.join(METHODS)}")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"--seed {self.seed}: needs to lie in 0..2^63-1")
-        if self.seqlen < 2:
-            raise InputError(f"--seqlen {self.seqlen}: must be at least 2")
-        if self.method == "dfrot" and self.dataset is None:
-            raise InputError("--method dfrot refines on text: give a --dataset, or take --method hadamard")
-        self.refinement()
-        MassiveRule.parse(self.massive_rule)
-
-    def refinement(self) -> RefineSettings:
-        return RefineSettings(
-            bits=self.a_bits,
-            symmetric=self.a_sym,
-            clip=self.a_clip,
-            gamma=self.gamma,
-            rounds=self.rounds,
-            seed=self.seed,
-        )
 
 
 @dataclass(frozen=True)
@@ -269,7 +222,7 @@ def _work(stage: Stage, inputs: _Inputs, progress: Progress) -> None:
     if _gated(settings):
         original = BlockRunner(checkpoint, inputs.arch)
         result = BlockRunner(*open_described(stage.folder))
-        seen = vision.gate_images(original, result) if has_vision_part(checkpoint.path) else None
+        seen = gate_images(original, result) if has_vision_part(checkpoint.path) else None
         evidence["gate"] = gate(original, result, inputs.held_out, rotations.r1, seen, progress=progress)
         evidence["gate"]["source"] = settings.dataset or "random ids"
     evidence["weights"] = Checkpoint.open(stage.folder).digest()

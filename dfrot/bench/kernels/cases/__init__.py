@@ -1,0 +1,1 @@
+"""The cases of `dfq bench kernels`, one module per family of operators."""

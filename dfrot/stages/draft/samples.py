@@ -1,0 +1,75 @@
+"""samples"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dfrot.arch import BoundArch, describe
+from dfrot.data.tokenizer import load_tokenizer
+from dfrot.draft.models.build import config_for
+from dfrot.draft.models.config import DraftConfig
+from dfrot.draft.training.corpus import Corpus, load_corpora
+from dfrot.draft.training.multimodal_data import load_multimodal, training_sample
+from dfrot.draft.training.multimodal_source import MultimodalSample, MultimodalSource
+from dfrot.draft.training.regenerate import answered, regenerate
+from dfrot.draft.training.sources import (
+    LiveFeatures,
+)
+from dfrot.generation.target import Target
+from dfrot.runtime.load import check_folder
+from dfrot.stage_folder import Progress
+from dfrot.stages.draft.settings import DataSettings, DraftSettings
+from dfrot.vision.conversations import Row, has_images
+from dfrot.vision.fingerprint import fingerprint
+from dfrot.vision.prompts import first_question, prompt_reader
+
+
+def _open(model: Path) -> tuple[BoundArch, str]:
+    checkpoint, _ = check_folder(model)
+    return describe(checkpoint.config, str(model / "config.json")), fingerprint(model)
+
+
+def draft_config(arch: BoundArch, settings: DraftSettings, mark: str) -> DraftConfig:
+    """The config of the draft that `settings` ask for."""
+    width = settings.intermediate or arch.intermediate
+    select = settings.select if settings.arch == "dream" else "none"
+    parts = {"cross": settings.cross, "distance": settings.distance}
+    return config_for(arch, settings.arch, select=select, intermediate_size=width, target_fingerprint=mark, **parts)
+
+
+def corpora(model: Path, target: Target, data: DataSettings, progress: Progress) -> tuple[Corpus, Corpus]:
+    """Training and held-out samples, the answers written by the target if so asked."""
+    pair = load_corpora(data.dataset, load_tokenizer(model), data.samples, data.held_out, data.seqlen, data.seed)
+    if not data.regenerate:
+        return pair
+    train, held = (regenerate(target, corpus, data.prompt, progress) for corpus in pair)
+    return train, held
+
+
+def _source(
+    model: Path, target: Target, data: DataSettings, select: str, progress: Progress
+) -> LiveFeatures | MultimodalSource:
+    """Samples of text or about images, their features from the running target."""
+    if not has_images(data.dataset):
+        return LiveFeatures(target, *corpora(model, target, data, progress), select)
+    reader = prompt_reader(model)
+    made = 0
+
+    def make(row: Row) -> MultimodalSample | None:
+        nonlocal made
+        progress("the target writes answers" if data.regenerate else "read images", made, data.samples + data.held_out)
+        made += 1
+        if not data.regenerate:
+            return training_sample(reader, row, data.seqlen)
+        return answered(target, *first_question(reader, row), data.seqlen)
+
+    pair = load_multimodal(data.dataset, data.samples, data.held_out, make)
+    return MultimodalSource(target, *pair, select, data.keep)
+
+
+def _named(data: DataSettings) -> dict[str, Any]:
+    """Settings for the record: a path would tie the result to this machine."""
+    name = Path(data.dataset).name if Path(data.dataset).exists() else data.dataset
+    return {**asdict(data), "dataset": name}

@@ -1,0 +1,30 @@
+"""Attention of sampled queries against transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from dfrot.outliers.measure.block_view import BlockView, observe
+from dfrot.outliers.measure.sinks import attention
+from dfrot.outliers.measure.subject import Subject
+from dfrot.runtime.load import load_model
+
+MakeCheckpoint = Callable[..., Path]
+
+
+def test_attention_is_that_of_transformers(small_llama: MakeCheckpoint) -> None:
+    folder = small_llama()
+    subject = Subject(folder)
+    tokens = torch.randint(0, 256, (40,))
+    view = BlockView(0, 0, tokens, subject.runner.embed(tokens[None])[0])
+    out = observe(subject.runner, subject.block(0), subject.arch, view, None)
+    found, picked = attention(view)
+    model = load_model(folder)
+    model.set_attn_implementation("eager")
+    result = model(input_ids=tokens[None], output_attentions=True, output_hidden_states=True)
+    torch.testing.assert_close(found, result.attentions[0][0][:, picked], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(out, result.hidden_states[1][0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(view.states["mlp.down_proj"], out, atol=1e-5, rtol=1e-5)
