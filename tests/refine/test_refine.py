@@ -249,7 +249,9 @@ def test_the_better_of_two_searches_is_kept(planted: Planted, monkeypatch: pytes
     """One search starts from the anchored rotation, one from the start; neither is the better one on all rows."""
     features, start = planted(), randomized_hadamard(64, 0)
     both = refine(features, start, RefineSettings())
-    monkeypatch.setattr("dfrot.rotation.refinement.refine.anchor", lambda features, start, grid, tiles: start)
+    monkeypatch.setattr(
+        "dfrot.rotation.refinement.refine.massive_first_start", lambda features, start, grid, tiles: start
+    )
     plain = refine(features, start, RefineSettings())
     assert not plain.stats["anchored"]
     assert both.accepted[-1] <= plain.accepted[-1]
@@ -257,7 +259,9 @@ def test_the_better_of_two_searches_is_kept(planted: Planted, monkeypatch: pytes
     rest = both.curve[both.curve.index(both.accepted[0]) + 1 :]
     first = next(at for at in range(len(rest)) if rest[at] == plain.curve[1])
     assert rest[first:] == plain.curve[1 : 1 + len(rest) - first]  # the second search is the plain one, round by round
-    monkeypatch.setattr("dfrot.rotation.refinement.refine.anchor", lambda features, start, grid, tiles: both.matrix)
+    monkeypatch.setattr(
+        "dfrot.rotation.refinement.refine.massive_first_start", lambda features, start, grid, tiles: both.matrix
+    )
     again = refine(features, start, RefineSettings())
     assert again.stats["anchored"]
     assert again.accepted[-1] <= both.accepted[-1]

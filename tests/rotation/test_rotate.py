@@ -278,7 +278,7 @@ def test_a_rotation_of_another_model_is_refused(make: Make, tmp_path: Path, monk
 
 
 def test_a_failed_gate_publishes_nothing(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfrot.rotation.fuse.transform", lambda rows, spec: rows)  # R4 not fused
+    monkeypatch.setattr("dfrot.rotation.fuse.hadamard_transform", lambda rows, spec: rows)  # R4 not fused
     with pytest.raises(GateError, match=r"model\.layers\.0: the rotated weights differ"):
         rotate(make(), tmp_path / "out", RotateSettings("hadamard", None))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
