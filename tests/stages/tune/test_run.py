@@ -19,11 +19,11 @@ from dfrot.quant.tuned import hadamard
 from dfrot.rotation.hadamard import hadamard_plan
 from dfrot.runtime.load import load_model
 from dfrot.runtime.trainable import TrainableModel
-from dfrot.stages import tune as module
 from dfrot.stages.quantize.run import quantize
 from dfrot.stages.quantize.settings import QuantizeSettings
 from dfrot.stages.rotate.run import rotate
 from dfrot.stages.rotate.settings import RotateSettings
+from dfrot.stages.tune import run as module
 from dfrot.stages.tune.run import tune
 from dfrot.stages.tune.settings import TuneSettings
 from dfrot_cli.main import main
