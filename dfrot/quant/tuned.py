@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dfrot.processor import fast_bfloat16
 from dfrot.quant.linear import QuantLinear
 from dfrot.quant.scheme import FULL
-from dfrot.rotation.refinement.refine import fast_bfloat16
 from dfrot_kernels.layouts import PackedWeight
 
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from dfrot.bench.refinement.synthetic_rows import PROFILES, WIDTH, llama_like_rows
 from dfrot.errors import ResourceError
 from dfrot.rotation.hadamard import random_orthogonal, randomized_hadamard
-from dfrot.rotation.refinement.features import unit_weight_rows
+from dfrot.rotation.refinement.calibration_rows import unit_weight_rows
 from dfrot.rotation.refinement.refine import refine
-from dfrot.rotation.refinement.row_grid import TokenQuantizer
 from dfrot.rotation.refinement.settings import RefineSettings
+from dfrot.rotation.refinement.token_quantizer import TokenQuantizer
 from dfrot.stage_folder import Progress, silent
 
 METHODS = ("none", "orthogonal", "hadamard", "dfrot")

@@ -22,7 +22,7 @@ from dfrot.bench.refinement.straightforward import straightforward
 from dfrot.bench.refinement.synthetic_rows import llama_like_rows
 from dfrot.errors import InputError
 from dfrot.rotation.hadamard import randomized_hadamard
-from dfrot.rotation.refinement.features import CalibrationRows, unit_weight_rows
+from dfrot.rotation.refinement.calibration_rows import CalibrationRows, unit_weight_rows
 from dfrot.rotation.refinement.objective import effective_gamma, evaluate
 from dfrot.rotation.refinement.refine import refine
 from dfrot.rotation.refinement.settings import RefineSettings

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dfrot.errors import InputError
 
 if TYPE_CHECKING:
-    from dfrot.rotation.refinement.row_grid import TokenQuantizer
+    from dfrot.rotation.refinement.token_quantizer import TokenQuantizer
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -40,6 +40,6 @@ class RefineSettings:
 
     @property
     def grid(self) -> TokenQuantizer:
-        from dfrot.rotation.refinement.row_grid import TokenQuantizer  # torch: settings are read without it
+        from dfrot.rotation.refinement.token_quantizer import TokenQuantizer  # torch: settings are read without it
 
         return TokenQuantizer(self.bits, self.symmetric, self.clip)

@@ -27,12 +27,12 @@ from dfrot.rotation import rotation as rotations_file
 from dfrot.rotation.fuse import Fuser, Rotations
 from dfrot.rotation.hadamard import hadamard_plan, random_orthogonal, randomized_hadamard
 from dfrot.rotation.online import OnlineRotations
-from dfrot.rotation.refinement.features import collect_rows
-from dfrot.rotation.refinement.massive_tokens import MassiveRule
+from dfrot.rotation.refinement.massive_rule import MassiveRule
 from dfrot.rotation.refinement.refine import refine
 from dfrot.rotation.rotation import Rotation
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.stage_folder import Progress, Stage, open_stage, read_record, silent
+from dfrot.stages.rotate.collect_rows import collect_rows
 from dfrot.stages.rotate.gate import gate
 from dfrot.stages.rotate.gate_images import gate_images
 from dfrot.stages.rotate.settings import RotateSettings

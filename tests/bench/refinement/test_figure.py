@@ -23,7 +23,7 @@ from dfrot.bench.refinement.synthetic_rows import (
 )
 from dfrot.errors import ResourceError
 from dfrot.rotation.hadamard import randomized_hadamard
-from dfrot.rotation.refinement.row_grid import TokenQuantizer
+from dfrot.rotation.refinement.token_quantizer import TokenQuantizer
 
 # one draw of 64 rows; the largest |x| of a row moves the error, most for heavy tails and for one fixed direction
 TOLERANCE = 0.016

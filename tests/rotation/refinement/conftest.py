@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dfrot.bench.refinement.synthetic_rows import unit_rms
-from dfrot.rotation.refinement.features import CalibrationRows, unit_weight_rows
+from dfrot.rotation.refinement.calibration_rows import CalibrationRows, unit_weight_rows
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from dfrot.bench.refinement.straightforward import straightforward
 from dfrot.bench.refinement.synthetic_rows import llama_like_rows, unit_rms
 from dfrot.errors import InputError
 from dfrot.rotation.hadamard import randomized_hadamard
-from dfrot.rotation.refinement.features import CalibrationRows, unit_weight_rows
+from dfrot.rotation.refinement.calibration_rows import CalibrationRows, unit_weight_rows
 from dfrot.rotation.refinement.massive_subspace import massive_first_start, nearest_rotation_with_image
 from dfrot.rotation.refinement.objective import AUTO_WEIGHT, effective_gamma, evaluate
 from dfrot.rotation.refinement.polar import orthogonalise, orthogonality_error, polar

@@ -7,7 +7,7 @@ import torch
 
 from dfrot.errors import InputError
 from dfrot.quant.activations import fake_quantize
-from dfrot.rotation.refinement.row_grid import TokenQuantizer
+from dfrot.rotation.refinement.token_quantizer import TokenQuantizer
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])

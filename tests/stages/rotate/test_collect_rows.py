@@ -12,9 +12,9 @@ from torch import Tensor
 from dfrot.arch import describe, open_described
 from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.errors import InputError
-from dfrot.rotation.refinement.features import collect_rows
-from dfrot.rotation.refinement.massive_tokens import MassiveRule
+from dfrot.rotation.refinement.massive_rule import MassiveRule
 from dfrot.runtime.block_runner import BlockRunner
+from dfrot.stages.rotate.collect_rows import collect_rows
 
 CONFIG = {
     "model_type": "llama",
@@ -104,7 +104,7 @@ def test_weighted_sums_are_unbiased(runner: BlockRunner, tokens: Tensor) -> None
 
 
 def test_a_rule_that_marks_everything_is_refused(runner: BlockRunner, tokens: Tensor) -> None:
-    with pytest.raises(InputError, match="choose another --massive-rule"):
+    with pytest.raises(InputError, match="choose another `massive_rule`"):
         collect_rows(runner, tokens, max_rows=80, rule=MassiveRule("energy", 0.01))
 
 
