@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dfrot.arch import Tap
-from dfrot.calib.observe import linear_of
+from dfrot.calib.observe import inner_linear
 from dfrot.quant.activations import fake_quantize, fake_quantize_kv
 from dfrot.quant.scheme import FULL, QuantScheme
 from dfrot.rotation.online import HadamardSpec
@@ -62,7 +62,7 @@ def quantize_activations(
         block.register_forward_pre_hook(quantizer.begin)
     for linear in tap.linears:
         if linear.name in names:
-            linear_of(block, linear.name).register_forward_pre_hook(quantizer)
+            inner_linear(block, linear.name).register_forward_pre_hook(quantizer)
     block.register_forward_hook(quantizer.forget, always_call=True)
 
 

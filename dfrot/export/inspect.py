@@ -13,7 +13,7 @@ from dfrot.export import foreign_configs as foreign
 from dfrot.export.gguf import header as gguf_header
 from dfrot.export.source import open_source
 from dfrot.export.targets import TARGETS
-from dfrot.lineage import lineage, record
+from dfrot.lineage import lineage, read_stage_record
 from dfrot.quant.config import QUANT_METHOD, DfqConfig
 from dfrot.quant.plan import check_packed, plan_linears
 from dfrot.quant.scheme import FULL, QuantScheme
@@ -37,7 +37,7 @@ def inspect(path: Path) -> dict[str, Any]:
         files = sorted(path.glob("*.gguf"))
         if len(files) == 1:
             return _gguf(files[0])
-        if found := record(path):
+        if found := read_stage_record(path):
             return {"path": str(path), "kind": f"result of dfq {found.get('kind')}", "versions": found.get("versions")}
     return _folder(Checkpoint.open(path))
 
@@ -138,7 +138,7 @@ def _exports(checkpoint: Checkpoint, name: str) -> str:
 
 def _came_from(checkpoint: Checkpoint) -> dict[str, Any]:
     """Rotation and seed, where a stage of ours recorded them."""
-    known = record(checkpoint.path)
+    known = read_stage_record(checkpoint.path)
     found = known.get("lineage") if known.get("kind") == "export" else lineage(checkpoint.path)
     if not isinstance(found, dict) or not found:
         return {}

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dfrot.data.images import read
+from dfrot.data.images import read_image
 from dfrot.data.jsonl import MAX_IMAGES
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import InputError
@@ -158,7 +158,7 @@ class Engine:
         self, text: str, images: Sequence[Path], system: str | None = None
     ) -> tuple[tuple[int, ...], ImageInputs]:
         """`encode_multimodal` of image files and a text behind them. system: the system message, if any."""
-        pictures = [read(file) for file in images]
+        pictures = [read_image(file) for file in images]
         content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
         system_messages = [{"role": "system", "content": system}] if system else []
         return self.encode_multimodal([*system_messages, {"role": "user", "content": content}], pictures)

@@ -12,7 +12,7 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from dfrot.data.images import decode
+from dfrot.data.images import decode_image
 from dfrot.errors import DfqError
 from dfrot.generation.engine import Engine, TextRequest
 from dfrot.serve.api import ApiRequest
@@ -76,7 +76,7 @@ class Service:
         try:
             with self._encoding:
                 if call.images:
-                    pictures = [decode(data, f"image {number}") for number, data in enumerate(call.images)]
+                    pictures = [decode_image(data, f"image {number}") for number, data in enumerate(call.images)]
                     return self.engine.encode_multimodal(call.prompt, pictures)
                 if call.kind == "chat":
                     return self.engine.encode_chat(call.prompt), None

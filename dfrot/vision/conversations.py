@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from dfrot.data import shapes
-from dfrot.data.jsonl import conversation, read_rows
+from dfrot.data.jsonl import parse_conversation, read_json_lines
 
 Row = tuple[list[dict[str, Any]], list[Tensor], str]
 """Messages, pictures uint8 [H, W, 3] in the order of their parts, and the row's name in error messages."""
@@ -40,7 +40,7 @@ def has_images(dataset: str) -> bool:
 @functools.lru_cache(maxsize=8)
 def _holds_images(path: Path, *_: int) -> bool:
     """Cached until the file's time or size changes, so that the file is read once per run."""
-    return any("images" in row for row, _ in read_rows(path))
+    return any("images" in row for row, _ in read_json_lines(path))
 
 
 def drawn_conversation(seed: int) -> Row:
@@ -56,4 +56,4 @@ def drawn_conversation(seed: int) -> Row:
 
 def conversation_row(row: dict[str, Any], root: Path, where: str) -> Row:
     """A row of a .jsonl whose image paths are relative to `root`. Raises InputError naming `where`."""
-    return (*conversation(row, root, where), where)
+    return (*parse_conversation(row, root, where), where)

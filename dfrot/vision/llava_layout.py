@@ -19,7 +19,7 @@ from dfrot.checkpoint import TensorEntry, read_header, read_tensor
 from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.errors import InputError, MismatchError, UnsupportedError
 from dfrot.files import digest_bytes, read_json, write_json
-from dfrot.rotation.rotation import FILE as ROTATION
+from dfrot.rotation.rotation import ROTATION_FILE as ROTATION
 from dfrot.rotation.rotation import Rotation
 
 CONFIG, WEIGHTS = "vision.json", "vision"

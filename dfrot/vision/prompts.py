@@ -15,8 +15,8 @@ from dfrot.arch import describe
 from dfrot.checkpoint import Checkpoint
 from dfrot.data import shapes
 from dfrot.data.chat import template_ids
-from dfrot.data.images import pixels
-from dfrot.data.jsonl import read_rows
+from dfrot.data.images import normalized_pixels
+from dfrot.data.jsonl import read_json_lines
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.vision.conversations import Row, conversation_row, drawn_conversation, images_in, question
@@ -74,7 +74,9 @@ class LlavaPromptReader:
         self.check(ids, len(pictures), where)
         if not pictures:
             return ids, {}
-        return ids, {"pixel_values": torch.stack([pixels(picture, self.config.size) for picture in pictures])}
+        return ids, {
+            "pixel_values": torch.stack([normalized_pixels(picture, self.config.size) for picture in pictures]),
+        }
 
     def check(self, ids: Sequence[int], images: int, where: str) -> None:
         """Raise InputError unless the ids hold exactly the image tokens of that many images."""
@@ -119,7 +121,7 @@ def load_questions(dataset: str, reader: PromptReader, count: int, keep: float =
     if dataset == shapes.NAME:
         rows: Iterator[Row] = (drawn_conversation(seed) for seed in range(shapes.HELD_OUT, shapes.HELD_OUT + count))
     else:
-        rows = (conversation_row(row, Path(dataset).parent, where) for row, where in read_rows(Path(dataset)))
+        rows = (conversation_row(row, Path(dataset).parent, where) for row, where in read_json_lines(Path(dataset)))
     for row in itertools.islice(rows, count):
         ids, tensors = first_question(reader, row)
         prompts.append(PromptWithImages(ids, ImageInputs(tensors, keep) if tensors else None))

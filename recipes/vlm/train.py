@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from dfrot.data import shapes
-from dfrot.data.images import pixels
+from dfrot.data.images import normalized_pixels
 from dfrot.draft.training.optim import rate
 from dfrot.files import write_json
 from dfrot.hub import resolve_model
@@ -110,7 +110,7 @@ def batch(seeds: range, tokenizer: Any) -> tuple[Tensor, Tensor, Tensor]:
         question = tokenizer(f"\n{sample.question}\n", add_special_tokens=False)["input_ids"]
         answer = tokenizer(sample.answer, add_special_tokens=False)["input_ids"]
         prompt = [BOS, *[IMAGE_TOKEN] * PATCHES, *question]
-        rows.append((prompt, [*answer, EOS], pixels(sample.picture, shapes.SIZE)))
+        rows.append((prompt, [*answer, EOS], normalized_pixels(sample.picture, shapes.SIZE)))
     longest = max(len(prompt) + len(answer) for prompt, answer, _ in rows)
     ids = torch.full((len(rows), longest), EOS)
     labels = torch.full((len(rows), longest), IGNORED)
@@ -136,7 +136,7 @@ def train_tower(tower: nn.Module, recipe: Recipe) -> None:
                 column = 2 * list(shapes.SIDES).index(side)
                 labels[row, column], labels[row, column + 1] = THINGS.index(thing), COLOURS.index(colour)
         _set_lr(optimizer, rate(step, recipe.tower_steps, recipe.tower_lr))
-        pictures = torch.stack([pixels(sample.picture, shapes.SIZE) for sample in samples])
+        pictures = torch.stack([normalized_pixels(sample.picture, shapes.SIZE) for sample in samples])
         patches = tower(pictures).last_hidden_state[:, 1:]
         logits = [head(patches[:, HALVES[n // 2]].flatten(1)) for n, head in enumerate(heads)]
         loss = torch.stack([cross_entropy(output, labels[:, n]) for n, output in enumerate(logits)]).sum()

@@ -17,7 +17,7 @@ from dfrot.draft.models.build import build
 from dfrot.draft.models.config import DraftConfig
 from dfrot.draft.models.state import CachedDraftState
 from dfrot.generation.target import Target
-from dfrot.rotation.hadamard import plan as hadamard_plan
+from dfrot.rotation.hadamard import hadamard_plan as hadamard_plan
 from dfrot.runtime.install import use_capped_attention
 from dfrot.runtime.packed_states import KVSpec
 

@@ -172,10 +172,10 @@ def test_dense_weights_take_unrotated_inputs() -> None:
     from dfrot.quant.dense_linear import DenseLinear
     from dfrot.quant.linear import QuantLinear
     from dfrot.quant.plan import LinearPlan
-    from dfrot.rotation.hadamard import plan
+    from dfrot.rotation.hadamard import hadamard_plan
     from dfrot_kernels.layouts import PackedWeight
 
-    x, spec = torch.randn(5, 96), plan(96)
+    x, spec = torch.randn(5, 96), hadamard_plan(96)
     rotated = DenseLinear(
         LinearPlan("d", 64, 96, False, 16, 0, True, 16, False, 1.0, spec), False, torch.float32, torch.float32
     )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dfrot.compat.masks import visible_positions
 from dfrot.quant.sinks import Sinks
-from dfrot.rotation.hadamard import plan
+from dfrot.rotation.hadamard import hadamard_plan
 from dfrot.runtime.attention import dfq_attention, rotate_queries
 from dfrot.runtime.kv_cache import CacheView, DfqCacheLayer
 from dfrot.runtime.packed_states import KVSpec
@@ -25,7 +25,7 @@ def states(heads: int, length: int, seed: int, dtype: torch.dtype = torch.float3
 def attention_module() -> Any:
     module: Any = nn.Module()
     module.num_key_value_groups, module.is_causal, module.training = HEADS // KV_HEADS, True, False
-    rotate_queries(module, plan(D))
+    rotate_queries(module, hadamard_plan(D))
     return module
 
 
@@ -33,7 +33,7 @@ def both(mask: Tensor | None, new: int, past: int = 20, sinks: int = 0, starts: 
     """Attention of `new` positions after `past` cached ones, on the packed cache and on tensors."""
     out = []
     for views in (True, False):
-        layer = DfqCacheLayer(KVSpec(4, False, 1.0, plan(D)), Sinks(sinks), views=views)
+        layer = DfqCacheLayer(KVSpec(4, False, 1.0, hadamard_plan(D)), Sinks(sinks), views=views)
         layer.sinks.starts = starts
         if past:
             layer.update(states(KV_HEADS, past, 0), states(KV_HEADS, past, 1))

@@ -15,7 +15,7 @@ from dfrot.quant.config import DfqConfig
 from dfrot.quant.dense_linear import DenseLinear
 from dfrot.quant.linear import QuantLinear
 from dfrot.quant.scheme import QuantScheme
-from dfrot.rotation.hadamard import plan
+from dfrot.rotation.hadamard import hadamard_plan
 from dfrot.rotation.online import OnlineRotations
 from dfrot.runtime.load import load_model
 
@@ -37,7 +37,7 @@ KINDS = (
 
 def online(kind: str, kit: SimpleNamespace) -> OnlineRotations:
     arch = describe({"model_type": kind, **kit.configs[kind]})
-    return OnlineRotations(r3=plan(arch.head_dim), r4=plan(arch.intermediate))
+    return OnlineRotations(r3=hadamard_plan(arch.head_dim), r4=hadamard_plan(arch.intermediate))
 
 
 @torch.no_grad()

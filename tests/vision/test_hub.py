@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from dfrot.data.jsonl import read_rows
+from dfrot.data.jsonl import read_json_lines
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.draft.training.multimodal_data import training_sample
 from dfrot.files import read_json
@@ -151,7 +151,7 @@ def test_rows_without_images_and_images_behind_an_answer(hub: Path, dfq: Any, tm
     rows, reader = rows_of(tmp_path), prompt_reader(hub)
     found = [
         training_sample(reader, conversation_row(row, tmp_path, where), 96)
-        for row, where in itertools.islice(read_rows(rows), 3)
+        for row, where in itertools.islice(read_json_lines(rows), 3)
     ]
     images = [sample.tokens[: sample.prompt].count(reader.image_token) // 4 for sample in found]
     assert images == [0, 1, 2]

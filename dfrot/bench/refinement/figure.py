@@ -15,11 +15,11 @@ from torch import Tensor
 from dfrot.bench.refinement.synthetic_rows import PROFILES, llama_like_rows
 from dfrot.bench.settings import FigureBenchSettings
 from dfrot.errors import ResourceError
-from dfrot.rotation.hadamard import random_orthogonal, randomized
-from dfrot.rotation.refinement.features import from_rows
+from dfrot.rotation.hadamard import random_orthogonal, randomized_hadamard
+from dfrot.rotation.refinement.calibration_rows import unit_weight_rows
 from dfrot.rotation.refinement.refine import refine
-from dfrot.rotation.refinement.row_grid import RowGrid
 from dfrot.rotation.refinement.settings import RefineSettings
+from dfrot.rotation.refinement.token_quantizer import TokenQuantizer
 from dfrot.stage_folder import Progress, silent
 
 METHODS = ("none", "orthogonal", "hadamard", "dfrot")
@@ -27,7 +27,7 @@ LABELS = {"none": "no rotation", "orthogonal": "orthogonal (RO)", "hadamard": "H
 COLOURS = {"none": "#7f7f7f", "orthogonal": "#d62728", "hadamard": "#1f77b4", "dfrot": "#2ca02c"}
 
 
-def errors(rows: Tensor, matrix: Tensor | None, grid: RowGrid) -> Tensor:
+def errors(rows: Tensor, matrix: Tensor | None, grid: TokenQuantizer) -> Tensor:
     """|x - Q(x)| of rows [n, d] in the basis `matrix` (None: their own), float64 [n]."""
     return grid.error(rows if matrix is None else rows @ matrix.float()).sqrt()
 
@@ -47,8 +47,8 @@ def figure_data(
     the token), mode "symmetric" or "asymmetric", set "massive" or "common"; `means` the same reduced to means."""
     fit_rows, fit_mask = llama_like_rows(common, massive, width, seed, profiles)
     rows, mask = llama_like_rows(common, massive, width, seed + 1_000_003, profiles)
-    features = from_rows(fit_rows, massive=fit_mask)
-    start = randomized(width, seed)
+    features = unit_weight_rows(fit_rows, massive=fit_mask)
+    start = randomized_hadamard(width, seed)
     fixed: dict[str, Tensor | None] = {
         "none": None,
         "orthogonal": random_orthogonal(width, seed),
@@ -58,7 +58,7 @@ def figure_data(
     figures: dict[str, Any] = {}
     means: dict[str, Any] = {}
     for mode, symmetric in (("symmetric", True), ("asymmetric", False)):
-        grid = RowGrid(bits, symmetric)
+        grid = TokenQuantizer(bits, symmetric)
         settings = RefineSettings(bits=bits, symmetric=symmetric, rounds=rounds, tol=0.0, seed=seed)
         refined = refine(features, start, settings, progress=progress).matrix
         found = {name: errors(rows, matrix, grid) for name, matrix in {**fixed, "dfrot": refined}.items()}

@@ -22,8 +22,8 @@ from dfrot.bench.refinement.straightforward import straightforward
 from dfrot.bench.refinement.synthetic_rows import llama_like_rows
 from dfrot.bench.settings import RefinementBenchSettings
 from dfrot.errors import InputError
-from dfrot.rotation.hadamard import randomized
-from dfrot.rotation.refinement.features import CalibrationRows, from_rows
+from dfrot.rotation.hadamard import randomized_hadamard
+from dfrot.rotation.refinement.calibration_rows import CalibrationRows, unit_weight_rows
 from dfrot.rotation.refinement.objective import effective_gamma, evaluate
 from dfrot.rotation.refinement.refine import refine
 from dfrot.rotation.refinement.settings import RefineSettings
@@ -100,10 +100,10 @@ def compare_refinement(
         raise InputError(f"bench: width {width}, rows {rows}, rounds {rounds}: at least 16, 64 and 1 are needed")
     massive = max(2, round(rows / 1000))
     values, mask = llama_like_rows(rows - massive, massive, width, seed)
-    features = from_rows(values, massive=mask)
+    features = unit_weight_rows(values, massive=mask)
     settings = settings or RefineSettings(bits=bits, symmetric=symmetric, rounds=rounds, tol=0.0, seed=seed)
     gamma = effective_gamma(features, settings.gamma)
-    start = randomized(width, seed)
+    start = randomized_hadamard(width, seed)
     plain, plain_memory = _straightforward(features, start, settings, gamma, rounds, progress)
     ours, ours_memory, stats = _refine(features, start, replace(settings, gamma=gamma), progress)
     final = _level(_settled(plain), plain, ours)

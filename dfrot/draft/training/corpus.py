@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from dfrot.data.chat import answer_mask
-from dfrot.data.jsonl import first_row, read_rows, refuse_images
-from dfrot.data.text import calibration_windows, load_text, windows
+from dfrot.data.jsonl import first_json_line, read_json_lines, refuse_images
+from dfrot.data.text import calibration_windows, evaluation_windows, load_text
 from dfrot.data.tokenizer import encode
 from dfrot.errors import InputError
 
@@ -69,10 +69,10 @@ def load_corpora(
     sequences of at most `seqlen` tokens. seed: of the choice of windows. Raises InputError for a dataset without enough
     usable samples."""
     path = Path(dataset)
-    if path.suffix == ".jsonl" and path.is_file() and "messages" in first_row(path):
+    if path.suffix == ".jsonl" and path.is_file() and "messages" in first_json_line(path):
         return _conversations(path, tokenizer, samples, held_out, seqlen)
     train = calibration_windows(encode(tokenizer, load_text(dataset, "train").text), samples, seqlen, seed)
-    test = windows(encode(tokenizer, load_text(dataset, "test").text), seqlen)
+    test = evaluation_windows(encode(tokenizer, load_text(dataset, "test").text), seqlen)
     if len(test) < held_out:
         raise InputError(f"{dataset}: {held_out} held-out windows of {seqlen} tokens needed, {len(test)} found")
     stride = len(test) // held_out
@@ -88,7 +88,7 @@ def is_held_out(content: Any) -> bool:
 def _conversations(path: Path, tokenizer: Any, samples: int, held_out: int, seqlen: int) -> tuple[Corpus, Corpus]:
     train: list[MaskedIds] = []
     test: list[MaskedIds] = []
-    for row, where in read_rows(path):
+    for row, where in read_json_lines(path):
         messages = row.get("messages")
         if not isinstance(messages, list) or not messages:
             raise InputError(f'{where}: "messages" must be a list of role and content; mend or remove the line')

@@ -19,7 +19,7 @@ from dfrot.draft.models.dream import DreamDraft
 from dfrot.draft.models.eagle3 import Eagle3Draft
 from dfrot.generation.target import Target
 from dfrot.quant.linear import QuantLinear
-from dfrot.rotation.hadamard import matrix
+from dfrot.rotation.hadamard import hadamard_matrix
 
 QKV, ATTENTION = ("q_proj", "k_proj", "v_proj"), ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -37,7 +37,7 @@ def dense(linear: nn.Module) -> Tensor:
     if spec is None:
         return weight
     blocks = weight.reshape(weight.shape[0], -1, spec.block)  # y = (x H) W^T = x (W H^T)^T
-    return (blocks @ matrix(spec).float().T).reshape(weight.shape)
+    return (blocks @ hadamard_matrix(spec).float().T).reshape(weight.shape)
 
 
 @torch.no_grad()

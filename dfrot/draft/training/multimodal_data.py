@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dfrot.data import shapes
 from dfrot.data.chat import answer_mask
-from dfrot.data.jsonl import read_rows
+from dfrot.data.jsonl import read_json_lines
 from dfrot.draft.training.corpus import is_held_out
 from dfrot.errors import InputError
 from dfrot.vision.conversations import Row, conversation_row, drawn_conversation, images_in, question
@@ -99,5 +99,5 @@ def _rows(dataset: str, wanted: tuple[int, int]) -> Iterator[tuple[int, Callable
                 yield side, functools.partial(drawn_conversation, seed)
         return
     path = Path(dataset)
-    for row, where in read_rows(path):
+    for row, where in read_json_lines(path):
         yield int(is_held_out(row)), functools.partial(conversation_row, row, path.parent, where)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dfrot.arch import BoundArch, Linear
-from dfrot.calib.observe import linear_of
+from dfrot.calib.observe import inner_linear
 from dfrot.outliers.measure.block_view import BlockView
 from dfrot.outliers.measure.criteria import Criteria, entries
 from dfrot.outliers.measure.massive import Trace
@@ -27,7 +27,7 @@ TERMS = 8  # at most
 def origin(view: BlockView, block: nn.Module, arch: BoundArch, writer: Linear, trace: Trace) -> dict[str, Any]:
     """The terms of one entry born at `writer`: columns with weight, activation and share of what the writer adds."""
     _, position, channel = trace.entry
-    module = linear_of(block, writer.name)
+    module = inner_linear(block, writer.name)
     x = view.taps[_tap_of(arch, writer)][position].float()
     weight = module.weight[channel].float()
     terms = weight * x
@@ -70,7 +70,7 @@ def _factors(
             and linear.writes == "mlp"
             and hasattr(block.get_submodule(writer.name), "weight")
         ):
-            module = linear_of(block, linear.name)
+            module = inner_linear(block, linear.name)
             x = view.taps[_tap_of(arch, linear)][position].float()
             bias = 0.0 if module.bias is None else float(module.bias[column])
             found[linear.name.rpartition(".")[2]] = float(module.weight[column].float() @ x) + bias
@@ -111,7 +111,7 @@ class Ablation:
 def ablate(block: nn.Module, cuts: dict[str, list[tuple[int, int]]]) -> None:
     """Set weights (row, column) of writers to zero, in place: the block is this run's own copy."""
     for name, places in cuts.items():
-        module = linear_of(block, name)
+        module = inner_linear(block, name)
         weight = module.weight.data.clone()
         for row, column in places:
             weight[row, column] = 0.0

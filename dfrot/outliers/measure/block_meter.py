@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dfrot.arch import Norm, Tap
-from dfrot.calib.observe import linear_of
+from dfrot.calib.observe import inner_linear
 from dfrot.outliers.measure import channels
 from dfrot.outliers.measure import quantization_errors as errors
 from dfrot.outliers.measure.block_view import BlockView
@@ -82,7 +82,7 @@ class BlockMeter:
             rows, flags = torch.cat(self.rows[tap.name]), torch.cat(self.flags[tap.name])
             sketch, gain = self.sketches[tap.name], self.gain(tap)
             norm = self.norm(tap)
-            modules = {one.name: linear_of(block, one.name) for one in tap.linears}
+            modules = {one.name: inner_linear(block, one.name) for one in tap.linears}
             weights = [module.weight for module in modules.values()]
             width = self.arch.head_dim if tap.reads == "v" else None
             basis = not self.subject.rotated

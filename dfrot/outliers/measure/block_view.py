@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dfrot.arch import BoundArch, Linear
-from dfrot.calib.observe import linear_of
+from dfrot.calib.observe import inner_linear
 from dfrot.runtime.attention_hooks import AttentionCall, observe_block_attention
 
 
@@ -71,12 +71,12 @@ def capturing(block: nn.Module, arch: BoundArch, view: BlockView) -> Iterator[No
 
     with ExitStack() as stack:
         for tap in arch.taps():
-            module = linear_of(block, tap.linears[0].name)
+            module = inner_linear(block, tap.linears[0].name)
             stack.callback(module.register_forward_pre_hook(tap_hook(tap.name), prepend=True).remove)
         for linear in arch.spec.linears:
             hook = {"residual": write_hook, "qk": head_hook, "v": head_hook}.get(linear.writes)
             if hook is not None:
-                handle = linear_of(block, linear.name).register_forward_hook(hook(linear.name))
+                handle = inner_linear(block, linear.name).register_forward_hook(hook(linear.name))
                 stack.callback(handle.remove)
         stack.enter_context(observe_block_attention(block, heard))
         yield

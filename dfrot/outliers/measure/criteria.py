@@ -15,7 +15,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from dfrot.rotation.refinement.massive_tokens import MassiveRule
+from dfrot.rotation.refinement.massive_rule import MassiveRule
 from dfrot.settings import check, setting
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dfrot.quant.activations import fake_quantize, fake_quantize_kv
-from dfrot.rotation.hadamard import plan
+from dfrot.rotation.hadamard import hadamard_plan
 
 BITS = 4
 CHUNK = 1024  # rows of a weight per step: bounds the temporaries
@@ -21,7 +21,7 @@ CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8)
 
 def hadamard(rows: Tensor, block: int | None = None) -> Tensor:
     """rows [n, K] in the Hadamard basis, blocks of `block` (None: the widest known)."""
-    return plan(rows.shape[-1], block).apply(rows.float().contiguous())
+    return hadamard_plan(rows.shape[-1], block).apply(rows.float().contiguous())
 
 
 def _energy(x: Tensor) -> float:
@@ -30,7 +30,7 @@ def _energy(x: Tensor) -> float:
 
 def back(rows: Tensor, block: int | None) -> Tensor:
     """The inverse of `hadamard`, by its matrix' transpose where it is not symmetric."""
-    spec = plan(rows.shape[-1], block)
+    spec = hadamard_plan(rows.shape[-1], block)
     base = spec.base().T.contiguous()
     out: Tensor = torch.ops.dfq.hadamard(rows.contiguous(), base, spec.block)
     return out

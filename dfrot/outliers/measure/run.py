@@ -17,8 +17,8 @@ from dfrot.outliers.measure.massive import MassiveTracker, Trace
 from dfrot.outliers.measure.settings import MeasureSettings
 from dfrot.outliers.measure.subject import Subject
 from dfrot.outliers.measure.token_errors import RowStore, token_errors
-from dfrot.rotation.refinement.features import normalise
-from dfrot.rotation.refinement.massive_tokens import MassiveRule
+from dfrot.rotation.refinement.calibration_rows import normalise
+from dfrot.rotation.refinement.massive_rule import MassiveRule
 from dfrot.stage_folder import Progress, silent
 
 ROW_BYTES = 64 << 20  # rows kept for the token errors

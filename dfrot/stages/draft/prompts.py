@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dfrot.data.chat import template_ids
-from dfrot.data.jsonl import read_rows, refuse_images
-from dfrot.data.text import load_text, windows
+from dfrot.data.jsonl import read_json_lines, refuse_images
+from dfrot.data.text import evaluation_windows, load_text
 from dfrot.data.tokenizer import encode
 from dfrot.errors import InputError
 
@@ -18,7 +18,7 @@ def load_prompts(dataset: str, tokenizer: Any, count: int, length: int) -> list[
     path = Path(dataset)
     if path.suffix == ".jsonl" and path.is_file():
         return _rows(path, tokenizer)[:count]
-    text = windows(encode(tokenizer, load_text(dataset, "test").text), length)
+    text = evaluation_windows(encode(tokenizer, load_text(dataset, "test").text), length)
     if len(text) < count:
         raise InputError(f"{dataset}: {count} prompts of {length} tokens needed, {len(text)} found")
     return [row.tolist() for row in text[:: len(text) // count][:count]]
@@ -26,7 +26,7 @@ def load_prompts(dataset: str, tokenizer: Any, count: int, length: int) -> list[
 
 def _rows(path: Path, tokenizer: Any) -> list[list[int]]:
     prompts = []
-    for row, where in read_rows(path):
+    for row, where in read_json_lines(path):
         refuse_images(row, where)
         if isinstance(row.get("prompt"), str) and row["prompt"]:
             prompts.append(list(tokenizer(row["prompt"])["input_ids"]))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dfrot.data.text import load_text
+from dfrot.data.text_window import text_window
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import InputError
 from dfrot.files import read_json, write_json
@@ -22,7 +23,6 @@ from dfrot.outliers.report.html import write_report
 from dfrot.stage_folder import Progress, open_stage, silent
 from dfrot.stages.outliers.recipe import recipe_perplexity
 from dfrot.stages.outliers.settings import OutlierSettings
-from dfrot.stages.rotate.run import text_window
 from dfrot_kernels.memory import release_memory
 
 KIND = "outliers"

@@ -11,7 +11,7 @@ from dfrot.bench.kernels import peers
 from dfrot.bench.kernels.case import Case, ProblemShape
 from dfrot.bench.kernels.cases.products import BUILDERS, IGNORES
 from dfrot.bench.kernels.operands import activations, few, ring
-from dfrot.rotation.hadamard import plan
+from dfrot.rotation.hadamard import hadamard_plan
 from dfrot_kernels.ops import references as ref_fused
 
 Tokens = tuple[Tensor, Tensor, Tensor]
@@ -51,7 +51,7 @@ def _inputs(shape: ProblemShape, draw: torch.Generator, cover: int, each: int) -
 
 def hadamard_quantize(shape: ProblemShape, draw: torch.Generator, cover: int) -> Case:
     """The online rotation, then 4-bit asymmetric codes."""
-    spec = plan(shape.k)
+    spec = hadamard_plan(shape.k)
     options = (spec.base(), spec.block, 4, False, 1.0)
     return _case(
         "hadamard_quantize",
@@ -76,7 +76,7 @@ def rmsnorm_quantize(shape: ProblemShape, draw: torch.Generator, cover: int) -> 
 
 def silu_mul_hadamard_quantize(shape: ProblemShape, draw: torch.Generator, cover: int) -> Case:
     """What stands between the MLP's linears."""
-    spec = plan(shape.k)
+    spec = hadamard_plan(shape.k)
     options = (spec.base(), spec.block, 4, False, 1.0)
     return _case(
         "silu_mul_hadamard_quantize",

@@ -12,7 +12,7 @@ from dfrot.bench.clock import Call
 from dfrot.bench.kernels.case import BFLOAT16, Case, ProblemShape, error
 from dfrot.bench.kernels.cases.products import BUILDERS, IGNORES
 from dfrot.bench.kernels.operands import ring
-from dfrot.rotation.hadamard import plan
+from dfrot.rotation.hadamard import hadamard_plan
 from dfrot_kernels.ops import references as ref_kv
 
 BITS, MOST_ROWS = 4, 64
@@ -33,7 +33,7 @@ def kv_attention(shape: ProblemShape, draw: torch.Generator, cover: int) -> Case
     """Query rows at the end of `context` positions, grouped heads, R3 on the queries."""
     rows, dim = min(shape.rows, MOST_ROWS, shape.context), shape.head_dim
     query = torch.empty(1, rows, shape.heads, dim).normal_(generator=draw).bfloat16()
-    spec = plan(dim)
+    spec = hadamard_plan(dim)
     scaling = dim**-0.5
     where = (shape.context, dim, BITS, scaling, spec.base(), spec.block, *(None,) * 5)
     per_cache = shape.context * shape.kv_heads * (dim * BITS // 8 + 3) * 2

@@ -107,9 +107,9 @@ def _rows(name: str, run: Callable[[torch.Tensor], Any], wanted: Callable[[torch
 
 def hadamard(shape: ProblemShape, draw: torch.Generator, cover: int) -> Case:
     """Online Hadamard transform of rows; the order is the largest that K has."""
-    from dfrot.rotation.hadamard import plan
+    from dfrot.rotation.hadamard import hadamard_plan
 
-    spec = plan(shape.k)
+    spec = hadamard_plan(shape.k)
     base, op = spec.base(), _op("hadamard")
     build = _rows("hadamard", lambda x: op(x, base, spec.block), lambda x: ref.hadamard(x.float(), base, spec.block),
                   2, FLOATING + BFLOAT16)  # fmt: skip

@@ -12,7 +12,7 @@ from dfrot.arch import open_described
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import ExistsError, GateError, InputError, MismatchError, ResourceError, UnsupportedError
 from dfrot.quant.config import DfqConfig
-from dfrot.rotation.rotation import Rotation, load
+from dfrot.rotation.rotation import Rotation, load_rotations
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.runtime.load import load_model
 from dfrot.stages.rotate import run as stage_module
@@ -214,7 +214,7 @@ def test_post_norm_models_have_all_rotations_but_r1(make: Make, text: str, tmp_p
     model = make(model_type=kind, tie_word_embeddings=tied, attn_logit_softcapping=1.0, final_logit_softcapping=2.0)
     reason = f"{kind}: R1 cannot be fused: post_attention_layernorm has a learned gain between a residual writer"
     for method in ("dfrot", "orthogonal"):
-        with pytest.raises(UnsupportedError, match=f"{reason}.*take --method hadamard"):
+        with pytest.raises(UnsupportedError, match=f"{reason}.*take `method` hadamard"):
             rotate(model, tmp_path / "out", RotateSettings(method, text))
     settings = RotateSettings("hadamard", None)
     planned = plan(model, settings)
@@ -223,7 +223,7 @@ def test_post_norm_models_have_all_rotations_but_r1(make: Make, text: str, tmp_p
     assert evidence["without"] == planned["without"]
     assert planned["r1"] is None
     assert "r1" not in evidence
-    assert set(load(tmp_path / "out" / "rotation.safetensors")) == {"R2"}
+    assert set(load_rotations(tmp_path / "out" / "rotation.safetensors")) == {"R2"}
     before, after = Checkpoint.open(model), Checkpoint.open(tmp_path / "out")
     assert set(before.entries) == set(after.entries)
     changed = {name for name in before.entries if not torch.equal(before.read(name), after.read(name))}
@@ -278,7 +278,7 @@ def test_a_rotation_of_another_model_is_refused(make: Make, tmp_path: Path, monk
 
 
 def test_a_failed_gate_publishes_nothing(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfrot.rotation.fuse.transform", lambda rows, spec: rows)  # R4 not fused
+    monkeypatch.setattr("dfrot.rotation.fuse.hadamard_transform", lambda rows, spec: rows)  # R4 not fused
     with pytest.raises(GateError, match=r"model\.layers\.0: the rotated weights differ"):
         rotate(make(), tmp_path / "out", RotateSettings("hadamard", None))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -16,14 +16,14 @@ from dfrot.errors import InputError, MismatchError, UnsupportedError
 from dfrot.hub import resolve_model
 from dfrot.quant.scheme import QuantScheme
 from dfrot.quant.trainable_linear import hadamard
-from dfrot.rotation.hadamard import plan
+from dfrot.rotation.hadamard import hadamard_plan
 from dfrot.runtime.load import load_model
 from dfrot.runtime.trainable import TrainableModel
-from dfrot.stages import tune as module
 from dfrot.stages.quantize.run import quantize
 from dfrot.stages.quantize.settings import QuantizeSettings
 from dfrot.stages.rotate.run import rotate
 from dfrot.stages.rotate.settings import RotateSettings
+from dfrot.stages.tune import run as module
 from dfrot.stages.tune.run import tune
 from dfrot.stages.tune.settings import TuneSettings
 from dfrot_cli.main import main
@@ -59,7 +59,7 @@ def test_before_the_first_step_it_is_the_packed_model(packed: Path, name: str) -
 
 
 def test_the_gradient_of_the_transform_is_its_transpose() -> None:
-    spec = plan(28 * 4)
+    spec = hadamard_plan(28 * 4)
     x = torch.randn(3, spec.size, dtype=torch.float64).float().requires_grad_()
     weights = torch.randn(3, spec.size)
     (hadamard(x, spec.base(), spec.block) * weights).sum().backward()

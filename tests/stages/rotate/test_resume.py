@@ -17,7 +17,7 @@ import pytest
 
 from dfrot.arch import open_described
 from dfrot.rotation.fuse import Fuser, Rotations
-from dfrot.rotation.hadamard import randomized
+from dfrot.rotation.hadamard import randomized_hadamard
 from dfrot.stages.rotate.run import rotate
 from dfrot.stages.rotate.settings import RotateSettings
 
@@ -100,7 +100,7 @@ def test_two_interruptions(
 
     monkeypatch.setattr(Fuser, "write", counting)
     checkpoint, arch = open_described(model)
-    order = list(Fuser(checkpoint, arch, Rotations(r1=randomized(arch.hidden, 0))).jobs)
+    order = list(Fuser(checkpoint, arch, Rotations(r1=randomized_hadamard(arch.hidden, 0))).jobs)
     for moment in moments:
         stop = order[moment]
         with pytest.raises(Killed):

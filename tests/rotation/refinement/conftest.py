@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dfrot.bench.refinement.synthetic_rows import unit_rms
-from dfrot.rotation.refinement.features import CalibrationRows, from_rows
+from dfrot.rotation.refinement.calibration_rows import CalibrationRows, unit_weight_rows
 
 
 @pytest.fixture
@@ -20,6 +20,6 @@ def planted() -> Callable[..., CalibrationRows]:
         constant = torch.randn(width, generator=draw)
         heavy = constant + 0.2 * torch.randn(massive, width, generator=draw)
         heavy[:, 5], heavy[:, 17] = 70.0, -45.0
-        return from_rows(unit_rms(torch.cat([rows, heavy])))
+        return unit_weight_rows(unit_rms(torch.cat([rows, heavy])))
 
     return build

@@ -12,9 +12,9 @@ from torch import Tensor
 from dfrot.arch import describe, open_described
 from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.errors import InputError
-from dfrot.rotation.refinement.features import collect
-from dfrot.rotation.refinement.massive_tokens import MassiveRule
+from dfrot.rotation.refinement.massive_rule import MassiveRule
 from dfrot.runtime.block_runner import BlockRunner
+from dfrot.stages.rotate.collect_rows import collect_rows
 
 CONFIG = {
     "model_type": "llama",
@@ -56,7 +56,7 @@ def tokens() -> Tensor:
 
 
 def test_rows_are_norm_outputs_without_gain(runner: BlockRunner, tokens: Tensor) -> None:
-    features = collect(runner, tokens, max_rows=10_000)
+    features = collect_rows(runner, tokens, max_rows=10_000)
     assert features.taps == tuple(
         f"model.layers.{i}.{name}" for i in range(2) for name in ("input_layernorm", "post_attention_layernorm")
     )
@@ -72,7 +72,7 @@ def test_rows_are_norm_outputs_without_gain(runner: BlockRunner, tokens: Tensor)
 
 
 def test_massive_rows_are_found_and_reported(runner: BlockRunner, tokens: Tensor) -> None:
-    report = collect(runner, tokens).report(lambda token: f"<{token}>")
+    report = collect_rows(runner, tokens).report(lambda token: f"<{token}>")
     assert report["massive"] == 8
     assert report["share"] == pytest.approx(8 / 480)
     assert report["positions"] == [0, 50]
@@ -82,21 +82,21 @@ def test_massive_rows_are_found_and_reported(runner: BlockRunner, tokens: Tensor
 
 
 def test_sampling_keeps_massive_rows_and_total_weight(runner: BlockRunner, tokens: Tensor) -> None:
-    whole = collect(runner, tokens)
-    part = collect(runner, tokens, max_rows=80, seed=3)
+    whole = collect_rows(runner, tokens)
+    part = collect_rows(runner, tokens, max_rows=80, seed=3)
     assert part.n_massive == whole.n_massive == 8
     assert int((~part.massive).sum()) == 80
     assert float(part.weight.double().sum()) == pytest.approx(480, rel=1e-6)
     assert bool((part.weight[part.massive] == 1).all())
-    again = collect(runner, tokens, max_rows=80, seed=3)
+    again = collect_rows(runner, tokens, max_rows=80, seed=3)
     assert torch.equal(part.rows, again.rows)
     assert torch.equal(part.position, again.position)
 
 
 def test_weighted_sums_are_unbiased(runner: BlockRunner, tokens: Tensor) -> None:
-    whole = collect(runner, tokens)
+    whole = collect_rows(runner, tokens)
     exact = whole.rows.double().T @ whole.rows.double()
-    parts = [collect(runner, tokens, max_rows=80, seed=seed) for seed in range(25)]
+    parts = [collect_rows(runner, tokens, max_rows=80, seed=seed) for seed in range(25)]
     sums = [(p.rows.double() * p.weight.double()[:, None]).T @ p.rows.double() for p in parts]
     single = torch.stack([(s - exact).norm() / exact.norm() for s in sums]).mean()
     mean = (torch.stack(sums).mean(0) - exact).norm() / exact.norm()
@@ -104,11 +104,11 @@ def test_weighted_sums_are_unbiased(runner: BlockRunner, tokens: Tensor) -> None
 
 
 def test_a_rule_that_marks_everything_is_refused(runner: BlockRunner, tokens: Tensor) -> None:
-    with pytest.raises(InputError, match="choose another --massive-rule"):
-        collect(runner, tokens, max_rows=80, rule=MassiveRule("energy", 0.01))
+    with pytest.raises(InputError, match="choose another `massive_rule`"):
+        collect_rows(runner, tokens, max_rows=80, rule=MassiveRule("energy", 0.01))
 
 
 @pytest.mark.parametrize("shape", [(2, 10), (10,), (1, 0)])
 def test_one_sequence_is_needed(runner: BlockRunner, shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match="one sequence"):
-        collect(runner, torch.zeros(shape, dtype=torch.long))
+        collect_rows(runner, torch.zeros(shape, dtype=torch.long))

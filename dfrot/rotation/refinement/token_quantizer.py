@@ -1,4 +1,4 @@
-"""The deployment quantizer seen row by row: integers, step and error of dynamic per-token quantization.
+"""The deployed activation quantizer, row by row: levels, scale and error of dynamic per-token quantization.
 
 Same convention as `torch.ops.dfq.quantize_per_token`: symmetric scale = clip max|x| / (2^(b-1) - 1), codes in
 [-2^(b-1), 2^(b-1) - 1]; asymmetric scale = clip (max - min) / (2^b - 1) with zero inside the range. Rounding is
@@ -16,12 +16,15 @@ from dfrot.errors import InputError
 
 
 @dataclass(frozen=True)
-class RowGrid:
-    """A dynamic per-token quantizer: bits 2..8, symmetric or not, clip ratio of the range."""
+class TokenQuantizer:
+    """A dynamic per-token quantizer. Raises InputError for bits or a clip ratio out of range."""
 
     bits: int = 4
+    """2 to 8."""
     symmetric: bool = False
+    """Without a zero point."""
     clip: float = 1.0
+    """Share of the row's range that the levels cover, in (0, 1]."""
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
@@ -30,7 +33,7 @@ class RowGrid:
             raise InputError(f"activation clip {self.clip}: a ratio in (0, 1] is needed")
 
     def levels(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Signed levels k [n, d] (float, integer valued, code minus zero) and scale [n, 1] with Q(y) = scale k."""
+        """Signed levels k [n, d] (integers in y's dtype: code minus zero point) and scale [n, 1]: Q(y) = scale k."""
         if self.symmetric:
             half = 2 ** (self.bits - 1)
             scale = y.abs().amax(1, keepdim=True).mul_(self.clip / (half - 1))
@@ -46,10 +49,10 @@ class RowGrid:
         return torch.div(y, scale).round_().clamp_(-zero, top - zero), scale
 
     def quantize(self, y: Tensor) -> Tensor:
-        """Q(y): rows [n, d] on their grids, in y's dtype."""
+        """Q(y): rows [n, d] rounded to their levels, in y's dtype."""
         levels, scale = self.levels(y)
         return levels.mul_(scale)
 
     def error(self, y: Tensor) -> Tensor:
-        """|y - Q(y)|^2 per row, [n]; differences in y's dtype, squares summed in float64."""
+        """|y - Q(y)|^2 per row, float64 [n]; differences in y's dtype, squares summed in float64."""
         return self.quantize(y).sub_(y).double().square_().sum(1)

@@ -7,7 +7,7 @@ import torch
 
 from dfrot.errors import InputError
 from dfrot.quant.activations import fake_quantize
-from dfrot.rotation.refinement.row_grid import RowGrid
+from dfrot.rotation.refinement.token_quantizer import TokenQuantizer
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -18,14 +18,14 @@ def test_equals_the_simulated_deployment_quantizer(bits: int, symmetric: bool, c
     rows[0] = 0.0
     rows[1] = rows[1].abs()  # ranges include zero
     rows[2] *= 1e4
-    grid = RowGrid(bits, symmetric, clip)
+    grid = TokenQuantizer(bits, symmetric, clip)
     torch.testing.assert_close(grid.quantize(rows), fake_quantize(rows, bits, symmetric, clip), rtol=1e-6, atol=0)
 
 
 def test_levels_are_integers_that_bfloat16_holds() -> None:
     for bits in (4, 8):
         for symmetric in (True, False):
-            levels, _ = RowGrid(bits, symmetric).levels(torch.randn(50, 64))
+            levels, _ = TokenQuantizer(bits, symmetric).levels(torch.randn(50, 64))
             assert torch.equal(levels, levels.round())
             assert torch.equal(levels, levels.bfloat16().float())
 
@@ -33,4 +33,4 @@ def test_levels_are_integers_that_bfloat16_holds() -> None:
 @pytest.mark.parametrize("wrong", [{"bits": 1}, {"bits": 9}, {"clip": 0.0}, {"clip": 1.1}, {"clip": float("nan")}])
 def test_bad_settings_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError):
-        RowGrid(**wrong)  # type: ignore[arg-type]
+        TokenQuantizer(**wrong)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from dfrot.arch import describe
 from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.files import read_json, write_json
 from dfrot.quant.config import DfqConfig
-from dfrot.rotation.hadamard import plan
+from dfrot.rotation.hadamard import hadamard_plan
 from dfrot.rotation.online import OnlineRotations
 
 Build = Callable[..., Path]
@@ -65,7 +65,7 @@ def _build(
     if online:
         config = read_json(folder / "config.json")
         arch = describe(config)
-        rotations = OnlineRotations(plan(arch.head_dim), plan(arch.intermediate))
+        rotations = OnlineRotations(hadamard_plan(arch.head_dim), hadamard_plan(arch.intermediate))
         config["quantization_config"] = DfqConfig(online=rotations).to_dict()
         write_json(folder / "config.json", config)
     return folder
