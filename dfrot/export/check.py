@@ -15,9 +15,9 @@ from dfrot.data.text import load_text
 from dfrot.errors import UnsupportedError
 from dfrot.evaluate.tokens import WindowReader
 from dfrot.export import engines
+from dfrot.export.engine_arithmetic import served
 from dfrot.export.fit import SCHEMES, fit
 from dfrot.export.run import export
-from dfrot.export.served import served
 from dfrot.export.targets import TARGETS, served_clip
 from dfrot.files import write_bytes, write_json
 from dfrot.quant.config import DfqConfig

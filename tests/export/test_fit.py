@@ -12,10 +12,10 @@ import pytest
 from torch import Tensor
 
 from dfrot.errors import UnsupportedError
+from dfrot.export.engine_arithmetic import served
 from dfrot.export.engines import Logits, of_model
 from dfrot.export.fit import SCHEMES, fit, matrix, nearest
 from dfrot.export.run import export
-from dfrot.export.served import served
 from dfrot.export.targets import TARGETS, served_clip
 from dfrot.quant.scheme import QuantScheme
 
