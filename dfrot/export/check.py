@@ -15,10 +15,10 @@ from dfrot.data.text import load_text
 from dfrot.errors import UnsupportedError
 from dfrot.evaluate.tokens import WindowReader
 from dfrot.export import engines
-from dfrot.export.engine_arithmetic import served
+from dfrot.export.engine_arithmetic import load_with_engine_arithmetic
 from dfrot.export.fit import SCHEMES, fit
 from dfrot.export.run import export
-from dfrot.export.targets import TARGETS, served_clip
+from dfrot.export.targets import TARGETS, engine_activation_clip
 from dfrot.files import write_bytes, write_json
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.scheme import FULL, QuantScheme
@@ -45,7 +45,7 @@ def check_all(
     model is taken as it is: one scheme, its own.
 
     Writes `check.json` and `check.md` into `out`; returns {"rows": [...]}. A row: scheme, target, refused (one line)
-    and instead, or storage, engine, perplexity, ours (both float32 around the same integers; see `served` where
+    and instead, or storage, engine, perplexity, ours (both float32 around the same integers; see `load_with_engine_arithmetic` where
     activations are quantized), ratio, logits (relative RMS difference), match (perplexity within 0.5 %), runtime
     (perplexity of dfq's own kernels in float32)."""
     entry = DfqConfig.of(Checkpoint.open(model).config)
@@ -61,7 +61,7 @@ def check_all(
         work = stage.folder / "work"
         for number, name in enumerate(names):
             progress("check", number, len(names))
-            source = model if own is not None else packed(model, QuantScheme.parse(name), work / name / "dfq")
+            source = model if own is not None else quantize_by_rounding(model, QuantScheme.parse(name), work / name / "dfq")
             rows += _scheme(source, QuantScheme.parse(name), work / name, tokens)
             shutil.rmtree(work / name, ignore_errors=True)
         shutil.rmtree(work, ignore_errors=True)
@@ -71,12 +71,12 @@ def check_all(
     return read_record(out, KIND)
 
 
-def packed(model: Path, scheme: QuantScheme, out: Path) -> Path:
+def quantize_by_rounding(model: Path, scheme: QuantScheme, out: Path) -> Path:
     """`model` rounded to `scheme`; symmetric activations by the engines' convention."""
     if scheme.w_bits == FULL and scheme.a_bits == FULL and scheme.kv_bits == FULL:
         return model
     if scheme.a_bits != FULL and scheme.a_sym:
-        scheme = replace(scheme, a_clip=served_clip(scheme.a_bits))
+        scheme = replace(scheme, a_clip=engine_activation_clip(scheme.a_bits))
     quantize(model, None, out, QuantizeSettings(scheme, algorithm="rtn", mse_clip=False))
     return out
 
@@ -97,12 +97,12 @@ def _scheme(source: Path, scheme: QuantScheme, work: Path, tokens: Tensor) -> li
             rows.append({**row, **word})
             continue
         if not own:
-            own = list(engines.losses(engines.of_model(load_model(source, torch.float32)), tokens))
+            own = list(engines.window_losses(engines.transformers_logits(load_model(source, torch.float32)), tokens))
             runtime = perplexity(own)
             if scheme.a_bits != FULL:
-                own = list(engines.losses(engines.of_model(served(source)), tokens))
+                own = list(engines.window_losses(engines.transformers_logits(load_with_engine_arithmetic(source)), tokens))
         engine, load = engines.ENGINES[name]
-        theirs = list(engines.losses(load(work / name), tokens))
+        theirs = list(engines.window_losses(load(work / name), tokens))
         result = {"storage": evidence["storage"], "engine": engine, "runtime": runtime, **compare(own, theirs)}
         rows.append({**row, **result})
     return rows

@@ -20,7 +20,7 @@ from dfrot.quant.scheme import FULL
 from dfrot.runtime.load_foreign import dense_model
 
 
-def served(folder: Path) -> Any:
+def load_with_engine_arithmetic(folder: Path) -> Any:
     """The float32 model of a packed checkpoint with symmetric activations: its integers as dense weights, and the
     engines' quantizer before every quantized linear. Raises DfqError as an export would."""
     source = open_source(folder, TARGETS["compressed-tensors"])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dfrot.errors import ResourceError
-from dfrot.export.gguf.writer import NAME
+from dfrot.export.gguf.writer import FILE_NAME
 from dfrot.export.gptq.reader import dense_weights
 from dfrot.files import read_json
 from dfrot.runtime.load_foreign import dense_model, load_foreign
@@ -20,7 +20,7 @@ Logits = Callable[[Tensor], Tensor]
 """tokens int64 [S] -> float32 logits [S, vocab]."""
 
 
-def of_model(model: Any) -> Logits:
+def transformers_logits(model: Any) -> Logits:
     """The logits of a transformers model."""
 
     @torch.inference_mode()
@@ -38,12 +38,12 @@ def compressed_tensors(path: Path) -> Logits:
         raise ResourceError("the package compressed-tensors is not installed: pip install 'dfq[interop]'") from None
     groups = read_json(path / "config.json")["quantization_config"]["config_groups"].values()
     asymmetric = any(not group["weights"]["symmetric"] for group in groups)
-    return of_model(load_foreign(path, dequantize=asymmetric))
+    return transformers_logits(load_foreign(path, dequantize=asymmetric))
 
 
 def gptq(path: Path) -> Logits:
     """Through the plain torch reader: dense float32 weights in a transformers model."""
-    return of_model(dense_model(read_json(path / "config.json"), dense_weights(path)))
+    return transformers_logits(dense_model(read_json(path / "config.json"), dense_weights(path)))
 
 
 def gguf(path: Path, context: int = 2048) -> Logits:
@@ -53,7 +53,7 @@ def gguf(path: Path, context: int = 2048) -> Logits:
     except ImportError:
         raise ResourceError("the package llama-cpp-python is not installed: pip install 'dfq[interop]'") from None
     model = llama_cpp.Llama(
-        model_path=str(path / NAME if path.is_dir() else path),
+        model_path=str(path / FILE_NAME if path.is_dir() else path),
         n_ctx=context,
         n_batch=512,
         logits_all=True,
@@ -77,7 +77,7 @@ ENGINES: dict[str, tuple[str, Callable[[Path], Logits]]] = {
 }
 
 
-def losses(logits: Logits, windows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def window_losses(logits: Logits, windows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """(mean negative log-likelihood, logits [S, vocab]) of each window int64 [n, S]."""
     for tokens in windows:
         found = logits(tokens)
@@ -85,7 +85,7 @@ def losses(logits: Logits, windows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         yield loss, found
 
 
-def greedy(logits: Logits, prompt: Tensor, count: int) -> list[int]:
+def greedy_tokens(logits: Logits, prompt: Tensor, count: int) -> list[int]:
     """`count` greedy tokens behind `prompt`, computed from scratch each time: only for proofs."""
     tokens = prompt
     for _ in range(count):

@@ -16,7 +16,7 @@ from dfrot.errors import UnsupportedError
 
 
 @dataclass
-class Rounding:
+class Float16Rounding:
     """How many values were stored, how many of them not exactly, and the worst relative error."""
 
     count: int = 0

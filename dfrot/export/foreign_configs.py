@@ -11,7 +11,7 @@ from dfrot.errors import InputError
 
 
 @dataclass
-class Foreign:
+class ForeignFormat:
     """kind: the format; weights, activations, kv: in words; readers: who loads it; packed: suffix of the tensor that
     holds integers -> how many weights one of its elements holds; notes."""
 
@@ -24,7 +24,7 @@ class Foreign:
     notes: list[str] = field(default_factory=list)
 
 
-def describe(entry: dict[str, Any], where: str) -> Foreign:
+def describe_foreign(entry: dict[str, Any], where: str) -> ForeignFormat:
     """Read the entry. Raises InputError when it contradicts its own format."""
     method = entry.get("quant_method")
     try:
@@ -37,7 +37,7 @@ def describe(entry: dict[str, Any], where: str) -> Foreign:
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise InputError(f"{where}: quantization_config is not {method}'s ({error!r}); restore the file") from None
     name = str(method)[:40] if isinstance(method, str) else "unknown"
-    return Foreign(name, f"as {name} says", readers=("transformers, if it has this quantizer",))
+    return ForeignFormat(name, f"as {name} says", readers=("transformers, if it has this quantizer",))
 
 
 def _bits(value: Any) -> int:
@@ -51,11 +51,11 @@ def _group(value: Any) -> str:
     return f"groups of {int(value)}" if int(value) > 0 else "one scale per output channel"
 
 
-def _gptq(entry: dict[str, Any]) -> Foreign:
+def _gptq(entry: dict[str, Any]) -> ForeignFormat:
     bits = _bits(entry["bits"])
     grid = "symmetric" if entry.get("sym", True) else "asymmetric"
     version = 2 if entry.get("checkpoint_format", entry.get("format")) == "gptq_v2" else 1
-    found = Foreign(f"GPTQ v{version}", f"{bits}-bit {grid}, {_group(entry.get('group_size', -1))}")
+    found = ForeignFormat(f"GPTQ v{version}", f"{bits}-bit {grid}, {_group(entry.get('group_size', -1))}")
     found.readers = ("vLLM", "SGLang", "GPTQModel", "transformers with gptqmodel")
     found.packed = {"qweight": 32 / bits}
     if entry.get("desc_act"):
@@ -65,23 +65,23 @@ def _gptq(entry: dict[str, Any]) -> Foreign:
     return found
 
 
-def _awq(entry: dict[str, Any]) -> Foreign:
+def _awq(entry: dict[str, Any]) -> ForeignFormat:
     bits = _bits(entry.get("bits", entry.get("w_bit", 4)))
     grid = "asymmetric" if entry.get("zero_point", True) else "symmetric"
     group = _group(entry.get("group_size", entry.get("q_group_size", -1)))
     version = str(entry.get("version", "gemm")).lower()[:20]
-    found = Foreign(f"AWQ ({version})", f"{bits}-bit {grid}, {group}", packed={"qweight": 32 / bits})
+    found = ForeignFormat(f"AWQ ({version})", f"{bits}-bit {grid}, {group}", packed={"qweight": 32 / bits})
     found.readers = ("vLLM", "SGLang", "transformers with gptqmodel")
     return found
 
 
-def _compressed_tensors(entry: dict[str, Any]) -> Foreign:
+def _compressed_tensors(entry: dict[str, Any]) -> ForeignFormat:
     groups = list(entry["config_groups"].values())
     first = groups[0]
     weights = first["weights"]
     bits = _bits(weights["num_bits"])
     form = str(first.get("format") or entry.get("format"))[:40]
-    found = Foreign(f"compressed-tensors ({form})", _ct(weights), readers=("vLLM", "SGLang", "transformers"))
+    found = ForeignFormat(f"compressed-tensors ({form})", _ct(weights), readers=("vLLM", "SGLang", "transformers"))
     if (acts := first.get("input_activations")) is not None:
         found.activations = _ct(acts)
     if (kv := entry.get("kv_cache_scheme")) is not None:
@@ -107,7 +107,7 @@ def _ct(scheme: dict[str, Any]) -> str:
     return f"{_bits(scheme['num_bits'])}-bit{kind} {grid}, {place}" + (", dynamic" if scheme.get("dynamic") else "")
 
 
-def count(entries: Iterable[TensorEntry], packed: dict[str, float]) -> tuple[int, int, int]:
+def count_weights(entries: Iterable[TensorEntry], packed: dict[str, float]) -> tuple[int, int, int]:
     """(weights in all, quantized weights, bytes of quantized linears with scales and zeros) from headers alone."""
     total = quantized = nbytes = 0
     found = list(entries)

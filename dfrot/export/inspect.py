@@ -55,7 +55,7 @@ def _folder(checkpoint: Checkpoint) -> dict[str, Any]:
         bits = ours.scheme.w_bits if ours is not None and ours.scheme is not None and not ours.fake else FULL
         packed = {"weight_packed": 8 / bits} if bits != FULL else {}
     else:
-        found = foreign.describe(entry, where)
+        found = foreign.describe_foreign(entry, where)
         packed = found.packed
         facts |= {
             "kind": found.kind,
@@ -65,7 +65,7 @@ def _folder(checkpoint: Checkpoint) -> dict[str, Any]:
             "loads_in": list(found.readers),
             "notes": found.notes,
         }
-    total, quantized, nbytes = foreign.count(checkpoint.entries.values(), packed)
+    total, quantized, nbytes = foreign.count_weights(checkpoint.entries.values(), packed)
     size = sum(entry.end - entry.start for entry in checkpoint.entries.values())
     facts |= {"parameters": total, "bytes": size, "bits_per_weight": round(8 * size / max(total, 1), 4)}
     if quantized:
@@ -154,7 +154,7 @@ def _came_from(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _gguf(file: Path) -> dict[str, Any]:
-    header = gguf_header.read(file)
+    header = gguf_header.read_header(file)
     counts: dict[str, int] = {}
     weights = quantized = quantized_bytes = nbytes = 0
     for tensor in header.tensors:

@@ -13,8 +13,8 @@ from dfrot.arch.gguf import GGUF_ARCHS
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.export.fit import fit, without_activations
-from dfrot.export.float16_scales import Rounding
-from dfrot.export.targets import ExportTarget, Storage, served_clip
+from dfrot.export.float16_scales import Float16Rounding
+from dfrot.export.targets import ExportTarget, Storage, engine_activation_clip
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.plan import LinearPlan, check_packed, plan_linears
 from dfrot.quant.scheme import FULL, QuantScheme
@@ -40,7 +40,7 @@ class ExportSource:
     kept: tuple[str, ...]
     r4: HadamardSpec | None = None
     notes: list[str] = field(default_factory=list)
-    rounding: Rounding = field(default_factory=Rounding)
+    rounding: Float16Rounding = field(default_factory=Float16Rounding)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -101,10 +101,10 @@ def open_source(
         raise UnsupportedError(f"{model}: {arch.spec.model_type} is not described in dfrot/arch/gguf.py; add it there")
     kept = config.keep if config is not None else ()
     _linears(model, target, found.storage, arch, packed, kept)
-    if scheme.a_bits != FULL and abs(scheme.a_clip - served_clip(scheme.a_bits)) > 1e-6:
+    if scheme.a_bits != FULL and abs(scheme.a_clip - engine_activation_clip(scheme.a_bits)) > 1e-6:
         notes.append(
             f"engines scale {scheme.a_bits}-bit activations by max/{2 ** (scheme.a_bits - 1) - 0.5:g}: quantize with "
-            f"--a-clip {served_clip(scheme.a_bits):.7f} to calibrate for, and evaluate, what is served"
+            f"--a-clip {engine_activation_clip(scheme.a_bits):.7f} to calibrate for, and evaluate, what is served"
         )
     if found.storage is not None and target.name == "compressed-tensors" and not found.storage.symmetric:
         notes.append(

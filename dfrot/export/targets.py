@@ -56,7 +56,7 @@ class ExportTarget:
 GROUPS = (0, 32, 64, 128)
 
 
-def served_clip(bits: int) -> float:
+def engine_activation_clip(bits: int) -> float:
     """The activation clip ratio of ours that equals compressed-tensors' symmetric quantizer.
 
     It scales by max|x| / (2^(b-1) - 1/2), we by clip * max|x| / (2^(b-1) - 1)."""

@@ -125,7 +125,7 @@ def test_the_online_rotation_as_the_library_computes_it_is_ours(
     for name, scheme in parsed.config_groups.items():
         online = scheme.model_copy(update={"apply": [one for one in scheme.apply if one.location == "input"]})
         TransformFactory.from_scheme(online, name=name).apply_to_model(model)
-    assert kit.difference(own(rotated), engines.of_model(model)(ids)) < 1e-4
+    assert kit.difference(own(rotated), engines.transformers_logits(model)(ids)) < 1e-4
 
 
 def test_the_stored_transform_is_the_sylvester_matrix(rotated: Path, tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def test_impossible_counts_are_refused_before_anything_is_read(tensors: int, key
     file = tmp_path / "huge.gguf"
     file.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, tensors, keys) + bytes(1000))
     with pytest.raises(InputError, match="promises"):
-        gguf_header.read(file)
+        gguf_header.read_header(file)
 
 
 def test_the_reader_agrees_with_the_public_one(whole: bytes, tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_the_reader_agrees_with_the_public_one(whole: bytes, tmp_path: Path) -> 
     file = tmp_path / "model.gguf"
     file.write_bytes(whole)
     theirs = gguf.GGUFReader(file)
-    ours = gguf_header.read(file)
+    ours = gguf_header.read_header(file)
     assert [(t.name, t.type, t.nbytes) for t in ours.tensors] == [
         (t.name, t.tensor_type.name, t.n_bytes) for t in theirs.tensors
     ]

@@ -11,12 +11,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dfrot.export.float16_scales import Rounding
+from dfrot.export.float16_scales import Float16Rounding
 from dfrot.export.targets import Storage
 from dfrot_kernels.layouts import PackedWeight
 
 
-def blocks(weight: PackedWeight, storage: Storage, rounding: Rounding, where: str) -> Tensor:
+def pack_blocks(weight: PackedWeight, storage: Storage, rounding: Float16Rounding, where: str) -> Tensor:
     """uint8 [N, K / 32 * block_bytes] of a packed weight [N, K]; K is a multiple of 32."""
     n, k = weight.shape
     size = storage.block

@@ -114,7 +114,7 @@ class _Reader:
         return kept
 
 
-def read(file: Path) -> GGUFHeader:
+def read_header(file: Path) -> GGUFHeader:
     """The header of a GGUF file (versions 2 and 3, little-endian). Raises InputError in one line."""
     try:
         size = file.stat().st_size

@@ -12,7 +12,7 @@ from dfrot.arch import BoundArch
 from dfrot.errors import InputError, UnsupportedError
 
 
-def describe(writer: Any, arch: BoundArch, where: Path) -> None:
+def write_sizes(writer: Any, arch: BoundArch, where: Path) -> None:
     """Enter sizes, norms and context length."""
     config = arch.config
     writer.add_block_count(arch.n_layers)
@@ -51,7 +51,7 @@ def _number(values: dict[str, Any], key: str, default: float | None, where: Path
     return float(value)
 
 
-def rope(writer: Any, arch: BoundArch, where: Path) -> np.ndarray[Any, Any] | None:
+def write_rope(writer: Any, arch: BoundArch, where: Path) -> np.ndarray[Any, Any] | None:
     """Enter the rotary embedding; returns the factors of the tensor `rope_freqs.weight` float32 [head_dim / 2], if
     frequencies are scaled one by one. Raises UnsupportedError for a kind that GGUF has no words for."""
     config = arch.config

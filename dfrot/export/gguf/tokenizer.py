@@ -24,7 +24,7 @@ _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 # what splits (expressions, or the name of a built-in step) -> llama.cpp's tag
-PRE: dict[tuple[str, ...], str] = {
+PRE_TOKENIZER_TAGS: dict[tuple[str, ...], str] = {
     ("ByteLevel",): "gpt-2",
     (_SPLIT % "{1,3}",): "llama-bpe",
     (_SPLIT % "",): "qwen2",
@@ -50,7 +50,7 @@ class Vocabulary:
     prefix: bool = False
 
 
-def read(folder: Path, size: int, config: dict[str, Any]) -> Vocabulary:
+def read_vocabulary(folder: Path, size: int, config: dict[str, Any]) -> Vocabulary:
     """The tokenizer beside a checkpoint with `size` embedding rows. Raises InputError or UnsupportedError."""
     where = folder / "tokenizer.json"
     if not where.is_file():
@@ -133,12 +133,12 @@ def _inside(index: Any, size: int, where: Path) -> int:
 
 def _pre(step: Any, where: Path) -> str:
     key = tuple(_steps(step))
-    if key not in PRE:
+    if key not in PRE_TOKENIZER_TAGS:
         raise UnsupportedError(
             f"{where}: pre-tokenizer {json.dumps(key, ensure_ascii=False)[:120]} has no tag here; add it to PRE in "
             "dfrot/export/gguf/tokenizer.py when llama.cpp has it"
         )
-    return PRE[key]
+    return PRE_TOKENIZER_TAGS[key]
 
 
 def _steps(step: Any) -> list[str]:

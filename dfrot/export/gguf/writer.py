@@ -15,12 +15,12 @@ from dfrot.arch.gguf import GGUF_ARCHS, GGUFNames
 from dfrot.errors import ResourceError, UnsupportedError
 from dfrot.export.gguf import model as gguf_model
 from dfrot.export.gguf import tokenizer as gguf_tokenizer
-from dfrot.export.gguf.blocks import blocks
+from dfrot.export.gguf.blocks import pack_blocks
 from dfrot.export.source import ExportSource
 from dfrot.files import require_free_space
 from dfrot.stage_folder import Progress
 
-NAME = "model.gguf"
+FILE_NAME = "model.gguf"
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 TYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F32"}
 
@@ -52,10 +52,10 @@ def write(source: ExportSource, folder: Path, dtype: str | None, progress: Progr
         raise UnsupportedError(f"--dtype {dtype}: use one of {', '.join(DTYPES)}")
     arch, where = source.arch, source.checkpoint.path
     names = GGUF_ARCHS[arch.spec.model_type]
-    vocabulary = gguf_tokenizer.read(where, arch.sizes["vocab"], arch.config)
-    writer = gguf.GGUFWriter(folder / NAME, names.arch)
-    gguf_model.describe(writer, arch, where / "config.json")
-    freqs = gguf_model.rope(writer, arch, where / "config.json")
+    vocabulary = gguf_tokenizer.read_vocabulary(where, arch.sizes["vocab"], arch.config)
+    writer = gguf.GGUFWriter(folder / FILE_NAME, names.arch)
+    gguf_model.write_sizes(writer, arch, where / "config.json")
+    freqs = gguf_model.write_rope(writer, arch, where / "config.json")
     dense = TYPES[DTYPES[dtype] if dtype is not None else source.dtype]
     plan = list(_plan(source, names, dense))
     if freqs is not None:
@@ -113,7 +113,7 @@ def _value(source: ExportSource, one: _Tensor) -> Tensor:
     """The bytes of a tensor, as any dtype."""
     if one.kind == "weight" and one.module in source.plans:
         assert source.storage is not None
-        value = blocks(source.weight(one.module), source.storage, source.rounding, one.module)
+        value = pack_blocks(source.weight(one.module), source.storage, source.rounding, one.module)
     else:
         stored = source.checkpoint.read(f"{one.module}.{one.kind}")
         value = stored.to(next(dtype for dtype, name in TYPES.items() if name == one.type))
