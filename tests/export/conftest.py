@@ -132,6 +132,6 @@ def engine() -> Callable[[str, Path], engines.Logits]:
         packages = {"gguf": "llama_cpp", "compressed-tensors": "compressed_tensors"}
         if target in packages:
             pytest.importorskip(packages[target])
-        return engines.ENGINES[target][1](folder)
+        return engines.ENGINES[target].load(folder)
 
     return get

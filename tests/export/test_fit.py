@@ -46,7 +46,11 @@ def test_what_fits_computes_the_same(
     source = pack(scheme)
     evidence = export(source, target, tmp_path / "out")
     theirs = engine(target, tmp_path / "out")(ids)
-    ours = transformers_logits(load_with_engine_arithmetic(source))(ids) if QuantScheme.parse(scheme).a_bits != 16 else own(source)
+    ours = (
+        transformers_logits(load_with_engine_arithmetic(source))(ids)
+        if QuantScheme.parse(scheme).a_bits != 16
+        else own(source)
+    )
     assert kit.difference(ours, theirs) < limit(QuantScheme.parse(scheme), target)
     assert (ours.argmax(-1) == theirs.argmax(-1)).float().mean() > 0.95
     storage = fit(TARGETS[target], QuantScheme.parse(scheme)).storage
@@ -65,7 +69,7 @@ def test_what_does_not_fit_is_refused_with_what_would(
     assert "\n" not in text
     assert found.reason is not None
     assert found.reason in text
-    assert f"--scheme {found.instead}" in text
+    assert f"`scheme` {found.instead}" in text
     assert not (tmp_path / "out").exists()
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import UnsupportedError
-from dfrot.export.gguf import tokenizer as gguf_tokenizer
+from dfrot.export.gguf import splitting
 from dfrot.export.gguf.writer import FILE_NAME
 from dfrot.export.run import export
 
@@ -96,10 +96,10 @@ def compare(model: Path, out: Path, begin: str = "") -> None:
         assert theirs.tokenize(text.encode(), add_bos=True, special=False) == ours(text)["input_ids"], repr(text)
 
 
-@pytest.mark.parametrize("splits", gguf_tokenizer.PRE_TOKENIZER_TAGS, ids=gguf_tokenizer.PRE_TOKENIZER_TAGS.get)
+@pytest.mark.parametrize("splits", splitting.PRE_TOKENIZER_TAGS, ids=splitting.PRE_TOKENIZER_TAGS.get)
 def test_byte_level(splits: tuple[str, ...], kit: Any, tmp_path: Path) -> None:
     model = kit.build(tmp_path / "model", vocab_size=352)
-    byte_level(model, splits, gguf_tokenizer.PRE_TOKENIZER_TAGS[splits] in gguf_tokenizer.WHOLE)
+    byte_level(model, splits, splitting.PRE_TOKENIZER_TAGS[splits] in splitting.IGNORE_MERGES_TAGS)
     compare(model, tmp_path / "out")
 
 

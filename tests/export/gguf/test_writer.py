@@ -20,7 +20,8 @@ from dfrot.errors import InputError, UnsupportedError
 from dfrot.export import engines
 from dfrot.export.float16_scales import Float16Rounding
 from dfrot.export.gguf.blocks import pack_blocks
-from dfrot.export.gguf.writer import FILE_NAME, interleave
+from dfrot.export.gguf.tensors import interleave
+from dfrot.export.gguf.writer import FILE_NAME
 from dfrot.export.run import export
 from dfrot.export.targets import GGUF
 from dfrot_kernels.layouts import PackedWeight
@@ -28,7 +29,7 @@ from dfrot_kernels.layouts import PackedWeight
 gguf = pytest.importorskip("gguf")
 
 
-@pytest.mark.parametrize("storage", GGUF.storages, ids=lambda one: one.name)
+@pytest.mark.parametrize("storage", GGUF.storages, ids=lambda storage: storage.name)
 @pytest.mark.parametrize("group", [0, 32, 64])
 def test_blocks_decode_to_our_weights_bit_for_bit(storage: Any, group: int) -> None:
     """The public decoder of the format, on random codes and bfloat16 scales. Asymmetric offsets m = -zero scale may
@@ -59,13 +60,13 @@ def test_blocks_decode_to_our_weights_bit_for_bit(storage: Any, group: int) -> N
 def test_scales_outside_float16_are_counted_or_refused() -> None:
     rounding = Float16Rounding()
     exact = torch.tensor([2.0**-17, 1.0, 65280.0]).bfloat16().float()
-    assert torch.equal(rounding.half(exact, "w").float(), exact)
+    assert torch.equal(rounding.to_float16(exact, "w").float(), exact)
     assert rounding.to_dict() == {"count": 3, "rounded": 0, "worst_relative_error": 0.0}
-    rounding.half(torch.tensor([2.0**-22 * 1.1875]), "w")
+    rounding.to_float16(torch.tensor([2.0**-22 * 1.1875]), "w")
     assert rounding.rounded == 1
     for bad in (1e-9, 70000.0):
         with pytest.raises(UnsupportedError, match="compressed-tensors"):
-            rounding.half(torch.tensor([bad]), "w")
+            rounding.to_float16(torch.tensor([bad]), "w")
 
 
 def test_interleaving_makes_neighbours_of_rope_pairs() -> None:
