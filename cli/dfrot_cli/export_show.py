@@ -16,7 +16,9 @@ def matrix(json: bool) -> None:
         show.as_json({name: {key: fitted.to_dict() for key, fitted in row.items()} for name, row in found.items()})
         return
     targets = list(next(iter(found.values())))
-    show.table("", ("scheme", *targets), [(name, *(row[key].summary for key in targets)) for name, row in found.items()])
+    show.table(
+        "", ("scheme", *targets), [(name, *(row[key].summary for key in targets)) for name, row in found.items()]
+    )
     show.line("no (why): the nearest scheme that can be exported")
 
 

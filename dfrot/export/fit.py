@@ -60,7 +60,7 @@ class Fit:
     def to_dict(self) -> dict[str, Any]:
         """What `dfq export --list --json` prints of a cell."""
         return {
-            "storage": self.storage,
+            "storage": self.storage.name if self.storage is not None else None,
             "reason": self.reason,
             "word": self.short_reason,
             "instead": self.instead,

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from dfrot.bench.refinement.synthetic_rows import SPIKES, common_rows, massive_rows, spike_rows
+from dfrot.bench.refinement.synthetic_rows import MASSIVE_PROFILES, common_rows, massive_rows, massive_profile_rows
 from dfrot.errors import InputError
 from dfrot.rotation.refinement.massive_tokens import PUBLISHED_RATIO, RULES, MassiveRule
 
@@ -48,9 +48,9 @@ def test_the_published_ratio_misfires_on_small_widths() -> None:
     assert not bool(MassiveRule.parse("energy").mask(rows).any())
 
 
-@pytest.mark.parametrize("kind", SPIKES)
+@pytest.mark.parametrize("kind", MASSIVE_PROFILES)
 def test_every_spike_profile_of_the_table_is_massive(kind: str) -> None:
-    assert bool(MassiveRule().mask(spike_rows(*SPIKES[kind], 20, 4096, 0)).all())
+    assert bool(MassiveRule().mask(massive_profile_rows(*MASSIVE_PROFILES[kind], 20, 4096, 0)).all())
 
 
 def test_rows_of_zeros_are_not_massive() -> None:

@@ -34,24 +34,25 @@ command.add_command(bench_kernels.command)
 def rotate(figure: bool, rows: int | None, rounds: int | None, out: Path | None, common: Common, **sizes: Any) -> None:
     """Time and memory of the refinement and of the straightforward algorithm, to the same objective."""
     common.prepare()
-    from dfrot.bench.refinement import run as bench
+    from dfrot.bench.refinement.figure import figure_data, plot_figure
+    from dfrot.bench.refinement.run import ROWS, compare_refinement
     from dfrot.errors import ExistsError
     from dfrot.files import write_json
 
     if out is not None and out.exists() and not common.overwrite:
         raise ExistsError(f"{out}: already exists; choose another --out, or replace it with --overwrite")
     sizes |= {"seed": common.seed, "rounds": rounds or (12 if figure else 25)}
-    sizes["common" if figure else "rows"] = rows or (2048 if figure else bench.ROWS)
+    sizes["common" if figure else "rows"] = rows or (2048 if figure else ROWS)
     if common.plan:
         plan("bench rotate", {}, sizes, out, common)
         return
     with show.progress() as progress:
-        result = (bench.figure if figure else bench.compare_refinement)(**sizes, progress=progress)
+        result = (figure_data if figure else compare_refinement)(**sizes, progress=progress)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / ("figure.json" if figure else "refinement.json"), result)
         if figure:
-            bench.plot(result, out / "figure.png")
+            plot_figure(result, out / "figure.png")
     if common.json:
         show.as_json(result)
         return

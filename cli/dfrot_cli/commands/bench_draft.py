@@ -36,7 +36,8 @@ def _names(ctx: click.Context, option: click.Parameter, value: str) -> list[str]
 def command(common: Common, out: Path | None, **options: Any) -> None:
     """Cost of a verify pass of n rows and of n guesses, and the speedup by acceptance length that follows."""
     common.prepare()
-    from dfrot.bench.models.draft import bench_draft, plot
+    from dfrot.bench.models.draft import bench_draft
+    from dfrot.bench.models.draft_figure import plot_draft
     from dfrot.bench.models.presets import preset
     from dfrot.errors import ExistsError
     from dfrot.files import write_json
@@ -56,7 +57,7 @@ def command(common: Common, out: Path | None, **options: Any) -> None:
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "draft.json", result)
-        plot(result, out / "draft.png")
+        plot_draft(result, out / "draft.png")
     show.as_json(result) if common.json else _tables(result)
     if out is not None and not common.json:
         show.line(f"wrote {out}")

@@ -44,11 +44,11 @@ def _rows(ctx: click.Context, option: click.Parameter, value: str) -> list[int]:
 def command(ops: str | None, figure: Path | None, common: Common, **options: Any) -> None:
     """Time every operator against its peers; one that fails its reference prints no speed."""
     common.prepare()
-    from dfrot.bench.kernels.run import bench_kernels, chosen
+    from dfrot.bench.kernels.run import bench_kernels, selected_ops
     from dfrot.errors import ExistsError, GateError
 
     names = [part.strip() for part in (ops or "").split(",") if part.strip()]
-    settings = {"ops": chosen(names), **options, "seed": common.seed}
+    settings = {"ops": selected_ops(names), **options, "seed": common.seed}
     if figure is not None and figure.exists() and not common.overwrite:
         raise ExistsError(f"{figure}: already exists; choose another --figure, or replace it with --overwrite")
     if common.plan:
@@ -57,9 +57,9 @@ def command(ops: str | None, figure: Path | None, common: Common, **options: Any
     with show.progress() as progress:
         result = bench_kernels(**settings, progress=progress)
     if figure is not None:
-        from dfrot.bench.kernels.figure import plot
+        from dfrot.bench.kernels.figure import plot_roofline
 
-        plot(result, figure)
+        plot_roofline(result, figure)
     if common.json:
         show.as_json(result)
     else:
