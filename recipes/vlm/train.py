@@ -24,7 +24,7 @@ from dfrot.data.images import normalized_pixels
 from dfrot.draft.training.optim import rate
 from dfrot.files import write_json
 from dfrot.hub import resolve_model
-from dfrot.reference.build_vlm import merged
+from dfrot.reference.build_vlm import merge_low_rank
 from dfrot.runtime.load import load
 from dfrot.tensor_file import save_tensors
 from dfrot.vision.llava_layout import VisionConfig
@@ -221,7 +221,7 @@ def main() -> None:
     factors = {}
     for name, change in changes.items():  # evaluate the weights as they are stored
         factors |= {f"{name}.a": change.a.to(torch.bfloat16), f"{name}.b": change.b.to(torch.bfloat16)}
-        change.linear.weight.copy_(merged(change.linear.weight.to(torch.bfloat16), change.a, change.b))
+        change.linear.weight.copy_(merge_low_rank(change.linear.weight.to(torch.bfloat16), change.a, change.b))
         change.b.zero_()
     model.model.vision_tower.to(torch.bfloat16).float()
     model.model.multi_modal_projector.to(torch.bfloat16).float()

@@ -325,7 +325,7 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="text_config is list"):
         describe({"model_type": "llava", "text_config": []})
     folder = build("llava", tmp_path / "m")
-    with pytest.raises(UnsupportedError, match=r"models that see \(llava\) are not supported"):
+    with pytest.raises(UnsupportedError, match=r"VLMs \(llava\) are not supported"):
         open_source(folder, TARGETS["gguf"])
     tensors = load_file(folder / "model.safetensors")
     tensors["multi_modal_projector.linear_2.bias"] = torch.zeros(31, dtype=torch.float64)

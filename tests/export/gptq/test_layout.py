@@ -30,7 +30,7 @@ def test_the_reader_gets_our_weights_bit_for_bit(scheme: str, pack: Callable[[st
     assert evidence["scales"]["rounded"] == 0
     found, opened = dense_weights(tmp_path / "out"), open_source(source, TARGETS["gptq"])
     for name in opened.plans:
-        assert torch.equal(found[f"{name}.weight"], opened.weight(name).dequantize())
+        assert torch.equal(found[f"{name}.weight"], opened.packed_weight(name).dequantize())
 
 
 def test_zero_conventions(pack: Callable[[str], Path], tmp_path: Path) -> None:
