@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md followed literally: its files written, its diffs applied and its commands run in a copy of the tree."""
+"""CONTRIBUTING.md followed literally: files written, diffs applied and commands run in a copy of the tree."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def apply(diff: str, root: Path) -> None:
             lines = hunk.splitlines(keepends=True)
             old = "".join(line[1:] for line in lines if line[0] in " -")
             new = "".join(line[1:] for line in lines if line[0] in " +")
-            assert text.count(old) == 1, f"{path.name}: CONTRIBUTING.md changes lines that it does not have once:\n{old}"
+            assert text.count(old) == 1, f"{path.name}: not there exactly once:\n{old}"
             text = text.replace(old, new)
         path.write_text(text, encoding="utf-8")
 
