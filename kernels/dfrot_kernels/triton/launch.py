@@ -25,6 +25,7 @@ def tuned(configs: list[triton.Config], key: list[str]) -> Callable[[Any], Any]:
 
 
 def config(num_warps: int = 4, num_stages: int = 3, **blocks: int) -> triton.Config:
+    """A configuration for `tuned`; blocks: the kernel's constants by name."""
     return triton.Config(blocks, num_warps=num_warps, num_stages=num_stages)
 
 
@@ -34,10 +35,12 @@ def power2(value: int) -> int:
 
 
 def ceil_div(a: int, b: int) -> int:
+    """a / b rounded up."""
     return -(-a // b)
 
 
 def dense(tensor: Tensor | None) -> Tensor | None:
+    """Contiguous, or None."""
     return None if tensor is None else tensor.contiguous()
 
 

@@ -169,12 +169,14 @@ def transformed(x: Tensor, base: Tensor, block: int, dtype: torch.dtype) -> Tens
 
 
 def hadamard(x: Tensor, base: Tensor, block: int) -> Tensor:
+    """`hadamard` of reference.py."""
     return transformed(x, base, block, x.dtype)
 
 
 def hadamard_quantize(
     x: Tensor, base: Tensor | None, block: int, bits: int, symmetric: bool, clip: float
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """`hadamard_quantize` of reference.py; one kernel where a row is one block that a program holds."""
     if base is None:
         return quantize_per_token(x, bits, symmetric, clip)
     order = base.shape[0]

@@ -107,6 +107,7 @@ def _store(
 
 
 def kv_quantize(x: Tensor, bits: int, symmetric: bool, clip: float) -> tuple[Tensor, Tensor, Tensor]:
+    """`kv_quantize` of reference.py."""
     if x.numel() == 0:
         return reference.kv_quantize(x, bits, symmetric, clip)
     lead, dim = x.shape[:-1], x.shape[-1]
@@ -132,6 +133,7 @@ def kv_append(
     base: Tensor | None,
     block: int,
 ) -> None:
+    """`kv_append` of reference.py."""
     if key.numel() == 0:
         return
     batch, seq, heads, dim = key.shape
@@ -165,6 +167,7 @@ def _read(
 def kv_dequantize(
     packed: Tensor, scale: Tensor, zero: Tensor | None, width: int, bits: int, dtype: torch.dtype
 ) -> Tensor:
+    """`kv_dequantize` of reference.py."""
     if scale.numel() == 0 or width == 0:
         return reference.kv_dequantize(packed, scale, zero, width, bits, dtype)
     out = torch.empty((*packed.shape[:-1], width), dtype=dtype, device=packed.device)

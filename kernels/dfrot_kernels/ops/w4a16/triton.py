@@ -102,6 +102,7 @@ def plan(m: int, n: int, k: int, group: int, device: torch.device) -> tuple[int,
 
 
 def w4a16_mm(x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, group: int) -> Tensor:
+    """`w4a16_mm` of reference.py. K is split over programs where rows are few; parts are summed in order."""
     n, k = packed.shape[0], x.shape[-1]
     if x.numel() == 0 or n == 0:
         return reference.w4a16_mm(x, packed, scale, zero, group)
