@@ -47,8 +47,8 @@ def matrix(op: str, name: str, x: Tensor, dtypes: tuple[torch.dtype, ...]) -> No
 def dtype(op: str, name: str, x: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
     """x must have one of `dtypes`."""
     if x.dtype not in dtypes:
-        wanted = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
-        fail(op, f"{name} is {str(x.dtype).removeprefix('torch.')}, {wanted} is needed")
+        names = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
+        fail(op, f"{name} is {str(x.dtype).removeprefix('torch.')}, {names} is needed")
 
 
 def shape(op: str, name: str, x: Tensor, needed: tuple[int, ...]) -> None:

@@ -28,8 +28,8 @@ def load_bits(packed, rows, columns, mask, row_bytes, BITS: tl.constexpr):
     byte = bit // 8
     code = tl.load(packed + rows + byte, mask=mask, other=0).to(tl.int32)
     if 8 % BITS != 0:
-        more = tl.load(packed + rows + byte + 1, mask=mask & (byte + 1 < row_bytes), other=0).to(tl.int32)
-        code |= more << 8
+        next_byte = tl.load(packed + rows + byte + 1, mask=mask & (byte + 1 < row_bytes), other=0).to(tl.int32)
+        code |= next_byte << 8
     return (code >> (bit % 8)) & ((1 << BITS) - 1)
 
 
@@ -82,9 +82,9 @@ def _write(
         out = tl.zeros((ROWS, BYTES), tl.int32)
         for i in tl.static_range(7 // BITS + 2):
             column = byte * 8 // BITS + i
-            there = held[:, None] & (column < dim)[None, :]
-            values = tl.load(x + row[:, None] * dim + column[None, :], mask=there, other=0.0).to(tl.float32)
-            code = tl.where(there, _codes(values, stored, zero, good, TOP), 0)
+            inside_row = held[:, None] & (column < dim)[None, :]
+            values = tl.load(x + row[:, None] * dim + column[None, :], mask=inside_row, other=0.0).to(tl.float32)
+            code = tl.where(inside_row, _codes(values, stored, zero, good, TOP), 0)
             shift = (column * BITS - byte * 8)[None, :]  # -BITS < shift; 8 and more: the code lies beyond the byte
             out |= (code << tl.minimum(tl.maximum(shift, 0), 8)) >> tl.maximum(-shift, 0)
     at = to[:, None] * row_bytes + byte[None, :]

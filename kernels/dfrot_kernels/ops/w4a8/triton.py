@@ -174,15 +174,15 @@ def w4a8_mm(
     groups, few = scale.shape[1], m <= FEW
     q, packed = q.contiguous(), packed.contiguous()
     out = torch.empty((m, n), dtype=torch.float32, device=q.device)
-    count, each, most = plan(m, n, k, group, q.device)
+    count, per_split, max_block_k = plan(m, n, k, group, q.device)
     target = parts(count, out, torch.float32 if group else torch.int32) if count > 1 else out
     # many rows: every tile would sum the same codes again, so they are summed once, before
     sums = (None, None) if few else (group_sums(q, k, group, groups, False), group_sums(packed, k, group, groups, True))
     operands = (q, x_scale.contiguous(), x_zero.contiguous(), packed, scale.contiguous(), dense(zero), *sums, target)
-    sizes = (m, n, k, packed.shape[1], groups, each, power2(m))
+    sizes = (m, n, k, packed.shape[1], groups, per_split, power2(m))
     kernel = decode if few else prefill
     kernel[lambda meta: (ceil_div(m, meta["BLOCK_M"]), ceil_div(n, meta["BLOCK_N"]), count)](
-        *operands, *sizes, group, zero is not None, most, few, count == 1, **EXACT
+        *operands, *sizes, group, zero is not None, max_block_k, few, count == 1, **EXACT
     )
     if count > 1:
         gather(target, out, None if group else scale.contiguous(), x_scale.contiguous())
