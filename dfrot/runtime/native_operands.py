@@ -13,7 +13,7 @@ from dfrot.arch.space import Size, Space
 from dfrot.quant.linear import QuantLinear
 from dfrot.runtime.packed_states import KVSpec
 from dfrot_kernels.prepared import PreparedWeight
-from dfrot_kernels.whole_blocks.decoder import HEAD_DIM, BlockOperand, Decoder, LinearOperand, Shape
+from dfrot_kernels.whole_blocks.decoder import HEAD_DIM, BlockOperand, Decoder, DecoderShape, LinearOperand
 
 POSITION_ONLY_ROPE = {"default", "linear", "llama3", "yarn", "proportional"}
 """Types of RoPE whose angles depend on the position alone; those of others depend on the length of the text too."""
@@ -51,7 +51,7 @@ def build_decoder(base: Any, arch: BoundArch, kv: KVSpec | None, sinks: int, hid
     if cos.shape[-1] != arch.head_dim:
         raise NotServable("RoPE on a part of each head")
     r3 = None if kv.r3 is None else (kv.r3.base(), kv.r3.block)
-    shape = Shape(
+    shape = DecoderShape(
         hidden.dtype, arch.hidden, arch.n_heads, arch.n_kv_heads, arch.head_dim, arch.intermediate,
         windows.pop(), sinks, float(config.rms_norm_eps), scalings.pop(), kv.bits, kv.symmetric, kv.clip, r3,
     )  # fmt: skip

@@ -12,9 +12,16 @@ from dfrot_kernels.ops.packing.schema import check_dequantize
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """packed uint8 [N, ceil(K bits / 8)], scale bfloat16 [N, G], zero uint8 [N, G] or None (2^(bits-1)).
+    """An integer weight [N, K]: `w = scale * (u - zero)`.
 
-    group: columns per scale, 0 = per channel. shape: (N, K). `w = scale * (u - zero)`.
+    packed: uint8 [N, ceil(K bits / 8)], unsigned codes u as `pack` stores them.
+    scale: bfloat16 [N, G].
+    zero: uint8 [N, G], or None: 2^(bits-1).
+    bits: of a code, 2 to 8.
+    group: columns per scale, 0 = one scale per row (G = 1).
+    shape: (N, K).
+
+    Raises ValueError where they do not fit together.
     """
 
     packed: Tensor

@@ -51,10 +51,10 @@ def _open(path: Path) -> ctypes.CDLL | str:
         functions = {name: getattr(library, name) for name in abi.FUNCTIONS}
         library.dfq_use_openmp.argtypes = [ctypes.c_char_p]
         library.dfq_abi_describe.restype = ctypes.c_char_p
-        theirs = library.dfq_abi_describe().decode().splitlines()
+        description = library.dfq_abi_describe().decode().splitlines()
     except (OSError, AttributeError) as error:
         return f"{path} cannot be loaded: {error}"
-    different = abi.difference(theirs, abi.description())
+    different = abi.difference(description, abi.description())
     if different:
         return f"{path} {different}: install dfq again to rebuild it"
     for name, function in functions.items():
@@ -70,10 +70,11 @@ def _openmp() -> ctypes.CDLL | None:
     except OSError:
         return None
     paths = {Path(fields[5]) for line in lines if len(fields := line.split(maxsplit=5)) == 6}
-    found = [path for path in paths if path.name.startswith(("libgomp", "libiomp5", "libomp"))]
+    loaded = [path for path in paths if path.name.startswith(("libgomp", "libiomp5", "libomp"))]
     home = Path(torch.__file__).parent
-    ours = [path for path in found if home in path.parents or home.parent / "torch.libs" == path.parent]
-    return ctypes.CDLL(str((ours or found)[0])) if len(ours or found) == 1 else None
+    of_torch = [path for path in loaded if home in path.parents or home.parent / "torch.libs" == path.parent]
+    candidates = of_torch or loaded
+    return ctypes.CDLL(str(candidates[0])) if len(candidates) == 1 else None
 
 
 def share_threads(share: bool) -> bool:
@@ -103,16 +104,16 @@ def load() -> bool:
         RuntimeError: an unknown choice, one this machine cannot honour, or DFQ_IMPL=native without a usable library.
     """
     global _library, _status
-    wanted = os.environ.get("DFQ_IMPL", "")
-    if wanted not in ("", "native", "reference"):
-        raise RuntimeError(f"DFQ_IMPL={wanted!r} is unknown; use native or reference, or unset it")
-    if wanted == "reference":
+    choice = os.environ.get("DFQ_IMPL", "")
+    if choice not in ("", "native", "reference"):
+        raise RuntimeError(f"DFQ_IMPL={choice!r} is unknown; use native or reference, or unset it")
+    if choice == "reference":
         _status = "DFQ_IMPL=reference asks for plain torch"
         return False
     path = _find()
     opened = _open(path) if path else f"{NAMES[0]} is not installed (a pure wheel, or no C++ compiler at build time)"
     if isinstance(opened, str):
-        if wanted == "native":
+        if choice == "native":
             raise RuntimeError(f"DFQ_IMPL=native, but {opened}")
         if path:  # present and unusable is a fault of the installation; absent is a way to install
             warnings.warn(f"dfq computes in plain torch: {opened}", RuntimeWarning, stacklevel=2)

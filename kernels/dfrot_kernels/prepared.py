@@ -17,8 +17,14 @@ from dfrot_kernels.ops.tile16.schema import supports
 
 @dataclass(frozen=True)
 class PreparedWeight:
-    """tiles uint8 [N16 / 16, K8 / 8, 64], scale bfloat16 [G, N16], zero uint8 [G, N16] or None (8), sums int32 [G, N16]
-    or None (no activations with zero points). group: columns per scale, 0 = per channel. shape: (N, K).
+    """A 4-bit weight [N, K] in tiles. N16: N rounded up to 16, K8: K rounded up to 8, G: groups.
+
+    tiles: uint8 [N16 / 16, K8 / 8, 64].
+    scale: bfloat16 [G, N16].
+    zero: uint8 [G, N16], or None: 8.
+    sums: int32 [G, N16], sum of the codes of each group, or None: no activations with zero points.
+    group: columns per scale, 0 = one scale per row.
+    shape: (N, K).
 
     Holds what a PackedWeight holds, so that one of the two is enough: `to_packed(from_packed(w))` is w, bit for bit.
     """

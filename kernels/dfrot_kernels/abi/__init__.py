@@ -60,14 +60,14 @@ def description() -> tuple[str, ...]:
     return describe(VERSION, ENUMS, STRUCTS, tuple(FUNCTIONS.values()))
 
 
-def difference(theirs: Sequence[str], ours: Sequence[str]) -> str | None:
-    """The first part that two descriptions do not share, or None where they agree."""
-    for line, needed in zip(theirs, ours):
+def difference(library: Sequence[str], package: Sequence[str]) -> str | None:
+    """The first line in which the descriptions of a library and of this package differ; None where they agree."""
+    for line, needed in zip(library, package):
         if line != needed:
             return f"has `{line}`, this package needs `{needed}`"
-    if len(theirs) != len(ours):
-        extra, who = (theirs, "has") if len(theirs) > len(ours) else (ours, "lacks")
-        return f"{who} `{extra[min(len(theirs), len(ours))]}`"
+    if len(library) != len(package):
+        longer, verb = (library, "has") if len(library) > len(package) else (package, "lacks")
+        return f"{verb} `{longer[min(len(library), len(package))]}`"
     return None
 
 
@@ -81,10 +81,10 @@ def words(struct: str, values: Mapping[str, int | float | Sequence[int]]) -> lis
     unknown, missing = values.keys() - {f.name for f in needed}, {f.name for f in needed} - values.keys()
     if unknown or missing:
         raise TypeError(f"{struct}: unknown fields {sorted(unknown)}, missing fields {sorted(missing)}")
-    found: list[int] = []
+    packed: list[int] = []
     for field in needed:
-        found += _field_words(struct, field, values[field.name])
-    return found
+        packed += _field_words(struct, field, values[field.name])
+    return packed
 
 
 def word_count(struct: str) -> int:

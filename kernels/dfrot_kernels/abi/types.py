@@ -37,11 +37,11 @@ class Field:
 
 def fields(declarations: str) -> tuple[Field, ...]:
     """Fields from C declarations, `const uint8_t* codes, int64_t n, const uint8_t* zero?`; `?`: may be null."""
-    found = []
+    parsed = []
     for declaration in " ".join(declarations.split()).split(", "):
         kind, _, name = declaration.rpartition(" ")
-        found.append(Field(kind, name.removesuffix("?"), name.endswith("?")))
-    return tuple(found)
+        parsed.append(Field(kind, name.removesuffix("?"), name.endswith("?")))
+    return tuple(parsed)
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,18 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def fail(op: str, message: str) -> NoReturn:
+    """Raises ValueError: `dfq::OP: MESSAGE`."""
     raise ValueError(f"dfq::{op}: {message}")
 
 
 def bits_ok(op: str, bits: int) -> None:
+    """Codes have 2 to 8 bits."""
     if not 2 <= bits <= 8:
         fail(op, f"bits is {bits}, 2..8 is needed")
 
 
 def clip_ok(op: str, clip: float) -> None:
+    """0 < clip <= 1."""
     if not 0 < clip <= 1:
         fail(op, f"clip is {clip}, more than 0 and at most 1 is needed")
 
@@ -35,18 +38,21 @@ def row_bytes(op: str, packed: Tensor, width: int, bits: int) -> None:
 
 
 def matrix(op: str, name: str, x: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
+    """x must have two dimensions and one of `dtypes`."""
     if x.dim() != 2:
         fail(op, f"{name} has shape {tuple(x.shape)}, a matrix is needed")
     dtype(op, name, x, dtypes)
 
 
 def dtype(op: str, name: str, x: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
+    """x must have one of `dtypes`."""
     if x.dtype not in dtypes:
-        wanted = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
-        fail(op, f"{name} is {str(x.dtype).removeprefix('torch.')}, {wanted} is needed")
+        names = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
+        fail(op, f"{name} is {str(x.dtype).removeprefix('torch.')}, {names} is needed")
 
 
 def shape(op: str, name: str, x: Tensor, needed: tuple[int, ...]) -> None:
+    """x must have shape `needed`."""
     if tuple(x.shape) != needed:
         fail(op, f"{name} has shape {tuple(x.shape)}, {needed} is needed")
 
@@ -65,6 +71,7 @@ def weight(op: str, k: int, packed: Tensor, scale: Tensor, zero: Tensor | None, 
 
 
 def tokens(op: str, q: Tensor, x_scale: Tensor, x_zero: Tensor) -> None:
+    """Quantized rows: q int8 [M, K], x_scale float32 [M], x_zero int32 [M]."""
     matrix(op, "q", q, (torch.int8,))
     for name, tensor, kind in (("x_scale", x_scale, torch.float32), ("x_zero", x_zero, torch.int32)):
         dtype(op, name, tensor, (kind,))
@@ -72,6 +79,7 @@ def tokens(op: str, q: Tensor, x_scale: Tensor, x_zero: Tensor) -> None:
 
 
 def blocks(op: str, x: Tensor, base: Tensor, block: int) -> None:
+    """x must be floats whose last dimension is whole blocks, base [order, order] with block = order * 2^p."""
     if x.dim() < 1 or not x.is_floating_point():
         fail(op, f"x is {x.dtype} {tuple(x.shape)}, a float tensor is needed")
     order = base.shape[0] if base.dim() == 2 else 0

@@ -32,6 +32,7 @@ def steps(low, high, HALF: tl.constexpr, SYMMETRIC: tl.constexpr):
 
 @triton.jit
 def zero_point(low, step, TOP: tl.constexpr):
+    """Lower end of rows (at most 0) and step -> zero point, a whole float of at most TOP."""
     return rint(tl.minimum(tl.div_rn(-low, step), TOP))
 
 

@@ -27,8 +27,16 @@ Store = tuple[Tensor, Tensor, Tensor | None]  # codes, scale, zero of a cache, a
 
 @dataclass(frozen=True)
 class LinearOperand:
-    """A linear: prepared weight, bias [N] or None, bits of its activations (16: not quantized) and their range, and the
-    Hadamard transform of its input (base [order, order] float32, in blocks of `block`), if any."""
+    """A linear and the quantization of its activations.
+
+    weight: prepared, [N, K].
+    bias: [N], or None.
+    bits: of the activations; 16: not quantized.
+    symmetric: whether activations have no zero point.
+    clip: factor of the range of activations, 0 < clip <= 1.
+    base: float32 [order, order] of the Hadamard transform that its input takes first, or None.
+    block: values of one block of that transform.
+    """
 
     weight: PreparedWeight
     bias: Tensor | None
@@ -41,19 +49,41 @@ class LinearOperand:
 
 @dataclass(frozen=True)
 class BlockOperand:
-    """One block. Norm gains [hidden] (q_norm, k_norm [head_dim] or None); linears by their place."""
+    """One block.
+
+    input_norm: gain [hidden] of the norm before attention.
+    mlp_norm: gain [hidden] of the norm before the MLP.
+    q_norm: gain [head_dim] of the norm of each query head, or None.
+    k_norm: gain [head_dim] of the norm of each key head, or None.
+    linears: q, k, v, o, gate, up, down.
+    """
 
     input_norm: Tensor
     mlp_norm: Tensor
     q_norm: Tensor | None
     k_norm: Tensor | None
-    linears: tuple[LinearOperand, ...]  # q, k, v, o, gate, up, down
+    linears: tuple[LinearOperand, ...]
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Sizes and constants. window: positions that a row sees, 0 = all; sinks: leading positions of the cache in full
-    precision; r3: base and block of the transform that keys are stored in, or None."""
+class DecoderShape:
+    """Sizes and constants of a stack of decoder blocks.
+
+    dtype: of hidden states and sinks: float32, bfloat16 or float16.
+    hidden: width of the residual stream.
+    heads: query heads.
+    kv_heads: key and value heads; heads is a multiple of it.
+    head_dim: values of a head, even and at most HEAD_DIM.
+    mlp: width between the MLP's projections.
+    window: positions that a row sees, itself included; 0 = all.
+    sinks: leading positions of the cache in full precision.
+    eps: of the norms.
+    scaling: of the attention scores.
+    kv_bits: of stored keys and values.
+    kv_symmetric: whether they have no zero point.
+    kv_clip: factor of their range, 0 < clip <= 1.
+    r3: base and block of the Hadamard transform that keys are stored in, or None.
+    """
 
     dtype: torch.dtype
     hidden: int
@@ -74,7 +104,7 @@ class Shape:
 class Decoder:
     """The tables of one model, and the tensors they point to. Raises RuntimeError without the native library."""
 
-    def __init__(self, shape: Shape, blocks: Sequence[BlockOperand], final_norm: Tensor) -> None:
+    def __init__(self, shape: DecoderShape, blocks: Sequence[BlockOperand], final_norm: Tensor) -> None:
         need_library("decoder")
         self.shape, self.layers = shape, len(blocks)
         self._held = Held("decoder")

@@ -51,9 +51,17 @@ def dense(x: Tensor, weight: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class DraftBlock:
-    """One block. Norm gains [hidden] (q_norm, k_norm [head_dim] or None), of any dtype. weights: q, k, v, o, gate, up,
-    down, the first four None in a block without attention. gates: factors of what attention and MLP add. cross: keys
-    and values come from features, and scores lean towards near ones by `slopes` [heads], if any."""
+    """One block.
+
+    input_norm: gain [hidden] of the norm before attention, of any dtype.
+    mlp_norm: gain [hidden] of the norm before the MLP.
+    weights: q, k, v, o, gate, up, down; the first four None in a block without attention.
+    cross: keys and values come from features of the target.
+    gates: factors of what attention and the MLP add.
+    q_norm: gain [head_dim] of the norm of each query head, or None.
+    k_norm: gain [head_dim] of the norm of each key head, or None.
+    slopes: [heads], how much a cross-attention score loses per position of distance, or None.
+    """
 
     input_norm: Tensor
     mlp_norm: Tensor
@@ -67,7 +75,16 @@ class DraftBlock:
 
 @dataclass(frozen=True)
 class DraftShape:
-    """Sizes and constants; dtype: of inputs, outputs and buffers."""
+    """Sizes and constants of a draft.
+
+    dtype: of inputs, outputs and buffers: float32 or bfloat16.
+    hidden: width of the residual stream.
+    heads: query heads.
+    kv_heads: key and value heads; heads is a multiple of it.
+    head_dim: values of a head, even and at most HEAD_DIM.
+    mlp: width between the MLP's projections.
+    eps: of the norms.
+    """
 
     dtype: torch.dtype
     hidden: int
@@ -80,8 +97,18 @@ class DraftShape:
 
 @dataclass(frozen=True)
 class Slots:
-    """What new slots see, see dfq_draft_pass. positions int64 [rows]; tree bool [rows, at + rows - verified] or None;
-    places int64 [drafted]; cross_tree bool [rows, drafted] or None."""
+    """What new slots see (dfq_draft_pass of csrc/dfq_abi.h).
+
+    positions: int64 [rows], of the slots.
+    at: buffer row of the first slot in self-attention blocks.
+    verified: buffer rows below it are visible to every slot.
+    tree: bool [rows, at + rows - verified], which of the rows from `verified` on a slot sees; None: all.
+    cross_at: buffer row of the first new feature in cross-attention blocks.
+    features: positions of the target whose features are in the buffers.
+    drafted: drafted features behind them.
+    places: int64 [drafted], positions of the drafted features, or None.
+    cross_tree: bool [rows, drafted], which drafted features a slot sees; None: all.
+    """
 
     positions: Tensor
     at: int
@@ -114,8 +141,8 @@ class DraftPass:
         gains = {name: self._held.float32(getattr(block, name)) for name in names}
         attention_gate, mlp_gate = map(float, block.gates)
         linears = {place: self._linear(weight) for place, weight in zip(_PLACES, block.weights)}
-        rest = {"attention_gate": attention_gate, "mlp_gate": mlp_gate, "cross": int(block.cross)}
-        return abi.words("dfq_draft_block", {**gains, **rest, **linears})
+        constants = {"attention_gate": attention_gate, "mlp_gate": mlp_gate, "cross": int(block.cross)}
+        return abi.words("dfq_draft_block", {**gains, **constants, **linears})
 
     def _linear(self, weight: Weight | None) -> list[int]:
         if weight is None:

@@ -19,6 +19,7 @@ def check_hadamard(x: Tensor, base: Tensor, block: int) -> None:
 
 
 def rotated_rows(op: str, name: str, x: Tensor, base: Tensor | None, block: int, bits: int, clip: float) -> None:
+    """Rows x [M, K] that are rotated (base None: not) and quantized: their dtype, bits, clip and blocks."""
     checks.bits_ok(op, bits)
     checks.matrix(op, name, x, checks.FLOATS)
     checks.clip_ok(op, clip)

@@ -128,12 +128,12 @@ def _peer() -> Callable[..., Any] | None:
     return function
 
 
-def _launch(kernel: Any, x: Tensor, base: Tensor, out: tuple[Tensor, ...], block: int, order: int, *more: Any) -> None:
+def _launch(kernel: Any, x: Tensor, base: Tensor, out: tuple[Tensor, ...], block: int, order: int, *rest: Any) -> None:
     rows, orders, left, right = shape(block, order)
     count, tile = x.numel() // block, rows * orders * left * right
     sizes = (order, block // order, left, rows, orders, right)
     warps = min(16, max(4, tile // 1024))
-    kernel[(ceil_div(count, rows),)](x, base, *out, count, *more[:2], *sizes, *more[2:], num_warps=warps, **EXACT)
+    kernel[(ceil_div(count, rows),)](x, base, *out, count, *rest[:2], *sizes, *rest[2:], num_warps=warps, **EXACT)
 
 
 def _largest(device: torch.device) -> int:
@@ -169,12 +169,14 @@ def transformed(x: Tensor, base: Tensor, block: int, dtype: torch.dtype) -> Tens
 
 
 def hadamard(x: Tensor, base: Tensor, block: int) -> Tensor:
+    """`hadamard` of reference.py."""
     return transformed(x, base, block, x.dtype)
 
 
 def hadamard_quantize(
     x: Tensor, base: Tensor | None, block: int, bits: int, symmetric: bool, clip: float
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """`hadamard_quantize` of reference.py; one kernel where a row is one block that a program holds."""
     if base is None:
         return quantize_per_token(x, bits, symmetric, clip)
     order = base.shape[0]

@@ -75,13 +75,13 @@ def kv_attention(
     group = heads // keys.shape[2]
     q = rotated(query, base, block).transpose(1, 2)  # [B, heads, S, D]
     k, v = (x.permute(1, 2, 0, 3).repeat_interleave(group, dim=1) for x in (keys, values))
-    seen = visible(batch, rows, length, first, tree, query.device)[:, None]
-    scores = torch.where(seen, q @ k.mT * scaling, -torch.inf)
-    weights = torch.where(seen.any(-1, keepdim=True), scores.softmax(-1), 0.0)
+    shown = visible(batch, rows, length, first, tree, query.device)[:, None]
+    scores = torch.where(shown, q @ k.mT * scaling, -torch.inf)
+    weights = torch.where(shown.any(-1, keepdim=True), scores.softmax(-1), 0.0)
     # a weight of zero does not silence NaN: leave out what nobody sees row by row only where there is any
     bad = ~v.isfinite()
     out = weights @ torch.where(bad, 0.0, v)
     if bool(bad.any()):
-        reached = seen.to(v.dtype).expand(batch, heads, rows, length) @ bad.to(v.dtype)
+        reached = shown.to(v.dtype).expand(batch, heads, rows, length) @ bad.to(v.dtype)
         out = torch.where(reached > 0, torch.nan, out)
     return out.transpose(1, 2).to(query.dtype).contiguous()

@@ -2,7 +2,7 @@
 
 Codes minus zero points are exact in bfloat16. The scale of a key is applied to its score, that of a value to its
 weight; queries and weights are two bfloat16 terms. Query heads that share a kv head share a program, which unpacks
-each key once for all of them. Every program writes its own sums; a second kernel joins them in order.
+split_length key once for all of them. Every program writes its own sums; a second kernel joins them in order.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def _unpacked(packed, scale, zero, at, held, row_bytes, dim, BITS: tl.constexpr,
 
 
 @triton.jit
-def _seen(pos, inside, row, row_held, start, tree, past, length, seq, HAS_TREE: tl.constexpr):
+def _visible(pos, inside, row, row_held, start, tree, past, length, seq, HAS_TREE: tl.constexpr):
     """bool [rows, positions]: what each query row may look at. `tree` points at the mask of this sequence."""
     new = pos[None, :] - past
     ahead = (new >= 0) & (pos < length)[None, :]
     if HAS_TREE:
-        here = row_held[:, None] & ahead
-        shown = here & (tl.load(tree + row[:, None] * seq + new, mask=here, other=0) != 0)
+        inside_rows = row_held[:, None] & ahead
+        shown = inside_rows & (tl.load(tree + row[:, None] * seq + new, mask=inside_rows, other=0) != 0)
     else:
         shown = ahead & (new <= row[:, None])
     cached = (new < 0) & (pos[None, :] >= start[:, None])
@@ -56,21 +56,68 @@ def _seen(pos, inside, row, row_held, start, tree, past, length, seq, HAS_TREE: 
 
 
 @triton.jit
-def _weights(scores, seen, most, total):
+def _softmax_step(scores, visible, peak, total):
     """One step of the running softmax: weights, factor for what was summed before, new maximum and total. A NaN score
     makes its row's total NaN."""
-    scores = tl.where(seen, scores, -INF)
-    above = tl.maximum(most, tl.max(scores, 1))
+    scores = tl.where(visible, scores, -INF)
+    above = tl.maximum(peak, tl.max(scores, 1))
     level = tl.where(above == -INF, 0.0, above)
-    weights = tl.where(seen, tl.exp(scores - level[:, None]), 0.0)
-    factor = tl.exp(most - level)
+    weights = tl.where(visible, tl.exp(scores - level[:, None]), 0.0)
+    factor = tl.exp(peak - level)
     return weights, factor, above, total * factor + tl.sum(weights, 1)
 
 
 @triton.jit
+def _sink_step(
+    query, k_sink, v_sink, sink, sinks, b, batch, kv_head, kv_heads, row, row_held, start, tree, past, length, seq, dim,
+    v_dim, scaling, peak, total,
+    HAS_TREE: tl.constexpr, SINKS: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr,
+):  # fmt: skip
+    """The exact positions from `sink` on, in float32 throughout: sums of values, new maximum and total of each row."""
+    columns, v_columns = tl.arange(0, DIM), tl.arange(0, V_DIM)
+    i = tl.arange(0, SINKS)
+    pos = sink + i
+    held = (i < sinks) & (pos >= 0) & (pos < length)
+    at = ((i * batch + b) * kv_heads + kv_head).to(tl.int64)[:, None]
+    mask = held[:, None] & (columns < dim)[None, :]
+    keys = tl.load(k_sink + at * dim + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+    mask = held[:, None] & (v_columns < v_dim)[None, :]
+    values = tl.load(v_sink + at * v_dim + v_columns[None, :], mask=mask, other=0.0).to(tl.float32)
+    visible = _visible(pos, held, row, row_held, start, tree, past, length, seq, HAS_TREE)
+    scores = tl.dot(query, tl.trans(keys), input_precision="ieee") * scaling
+    weights, _, peak, total = _softmax_step(scores, visible, peak, total)
+    finite = tl.abs(values) < INF
+    acc = tl.dot(weights, tl.where(finite, values, 0.0), input_precision="ieee")
+    # a weight of zero does not silence NaN: it must reach the rows that see it, and no other
+    reached = tl.dot(visible.to(tl.float32), tl.where(finite, 0.0, 1.0), input_precision="ieee")
+    return tl.where(reached > 0, float("nan"), acc), peak, total
+
+
+@triton.jit
+def _block_step(
+    high, low, k_packed, k_scale, k_zero, v_packed, v_scale, v_zero, pos, held, inside, at, row, row_held, start, tree,
+    past, length, seq, dim, v_dim, k_bytes, v_bytes, scaling, acc, peak, total,
+    BITS: tl.constexpr, K_ZERO: tl.constexpr, V_ZERO: tl.constexpr, HAS_TREE: tl.constexpr, ROWS: tl.constexpr,
+    DIM: tl.constexpr, V_DIM: tl.constexpr, BLOCK_L: tl.constexpr,
+):  # fmt: skip
+    """One block of stored positions (rows `at` of the stores): sums of values, new maximum and total of each row."""
+    keys, steps = _unpacked(k_packed, k_scale, k_zero, at, held, k_bytes, dim, BITS, K_ZERO, BLOCK_L, DIM)
+    keys = tl.trans(keys)
+    scores = dot(low, keys, dot(high, keys, tl.zeros((ROWS, BLOCK_L), tl.float32)))
+    visible = _visible(pos, inside, row, row_held, start, tree, past, length, seq, HAS_TREE)
+    weights, factor, peak, total = _softmax_step(scores * (scaling * steps)[None, :], visible, peak, total)
+    values, steps = _unpacked(v_packed, v_scale, v_zero, at, held, v_bytes, v_dim, BITS, V_ZERO, BLOCK_L, V_DIM)
+    weights = tl.where(visible, weights * steps[None, :], 0.0)
+    heavy = weights.to(tl.bfloat16)
+    acc = dot(low_part(weights, heavy), values, dot(heavy, values, acc * factor[:, None]))
+    return acc, peak, total
+
+
+# Its parameters are what Triton passes to a program: an address and a size for each of ten tensors, and constants.
+@triton.jit
 def _attention(
     q, k_packed, k_scale, k_zero, v_packed, v_scale, v_zero, first, tree, k_sink, v_sink, sink_start,
-    acc_out, most_out, total_out, batch, seq, kv_heads, share, length, dim, v_dim, k_bytes, v_bytes, tree_step, sinks,
+    acc_out, peak_out, total_out, batch, seq, kv_heads, share, length, dim, v_dim, k_bytes, v_bytes, tree_step, sinks,
     per_split, scaling, bucket,
     BITS: tl.constexpr, K_ZERO: tl.constexpr, V_ZERO: tl.constexpr, HAS_FIRST: tl.constexpr, HAS_TREE: tl.constexpr,
     HAS_START: tl.constexpr, SINKS: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr,
@@ -91,33 +138,21 @@ def _attention(
     past = length - seq
     start = tl.zeros((ROWS,), tl.int32)
     if HAS_FIRST:
-        given = tl.load(first + b * seq + row, mask=row_held, other=length)
-        start = tl.minimum(tl.maximum(given, 0), length).to(tl.int32)
+        first_position = tl.load(first + b * seq + row, mask=row_held, other=length)
+        start = tl.minimum(tl.maximum(first_position, 0), length).to(tl.int32)
     tree += b * tree_step
-    most = tl.full((ROWS,), -INF, tl.float32)
+    peak = tl.full((ROWS,), -INF, tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     acc = tl.zeros((ROWS, V_DIM), tl.float32)
     sink = 0
     if SINKS > 0:
         if HAS_START:
             sink = tl.minimum(tl.maximum(tl.load(sink_start + b), -(1 << 30)), 1 << 30).to(tl.int32)
-        if split == 0:  # exact keys and values, in float32 throughout
-            i = tl.arange(0, SINKS)
-            pos = sink + i
-            held = (i < sinks) & (pos >= 0) & (pos < length)
-            at = ((i * batch + b) * kv_heads + kv_head).to(tl.int64)[:, None]
-            mask = held[:, None] & (columns < dim)[None, :]
-            keys = tl.load(k_sink + at * dim + columns[None, :], mask=mask, other=0.0).to(tl.float32)
-            mask = held[:, None] & (v_columns < v_dim)[None, :]
-            values = tl.load(v_sink + at * v_dim + v_columns[None, :], mask=mask, other=0.0).to(tl.float32)
-            seen = _seen(pos, held, row, row_held, start, tree, past, length, seq, HAS_TREE)
-            scores = tl.dot(query, tl.trans(keys), input_precision="ieee") * scaling
-            weights, factor, most, total = _weights(scores, seen, most, total)
-            fine = tl.abs(values) < INF
-            acc = tl.dot(weights, tl.where(fine, values, 0.0), input_precision="ieee")
-            # a weight of zero does not silence NaN: it must reach the rows that see it, and no other
-            reached = tl.dot(seen.to(tl.float32), tl.where(fine, 0.0, 1.0), input_precision="ieee")
-            acc = tl.where(reached > 0, float("nan"), acc)
+        if split == 0:
+            acc, peak, total = _sink_step(
+                query, k_sink, v_sink, sink, sinks, b, batch, kv_head, kv_heads, row, row_held, start, tree, past,
+                length, seq, dim, v_dim, scaling, peak, total, HAS_TREE, SINKS, DIM, V_DIM,
+            )  # fmt: skip
     begin, end = split * per_split, tl.minimum((split + 1) * per_split, length)
     if HAS_FIRST:  # blocks before every row's window
         begin = tl.maximum(begin, tl.minimum(tl.min(start), past) // BLOCK_L * BLOCK_L)
@@ -128,37 +163,33 @@ def _attention(
         if SINKS > 0:
             inside = held & ((pos < sink) | (pos >= sink + sinks))
         at = (pos.to(tl.int64) * batch + b) * kv_heads + kv_head
-        keys, steps = _unpacked(k_packed, k_scale, k_zero, at, held, k_bytes, dim, BITS, K_ZERO, BLOCK_L, DIM)
-        keys = tl.trans(keys)
-        scores = dot(low, keys, dot(high, keys, tl.zeros((ROWS, BLOCK_L), tl.float32)))
-        seen = _seen(pos, inside, row, row_held, start, tree, past, length, seq, HAS_TREE)
-        weights, factor, most, total = _weights(scores * (scaling * steps)[None, :], seen, most, total)
-        values, steps = _unpacked(v_packed, v_scale, v_zero, at, held, v_bytes, v_dim, BITS, V_ZERO, BLOCK_L, V_DIM)
-        weights = tl.where(seen, weights * steps[None, :], 0.0)
-        heavy = weights.to(tl.bfloat16)
-        acc = dot(low_part(weights, heavy), values, dot(heavy, values, acc * factor[:, None]))
+        acc, peak, total = _block_step(
+            high, low, k_packed, k_scale, k_zero, v_packed, v_scale, v_zero, pos, held, inside, at, row, row_held,
+            start, tree, past, length, seq, dim, v_dim, k_bytes, v_bytes, scaling, acc, peak, total,
+            BITS, K_ZERO, V_ZERO, HAS_TREE, ROWS, DIM, V_DIM, BLOCK_L,
+        )  # fmt: skip
     heads = kv_heads * share
     to = split * batch * seq * heads + at_q
     mask = row_held[:, None] & (v_columns < v_dim)[None, :]
     tl.store(acc_out + to[:, None] * v_dim + v_columns[None, :], acc, mask=mask)
-    tl.store(most_out + to, most, mask=row_held)
+    tl.store(peak_out + to, peak, mask=row_held)
     tl.store(total_out + to, total, mask=row_held)
 
 
 @triton.jit
-def _join(acc_in, most_in, total_in, out, size, v_dim, PARTS: tl.constexpr, V_DIM: tl.constexpr):
+def _join(acc_in, peak_in, total_in, out, size, v_dim, PARTS: tl.constexpr, V_DIM: tl.constexpr):
     """One query row: the softmax over all parts from the sums of each, added in order."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, V_DIM)
     mask = columns < v_dim
     level = tl.full((), -INF, tl.float32)
     for part in range(PARTS):
-        level = tl.maximum(level, tl.load(most_in + part * size + row))
+        level = tl.maximum(level, tl.load(peak_in + part * size + row))
     level = tl.where(level == -INF, 0.0, level)
     acc = tl.zeros((V_DIM,), tl.float32)
     total = tl.full((), 0.0, tl.float32)
     for part in range(PARTS):
-        factor = tl.exp(tl.load(most_in + part * size + row) - level)
+        factor = tl.exp(tl.load(peak_in + part * size + row) - level)
         total += factor * tl.load(total_in + part * size + row)
         acc += factor * tl.load(acc_in + (part * size + row) * v_dim + columns, mask=mask, other=0.0)
     result = tl.where(total == 0.0, acc, acc / total)
@@ -195,6 +226,7 @@ def kv_attention(
     v_sink: Tensor | None,
     sink_start: Tensor | None,
 ) -> Tensor:
+    """`kv_attention` of reference.py, cut along its length; the parts are joined in order."""
     batch, seq, heads, dim = query.shape
     kv_heads, device = k_packed.shape[2], query.device
     out = torch.empty((batch, seq, heads, v_dim), dtype=query.dtype, device=device)
@@ -205,21 +237,21 @@ def kv_attention(
     rows = min(64 if dim <= 128 else 16, max(16, power2(seq * share)))
     tiles = ceil_div(seq * share, rows)
     units = ceil_div(length, BLOCK)
-    each = ceil_div(units, splits(batch * kv_heads * tiles, units, device, 64)) * BLOCK
-    count = ceil_div(length, each)
+    split_length = ceil_div(units, splits(batch * kv_heads * tiles, units, device, 64)) * BLOCK
+    count = ceil_div(length, split_length)
     acc = torch.empty((count, size, v_dim), dtype=torch.float32, device=device)
-    most, total = (torch.empty((count, size), dtype=torch.float32, device=device) for _ in range(2))
+    peak, total = (torch.empty((count, size), dtype=torch.float32, device=device) for _ in range(2))
     stores = (dense(part) for part in (k_packed, k_scale, k_zero, v_packed, v_scale, v_zero))
     mask = None if tree is None else tree.contiguous().view(torch.uint8)
     sinks = 0 if k_sink is None else k_sink.shape[0]
-    seen = (dense(first), q if mask is None else mask, dense(k_sink), dense(v_sink), dense(sink_start))
+    visibility = (dense(first), q if mask is None else mask, dense(k_sink), dense(v_sink), dense(sink_start))
     sizes = (batch, seq, kv_heads, share, length, dim, v_dim, k_packed.shape[-1], v_packed.shape[-1])
     tree_step = seq * seq if tree is not None and tree.dim() == 3 else 0
     has = (k_zero is not None, v_zero is not None, first is not None, tree is not None, sink_start is not None)
     blocks = (max(16, power2(sinks)) if sinks else 0, rows, max(16, power2(dim)), max(16, power2(v_dim)))
     attend[(batch * kv_heads, tiles, count)](
-        q.contiguous(), *stores, *seen, acc, most, total, *sizes, tree_step, sinks, each, scaling, power2(length),
-        bits, *has, *blocks,
+        q.contiguous(), *stores, *visibility, acc, peak, total, *sizes, tree_step, sinks, split_length, scaling,
+        power2(length), bits, *has, *blocks,
     )  # fmt: skip
-    _join[(size,)](acc, most, total, out, size, v_dim, count, blocks[3])
+    _join[(size,)](acc, peak, total, out, size, v_dim, count, blocks[3])
     return out

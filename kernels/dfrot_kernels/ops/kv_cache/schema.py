@@ -81,7 +81,7 @@ def check_kv_append(
     base: Tensor | None,
     block: int,
 ) -> None:
-    """Raises ValueError for arguments that `store` refuses."""
+    """Raises ValueError for arguments that `kv_append` refuses."""
     op = "kv_append"
     checks.bits_ok(op, bits)
     checks.clip_ok(op, clip)

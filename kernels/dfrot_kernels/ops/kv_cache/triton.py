@@ -28,8 +28,8 @@ def load_bits(packed, rows, columns, mask, row_bytes, BITS: tl.constexpr):
     byte = bit // 8
     code = tl.load(packed + rows + byte, mask=mask, other=0).to(tl.int32)
     if 8 % BITS != 0:
-        more = tl.load(packed + rows + byte + 1, mask=mask & (byte + 1 < row_bytes), other=0).to(tl.int32)
-        code |= more << 8
+        next_byte = tl.load(packed + rows + byte + 1, mask=mask & (byte + 1 < row_bytes), other=0).to(tl.int32)
+        code |= next_byte << 8
     return (code >> (bit % 8)) & ((1 << BITS) - 1)
 
 
@@ -82,9 +82,9 @@ def _write(
         out = tl.zeros((ROWS, BYTES), tl.int32)
         for i in tl.static_range(7 // BITS + 2):
             column = byte * 8 // BITS + i
-            there = held[:, None] & (column < dim)[None, :]
-            values = tl.load(x + row[:, None] * dim + column[None, :], mask=there, other=0.0).to(tl.float32)
-            code = tl.where(there, _codes(values, stored, zero, good, TOP), 0)
+            inside_row = held[:, None] & (column < dim)[None, :]
+            values = tl.load(x + row[:, None] * dim + column[None, :], mask=inside_row, other=0.0).to(tl.float32)
+            code = tl.where(inside_row, _codes(values, stored, zero, good, TOP), 0)
             shift = (column * BITS - byte * 8)[None, :]  # -BITS < shift; 8 and more: the code lies beyond the byte
             out |= (code << tl.minimum(tl.maximum(shift, 0), 8)) >> tl.maximum(-shift, 0)
     at = to[:, None] * row_bytes + byte[None, :]
@@ -107,6 +107,7 @@ def _store(
 
 
 def kv_quantize(x: Tensor, bits: int, symmetric: bool, clip: float) -> tuple[Tensor, Tensor, Tensor]:
+    """`kv_quantize` of reference.py."""
     if x.numel() == 0:
         return reference.kv_quantize(x, bits, symmetric, clip)
     lead, dim = x.shape[:-1], x.shape[-1]
@@ -132,6 +133,7 @@ def kv_append(
     base: Tensor | None,
     block: int,
 ) -> None:
+    """`kv_append` of reference.py."""
     if key.numel() == 0:
         return
     batch, seq, heads, dim = key.shape
@@ -165,6 +167,7 @@ def _read(
 def kv_dequantize(
     packed: Tensor, scale: Tensor, zero: Tensor | None, width: int, bits: int, dtype: torch.dtype
 ) -> Tensor:
+    """`kv_dequantize` of reference.py."""
     if scale.numel() == 0 or width == 0:
         return reference.kv_dequantize(packed, scale, zero, width, bits, dtype)
     out = torch.empty((*packed.shape[:-1], width), dtype=dtype, device=packed.device)

@@ -18,6 +18,7 @@ def check_quantize_per_token(x: Tensor, bits: int, symmetric: bool, clip: float)
 
 
 def token_shapes(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Empty codes int8 [M, K], scale float32 [M] and zero int32 [M] for rows x [M, K]."""
     rows = x.shape[0]
     return (
         x.new_empty(x.shape, dtype=torch.int8),

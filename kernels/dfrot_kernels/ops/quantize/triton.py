@@ -49,6 +49,7 @@ def tokens(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def quantize_per_token(x: Tensor, bits: int, symmetric: bool, clip: float) -> tuple[Tensor, Tensor, Tensor]:
+    """`quantize_per_token` of reference.py."""
     if x.numel() == 0:
         return reference.quantize_per_token(x, bits, symmetric, clip)
     m, k = x.shape

@@ -97,11 +97,12 @@ def plan(m: int, n: int, k: int, group: int, device: torch.device) -> tuple[int,
     """How K is cut for M rows: (number of splits, bytes or groups of each, largest useful block of columns)."""
     units, unit = (ceil_div(k, group), 1) if group else (ceil_div(k, 256), 128)
     count = splits(ceil_div(n, 64), units, device) if m <= FEW else 1
-    each = ceil_div(units, count)
-    return ceil_div(units, each), each * unit, max(32, power2(group)) if group else 1 << 20
+    per_split = ceil_div(units, count)
+    return ceil_div(units, per_split), per_split * unit, max(32, power2(group)) if group else 1 << 20
 
 
 def w4a16_mm(x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, group: int) -> Tensor:
+    """`w4a16_mm` of reference.py. K is split over programs where rows are few; parts are summed in order."""
     n, k = packed.shape[0], x.shape[-1]
     if x.numel() == 0 or n == 0:
         return reference.w4a16_mm(x, packed, scale, zero, group)
@@ -109,13 +110,13 @@ def w4a16_mm(x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, grou
     rows = x.reshape(-1, k).contiguous()
     m = rows.shape[0]
     out = torch.empty((m, n), dtype=x.dtype, device=x.device)
-    count, each, most = plan(m, n, k, group, x.device)
+    count, per_split, max_block_k = plan(m, n, k, group, x.device)
     target = parts(count, out, torch.float32) if count > 1 else out
     kernel = decode if m <= FEW else prefill
     weight = (packed.contiguous(), scale.contiguous(), dense(zero))
-    sizes = (m, n, k, packed.shape[1], scale.shape[1], each, power2(m))
+    sizes = (m, n, k, packed.shape[1], scale.shape[1], per_split, power2(m))
     kernel[lambda meta: (ceil_div(m, meta["BLOCK_M"]), ceil_div(n, meta["BLOCK_N"]), count)](
-        rows, *weight, target, *sizes, group, zero is not None, most
+        rows, *weight, target, *sizes, group, zero is not None, max_block_k
     )
     if count > 1:
         gather(target, out)

@@ -42,6 +42,35 @@ def _corrected(part, sum_q, sum_u, zeros, x_zeros, count):
 
 
 @triton.jit
+def _grouped(
+    q, packed, scale, zero, sums_q, sums_u, zeros, x_zeros, tokens, token_held, rows, row_held, first_group, last_group,
+    k, row_bytes, groups,
+    GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, SUMS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    STEP: tl.constexpr,
+):  # fmt: skip
+    """float32 [BLOCK_N, BLOCK_M]: the scaled sums of groups first_group .. last_group - 1, added in order."""
+    result = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    for g in range(first_group, last_group):
+        begin, end = g * GROUP, tl.minimum((g + 1) * GROUP, k)
+        part = tl.zeros((BLOCK_N, BLOCK_M), tl.int32)
+        sum_q = tl.zeros((BLOCK_M,), tl.int32)
+        sum_u = tl.zeros((BLOCK_N,), tl.int32)
+        for i in tl.static_range((GROUP + GROUP % 2 + STEP - 1) // STEP):
+            part, sum_q, sum_u = _part(part, sum_q, sum_u, q, packed, tokens, token_held, rows, row_held,
+                                       begin // 2 + i * (STEP // 2), begin, end, k, row_bytes,
+                                       SUMS, BLOCK_N, STEP)  # fmt: skip
+        if HAS_ZERO:
+            zeros = tl.load(zero + rows * groups + g, mask=row_held, other=0).to(tl.int32)
+        if not SUMS:
+            sum_q = tl.load(sums_q + tokens * groups + g, mask=token_held, other=0)
+            sum_u = tl.load(sums_u + rows * groups + g, mask=row_held, other=0)
+        total = _corrected(part, sum_q, sum_u, zeros, x_zeros, end - begin)
+        scales = tl.load(scale + rows * groups + g, mask=row_held, other=0.0).to(tl.float32)
+        result += total.to(tl.float32) * scales[:, None]
+    return result
+
+
+@triton.jit
 def _w4a8(
     q, x_scale, x_zero, packed, scale, zero, sums_q, sums_u, out, m, n, k, row_bytes, groups, per_split, bucket,
     GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, MOST_K: tl.constexpr, SUMS: tl.constexpr, WHOLE: tl.constexpr,
@@ -77,24 +106,10 @@ def _w4a8(
             scales = tl.load(scale + rows, mask=row_held, other=0.0).to(tl.float32)
             result = result.to(tl.float32) * scales[:, None]
     else:
-        result = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-        for g in range(split * per_split, tl.minimum((split + 1) * per_split, groups)):
-            begin, end = g * GROUP, tl.minimum((g + 1) * GROUP, k)
-            part = tl.zeros((BLOCK_N, BLOCK_M), tl.int32)
-            sum_q = tl.zeros((BLOCK_M,), tl.int32)
-            sum_u = tl.zeros((BLOCK_N,), tl.int32)
-            for i in tl.static_range((GROUP + GROUP % 2 + STEP - 1) // STEP):
-                part, sum_q, sum_u = _part(part, sum_q, sum_u, q, packed, tokens, token_held, rows, row_held,
-                                           begin // 2 + i * (STEP // 2), begin, end, k, row_bytes,
-                                           SUMS, BLOCK_N, STEP)  # fmt: skip
-            if HAS_ZERO:
-                zeros = tl.load(zero + rows * groups + g, mask=row_held, other=0).to(tl.int32)
-            if not SUMS:
-                sum_q = tl.load(sums_q + tokens * groups + g, mask=token_held, other=0)
-                sum_u = tl.load(sums_u + rows * groups + g, mask=row_held, other=0)
-            total = _corrected(part, sum_q, sum_u, zeros, x_zeros, end - begin)
-            scales = tl.load(scale + rows * groups + g, mask=row_held, other=0.0).to(tl.float32)
-            result += total.to(tl.float32) * scales[:, None]
+        last = tl.minimum((split + 1) * per_split, groups)
+        result = _grouped(q, packed, scale, zero, sums_q, sums_u, zeros, x_zeros, tokens, token_held, rows, row_held,
+                          split * per_split, last, k, row_bytes, groups, GROUP, HAS_ZERO, SUMS, BLOCK_N, BLOCK_M,
+                          STEP)  # fmt: skip
     if WHOLE:
         result *= tl.load(x_scale + tokens, mask=token_held, other=0.0)[None, :]
     at = (split * m + tokens)[:, None] * n + rows[None, :]
@@ -151,6 +166,7 @@ decode, prefill = tuned(_DECODE, _KEY)(_w4a8), tuned(_PREFILL, _KEY)(_w4a8)
 def w4a8_mm(
     q: Tensor, x_scale: Tensor, x_zero: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, group: int
 ) -> Tensor:
+    """`w4a8_mm` of reference.py: exact integer sums per group. K is split as in `w4a16_mm`."""
     (m, k), n = q.shape, packed.shape[0]
     if q.numel() == 0 or n == 0:
         return reference.w4a8_mm(q, x_scale, x_zero, packed, scale, zero, group)
@@ -158,15 +174,15 @@ def w4a8_mm(
     groups, few = scale.shape[1], m <= FEW
     q, packed = q.contiguous(), packed.contiguous()
     out = torch.empty((m, n), dtype=torch.float32, device=q.device)
-    count, each, most = plan(m, n, k, group, q.device)
+    count, per_split, max_block_k = plan(m, n, k, group, q.device)
     target = parts(count, out, torch.float32 if group else torch.int32) if count > 1 else out
     # many rows: every tile would sum the same codes again, so they are summed once, before
     sums = (None, None) if few else (group_sums(q, k, group, groups, False), group_sums(packed, k, group, groups, True))
     operands = (q, x_scale.contiguous(), x_zero.contiguous(), packed, scale.contiguous(), dense(zero), *sums, target)
-    sizes = (m, n, k, packed.shape[1], groups, each, power2(m))
+    sizes = (m, n, k, packed.shape[1], groups, per_split, power2(m))
     kernel = decode if few else prefill
     kernel[lambda meta: (ceil_div(m, meta["BLOCK_M"]), ceil_div(n, meta["BLOCK_N"]), count)](
-        *operands, *sizes, group, zero is not None, most, few, count == 1, **EXACT
+        *operands, *sizes, group, zero is not None, max_block_k, few, count == 1, **EXACT
     )
     if count > 1:
         gather(target, out, None if group else scale.contiguous(), x_scale.contiguous())
