@@ -30,11 +30,11 @@ def test_hooks_run_around_a_replaced_forward() -> None:
 def test_a_copy_runs_the_forward_with_itself() -> None:
     linear, x = nn.Linear(3, 3), torch.ones(1, 3)
     replace_forward(linear, doubled)
-    other = copy.deepcopy(linear)
+    copied = copy.deepcopy(linear)
     with torch.no_grad():
-        other.weight.zero_()
-        other.bias.fill_(1.0)
-    assert torch.equal(other(x), torch.full((1, 3), 2.0))
+        copied.weight.zero_()
+        copied.bias.fill_(1.0)
+    assert torch.equal(copied(x), torch.full((1, 3), 2.0))
 
 
 def test_wrapping_ends_even_after_an_error() -> None:
