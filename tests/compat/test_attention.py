@@ -93,6 +93,19 @@ def test_eager_attention_is_in_no_table(build_model: Any) -> None:
         pass
 
 
+def test_building_a_model_may_change_the_name() -> None:
+    """The name is put back after a model was built around the configuration of a loaded one."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    table.register("dfq-compat-kept", table.sdpa)
+    table.set_implementation(config, "dfq-compat-kept")
+    with table.kept_implementation(config):
+        AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        table.set_implementation(config, "eager")
+    assert table.implementation(config) == "dfq-compat-kept"
+
+
 def test_the_default_is_sdpa(build_model: Any) -> None:
     model = build_model()
     assert table.default_implementation(model) == table.implementation(model.config) == "sdpa"
