@@ -11,6 +11,7 @@ if [ ! -f "$folder/.installed" ]; then
   shared=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
   own=$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
   echo "import site; site.addsitedir('$shared')" >"$own/shared.pth"
+  ln -sfn "$shared/dfrot_kernels" "$own/dfrot_kernels"  # the native library is looked for in the environment's own folder
   "$folder/bin/python" -m pip install -qq --no-compile ${PIP_ARGS:-} "transformers==$version"
   touch "$folder/.installed"
 fi
