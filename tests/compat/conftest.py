@@ -47,5 +47,5 @@ def build_model() -> Any:
 
 @pytest.fixture
 def ids() -> torch.Tensor:
-    """Two sequences of ten tokens."""
-    return torch.randint(0, SIZES["vocab_size"], (2, 10), generator=torch.Generator().manual_seed(1))
+    """Two sequences of ten tokens, none of which is the padding token 0."""
+    return torch.randint(1, SIZES["vocab_size"], (2, 10), generator=torch.Generator().manual_seed(1))

@@ -20,8 +20,9 @@ from dfrot.stages.quantize.settings import QuantizeSettings
 def packed(build_model: Any, tmp_path: Path) -> Any:
     model = build_model()
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 1.0) if parameter.dim() == 2 else None  # logits that are far apart
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2:  # logits that are far apart, so that rounding does not decide a token
+                parameter.normal_(0, 1.0 if "embed" in name else parameter.shape[1] ** -0.5)
     model.save_pretrained(tmp_path / "source")
     settings = QuantizeSettings(scheme=QuantScheme.parse("w4a8kv8"), algorithm="rtn", a_clip=1.0)
     quantize(tmp_path / "source", None, tmp_path / "packed", settings)
