@@ -20,6 +20,8 @@ from dfrot.compat.quantizers import plugin_bases, register, without_converters
 from dfrot.errors import UnsupportedError
 from dfrot.quant.config import QUANT_METHOD, DfqConfig
 
+HfQuantizer: Any
+QuantizationConfigMixin: Any
 HfQuantizer, QuantizationConfigMixin = plugin_bases()
 
 
