@@ -34,13 +34,13 @@ def packed_and_unpacked(
 ) -> list[Tensor]:
     """Attention of `new` positions after `past` cached ones, on the packed cache and on tensors."""
     outputs = []
-    for views in (True, False):
-        layer = DfqCacheLayer(KVSpec(4, False, 1.0, hadamard_plan(D)), Sinks(sinks), views=views)
+    for as_view in (True, False):
+        layer = DfqCacheLayer(KVSpec(4, False, 1.0, hadamard_plan(D)), Sinks(sinks), as_view=as_view)
         layer.sinks.starts = starts
         if past:
             layer.update(states(KV_HEADS, past, 0), states(KV_HEADS, past, 1))
         key, value = layer.update(states(KV_HEADS, new, 2), states(KV_HEADS, new, 3))
-        assert isinstance(key, CacheView) == views
+        assert isinstance(key, CacheView) == as_view
         out, _ = dfq_attention(attention_module(), states(HEADS, new, 4), key, value, mask, scaling=D**-0.5)
         assert out.shape == (B, new, HEADS, D)
         outputs.append(out)
@@ -123,7 +123,7 @@ def test_the_answer_is_kept_with_the_mask(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_backward_pass_is_left_to_pytorch() -> None:
-    layer = DfqCacheLayer(KVSpec(8, False, 1.0, None), Sinks(0), views=True)
+    layer = DfqCacheLayer(KVSpec(8, False, 1.0, None), Sinks(0), as_view=True)
     key, value = layer.update(states(KV_HEADS, 3, 0), states(KV_HEADS, 3, 1))
     query = states(HEADS, 3, 2).requires_grad_()
     module = attention_module()
