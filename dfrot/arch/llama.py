@@ -43,7 +43,7 @@ LLAMA = ArchSpec(
     head=Linear(name="lm_head", reads=Space.RESIDUAL, writes=Space.VOCAB, rows=Size.VOCAB, cols=Size.HIDDEN),
 )
 MISTRAL = replace(LLAMA, model_type="mistral")
-QWEN2 = replace(LLAMA, model_type="qwen2")  # q, k, v have biases: seen in the checkpoint, not declared
+QWEN2 = replace(LLAMA, model_type="qwen2")  # q, k, v carry biases: found in the checkpoint, not declared
 GRANITE = replace(
     LLAMA,
     model_type="granite",

@@ -57,6 +57,17 @@ def set_implementation(config: Any, name: str) -> None:
     config._attn_implementation = name
 
 
+@contextlib.contextmanager
+def kept_implementation(config: Any) -> Iterator[None]:
+    """While active, models may be built around this configuration, for which transformers chooses its attention
+    function anew; afterwards it names the one that it named before."""
+    name = config._attn_implementation
+    try:
+        yield
+    finally:
+        config._attn_implementation = name
+
+
 def default_implementation(model: Any) -> str:
     """What transformers chooses for a loaded model when nothing is asked for."""
     return "sdpa" if model._supports_sdpa else "eager"

@@ -1,7 +1,7 @@
 """What a quantizer plug-in of transformers is made of: base classes, weight conversions, the tables of quantizers.
 
-This module is imported while transformers itself is still being imported (see dfrot/compat/import_hook.py), so at
-module level it takes only the two base classes, which import little.
+The plug-in is imported while transformers itself is still being imported (see dfrot/compat/import_hook.py), so nothing
+here may import more of transformers than it needs at that moment.
 """
 
 from __future__ import annotations
@@ -9,8 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from transformers.quantizers.base import HfQuantizer
-from transformers.utils.quantization_config import QuantizationConfigMixin
+
+def plugin_bases() -> tuple[Any, Any]:
+    """The base classes of a quantizer and of its configuration."""
+    from transformers.quantizers.base import HfQuantizer
+    from transformers.utils.quantization_config import QuantizationConfigMixin
+
+    return HfQuantizer, QuantizationConfigMixin
 
 
 def register(method: str, config: type[Any], quantizer: type[Any]) -> None:
@@ -29,6 +34,3 @@ def without_converters(conversions: Sequence[Any]) -> list[Any]:
     from transformers.core_model_loading import WeightConverter
 
     return [conversion for conversion in conversions if not isinstance(conversion, WeightConverter)]
-
-
-__all__ = ["HfQuantizer", "QuantizationConfigMixin", "register", "without_converters"]

@@ -88,7 +88,7 @@ def solve(weight: Tensor, grid: Grid, factor: Factor) -> tuple[Tensor, Tensor]:
     """
     n, k = weight.shape
     top = 2**grid.bits - 1
-    left = weight.T[factor.order].contiguous()
+    remaining = weight.T[factor.order].contiguous()
     steps, zeros = grid.steps(factor.order).T, grid.zeros(factor.order)
     codes = torch.empty(k, n, dtype=torch.uint8)
     loss = torch.zeros(n, dtype=torch.float64)
@@ -100,7 +100,7 @@ def solve(weight: Tensor, grid: Grid, factor: Factor) -> tuple[Tensor, Tensor]:
         step = steps[begin:end].contiguous()
         zero = zeros if isinstance(zeros, float) else zeros.T[begin:end].contiguous()
         for i, pivot in enumerate(pivots):
-            column = left[begin + i]
+            column = remaining[begin + i]
             if i:
                 column = torch.addmv(column, errors[:i].T, corner[i, :i], alpha=-1)
             offset = zero if isinstance(zero, float) else zero[i]
@@ -109,7 +109,7 @@ def solve(weight: Tensor, grid: Grid, factor: Factor) -> tuple[Tensor, Tensor]:
             torch.sub(column, code.sub_(offset).mul_(step[i]), out=errors[i]).div_(pivot)
         loss += errors.square().sum(0, dtype=torch.float64)
         if end < k:
-            left[end:].addmm_(factor.upper[begin:end, end:].T, errors, alpha=-1)
+            remaining[end:].addmm_(factor.upper[begin:end, end:].T, errors, alpha=-1)
     restored = torch.empty_like(codes)
     restored[factor.order] = codes
     return restored.T.contiguous(), loss

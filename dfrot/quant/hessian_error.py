@@ -18,9 +18,9 @@ def output_errors(error: Tensor, hessian: Tensor) -> Tensor:
     return torch.cat([(tile @ hessian).mul_(tile).sum(1, dtype=torch.float64) for tile in row_tiles(error)])
 
 
-def fraction(part: float, whole: float) -> float:
-    """part / whole to six digits, which print alike on every machine. 0 for an all-zero weight."""
-    return float(f"{part / whole:.6g}") if whole > 0 else 0.0
+def fraction(part: float, total: float) -> float:
+    """part / total to six digits, which print alike on every machine. 0 for an all-zero weight."""
+    return float(f"{part / total:.6g}") if total > 0 else 0.0
 
 
 def weight_error(weight: Tensor, rounded: Tensor) -> float:

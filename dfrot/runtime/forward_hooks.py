@@ -101,8 +101,10 @@ class ForwardHooks:
             raise UnsupportedError(
                 "past_key_values already holds unquantized keys and values; start with an empty DynamicCache"
             )
-        keep = not self._transient
-        replace_layers(cache, [DfqCacheLayer(self.kv, self.sinks, keep, views=True) for _ in range(self.n_layers)])
+        persistent = not self._transient
+        replace_layers(
+            cache, [DfqCacheLayer(self.kv, self.sinks, persistent, as_view=True) for _ in range(self.n_layers)]
+        )
         return cache
 
 

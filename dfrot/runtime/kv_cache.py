@@ -58,15 +58,15 @@ class DfqCacheLayer(DynamicLayer):  # type: ignore[misc]
     Args:
         spec: how they are stored.
         sinks: which positions stay exact; shared by all layers and linears of a model.
-        keep: False for a call without cache, which quantizes but stores nothing.
-        views: the attention function understands a `CacheView`.
+        persistent: False for a call without cache, which quantizes its keys and values but stores nothing.
+        as_view: `update` may return a `CacheView`, which the attention function `dfq` understands.
     """
 
     is_croppable = True
 
-    def __init__(self, spec: KVSpec, sinks: Sinks, keep: bool = True, views: bool = False) -> None:
+    def __init__(self, spec: KVSpec, sinks: Sinks, persistent: bool = True, as_view: bool = False) -> None:
         super().__init__()
-        self.spec, self.sinks, self.keep, self.views = spec, sinks, keep, views
+        self.spec, self.sinks, self.persistent, self.as_view = spec, sinks, persistent, as_view
         self._clear()
 
     def _clear(self) -> None:
@@ -95,7 +95,7 @@ class DfqCacheLayer(DynamicLayer):  # type: ignore[misc]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Append new keys and values [B, H, S, D]. Returns all of them [B, H, length, D], as the quantized cache holds
-        them, or (`views`, at most MAX_ROWS new positions) one CacheView twice."""
+        them, or (`as_view`, at most MAX_ROWS new positions) one CacheView twice."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.packed is not None
@@ -104,14 +104,14 @@ class DfqCacheLayer(DynamicLayer):  # type: ignore[misc]
         r3 = self.spec.r3_operands(key_states.device)
         if self.sinks.count:
             self.sink_states.save(key_states, value_states, begin, self.dtype, r3)
-        stores = self.packed if self.keep else self._new_stores((key_states.shape[-1], value_states.shape[-1]))
+        stores = self.packed if self.persistent else self._new_stores((key_states.shape[-1], value_states.shape[-1]))
         for store in stores:
             store.reserve(self.length, begin, batch, heads, key_states.device)
         buffers = (*stores[0].buffers(), *stores[1].buffers())
         rows = key_states.transpose(1, 2), value_states.transpose(1, 2)
         torch.ops.dfq.kv_append(*rows, *buffers, begin, self.spec.bits, self.spec.clip, *r3)
         view = CacheView(self, stores, self.length)
-        return (view, view) if self.views and new <= MAX_ROWS else view.tensors()
+        return (view, view) if self.as_view and new <= MAX_ROWS else view.tensors()
 
     # --- transformers' cache interface -------------------------------------------------------------------------
 

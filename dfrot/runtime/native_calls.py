@@ -28,7 +28,7 @@ def packed_cache(kwargs: dict[str, Any]) -> Any:
     """The cache of a call that keeps its keys and values in packed layers. Raises NotServable otherwise."""
     cache = kwargs.get("past_key_values")
     layers = cache.layers if cache is not None else []
-    if not layers or type(layers[0]) is not DfqCacheLayer or not layers[0].keep:
+    if not layers or type(layers[0]) is not DfqCacheLayer or not layers[0].persistent:
         raise NotServable("no cache (a call that scores a text)")
     if not kwargs.get("use_cache") and not layers[0].length:
         raise NotServable("a cache that nobody asked for (a call that scores a text)")

@@ -16,9 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from dfrot.compat.quantizers import HfQuantizer, QuantizationConfigMixin, register, without_converters
+from dfrot.compat.quantizers import plugin_bases, register, without_converters
 from dfrot.errors import UnsupportedError
 from dfrot.quant.config import QUANT_METHOD, DfqConfig
+
+HfQuantizer: Any
+QuantizationConfigMixin: Any
+HfQuantizer, QuantizationConfigMixin = plugin_bases()
 
 
 class DfqQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]

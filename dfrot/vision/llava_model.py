@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dfrot.compat.attention import kept_implementation
 from dfrot.compat.llava import llava_projector
 from dfrot.errors import InputError
 from dfrot.vision.llava_layout import (
@@ -32,12 +33,11 @@ def compose(language_model: Any, config: VisionConfig) -> Any:
     text = language_model.config
     if not 0 <= config.image_token < text.vocab_size:
         raise InputError(f"image token {config.image_token} is not in the vocabulary of {text.vocab_size}")
-    attention = text._attn_implementation  # constructing the empty model would choose anew
-    llava_config, parts = _modules(config, text)
-    with torch.device("meta"):
-        model = LlavaForConditionalGeneration(llava_config)
+    with kept_implementation(text):
+        llava_config, parts = _modules(config, text)
+        with torch.device("meta"):
+            model = LlavaForConditionalGeneration(llava_config)
     model.config.text_config = text  # the same object: it names the attention function of the packed cache
-    text._attn_implementation = attention
     model.model.language_model, model.lm_head = language_model.base_model, language_model.lm_head
     for name, part in parts.items():
         setattr(model.model, name, part)
@@ -94,15 +94,12 @@ def attach_vision(language_model: Any, vision: Path, fingerprint: str) -> Any:
 
 def _check_tensors(config: VisionConfig, text: Any, tensors: dict[str, Tensor], folder: Path) -> None:
     """Raise InputError unless the tensors are those that the description asks for; allocates nothing for it."""
-    attention = text._attn_implementation
     try:
-        with torch.device("meta"):
+        with kept_implementation(text), torch.device("meta"):
             parts = _modules(config, text)[1]
     except Exception as error:  # of many kinds, all of which mean that the description is invalid
         reason = (str(error).splitlines() or [type(error).__name__])[0][:MAX_REASON]
         raise InputError(f"{folder / CONFIG}: refused by transformers ({reason}); make it again") from None
-    finally:
-        text._attn_implementation = attention
     expected = nn.ModuleDict(parts).state_dict()
     for name, value in expected.items():
         if name not in tensors or tensors[name].shape != value.shape:

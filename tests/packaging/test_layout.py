@@ -200,6 +200,14 @@ def test_only_compat_imports_the_insides_of_transformers() -> None:
             assert not inside or name(path).startswith("dfrot/compat/"), f"{name(path)} imports {inside}"
 
 
+def test_only_compat_reads_private_attributes_of_transformers() -> None:
+    words = ("._attn_implementation", "._local_mapping", "._supports_sdpa", ".layer_class_to_replicate")
+    for _, path in sources():
+        if not name(path).startswith("dfrot/compat/"):
+            text = path.read_text(encoding="utf-8")
+            assert not any(word in text for word in words), name(path)
+
+
 def test_one_door_per_dependency() -> None:
     for _, path in sources():
         for module in imports(path):

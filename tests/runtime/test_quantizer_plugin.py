@@ -26,6 +26,7 @@ ORDERS = {
     "transformers first": "import transformers.quantizers.auto\nimport dfrot\n" + KNOWN,
     "lazy transformers first": "import transformers, dfrot\ntransformers.AutoConfig\n" + KNOWN,
     "the plug-in first": "import dfrot.runtime.quantizer_plugin\n" + KNOWN,
+    "the base classes first": "from dfrot.compat.quantizers import plugin_bases\nplugin_bases()\n" + KNOWN,
     "the loader first": "import dfrot.runtime.load\n" + KNOWN,
 }
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import Tensor
 
 import dfrot_kernels  # noqa: F401
-from dfrot.quant.activations import activation_quantizer, fake_quantize
+from dfrot.quant.activations import fake_quantize
 from dfrot.quant.dense_linear import DenseLinear
 from dfrot.quant.linear import QuantLinear
 from dfrot.quant.plan import LinearPlan
-from dfrot.quant.scheme import QuantScheme
 from dfrot.quant.sinks import Sinks
 from dfrot.rotation.hadamard import hadamard_matrix, hadamard_plan
 from dfrot_kernels.layouts import PackedWeight
@@ -65,23 +62,6 @@ def test_sinks_see_full_activations() -> None:
     assert torch.equal(module(x), plain), "the sinks end with the call"
 
 
-def test_which_rows_are_sinks() -> None:
-    sinks = Sinks(3)
-    sinks.begin(2, 4, 0, None)
-    assert sinks.rows is not None
-    assert sinks.rows.tolist() == [0, 1, 2, 4, 5, 6]
-    sinks.begin(2, 4, 2, None)
-    assert sinks.rows.tolist() == [0, 4]
-    sinks.begin(2, 1, 3, None)
-    assert sinks.rows is None
-    sinks.begin(2, 4, 0, torch.tensor([0, 2]))
-    assert sinks.rows is not None
-    assert sinks.rows.tolist() == [0, 1, 2, 6, 7]
-    sinks.begin(2, 1, 4, torch.tensor([0, 2]))
-    assert sinks.rows is not None
-    assert sinks.rows.tolist() == [1]
-
-
 def test_casting_a_model_leaves_scales_alone() -> None:
     module, _ = make(4)
     x = torch.randn(3, K)
@@ -93,22 +73,3 @@ def test_casting_a_model_leaves_scales_alone() -> None:
         assert module.bias.dtype == dtype
     assert torch.allclose(module(x), before, atol=2e-2)
     assert module.half()(x.half()).dtype == torch.float16
-
-
-@pytest.mark.parametrize("bits", range(2, 9))
-@pytest.mark.parametrize(("symmetric", "clip"), [(False, 1.0), (True, 1.0), (False, 0.8), (True, 0.7)])
-def test_simulated_activations_equal_the_integer_path(bits: int, symmetric: bool, clip: float) -> None:
-    x = torch.randn(40, 33, generator=torch.Generator().manual_seed(bits)) * torch.logspace(-6, 6, 40)[:, None]
-    x[3] = 0
-    x[4] = x[4].abs()
-    codes, scale, zero = torch.ops.dfq.quantize_per_token(x, bits, symmetric, clip)
-    exact = (codes.float() - zero[:, None]) * scale[:, None]
-    assert torch.equal(fake_quantize(x, bits, symmetric, clip), exact)
-    scheme = QuantScheme(4, bits, 16, a_sym=symmetric, a_clip=clip)
-    assert torch.equal(activation_quantizer(scheme)(x), exact)
-
-
-def test_sixteen_bits_are_the_identity(kit: SimpleNamespace) -> None:
-    x = torch.randn(3, 8).bfloat16()
-    assert fake_quantize(x, 16, False) is x
-    assert fake_quantize(x, 4, False).dtype == torch.bfloat16

@@ -28,8 +28,10 @@ Make = Callable[..., Any]
 
 @pytest.fixture
 def make(tmp_path: Path, kit: SimpleNamespace) -> Make:
-    def build(kind: str = "llama", scheme: str = "w4a8kv4", dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
-        source = kit.build(tmp_path / "source", kind, **changes)
+    def build(
+        model_type: str = "llama", scheme: str = "w4a8kv4", dtype: torch.dtype = torch.float32, **changes: Any
+    ) -> Any:
+        source = kit.build(tmp_path / "source", model_type, **changes)
         config = dfq_config(describe(read_json(source / "config.json")), QuantScheme.parse(scheme))
         return load_model(kit.pack(source, tmp_path / "packed", config), dtype)
 
@@ -39,25 +41,25 @@ def make(tmp_path: Path, kit: SimpleNamespace) -> Make:
 @torch.inference_mode()
 def run(model: Any, ids: Tensor, is_native: bool, steps: tuple[int, ...] = STEPS) -> tuple[Tensor, Any]:
     """Logits of consecutive calls, and the cache they leave."""
-    found = []
+    logits = []
     cache = None
-    kept, model.dfq_native.unfit = model.dfq_native.unfit, None if is_native else "switched off"
+    unfit, model.dfq_native.unfit = model.dfq_native.unfit, None if is_native else "switched off"
     for begin, count in zip([sum(steps[:i]) for i in range(len(steps))], steps):
         out = model(ids[:, begin : begin + count], past_key_values=cache, use_cache=True)
         cache = out.past_key_values
-        found.append(out.logits.float())
-    model.dfq_native.unfit = kept
-    return torch.cat(found, dim=1), cache
+        logits.append(out.logits.float())
+    model.dfq_native.unfit = unfit
+    return torch.cat(logits, dim=1), cache
 
 
 def tokens(batch: int = 1, count: int = sum(STEPS), vocab: int = 256) -> Tensor:
     return torch.randint(0, vocab, (batch, count), generator=torch.Generator().manual_seed(5))
 
 
-def different_codes(one: Any, other: Any) -> float:
+def different_codes(left_cache: Any, right_cache: Any) -> float:
     """Share of bytes that differ between two caches."""
     wrong = total = 0
-    for left, right in zip(one.layers, other.layers):
+    for left, right in zip(left_cache.layers, right_cache.layers):
         assert left.length == right.length
         for a, b in zip(left.packed, right.packed):
             for x, y in zip(a.parts, b.parts):
@@ -77,14 +79,14 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "scheme"), CASES)
-def test_the_same_logits_and_codes(make: Make, kind: str, scheme: str) -> None:
-    model = make(kind, scheme)
+@pytest.mark.parametrize(("model_type", "scheme"), CASES)
+def test_the_same_logits_and_codes(make: Make, model_type: str, scheme: str) -> None:
+    model = make(model_type, scheme)
     expected, cache = run(model, tokens(), False)
-    found, own = run(model, tokens(), True)
+    native_logits, own = run(model, tokens(), True)
     assert model.dfq_native.report()["steps"] == len(STEPS)
     # a sum in another order may move a value over a rounding edge; anything else would move them all
-    assert float((found - expected).abs().mean()) < 1e-3 * float(expected.abs().mean())
+    assert float((native_logits - expected).abs().mean()) < 1e-3 * float(expected.abs().mean())
     assert different_codes(own, cache) < 1e-3
 
 
@@ -93,17 +95,17 @@ def test_half_precision_models(make: Make, scheme: str) -> None:
     for dtype in (torch.bfloat16, torch.float16):
         model = make(scheme=scheme, dtype=dtype)
         expected, _ = run(model, tokens(), False)
-        found, _ = run(model, tokens(), True)
-        assert float((found - expected).abs().mean()) < 1e-3 * float(expected.abs().mean())
+        native_logits, _ = run(model, tokens(), True)
+        assert float((native_logits - expected).abs().mean()) < 1e-3 * float(expected.abs().mean())
 
 
 def test_a_batch(make: Make) -> None:
     model = make()
     steps = (6, 1, 4, 1)
     expected, cache = run(model, tokens(3), False, steps)
-    found, own = run(model, tokens(3), True, steps)
+    native_logits, own = run(model, tokens(3), True, steps)
     assert model.dfq_native.report()["steps"] == len(steps)
-    assert float((found - expected).abs().max()) < 1e-2 * float(expected.abs().max())
+    assert float((native_logits - expected).abs().max()) < 1e-2 * float(expected.abs().max())
     assert different_codes(own, cache) < 1e-3
 
 
@@ -119,8 +121,8 @@ def test_instruction_sets_and_threads_agree(make: Make) -> None:
                 results.append(run(model, tokens(), True, (3, 1, 1, 5, 1))[0])
     finally:
         native.set_isa(before)
-    for one in results[1:]:
-        assert float((one - results[0]).abs().mean()) < 1e-3 * float(results[0].abs().mean())
+    for logits in results[1:]:
+        assert float((logits - results[0]).abs().mean()) < 1e-3 * float(results[0].abs().mean())
     assert torch.equal(results[-1], results[-2])  # the same instruction set, other threads
 
 
@@ -128,11 +130,11 @@ def test_generation_uses_it(make: Make) -> None:
     model = make()
     ids = tokens(count=12)
     options: dict[str, Any] = {"max_new_tokens": 20, "do_sample": False, "use_cache": True}
-    found = model.generate(ids, **options)
+    generated = model.generate(ids, **options)
     assert model.dfq_native.report()["steps"] >= 19
     assert not model.dfq_native.report()["fallbacks"]
     model.dfq_native.unfit = "switched off"
-    assert torch.equal(found, model.generate(ids, **options))
+    assert torch.equal(generated, model.generate(ids, **options))
 
 
 def test_a_cropped_cache_goes_on(make: Make) -> None:
@@ -171,14 +173,14 @@ def test_hooks_see_every_call(make: Make) -> None:
     ids = tokens(count=4)
     with torch.inference_mode():
         model(ids, use_cache=True)
-        seen: list[int] = []
-        handle = model.model.layers[1].mlp.register_forward_hook(lambda *_: seen.append(1))
+        calls: list[int] = []
+        handle = model.model.layers[1].mlp.register_forward_hook(lambda *_: calls.append(1))
         model(ids, use_cache=True)
-        assert seen == [1]
+        assert calls == [1]
         assert "hooks" in why(model)
         handle.remove()
         model(ids, use_cache=True)
-    assert seen == [1]
+    assert calls == [1]
     assert model.dfq_native.report()["steps"] == 2
 
 
@@ -196,11 +198,11 @@ def test_copies_and_moved_models_build_their_own(make: Make) -> None:
     twin = copy.deepcopy(model)
     with torch.no_grad():
         model.model.norm.weight.zero_()
-    found, _ = run(twin, ids, True, (5, 1, 4))
+    native_logits, _ = run(twin, ids, True, (5, 1, 4))
     assert twin.dfq_native is not model.dfq_native
     assert twin.model.dfq_native is twin.dfq_native
     assert twin.dfq_native.report()["steps"] == 3
-    assert torch.equal(found, expected)
+    assert torch.equal(native_logits, expected)
     moved, _ = run(twin.to(torch.bfloat16), ids, True, (5, 1, 4))
     assert twin.dfq_native.report()["steps"] == 6
     assert 0 < float((moved - expected).abs().mean()) < 0.2 * float(expected.abs().mean())

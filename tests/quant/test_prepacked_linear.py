@@ -52,8 +52,8 @@ def test_one_copy_in_memory(group: int, tiled: bool) -> None:
     module, _ = make(4, group, False)
     assert (module.prepared is not None) == tiled
     assert (module.weight_packed is None) == tiled
-    held = {"bias", "weight_packed", "weight_scale", "weight_zero"} if not tiled else {"bias"}
-    assert {name for name, _ in [*module.named_parameters(), *module.named_buffers()]} == held
+    names = {"bias", "weight_packed", "weight_scale", "weight_zero"} if not tiled else {"bias"}
+    assert {name for name, _ in [*module.named_parameters(), *module.named_buffers()]} == names
     assert (module.prepared is not None and module.prepared.sums is not None) == tiled
 
 
@@ -62,17 +62,17 @@ def test_one_copy_in_memory(group: int, tiled: bool) -> None:
 def test_copies_casts_and_new_tensors(a_bits: int, group: int) -> None:
     module, tensors = make(a_bits, group)
     x = torch.randn(3, K, generator=torch.Generator().manual_seed(1))
-    wanted = module(x)
-    other = copy.deepcopy(module)
-    assert torch.equal(other(x), wanted)
-    assert torch.equal(other.double().float()(x), wanted), "scales and codes survive casts"
-    assert other(x.bfloat16()).dtype == torch.bfloat16
+    expected = module(x)
+    copied = copy.deepcopy(module)
+    assert torch.equal(copied(x), expected)
+    assert torch.equal(copied.double().float()(x), expected), "scales and codes survive casts"
+    assert copied(x.bfloat16()).dtype == torch.bfloat16
     tensors["weight_scale"] = tensors["weight_scale"] * 2
     tensors["bias"] = tensors["bias"] * 2
-    other.load_state_dict(tensors)
-    assert torch.allclose(other(x), 2 * wanted, rtol=1e-5)
-    assert torch.equal(module(x), wanted)
-    assert (other.prepared is None) == (module.prepared is None)
+    copied.load_state_dict(tensors)
+    assert torch.allclose(copied(x), 2 * expected, rtol=1e-5)
+    assert torch.equal(module(x), expected)
+    assert (copied.prepared is None) == (module.prepared is None)
 
 
 @needs_library
@@ -105,8 +105,8 @@ def test_past_the_dispatcher_and_through_it(a_bits: int, bias: torch.dtype | Non
         else:
             tokens = torch.ops.dfq.quantize_per_token(x, 8, False, 1.0)
             tensors = (*tokens, weight.tiles, weight.scale, weight.zero, weight.sums, added, N, 0, torch.bfloat16)
-            found = weight.integer_linear(*tokens, added, torch.bfloat16)
-            assert torch.equal(found, torch.ops.dfq.w4a8_tiled_mm(*tensors))
+            product = weight.integer_linear(*tokens, added, torch.bfloat16)
+            assert torch.equal(product, torch.ops.dfq.w4a8_tiled_mm(*tensors))
 
 
 @needs_library
@@ -114,11 +114,11 @@ def test_what_traces_sees_the_operator() -> None:
     weight = make(16)[0].prepared
     assert weight is not None
     x = torch.randn(2, K)
-    wanted = weight.linear(x)
+    expected = weight.linear(x)
     compiled = torch.compile(weight.linear, backend="eager", fullgraph=True)
-    assert torch.equal(compiled(x), wanted)
+    assert torch.equal(compiled(x), expected)
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
-        assert weight.linear(torch.empty(2, K)).shape == wanted.shape
+        assert weight.linear(torch.empty(2, K)).shape == expected.shape
     assert weight.linear(torch.empty(2, K, device="meta")).device.type == "meta"
 
 
