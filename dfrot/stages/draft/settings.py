@@ -82,7 +82,7 @@ class DraftEvalSettings:
 
     dataset: str = dataset_setting(
         "stdlib",
-        "Where prompts come from: a text, a .jsonl of `prompt` or `messages` (with `images`), or shapes.",
+        "Where prompts come from: a text, a .jsonl of prompts or messages (with images), or shapes.",
         aliases=("--prompts",),
     )
     prompts: int = setting(20, minimum=1, option="--count", help="Number of prompts.")
