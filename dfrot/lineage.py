@@ -7,11 +7,11 @@ from typing import Any
 
 from dfrot.errors import DfqError
 from dfrot.files import digest_bytes, read_json
-from dfrot.rotation.rotation import FILE
+from dfrot.rotation.rotation import ROTATION_FILE
 from dfrot.stage_folder import RECORD
 
 
-def record(folder: Path) -> dict[str, Any]:
+def read_stage_record(folder: Path) -> dict[str, Any]:
     """The folder's `stage.json`; empty where there is none, or none that can be read."""
     try:
         value = read_json(folder / RECORD)
@@ -22,14 +22,14 @@ def record(folder: Path) -> dict[str, Any]:
 
 def lineage(folder: Path) -> dict[str, Any]:
     """{"rotation": {method, r1, r2, digest}, "quantization": {algorithm, calibration}}, as far as known."""
-    found = record(folder)
+    found = read_stage_record(folder)
     request = found.get("request")
     if not isinstance(request, dict) or not isinstance(settings := request.get("settings"), dict):
         return {}
     if found.get("kind") == "rotate":
         rotation: dict[str, Any] = {key: found[key] for key in ("r1", "r2") if key in found}
         rotation["method"] = settings.get("method")
-        file = folder / FILE
+        file = folder / ROTATION_FILE
         if file.is_file():
             rotation["digest"] = digest_bytes(file.read_bytes())
         return {"rotation": rotation}

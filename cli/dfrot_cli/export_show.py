@@ -13,12 +13,12 @@ def matrix(json: bool) -> None:
 
     found = fit.matrix()
     if json:
-        show.as_json(
-            {name: {key: vars(one) | {"cell": one.cell} for key, one in row.items()} for name, row in found.items()}
-        )
+        show.as_json({name: {key: fitted.to_dict() for key, fitted in row.items()} for name, row in found.items()})
         return
     targets = list(next(iter(found.values())))
-    show.table("", ("scheme", *targets), [(name, *(row[key].cell for key in targets)) for name, row in found.items()])
+    show.table(
+        "", ("scheme", *targets), [(name, *(row[key].summary for key in targets)) for name, row in found.items()]
+    )
     show.line("no (why): the nearest scheme that can be exported")
 
 

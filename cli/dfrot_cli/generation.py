@@ -13,6 +13,7 @@ from dfrot.generation.sampling import Sampling
 from dfrot.generation.settings import GenerateSettings
 from dfrot_cli import show
 from dfrot_cli.commands.draft.options import draft_option, shape_options, single_shape
+from dfrot_cli.engine import open_engine
 from dfrot_cli.options import Common, model_option
 from dfrot_cli.plan import plan
 from dfrot_cli.setting_options import options_of, settings_from
@@ -42,7 +43,6 @@ def generate(
     """Run `dfq NAME`: print the text, or the plan, or one JSON document."""
     common.prepare()
     from dfrot.errors import InputError
-    from dfrot.generation.engine import Engine
     from dfrot.hub import resolve_model
 
     shape, sampling = single_shape(chain, tree), settings_from(Sampling, options)
@@ -54,7 +54,7 @@ def generate(
         known = {key: value for key, value in vars(settings).items() if key not in ("prompt", "force")}
         plan(name, {"model": folder, "draft": draft}, {**known, "sampling": sampling, "shape": shape}, None, common)
         return
-    engine = Engine(folder, draft, shape, settings.force)
+    engine = open_engine(folder, draft, shape, settings.force)
     job = _start(engine, settings, sampling, common.seed)
     begin, pieces = time.perf_counter(), []
     for piece in job:

@@ -38,19 +38,19 @@ def save_stats(folder: Path, stem: str, stats: Mapping[str, CalibStats]) -> None
     save_tensors(folder, stem, {f"{tap}.{k}": v for tap, one in stats.items() for k, v in one.tensors().items()})
 
 
-def stem_of(layer: int) -> str:
+def block_stem(layer: int) -> str:
     return f"layer-{layer:05d}"
 
 
-def widths(arch: BoundArch, stem: str) -> dict[str, int]:
+def tap_widths(arch: BoundArch, stem: str) -> dict[str, int]:
     """Tap names and widths that the file `stem` holds."""
     if stem == HEAD:
         return {arch.spec.head.name: arch.hidden}
     return {tap.name: arch.sizes[tap.linears[0].cols] for tap in arch.taps()}
 
 
-def stems(arch: BoundArch) -> list[str]:
-    return [*(stem_of(layer) for layer in range(arch.n_layers)), HEAD]
+def file_stems(arch: BoundArch) -> list[str]:
+    return [*(block_stem(layer) for layer in range(arch.n_layers)), HEAD]
 
 
 def load_stats(folder: Path, stem: str, arch: BoundArch, hessians: bool = True) -> dict[str, CalibStats]:
@@ -58,7 +58,7 @@ def load_stats(folder: Path, stem: str, arch: BoundArch, hessians: bool = True) 
     file = folder / f"{stem}.safetensors"
     reader = Checkpoint(folder, {}, read_header(file))
     found: dict[str, CalibStats] = {}
-    for tap, width in widths(arch, stem).items():
+    for tap, width in tap_widths(arch, stem).items():
         names = [name for name in reader.entries if name.startswith(f"{tap}.")]
         if not hessians:
             names = [name for name in names if name != f"{tap}.hessian"]
@@ -90,7 +90,7 @@ class Calibration:
                 f"{path}: was made on another checkpoint; run dfq calibrate on the one that is to be quantized"
             )
         found = cls(path, record, arch)
-        for stem in stems(arch) if found.has_statistics else ():
+        for stem in file_stems(arch) if found.has_statistics else ():
             read_header(path / f"{stem}.safetensors")
         if tokens_digest(found.tokens()) != record["request"].get("tokens"):
             raise InputError(f"{path / 'tokens.safetensors'}: does not match stage.json; run dfq calibrate again")
@@ -114,7 +114,7 @@ class Calibration:
         return tokens
 
     def stats(self, stem: str, hessians: bool = True) -> dict[str, CalibStats]:
-        """Statistics by tap name; `stem` is `stem_of(layer)` or HEAD."""
+        """Statistics by tap name; `stem` is `block_stem(layer)` or HEAD."""
         if not self.has_statistics:
             raise InputError(f"{self.path}: holds tokens only; calibrate with statistics, or propagate errors")
         return load_stats(self.path, stem, self.arch, hessians)

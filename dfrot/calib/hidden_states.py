@@ -60,7 +60,7 @@ class HiddenStates:
         self.file.unlink(missing_ok=True)
 
 
-def remove_all(folder: Path) -> None:
+def remove_hidden_states(folder: Path) -> None:
     """Before publishing: no hidden states stay behind, not even those of a run killed between two steps."""
     for path in folder.glob("hidden-*.safetensors"):
         path.unlink()

@@ -17,23 +17,23 @@ from dfrot.arch import BoundArch, Tap
 from dfrot.calib.stats import BINS, BINS_PER_OCTAVE, CLIP_BITS, CLIP_RATIOS, LOWEST, CalibStats
 from dfrot.quant.activations import fake_quantize
 from dfrot.runtime.block_runner import OnlineHadamard
-from dfrot.runtime.experts import experts_of
+from dfrot.runtime.experts import find_experts
 
 SAMPLE_ROWS = 256
 EXPERT_ROWS = 32  # a mixture has a hundred times as many taps, each of them with a sample
 CHUNK_BYTES = 1 << 30  # activations of one block that may be alive at once
 
 
-def linear_of(block: nn.Module, name: str) -> nn.Linear:
+def inner_linear(block: nn.Module, name: str) -> nn.Linear:
     """The linear itself, behind an online rotation if there is one."""
     module = block.get_submodule(name)
     return module.linear if isinstance(module, OnlineHadamard) else module  # type: ignore[return-value]
 
 
-def chunk_samples(arch: BoundArch, seqlen: int) -> int:
+def samples_per_chunk(arch: BoundArch, seqlen: int) -> int:
     """How many samples may go through a block together: decided by shapes only, so that results repeat."""
     sizes = arch.sizes
-    per_token = 4 * (6 * sizes["hidden"] + 2 * (sizes["q"] + 2 * sizes["kv"]) + 4 * sizes["mlp"])
+    per_token = 4 * (6 * sizes["hidden"] + 2 * (sizes["q"] + 2 * sizes["kv"]) + 4 * sizes["intermediate"])
     return max(1, CHUNK_BYTES // (per_token * seqlen))
 
 
@@ -62,15 +62,15 @@ class HessianSum:
         return upper.triu_().add_(upper.triu(1).T)
 
 
-def ranks(total: int, seed: int) -> Tensor:
+def sampling_ranks(total: int, seed: int) -> Tensor:
     """int64 [total]: in which order rows are taken into a sample."""
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     return torch.empty_like(order).scatter_(0, order, torch.arange(total))
 
 
-class Observer:
-    """Builds the CalibStats of one tap from chunks of rows. rank: see `ranks`; of all rows that come, the `size` with
-    the lowest ranks are the sample."""
+class StatsCollector:
+    """Builds the CalibStats of one tap from chunks of rows. rank: see `sampling_ranks`; of all rows that come, the
+    `size` with the lowest ranks are the sample."""
 
     def __init__(self, width: int, rank: Tensor, hessian: bool = True, size: int = SAMPLE_ROWS) -> None:
         self.rank, self.size = rank, size
@@ -124,7 +124,7 @@ def _clip_errors(rows: Tensor) -> Tensor:
 
 
 @contextmanager
-def watching(
+def observe_taps(
     block: nn.Module, taps: Sequence[Tap], callback: Callable[[Tap, Tensor, Tensor | None], None]
 ) -> Iterator[None]:
     """Call `callback(tap, x, rows)` once per run of the block, before the first linear of each tap multiplies x.
@@ -132,7 +132,7 @@ def watching(
     rows: which of the run's tokens, counted over samples and positions, an expert was sent; None: x [B, S, K] is all.
     An expert without tokens is not heard of."""
     seen: set[str] = set()
-    mixture = experts_of(block)
+    mixture = find_experts(block)
 
     def hook(tap: Tap) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def before(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -145,7 +145,7 @@ def watching(
     with ExitStack() as stack:
         for tap in taps:
             for linear in tap.linears:
-                handle = linear_of(block, linear.name).register_forward_pre_hook(hook(tap))
+                handle = inner_linear(block, linear.name).register_forward_pre_hook(hook(tap))
                 stack.callback(handle.remove)
         last = block.register_forward_hook(lambda *_: seen.clear(), always_call=True)
         stack.callback(last.remove)

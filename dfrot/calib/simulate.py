@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from dfrot.arch import Tap
-from dfrot.calib.observe import linear_of
+from dfrot.calib.observe import inner_linear
 from dfrot.quant.activations import fake_quantize, fake_quantize_kv
 from dfrot.quant.scheme import FULL, QuantScheme
 from dfrot.rotation.online import HadamardSpec
-from dfrot.runtime.experts import Experts, experts_of
+from dfrot.runtime.experts import Experts, find_experts
 
 
 class TapQuantizer:
@@ -57,12 +57,12 @@ def quantize_activations(
     """Attach the simulated quantizer to those linears of a tap that are in `names` (relative names)."""
     if scheme.a_bits == FULL:
         return
-    quantizer = TapQuantizer(scheme, clip, sink_tokens, experts_of(block) if tap.expert is not None else None)
+    quantizer = TapQuantizer(scheme, clip, sink_tokens, find_experts(block) if tap.expert is not None else None)
     if tap.expert is not None:
         block.register_forward_pre_hook(quantizer.begin)
     for linear in tap.linears:
         if linear.name in names:
-            linear_of(block, linear.name).register_forward_pre_hook(quantizer)
+            inner_linear(block, linear.name).register_forward_pre_hook(quantizer)
     block.register_forward_hook(quantizer.forget, always_call=True)
 
 

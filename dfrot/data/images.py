@@ -19,7 +19,7 @@ MAX_PIXELS = 1 << 24  # 4096 x 4096: 48 MB as a picture
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 
 
-def decode(data: bytes, where: str) -> Tensor:
+def decode_image(data: bytes, where: str) -> Tensor:
     """The picture of an encoded image, turned as its Exif entry says, without transparency; of several frames the
     first. Raises InputError for what is no image, damaged or too large."""
     try:
@@ -45,7 +45,7 @@ def decode(data: bytes, where: str) -> Tensor:
     return torch.frombuffer(raw, dtype=torch.uint8).view(turned.height, turned.width, 3)
 
 
-def read(file: Path, where: str = "") -> Tensor:
+def read_image(file: Path, where: str = "") -> Tensor:
     """The picture of an image file. Raises InputError naming it."""
     where = where or str(file)
     try:
@@ -53,10 +53,10 @@ def read(file: Path, where: str = "") -> Tensor:
             data = handle.read(MAX_BYTES + 1) if file.is_file() else b""
     except OSError as error:
         raise InputError(f"{where}: not readable ({error.strerror}); check the file") from None
-    return decode(data, where)
+    return decode_image(data, where)
 
 
-def pixels(picture: Tensor, size: int) -> Tensor:
+def normalized_pixels(picture: Tensor, size: int) -> Tensor:
     """float32 [3, size, size] in -1 .. 1: what the tower reads, the whole picture scaled to a square."""
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != torch.uint8:
         raise InputError(f"a picture is uint8 [H, W, 3], not {picture.dtype} {list(picture.shape)}")

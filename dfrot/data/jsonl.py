@@ -16,7 +16,7 @@ MARK = "<image>"  # what may stand for an image in a text, one for each
 MAX_IMAGES = 16  # of one row
 
 
-def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+def read_json_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     """The JSON objects of a .jsonl, one per line, each with where it stands: "FILE, line N". Raises InputError."""
     try:
         with path.open(encoding="utf-8") as handle:
@@ -35,9 +35,9 @@ def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
         raise InputError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); convert it") from None
 
 
-def first_row(path: Path) -> dict[str, Any]:
+def first_json_line(path: Path) -> dict[str, Any]:
     """Raises InputError for a file without rows."""
-    for row, _ in read_rows(path):
+    for row, _ in read_json_lines(path):
         return row
     raise InputError(f"{path}: holds no rows")
 
@@ -50,7 +50,7 @@ def refuse_images(row: dict[str, Any], where: str) -> None:
         raise UnsupportedError(f"{where}: holds images or parts other than text; give a model that sees")
 
 
-def conversation(row: dict[str, Any], root: Path, where: str) -> tuple[list[dict[str, Any]], list[Tensor]]:
+def parse_conversation(row: dict[str, Any], root: Path, where: str) -> tuple[list[dict[str, Any]], list[Tensor]]:
     """Messages whose contents are lists of parts ({"type": "text", "text"} or {"type": "image"}), and the row's
     pictures uint8 [H, W, 3], in the order of their places.
 
@@ -112,4 +112,4 @@ def _picture(path: str, root: Path, where: str) -> Tensor:
         raise InputError(f"{where}: image {path!r} is not a path inside the folder of the file; put it there")
     if not file.is_file():
         raise InputError(f"{where}: image {path!r}: no such file")
-    return pixels.read(file, f"{where}: image {path!r}")
+    return pixels.read_image(file, f"{where}: image {path!r}")

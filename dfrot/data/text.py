@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dfrot.data import stdlib, wikitext
-from dfrot.data.text_rows import READERS, read_rows
+from dfrot.data.text_rows import READERS, read_texts
 from dfrot.errors import InputError
 
 Split = Literal["train", "test"]
@@ -65,7 +65,7 @@ def tokenize(text: Text, encode: Encode) -> Tensor:
     return torch.as_tensor(encode(text.text), dtype=torch.long)
 
 
-def windows(tokens: Tensor, seqlen: int) -> Tensor:
+def evaluation_windows(tokens: Tensor, seqlen: int) -> Tensor:
     """Return the evaluation windows, int64 [n, seqlen]: neither overlap nor padding, the tail is dropped."""
     count = _checked(tokens, seqlen, need=seqlen) // seqlen
     return tokens[: count * seqlen].reshape(count, seqlen)
@@ -90,7 +90,7 @@ def _rows(dataset: str, split: Split) -> list[str]:
     if not path.exists():
         kinds = ", ".join(sorted(READERS))
         raise InputError(f"{dataset}: no such dataset; give wikitext2, stdlib, a folder, or a file ({kinds})")
-    return read_rows(path)
+    return read_texts(path)
 
 
 def _checked(tokens: Tensor, seqlen: int, need: int) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from dfrot.errors import InputError, ResourceError
 
 
-def read_rows(path: Path) -> list[str]:
+def read_texts(path: Path) -> list[str]:
     """Return the rows of `path` by its suffix; `InputError` names file, line and remedy."""
     reader = READERS.get(path.suffix)
     if reader is None:

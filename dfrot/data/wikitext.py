@@ -9,7 +9,7 @@ import importlib
 from pathlib import Path
 from typing import Literal
 
-from dfrot.data.text_rows import read_rows
+from dfrot.data.text_rows import read_texts
 from dfrot.errors import InputError, ResourceError
 
 HUB_ID, HUB_CONFIG = "Salesforce/wikitext", "wikitext-2-raw-v1"
@@ -24,7 +24,7 @@ def rows_in_folder(folder: Path, split: Literal["train", "test"]) -> list[str]:
         for pattern in PATTERNS:
             found = sorted((folder / sub).glob(pattern.format(split)))
             if found:
-                return [row for path in found for row in read_rows(path)]
+                return [row for path in found for row in read_texts(path)]
     wanted = ", ".join(pattern.format(split) for pattern in PATTERNS)
     raise InputError(f"{folder}: no file of the {split} split; expected one of {wanted}")
 

@@ -21,7 +21,7 @@ QUANTILES = (0.5, 0.9, 0.99, 0.999)
 
 
 @dataclass
-class Divergence:
+class TokenDivergence:
     """Per window and position [n, seqlen - 1], float32: kl, KL(baseline || model) in nats; same, whether both take the
     same argmax; change, of the probability of the token that stands in the text."""
 
@@ -30,7 +30,7 @@ class Divergence:
     change: Tensor
 
     @classmethod
-    def empty(cls, windows: int, seqlen: int) -> Divergence:
+    def empty(cls, windows: int, seqlen: int) -> TokenDivergence:
         return cls(*(torch.zeros(windows, seqlen - 1) for _ in range(3)))
 
     def summary(self, level: float = LEVEL) -> dict[str, Any]:
@@ -52,7 +52,9 @@ class Divergence:
         }
 
 
-def observer(model: Any, baseline: Baseline, windows: Tensor, found: Divergence) -> Callable[[int, Tensor], None]:
+def divergence_observer(
+    model: Any, baseline: Baseline, windows: Tensor, found: TokenDivergence
+) -> Callable[[int, Tensor], None]:
     """An `observe` callback for `window_losses` on `model` that fills `found`. windows: int64 [n, seqlen]."""
 
     def observe(first: int, hidden: Tensor) -> None:

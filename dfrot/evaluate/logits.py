@@ -14,7 +14,7 @@ from dfrot.evaluate.ppl import logit_chunks
 
 
 @dataclass(frozen=True)
-class Agreement:
+class WindowAgreement:
     """Per window, float64 [n]: kl, mean KL(baseline || model) in nats per token; top1, share of equal argmax."""
 
     kl: Tensor
@@ -57,9 +57,11 @@ class _Head:
         return self._head
 
 
-def compare(model: Any, baseline: Baseline, windows: int) -> tuple[Callable[[int, Tensor], None], Agreement]:
+def agreement_observer(
+    model: Any, baseline: Baseline, windows: int
+) -> tuple[Callable[[int, Tensor], None], WindowAgreement]:
     """An `observe` callback for `window_losses` on `model`, and the result that it fills in."""
-    result = Agreement(torch.zeros(windows, dtype=torch.float64), torch.zeros(windows, dtype=torch.float64))
+    result = WindowAgreement(torch.zeros(windows, dtype=torch.float64), torch.zeros(windows, dtype=torch.float64))
 
     def observe(first: int, hidden: Tensor) -> None:
         reference = baseline.states(first, len(hidden), hidden.device)

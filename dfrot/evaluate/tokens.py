@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dfrot.data.text import Text, windows
+from dfrot.data.text import Text, evaluation_windows
 from dfrot.data.tokenizer import encode, load_tokenizer
 from dfrot.errors import InputError, MismatchError
 from dfrot.files import digest_bytes
@@ -73,7 +73,7 @@ class WindowReader:
         ids = _ids((key, self.text.digest), tokenizer, self.text.text)
         bos = getattr(tokenizer, "bos_token_id", None)
         return EvalTokens(
-            windows=windows(ids, self.seqlen)[: self.limit],
+            windows=evaluation_windows(ids, self.seqlen)[: self.limit],
             total=len(ids),
             digest=digest_bytes(ids.numpy().tobytes()),
             tokenizer=tokenizer,

@@ -1,9 +1,9 @@
 """Clip search: shrink each row's (or group's) range so that the weight itself is approximated best.
 
-80 ratios p = 1 - i/100; the one with the smallest `sum |w - Q_p(w)|^2.4` wins, the largest p among equals: the
+Of 80 ratios p = 1 - i/100 the one with the smallest `sum |w - Q_p(w)|^2.4` wins, the largest p among equals: the
 `w_clip` of GPTQ as QuaRot and DFRot use it (arXiv 2404.00456, 2412.00648). No Hessian is involved. Most of the
-80 steps are never taken: once what the clipped values alone cost exceeds the best total, no smaller ratio can
-win, and the row is done. That bound is exact up to rounding, so the result is the full search's.
+80 steps are skipped: once the cost of the clipped values alone exceeds the best total, no smaller ratio can win, and
+the row is done. That bound is exact up to rounding, so the result is that of the full search.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from dfrot.quant.grid import grouped, parameters
 
 STEPS, EXPONENT = 80, 2.4
-CHUNK = 1 << 18  # elements looked at together: the temporaries stay in cache
+CHUNK = 1 << 18  # elements searched together: the temporaries stay in cache
 SLACK = 2.0**-7  # rounding the scale to bfloat16 moves the ends of a range by less than this fraction
 
 
@@ -24,7 +24,8 @@ def _cost(distance: Tensor) -> Tensor:
 
 
 def _clipped(extreme: Tensor, low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Tensor:
-    """What the values `extreme` [R, t] cost at least under the range [low, high] [R, 1], and under any smaller one."""
+    """A lower bound on the cost of the values `extreme` [R, t] under the range [low, high], both [R, 1], and under any
+    smaller range."""
     half = 2 ** (bits - 1)
     slack = (high - low) * SLACK
     if symmetric:
@@ -70,7 +71,7 @@ def _search_rows(rows: Tensor, bits: int, symmetric: bool) -> Tensor:
 
 
 def search(weight: Tensor, bits: int, symmetric: bool, group: int = 0) -> Tensor:
-    """Ratios float32 [N, G] for `grid.fit`, from weights float32 [N, K]. Temporaries hold CHUNK elements."""
+    """The best clip ratios float32 [N, G] of a weight float32 [N, K], for `grid.fit`; CHUNK elements at a time."""
     rows = grouped(weight, group)
     height = max(1, CHUNK // max(rows.shape[1], 1))
     parts = [_search_rows(part, bits, symmetric) for part in torch.split(rows, height)]

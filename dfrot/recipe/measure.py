@@ -18,7 +18,7 @@ from dfrot.stages.draft import evaluate as draft_eval
 from dfrot.stages.draft.settings import DraftEvalSettings
 from dfrot.stages.evaluate.perplexity import evaluate
 from dfrot.stages.evaluate.settings import PerplexitySettings
-from dfrot.vision.fingerprint import fingerprint
+from dfrot.vision.fingerprint import checkpoint_fingerprint
 
 CHECKPOINTS = ("model", "fixed", "rotated", "packed")
 EVAL, DRAFT_EVAL = "eval", "draft eval"
@@ -93,7 +93,7 @@ def evaluate_draft(
     target = folders["packed"] if "packed" in folders else folders.get("rotated", folders["model"])
     weights = sorted(folders["draft"].glob("draft*"))
     request = {
-        "target": fingerprint(target),
+        "target": checkpoint_fingerprint(target),
         "draft": digest_bytes(*(file.read_bytes() for file in weights)),
         "settings": asdict(settings),
     }

@@ -21,7 +21,7 @@ from dfrot.arch import BoundArch
 from dfrot.checkpoint import Checkpoint
 from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.errors import InputError, MismatchError, UnsupportedError
-from dfrot.rotation.hadamard import transform
+from dfrot.rotation.hadamard import hadamard_transform
 from dfrot.rotation.online import HadamardSpec
 
 CHUNK = 32 << 20  # bytes of float64 that one step computes
@@ -203,7 +203,7 @@ class Fuser:
             heads = rows.reshape(len(rows), -1, self.arch.head_dim)
             return (heads @ r2[job.layer]).reshape(rows.shape)
         if job.reads == "mlp" and r4 is not None:
-            return transform(rows, r4)
+            return hadamard_transform(rows, r4)
         return rows
 
 

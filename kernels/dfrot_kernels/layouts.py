@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dfrot_kernels import ops
+from dfrot_kernels.ops.packing.schema import check_dequantize
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class PackedWeight:
     shape: tuple[int, int]
 
     def __post_init__(self) -> None:
-        ops.check_dequantize(self.packed, self.scale, self.zero, self.bits, self.shape[1], self.group)
+        check_dequantize(self.packed, self.scale, self.zero, self.bits, self.shape[1], self.group)
 
     @classmethod
     def from_codes(cls, codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int, group: int) -> PackedWeight:

@@ -16,10 +16,11 @@ from dfrot.checkpoint import Checkpoint
 from dfrot.checkpoint_writer import SafetensorsWriter
 from dfrot.errors import UnsupportedError
 from dfrot.rotation.fuse import Fuser, Rotations, fuse
-from dfrot.rotation.hadamard import plan, random_orthogonal, randomized, transform
+from dfrot.rotation.hadamard import hadamard_plan, hadamard_transform, random_orthogonal, randomized_hadamard
 from dfrot.rotation.online import HadamardSpec
-from dfrot.runtime.block_runner import hf_config, softcap_of
-from dfrot.runtime.experts import install
+from dfrot.runtime.block_runner import hf_config
+from dfrot.runtime.experts import install_experts
+from dfrot.runtime.softcap import softcap_of
 
 TOKENS = torch.tensor([[1, 7, 3, 39, 0, 22, 5, 5, 31, 2]])
 QKV = tuple(f"self_attn.{name}_proj" for name in "qkv")
@@ -83,7 +84,7 @@ class Online(nn.Module):
         self.spec, self.linear = spec, linear
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(transform(x, self.spec))  # type: ignore[no-any-return]
+        return self.linear(hadamard_transform(x, self.spec))  # type: ignore[no-any-return]
 
 
 def logits(folder: Path, r4: HadamardSpec | None = None) -> Tensor:
@@ -100,7 +101,7 @@ def logits(folder: Path, r4: HadamardSpec | None = None) -> Tensor:
     if checkpoint.config["tie_word_embeddings"]:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     if r4 is not None:
-        install(model, arch, torch.float64)
+        install_experts(model, arch, torch.float64)
     else:
         merge(state, arch)
     model.load_state_dict(state, strict=True, assign=True)
@@ -140,18 +141,18 @@ def rotated(folder: Path, out: Path, rotations: Rotations) -> Path:
     return out
 
 
-def all_rotations(folder: Path, make_r1: Callable[[int, int], Tensor] = randomized) -> Rotations:
+def all_rotations(folder: Path, make_r1: Callable[[int, int], Tensor] = randomized_hadamard) -> Rotations:
     arch = describe(Checkpoint.open(folder).config)
     r2 = torch.stack([random_orthogonal(arch.head_dim, (1, layer)) for layer in range(arch.n_layers)])
     r1 = make_r1(arch.hidden, 1) if arch.spec.refuses("residual") is None else None
-    return Rotations(r1, r2, plan(arch.intermediate))
+    return Rotations(r1, r2, hadamard_plan(arch.intermediate))
 
 
 def error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("make_r1", [randomized, random_orthogonal])
+@pytest.mark.parametrize("make_r1", [randomized_hadamard, random_orthogonal])
 @pytest.mark.parametrize(("kind", "config", "bias"), CASES)
 def test_rotated_logits_are_the_originals(
     make: Any, tmp_path: Path, kind: str, config: dict[str, Any], bias: tuple[str, ...], make_r1: Any
@@ -226,7 +227,7 @@ def test_chunks_do_not_change_the_result(make: Any, tmp_path: Path, chunk: int, 
 def test_post_norm_architectures_are_refused_with_the_reason(make: Any, kind: str) -> None:
     checkpoint, arch = open_described(make(kind))
     with pytest.raises(UnsupportedError, match=f"{kind}: R1 cannot be fused: .* learned gain between"):
-        Fuser(checkpoint, arch, Rotations(r1=randomized(24, 0)))
+        Fuser(checkpoint, arch, Rotations(r1=randomized_hadamard(24, 0)))
 
 
 def test_the_refused_are_the_known_ones() -> None:
@@ -247,7 +248,7 @@ def test_gains_that_are_stored_less_one(make: Any, tmp_path: Path) -> None:
         norms=tuple(replace(norm, offset=1.0) for norm in spec.norms),
         final_norm=replace(spec.final_norm, offset=1.0),
     )
-    r1 = randomized(arch.hidden, 0)
+    r1 = randomized_hadamard(arch.hidden, 0)
     fuser = Fuser(checkpoint, replace(arch, spec=shifted), Rotations(r1=r1))
 
     def whole(name: str) -> Tensor:

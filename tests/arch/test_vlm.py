@@ -285,7 +285,7 @@ def test_the_makers_processor_feeds_generation(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(InputError, match="holds the token of images but no image"):
         engine.start(TextRequest((0, 5, IMAGE), 4))
     with pytest.raises(InputError, match="refused by the model's processor"):
-        engine.encode_seen([{"role": "user", "content": [{"type": "image"}]}], [])
+        engine.encode_multimodal([{"role": "user", "content": [{"type": "image"}]}], [])
 
 
 def test_published_names_and_those_of_memory_are_the_same_model(tmp_path: Path) -> None:
@@ -325,7 +325,7 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="text_config is list"):
         describe({"model_type": "llava", "text_config": []})
     folder = build("llava", tmp_path / "m")
-    with pytest.raises(UnsupportedError, match=r"models that see \(llava\) are not supported"):
+    with pytest.raises(UnsupportedError, match=r"VLMs \(llava\) are not supported"):
         open_source(folder, TARGETS["gguf"])
     tensors = load_file(folder / "model.safetensors")
     tensors["multi_modal_projector.linear_2.bias"] = torch.zeros(31, dtype=torch.float64)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfrot.data.text import Text, calibration_windows, tokenize, windows
+from dfrot.data.text import Text, calibration_windows, evaluation_windows, tokenize
 from dfrot.errors import InputError
 
 
@@ -18,9 +18,9 @@ def test_windows_are_the_beginning_of_the_text(length: int, seqlen: int) -> None
     tokens = torch.arange(length)
     if length < seqlen:
         with pytest.raises(InputError, match=rf"{seqlen} tokens needed.*{length} found"):
-            windows(tokens, seqlen)
+            evaluation_windows(tokens, seqlen)
         return
-    found = windows(tokens, seqlen)
+    found = evaluation_windows(tokens, seqlen)
     assert found.shape == (length // seqlen, seqlen)
     assert torch.equal(found.flatten(), tokens[: found.numel()])
     assert length - found.numel() < seqlen
@@ -60,7 +60,7 @@ def test_senseless_sizes_are_refused(samples: int, seqlen: int, message: str) ->
 
 def test_a_batch_is_not_a_text() -> None:
     with pytest.raises(InputError, match="one row of ids"):
-        windows(torch.zeros(2, 100, dtype=torch.long), 10)
+        evaluation_windows(torch.zeros(2, 100, dtype=torch.long), 10)
 
 
 @pytest.mark.parametrize("wrap", [list, torch.tensor])

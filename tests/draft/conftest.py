@@ -15,11 +15,11 @@ from dfrot.arch import describe
 from dfrot.draft.models.base import Draft, Head, TrainOutput
 from dfrot.draft.models.build import build
 from dfrot.draft.models.config import DraftConfig
-from dfrot.draft.models.state import DraftState
+from dfrot.draft.models.state import CachedDraftState
 from dfrot.generation.target import Target
-from dfrot.rotation.hadamard import plan as hadamard_plan
-from dfrot.runtime.install import keep_caps
-from dfrot.runtime.kv_cache import KVSpec
+from dfrot.rotation.hadamard import hadamard_plan as hadamard_plan
+from dfrot.runtime.install import use_capped_attention
+from dfrot.runtime.packed_states import KVSpec
 
 VOCAB = 96
 COMMON: dict[str, Any] = {
@@ -72,7 +72,7 @@ def model(kind: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0
         for name, parameter in made.named_parameters():
             if parameter.dim() >= 2:
                 parameter.normal_(0, 1 / scaled if "embed" in name else 1.5 * parameter.shape[-1] ** -0.5)
-    keep_caps(made.base_model, describe(config.to_dict()))
+    use_capped_attention(made.base_model, describe(config.to_dict()))
     return made.requires_grad_(False).eval()
 
 
@@ -81,7 +81,7 @@ def with_kv4(made: Any, r3: bool = True) -> Any:
     from dfrot.runtime import attention
     from dfrot.runtime.forward_hooks import ForwardHooks
 
-    attention.register()
+    attention.register_attention()
     spec = hadamard_plan(COMMON["head_dim"]) if r3 else None
     if spec is not None:
         for layer in made.model.layers:
@@ -114,11 +114,11 @@ class Scripted(Draft):
             rows[row, token] = 9.0 if self.right else -9.0
         return rows
 
-    def begin(self, capacity: int) -> DraftState:
+    def begin(self, capacity: int) -> CachedDraftState:
         return _Positions(capacity)
 
 
-class _Positions(DraftState):
+class _Positions(CachedDraftState):
     """Outputs that say which position they stand for."""
 
     def extend(self, embeddings: Tensor, features: Tensor, places: Tensor | None = None) -> Tensor:

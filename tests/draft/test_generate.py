@@ -15,19 +15,20 @@ from dfrot.checkpoint import Checkpoint
 from dfrot.draft.quantize import quantize_draft
 from dfrot.draft.store import load_draft, save_draft
 from dfrot.errors import UnsupportedError
-from dfrot.generation.acceptance_rates import AcceptanceRates, expected_tau, nodes
+from dfrot.generation.acceptance_rates import AcceptanceRates, expected_tau, node_probabilities
 from dfrot.generation.latency_probe import LatencyProbe
 from dfrot.generation.native_verify import branches
 from dfrot.generation.output import StopCriteria
 from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculation_policy import AGAIN, AdaptivePolicy, MeasuredShape, candidates, measured
+from dfrot.generation.shape_search import MeasuredShape, candidates, measured
+from dfrot.generation.speculation_policy import ROUNDS_BETWEEN_CHOICES, AdaptivePolicy
 from dfrot.generation.speculative import speculative
 from dfrot.generation.target import Target
 from dfrot.generation.tree import Tree, TreeShape
 from dfrot.stages.draft.export import export_draft
 from dfrot.stages.draft.generate import custom_generate, generate
-from dfrot.vision.fingerprint import fingerprint
+from dfrot.vision.fingerprint import checkpoint_fingerprint
 
 Get = Callable[..., Target]
 PROMPT = [5, 17, 40, 3, 88, 21, 9, 60]
@@ -99,12 +100,12 @@ def test_measuring_ends_with_its_budget() -> None:
 def test_trees_are_worth_what_their_nodes_are() -> None:
     """A fixed tree by hand: two children of the root, one of each."""
     rates = [[0.6, 0.3], [0.5, 0.2]]
-    kept = nodes(TreeShape(2, 2, 5), rates)
+    kept = node_probabilities(TreeShape(2, 2, 5), rates)
     assert kept == pytest.approx([0.6, 0.3, 0.6 * 0.5, 0.3 * 0.5])
-    assert sum(nodes(TreeShape(2, 2, 100), rates)) == pytest.approx(0.9 + 0.9 * 0.7)
-    assert nodes(TreeShape(3), rates) == pytest.approx([0.6, 0.3, 0.15])
+    assert sum(node_probabilities(TreeShape(2, 2, 100), rates)) == pytest.approx(0.9 + 0.9 * 0.7)
+    assert node_probabilities(TreeShape(3), rates) == pytest.approx([0.6, 0.3, 0.15])
     assert expected_tau(TreeShape(3, 4, 8), rates) >= expected_tau(TreeShape(3), rates), "a tree holds its chain"
-    assert nodes(TreeShape(3, 4, 8), []) == []
+    assert node_probabilities(TreeShape(3, 4, 8), []) == []
 
 
 def test_records_of_old_and_of_nonsense() -> None:
@@ -137,24 +138,24 @@ def test_what_is_seen_corrects_the_choice() -> None:
     choice = AdaptivePolicy(AcceptanceRates(KNOWN), True, 0, options)
     choice.start()
     assert choice.shape == TreeShape(4)
-    assert not choice.measures
+    assert not choice.needs_latencies
     chain = Tree([0, 1, 2, 3, 4], [-1, 0, 1, 2, 3])
-    for _ in range(AGAIN):
-        choice.saw(chain, [0, 1, 2, 3, 4])
+    for _ in range(ROUNDS_BETWEEN_CHOICES):
+        choice.record_round(chain, [0, 1, 2, 3, 4])
     assert choice.shape == TreeShape(4)
-    for _ in range(20 * AGAIN):
-        choice.saw(chain, [0])
+    for _ in range(20 * ROUNDS_BETWEEN_CHOICES):
+        choice.record_round(chain, [0])
         if choice.shape is None:
             break
     assert choice.shape is None, "guesses that never stand"
-    assert choice.turns[-1][1] == "plain"
+    assert choice.changes[-1][1] == "plain"
     assert "plain from round" in choice.why()
-    assert choice.began[0] == TreeShape(4)
+    assert choice.first_choice[0] == TreeShape(4)
 
 
 def test_measured_costs_leave_nothing_behind(targets: Get, kit: SimpleNamespace) -> None:
     target = targets("llama")
-    meter = LatencyProbe.behind(target, kit.random_draft(), PROMPT, 20)
+    meter = LatencyProbe.after_prompt(target, kit.random_draft(), PROMPT, 20)
     shapes = [TreeShape(1), TreeShape(3), TreeShape(2, 2, 4)]
     first = [(meter.draft(shape), meter.verify(shape)) for shape in shapes]
     assert min(meter.step, *(min(pair) for pair in first)) > 0
@@ -281,7 +282,7 @@ def test_export_of_eagle3(kit: SimpleNamespace, tmp_path: Path, reference: Path)
     from dfrot.draft.models.build import build, config_for
 
     _, arch = open_described(reference)
-    mark = fingerprint(reference)
+    mark = checkpoint_fingerprint(reference)
     for kind in ("eagle3", "dream"):
         folder = tmp_path / kind
         folder.mkdir()

@@ -13,6 +13,7 @@ import torch
 from click.testing import CliRunner
 
 from dfrot.draft.store import load_draft
+from dfrot.draft.training.target_features import text_features
 from dfrot.generation.target import Target
 from dfrot.quant.scheme import QuantScheme
 from dfrot.stages.quantize.run import quantize
@@ -80,8 +81,8 @@ def test_features_do_not_know_what_follows(targets: Callable[..., Target], name:
     through the layers without one."""
     target, source = targets(name), torch.Generator().manual_seed(0)
     ids = torch.randint(1, 96, (1, 40), generator=source)
-    before, changed = target.features(ids).last, ids.clone()
+    before, changed = text_features(target, ids).last, ids.clone()
     changed[0, 20] = (ids[0, 20] + 1) % 96
-    moved = (target.features(changed).last - before).abs().amax(-1)[0]
+    moved = (text_features(target, changed).last - before).abs().amax(-1)[0]
     assert float(moved[:20].max()) < 1e-4
     assert float(moved[20:].min()) > 1e-4

@@ -158,7 +158,7 @@ def test_fifty_prompts_of_the_reference_model(tmp_path: Path, kit: SimpleNamespa
     """50 prompts, 128 tokens, the shipped model rotated and packed in W4A4KV4, a draft trained for it among others."""
     from dfrot.data.tokenizer import load_tokenizer
     from dfrot.draft.store import load_draft
-    from dfrot.stages.draft.evaluate import load_prompts
+    from dfrot.stages.draft.prompts import load_prompts
 
     packed, draft = packed_and_drafted("reference", tmp_path, "stdlib", 128)
     target = Target(load_model(packed))

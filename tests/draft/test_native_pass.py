@@ -21,7 +21,7 @@ from dfrot.draft.quantize import quantize_draft
 from dfrot.generation.target import Target
 from dfrot.runtime.load import load_model
 from dfrot_kernels import native
-from dfrot_kernels.draft import LINES, dense
+from dfrot_kernels.whole_blocks.draft import LINES, dense
 
 pytestmark = pytest.mark.skipif(not native.active(), reason="no native library")
 
@@ -68,7 +68,7 @@ def drafted(draft: DreamDraft, by_calls: bool) -> Tensor:
     found += [state.grow(e[33:36], [0, 0, 2]), state.grow(e[36:39], [3, 4, 5])]
     found.append(state.extend(e[40:43], f[27:33], torch.tensor([26, 29, 31])))
     found.append(state.extend(e[27:29], f[33:34]))
-    assert state.natively == (9 if by_calls else 0)
+    assert state.native_passes == (9 if by_calls else 0)
     return torch.cat(found).double()
 
 

@@ -127,7 +127,8 @@ import torch
 from dfrot.draft.models.build import build
 from dfrot.draft.models.config import DraftConfig
 from dfrot.draft.training.optim import AdamW
-from dfrot.draft.training.distributed import LocalGroup, DistributedGroup, local
+from dfrot.draft.training.distributed import LocalGroup, DistributedGroup
+from dfrot.draft.training.distributed import local_part
 
 torch.set_num_threads(1)
 arch = sys.argv[1]
@@ -150,14 +151,14 @@ def gradients(group, rows):
     loss = sum(draft.logits(one, lambda x: x @ head.T).pow(2).sum() for one in out.outputs)
     loss.backward()
     group.sum_gradients(draft.parameters(), torch.zeros(1))
-    found = {name: group.whole(p.grad).clone() for name, p in optimizer.named.items()}
-    held = [sum(local(p.grad).numel() for p in optimizer.named.values())]
+    found = {name: group.gather(p.grad).clone() for name, p in optimizer.named.items()}
+    held = [sum(local_part(p.grad).numel() for p in optimizer.named.values())]
     optimizer.step(1e-3)
-    held.append(sum(local(p).numel() for p in optimizer.named.values()))
+    held.append(sum(local_part(p).numel() for p in optimizer.named.values()))
     moments = optimizer.state().items()
     for kind in ("exp_avg/", "exp_avg_sq/"):
-        held.append(sum(local(value).numel() for name, value in moments if name.startswith(kind)))
-    return found, held, count, {name: group.whole(p.detach()).clone() for name, p in optimizer.named.items()}
+        held.append(sum(local_part(value).numel() for name, value in moments if name.startswith(kind)))
+    return found, held, count, {name: group.gather(p.detach()).clone() for name, p in optimizer.named.items()}
 
 
 split, held, count, after = gradients(group, torch.tensor([rank]))

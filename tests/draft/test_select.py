@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dfrot.draft.attention_entropy import row_entropy
 from dfrot.draft.feature_selection import FeatureChooser, FeatureSelection
+from dfrot.draft.training.target_features import text_features
 from dfrot.errors import InputError
 from dfrot.generation.target import Target
 
@@ -52,9 +53,9 @@ class Recording(FeatureChooser):
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen3", "mixed", "gemma2", "gemma3"])
 def test_entropies_are_those_of_eager_attention(targets: Get, name: str) -> None:
     target = targets(name)
-    before = target.features(IDS).last
+    before = text_features(target, IDS).last
     chooser = Recording("sample", torch.ones_like(IDS, dtype=torch.bool), 4)
-    assert torch.equal(target.features(IDS, chooser).last, before), "looking on changed the output"
+    assert torch.equal(text_features(target, IDS, chooser).last, before), "looking on changed the output"
     assert len(chooser.entropies) == 3, "the last layer's output is no candidate"
     for ours, theirs in zip(chooser.entropies, eager(target)):
         assert torch.allclose(ours, theirs, atol=1e-5)
@@ -62,7 +63,7 @@ def test_entropies_are_those_of_eager_attention(targets: Get, name: str) -> None
 
 def test_the_quantized_cache_is_measured_as_it_is_read(targets: Get) -> None:
     chooser = Recording("sample", torch.ones_like(IDS, dtype=torch.bool), 4)
-    targets("llama-kv4").features(IDS, chooser)
+    text_features(targets("llama-kv4"), IDS, chooser)
     for ours, theirs in zip(chooser.entropies, eager(targets("llama"))):
         assert 1e-4 < float((ours - theirs).abs().max()) < 1.5
 
@@ -72,7 +73,7 @@ def test_the_least_spread_layer_wins(targets: Get, kind: str) -> None:
     rows = torch.zeros_like(IDS, dtype=torch.bool)
     rows[0, 5:20] = rows[1, 9:] = True
     chooser = Recording(kind, rows, 4)
-    found = targets("llama").features(IDS, chooser)
+    found = text_features(targets("llama"), IDS, chooser)
     shares = torch.stack(chooser.shares)
     if kind == "sample":
         score = torch.stack([share.where(rows, 0.0).sum(-1) / rows.sum(-1) for share in shares])
@@ -89,9 +90,9 @@ def test_the_least_spread_layer_wins(targets: Get, kind: str) -> None:
 def test_static_and_none(targets: Get) -> None:
     rows = torch.ones_like(IDS, dtype=torch.bool)
     chooser = Recording("static:0.75", rows, 4)
-    assert torch.equal(targets("llama").features(IDS, chooser).mid, chooser.outputs[2])
+    assert torch.equal(text_features(targets("llama"), IDS, chooser).mid, chooser.outputs[2])
     assert not chooser.entropies
-    assert targets("llama").features(IDS, FeatureChooser(FeatureSelection.parse("none"), rows, 4)).mid is None
+    assert text_features(targets("llama"), IDS, FeatureChooser(FeatureSelection.parse("none"), rows, 4)).mid is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -175,7 +176,7 @@ def test_extraction_at_4k_takes_little_more_than_a_forward(kit: SimpleNamespace)
             FeatureSelection.parse(kind), torch.ones_like(ids, dtype=torch.bool), target.n_layers
         )
         with Alive() as alive:
-            found = target.features(ids, chooser or None)
+            found = text_features(target, ids, chooser or None)
         peaks.append(weights + alive.peak)
         assert (found.mid is None) == (kind is None)
     assert peaks[0] > weights + 4096 * 256 * 2, "something was counted"

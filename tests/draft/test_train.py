@@ -19,13 +19,15 @@ from dfrot.draft.training.corpus import load_corpora, of_windows
 from dfrot.draft.training.init_from_target import dense, init_from_target
 from dfrot.draft.training.loss import Teacher, losses, simulated_tau, slots_of_step
 from dfrot.draft.training.settings import TrainOptions, Weights
-from dfrot.draft.training.sources import LiveFeatures, StoredFeatures
+from dfrot.draft.training.sources import LiveFeatures
+from dfrot.draft.training.stored_features import StoredFeatures
 from dfrot.draft.training.target_features import TargetFeatures
-from dfrot.draft.training.trainer import STATE, Trainer
+from dfrot.draft.training.train_state import STATE
+from dfrot.draft.training.trainer import Trainer
 from dfrot.errors import DfqError, InputError, MismatchError
 from dfrot.files import write_json
 from dfrot.generation.target import Target
-from dfrot.vision.fingerprint import fingerprint
+from dfrot.vision.fingerprint import checkpoint_fingerprint
 
 Get = Callable[..., Target]
 
@@ -167,12 +169,13 @@ def test_a_warm_start_copies_blocks(targets: Get, kit: SimpleNamespace) -> None:
 
 def test_dense_weights_take_unrotated_inputs() -> None:
     """A rotated linear's weight is turned back, packed or not."""
-    from dfrot.quant.linear import DenseLinear, QuantLinear
+    from dfrot.quant.dense_linear import DenseLinear
+    from dfrot.quant.linear import QuantLinear
     from dfrot.quant.plan import LinearPlan
-    from dfrot.rotation.hadamard import plan
+    from dfrot.rotation.hadamard import hadamard_plan
     from dfrot_kernels.layouts import PackedWeight
 
-    x, spec = torch.randn(5, 96), plan(96)
+    x, spec = torch.randn(5, 96), hadamard_plan(96)
     rotated = DenseLinear(
         LinearPlan("d", 64, 96, False, 16, 0, True, 16, False, 1.0, spec), False, torch.float32, torch.float32
     )
@@ -226,9 +229,9 @@ def test_fingerprints_notice_tokenizer_and_template(reference: Path, tmp_path: P
     for file in reference.iterdir():
         if file.is_file():
             (tmp_path / file.name).symlink_to(file)
-    assert fingerprint(tmp_path) == fingerprint(reference)
+    assert checkpoint_fingerprint(tmp_path) == checkpoint_fingerprint(reference)
     (tmp_path / "chat_template.jinja").unlink()
-    assert fingerprint(tmp_path) != fingerprint(reference)
+    assert checkpoint_fingerprint(tmp_path) != checkpoint_fingerprint(reference)
 
 
 class Words:
@@ -287,7 +290,7 @@ def test_conversations_from_a_file(tmp_path: Path) -> None:
 
 
 def test_stored_features_are_the_running_ones(targets: Get, tmp_path: Path) -> None:
-    from dfrot.draft.training.sources import save_corpus, save_index, save_shard
+    from dfrot.draft.training.stored_features import save_corpus, save_index, save_shard
 
     source = online(targets("llama-kv4"))
     for side in ("train", "held_out"):

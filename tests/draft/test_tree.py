@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dfrot.errors import InputError
-from dfrot.generation.expand import expand
+from dfrot.generation.drafting import expand
 from dfrot.generation.tree import Tree, TreeShape
 
 

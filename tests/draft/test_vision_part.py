@@ -15,6 +15,7 @@ import torch
 from dfrot.arch import describe
 from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.errors import DfqError, InputError, MismatchError, UnsupportedError
+from dfrot.generation.multimodal import image_attention_probe, prefill_multimodal
 from dfrot.generation.output import StopCriteria
 from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
@@ -27,9 +28,10 @@ from dfrot.stages.quantize.run import quantize
 from dfrot.stages.quantize.settings import QuantizeSettings
 from dfrot.stages.rotate.run import rotate
 from dfrot.stages.rotate.settings import RotateSettings
-from dfrot.vision.fingerprint import fingerprint
+from dfrot.vision.fingerprint import checkpoint_fingerprint
 from dfrot.vision.image_inputs import ImageInputs
-from dfrot.vision.llava_layout import CONFIG, VisionConfig, attach_vision, compose, rotate_vision, save_vision_of
+from dfrot.vision.llava_layout import CONFIG, VisionConfig, rotate_vision
+from dfrot.vision.llava_model import attach_vision, compose, save_vision_of
 
 IMAGE, VOCAB, WIDTH = 120, 128, 64
 TEXT = {
@@ -83,13 +85,13 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     scheme = QuantScheme.parse("w4a4kv4")
     quantize(root / "rotated", None, root / "packed", QuantizeSettings(scheme=scheme, algorithm="rtn"))
     for name in ("rotated", "packed"):
-        rotate_vision(root / "vision", root / "rotated", fingerprint(root / name), root / f"vision-{name}")
+        rotate_vision(root / "vision", root / "rotated", checkpoint_fingerprint(root / name), root / f"vision-{name}")
     return SimpleNamespace(root=root, config=config)
 
 
 def open_joined(parts: SimpleNamespace, name: str, dtype: Any = None) -> Any:
     folder, vision = parts.root / name, "vision" if name == "lm" else f"vision-{name}"
-    return attach_vision(load_model(folder, dtype), parts.root / vision, fingerprint(folder))
+    return attach_vision(load_model(folder, dtype), parts.root / vision, checkpoint_fingerprint(folder))
 
 
 def given(seed: int) -> dict[str, Any]:
@@ -113,8 +115,8 @@ def test_a_packed_language_model_that_sees_is_lossless(
     parts: SimpleNamespace, kit: SimpleNamespace, shape: TreeShape
 ) -> None:
     target = Target(open_joined(parts, "packed", torch.float32))
-    said, sight = set(), target.image_attention_probe(torch.tensor(PROMPT))
-    target.prefill_multimodal(torch.tensor(PROMPT), given(0), target.start(), sight)
+    said, sight = set(), image_attention_probe(target, torch.tensor(PROMPT))
+    prefill_multimodal(target, torch.tensor(PROMPT), given(0), target.start(), sight)
     assert 0 < float(sight.scores.sum()) < 1
     for seed in range(4):
         images = ImageInputs(given(seed))

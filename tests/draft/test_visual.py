@@ -15,10 +15,13 @@ from dfrot.draft.feature_selection import FeatureChooser, FeatureSelection
 from dfrot.draft.models.build import build
 from dfrot.draft.models.config import DraftConfig
 from dfrot.draft.training.loss import Losses
-from dfrot.draft.training.multimodal_source import MultimodalSample, MultimodalSource
+from dfrot.draft.training.multimodal_data import MultimodalSample
+from dfrot.draft.training.multimodal_source import MultimodalSource
 from dfrot.draft.training.settings import TrainOptions
+from dfrot.draft.training.target_features import multimodal_features
 from dfrot.draft.training.trainer import Trainer
 from dfrot.errors import InputError, UnsupportedError
+from dfrot.generation.multimodal import image_attention_probe, prefill_multimodal
 from dfrot.generation.output import StopCriteria
 from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
@@ -189,8 +192,8 @@ def test_images_reach_the_draft_and_nothing_is_lost(name: str, kit: SimpleNamesp
     said = set()
     for seed in range(2):
         prompt, images = prompt_of(name, seed), ImageInputs(given_of(name, seed))
-        sight = target.image_attention_probe(torch.tensor(prompt))
-        target.prefill_multimodal(torch.tensor(prompt), images.given, target.start(), sight)
+        sight = image_attention_probe(target, torch.tensor(prompt))
+        prefill_multimodal(target, torch.tensor(prompt), images.tensors, target.start(), sight)
         assert 0 < float(sight.scores.sum()) < 1, "the attention of the language model was seen, once"
         told = plain(target, prompt, StopCriteria(15), GREEDY, images=images).tokens
         for shape in SHAPES:
@@ -245,10 +248,10 @@ def test_behind_an_image_positions_are_not_counted(name: str) -> None:
     positions from the number of tokens."""
     target, prompt = target_of(name), prompt_of(name, 0)
     cache = target.start()
-    target.prefill_multimodal(torch.tensor(prompt), given_of(name, 0), cache)
+    prefill_multimodal(target, torch.tensor(prompt), given_of(name, 0), cache)
     assert cache.shift == 4 - 12
     told, other = target.verify([5, 6], [-1, 0], cache)[1], target.start()
-    target.prefill_multimodal(torch.tensor(prompt), given_of(name, 0), other)
+    prefill_multimodal(target, torch.tensor(prompt), given_of(name, 0), other)
     other.shift = 0
     assert not torch.allclose(target.verify([5, 6], [-1, 0], other)[1], told), "positions must matter"
 
@@ -276,13 +279,13 @@ def eager_scores(target: Target, ids: Tensor, given: dict[str, Any], layer: int)
 @pytest.mark.parametrize("name", ["llava", "gemma3", "qwen2.5-vl"])
 def test_scores_are_those_of_eager_attention_and_of_the_prompt_alone(name: str) -> None:
     target, ids = target_of(name), torch.tensor(prompt_of(name, 1))
-    given, sight, again = given_of(name, 1), target.image_attention_probe(ids), target.image_attention_probe(ids)
-    target.prefill_multimodal(ids, given, target.start(), sight)
+    given, sight, again = given_of(name, 1), image_attention_probe(target, ids), image_attention_probe(target, ids)
+    prefill_multimodal(target, ids, given, target.start(), sight)
     layer = 2 if name == "gemma3" else 3  # the last without a window
     assert torch.allclose(sight.scores, eager_scores(target, ids, given, layer), atol=1e-6)
     longer = torch.cat([ids, torch.tensor([5, IMAGE, 7, 8])])
     chooser = FeatureChooser(FeatureSelection.parse("none"), torch.ones(1, 4, dtype=torch.bool), 4)
-    found = target.features_seen(longer, len(ids), given, chooser, again)
+    found = multimodal_features(target, longer, len(ids), given, chooser, again)
     assert torch.equal(again.scores, sight.scores), "the answer changed what is kept"
     assert torch.equal(found.embeddings[0, len(ids) :], target.embed(longer[len(ids) :])), "an answer shows nothing"
 
@@ -290,7 +293,7 @@ def test_scores_are_those_of_eager_attention_and_of_the_prompt_alone(name: str) 
 def test_what_is_kept() -> None:
     target = target_of("llava")
     ids = torch.tensor([3, *[IMAGE] * 4, 9, *[IMAGE] * 3, 8, 7])
-    sight = target.image_attention_probe(ids)
+    sight = image_attention_probe(target, ids)
     assert sight.rows.tolist() == [9, 10]
     sight.scores = torch.tensor([0.1, 0.4, 0.3, 0.2, 0.0, 0.5, 0.1])
     assert sight.kept(0.5).tolist() == [0, 2, 3, 5, 7, 8, 9, 10]
@@ -345,7 +348,7 @@ def test_training_replays_decoding_with_pruned_images(name: str) -> None:
     assert torch.allclose(got[0], out[len(slots) - 1], atol=1e-5)
     assert state.position == one.prompt
     cache, answer = target.start(), one.tokens[one.prompt :]
-    target.prefill_multimodal(torch.tensor(one.tokens[: one.prompt]), one.given, cache)
+    prefill_multimodal(target, torch.tensor(one.tokens[: one.prompt]), one.inputs, cache)
     checked = target.verify(answer, list(range(-1, len(answer) - 1)), cache)[0]
     assert torch.allclose(checked, found.last[0, one.prompt :], atol=1e-4)
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from dfrot.errors import GateError, InputError, MismatchError
 from dfrot.evaluate import ppl
-from dfrot.evaluate.logits import Baseline, compare
+from dfrot.evaluate.logits import Baseline, agreement_observer
 from dfrot.evaluate.speed import decode_speed
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.scheme import QuantScheme
@@ -72,12 +72,12 @@ def test_agreement_with_oneself_and_with_another(source: Path, packed: Path) -> 
     baseline = Baseline(model)
     ppl.window_losses(model, WINDOWS, 2, observe=baseline.record)
     baseline.finish()
-    observe, same = compare(model, baseline, len(WINDOWS))
+    observe, same = agreement_observer(model, baseline, len(WINDOWS))
     ppl.window_losses(model, WINDOWS, 3, observe=observe)
     assert float(same.kl.abs().max()) < 1e-6
     assert float(same.top1.min()) == 1.0
     other = load_model(packed)
-    observe, apart = compare(other, baseline, len(WINDOWS))
+    observe, apart = agreement_observer(other, baseline, len(WINDOWS))
     ppl.window_losses(other, WINDOWS, 2, observe=observe)
     with torch.no_grad():
         p, q = (m(WINDOWS).logits[:, :-1].double().log_softmax(-1) for m in (model, other))

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfrot_kernels import native, ref_kv
+from dfrot_kernels import native
+from dfrot_kernels.ops import references as ref
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 # relative error of a whole output: float sums in another order; one rounding to the output's dtype
@@ -76,7 +77,7 @@ def close(got: Tensor, wanted: Tensor) -> None:
 
 def check(args: tuple[object, ...]) -> Tensor:
     got = torch.ops.dfq.kv_attention(*args)
-    close(got, ref_kv.kv_attention(*args))
+    close(got, ref.kv_attention(*args))
     return got
 
 
@@ -222,7 +223,7 @@ def test_nan_reaches_who_sees_it_and_no_other(isa, where, value):
     got = torch.ops.dfq.kv_attention(*args)
     assert torch.equal(got.isnan().all(-1), bad)
     assert torch.equal(got.isnan().any(-1), bad)
-    assert torch.equal(ref_kv.kv_attention(*args).isnan().any(-1), bad)
+    assert torch.equal(ref.kv_attention(*args).isnan().any(-1), bad)
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16])

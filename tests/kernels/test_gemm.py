@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from dfrot_kernels import ref_tiled
+from dfrot_kernels.ops import references as ref
 from dfrot_kernels.prepared import PreparedWeight
 
 # rows, output columns, inner size, group: blocks and tiles cut short, one piece of k and several, groups that are
@@ -43,9 +43,7 @@ def integer_reference(
     bias: torch.Tensor | None,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    return ref_tiled.w4a8_tiled_mm(
-        q, x_scale, x_zero, w.tiles, w.scale, w.zero, w.sums, bias, w.shape[0], w.group, dtype
-    )
+    return ref.w4a8_tiled_mm(q, x_scale, x_zero, w.tiles, w.scale, w.zero, w.sums, bias, w.shape[0], w.group, dtype)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dfrot_kernels import ref
+from dfrot_kernels.ops import references as ref
 
 CASES = [(bits, symmetric) for bits in (2, 3, 4, 8) for symmetric in (True, False)]
 

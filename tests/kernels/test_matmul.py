@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dfrot_kernels import ref
+from dfrot_kernels.ops import references as ref
 
 # rows, output columns, inner size, group: one row, odd sizes, short last groups, more than one tile of everything
 SHAPES = [

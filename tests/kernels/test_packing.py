@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dfrot_kernels import ref
+from dfrot_kernels.ops import references as ref
 
 BITS = range(2, 9)
 

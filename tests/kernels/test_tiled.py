@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from dfrot_kernels import PreparedWeight, native, ops_tiled, ref, ref_tiled
-from dfrot_kernels.native import call
+from dfrot_kernels import PreparedWeight, bindings, native
+from dfrot_kernels.ops import references as ref
+from dfrot_kernels.ops import tile16
 
 # rows, output columns, inner size, group: every number of rows that decode takes at once, fewer than eight columns,
 # short last blocks, tiles and groups, one to five tiles at a time, more rows than decode takes
@@ -62,7 +63,7 @@ def test_the_layout_is_the_documented_one_and_nothing_is_lost(isa, example, shap
         row, column = int(torch.randint(n, (), generator=g)), int(torch.randint(k, (), generator=g))
         byte = int(p.tiles[row // 16, column // 8, 4 * (row % 16) + column % 4])
         assert (byte >> 4 * (column % 8 // 4)) & 15 == int(e.codes[row, column])
-    assert torch.equal(ref_tiled.tile_codes(p.tiles)[:n, :k], e.codes)
+    assert torch.equal(ref.tile_codes(p.tiles)[:n, :k], e.codes)
     again = p.to_packed()
     for name in ("packed", "scale", "zero", "group", "shape"):
         got, kept = getattr(again, name), getattr(e.weight, name)
@@ -78,7 +79,7 @@ def test_bits_behind_the_last_code_do_not_enter(isa, k):
     """The unused half of a row's last byte is not ours: a file may hold anything there."""
     packed = torch.full((3, (k + 1) // 2), 0xFF, dtype=torch.uint8)
     tiles, sums = torch.ops.dfq.prepack(packed, k, 0, True)
-    assert ref_tiled.tile_codes(tiles).sum() == 3 * 15 * k
+    assert ref.tile_codes(tiles).sum() == 3 * 15 * k
     assert sums.flatten().tolist() == [15 * k] * 3 + [0] * 13
     assert torch.equal(ref.unpack(torch.ops.dfq.unprepack(tiles, 3, k), 4, k), ref.unpack(packed, 4, k))
 
@@ -207,21 +208,22 @@ def test_nothing_is_written_beside_the_output(isa, example, m):
         for integers in (True, False):
             memory = torch.full((m * n + 64,), float("nan"), dtype=dtype)
             out = memory[32 : 32 + m * n]
-            weight = (p.tiles, p.scale, p.zero)
+            operands = {"m": m, "n": n, "k": k, "tiles": p.tiles, "scale": p.scale, "zero": p.zero, "group": 0}
+            operands |= {"bias": None, "dtype": code, "out": out}
             if integers:
-                call("dfq_tiled_w4a8", q, x_scale, x_zero, m, n, k, *weight, p.sums, 0, None, code, out)
+                bindings.tiled_w4a8(q=q, x_scale=x_scale, x_zero=x_zero, sums=p.sums, **operands)
             else:
-                call("dfq_tiled_w4a16", rows(m, k, dtype), code, m, n, k, *weight, 0, None, out)
+                bindings.tiled_w4a16(x=rows(m, k, dtype), **operands)
             assert memory[:32].isnan().all()
             assert memory[32 + m * n :].isnan().all()
             assert out.isfinite().all()
     tiles = torch.full((p.tiles.numel() + 64,), 0xAB, dtype=torch.uint8)
-    call("dfq_prepack", p.to_packed().packed, n, k, 0, tiles[32:], None)
+    bindings.prepack(packed=p.to_packed().packed, n=n, k=k, group=0, tiles=tiles[32:], sums=None)
     assert torch.equal(tiles[32:-32], p.tiles.flatten())
     assert (tiles[:32] == 0xAB).all()
     assert (tiles[-32:] == 0xAB).all()
     packed = torch.full((n * 42 + 64,), 0xAB, dtype=torch.uint8)
-    call("dfq_unprepack", p.tiles, n, k, packed[32:])
+    bindings.unprepack(tiles=p.tiles, n=n, k=k, packed=packed[32:])
     assert torch.equal(packed[32:-32].view(n, 42), p.to_packed().packed)
     assert (packed[:32] == 0xAB).all()
     assert (packed[-32:] == 0xAB).all()
@@ -255,7 +257,7 @@ def test_two_callers_at_once(example, threads):
             assert all(map(torch.equal, pool.map(p.linear, inputs), wanted))
 
 
-@pytest.mark.parametrize("op", ops_tiled.SCHEMAS)
+@pytest.mark.parametrize("op", [op.name for op in tile16.OPS])
 def test_opcheck(isa, example, op):
     w, s = example(9, 70, 32).weight, example(9, 70, 0, True).weight
     p, t = PreparedWeight.from_packed(w), PreparedWeight.from_packed(s, with_sums=False)

@@ -19,7 +19,7 @@ from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.files import read_json, write_json
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.plan import LinearPlan, plan_linears
-from dfrot.rotation.hadamard import matrix
+from dfrot.rotation.hadamard import hadamard_matrix
 from dfrot_kernels.layouts import PackedWeight
 
 VOCAB = 256
@@ -110,7 +110,7 @@ def _tensors(checkpoint: Checkpoint, arch: BoundArch, config: DfqConfig) -> dict
             out[name] = tensor
             continue
         if plan.hadamard is not None:
-            h = matrix(plan.hadamard)
+            h = hadamard_matrix(plan.hadamard)
             blocks = tensor.double().reshape(tensor.shape[0], -1, plan.hadamard.block)
             tensor = (blocks @ h).reshape(tensor.shape).to(tensor.dtype)
         if not plan.packed:

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dfrot.compat.masks import of_mask
+from dfrot.compat.masks import visible_positions
 from dfrot.quant.sinks import Sinks
-from dfrot.rotation.hadamard import plan
+from dfrot.rotation.hadamard import hadamard_plan
 from dfrot.runtime.attention import dfq_attention, rotate_queries
-from dfrot.runtime.kv_cache import CacheView, DfqCacheLayer, KVSpec
+from dfrot.runtime.kv_cache import CacheView, DfqCacheLayer
+from dfrot.runtime.packed_states import KVSpec
 
 B, HEADS, KV_HEADS, D = 2, 4, 2, 32
 
@@ -24,7 +25,7 @@ def states(heads: int, length: int, seed: int, dtype: torch.dtype = torch.float3
 def attention_module() -> Any:
     module: Any = nn.Module()
     module.num_key_value_groups, module.is_causal, module.training = HEADS // KV_HEADS, True, False
-    rotate_queries(module, plan(D))
+    rotate_queries(module, hadamard_plan(D))
     return module
 
 
@@ -32,7 +33,7 @@ def both(mask: Tensor | None, new: int, past: int = 20, sinks: int = 0, starts: 
     """Attention of `new` positions after `past` cached ones, on the packed cache and on tensors."""
     out = []
     for views in (True, False):
-        layer = DfqCacheLayer(KVSpec(4, False, 1.0, plan(D)), Sinks(sinks), views=views)
+        layer = DfqCacheLayer(KVSpec(4, False, 1.0, hadamard_plan(D)), Sinks(sinks), views=views)
         layer.sinks.starts = starts
         if past:
             layer.update(states(KV_HEADS, past, 0), states(KV_HEADS, past, 1))
@@ -45,7 +46,7 @@ def both(mask: Tensor | None, new: int, past: int = 20, sinks: int = 0, starts: 
 
 
 def agree(mask: Tensor | None, new: int, served: bool = True, past: int = 20, **options: Any) -> None:
-    assert (of_mask(mask, new, past + new) is not None) == served
+    assert (visible_positions(mask, new, past + new) is not None) == served
     packed, unpacked = both(mask, new, past, **options)
     assert torch.allclose(packed, unpacked, atol=1e-5)
 
@@ -63,7 +64,7 @@ def test_one_row_and_a_first_call_come_without_mask() -> None:
 @pytest.mark.parametrize("new", [1, 5, 64])
 def test_several_rows(new: int) -> None:
     agree(causal(new, 20), new)
-    seen = of_mask(causal(new, 20), new, 20 + new)
+    seen = visible_positions(causal(new, 20), new, 20 + new)
     assert seen is not None
     assert seen.first is None
     assert seen.tree is None
@@ -75,7 +76,7 @@ def test_left_padding(new: int, sinks: int) -> None:
     starts = torch.tensor([0, 6])
     mask = causal(new, 20) & (torch.arange(20 + new) >= starts[:, None, None, None])
     agree(mask, new, sinks=sinks, starts=starts)
-    seen = of_mask(mask, new, 20 + new)
+    seen = visible_positions(mask, new, 20 + new)
     assert seen is not None
     assert seen.first is not None
     assert seen.first.tolist() == [[0] * new, [6] * new]
@@ -95,7 +96,7 @@ def test_trees_of_drafted_tokens() -> None:
         tree[child] |= tree[parent]
     mask = torch.cat((torch.ones(new, 20, dtype=torch.bool), tree), 1).expand(B, 1, new, 20 + new)
     agree(mask, new)
-    seen = of_mask(mask, new, 26)
+    seen = visible_positions(mask, new, 26)
     assert seen is not None
     assert seen.tree is not None
     assert torch.equal(seen.tree[1], tree)
@@ -109,14 +110,14 @@ def test_other_masks_are_left_to_pytorch() -> None:
     agree(additive, 3, served=False)
     per_head = causal(3, 20).expand(B, HEADS, 3, 23)
     agree(per_head, 3, served=False)
-    assert of_mask(None, 3, 23) is None
+    assert visible_positions(None, 3, 23) is None
 
 
 def test_the_answer_is_kept_with_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = causal(3, 20)
-    first = of_mask(mask, 3, 23)
+    first = visible_positions(mask, 3, 23)
     monkeypatch.setattr("dfrot.compat.masks._read", None)
-    assert of_mask(mask, 3, 23) is first
+    assert visible_positions(mask, 3, 23) is first
 
 
 def test_a_backward_pass_is_left_to_pytorch() -> None:

@@ -11,9 +11,10 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 from dfrot.errors import UnsupportedError
 from dfrot.quant.activations import fake_quantize_kv
 from dfrot.quant.sinks import Sinks
-from dfrot.rotation.hadamard import matrix, plan
+from dfrot.rotation.hadamard import hadamard_matrix, hadamard_plan
 from dfrot.runtime.forward_hooks import ForwardHooks
-from dfrot.runtime.kv_cache import DfqCacheLayer, KVSpec
+from dfrot.runtime.kv_cache import DfqCacheLayer
+from dfrot.runtime.packed_states import KVSpec
 
 B, H, D = 3, 2, 32
 
@@ -24,7 +25,7 @@ def states(length: int, seed: int, dtype: torch.dtype = torch.float32) -> tuple[
 
 
 def layer(bits: int = 4, symmetric: bool = False, clip: float = 1.0, sinks: int = 0, r3: bool = False) -> DfqCacheLayer:
-    return DfqCacheLayer(KVSpec(bits, symmetric, clip, plan(D) if r3 else None), Sinks(sinks))
+    return DfqCacheLayer(KVSpec(bits, symmetric, clip, hadamard_plan(D) if r3 else None), Sinks(sinks))
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -40,7 +41,7 @@ def test_returns_what_the_simulated_quantizer_returns(bits: int, symmetric: bool
 def test_rotated_keys_keep_their_scores() -> None:
     cache, (keys, values) = layer(8, r3=True), states(9, 0)
     held, _ = cache.update(keys, values)
-    h = matrix(plan(D)).float()
+    h = hadamard_matrix(hadamard_plan(D)).float()
     assert torch.allclose(held, fake_quantize_kv(keys @ h, 8, False), atol=1e-2)
     query = torch.randn(B, H, 4, D)
     exact = query @ keys.mT

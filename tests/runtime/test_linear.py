@@ -10,11 +10,12 @@ from torch import Tensor
 
 import dfrot_kernels  # noqa: F401
 from dfrot.quant.activations import activation_quantizer, fake_quantize
-from dfrot.quant.linear import DenseLinear, QuantLinear
+from dfrot.quant.dense_linear import DenseLinear
+from dfrot.quant.linear import QuantLinear
 from dfrot.quant.plan import LinearPlan
 from dfrot.quant.scheme import QuantScheme
 from dfrot.quant.sinks import Sinks
-from dfrot.rotation.hadamard import matrix, plan
+from dfrot.rotation.hadamard import hadamard_matrix, hadamard_plan
 from dfrot_kernels.layouts import PackedWeight
 
 N, K = 24, 96
@@ -22,7 +23,7 @@ N, K = 24, 96
 
 def make(a_bits: int, bias: bool = True, r4: bool = True, sym: bool = False) -> tuple[QuantLinear, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    spec = plan(K) if r4 else None
+    spec = hadamard_plan(K) if r4 else None
     linear_plan = LinearPlan("x", N, K, True, 4, 0, True, a_bits, sym, 1.0, spec)
     module = QuantLinear(linear_plan, bias, torch.float32)
     codes = torch.randint(1, 16, (N, K), dtype=torch.uint8, generator=generator)
@@ -40,7 +41,7 @@ def make(a_bits: int, bias: bool = True, r4: bool = True, sym: bool = False) -> 
 def test_follows_the_formula(a_bits: int, sym: bool) -> None:
     module, weight = make(a_bits, sym=sym)
     x = torch.randn(2, 5, K)
-    rotated = x @ matrix(plan(K)).float()
+    rotated = x @ hadamard_matrix(hadamard_plan(K)).float()
     expected = fake_quantize(rotated, a_bits, sym) @ weight.T + module.bias
     assert torch.allclose(module(x), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
     assert torch.allclose(DenseLinear.twin(module)(x), module(x), rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
@@ -51,7 +52,7 @@ def test_sinks_see_full_activations() -> None:
     sinks = Sinks(2)
     module.sinks = sinks
     x = torch.randn(2, 5, K)
-    exact = (x @ matrix(plan(K)).float()) @ weight.T
+    exact = (x @ hadamard_matrix(hadamard_plan(K)).float()) @ weight.T
     plain = module(x)
     sinks.begin(2, 5, 0, None)
     mixed = module(x)

@@ -12,9 +12,10 @@ from torch import Tensor
 from dfrot.arch import describe
 from dfrot.errors import InputError
 from dfrot.quant.config import DfqConfig
-from dfrot.quant.linear import DenseLinear, QuantLinear
+from dfrot.quant.dense_linear import DenseLinear
+from dfrot.quant.linear import QuantLinear
 from dfrot.quant.scheme import QuantScheme
-from dfrot.rotation.hadamard import plan
+from dfrot.rotation.hadamard import hadamard_plan
 from dfrot.rotation.online import OnlineRotations
 from dfrot.runtime.load import load_model
 
@@ -36,7 +37,7 @@ KINDS = (
 
 def online(kind: str, kit: SimpleNamespace) -> OnlineRotations:
     arch = describe({"model_type": kind, **kit.configs[kind]})
-    return OnlineRotations(r3=plan(arch.head_dim), r4=plan(arch.intermediate))
+    return OnlineRotations(r3=hadamard_plan(arch.head_dim), r4=hadamard_plan(arch.intermediate))
 
 
 @torch.no_grad()
@@ -230,7 +231,7 @@ def test_capped_scores_in_a_padded_batch(kit: SimpleNamespace, tmp_path: Path, m
     padded = torch.stack([torch.cat([torch.zeros(13, dtype=torch.long), short]), long])
     mask = torch.ones_like(padded)
     mask[0, :13] = 0
-    monkeypatch.setattr("dfrot.runtime.attention.SCORES", 300)  # rows in parts
+    monkeypatch.setattr("dfrot.runtime.attention.MAX_SCORES", 300)  # rows in several blocks
     both = model.generate(padded, attention_mask=mask, max_new_tokens=5, do_sample=False, pad_token_id=0)
     alone = model.generate(short[None], max_new_tokens=5, do_sample=False)
     assert torch.equal(both[0, 20:], alone[0, 7:])

@@ -7,7 +7,8 @@ import copy
 import pytest
 import torch
 
-from dfrot.quant.linear import DenseLinear, QuantLinear
+from dfrot.quant.dense_linear import DenseLinear
+from dfrot.quant.linear import QuantLinear
 from dfrot.quant.plan import LinearPlan
 from dfrot_kernels import native
 from dfrot_kernels.layouts import PackedWeight

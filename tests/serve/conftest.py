@@ -19,7 +19,7 @@ from dfrot.draft.store import save_draft
 from dfrot.generation.engine import Engine
 from dfrot.serve.server import serve
 from dfrot.serve.settings import ServeSettings
-from dfrot.vision.fingerprint import fingerprint
+from dfrot.vision.fingerprint import checkpoint_fingerprint
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +33,7 @@ def draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("draft")
     _, arch = open_described(reference.path())
     torch.manual_seed(0)
-    save_draft(folder, build(config_for(arch, "dream", target_fingerprint=fingerprint(reference.path()))))
+    save_draft(folder, build(config_for(arch, "dream", target_fingerprint=checkpoint_fingerprint(reference.path()))))
     return folder
 
 

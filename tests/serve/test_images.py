@@ -15,13 +15,14 @@ import torch
 from dfrot.arch import open_described
 from dfrot.data import shapes
 from dfrot.data.jsonl import MAX_IMAGES
+from dfrot.draft.load import open_engine
 from dfrot.draft.models.build import build, config_for
 from dfrot.draft.store import save_draft
 from dfrot.generation.engine import Engine
 from dfrot.reference import build_vlm as sees
 from dfrot.serve.api import parse_request
 from dfrot.serve.errors import ApiError
-from dfrot.vision.fingerprint import fingerprint
+from dfrot.vision.fingerprint import checkpoint_fingerprint
 
 Image = pytest.importorskip("PIL.Image")
 TEXT = {"type": "text", "text": "What is in the image?"}
@@ -84,7 +85,7 @@ def test_only_users_show_images() -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("sees") / "reference-vlm"
     made.mkdir()
-    sees.write(made)
+    sees.write_model(made)
     return made
 
 
@@ -119,9 +120,9 @@ def test_a_conversation_about_images(seeing: Any) -> None:
 def test_a_draft_changes_nothing(seeing: Any, folder: Path, tmp_path: Path, start: Any) -> None:
     _, arch = open_described(folder)
     torch.manual_seed(0)
-    save_draft(tmp_path, build(config_for(arch, "dream", target_fingerprint=fingerprint(folder))))
+    save_draft(tmp_path, build(config_for(arch, "dream", target_fingerprint=checkpoint_fingerprint(folder))))
     parts = [(part(uri(shapes.sample(seed).picture)), TEXT) for seed in (3, 4)]
-    with start(Engine(folder, tmp_path, (3, 1, 0)), name="vlm", max_body=100_000) as drafted:
+    with start(open_engine(folder, tmp_path, (3, 1, 0)), name="vlm", max_body=100_000) as drafted:
         for one in parts:
             told = [ask(server, *one).choices[0].message.content for server in (seeing, drafted)]
             assert told[0] == told[1]

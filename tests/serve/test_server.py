@@ -20,9 +20,11 @@ import openai
 import pytest
 
 from dfrot import reference
+from dfrot.draft.load import open_engine
 from dfrot.errors import ResourceError, UnsupportedError
 from dfrot.generation.engine import Engine, TextRequest
-from dfrot.serve import app, protocol
+from dfrot.serve import body as request_body
+from dfrot.serve import protocol
 from dfrot.serve.server import KEEP_ALIVE, bind, serve
 from dfrot.serve.settings import ServeSettings
 
@@ -177,7 +179,7 @@ def raw(server: Any) -> socket.socket:
 def test_slow_clients_are_cut(engine: Engine, start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol.GuardedProtocol, "head_seconds", 0.3)
     monkeypatch.setattr(protocol.GuardedProtocol, "read_seconds", 0.3)
-    monkeypatch.setattr(app, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(request_body, "BODY_SECONDS", 0.3)
     with start(engine) as server:
         with raw(server) as head:  # a head that never ends
             head.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n")
@@ -254,7 +256,7 @@ def test_a_taken_port_is_one_line() -> None:
 
 
 def test_a_draft_serves_the_same_text(engine: Engine, draft: Path, start: Any) -> None:
-    with start(Engine(reference.path(), draft, (2, 1, 0))) as server:
+    with start(open_engine(reference.path(), draft, (2, 1, 0))) as server:
         assert complete(server).choices[0].text == text(engine, PROMPT, 16)
         assert metric(server, "dfq_draft_rounds_total") > 0
 

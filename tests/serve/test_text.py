@@ -7,8 +7,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dfrot.draft.load import open_engine
 from dfrot.generation.engine import Engine, TextRequest
-from dfrot.generation.text_stream import BROKEN, TextStream
+from dfrot.generation.text_stream import REPLACEMENT, TextStream
 
 
 def decode(ids: list[int]) -> str:
@@ -32,13 +33,13 @@ def test_pieces_are_the_text_up_to_the_first_stop(text: str, stops: list[str], g
     assert text.startswith(told)
     assert stream.stopped == bool(places)
     assert told == text if not places else all(stop not in told for stop in stops)
-    assert BROKEN in text or all(BROKEN not in piece for piece in pieces)
+    assert REPLACEMENT in text or all(REPLACEMENT not in piece for piece in pieces)
 
 
 def test_an_unfinished_character_is_told_at_the_end_only() -> None:
     stream = TextStream(decode)
     assert stream.push(list("é".encode())[:1]) == ""
-    assert stream.finish() == BROKEN
+    assert stream.finish() == REPLACEMENT
 
 
 def test_generation_streams_what_decoding_gives(engine: Engine) -> None:
@@ -49,7 +50,7 @@ def test_generation_streams_what_decoding_gives(engine: Engine) -> None:
     prompt = engine.encode("def read(self, size):")
     job = engine.start(TextRequest(prompt, 40))
     pieces = list(job)
-    expected = plain(engine.target, prompt, StopCriteria(40, engine.ends), Sampling())
+    expected = plain(engine.target, prompt, StopCriteria(40, engine.end_tokens), Sampling())
     assert job.out.tokens == expected.tokens
     assert "".join(pieces) == engine.decode(expected.tokens)
     assert (job.finish, job.usage) == ("length", (len(prompt), 40))
@@ -69,7 +70,7 @@ def test_stop_strings_are_cut_off(engine: Engine) -> None:
 def test_a_draft_changes_nothing(engine: Engine, draft: Any) -> None:
     from dfrot import reference
 
-    fast = Engine(reference.path(), draft, (3, 1, 0))
+    fast = open_engine(reference.path(), draft, (3, 1, 0))
     assert fast.how == "speculative, chain 3"
     prompt = engine.encode("class Reader:")
     for stops in ((), ("self",)):

@@ -22,7 +22,8 @@ from dfrot.stages.quantize.run import quantize
 from dfrot.stages.quantize.settings import QuantizeSettings
 from dfrot.stages.rotate.run import rotate
 from dfrot.stages.rotate.settings import RotateSettings
-from dfrot.vision.llava_layout import VisionConfig, compose, save_vision_of
+from dfrot.vision.llava_layout import VisionConfig
+from dfrot.vision.llava_model import compose, save_vision_of
 from dfrot_cli.main import main
 
 IMAGE, WIDTH = 4094, 64

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dfrot.draft.training.sources import StoredFeatures
+from dfrot.draft.training.stored_features import StoredFeatures
 from dfrot.files import read_json
 from dfrot.generation.engine import Engine, TextRequest
 from dfrot.generation.load_target import load_target
@@ -126,7 +126,7 @@ def test_rotating_and_packing_take_the_vision_part_along(original: Path, rotated
     logits = []
     for folder in (original, rotated):
         model = load_target(folder).model
-        logits.append(model(input_ids=torch.tensor([asked.ids]), **asked.images.given).logits)
+        logits.append(model(input_ids=torch.tensor([asked.ids]), **asked.images.tensors).logits)
     assert torch.allclose(*logits, atol=1e-3 * float(logits[0].abs().max()))
 
 
@@ -217,7 +217,7 @@ def test_requests_take_turns(packed: Path) -> None:
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
     requests = []
     for picture in pictures:
-        ids, images = engine.encode_seen(messages, [picture])
+        ids, images = engine.encode_multimodal(messages, [picture])
         requests.append(TextRequest(ids, max_new_tokens=8, images=images, ignore_eos=True))
     alone = [list(job) and job.out.tokens for job in map(engine.start, requests)]
     together = [engine.start(request) for request in requests]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from dfrot.data.jsonl import read_rows
+from dfrot.data.jsonl import read_json_lines
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.draft.training.multimodal_data import training_sample
 from dfrot.files import read_json
@@ -119,10 +119,10 @@ def test_samples_hold_prompt_and_answer(hub: Path) -> None:
     reader = prompt_reader(hub)
     messages, pictures, where = drawn_conversation(0)
     sample = training_sample(reader, (messages, pictures, where), 64)
-    prompt, given = reader.seen(question(messages), pictures, where)
+    prompt, given = reader.encode(question(messages), pictures, where)
     assert sample.tokens[: sample.prompt] == prompt
     assert prompt.count(reader.image_token) == 4
-    assert torch.equal(sample.given["pixel_values"], given["pixel_values"])
+    assert torch.equal(sample.inputs["pixel_values"], given["pixel_values"])
     assert reader.tokenizer.decode(sample.tokens[sample.prompt :]) == messages[1]["content"] + "<|eos|>"
 
 
@@ -151,11 +151,11 @@ def test_rows_without_images_and_images_behind_an_answer(hub: Path, dfq: Any, tm
     rows, reader = rows_of(tmp_path), prompt_reader(hub)
     found = [
         training_sample(reader, conversation_row(row, tmp_path, where), 96)
-        for row, where in itertools.islice(read_rows(rows), 3)
+        for row, where in itertools.islice(read_json_lines(rows), 3)
     ]
     images = [sample.tokens[: sample.prompt].count(reader.image_token) // 4 for sample in found]
     assert images == [0, 1, 2]
-    assert [bool(sample.given) for sample in found] == [False, True, True]
+    assert [bool(sample.inputs) for sample in found] == [False, True, True]
     decode = reader.tokenizer.decode
     for number, sample in enumerate(found):
         counted = [token for token, counts in zip(sample.tokens, sample.counts().tolist()) if counts]

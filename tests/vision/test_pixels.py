@@ -37,7 +37,7 @@ def bomb(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])
 def test_formats(kind: str) -> None:
-    picture = pixels.decode(encoded(kind), "here")
+    picture = pixels.decode_image(encoded(kind), "here")
     assert picture.shape == (4, 6, 3)
     assert picture.dtype == torch.uint8
     assert (picture.float().mean((0, 1)) - torch.tensor([200.0, 100.0, 50.0])).abs().max() < 8
@@ -45,13 +45,13 @@ def test_formats(kind: str) -> None:
 
 @pytest.mark.parametrize("mode", ["L", "RGBA"])
 def test_every_mode_becomes_colours(mode: str) -> None:
-    assert pixels.decode(encoded(mode=mode), "here").shape == (4, 6, 3)
+    assert pixels.decode_image(encoded(mode=mode), "here").shape == (4, 6, 3)
 
 
 def test_an_image_is_turned_as_its_exif_entry_says() -> None:
     entry = Image.Exif()
     entry[0x0112] = 6  # the camera was held upright
-    assert pixels.decode(encoded("JPEG", (6, 4), exif=entry), "here").shape == (6, 4, 3)
+    assert pixels.decode_image(encoded("JPEG", (6, 4), exif=entry), "here").shape == (6, 4, 3)
 
 
 HOSTILE = {
@@ -73,7 +73,7 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_bytes_are_refused_in_one_line(name: str) -> None:
     with pytest.raises(InputError, match="here") as caught:
-        pixels.decode(HOSTILE[name], "here")
+        pixels.decode_image(HOSTILE[name], "here")
     assert "\n" not in str(caught.value)
     assert "0x" not in str(caught.value)
 
@@ -81,25 +81,25 @@ def test_hostile_bytes_are_refused_in_one_line(name: str) -> None:
 def test_files_are_named(tmp_path: Path) -> None:
     for file in (tmp_path / "absent.png", tmp_path):
         with pytest.raises(InputError, match=file.name):
-            pixels.read(file)
+            pixels.read_image(file)
 
 
 def test_scaling_keeps_the_picture() -> None:
     picture = torch.zeros(40, 80, 3, dtype=torch.uint8)
     picture[:, 40:, 0] = 255
-    found = pixels.pixels(picture, 16)
+    found = pixels.normalized_pixels(picture, 16)
     assert found.shape == (3, 16, 16)
     assert float(found.min()) == -1
     assert abs(float(found.max()) - 1) < 1e-6
     assert found[0, :, :7].max() < -0.9
     assert found[0, :, 9:].min() > 0.9
     small = torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8)
-    assert torch.equal(pixels.pixels(small, 16), small.permute(2, 0, 1).float() / 127.5 - 1)
+    assert torch.equal(pixels.normalized_pixels(small, 16), small.permute(2, 0, 1).float() / 127.5 - 1)
     with pytest.raises(InputError, match="uint8"):
-        pixels.pixels(small.float(), 16)
+        pixels.normalized_pixels(small.float(), 16)
 
 
 def test_without_pillow_the_refusal_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(UnsupportedError, match=r"pip install 'dfq\[images\]'"):
-        pixels.decode(b"", "here")
+        pixels.decode_image(b"", "here")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dfrot.data.jsonl import MAX_IMAGES, conversation, read_rows
+from dfrot.data.jsonl import MAX_IMAGES, parse_conversation, read_json_lines
 from dfrot.errors import DfqError, InputError
 
 Image = pytest.importorskip("PIL.Image")
@@ -32,12 +32,12 @@ def folder(tmp_path: Path) -> Path:
 def test_images_come_in_the_order_of_their_places(folder: Path) -> None:
     parts = [{"type": "image"}, {"type": "text", "text": "and"}, {"type": "image"}]
     row = {"messages": [{"role": "user", "content": parts}], "images": ["a.png", "more/b.png"]}
-    messages, seen = conversation(row, folder, "here")
+    messages, seen = parse_conversation(row, folder, "here")
     assert messages[0]["content"] == parts
     assert [picture[0, 0].tolist() for picture in seen] == [[255, 0, 0], [0, 0, 255]]
     marked = {"messages": [{"role": "user", "content": "<image>and<image>"}], "images": row["images"]}
-    assert conversation(marked, folder, "here")[0] == messages
-    prompt, _ = conversation({"prompt": "Which?", "images": ["a.png"]}, folder, "here")
+    assert parse_conversation(marked, folder, "here")[0] == messages
+    prompt, _ = parse_conversation({"prompt": "Which?", "images": ["a.png"]}, folder, "here")
     assert prompt == [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which?"}]}]
 
 
@@ -68,7 +68,7 @@ def test_images_come_in_the_order_of_their_places(folder: Path) -> None:
 )
 def test_rows_that_are_refused(folder: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(DfqError, match=message) as caught:
-        conversation({**ROW, **change}, folder, "rows.jsonl, line 7")
+        parse_conversation({**ROW, **change}, folder, "rows.jsonl, line 7")
     assert str(caught.value).startswith("rows.jsonl, line 7")
     assert "\n" not in str(caught.value)
 
@@ -76,10 +76,10 @@ def test_rows_that_are_refused(folder: Path, change: dict[str, Any], message: st
 def test_lines_are_counted_with_the_blank_ones(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text("\n\n" + json.dumps({"a": 1}) + "\n\nnonsense\n")
-    rows = read_rows(file)
+    rows = read_json_lines(file)
     assert next(rows) == ({"a": 1}, f"{file}, line 3")
     with pytest.raises(InputError, match="line 5: not JSON"):
         next(rows)
     file.write_bytes(b'{"a": "\xff"}\n')
     with pytest.raises(InputError, match="not UTF-8"):
-        list(read_rows(file))
+        list(read_json_lines(file))

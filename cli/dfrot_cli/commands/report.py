@@ -31,8 +31,8 @@ def command(places: tuple[Path, ...], outs: tuple[Path, ...], common: Common) ->
     common.prepare()
     from dfrot.errors import InputError
     from dfrot.files import write_bytes
-    from dfrot.stages.report.collect import collect
-    from dfrot.stages.report.render import WRITERS, lines
+    from dfrot.stages.report.collect import collect_results
+    from dfrot.stages.report.render import WRITERS, text_rows
 
     for out in outs:
         if out.suffix not in WRITERS:
@@ -43,13 +43,13 @@ def command(places: tuple[Path, ...], outs: tuple[Path, ...], common: Common) ->
             "report", {f"place {n}": place for n, place in enumerate(places, 1)}, {}, outs[0] if outs else None, common
         )
         return
-    table = collect(places)
+    table = collect_results(places)
     for out in outs:
         write_bytes(out, WRITERS[out.suffix](table).encode())
     if common.json:
         show.as_json(table.to_dict())
         return
-    heads, rows = lines(table)
+    heads, rows = text_rows(table)
     if len(heads) > WIDE > len(rows):  # few checkpoints, many measurements: one line per measurement
         transposed = [list(row) for row in zip(heads, *rows)]
         heads, rows = transposed[0], transposed[1:]

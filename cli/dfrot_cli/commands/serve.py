@@ -11,6 +11,7 @@ from dfrot.generation.settings import GenerateSettings
 from dfrot.serve.settings import ServeSettings
 from dfrot_cli import show
 from dfrot_cli.commands.draft.options import draft_option, shape_options, single_shape
+from dfrot_cli.engine import open_engine
 from dfrot_cli.options import Common, common, model_option
 from dfrot_cli.plan import plan
 from dfrot_cli.setting_options import options_of, settings_from
@@ -62,7 +63,6 @@ def command(
     (dfq export)."""
     common.prepare()
     from dfrot.errors import InputError, ResourceError
-    from dfrot.generation.engine import Engine
     from dfrot.hub import resolve_model
 
     try:
@@ -81,7 +81,7 @@ def command(
             f"`host` {host}: others could use the model; set `api_key`, or give `open_to_all`",
             field=("host", "api_key", "open_to_all"),
         )
-    engine = Engine(folder, draft, shape, force)
+    engine = open_engine(folder, draft, shape, force)
 
     def ready(url: str) -> None:
         fact = {"url": f"{url}/v1", "model": settings.name, "decoding": engine.how, "context": engine.context}

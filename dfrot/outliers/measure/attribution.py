@@ -15,19 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from dfrot.arch import BoundArch, Linear
-from dfrot.calib.observe import linear_of
-from dfrot.outliers.measure.block_view import BlockView
-from dfrot.outliers.measure.criteria import Criteria, entries
+from dfrot.calib.observe import inner_linear
+from dfrot.outliers.measure.block_view import BlockCapture
+from dfrot.outliers.measure.criteria import Criteria, massive_entries
 from dfrot.outliers.measure.massive import Trace
 
 EXPLAINED = 0.9  # terms are collected until they make up this share of the value
 TERMS = 8  # at most
 
 
-def origin(view: BlockView, block: nn.Module, arch: BoundArch, writer: Linear, trace: Trace) -> dict[str, Any]:
+def attribute_entry(
+    view: BlockCapture, block: nn.Module, arch: BoundArch, writer: Linear, trace: Trace
+) -> dict[str, Any]:
     """The terms of one entry born at `writer`: columns with weight, activation and share of what the writer adds."""
     _, position, channel = trace.entry
-    module = linear_of(block, writer.name)
+    module = inner_linear(block, writer.name)
     x = view.taps[_tap_of(arch, writer)][position].float()
     weight = module.weight[channel].float()
     terms = weight * x
@@ -60,7 +62,7 @@ def _tap_of(arch: BoundArch, linear: Linear) -> str:
 
 
 def _factors(
-    view: BlockView, block: nn.Module, arch: BoundArch, writer: Linear, position: int, column: int
+    view: BlockCapture, block: nn.Module, arch: BoundArch, writer: Linear, position: int, column: int
 ) -> dict[str, dict[str, float]]:
     """What the linears that feed an MLP column say there: the two factors of the gated product."""
     found = {}
@@ -70,7 +72,7 @@ def _factors(
             and linear.writes == "mlp"
             and hasattr(block.get_submodule(writer.name), "weight")
         ):
-            module = linear_of(block, linear.name)
+            module = inner_linear(block, linear.name)
             x = view.taps[_tap_of(arch, linear)][position].float()
             bias = 0.0 if module.bias is None else float(module.bias[column])
             found[linear.name.rpartition(".")[2]] = float(module.weight[column].float() @ x) + bias
@@ -105,13 +107,13 @@ class Ablation:
 
     def note(self, name: str, hidden: Tensor) -> None:
         """How many entries of this state are massive without what was removed."""
-        self.left[name] = len(entries(hidden, self.criteria.limit(hidden)))
+        self.left[name] = len(massive_entries(hidden, self.criteria.limit(hidden)))
 
 
-def ablate(block: nn.Module, cuts: dict[str, list[tuple[int, int]]]) -> None:
+def zero_weights(block: nn.Module, cuts: dict[str, list[tuple[int, int]]]) -> None:
     """Set weights (row, column) of writers to zero, in place: the block is this run's own copy."""
     for name, places in cuts.items():
-        module = linear_of(block, name)
+        module = inner_linear(block, name)
         weight = module.weight.data.clone()
         for row, column in places:
             weight[row, column] = 0.0

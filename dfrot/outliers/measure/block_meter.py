@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from dfrot.arch import Norm, Tap
-from dfrot.calib.observe import linear_of
+from dfrot.calib.observe import inner_linear
 from dfrot.outliers.measure import channels
 from dfrot.outliers.measure import quantization_errors as errors
-from dfrot.outliers.measure.block_view import BlockView
+from dfrot.outliers.measure.block_view import BlockCapture
 from dfrot.outliers.measure.criteria import Criteria
 from dfrot.outliers.measure.sinks import SinkMeter
 from dfrot.outliers.measure.sketch import ChannelSketch
@@ -49,7 +49,7 @@ class BlockMeter:
         name = f"{self.arch.full(self.layer, norm.name)}.weight"
         return self.subject.checkpoint.read(name).float() + norm.offset
 
-    def add(self, view: BlockView, massive: dict[str, Tensor]) -> None:
+    def add(self, view: BlockCapture, massive: dict[str, Tensor]) -> None:
         """massive: norm name -> bool [S]; a tap behind no norm takes the mask of the norm before it."""
         mask = torch.zeros(len(view.tokens), dtype=torch.bool)
         for tap in self.taps:
@@ -82,13 +82,13 @@ class BlockMeter:
             rows, flags = torch.cat(self.rows[tap.name]), torch.cat(self.flags[tap.name])
             sketch, gain = self.sketches[tap.name], self.gain(tap)
             norm = self.norm(tap)
-            modules = {one.name: linear_of(block, one.name) for one in tap.linears}
+            modules = {one.name: inner_linear(block, one.name) for one in tap.linears}
             weights = [module.weight for module in modules.values()]
             width = self.arch.head_dim if tap.reads == "v" else None
             basis = not self.subject.rotated
             if norm is not None:
                 found = channels.norm_outliers(sketch, gain, limit)
-                energy = channels.read_energy(weights, sketch.mean_square(), found["channels"])
+                energy = channels.relative_read_energy(weights, sketch.mean_square(), found["channels"])
                 for one in found["outliers"]:
                     one["read_energy_over_median"] = energy[one["channel"]]
                 norms[norm.name] = found

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from dfrot.arch import BoundArch, Linear
-from dfrot.calib.observe import linear_of
-from dfrot.runtime.attention_listener import listen
+from dfrot.calib.observe import inner_linear
+from dfrot.runtime.attention_hooks import AttentionCall, observe_block_attention
 
 
 @dataclass
-class BlockView:
+class BlockCapture:
     """One window through block `layer`. tokens int64 [S]; states: name -> residual stream [S, hidden] before the block
     and after each linear that writes to it; taps: tap name -> its input [S, K]; heads: q/k/v linear -> its output
     [S, N]; query [heads, S, D], key, value [kv heads, S, D] behind RoPE, mask as attention got it, scale."""
@@ -35,13 +35,13 @@ class BlockView:
     scale: float = 1.0
 
 
-def writers(arch: BoundArch) -> tuple[Linear, ...]:
+def residual_writers(arch: BoundArch) -> tuple[Linear, ...]:
     """The linears that write to the residual stream, in order of computation."""
     return tuple(linear for linear in arch.spec.linears if linear.writes == "residual")
 
 
 @contextmanager
-def capturing(block: nn.Module, arch: BoundArch, view: BlockView) -> Iterator[None]:
+def capture_block(block: nn.Module, arch: BoundArch, view: BlockCapture) -> Iterator[None]:
     """Fill `view` while the block runs once on a batch of one. Taps are seen before any activation quantizer."""
     state = {"at": view.before}
 
@@ -64,28 +64,27 @@ def capturing(block: nn.Module, arch: BoundArch, view: BlockView) -> Iterator[No
 
         return after
 
-    def heard(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> None:
-        view.query, view.key, view.value = query[0].detach(), key[0].detach(), value[0].detach()
-        view.mask = None if mask is None else mask[0]
-        view.scale = scale
+    def heard(call: AttentionCall) -> None:
+        view.query, view.key, view.value = call.query[0].detach(), call.key[0].detach(), call.value[0].detach()
+        view.mask = None if call.mask is None else call.mask[0]
+        view.scale = call.scale
 
     with ExitStack() as stack:
         for tap in arch.taps():
-            module = linear_of(block, tap.linears[0].name)
+            module = inner_linear(block, tap.linears[0].name)
             stack.callback(module.register_forward_pre_hook(tap_hook(tap.name), prepend=True).remove)
         for linear in arch.spec.linears:
             hook = {"residual": write_hook, "qk": head_hook, "v": head_hook}.get(linear.writes)
             if hook is not None:
-                handle = linear_of(block, linear.name).register_forward_hook(hook(linear.name))
+                handle = inner_linear(block, linear.name).register_forward_hook(hook(linear.name))
                 stack.callback(handle.remove)
-        for name in {one.name.rpartition(".")[0] for one in arch.spec.linears if one.writes == "qk"}:
-            listen(block.get_submodule(name), heard)
+        stack.enter_context(observe_block_attention(block, heard))
         yield
 
 
 @torch.no_grad()
-def observe(runner: Any, block: nn.Module, arch: BoundArch, view: BlockView, cache: Any) -> Tensor:
+def run_and_capture(runner: Any, block: nn.Module, arch: BoundArch, view: BlockCapture, cache: Any) -> Tensor:
     """Run the block on the view's window [S, hidden]; returns the hidden state behind it."""
-    with capturing(block, arch, view):
+    with capture_block(block, arch, view):
         out: Tensor = runner.run(block, view.before[None], cache)[0]
     return out

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfrot.rotation.hadamard import random_orthogonal, randomized
-from dfrot.rotation.refinement.features import CalibrationRows, normalise
-from dfrot.rotation.refinement.massive_tokens import MassiveRule
+from dfrot.rotation.hadamard import random_orthogonal, randomized_hadamard
+from dfrot.rotation.refinement.calibration_rows import CalibrationRows, normalise
+from dfrot.rotation.refinement.massive_rule import MassiveRule
+from dfrot.rotation.refinement.massive_tokens import massive_mask
 from dfrot.rotation.refinement.refine import refine
-from dfrot.rotation.refinement.row_grid import RowGrid
 from dfrot.rotation.refinement.settings import RefineSettings
+from dfrot.rotation.refinement.token_quantizer import TokenQuantizer
 from dfrot.stage_folder import Progress
 
 METHODS = ("none", "orthogonal", "hadamard", "refined")
@@ -39,7 +40,7 @@ class RowStore:
     def add(self, tap: str, hidden: Tensor, tokens: Tensor, windows: int) -> Tensor:
         """One window [S, d] of the stream before norm `tap`; returns which tokens are massive, bool [S]."""
         rows = normalise(hidden, self.eps)
-        massive = self.rule.mask(rows)
+        massive = massive_mask(rows, self.rule)
         if not self.names or self.names[-1] != tap:
             self.names.append(tap)
         quota = max(2, self.quota // windows)
@@ -60,7 +61,7 @@ class RowStore:
         return CalibrationRows(rows, weight, massive, tap, zero, zero, tuple(self.names), self.seen, self.rule)
 
 
-def split(features: CalibrationRows) -> tuple[CalibrationRows, CalibrationRows]:
+def split_fit_and_held_out(features: CalibrationRows) -> tuple[CalibrationRows, CalibrationRows]:
     """To fit, to measure: common rows alternate, massive rows are in both."""
     order = torch.arange(len(features.rows)) % 2 == 0
     halves = []
@@ -80,13 +81,13 @@ def token_errors(
 
     Returns means over massive and common tokens, sorted curves, means per norm and what the refinement reports; and
     the rotations by method (None: the basis as it is)."""
-    fit, held = split(store.features())
+    fit, held = split_fit_and_held_out(store.features())
     width = fit.width
-    grid = RowGrid(bits, False)
+    grid = TokenQuantizer(bits, False)
     matrices: dict[str, Tensor | None] = {"none": None}
     refinement: dict[str, Any] | None = None
     if not rotated:
-        start = randomized(width, seed)
+        start = randomized_hadamard(width, seed)
         result = refine(fit, start, RefineSettings(bits=bits, rounds=rounds, seed=seed), progress=progress)
         matrices |= {"orthogonal": random_orthogonal(width, seed), "hadamard": start, "refined": result.matrix}
         refinement = result.stats

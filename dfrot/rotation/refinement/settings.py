@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dfrot.settings import check, seed_setting, setting
 
 if TYPE_CHECKING:
-    from dfrot.rotation.refinement.row_grid import RowGrid
+    from dfrot.rotation.refinement.token_quantizer import TokenQuantizer
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,7 @@ class RefineSettings:
         check(self)
 
     @property
-    def grid(self) -> RowGrid:
-        """The activation quantizer."""
-        from dfrot.rotation.refinement.row_grid import RowGrid  # torch: settings are read without it
+    def grid(self) -> TokenQuantizer:
+        from dfrot.rotation.refinement.token_quantizer import TokenQuantizer  # torch: settings are read without it
 
-        return RowGrid(self.bits, self.symmetric, self.clip)
+        return TokenQuantizer(self.bits, self.symmetric, self.clip)

@@ -16,8 +16,15 @@ from torch import Tensor
 
 from dfrot.arch import BoundArch, Tap, open_described
 from dfrot.calib import calibration as store
-from dfrot.calib.hidden_states import HiddenStates, remove_all
-from dfrot.calib.observe import EXPERT_ROWS, SAMPLE_ROWS, Observer, chunk_samples, ranks, watching
+from dfrot.calib.hidden_states import HiddenStates, remove_hidden_states
+from dfrot.calib.observe import (
+    EXPERT_ROWS,
+    SAMPLE_ROWS,
+    StatsCollector,
+    observe_taps,
+    samples_per_chunk,
+    sampling_ranks,
+)
 from dfrot.calib.stats import CalibStats
 from dfrot.checkpoint import Checkpoint
 from dfrot.data.text import calibration_windows, load_text
@@ -74,7 +81,7 @@ def _publish(
         if not stage.finished:
             store.save_tensors(stage.folder, "tokens", {"tokens": tokens})
             summary = _Run(stage, checkpoint, arch, tokens, settings).all(progress) if settings.statistics else {}
-            remove_all(stage.folder)
+            remove_hidden_states(stage.folder)
             stage.publish({"taps": summary})
     return read_record(out, KIND)
 
@@ -82,7 +89,7 @@ def _publish(
 def _disk(arch: BoundArch, tokens: Tensor, hessians: bool) -> int:
     """Bytes of the result and of the hidden states on the way."""
     hidden = 2 * HiddenStates.nbytes((*tokens.shape, arch.hidden))
-    sizes = [width for stem in store.stems(arch) for width in store.widths(arch, stem).values()]
+    sizes = [width for stem in store.file_stems(arch) for width in store.tap_widths(arch, stem).values()]
     return hidden + 8 * tokens.numel() + sum((4 * k * k if hessians else 0) + 4 * k + 8192 for k in sizes)
 
 
@@ -97,8 +104,8 @@ class _Run:
         self.stage, self.arch, self.tokens, self.settings = stage, arch, tokens, settings
         self.runner = BlockRunner(checkpoint, arch)
         self.shape = (tokens.shape[0], tokens.shape[1], arch.hidden)
-        self.step = chunk_samples(arch, tokens.shape[1])
-        self.rank = ranks(tokens.numel(), settings.seed)
+        self.step = samples_per_chunk(arch, tokens.shape[1])
+        self.rank = sampling_ranks(tokens.numel(), settings.seed)
 
     def hidden(self, layer: int) -> HiddenStates:
         return HiddenStates(self.stage.folder, layer, self.shape)
@@ -115,7 +122,7 @@ class _Run:
                 first.write(begin, self.runner.embed(self.tokens[begin : begin + self.step]))
             first.sync()
             self.stage.mark("embed")
-        for number, stem in enumerate(store.stems(self.arch)):
+        for number, stem in enumerate(store.file_stems(self.arch)):
             progress(KIND, number, total)
             if not self.stage.done(stem):
                 stats = self.head(number) if stem == store.HEAD else self.block(number)
@@ -124,18 +131,18 @@ class _Run:
                 self.hidden(number).remove()
         progress(KIND, total, total)
         summary = {}
-        for number, stem in enumerate(store.stems(self.arch)):
+        for number, stem in enumerate(store.file_stems(self.arch)):
             for tap, value in self.stage.recall(stem).items():
                 summary[tap if stem == store.HEAD else self.arch.full(number, tap)] = value
         return summary
 
-    def observer(self, width: int, expert: bool = False) -> Observer:
-        return Observer(width, self.rank, self.settings.hessians, EXPERT_ROWS if expert else SAMPLE_ROWS)
+    def observer(self, width: int, expert: bool = False) -> StatsCollector:
+        return StatsCollector(width, self.rank, self.settings.hessians, EXPERT_ROWS if expert else SAMPLE_ROWS)
 
     @torch.no_grad()
     def block(self, layer: int) -> dict[str, CalibStats]:
         taps = self.arch.taps()
-        widths = store.widths(self.arch, store.stem_of(layer))
+        widths = store.tap_widths(self.arch, store.block_stem(layer))
         observers = {tap.name: self.observer(widths[tap.name], tap.expert is not None) for tap in taps}
 
         done = 0  # tokens of the chunks before
@@ -144,7 +151,7 @@ class _Run:
             observers[tap.name].add(x, None if rows is None else rows + done)
 
         block, source, target = self.runner.block(layer), self.hidden(layer), self.hidden(layer + 1)
-        with watching(block, taps, collect):
+        with observe_taps(block, taps, collect):
             for begin in self.chunks():
                 done = begin * self.shape[1]
                 target.write(begin, self.runner.run(block, source.read(begin, begin + self.step)))
@@ -194,7 +201,7 @@ def merge(
         if not stage.finished:
             store.save_tensors(stage.folder, "tokens", {"tokens": tokens})
             summary: dict[str, Any] = {}
-            names = store.stems(arch)
+            names = store.file_stems(arch)
             for number, stem in enumerate(names):
                 progress("merge", number, len(names))
                 merged = opened[0].stats(stem)

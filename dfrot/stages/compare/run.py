@@ -47,7 +47,7 @@ TUNED = ("tuned", "dfrot")  # GPTQ, then dfq tune
 
 
 @dataclass(frozen=True)
-class Cell:
+class ComparisonCell:
     """One checkpoint to make and measure; `seed` None where nothing is random."""
 
     scheme: str
@@ -65,11 +65,11 @@ class ComparisonGroup:
     """Cells that share one rotated checkpoint."""
 
     settings: RotateSettings | None
-    cells: tuple[Cell, ...]
+    cells: tuple[ComparisonCell, ...]
     name: str
 
 
-def groups(settings: CompareSettings) -> Iterator[ComparisonGroup]:
+def comparison_groups(settings: CompareSettings) -> Iterator[ComparisonGroup]:
     """Rotations in the order of the table. The refined one knows the activation quantizer, so schemes that differ
     there cannot share it; the others are blind to the scheme."""
     schemes = settings.parsed()
@@ -95,7 +95,7 @@ def groups(settings: CompareSettings) -> Iterator[ComparisonGroup]:
                         a_sym=scheme.a_sym,
                         a_clip=scheme.a_clip,
                     )
-                cells = [Cell(name, algorithm, rotation, seed) for name in names for algorithm in algorithms]
+                cells = [ComparisonCell(name, algorithm, rotation, seed) for name in names for algorithm in algorithms]
                 yield ComparisonGroup(
                     made, tuple(cells), "-".join([rotation, *([] if seed is None else [str(seed)]), *names])
                 )
@@ -150,7 +150,7 @@ class _Work:
 
     def all(self, progress: Progress) -> dict[str, Any]:
         """Measurements by cell name, the baseline first."""
-        found = list(groups(self.settings))
+        found = list(comparison_groups(self.settings))
         total, done = 1 + sum(len(group.cells) for group in found), 0
         progress(KIND, done, total)
         results = {BASELINE: self._measured(BASELINE, self.model, False, self.settings.decode)}
@@ -169,10 +169,10 @@ class _Work:
 
     def rotations(self) -> dict[str, Any]:
         """What the refinements report, by group name."""
-        names = (f"rotation {group.name}" for group in groups(self.settings))
+        names = (f"rotation {group.name}" for group in comparison_groups(self.settings))
         return {name.removeprefix("rotation "): self.stage.recall(name) for name in names if self.stage.done(name)}
 
-    def _make(self, group: ComparisonGroup, cell: Cell) -> None:
+    def _make(self, group: ComparisonGroup, cell: ComparisonCell) -> None:
         rotated = self._rotated(group)
         scheme = self.schemes[cell.scheme]
         calibration = self._calibrated(group, rotated) if cell.algorithm != "rtn" else None
@@ -190,7 +190,7 @@ class _Work:
         if not self.settings.keep and not (self.settings.tune and cell.algorithm == "gptq"):
             shutil.rmtree(quantized, ignore_errors=True)
 
-    def _tuned(self, quantized: Path, out: Path, cell: Cell) -> Path:
+    def _tuned(self, quantized: Path, out: Path, cell: ComparisonCell) -> Path:
         wanted = TuneSettings(
             dataset=self.settings.dataset,
             steps=self.settings.tune,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dfrot.data.text import load_text
 from dfrot.errors import InputError
-from dfrot.evaluate.divergence import Divergence, observer
+from dfrot.evaluate.divergence import TokenDivergence, divergence_observer
 from dfrot.evaluate.intervals import perplexity_interval
 from dfrot.evaluate.logits import Baseline
 from dfrot.evaluate.ppl import window_losses
@@ -24,8 +24,8 @@ KIND = "eval kl"
 
 
 def divergence(models: Sequence[Path], settings: KlSettings, progress: Progress = silent) -> dict[str, Any]:
-    """{"kind", "dataset", "settings", "results"}: per checkpoint behind the first its `Divergence.summary`, and the
-    perplexity of all. The baseline's final hidden states are kept in memory (windows x seqlen x width).
+    """{"kind", "dataset", "settings", "results"}: per checkpoint behind the first its `TokenDivergence.summary`, and
+    the perplexity of all. The baseline's final hidden states are kept in memory (windows x seqlen x width).
 
     Raises InputError for fewer than two checkpoints, MismatchError when two tokenizers read the text differently."""
     if len(models) < 2:
@@ -39,12 +39,12 @@ def divergence(models: Sequence[Path], settings: KlSettings, progress: Progress 
     observe: Callable[[int, Tensor], None]
     for (checkpoint, config), given in zip(checked, tokens):
         model = load_model(checkpoint.path, settings.dtype, settings.fake)
-        found = Divergence.empty(*given.windows.shape)
+        found = TokenDivergence.empty(*given.windows.shape)
         if baseline is None:
             baseline = Baseline(model)
             observe = baseline.record
         else:
-            observe = observer(model, baseline, given.windows, found)
+            observe = divergence_observer(model, baseline, given.windows, found)
 
         def told(done: int, name: str = checkpoint.path.name, total: int = len(given.windows)) -> None:
             progress(f"evaluate {name}", done, total)

@@ -15,7 +15,7 @@ from dfrot.checkpoint import Checkpoint
 from dfrot.data.text import load_text
 from dfrot.errors import InputError
 from dfrot.evaluate.intervals import Interval, mean_interval, perplexity_interval, ratio_interval
-from dfrot.evaluate.logits import Agreement, Baseline, compare
+from dfrot.evaluate.logits import Baseline, WindowAgreement, agreement_observer
 from dfrot.evaluate.ppl import PROTOCOL, window_losses
 from dfrot.evaluate.speed import decode_speed
 from dfrot.evaluate.tokens import EvalTokens, WindowReader
@@ -84,13 +84,13 @@ def _one(
     path = checkpoint.path
     model = load_model(path, settings.dtype, settings.fake).to(settings.device)
     count = len(given.windows)
-    agreement: Agreement | None = None
+    agreement: WindowAgreement | None = None
     observe: Callable[[int, Tensor], None] | None = None
     if settings.kl and baseline is None:
         baseline = Baseline(model)
         observe = baseline.record
     elif settings.kl and baseline is not None:
-        observe, agreement = compare(model, baseline, count)
+        observe, agreement = agreement_observer(model, baseline, count)
     begin = time.perf_counter()
     nll = window_losses(
         model, given.windows, settings.batch, lambda done: progress(f"evaluate {path.name}", done, count), observe

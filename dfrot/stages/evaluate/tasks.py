@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from dfrot.draft.load import open_engine
 from dfrot.errors import InputError, ResourceError, UnsupportedError
 from dfrot.evaluate.intervals import mean_interval
 from dfrot.generation.engine import Engine
@@ -44,7 +45,7 @@ def evaluate_tasks(
         manager = _manager(settings)
         for number, (checkpoint, config) in enumerate(checked):
             name = checkpoint.path.name
-            engine = Engine(checkpoint.path, draft if number == len(checked) - 1 else None)
+            engine = open_engine(checkpoint.path, draft if number == len(checked) - 1 else None)
             found = _run(
                 lm_eval, manager, engine, settings, aloud(lambda *a, name=name: progress(f"{name}: {a[0]}", *a[1:]))
             )
@@ -58,7 +59,7 @@ def evaluate_tasks(
 def _run(lm_eval: Any, manager: Any, engine: Engine, settings: TaskSettings, progress: Progress) -> dict[str, Any]:
     from dfrot.stages.evaluate.lm_eval_model import DfqLM
 
-    if settings.chat and not engine.chats:
+    if settings.chat and not engine.has_chat_template:
         raise UnsupportedError("--chat: the model has no chat template; leave it out")
     state = torch.get_rng_state()
     try:

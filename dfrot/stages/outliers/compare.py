@@ -12,7 +12,7 @@ from dfrot.outliers.report import side_by_side as sidebyside
 from dfrot.stage_folder import Progress, open_stage, silent
 from dfrot.stages.outliers.measure import FORMAT, PAGE, REPORT, measure, prepare
 from dfrot.stages.outliers.settings import OutlierSettings
-from dfrot_kernels.native import release_memory
+from dfrot_kernels.memory import release_memory
 
 KIND = "outliers-compare"
 
@@ -42,7 +42,7 @@ def compare(
         report = {
             "format": FORMAT,
             "models": [left["model"], right["model"]],
-            "rows": sidebyside.rows(left, right),
+            "rows": sidebyside.difference_rows(left, right),
             "a": left,
             "b": right,
         }
@@ -56,7 +56,7 @@ def compare(
         if not stage.finished:
             report, maps = both()
             write_json(stage.folder / REPORT, report)
-            sidebyside.write(stage.folder, report, maps)
+            sidebyside.write_comparison(stage.folder, report, maps)
             stage.publish({"report": REPORT, "page": PAGE})
             return report
     return dict(read_json(out / REPORT))

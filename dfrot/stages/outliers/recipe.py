@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dfrot.data.text import load_text, windows
+from dfrot.data.text import evaluation_windows, load_text
 from dfrot.data.tokenizer import encode, load_tokenizer
 from dfrot.evaluate.intervals import perplexity_interval, ratio_interval
 from dfrot.evaluate.ppl import window_losses
@@ -86,7 +86,7 @@ def _measured(folder: Path, settings: RecipeSettings, prefix: Sequence[int]) -> 
         ids = ids[len(prefix) - (1 if prefix[0] == bos else 0) :].clone()
         if prefix[0] == bos:
             ids[0] = bos  # one BOS at the start of the text, as without the prefix
-    rows = windows(ids, settings.seqlen)[: settings.windows]
+    rows = evaluation_windows(ids, settings.seqlen)[: settings.windows]
     head = torch.tensor([list(prefix)], dtype=torch.long).expand(len(rows), -1)
     model = load_model(folder)
     nll = window_losses(model, torch.cat([head, rows], 1), skip=len(prefix))

@@ -91,10 +91,10 @@ class FixSettings:
 
         check(self)
         for name in self.fixes:
-            fixes.parse(name)
+            fixes.parse_fix(name)
         if not self.fixes and not self.search:
             raise InputError(
-                f"no fix: give `fixes` (of {', '.join(fixes.names())}), or `search`", field=("fixes", "search")
+                f"no fix: give `fixes` (of {', '.join(fixes.fix_names())}), or `search`", field=("fixes", "search")
             )
         if self.search and not self.quantized:
             raise InputError(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dfrot.arch import Tap
 from dfrot.calib.hidden_states import HiddenStates
-from dfrot.calib.observe import HessianSum, watching
+from dfrot.calib.observe import HessianSum, observe_taps
 from dfrot.runtime.block_runner import BlockRunner
 
 DAMPING = 0.01  # of the mean diagonal, as in GPTQ
@@ -82,6 +82,6 @@ class Exact:
         """Run the unquantized block on samples begin .. end; returns what the taps are fed, by tap name."""
         seen: dict[str, Fed] = {}
         block = runner.block(layer)
-        with watching(block, taps, lambda tap, x, rows: seen.update({tap.name: Fed(x, rows)})):
+        with observe_taps(block, taps, lambda tap, x, rows: seen.update({tap.name: Fed(x, rows)})):
             self.target.write(begin, runner.run(block, self.source.read(begin, end)))
         return seen

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dfrot.arch import BoundArch, Tap
 from dfrot.calib.hidden_states import HiddenStates
-from dfrot.calib.observe import chunk_samples, linear_of, watching
+from dfrot.calib.observe import inner_linear, observe_taps, samples_per_chunk
 from dfrot.calib.simulate import SimulatedKV, quantize_activations
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.grid import Quantized
@@ -74,12 +74,12 @@ def quantize_block(
         quantize_activations(block, tap, names, scheme, clip, config.sink_tokens)
     cache = SimulatedKV.of(scheme, config.online.r3, config.sink_tokens)
     samples, seqlen, _ = source.shape
-    step = chunk_samples(arch, seqlen)
+    step = samples_per_chunk(arch, seqlen)
     starts = range(0, samples, step)
     results: dict[str, Quantized] = {}
 
     def settle(tap: Tap, sums: TapSums) -> None:
-        modules = [linear_of(block, one.name) for one in tap.linears]
+        modules = [inner_linear(block, one.name) for one in tap.linears]
         weights = [module.weight.data for module in modules]
         few = starved(sums.hessian.count, weights[0].shape[1]) if tap.expert is not None else None
         hessian = None if few else sums.hessian.value()
@@ -98,7 +98,7 @@ def quantize_block(
             sums.add(Fed(x, rows), inputs.pop(tap.name, None), exact is not None)
             settle(waiting.pop(tap.name), sums)
 
-        with watching(block, taps, at_once):
+        with observe_taps(block, taps, at_once):
             target.write(0, runner.run(block, source.read(0, samples), cache))
         for tap in waiting.values():
             settle(tap, TapSums())  # experts without tokens
@@ -149,7 +149,7 @@ def _until(runner: BlockRunner, block: nn.Module, taps: Sequence[Tap], hidden: T
         if len(seen) == len(taps):
             raise _Reached
 
-    with watching(block, taps, stop), suppress(_Reached):
+    with observe_taps(block, taps, stop), suppress(_Reached):
         runner.run(block, hidden, cache)
     return seen
 
@@ -163,7 +163,7 @@ def head_hessian(runner: BlockRunner, config: DfqConfig, source: HiddenStates) -
     assert config.scheme is not None
     scheme, total = config.scheme, HessianSum()
     clip = config.a_clips.get(runner.arch.spec.head.name, scheme.a_clip)
-    step = chunk_samples(runner.arch, source.shape[1])
+    step = samples_per_chunk(runner.arch, source.shape[1])
     for begin in range(0, source.shape[0], step):
         x = runner.normed(source.read(begin, begin + step))
         total.add(fake_quantize(x, scheme.a_bits, scheme.a_sym, clip).reshape(-1, x.shape[-1]))

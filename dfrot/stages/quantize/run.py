@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dfrot.arch import BoundArch, describe, untie_config, with_described_names
 from dfrot.calib import calibration as store
-from dfrot.calib.hidden_states import HiddenStates, remove_all
+from dfrot.calib.hidden_states import HiddenStates, remove_hidden_states
 from dfrot.calib.stats import CalibStats
 from dfrot.checkpoint import Checkpoint
 from dfrot.checkpoint_writer import SafetensorsWriter
@@ -77,7 +77,7 @@ def quantize(
         if not stage.finished:
             work = _Work(stage, checkpoint, arch, config, layout, settings, found)
             linears = work.all(progress)
-            remove_all(stage.folder)
+            remove_hidden_states(stage.folder)
             _copy_rest(checkpoint, config, arch, stage.folder)
             vision.carry_vision_part(checkpoint.path, stage.folder)
             stage.publish({**_evidence(layout, settings, linears), "lineage": lineage(model)})
@@ -118,7 +118,7 @@ def _config(
     kept = keep.resolve(arch, settings.keep)
     clips: dict[str, float] = {}
     if settings.a_clip == "auto" and scheme.a_bits != FULL and found is not None:
-        for number, stem in enumerate(store.stems(arch)):
+        for number, stem in enumerate(store.file_stems(arch)):
             stats = found.stats(stem, hessians=False)
             taps = [(tap.name, tap.linears) for tap in arch.taps()]
             for tap, linears in taps if stem != store.HEAD else [(arch.spec.head.name, (arch.spec.head,))]:
@@ -179,7 +179,7 @@ class _Work:
 
     def all(self, progress: Progress) -> dict[str, Any]:
         """Everything that is not done yet; returns the statistics by full linear name."""
-        units = [*(store.stem_of(layer) for layer in range(self.arch.n_layers)), store.HEAD]
+        units = [*(store.block_stem(layer) for layer in range(self.arch.n_layers)), store.HEAD]
         if not self.stage.done("dense"):
             self.layout.copy_dense(self.checkpoint, self.writer)
             if self.propagate:
@@ -227,7 +227,7 @@ class _Work:
             (source, *before), (target, *after) = self.streams(layer), self.streams(layer + 1)
             exact = Exact(before[0], after[0], self.compensate) if self.compensate else None
             return quantize_block(self.runner, layer, self.config, self.together, source, target, exact)
-        stats = self.stats(store.stem_of(layer))
+        stats = self.stats(store.block_stem(layer))
         results: dict[str, Quantized] = {}
         for tap in self.arch.taps():
             names = [self.arch.full(layer, one.name) for one in tap.linears]

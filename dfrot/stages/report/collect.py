@@ -56,7 +56,7 @@ class Table:
         return {"columns": [column.title for column in columns], "rows": rows, "files": self.files}
 
 
-def collect(places: Sequence[Path]) -> Table:
+def collect_results(places: Sequence[Path]) -> Table:
     """Everything that dfq measured in files and folders (`run.json`, results of dfq eval --out and dfq compare).
 
     Raises InputError for a place without any."""

@@ -17,7 +17,7 @@ _STYLE = (
 )
 
 
-def cell(column: Column, value: Any) -> str:
+def format_cell(column: Column, value: Any) -> str:
     """A value as tables show it."""
     if value is None:
         return ""
@@ -32,23 +32,23 @@ def cell(column: Column, value: Any) -> str:
     return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4f}"
 
 
-def lines(table: Table) -> tuple[list[str], list[list[str]]]:
+def text_rows(table: Table) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of text."""
     columns = table.ordered()
-    rows = [[name, *(cell(column, cells.get(column.key)) for column in columns)] for name, cells in table.rows]
+    rows = [[name, *(format_cell(column, cells.get(column.key)) for column in columns)] for name, cells in table.rows]
     return ["checkpoint", *(column.title for column in columns)], rows
 
 
 def markdown(table: Table) -> str:
-    heads, rows = lines(table)
+    heads, rows = text_rows(table)
     rule = ["---", *["---:"] * (len(heads) - 1)]
     shown = [[text.replace("|", "\\|") for text in row] for row in (heads, rule, *rows)]
     files = "\n".join(f"- `{file}`" for file in table.files)
     return "\n".join("| " + " | ".join(row) + " |" for row in shown) + f"\n\nRead from:\n{files}\n"
 
 
-def page(table: Table) -> str:
-    heads, rows = lines(table)
+def html_page(table: Table) -> str:
+    heads, rows = text_rows(table)
     top = "".join(f"<th>{html.escape(text)}</th>" for text in heads)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>\n" for row in rows)
     files = ", ".join(html.escape(file) for file in table.files)
@@ -59,5 +59,5 @@ def page(table: Table) -> str:
     )
 
 
-WRITERS: dict[str, Callable[[Table], str]] = {".md": markdown, ".html": page}
+WRITERS: dict[str, Callable[[Table], str]] = {".md": markdown, ".html": html_page}
 """By suffix of the file."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dfrot.errors import InputError
-from dfrot.rotation.refinement.massive_tokens import MassiveRule
+from dfrot.rotation.refinement.massive_rule import MassiveRule
 from dfrot.rotation.refinement.settings import RefineSettings
 from dfrot.settings import check, dataset_setting, same_as, seed_setting, setting
 

@@ -29,8 +29,8 @@ from dfrot.files import require_free_space
 from dfrot.lineage import lineage
 from dfrot.outliers.fixes.base import Change
 from dfrot.outliers.rewrite import rewrite
+from dfrot.processor import fast_bfloat16
 from dfrot.quant.config import DfqConfig
-from dfrot.rotation.refinement.refine import fast_bfloat16
 from dfrot.runtime.load import check_folder, load_model
 from dfrot.runtime.trainable import TrainableModel
 from dfrot.stage_folder import Progress, Stage, open_stage, read_record, silent

@@ -1,5 +1,5 @@
-"""Device functions that several kernels share: rounding as torch does, steps and zero points (ref.py: `_range`,
-`_zero_point`), products on tensor cores."""
+"""Device functions that several kernels share: rounding as torch does, steps and zero points (row_range and
+zero_point of ops/quantize/reference.py), products on tensor cores."""
 
 from __future__ import annotations
 

@@ -28,7 +28,8 @@ from dfrot_cli.setting_options import options_of, settings_from
 def command(common: Common, out: Path | None, trees: tuple[str, ...], **options: Any) -> None:
     """Measure verify passes of n rows and drafts of n tokens, and the speedup that follows by acceptance length."""
     common.prepare()
-    from dfrot.bench.models.draft import bench_draft, plot
+    from dfrot.bench.models.draft import bench_draft
+    from dfrot.bench.models.draft_figure import plot_draft
     from dfrot.bench.models.presets import preset
     from dfrot.files import write_json
     from dfrot.generation.tree import TreeShape
@@ -46,7 +47,7 @@ def command(common: Common, out: Path | None, trees: tuple[str, ...], **options:
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "draft.json", result)
-        plot(result, out / "draft.png")
+        plot_draft(result, out / "draft.png")
     show.as_json(result) if common.json else _tables(result)
     if out is not None and not common.json:
         show.line(f"wrote {out}")

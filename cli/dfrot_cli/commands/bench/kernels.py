@@ -26,11 +26,11 @@ from dfrot_cli.setting_options import options_of, settings_from
 def command(figure: Path | None, common: Common, **options: Any) -> None:
     """Time every operator beside its peers. An operator that differs from its reference gets no speed."""
     common.prepare()
-    from dfrot.bench.kernels.run import bench_kernels, chosen
+    from dfrot.bench.kernels.run import bench_kernels, selected_ops
     from dfrot.errors import ExistsError, GateError
 
     settings = vars(settings_from(KernelBenchSettings, options, seed=common.seed))
-    settings = {**settings, "ops": chosen(settings["ops"])}
+    settings = {**settings, "ops": selected_ops(settings["ops"])}
     if figure is not None and figure.exists() and not common.overwrite:
         raise ExistsError(
             f"{figure}: already exists; choose another `figure`, or replace it with `overwrite`",
@@ -43,9 +43,9 @@ def command(figure: Path | None, common: Common, **options: Any) -> None:
     with show.progress() as progress:
         result = bench_kernels(**settings, progress=progress)
     if figure is not None:
-        from dfrot.bench.kernels.figure import plot
+        from dfrot.bench.kernels.figure import plot_roofline
 
-        plot(result, figure)
+        plot_roofline(result, figure)
     if common.json:
         show.as_json(result)
     else:

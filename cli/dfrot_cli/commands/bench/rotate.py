@@ -33,7 +33,8 @@ def _either(name: str, figure_name: str) -> dict[str, Any]:
 def command(figure: bool, out: Path | None, common: Common, **options: Any) -> None:
     """Measure time and memory of the refinement and of the straightforward algorithm, to the same objective."""
     common.prepare()
-    from dfrot.bench.refinement import run as bench
+    from dfrot.bench.refinement.figure import figure_data, plot_figure
+    from dfrot.bench.refinement.run import compare_refinement
     from dfrot.files import write_json
 
     require_new(out, common)
@@ -43,12 +44,12 @@ def command(figure: bool, out: Path | None, common: Common, **options: Any) -> N
         plan("bench rotate", {}, sizes, out, common)
         return
     with show.progress() as progress:
-        result = (bench.figure if figure else bench.compare_refinement)(**sizes, progress=progress)
+        result = (figure_data if figure else compare_refinement)(**sizes, progress=progress)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / ("figure.json" if figure else "refinement.json"), result)
         if figure:
-            bench.plot(result, out / "figure.png")
+            plot_figure(result, out / "figure.png")
     if common.json:
         show.as_json(result)
         return
