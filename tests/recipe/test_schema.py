@@ -100,12 +100,12 @@ def test_a_scheme_is_a_name_or_its_parts(write: Any) -> None:
     ("text", "said"),
     [
         ("a: &x 1\nb: *x\n", "aliases"),
-        ("a: 1\na: 2\n", "stands twice"),
+        ("a: 1\na: 2\n", "given twice"),
         ("1: 2\n", "is not text"),
         ("- a\n", "holds no keys"),
         ("a: !!python/object/apply:os.system [x]\n", "not readable"),
         ("a: {", "not readable"),
-        ("x" * (document.MOST + 1), "larger than"),
+        ("x" * (document.MAX_BYTES + 1), "larger than"),
     ],
 )
 def test_hostile_files_are_refused(write: Any, text: str, said: str) -> None:
