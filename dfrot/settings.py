@@ -15,6 +15,7 @@ Settings are read without torch and transformers: modules named `settings.py` im
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
@@ -84,7 +85,7 @@ class Setting:
         if self.minimum is not None and self.maximum is not None:
             return f"between {self.minimum:.16g} and {self.maximum:.16g}"
         bounds = (("at least", self.minimum), ("above", self.above), ("at most", self.maximum), ("below", self.below))
-        return " and ".join(f"{word} {limit:.16g}" for word, limit in bounds if limit is not None)
+        return " and ".join(f"{word} {limit:.16g}" for word, limit in bounds if limit not in (None, math.inf))
 
 
 def setting(
