@@ -96,7 +96,7 @@ def settings_classes() -> Iterator[type[Any]]:
 
 def test_every_settings_class_is_listed() -> None:
     names = {kind.__name__ for kind in settings_classes()}
-    assert names >= {"RotateSettings", "QuantizeSettings", "TrainOptions", "Sampling", "Criteria", "CheckpointEval"}
+    assert names >= {"RotateSettings", "QuantizeSettings", "TrainSettings", "Sampling", "Criteria", "CheckpointEval"}
 
 
 @pytest.mark.parametrize("kind", settings_classes(), ids=lambda kind: kind.__name__)
