@@ -15,6 +15,7 @@ Settings are read without torch and transformers: modules named `settings.py` im
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
@@ -82,9 +83,13 @@ class Setting:
     def range(self) -> str:
         """The allowed numbers in words: `at least 1`, `between 2 and 8`, `above 0 and at most 1`."""
         if self.minimum is not None and self.maximum is not None:
-            return f"between {self.minimum:.16g} and {self.maximum:.16g}"
+            return f"between {_number(self.minimum)} and {_number(self.maximum)}"
         bounds = (("at least", self.minimum), ("above", self.above), ("at most", self.maximum), ("below", self.below))
-        return " and ".join(f"{word} {limit:.16g}" for word, limit in bounds if limit is not None)
+        return " and ".join(f"{word} {_number(limit)}" for word, limit in bounds if limit not in (None, math.inf))
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def setting(

@@ -35,7 +35,9 @@ class Common:
     overwrite: bool = setting(False, help="Replace an existing output.")
 
     def prepare(self, cuda: bool = False) -> None:
-        """Apply --threads and refuse a device that is not there. Imports torch. `cuda`: the command can use one."""
+        """Apply --threads and refuse a device that this machine lacks. Imports torch.
+
+        cuda: whether the command can use a CUDA device. Raises ResourceError or UnsupportedError."""
         import torch
 
         from dfrot.errors import ResourceError, UnsupportedError

@@ -99,8 +99,9 @@ def _option(
     options: dict[str, Any] = {"help": help_of(settings, name), "metavar": known.metavar}
     if default is MISSING:
         options["required"] = True
-    elif default is not False and default not in (None, "", ()):
-        options |= {"default": default, "show_default": True}
+    else:
+        shown = default is not False and default not in (None, "", ())
+        options |= {"default": default if shown else None, "show_default": shown}
     kind = _plain(hint)
     if kind is bool:
         del options["metavar"]

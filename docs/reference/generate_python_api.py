@@ -8,12 +8,15 @@ A test compares the page with what this prints, so that it cannot fall behind.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import textwrap
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import dfrot
+from dfrot.settings import settings_of
 
 PAGE = Path(__file__).with_name("python-api.md")
 INTRO = """# Python API
@@ -142,9 +145,35 @@ def arguments(function: ast.FunctionDef) -> list[str]:
     return texts
 
 
+def default_text(settings: type[Any], field: dataclasses.Field[Any]) -> str:
+    """` = default` of a field; empty where it is required."""
+    if field.default is not dataclasses.MISSING:
+        return " = " + repr(field.default).replace("'", '"')  # as ruff formats it
+    if field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+        return f" = {type(value).__name__}()" if dataclasses.is_dataclass(value) else f" = {value!r}"
+    return ""
+
+
+def fields_text(settings: type[Any]) -> str:
+    """A settings class with what `dfrot.settings` knows about each field: help, range and choices."""
+    lines = ["@dataclass(frozen=True)", f"class {settings.__name__}:"]
+    described = settings_of(settings)
+    for field in dataclasses.fields(settings):
+        if known := described.get(field.name):
+            limits = [known.range] if known.range else []
+            limits += [f"one of {', '.join(known.choices)}"] if known.choices else []
+            text = " ".join([known.help, *(f"{limit[0].upper()}{limit[1:]}." for limit in limits)])
+            lines += textwrap.wrap(text, 110, initial_indent="    # ", subsequent_indent="    # ")
+        lines.append(f"    {field.name}: {str(field.type).replace(chr(39), chr(34))}{default_text(settings, field)}")
+    return "\n".join(lines)
+
+
 def stub(name: str) -> str:
     """Signature of a function or fields of a settings class, as Python."""
-    statement = definition(name)
+    item, statement = resolve(name), definition(name)
+    if isinstance(item, type) and dataclasses.is_dataclass(item) and settings_of(item):
+        return fields_text(item)
     if not isinstance(statement, ast.FunctionDef):
         return ast.unparse(statement)
     parts = arguments(statement)
@@ -172,7 +201,17 @@ def page() -> str:
             modules.setdefault(module_of(name), []).append(name.partition(":")[2])
         imports = [f"from {module} import {', '.join(sorted(modules[module]))}" for module in sorted(modules)]
         stubs = [stub(name) for name in names]
-        lines += ["", f"## {heading}", purpose, "```python", *imports, "", *"\n\n".join(stubs).splitlines(), "```"]
+        lines += [
+            "",
+            f"## {heading}",
+            purpose,
+            "```python",
+            *imports,
+            "",
+            "",
+            *"\n\n\n".join(stubs).splitlines(),
+            "```",
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -24,7 +24,7 @@ from dfrot.data.tokenizer import load_tokenizer
 from dfrot.draft.metrics import summary
 from dfrot.draft.store import load_draft
 from dfrot.draft.training.loss import simulated_tau
-from dfrot.draft.training.settings import TrainOptions
+from dfrot.draft.training.settings import TrainSettings
 from dfrot.generation.load_target import end_token_ids, load_target
 from dfrot.generation.output import GenerationOutput, StopCriteria
 from dfrot.generation.plain import plain
@@ -164,7 +164,7 @@ def main() -> None:
     evaluate = Evaluation(folders["target"], arguments.dataset, arguments.prompts, arguments.new_tokens)
     table: dict[str, list[dict[str, Any]]] = {}
     for seed in arguments.seeds:
-        options = TrainOptions(
+        options = TrainSettings(
             epochs=arguments.epochs, batch=arguments.batch, lr=arguments.lr, evaluations=1, seed=seed
         )
         images = has_images(arguments.dataset)

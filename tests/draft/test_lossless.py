@@ -134,7 +134,7 @@ def test_the_op_by_op_path_is_lossless_too(small: Case, kit: SimpleNamespace) ->
 
 def packed_and_drafted(model: str, folder: Path, dataset: str, seqlen: int) -> tuple[Path, Path]:
     """A shipped model rotated and in W4A4KV4, and a draft trained for it on what it says."""
-    from dfrot.draft.training.settings import TrainOptions
+    from dfrot.draft.training.settings import TrainSettings
     from dfrot.hub import resolve_model
     from dfrot.quant.scheme import QuantScheme
     from dfrot.stages.draft.settings import DataSettings, DraftSettings
@@ -148,7 +148,7 @@ def packed_and_drafted(model: str, folder: Path, dataset: str, seqlen: int) -> t
     settings = QuantizeSettings(scheme=QuantScheme.parse("w4a4kv4"), algorithm="rtn")
     quantize(folder / "rotated", None, folder / "packed", settings)
     data = DataSettings(dataset=dataset, samples=64, held_out=4, seqlen=seqlen)
-    options = TrainOptions(batch=4, evaluations=1)
+    options = TrainSettings(batch=4, evaluations=1)
     train(folder / "packed", folder / "draft", DraftSettings(data=data, train=options))
     return folder / "packed", folder / "draft"
 

@@ -18,7 +18,7 @@ from dfrot.draft.store import check_target, load_draft, save_draft
 from dfrot.draft.training.corpus import load_corpora, of_windows
 from dfrot.draft.training.init_from_target import dense, init_from_target
 from dfrot.draft.training.loss import Teacher, losses, simulated_tau, slots_of_step
-from dfrot.draft.training.settings import TrainOptions, Weights
+from dfrot.draft.training.settings import LossWeights, TrainSettings
 from dfrot.draft.training.sources import LiveFeatures
 from dfrot.draft.training.stored_features import StoredFeatures
 from dfrot.draft.training.target_features import TargetFeatures
@@ -43,7 +43,7 @@ def online(target: Target, select: str = "sample") -> LiveFeatures:
 
 
 def trainer(target: Target, draft: Any, folder: Path, **changes: Any) -> Trainer:
-    options = TrainOptions(**{"epochs": 6, "batch": 4, "evaluations": 3, "bf16": False, "lr": 3e-3, **changes})
+    options = TrainSettings(**{"epochs": 6, "batch": 4, "evaluations": 3, "bf16": False, "lr": 3e-3, **changes})
     return Trainer(draft, online(target), target.embed, target.head, options, folder)
 
 
@@ -69,14 +69,14 @@ def test_loss_ignores_what_does_not_count(kit: SimpleNamespace, monkeypatch: pyt
     def head(x: torch.Tensor) -> torch.Tensor:
         return x @ weight.T
 
-    found = losses(draft, TrainOutput(outputs, outputs[0]), given, mask, head, Weights())
+    found = losses(draft, TrainOutput(outputs, outputs[0]), given, mask, head, LossWeights())
     changed = [out.where(mask[..., None], torch.randn(2, 9, 64)) for out in outputs]
-    again = losses(draft, TrainOutput(changed, changed[0]), given, mask, head, Weights())
+    again = losses(draft, TrainOutput(changed, changed[0]), given, mask, head, LossWeights())
     assert torch.allclose(found.total, again.total)
     assert slots_of_step(mask, 1)[1].nonzero().flatten().tolist() == [6]
     monkeypatch.setattr("dfrot.draft.training.loss.CHUNK_BYTES", 4 * kit.vocab * 3)
     leaves = [out.clone().requires_grad_() for out in outputs]
-    chunked = losses(draft, TrainOutput(leaves, leaves[0]), given, mask, head, Weights())
+    chunked = losses(draft, TrainOutput(leaves, leaves[0]), given, mask, head, LossWeights())
     assert torch.allclose(chunked.total, found.total, atol=1e-5)
     chunked.total.backward()
     assert leaves[2].grad is not None
@@ -91,7 +91,7 @@ def test_guesses_are_counted_by_rank(kit: SimpleNamespace) -> None:
     mask[0, 3:] = mask[1, 5:8] = True
     last = torch.randn(2, 9, 64)
     outputs = [last + spread * torch.randn(2, 9, 64) for spread in (0.5, 2.0)]
-    found = losses(draft, TrainOutput(outputs, None), TargetFeatures(last), mask, lambda x: x @ weight.T, Weights())
+    found = losses(draft, TrainOutput(outputs, None), TargetFeatures(last), mask, lambda x: x @ weight.T, LossWeights())
     teacher = last @ weight.T
     for t, output in enumerate(outputs):
         order = (output @ weight.T).argsort(-1, descending=True)
@@ -105,7 +105,7 @@ def test_guesses_are_counted_by_rank(kit: SimpleNamespace) -> None:
     assert found.agreement == [step[0] for step in found.ranks]
     assert 0 < found.agreement[1] < found.agreement[0] <= 1
     silent = losses(
-        draft, TrainOutput(outputs, None), TargetFeatures(last), mask, lambda x: x @ weight.T, Weights(), False
+        draft, TrainOutput(outputs, None), TargetFeatures(last), mask, lambda x: x @ weight.T, LossWeights(), False
     )
     assert silent.ranks == silent.mass == []
 
@@ -327,4 +327,4 @@ def test_stored_features_are_the_running_ones(targets: Get, tmp_path: Path) -> N
 def test_options_are_checked() -> None:
     for bad in ({"epochs": 0}, {"batch": 0}, {"lr": -1.0}, {"ttt_steps": -1}):
         with pytest.raises(InputError):
-            TrainOptions(**bad)
+            TrainSettings(**bad)

@@ -17,7 +17,7 @@ from dfrot.draft.models.config import DraftConfig
 from dfrot.draft.training.loss import Losses
 from dfrot.draft.training.multimodal_data import MultimodalSample
 from dfrot.draft.training.multimodal_source import MultimodalSource
-from dfrot.draft.training.settings import TrainOptions
+from dfrot.draft.training.settings import TrainSettings
 from dfrot.draft.training.target_features import multimodal_features
 from dfrot.draft.training.trainer import Trainer
 from dfrot.errors import InputError, UnsupportedError
@@ -325,7 +325,7 @@ def test_training_on_images(name: str, arch: str, tmp_path: Path) -> None:
     assert found.kept is not None
     left = image_tokens(name) // 4
     assert found.kept.shape[1] == found.last.shape[1] - left, "one of four image tokens is left out"
-    options = TrainOptions(epochs=8, batch=4, evaluations=2, bf16=False, lr=4e-3)
+    options = TrainSettings(epochs=8, batch=4, evaluations=2, bf16=False, lr=4e-3)
     history = Trainer(draft, source, target.embed, target.head, options, tmp_path).run()
     assert history[-1]["held_out_kl"][0] < history[0]["held_out_kl"][0] - 0.1
     assert history[-1]["loss"] < history[1]["loss"]
@@ -361,7 +361,7 @@ def test_rows_of_a_batch_may_hold_different_numbers_of_images() -> None:
     given = {"pixel_values": torch.cat([given_of("llava", seed)["pixel_values"] for seed in (5, 9)])}
     told = plain(target, prompt, StopCriteria(9), GREEDY, images=ImageInputs(given)).tokens
     two = MultimodalSample([*prompt, *told], len(prompt), given)
-    options = TrainOptions(bf16=False)
+    options = TrainSettings(bf16=False)
 
     def loss(*held: MultimodalSample) -> Losses:
         source = MultimodalSource(target, held, held, keep=0.5)

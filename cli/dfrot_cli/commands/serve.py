@@ -62,11 +62,11 @@ def command(
     Made for one machine and a few users, who take turns token by token. For large deployments export to vLLM
     (dfq export)."""
     common.prepare()
-    from dfrot.errors import InputError, ResourceError
+    from dfrot.errors import ResourceError
     from dfrot.hub import resolve_model
 
     try:
-        from dfrot.serve.server import loopback, serve
+        from dfrot.serve.server import serve
     except ModuleNotFoundError as error:
         raise ResourceError(f"dfq serve needs {error.name}, which is not installed: pip install 'dfq[serve]'") from None
     shape = single_shape(chain, tree)
@@ -76,18 +76,28 @@ def command(
         shown = {"host": host, "port": port, **vars(settings), "api_key": bool(settings.api_key)}
         plan("serve", {"model": folder, "draft": draft}, shown, None, common)
         return
-    if settings.api_key is None and not open_to_all and not loopback(host):
+    if not open_to_all:
+        _require_private(host, settings)
+    engine = open_engine(folder, draft, shape, force)
+
+    def ready(url: str) -> None:
+        facts = {"url": f"{url}/v1", "model": settings.name, "decoding": engine.how, "context": engine.context}
+        show.as_json(facts) if common.json else show.facts("serving", facts)
+
+    serve(engine, settings, host, port, open_to_all=open_to_all, ready=ready, report=_report)
+
+
+def _require_private(host: str, settings: ServeSettings) -> None:
+    """Refuse an address beyond this machine without a key."""
+    from dfrot.errors import InputError
+    from dfrot.serve.server import loopback
+
+    if settings.api_key is None and not loopback(host):
         raise InputError(
             f"`host` {host}: others could use the model; set `api_key`, or give `open_to_all`",
             field=("host", "api_key", "open_to_all"),
         )
-    engine = open_engine(folder, draft, shape, force)
 
-    def ready(url: str) -> None:
-        fact = {"url": f"{url}/v1", "model": settings.name, "decoding": engine.how, "context": engine.context}
-        show.as_json(fact) if common.json else show.facts("serving", fact)
 
-    def report(job: dict[str, Any]) -> None:
-        show.note("request {job}: {prompt} + {new} tokens, {outcome}, {seconds:.2f} s".format(**job))
-
-    serve(engine, settings, host, port, open_to_all=open_to_all, ready=ready, report=report)
+def _report(job: dict[str, Any]) -> None:
+    show.note("request {job}: {prompt} + {new} tokens, {outcome}, {seconds:.2f} s".format(**job))

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from dfrot.draft.models.base import Draft, Head, TrainOutput
-from dfrot.draft.training.settings import Weights
+from dfrot.draft.training.settings import LossWeights
 from dfrot.draft.training.target_features import TargetFeatures
 from dfrot.generation.acceptance_rates import RANKS
 
@@ -147,7 +147,7 @@ def losses(
     features: TargetFeatures,
     mask: Tensor,
     head: Head,
-    weights: Weights,
+    weights: LossWeights,
     count_agreement: bool = True,
     counts_of: Callable[[Sequence[int]], list[int]] = list,
 ) -> Losses:

@@ -8,7 +8,7 @@ from dfrot.settings import check, seed_setting, setting
 
 
 @dataclass(frozen=True)
-class Weights:
+class LossWeights:
     """Weights of the parts of the training loss."""
 
     feature: float = setting(0.1, minimum=0, help="Weight of the loss on the last feature.")
@@ -27,7 +27,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class TrainSettings:
     """How a draft is trained."""
 
     epochs: float = setting(2.0, above=0, help="Passes over the samples.")
@@ -44,7 +44,7 @@ class TrainOptions:
     )
     bf16: bool = setting(True, help="Train with bfloat16 autocast.")
     seed: int = seed_setting()
-    weights: Weights = field(default_factory=Weights)
+    weights: LossWeights = field(default_factory=LossWeights)
     """Weights of the loss."""
 
     def __post_init__(self) -> None:

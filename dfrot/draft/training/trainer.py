@@ -22,7 +22,7 @@ from dfrot.draft.models.build import build
 from dfrot.draft.training.distributed import LocalGroup
 from dfrot.draft.training.loss import Losses, losses, mean_losses
 from dfrot.draft.training.optim import AdamW, rate
-from dfrot.draft.training.settings import TrainOptions
+from dfrot.draft.training.settings import TrainSettings
 from dfrot.draft.training.sources import FeatureSource
 from dfrot.draft.training.target_features import TargetFeatures
 from dfrot.draft.training.train_state import load_state, save_state
@@ -48,7 +48,7 @@ class Trainer:
     """The target's embedding."""
     head: Head
     """The target's head."""
-    options: TrainOptions
+    options: TrainSettings
     """Settings."""
     folder: Path
     """Where the state is kept between calls."""

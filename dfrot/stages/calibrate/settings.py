@@ -17,13 +17,13 @@ class CalibrateSettings:
     seed: int = seed_setting()
     hessians: bool = setting(
         True,
-        help="Keep the second moments of every input (4 K^2 bytes for width K). GPTQ without `propagate` and the "
+        help="Keep the second moments of every input (4 K^2 bytes for width K). GPTQ without error propagation and the "
         "merging of calibrations need them.",
     )
     statistics: bool = setting(
         True,
         help="Collect statistics. Without them the result holds the tokens alone and takes seconds: all that GPTQ "
-        "with `propagate` needs.",
+        "with error propagation needs.",
     )
 
     def __post_init__(self) -> None:

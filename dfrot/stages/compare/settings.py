@@ -44,7 +44,7 @@ class CompareSettings:
         for scheme in self.parsed().values():
             if scheme.w_bits == FULL or scheme.a_bits == FULL:
                 raise UnsupportedError(
-                    f"`schemes`: {scheme.name} leaves weights or activations in 16 bits; compare quantizes both",
+                    f"`schemes` {scheme.name}: compare quantizes weights and activations",
                     field="schemes",
                 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dfrot.draft.training.settings import TrainOptions
+from dfrot.draft.training.settings import TrainSettings
 from dfrot.errors import InputError
 from dfrot.generation.sampling import Sampling
 from dfrot.generation.settings import GenerateSettings
@@ -67,7 +67,7 @@ class DraftSettings:
     )
     data: DataSettings = field(default_factory=DataSettings)
     """What it is trained on."""
-    train: TrainOptions = field(default_factory=TrainOptions)
+    train: TrainSettings = field(default_factory=TrainSettings)
     """How it is trained."""
 
     def __post_init__(self) -> None:
@@ -82,7 +82,7 @@ class DraftEvalSettings:
 
     dataset: str = dataset_setting(
         "stdlib",
-        "Where prompts come from: a text, a .jsonl of `prompt` or `messages` (with `images`), or shapes.",
+        "Where prompts come from: a text, a .jsonl of prompts or messages (with images), or shapes.",
         aliases=("--prompts",),
     )
     prompts: int = setting(20, minimum=1, option="--count", help="Number of prompts.")

@@ -14,6 +14,7 @@ from dfrot.arch import describe
 from dfrot.bench.models import generate, gguf_file, memory, peer
 from dfrot.bench.models.presets import PRESETS, preset
 from dfrot.bench.models.random_model import random_checkpoint
+from dfrot.bench.settings import GenerateBenchSettings
 from dfrot.errors import InputError, ResourceError
 
 QUICK: dict[str, Any] = {"prefill": 16, "decode": 2, "repeats": 1}
@@ -28,7 +29,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_results_have_their_schema() -> None:
     result = generate.bench_generate("tiny", peer=False, with_memory=False, **QUICK)
     assert json.loads(json.dumps(result)) == result
-    assert list(result["results"]) == list(generate.SCHEMES)
+    assert list(result["results"]) == list(GenerateBenchSettings.schemes)
     for one in result["results"].values():
         assert one["prefill_per_s"] == pytest.approx(16 / one["prefill"]["median"])
         assert one["decode_per_s"] == pytest.approx(1 / one["decode"]["median"])

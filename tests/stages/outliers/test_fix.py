@@ -223,7 +223,7 @@ def test_bad_requests_are_refused(
     model = small_llama(change=massive_weight.change)
     with pytest.raises(InputError, match="unknown"):
         settings(text_file, "massive:cube")
-    with pytest.raises(InputError, match="give --fix"):
+    with pytest.raises(InputError, match="give `fixes`"):
         settings(text_file)
     with pytest.raises(UnsupportedError, match="no channel outlier"):
         fix(model, tmp_path / "out", settings(text_file, "gains:mean"))

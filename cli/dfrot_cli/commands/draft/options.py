@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from dfrot.draft.training.settings import TrainOptions, Weights
+from dfrot.draft.training.settings import LossWeights, TrainSettings
 from dfrot.stages.draft.settings import DataSettings, DraftSettings
 from dfrot_cli.options import Common, path_option
 from dfrot_cli.setting_options import options_of, settings_from
@@ -61,6 +61,6 @@ def data_options(function: Function) -> Function:
 def draft_settings(common: Common, options: dict[str, Any]) -> DraftSettings:
     """The settings of a draft from the options of train or extract, which are taken out of `options`."""
     data = settings_from(DataSettings, options, seed=common.seed)
-    weights = settings_from(Weights, options, LOSS_WEIGHTS)
-    train = settings_from(TrainOptions, options, seed=common.seed, weights=weights)
+    weights = settings_from(LossWeights, options, LOSS_WEIGHTS)
+    train = settings_from(TrainSettings, options, seed=common.seed, weights=weights)
     return settings_from(DraftSettings, options, data=data, train=train)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from dfrot.draft.training.settings import TrainOptions, Weights
+from dfrot.draft.training.settings import LossWeights, TrainSettings
 from dfrot.stages.draft.settings import DraftSettings
 from dfrot_cli import show
 from dfrot_cli.commands.draft.options import LOSS_WEIGHTS, data_options, draft_settings
@@ -22,8 +22,8 @@ from dfrot_cli.setting_options import options_of
 @data_options
 @path_option("--features", metavar="F", text="Train on the result of dfq draft extract.")
 @options_of(DraftSettings, only=("cross", "intermediate", "warm", "quantize"))
-@options_of(TrainOptions, only=("epochs", "batch", "lr", "ttt_steps", "weight_decay", "evaluations"))
-@options_of(Weights, only=tuple(LOSS_WEIGHTS), rename=LOSS_WEIGHTS)
+@options_of(TrainSettings, only=("epochs", "batch", "lr", "ttt_steps", "weight_decay", "evaluations"))
+@options_of(LossWeights, only=tuple(LOSS_WEIGHTS), rename=LOSS_WEIGHTS)
 @click.option("--shard", is_flag=True, help="Under torchrun: split draft and optimizer between processes (FSDP).")
 @path_option("--tensorboard", metavar="DIR", text="Also write the history to this folder for TensorBoard.")
 @out_option("Folder of the draft.")
