@@ -10,31 +10,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
-from dfrot import reference
-from dfrot.arch import open_described
-from dfrot.draft.models.build import build, config_for
-from dfrot.draft.store import save_draft
 from dfrot.generation.engine import Engine
 from dfrot.serve.server import serve
 from dfrot.serve.settings import ServeSettings
-from dfrot.vision.fingerprint import checkpoint_fingerprint
 
 
 @pytest.fixture(scope="session")
-def engine() -> Engine:
-    return Engine(reference.path())
+def engine(reference_engine: Engine) -> Engine:
+    """The reference model, decoding plainly."""
+    return reference_engine
 
 
 @pytest.fixture(scope="session")
-def draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A draft that guesses at random: the text must not change for it."""
-    folder = tmp_path_factory.mktemp("draft")
-    _, arch = open_described(reference.path())
-    torch.manual_seed(0)
-    save_draft(folder, build(config_for(arch, "dream", target_fingerprint=checkpoint_fingerprint(reference.path()))))
-    return folder
+def draft(reference_draft: Path) -> Path:
+    """An untrained draft of the reference model: the text must not change for it."""
+    return reference_draft
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ class Engine:
     def start(self, request: Any) -> Any:
         name, count = request
         if count < 0:
-            raise InputError("exceeds the context")
+            raise InputError("does not fit", code="context_length_exceeded")
         return Script(name, count, self.gate)
 
 

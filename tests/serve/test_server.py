@@ -244,7 +244,7 @@ def test_keys_are_demanded(engine: Engine, start: Any) -> None:
         with pytest.raises(openai.AuthenticationError):
             complete(server)
         assert client(server, api_key="secret").models.list().data
-    with pytest.raises(UnsupportedError, match="--api-key"):
+    with pytest.raises(UnsupportedError, match="`api_key`"):
         serve(engine, ServeSettings("x"), host="0.0.0.0")
 
 

@@ -79,11 +79,11 @@ def test_stored_features_are_the_running_ones(
     data = source if source == "shapes" else str(rows)
     done = dfq("draft", "extract", "--model", packed, "--dataset", data, "--out", tmp_path / "f", *FEW)
     assert done.exit_code == 0, done.output
-    from dfrot.stages.draft.samples import _source
+    from dfrot.stages.draft.samples import live_source
     from dfrot.stages.draft.settings import DataSettings
 
     settings = DataSettings(dataset=data, samples=6, held_out=2, seqlen=48)
-    online = _source(packed, load_target(packed), settings, "sample", lambda *_: None)
+    online = live_source(packed, load_target(packed), settings, "sample", lambda *_: None)
     stored = StoredFeatures(tmp_path / "f")
     for side, index in (("train", torch.tensor([3, 1])), ("held_out", torch.tensor([0, 1]))):
         (rows_a, a), (rows_b, b) = online.batch(side, index), stored.batch(side, index)
@@ -99,12 +99,12 @@ def test_stored_features_are_the_running_ones(
 
 
 def test_answers_count_and_questions_do_not(packed: Path, rows: Path) -> None:
-    from dfrot.stages.draft.samples import _source
+    from dfrot.stages.draft.samples import live_source
     from dfrot.stages.draft.settings import DataSettings
 
     sighted = LlavaPromptReader.open(packed)
     settings = DataSettings(dataset=str(rows), samples=4, held_out=1, seqlen=48)
-    source = _source(packed, load_target(packed), settings, "none", lambda *_: None)
+    source = live_source(packed, load_target(packed), settings, "none", lambda *_: None)
     for sample in source.samples["train"]:
         answer = sighted.tokenizer.decode(sample.tokens[sample.prompt :])
         assert answer.startswith("It is ")

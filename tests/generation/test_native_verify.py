@@ -12,6 +12,7 @@ from torch import Tensor
 from dfrot.bench.models.presets import preset
 from dfrot.bench.models.random_model import random_checkpoint
 from dfrot.files import read_json, write_json
+from dfrot.generation.native_verify import branches
 from dfrot.generation.target import Target
 from dfrot.runtime.load import load_model
 from dfrot_kernels import native
@@ -117,3 +118,17 @@ def test_what_is_no_tree_is_refused(tmp_path: Path) -> None:
             one.native.decoder.run_tree(hidden, table, angles, angles, 17, torch.tensor([-1, 1, 0]))
         with pytest.raises(ValueError, match="takes 16"):
             one.native.serve_tree(one.decoder, [5] * 17, [-1] * 17, cache)
+
+
+def test_branches_visit_every_node_behind_its_ancestors() -> None:
+    parents = [-1, 0, 0, 1, 1, 2, 3, 6, 5, 5]
+    seen: list[int] = []
+    stack: list[int] = []
+    for depth, run in branches(parents):
+        stack = stack[:depth]
+        for node in run:
+            assert (stack[-1] if stack else -1) == parents[node]
+            stack.append(node)
+        seen += run
+    assert sorted(seen) == list(range(len(parents)))
+    assert branches([-1, 0, 1]) == [(0, [0, 1, 2])]

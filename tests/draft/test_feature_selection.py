@@ -185,5 +185,5 @@ def test_extraction_at_4k_takes_little_more_than_a_forward(kit: SimpleNamespace)
 
 @pytest.mark.parametrize("text", ["static", "static:0", "static:1.5", "static:x", "sample:3", "all"])
 def test_unknown_selections_are_refused(text: str) -> None:
-    with pytest.raises(InputError, match="feature-select"):
+    with pytest.raises(InputError, match="`select`"):
         FeatureSelection.parse(text)
