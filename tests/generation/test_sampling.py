@@ -1,4 +1,4 @@
-"""Speculative sampling keeps the target's distribution; two wrong rules of others do not pass the same test."""
+"""Speculative sampling keeps the target's distribution; two wrong rules fail the same test."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from dfrot.generation.verify import VerifyResult, verify
 
 V, DEPTH, LENGTH, RUNS = 8, 3, 4, 3000
 TABLE = 2 * torch.randn(V, V, generator=torch.Generator().manual_seed(4))
-GUESSES = [torch.randperm(V, generator=torch.Generator().manual_seed(n))[:3].tolist() for n in range(V)]
-WARPS = {
+DRAFT_TOKENS = [torch.randperm(V, generator=torch.Generator().manual_seed(n))[:3].tolist() for n in range(V)]
+SAMPLINGS = {
     "nucleus": Sampling(temperature=0.6, top_p=0.9),
     "top-k": Sampling(temperature=1.0, top_k=4),
     "plain": Sampling(temperature=1.0),
@@ -34,7 +34,7 @@ WARPS = {
 }
 
 
-class Remembering(Sampling):
+class Memoised(Sampling):
     """The distribution depends on the prefix alone here, so it is computed once."""
 
     memory: dict[tuple[int, ...], Tensor]
@@ -46,118 +46,118 @@ class Remembering(Sampling):
         return self.memory[key]
 
 
-def remembering(warp: Sampling) -> Remembering:
-    made = Remembering(warp.temperature, warp.top_p, warp.top_k, warp.repetition_penalty)
-    object.__setattr__(made, "memory", {})
-    return made
+def memoised(sampling: Sampling) -> Memoised:
+    copy = Memoised(sampling.temperature, sampling.top_p, sampling.top_k, sampling.repetition_penalty)
+    object.__setattr__(copy, "memory", {})
+    return copy
 
 
 def drafted(root: int) -> Tree:
-    """Every node proposes the three tokens of its state; only the first two of a level grow."""
+    """Every node proposes the three tokens of its state; only the first two of a level get children."""
     tree, level = Tree([root]), [0]
     for _ in range(DEPTH):
-        following = []
+        next_level = []
         for node in level:
-            for token in GUESSES[tree.tokens[node]]:
+            for token in DRAFT_TOKENS[tree.tokens[node]]:
                 tree.tokens.append(token)
                 tree.parents.append(node)
-                following.append(len(tree.tokens) - 1)
-        level = following[:2]
+                next_level.append(len(tree.tokens) - 1)
+        level = next_level[:2]
     return tree
 
 
-def counts(warp: Sampling, rule: str = "ours") -> Counter[tuple[int, ...]]:
+def counts(sampling: Sampling, rule: str = "ours") -> Counter[tuple[int, ...]]:
     """How often each continuation of token 0 comes out of RUNS speculative runs."""
-    generator, found = torch.Generator().manual_seed(1), Counter[tuple[int, ...]]()
-    warp = remembering(warp)
+    generator, outcomes = torch.Generator().manual_seed(1), Counter[tuple[int, ...]]()
+    sampling = memoised(sampling)
     for _ in range(RUNS):
-        told = [0]
-        while len(told) <= LENGTH:
-            tree = drafted(told[-1])
+        tokens = [0]
+        while len(tokens) <= LENGTH:
+            tree = drafted(tokens[-1])
             logits = TABLE[tree.tokens]
-            verdict = verify(tree, logits, told[:-1], warp, generator)
-            if rule == "raw bonus" and not tree.children(verdict.path[-1]):
-                raw = logits[verdict.path[-1]].softmax(-1)
-                verdict = VerifyResult(verdict.path, sample(raw, generator))
-            if rule == "no residual" and tree.children(verdict.path[-1]):
-                before = [*told[:-1], *(tree.tokens[node] for node in verdict.path)]
-                verdict = VerifyResult(
-                    verdict.path, sample(warp.probabilities(logits[verdict.path[-1]], before), generator)
+            result = verify(tree, logits, tokens[:-1], sampling, generator)
+            if rule == "raw bonus" and not tree.children(result.path[-1]):
+                raw = logits[result.path[-1]].softmax(-1)
+                result = VerifyResult(result.path, sample(raw, generator))
+            if rule == "no residual" and tree.children(result.path[-1]):
+                before = [*tokens[:-1], *(tree.tokens[node] for node in result.path)]
+                result = VerifyResult(
+                    result.path, sample(sampling.probabilities(logits[result.path[-1]], before), generator)
                 )
-            told += [tree.tokens[node] for node in verdict.path[1:]] + [verdict.bonus]
-        found[tuple(told[1 : LENGTH + 1])] += 1
-    return found
+            tokens += [tree.tokens[node] for node in result.path[1:]] + [result.bonus]
+        outcomes[tuple(tokens[1 : LENGTH + 1])] += 1
+    return outcomes
 
 
-def expected(warp: Sampling) -> dict[tuple[int, ...], float]:
+def expected(sampling: Sampling) -> dict[tuple[int, ...], float]:
     """Exact probabilities of all V^LENGTH continuations."""
-    warp, found = remembering(warp), {}
+    sampling, probabilities = memoised(sampling), {}
     for cell in product(range(V), repeat=LENGTH):
-        p, told = 1.0, [0]
+        p, tokens = 1.0, [0]
         for token in cell:
             if p:
-                p *= float(warp.probabilities(TABLE[told[-1]], told)[token])
-            told.append(token)
-        found[cell] = p
-    return found
+                p *= float(sampling.probabilities(TABLE[tokens[-1]], tokens)[token])
+            tokens.append(token)
+        probabilities[cell] = p
+    return probabilities
 
 
-def judge(warp: Sampling, rule: str = "ours") -> tuple[float, int]:
-    """p-value over the cells that expect at least 5 (the others together are one), and impossible outcomes seen."""
-    seen, p = counts(warp, rule), expected(warp)
+def goodness_of_fit(sampling: Sampling, rule: str = "ours") -> tuple[float, int]:
+    """p-value over the cells that expect at least 5 (all others together are a cell), and the impossible outcomes."""
+    observed, p = counts(sampling, rule), expected(sampling)
     assert abs(sum(p.values()) - 1) < 1e-4
     big = [cell for cell in p if RUNS * p[cell] >= 5]
     rest_expected = RUNS * (1 - sum(p[cell] for cell in big))
-    rest_seen = RUNS - sum(seen[cell] for cell in big)
-    statistic = sum((seen[cell] - RUNS * p[cell]) ** 2 / (RUNS * p[cell]) for cell in big)
+    rest_observed = RUNS - sum(observed[cell] for cell in big)
+    statistic = sum((observed[cell] - RUNS * p[cell]) ** 2 / (RUNS * p[cell]) for cell in big)
     cells = len(big)
     if rest_expected >= 5:
-        statistic += (rest_seen - rest_expected) ** 2 / rest_expected
+        statistic += (rest_observed - rest_expected) ** 2 / rest_expected
         cells += 1
-    return float(chi2.sf(statistic, cells - 1)), sum(count for cell, count in seen.items() if p[cell] == 0)
+    return float(chi2.sf(statistic, cells - 1)), sum(count for cell, count in observed.items() if p[cell] == 0)
 
 
-@pytest.mark.parametrize("name", WARPS)
+@pytest.mark.parametrize("name", SAMPLINGS)
 def test_sampling_keeps_the_distribution(name: str) -> None:
-    p_value, impossible = judge(WARPS[name])
+    p_value, impossible = goodness_of_fit(SAMPLINGS[name])
     assert p_value > 1e-3
     assert impossible == 0
 
 
-def test_the_published_bonus_rule_fails() -> None:
+def test_a_bonus_from_raw_logits_fails() -> None:
     """A bonus from the raw softmax brings tokens that the nucleus excludes."""
-    assert judge(WARPS["nucleus"], "raw bonus")[1] > 0
+    assert goodness_of_fit(SAMPLINGS["nucleus"], "raw bonus")[1] > 0
 
 
-def test_forgetting_the_residual_fails() -> None:
-    assert judge(WARPS["plain"], "no residual")[0] < 1e-6
+def test_a_bonus_without_the_residual_fails() -> None:
+    assert goodness_of_fit(SAMPLINGS["plain"], "no residual")[0] < 1e-6
 
 
-@pytest.mark.parametrize("name", WARPS)
+@pytest.mark.parametrize("name", SAMPLINGS)
 def test_filters_are_those_of_transformers(name: str) -> None:
-    warp = WARPS[name]
+    sampling = SAMPLINGS[name]
     theirs = LogitsProcessorList()
-    if warp.repetition_penalty != 1:
-        theirs.append(RepetitionPenaltyLogitsProcessor(warp.repetition_penalty))
-    theirs.append(TemperatureLogitsWarper(warp.temperature))
-    if warp.top_k:
-        theirs.append(TopKLogitsWarper(warp.top_k))
-    if warp.top_p < 1:
-        theirs.append(TopPLogitsWarper(warp.top_p))
+    if sampling.repetition_penalty != 1:
+        theirs.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    theirs.append(TemperatureLogitsWarper(sampling.temperature))
+    if sampling.top_k:
+        theirs.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        theirs.append(TopPLogitsWarper(sampling.top_p))
     for row in range(V):
         prefix = [row, 3, 3, 5]
         scores = theirs(torch.tensor([prefix]), TABLE[row : row + 1].clone())
-        assert torch.allclose(warp.probabilities(TABLE[row], prefix), scores[0].softmax(-1), atol=1e-6)
+        assert torch.allclose(sampling.probabilities(TABLE[row], prefix), scores[0].softmax(-1), atol=1e-6)
 
 
-def test_a_certain_guess_is_accepted_even_if_rounding_leaves_no_rest() -> None:
+def test_a_certain_token_is_accepted_even_if_rounding_leaves_no_residual() -> None:
     logits = torch.tensor([[0.0, 200.0], [0.0, 200.0]])
     for seed in range(50):
-        verdict = verify(
+        result = verify(
             Tree([0, 1], [-1, 0]), logits, [], Sampling(temperature=1.0), torch.Generator().manual_seed(seed)
         )
-        assert verdict.path == [0, 1]
-        assert verdict.bonus == 1
+        assert result.path == [0, 1]
+        assert result.bonus == 1
 
 
 @pytest.mark.parametrize(
