@@ -27,18 +27,18 @@ PROMPT = [5, 17, 40, 3, 88, 21, 9, 60]
 
 @pytest.mark.parametrize("name", ["w4", "w8"])
 @pytest.mark.parametrize("arch", ["dream", "eagle3"])
-def test_a_quantized_draft_is_stored_and_stays_lossless(
+def test_quantized_drafts_are_stored_and_lossless(
     targets: Get, kit: SimpleNamespace, tmp_path: Path, name: str, arch: str
 ) -> None:
     target = targets("llama", (1, 2, 3) if arch == "eagle3" else ())
     draft = kit.random_draft(arch)
-    told = quantize_draft(draft, name)
-    assert 0 < told["weight_error"] < 0.02
-    assert told["bytes"] < told["bytes_before"] * (0.4 if name == "w4" else 0.7)
+    report = quantize_draft(draft, name)
+    assert 0 < report["weight_error"] < 0.02
+    assert report["bytes"] < report["bytes_before"] * (0.4 if name == "w4" else 0.7)
     draft.config = replace(draft.config, quantized=name)
     save_draft(tmp_path, draft, torch.float32)
     loaded = load_draft(tmp_path)
     expected = plain(target, PROMPT, StopCriteria(10), Sampling()).tokens
-    runs = [speculative(target, one, PROMPT, StopCriteria(10), Sampling(), TreeShape(3)) for one in (draft, loaded)]
+    runs = [speculative(target, d, PROMPT, StopCriteria(10), Sampling(), TreeShape(3)) for d in (draft, loaded)]
     assert runs[0].tokens == runs[1].tokens == expected
     assert runs[0].accepted == runs[1].accepted

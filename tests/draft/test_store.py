@@ -14,7 +14,9 @@ from dfrot.errors import DfqError, InputError, MismatchError
 from dfrot.files import write_json
 
 
-def test_saved_drafts_load_and_strangers_are_refused(kit: SimpleNamespace, tmp_path: Path, reference: Path) -> None:
+def test_drafts_load_and_those_of_other_targets_are_refused(
+    kit: SimpleNamespace, tmp_path: Path, reference: Path
+) -> None:
     draft = kit.random_draft()
     save_draft(tmp_path, draft, torch.float32)
     loaded = load_draft(tmp_path)

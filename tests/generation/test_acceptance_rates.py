@@ -8,8 +8,8 @@ from dfrot.generation.acceptance_rates import AcceptanceRates, expected_tau, nod
 from dfrot.generation.tree import TreeShape
 
 
-def test_trees_are_worth_what_their_nodes_are() -> None:
-    """A fixed tree by hand: two children of the root, one of each."""
+def test_probabilities_of_a_tree_by_hand() -> None:
+    """A fixed tree by hand: two children of the root, one child of each."""
     rates = [[0.6, 0.3], [0.5, 0.2]]
     kept = node_probabilities(TreeShape(2, 2, 5), rates)
     assert kept == pytest.approx([0.6, 0.3, 0.6 * 0.5, 0.3 * 0.5])
@@ -19,7 +19,7 @@ def test_trees_are_worth_what_their_nodes_are() -> None:
     assert node_probabilities(TreeShape(3, 4, 8), []) == []
 
 
-def test_records_of_old_and_of_nonsense() -> None:
+def test_old_and_malformed_records() -> None:
     history = [{"simulated_tau": 1.2, "held_out_agreement": [0.2]}, {"simulated_tau": 1.5, "held_out_agreement": [0.5]}]
     old = AcceptanceRates.of_history({"history": history})
     assert old == AcceptanceRates(((0.5,),))
@@ -30,8 +30,8 @@ def test_records_of_old_and_of_nonsense() -> None:
     assert new.ranked
     assert new.of(True) == ((0.5, 0.2),)
     assert new.of(False) == ((0.4, 0.1),)
-    rounded = {"held_out_ranks": [[0.3, 0.1]], "held_out_mass": [[0.2, 0.1]]}
-    assert AcceptanceRates.of_history({"history": history, "quantized": rounded}) == AcceptanceRates(
+    quantized = {"held_out_ranks": [[0.3, 0.1]], "held_out_mass": [[0.2, 0.1]]}
+    assert AcceptanceRates.of_history({"history": history, "quantized": quantized}) == AcceptanceRates(
         ((0.3, 0.1),), ((0.2, 0.1),)
     )
     for bad in (

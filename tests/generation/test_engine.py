@@ -14,12 +14,12 @@ def test_generation_streams_what_decoding_gives(reference_engine: Engine) -> Non
     from dfrot.generation.sampling import Sampling
 
     prompt = reference_engine.encode("def read(self, size):")
-    job = reference_engine.start(TextRequest(prompt, 40))
-    pieces = list(job)
+    generation = reference_engine.start(TextRequest(prompt, 40))
+    pieces = list(generation)
     expected = plain(reference_engine.target, prompt, StopCriteria(40, reference_engine.end_tokens), Sampling())
-    assert job.out.tokens == expected.tokens
+    assert generation.out.tokens == expected.tokens
     assert "".join(pieces) == reference_engine.decode(expected.tokens)
-    assert (job.finish, job.usage) == ("length", (len(prompt), 40))
+    assert (generation.finish, generation.usage) == ("length", (len(prompt), 40))
     assert sum(map(bool, pieces)) > 10, "it streams"
 
 
@@ -27,10 +27,10 @@ def test_stop_strings_are_cut_off(reference_engine: Engine) -> None:
     prompt = reference_engine.encode("def read(self, size):")
     text = "".join(reference_engine.start(TextRequest(prompt, 40)))
     stop = text[25:31]
-    job = reference_engine.start(TextRequest(prompt, 40, stops=(stop,)))
-    assert "".join(job) == text[: text.index(stop)]
-    assert job.finish == "stop"
-    assert job.usage[1] < 40
+    generation = reference_engine.start(TextRequest(prompt, 40, stops=(stop,)))
+    assert "".join(generation) == text[: text.index(stop)]
+    assert generation.finish == "stop"
+    assert generation.usage[1] < 40
 
 
 def test_a_draft_changes_nothing(reference_engine: Engine, reference_draft: Path) -> None:
@@ -50,9 +50,9 @@ def test_a_draft_changes_nothing(reference_engine: Engine, reference_draft: Path
 def test_turns_do_not_mix_texts(reference_engine: Engine) -> None:
     prompts = [reference_engine.encode(text) for text in ("def read(self, size):", "import os\n", "class Reader:")]
     alone = ["".join(reference_engine.start(TextRequest(prompt, 20))) for prompt in prompts]
-    jobs = [iter(reference_engine.start(TextRequest(prompt, 20))) for prompt in prompts]
+    generations = [iter(reference_engine.start(TextRequest(prompt, 20))) for prompt in prompts]
     texts = ["", "", ""]
     for _ in range(30):
-        for index, job in enumerate(jobs):
-            texts[index] += next(job, "")
+        for index, generation in enumerate(generations):
+            texts[index] += next(generation, "")
     assert texts == alone

@@ -1,4 +1,4 @@
-"""Text as it comes: pieces add up to the whole, characters stay whole, stop strings are found across tokens."""
+"""Streamed text: pieces add up to the text, characters stay complete, stop strings are found across tokens."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def test_pieces_are_the_text_up_to_the_first_stop(text: str, stops: list[str], g
         if stream.stopped:
             break
     pieces.append(stream.finish())
-    places = [place for place in map(text.find, stops) if place >= 0]
-    # a stop string is noticed when it is complete: of two that overlap the one that ends first may win
-    told = "".join(pieces)
-    assert text.startswith(told)
-    assert stream.stopped == bool(places)
-    assert told == text if not places else all(stop not in told for stop in stops)
+    starts = [start for start in map(text.find, stops) if start >= 0]
+    # a stop string is noticed when it is complete: of two that overlap, the one that ends first may win
+    streamed = "".join(pieces)
+    assert text.startswith(streamed)
+    assert stream.stopped == bool(starts)
+    assert streamed == text if not starts else all(stop not in streamed for stop in stops)
     assert REPLACEMENT in text or all(REPLACEMENT not in piece for piece in pieces)
 
 
-def test_an_unfinished_character_is_told_at_the_end_only() -> None:
+def test_an_incomplete_character_is_emitted_at_the_end_only() -> None:
     stream = TextStream(decode)
     assert stream.push(list("é".encode())[:1]) == ""
     assert stream.finish() == REPLACEMENT

@@ -30,28 +30,31 @@ def draft(reference_draft: Path) -> Path:
 
 @contextlib.contextmanager
 def running(engine: Engine, **settings: Any) -> Iterator[Any]:
-    """A server in a thread: url, and what it reported."""
-    there = threading.Event()
-    found = SimpleNamespace(url="", server=None, lines=[])
+    """A server in a thread: its url, the uvicorn server, and the lines that it reported."""
+    pause = threading.Event()
+    state = SimpleNamespace(url="", server=None, lines=[])
 
     def ready(url: str) -> None:
-        found.url = url
+        state.url = url
+
+    def stop(server: Any) -> None:
+        state.server = server
 
     def work() -> None:
-        given = ServeSettings(**{"name": "reference", **settings})
-        serve(engine, given, port=0, ready=ready, report=found.lines.append, stop=lambda s: setattr(found, "server", s))
+        serve_settings = ServeSettings(**{"name": "reference", **settings})
+        serve(engine, serve_settings, port=0, ready=ready, report=state.lines.append, stop=stop)
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     for _ in range(1000):
-        if found.server is not None and found.server.started:
+        if state.server is not None and state.server.started:
             break
-        there.wait(0.01)
-    assert found.server.started
+        pause.wait(0.01)
+    assert state.server.started
     try:
-        yield found
+        yield state
     finally:
-        found.server.should_exit = True
+        state.server.should_exit = True
         thread.join(40)
         assert not thread.is_alive()
 
@@ -63,5 +66,5 @@ def start() -> Any:
 
 @pytest.fixture(scope="module")
 def server(engine: Engine) -> Iterator[Any]:
-    with running(engine, parallel=4, queue=16, max_tokens=200, max_body=20_000) as found:
-        yield found
+    with running(engine, parallel=4, queue=16, max_tokens=200, max_body=20_000) as state:
+        yield state

@@ -39,11 +39,11 @@ def test_conversations_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "chats.jsonl"
     rows = [{"messages": [{"role": "user", "content": f"q{n}"}, *CHAT[1:2]]} for n in range(60)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    train, held = load_corpora(str(file), Words(), 100, 100, 64, 0)
-    assert len(train) + len(held) == 60
-    assert len(held) > 0
+    train, held_out = load_corpora(str(file), Words(), 100, 100, 64, 0)
+    assert len(train) + len(held_out) == 60
+    assert len(held_out) > 0
     again = load_corpora(str(file), Words(), 100, 100, 64, 7)
-    assert again[1].digest() == held.digest(), "the split depends on the conversation alone"
+    assert again[1].digest() == held_out.digest(), "the split depends on the conversation alone"
     for bad, message in (
         ('{"messages": []}', "must be a list"),
         ('{"messages": [{"role": "user", "content": "x"}]}', "no answer"),

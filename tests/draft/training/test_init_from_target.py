@@ -13,11 +13,11 @@ from dfrot.generation.target import Target
 Get = Callable[..., Target]
 
 
-def test_a_warm_start_copies_blocks(targets: Get, kit: SimpleNamespace) -> None:
+def test_blocks_are_copied(targets: Get, kit: SimpleNamespace) -> None:
     target = targets("llama")
     draft = kit.random_draft().requires_grad_(True)
-    done = init_from_target(draft, target)
-    assert len(done) == 19
+    copied = init_from_target(draft, target)
+    assert len(copied) == 19
     layer = target.layers[0]
     assert torch.equal(draft.first.mlp.up_proj.weight, layer.mlp.up_proj.weight)
     x = torch.randn(2, 96)
@@ -25,7 +25,7 @@ def test_a_warm_start_copies_blocks(targets: Get, kit: SimpleNamespace) -> None:
 
 
 def test_dense_weights_take_unrotated_inputs() -> None:
-    """A rotated linear's weight is turned back, packed or not."""
+    """A rotated linear's weight is rotated back, packed or not."""
     from dfrot.quant.linear import DenseLinear, QuantLinear
     from dfrot.quant.plan import LinearPlan
     from dfrot.rotation.hadamard import plan

@@ -1,4 +1,4 @@
-"""The loss is what it says."""
+"""The training loss: divergence, what counts, agreement by rank."""
 
 from __future__ import annotations
 
@@ -25,55 +25,55 @@ def test_divergence_is_summed_over_the_vocabulary() -> None:
     assert torch.allclose(Teacher.of(padded[0]).divergence(padded[1]), ours, atol=1e-4)
 
 
-def test_loss_ignores_what_does_not_count(kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_ignores_slots_that_do_not_count(kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     draft, weight = kit.random_draft(), torch.randn(kit.vocab, 64)
     mask = torch.zeros(2, 9, dtype=torch.bool)
     mask[0, 3:] = mask[1, 5:7] = True
     outputs = [torch.randn(2, 9, 64) for _ in range(3)]
-    given = TargetFeatures(torch.randn(2, 9, 64), torch.randn(2, 9, 64))
+    features = TargetFeatures(torch.randn(2, 9, 64), torch.randn(2, 9, 64))
 
     def head(x: torch.Tensor) -> torch.Tensor:
         return x @ weight.T
 
-    found = losses(draft, TrainOutput(outputs, outputs[0]), given, mask, head, Weights())
+    result = losses(draft, TrainOutput(outputs, outputs[0]), features, mask, head, Weights())
     changed = [out.where(mask[..., None], torch.randn(2, 9, 64)) for out in outputs]
-    again = losses(draft, TrainOutput(changed, changed[0]), given, mask, head, Weights())
-    assert torch.allclose(found.total, again.total)
+    again = losses(draft, TrainOutput(changed, changed[0]), features, mask, head, Weights())
+    assert torch.allclose(result.total, again.total)
     assert slots_of_step(mask, 1)[1].nonzero().flatten().tolist() == [6]
     monkeypatch.setattr("dfrot.draft.training.loss.CHUNK_BYTES", 4 * kit.vocab * 3)
     leaves = [out.clone().requires_grad_() for out in outputs]
-    chunked = losses(draft, TrainOutput(leaves, leaves[0]), given, mask, head, Weights())
-    assert torch.allclose(chunked.total, found.total, atol=1e-5)
+    chunked = losses(draft, TrainOutput(leaves, leaves[0]), features, mask, head, Weights())
+    assert torch.allclose(chunked.total, result.total, atol=1e-5)
     chunked.total.backward()
     assert leaves[2].grad is not None
     assert bool((leaves[2].grad.abs().sum(-1) > 0)[slots_of_step(mask, 2)].all())
 
 
 @torch.no_grad()
-def test_guesses_are_counted_by_rank(kit: SimpleNamespace) -> None:
-    """By hand: how often the target's argmax is the draft's guess of each rank, and its mean probability of it."""
+def test_draft_tokens_are_counted_by_rank(kit: SimpleNamespace) -> None:
+    """By hand: how often the target's argmax is the draft's token of each rank, and its mean probability of it."""
     draft, weight = kit.random_draft(), torch.randn(kit.vocab, 64)
     mask = torch.zeros(2, 9, dtype=torch.bool)
     mask[0, 3:] = mask[1, 5:8] = True
     last = torch.randn(2, 9, 64)
     outputs = [last + spread * torch.randn(2, 9, 64) for spread in (0.5, 2.0)]
-    found = losses(draft, TrainOutput(outputs, None), TargetFeatures(last), mask, lambda x: x @ weight.T, Weights())
+    result = losses(draft, TrainOutput(outputs, None), TargetFeatures(last), mask, lambda x: x @ weight.T, Weights())
     teacher = last @ weight.T
     for t, output in enumerate(outputs):
         order = (output @ weight.T).argsort(-1, descending=True)
-        where = slots_of_step(mask, t)
+        counts = slots_of_step(mask, t)
         for rank in range(4):
-            guess = order[..., rank]
-            stands = (guess == teacher.argmax(-1))[where].float().mean()
-            mass = teacher.softmax(-1).gather(-1, guess[..., None])[..., 0][where].mean()
-            assert found.ranks[t][rank] == pytest.approx(float(stands), abs=1e-6)
-            assert found.mass[t][rank] == pytest.approx(float(mass), abs=1e-5)
-    assert found.agreement == [step[0] for step in found.ranks]
-    assert 0 < found.agreement[1] < found.agreement[0] <= 1
-    silent = losses(
+            token = order[..., rank]
+            accepted = (token == teacher.argmax(-1))[counts].float().mean()
+            mass = teacher.softmax(-1).gather(-1, token[..., None])[..., 0][counts].mean()
+            assert result.ranks[t][rank] == pytest.approx(float(accepted), abs=1e-6)
+            assert result.mass[t][rank] == pytest.approx(float(mass), abs=1e-5)
+    assert result.agreement == [step[0] for step in result.ranks]
+    assert 0 < result.agreement[1] < result.agreement[0] <= 1
+    uncounted = losses(
         draft, TrainOutput(outputs, None), TargetFeatures(last), mask, lambda x: x @ weight.T, Weights(), False
     )
-    assert silent.ranks == silent.mass == []
+    assert uncounted.ranks == uncounted.mass == []
 
 
 def test_simulated_tau() -> None:

@@ -26,13 +26,13 @@ GREEDY, IMAGE, VOCAB = Sampling(), 120, 128
 def samples(
     vlms: SimpleNamespace, target: Target, count: int, begin: int, name: str = "llava"
 ) -> list[MultimodalSample]:
-    """Prompts with an image, and what the target says to them."""
-    found = []
+    """Prompts with an image and the target's answers."""
+    built = []
     for seed in range(begin, begin + count):
-        prompt, given = vlms.prompt(name, seed), vlms.inputs(name, seed)
-        told = plain(target, prompt, StopCriteria(14 + seed % 3), GREEDY, images=ImageInputs(given)).tokens
-        found.append(MultimodalSample([*prompt, *told], len(prompt), given))
-    return found
+        prompt, inputs = vlms.prompt(name, seed), vlms.inputs(name, seed)
+        answer_tokens = plain(target, prompt, StopCriteria(14 + seed % 3), GREEDY, images=ImageInputs(inputs)).tokens
+        built.append(MultimodalSample([*prompt, *answer_tokens], len(prompt), inputs))
+    return built
 
 
 @pytest.mark.parametrize(
@@ -42,10 +42,10 @@ def test_training_on_images(vlms: SimpleNamespace, name: str, arch: str, tmp_pat
     draft = vlms.draft(arch)
     target = Target(vlms.target(name).model, draft.config.aux_layers)
     source = MultimodalSource(target, samples(vlms, target, 8, 0, name), samples(vlms, target, 2, 50, name))
-    _, found = source.batch("held_out", torch.tensor([0, 1]))
-    assert found.kept is not None
-    left = vlms.image_tokens(name) // 4
-    assert found.kept.shape[1] == found.last.shape[1] - left, "one of four image tokens is left out"
+    _, features = source.batch("held_out", torch.tensor([0, 1]))
+    assert features.kept is not None
+    left_out = vlms.image_tokens(name) // 4
+    assert features.kept.shape[1] == features.last.shape[1] - left_out, "one of four image tokens is left out"
     options = TrainOptions(epochs=8, batch=4, evaluations=2, bf16=False, lr=4e-3)
     history = Trainer(draft, source, target.embed, target.head, options, tmp_path).run()
     assert history[-1]["held_out_kl"][0] < history[0]["held_out_kl"][0] - 0.1
@@ -55,43 +55,43 @@ def test_training_on_images(vlms: SimpleNamespace, name: str, arch: str, tmp_pat
 @pytest.mark.parametrize("name", ["llava", "gemma3", "qwen2.5-vl"])
 def test_training_replays_decoding_with_pruned_images(vlms: SimpleNamespace, name: str) -> None:
     """The draft's first output behind a prompt with an image, in training and in decoding; the features of the answer
-    are those that verification finds."""
+    are those of the verify pass."""
     target, draft = vlms.target(name), vlms.draft().requires_grad_(False)
-    one = samples(vlms, target, 1, 5, name)[0]
-    _, found = MultimodalSource(target, [one], [one]).batch("held_out", torch.tensor([0]))
-    assert found.kept is not None
-    assert found.embeddings is not None
-    kept = found.kept[0]
-    out = draft.train_forward(found.embeddings[:, kept], kept[None], found.last, 0).outputs[0][0]
-    slots = kept[kept <= one.prompt]
+    sample = samples(vlms, target, 1, 5, name)[0]
+    _, features = MultimodalSource(target, [sample], [sample]).batch("held_out", torch.tensor([0]))
+    assert features.kept is not None
+    assert features.embeddings is not None
+    kept = features.kept[0]
+    out = draft.train_forward(features.embeddings[:, kept], kept[None], features.last, 0).outputs[0][0]
+    slots = kept[kept <= sample.prompt]
     state = draft.begin(64)
-    got = state.extend(found.embeddings[0, slots], found.last[0, : one.prompt], slots)
-    assert torch.allclose(got[0], out[len(slots) - 1], atol=1e-5)
-    assert state.position == one.prompt
-    cache, answer = target.start(), one.tokens[one.prompt :]
-    prefill_multimodal(target, torch.tensor(one.tokens[: one.prompt]), one.inputs, cache)
-    checked = target.verify(answer, list(range(-1, len(answer) - 1)), cache)[0]
-    assert torch.allclose(checked, found.last[0, one.prompt :], atol=1e-4)
+    decoded = state.extend(features.embeddings[0, slots], features.last[0, : sample.prompt], slots)
+    assert torch.allclose(decoded[0], out[len(slots) - 1], atol=1e-5)
+    assert state.position == sample.prompt
+    cache, answer = target.start(), sample.tokens[sample.prompt :]
+    prefill_multimodal(target, torch.tensor(sample.tokens[: sample.prompt]), sample.inputs, cache)
+    verified = target.verify(answer, list(range(-1, len(answer) - 1)), cache)[0]
+    assert torch.allclose(verified, features.last[0, sample.prompt :], atol=1e-4)
 
 
 def test_rows_of_a_batch_may_hold_different_numbers_of_images(vlms: SimpleNamespace) -> None:
-    """Losses of two samples together are those of each alone."""
+    """Losses of two samples together are those of each alsample."""
     target, draft = vlms.target("llava"), vlms.draft().requires_grad_(False)
-    one = samples(vlms, target, 1, 5)[0]
-    prompt = [*one.tokens[: one.prompt], *vlms.prompt("llava", 9)]
-    given = {"pixel_values": torch.cat([vlms.inputs("llava", seed)["pixel_values"] for seed in (5, 9)])}
-    told = plain(target, prompt, StopCriteria(9), GREEDY, images=ImageInputs(given)).tokens
-    two = MultimodalSample([*prompt, *told], len(prompt), given)
+    sample = samples(vlms, target, 1, 5)[0]
+    prompt = [*sample.tokens[: sample.prompt], *vlms.prompt("llava", 9)]
+    inputs = {"pixel_values": torch.cat([vlms.inputs("llava", seed)["pixel_values"] for seed in (5, 9)])}
+    answer_tokens = plain(target, prompt, StopCriteria(9), GREEDY, images=ImageInputs(inputs)).tokens
+    two_images = MultimodalSample([*prompt, *answer_tokens], len(prompt), inputs)
     options = TrainOptions(bf16=False)
 
-    def loss(*held: MultimodalSample) -> Losses:
-        source = MultimodalSource(target, held, held, keep=0.5)
-        rows, found = source.batch("held_out", torch.arange(len(held)))
+    def loss(*held_out: MultimodalSample) -> Losses:
+        source = MultimodalSource(target, held_out, held_out, keep=0.5)
+        rows, features = source.batch("held_out", torch.arange(len(held_out)))
         trainer = Trainer(draft, source, target.embed, target.head, options, Path())
-        return trainer._losses(rows.tokens, rows.mask, found, found)
+        return trainer._losses(rows.tokens, rows.mask, features, features)
 
-    alone, together = [loss(one), loss(two)], loss(one, two)
-    counts = [int(sample.counts().sum()) for sample in (one, two)]
+    alone, together = [loss(sample), loss(two_images)], loss(sample, two_images)
+    counts = [int(s.counts().sum()) for s in (sample, two_images)]
     for step in range(2):
         shares = [count - step for count in counts]
         mean = sum(part.kl[step] * share for part, share in zip(alone, shares)) / sum(shares)

@@ -27,7 +27,7 @@ def online(target: Target, select: str = "sample") -> LiveFeatures:
     return LiveFeatures(target, of_windows(rows[:8], 6), of_windows(rows[8:], 6), select)
 
 
-def test_stored_features_are_the_running_ones(targets: Get, tmp_path: Path) -> None:
+def test_stored_features_equal_computed_ones(targets: Get, tmp_path: Path) -> None:
     from dfrot.draft.training.stored_features import save_corpus, save_index, save_shard
 
     source = online(targets("llama-kv4"))

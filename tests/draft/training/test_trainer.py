@@ -1,5 +1,4 @@
-"""Training: the loss is what it says, a killed run ends in the same bytes, a trained draft is better, and nothing that
-does not belong together is put together."""
+"""Training: a killed run ends in the same bytes, and a trained draft is better."""
 
 from __future__ import annotations
 
@@ -23,11 +22,11 @@ Get = Callable[..., Target]
 
 
 def online(target: Target, select: str = "sample") -> LiveFeatures:
-    """Text that the target wrote itself, so that there is something to learn."""
+    """Text that the target generated, so that there is something to learn."""
     from dfrot.draft.training.regenerate import continuations
 
-    source = torch.Generator().manual_seed(0)
-    prompts = torch.randint(1, 96, (12, 6), generator=source)
+    generator = torch.Generator().manual_seed(0)
+    prompts = torch.randint(1, 96, (12, 6), generator=generator)
     rows = torch.cat([prompts, continuations(target, prompts, 18)], 1)
     return LiveFeatures(target, of_windows(rows[:8], 6), of_windows(rows[8:], 6), select)
 
@@ -38,14 +37,14 @@ def trainer(target: Target, draft: Any, folder: Path, **changes: Any) -> Trainer
 
 
 @pytest.mark.parametrize("arch", ["dream", "eagle3"])
-def test_a_stopped_run_ends_in_the_same_bytes(
+def test_a_killed_run_ends_in_the_same_bytes(
     targets: Get, kit: SimpleNamespace, tmp_path: Path, arch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = targets("llama-kv4", (1, 2, 3) if arch == "eagle3" else ())
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    whole.mkdir(), parts.mkdir()
+    uninterrupted, parts = tmp_path / "whole", tmp_path / "parts"
+    uninterrupted.mkdir(), parts.mkdir()
     draft = kit.random_draft(arch).requires_grad_(True)
-    history = trainer(target, draft, whole).run()
+    history = trainer(target, draft, uninterrupted).run()
 
     class Killed(Exception):
         pass
@@ -64,7 +63,7 @@ def test_a_stopped_run_ends_in_the_same_bytes(
             broken.run()
     resumed = kit.random_draft(arch).requires_grad_(True)
     assert trainer(target, resumed, parts).run() == history
-    assert (parts / STATE).read_bytes() == (whole / STATE).read_bytes()
+    assert (parts / STATE).read_bytes() == (uninterrupted / STATE).read_bytes()
     for name, value in draft.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value)
 

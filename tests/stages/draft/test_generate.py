@@ -23,22 +23,22 @@ Get = Callable[..., Target]
 PROMPT = [5, 17, 40, 3, 88, 21, 9, 60]
 
 
-KNOWN = ((0.8, 0.1, 0.04, 0.02),)  # by rank, at every step
+RATES = ((0.8, 0.1, 0.04, 0.02),)  # by rank, at every step
 
 
-def test_generate_says_how(targets: Get, kit: SimpleNamespace) -> None:
+def test_how_a_text_was_decoded(targets: Get, kit: SimpleNamespace) -> None:
     target, draft = targets("llama"), kit.random_draft()
-    told = plain(target, PROMPT, StopCriteria(12), Sampling()).tokens
+    expected = plain(target, PROMPT, StopCriteria(12), Sampling()).tokens
     out, how = generate(target, draft, PROMPT, StopCriteria(12))
-    assert out.tokens == told
+    assert out.tokens == expected
     assert how.startswith("plain: the draft's record holds no acceptance rates")
     draft.rates = AcceptanceRates(((0.0,),))
     out, how = generate(target, draft, PROMPT, StopCriteria(12))
-    assert out.tokens == told
+    assert out.tokens == expected
     assert how.startswith("plain: drafting does not pay here")
     assert "chains only" in how
     out, how = generate(target, draft, PROMPT, StopCriteria(12), shape=TreeShape(2, 2, 4))
-    assert out.tokens == told
+    assert out.tokens == expected
     assert "tree 2,2,4" in how
 
 
@@ -51,14 +51,14 @@ def test_transformers_hook(targets: Get, kit: SimpleNamespace) -> None:
         one_by_one = [target.model.generate(row[None], **options, **extra)[0] for row in ids]
         ours = target.model.generate(ids, custom_generate=function, **options, **extra)
         assert torch.equal(ours, torch.stack(one_by_one))
-    draft.rates, hows = AcceptanceRates(KNOWN), []
-    choosing = custom_generate(target.model, draft, report=hows.append)
-    plainly = [target.model.generate(row[None], do_sample=False, **options)[0] for row in ids]
+    draft.rates, reports = AcceptanceRates(RATES), []
+    adaptive = custom_generate(target.model, draft, report=reports.append)
+    greedy = [target.model.generate(row[None], do_sample=False, **options)[0] for row in ids]
     assert torch.equal(
-        target.model.generate(ids, custom_generate=choosing, do_sample=False, **options), torch.stack(plainly)
+        target.model.generate(ids, custom_generate=adaptive, do_sample=False, **options), torch.stack(greedy)
     )
-    assert " measured in" in hows[0]
-    assert " measured in" not in hows[1], "the first row's measurements serve all"
+    assert " measured in" in reports[0]
+    assert " measured in" not in reports[1], "the first row's measurements serve all"
     sampled = target.model.generate(ids, custom_generate=function, do_sample=True, temperature=0.7, **options)
     assert sampled.shape == (2, len(PROMPT) + 10)
     mask = torch.ones_like(ids)
