@@ -1,4 +1,4 @@
-"""From logits to the distribution that is sampled: penalties and filters, with the tokens that stand before.
+"""From logits to the distribution that is sampled: penalties and filters that depend on the tokens before.
 
 The filters are transformers' own definitions. Any callable of the same form, (ids int64 [1, n], scores float32
 [1, V]) -> scores, may join the chain: transformers' logits processors do.
@@ -49,10 +49,12 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
+        """Whether the likeliest token is taken."""
         return self.temperature == 0
 
     @property
     def needs_prefix(self) -> bool:
+        """Whether scores depend on the tokens before."""
         return bool(self.processors) or self.repetition_penalty != 1
 
     def processed(self, logits: Tensor, prefix: Sequence[int]) -> Tensor:
@@ -66,9 +68,9 @@ class Sampling:
         for processor in self.processors:
             scores = processor(ids, scores)
         if self.repetition_penalty != 1:
-            seen = scores.gather(1, ids)
-            seen = torch.where(seen < 0, seen * self.repetition_penalty, seen / self.repetition_penalty)
-            scores = scores.scatter(1, ids, seen)
+            used = scores.gather(1, ids)  # scores of the tokens of the prefix
+            used = torch.where(used < 0, used * self.repetition_penalty, used / self.repetition_penalty)
+            scores = scores.scatter(1, ids, used)
         return scores[0]
 
     def probabilities(self, logits: Tensor, prefix: Sequence[int]) -> Tensor:

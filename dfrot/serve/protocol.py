@@ -24,15 +24,18 @@ class GuardedProtocol(H11Protocol):
         self._reading: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the timer of the first request's head."""
         super().connection_made(transport)
         self._head_timer = self.loop.call_later(self.head_seconds, transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Stop all timers."""
         self._stop_head_timer()
         self._stop_watching()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        """Stop the head's timer when the head is complete; start it with the first byte of a further request."""
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
             self._stop_head_timer()
@@ -40,16 +43,19 @@ class GuardedProtocol(H11Protocol):
             self._head_timer = self.loop.call_later(self.head_seconds, self.transport.abort)
 
     def on_response_complete(self) -> None:
+        """Watch whether the client reads the rest of the response."""
         super().on_response_complete()
         self._stop_head_timer()  # between requests uvicorn's own limit applies
         if self.transport.get_write_buffer_size():
             self._watch_reading()
 
     def pause_writing(self) -> None:
+        """The write buffer is full: watch whether the client reads."""
         super().pause_writing()
         self._watch_reading()
 
     def resume_writing(self) -> None:
+        """The client has read: stop watching."""
         super().resume_writing()
         self._stop_watching()
 

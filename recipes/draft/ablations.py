@@ -145,6 +145,7 @@ def line(name: str, results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
+    """Train and evaluate every row, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("target", "rotated", "original", "out"):
         parser.add_argument(f"--{name}", required=True)

@@ -87,6 +87,7 @@ def right(folder: Path, count: int) -> float:
 
 
 def main() -> None:
+    """Measure, and write the card."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--packed", type=Path, required=True)
     parser.add_argument("--count", type=int, default=256)

@@ -202,6 +202,7 @@ def _descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
 
 
 def main() -> None:
+    """Train both stages and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=Recipe.steps)

@@ -1,4 +1,4 @@
-"""Bodies: what is understood, and that whatever is not is refused by the name of its field."""
+"""Bodies of requests: accepted fields, and refusals that name the field."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_defaults_are_openais() -> None:
     assert parse_request("completion", TEXT).max_tokens == 16
 
 
-def test_fields_arrive() -> None:
+def test_all_fields_are_read() -> None:
     body = {**CHAT, "max_completion_tokens": 5, "stop": "x", "seed": 3, "temperature": 0, "top_k": -1, "user": "me"}
     body |= {"stream": True, "stream_options": {"include_usage": True}, "n": 1, "tools": [], "logprobs": False}
     call = parse_request("chat", body)

@@ -69,10 +69,10 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     (folder / "config.json").write_text(json.dumps(TEXT))
     shapes = describe(TEXT).tensors()
     writer = SafetensorsWriter(folder, [TensorPlan(key, torch.float32, shape) for key, shape in shapes.items()])
-    source = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     for key, shape in shapes.items():
         scale = (1.0 if "embed" in key else 1.5 * shape[-1] ** -0.5) if len(shape) == 2 else 0.2
-        values = scale * torch.randn(shape, generator=source) + (1.0 if "norm" in key else 0.0)
+        values = scale * torch.randn(shape, generator=generator) + (1.0 if "norm" in key else 0.0)
         writer.write(key, values)
     writer.sync()
     torch.manual_seed(0)
@@ -94,41 +94,39 @@ def open_joined(parts: SimpleNamespace, name: str, dtype: Any = None) -> Any:
     return attach_vision(load_model(folder, dtype), parts.root / vision, checkpoint_fingerprint(folder))
 
 
-def given(seed: int) -> dict[str, Any]:
+def image_tensors(seed: int) -> dict[str, Any]:
     return {"pixel_values": torch.randn((1, 3, 16, 16), generator=torch.Generator().manual_seed(seed))}
 
 
 def test_rotating_both_parts_changes_nothing(parts: SimpleNamespace) -> None:
     ids = torch.tensor([PROMPT])
-    before = open_joined(parts, "lm")(input_ids=ids, **given(0)).logits
-    after = open_joined(parts, "rotated")(input_ids=ids, **given(0)).logits
+    before = open_joined(parts, "lm")(input_ids=ids, **image_tensors(0)).logits
+    after = open_joined(parts, "rotated")(input_ids=ids, **image_tensors(0)).logits
     assert torch.allclose(before, after, atol=1e-3 * float(before.abs().max()))
-    other = open_joined(parts, "lm")(input_ids=ids, **given(1)).logits
+    other = open_joined(parts, "lm")(input_ids=ids, **image_tensors(1)).logits
     assert not torch.allclose(before, other, atol=1e-2 * float(before.abs().max())), "the image must matter"
     unrotated = attach_vision(load_model(parts.root / "rotated"), parts.root / "vision", "")
-    wrong = unrotated(input_ids=ids, **given(0)).logits
+    wrong = unrotated(input_ids=ids, **image_tensors(0)).logits
     assert not torch.allclose(before, wrong, atol=1e-2 * float(before.abs().max())), "the projector must be rotated"
 
 
 @pytest.mark.parametrize("shape", [TreeShape(3), TreeShape(4, 3, 10)])
-def test_a_packed_language_model_that_sees_is_lossless(
-    parts: SimpleNamespace, kit: SimpleNamespace, shape: TreeShape
-) -> None:
+def test_a_packed_vlm_is_lossless(parts: SimpleNamespace, kit: SimpleNamespace, shape: TreeShape) -> None:
     target = Target(open_joined(parts, "packed", torch.float32))
-    said, sight = set(), image_attention_probe(target, torch.tensor(PROMPT))
-    prefill_multimodal(target, torch.tensor(PROMPT), given(0), target.start(), sight)
-    assert 0 < float(sight.scores.sum()) < 1
+    answers, probe = set(), image_attention_probe(target, torch.tensor(PROMPT))
+    prefill_multimodal(target, torch.tensor(PROMPT), image_tensors(0), target.start(), probe)
+    assert 0 < float(probe.scores.sum()) < 1
     for seed in range(4):
-        images = ImageInputs(given(seed))
-        told = plain(target, PROMPT, StopCriteria(24), Sampling(), images=images).tokens
-        oracle, foe = (kit.scripted([*PROMPT, *told], right, VOCAB) for right in (True, False))
-        for draft in (oracle, foe, random_draft()):
+        images = ImageInputs(image_tensors(seed))
+        expected = plain(target, PROMPT, StopCriteria(24), Sampling(), images=images).tokens
+        always_right, always_wrong = (kit.scripted([*PROMPT, *expected], right, VOCAB) for right in (True, False))
+        for draft in (always_right, always_wrong, random_draft()):
             out = speculative(target, draft, PROMPT, StopCriteria(24), Sampling(), shape, images=images)
-            assert out.tokens == told
-            if draft is oracle:
+            assert out.tokens == expected
+            if draft is always_right:
                 assert set(out.accepted[:-1]) == {shape.depth}
-        said.add(tuple(told))
-    assert len(said) > 1, "the answers must depend on the image"
+        answers.add(tuple(expected))
+    assert len(answers) > 1, "the answers must depend on the image"
 
 
 def random_draft() -> Any:
@@ -146,14 +144,14 @@ def test_what_does_not_belong_together_is_refused(parts: SimpleNamespace, tmp_pa
         (lambda: attach_vision(model, tmp_path, ""), DfqError, ""),
         (lambda: compose(model, replace(parts.config, image_token=VOCAB)), InputError, "not in the vocabulary"),
     ]
-    for work, kind, message in cases:
+    for call, kind, message in cases:
         with pytest.raises(kind, match=message or None) as caught:
-            work()
+            call()
         assert "\n" not in str(caught.value)
     damaged = tmp_path / "vision"
     damaged.mkdir()
     (damaged / CONFIG).write_text((root / "vision" / CONFIG).read_text())
-    whole = (root / "vision" / "vision.safetensors").read_bytes()
-    (damaged / "vision.safetensors").write_bytes(whole[:-50])
+    content = (root / "vision" / "vision.safetensors").read_bytes()
+    (damaged / "vision.safetensors").write_bytes(content[:-50])
     with pytest.raises(InputError, match="truncated"):
         attach_vision(model, damaged, "")

@@ -1,4 +1,4 @@
-"""The entropy probe: the numbers of eager attention, without its matrices, and without touching the outputs."""
+"""Attention entropy equals that of eager attention, without its matrices and without changing the outputs."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def test_entropies_are_those_of_eager_attention(targets: Get, name: str) -> None
     target = targets(name)
     before = text_features(target, IDS).last
     chooser = Recording("sample", torch.ones_like(IDS, dtype=torch.bool), 4)
-    assert torch.equal(text_features(target, IDS, chooser).last, before), "looking on changed the output"
+    assert torch.equal(text_features(target, IDS, chooser).last, before), "observing changed the output"
     assert len(chooser.entropies) == 3, "the last layer's output is no candidate"
     for ours, theirs in zip(chooser.entropies, eager(target)):
         assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-def test_the_quantized_cache_is_measured_as_it_is_read(targets: Get) -> None:
+def test_entropy_of_a_quantized_cache(targets: Get) -> None:
     chooser = Recording("sample", torch.ones_like(IDS, dtype=torch.bool), 4)
     text_features(targets("llama-kv4"), IDS, chooser)
     for ours, theirs in zip(chooser.entropies, eager(targets("llama"))):
@@ -69,22 +69,22 @@ def test_the_quantized_cache_is_measured_as_it_is_read(targets: Get) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sample", "token"])
-def test_the_least_spread_layer_wins(targets: Get, kind: str) -> None:
+def test_the_layer_with_the_least_entropy_is_chosen(targets: Get, kind: str) -> None:
     rows = torch.zeros_like(IDS, dtype=torch.bool)
     rows[0, 5:20] = rows[1, 9:] = True
     chooser = Recording(kind, rows, 4)
-    found = text_features(targets("llama"), IDS, chooser)
+    features = text_features(targets("llama"), IDS, chooser)
     shares = torch.stack(chooser.shares)
     if kind == "sample":
         score = torch.stack([share.where(rows, 0.0).sum(-1) / rows.sum(-1) for share in shares])
         best = score.argmin(0)
         expected = torch.stack([chooser.outputs[int(best[row])][row] for row in range(2)])
-        assert torch.equal(found.mid, expected)
-        assert found.layer.flatten().tolist() == (best + 1).tolist()
+        assert torch.equal(features.mid, expected)
+        assert features.layer.flatten().tolist() == (best + 1).tolist()
     else:
         best = shares.argmin(0)
-        for row, place in rows.nonzero().tolist():
-            assert torch.equal(found.mid[row, place], chooser.outputs[int(best[row, place])][row, place])
+        for row, position in rows.nonzero().tolist():
+            assert torch.equal(features.mid[row, position], chooser.outputs[int(best[row, position])][row, position])
 
 
 def test_static_and_none(targets: Get) -> None:
@@ -104,18 +104,18 @@ def test_masks_and_half_precision(dtype: torch.dtype) -> None:
     additive = torch.where(visible, 0.0, torch.finfo(torch.float32).min)
     assert torch.allclose(row_entropy(q, k, additive, 0.25, False, 5)[0], entropy)
     weights = (q.float() @ k.float().repeat_interleave(2, 1).mT * 0.25).masked_fill(~visible, -torch.inf).softmax(-1)
-    right = -(weights * weights.clamp(min=1e-30).log()).sum(-1).mean(1)
-    right[0, 3] = 0
-    assert torch.allclose(entropy, right, atol=1e-4)
+    exact = -(weights * weights.clamp(min=1e-30).log()).sum(-1).mean(1)
+    exact[0, 3] = 0
+    assert torch.allclose(entropy, exact, atol=1e-4)
     assert torch.equal(count, visible[:, 0].sum(-1).float())
     assert torch.isfinite(entropy).all()
 
 
 def test_no_matrix_of_all_heads_and_positions_exists(targets: Get, kit: SimpleNamespace) -> None:
-    """Every tensor that the probe makes is smaller than one [heads, S, S]."""
+    """Every tensor that is created is smaller than [heads, S, S]."""
     largest = 0
 
-    class Watch(TorchDispatchMode):
+    class LargestTensor(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
             nonlocal largest
             out = func(*args, **(kwargs or {}))
@@ -125,14 +125,14 @@ def test_no_matrix_of_all_heads_and_positions_exists(targets: Get, kit: SimpleNa
 
     heads, length = 4, 512
     q, k = torch.randn(1, heads, length, 16), torch.randn(1, 2, length, 16)
-    with Watch():
+    with LargestTensor():
         row_entropy(q, k, None, 0.25, True)
     assert largest <= heads * 64 * length
     assert largest < heads * length * length / 4
 
 
-class Alive(TorchDispatchMode):
-    """The most bytes that tensors made inside held at once."""
+class PeakMemory(TorchDispatchMode):
+    """The most bytes that tensors created inside held at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class Alive(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self._gone, key, size)
 
-    def _gone(self, key: int, size: int) -> None:
+    def _freed(self, key: int, size: int) -> None:
         self.known.discard(key)
         self.now -= size
 
@@ -175,15 +175,15 @@ def test_extraction_at_4k_takes_little_more_than_a_forward(kit: SimpleNamespace)
         chooser = kind and FeatureChooser(
             FeatureSelection.parse(kind), torch.ones_like(ids, dtype=torch.bool), target.n_layers
         )
-        with Alive() as alive:
-            found = text_features(target, ids, chooser or None)
-        peaks.append(weights + alive.peak)
-        assert (found.mid is None) == (kind is None)
+        with PeakMemory() as memory:
+            features = text_features(target, ids, chooser or None)
+        peaks.append(weights + memory.peak)
+        assert (features.mid is None) == (kind is None)
     assert peaks[0] > weights + 4096 * 256 * 2, "something was counted"
     assert peaks[1] <= 1.2 * peaks[0]
 
 
 @pytest.mark.parametrize("text", ["static", "static:0", "static:1.5", "static:x", "sample:3", "all"])
 def test_unknown_selections_are_refused(text: str) -> None:
-    with pytest.raises(InputError, match="feature-select"):
+    with pytest.raises(InputError, match="`select`"):
         FeatureSelection.parse(text)

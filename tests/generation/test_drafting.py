@@ -1,4 +1,4 @@
-"""Draft trees are trees, of the asked size, and the likeliest nodes are in them."""
+"""Draft trees are trees of the requested size that hold the likeliest nodes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dfrot.generation.tree import Tree, TreeShape
 @pytest.mark.parametrize("arch", ["dream", "eagle3"])
 @pytest.mark.parametrize(("depth", "topk", "total"), [(1, 3, 4), (3, 2, 6), (5, 4, 16), (4, 3, 100), (2, 4, 2)])
 @torch.no_grad()
-def test_a_tree_is_a_tree(kit: SimpleNamespace, arch: str, depth: int, topk: int, total: int) -> None:
+def test_draft_trees_are_trees(kit: SimpleNamespace, arch: str, depth: int, topk: int, total: int) -> None:
     draft = kit.random_draft(arch)
     table = torch.randn(kit.vocab, 64)
     state = draft.begin(64)
@@ -36,11 +36,11 @@ def test_a_tree_is_a_tree(kit: SimpleNamespace, arch: str, depth: int, topk: int
         tokens = [tree.tokens[child] for child in tree.children(node)]
         assert len(set(tokens)) == len(tokens) <= topk
     greedy = int(logits(root).argmax())
-    assert tree.tokens[tree.children(0)[0]] == greedy, "the likeliest guess comes first"
+    assert tree.tokens[tree.children(0)[0]] == greedy, "the likeliest token comes first"
 
 
 @torch.no_grad()
-def test_a_tree_holds_its_chain(kit: SimpleNamespace) -> None:
+def test_a_tree_contains_the_chain(kit: SimpleNamespace) -> None:
     """With room for everything, following first children is greedy chain drafting."""
     draft, table = kit.random_draft(), torch.randn(kit.vocab, 64)
     grown = []

@@ -1,4 +1,4 @@
-"""From a folder to a draft and back to text, for targets whose layers differ: windows in some of them, mixtures."""
+"""Drafts for targets whose layers differ: sliding windows in some of them, mixtures of experts."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def dfq(*arguments: object) -> None:
-    done = CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
 
 
 def packed(kind: str, folder: Path, reference: Path) -> Path:
@@ -44,11 +44,11 @@ def packed(kind: str, folder: Path, reference: Path) -> Path:
 
     config = AutoConfig.for_model(kind, **SIZES, **HEADS, **ENDS, **KINDS[kind], tie_word_embeddings=False)
     torch.manual_seed(0)
-    made = AutoModelForCausalLM.from_config(config)
-    for name, parameter in made.named_parameters():
+    model = AutoModelForCausalLM.from_config(config)
+    for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.125 if "embed" in name else 1.5 * parameter.shape[-1] ** -0.5)
-    made.save_pretrained(folder / "original")
+    model.save_pretrained(folder / "original")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(reference / name, folder / "original" / name)
     rotate(folder / "original", folder / "rotated", RotateSettings(method="hadamard", dataset=None))
@@ -58,16 +58,16 @@ def packed(kind: str, folder: Path, reference: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_draft_is_trained_and_loses_nothing(kind: str, reference: Path, tmp_path: Path) -> None:
-    model, draft = packed(kind, tmp_path, reference), tmp_path / "draft"
-    dfq("draft", "extract", "--model", model, "--out", tmp_path / "features", "--regenerate", *FEW[:6])
-    dfq("draft", "train", "--model", model, "--features", tmp_path / "features", "--out", draft, *FEW)
-    assert load_draft(draft).config.rope_theta == (1e4 if kind == "gemma3_text" else load_theta(model))
+def test_a_draft_is_trained_and_lossless(kind: str, reference: Path, tmp_path: Path) -> None:
+    target, draft = packed(kind, tmp_path, reference), tmp_path / "draft"
+    dfq("draft", "extract", "--model", target, "--out", tmp_path / "features", "--regenerate", *FEW[:6])
+    dfq("draft", "train", "--model", target, "--features", tmp_path / "features", "--out", draft, *FEW)
+    assert load_draft(draft).config.rope_theta == (1e4 if kind == "gemma3_text" else load_theta(target))
     few = ("--count", "2", "--prompt-tokens", "14", "--max-new-tokens", "20", "--out", tmp_path / "e.json")
     shapes = ("--chain", "3", "--tree", "3,2,6", "--require-lossless")
-    dfq("draft", "eval", "--model", model, "--draft", draft, *few, *shapes)
+    dfq("draft", "eval", "--model", target, "--draft", draft, *few, *shapes)
     report = json.loads((tmp_path / "e.json").read_text())
-    assert {found["identical"] for found in report["shapes"].values()} == {"2/2"}
+    assert {numbers["identical"] for numbers in report["shapes"].values()} == {"2/2"}
 
 
 def load_theta(model: Path) -> float:
@@ -76,11 +76,11 @@ def load_theta(model: Path) -> float:
 
 
 @pytest.mark.parametrize("name", ["mixed", "gemma2", "gemma3", "mixtral"])
-def test_features_do_not_know_what_follows(targets: Callable[..., Target], name: str) -> None:
-    """Nothing reaches the draft from behind, whatever the kinds of attention; and what is behind a window still does
-    through the layers without one."""
-    target, source = targets(name), torch.Generator().manual_seed(0)
-    ids = torch.randint(1, 96, (1, 40), generator=source)
+def test_features_do_not_depend_on_later_tokens(targets: Callable[..., Target], name: str) -> None:
+    """No feature depends on later tokens, whatever the kinds of attention; tokens beyond a window still matter through
+    the layers without one."""
+    target, generator = targets(name), torch.Generator().manual_seed(0)
+    ids = torch.randint(1, 96, (1, 40), generator=generator)
     before, changed = text_features(target, ids).last, ids.clone()
     changed[0, 20] = (ids[0, 20] + 1) % 96
     moved = (text_features(target, changed).last - before).abs().amax(-1)[0]

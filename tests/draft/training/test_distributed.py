@@ -1,4 +1,4 @@
-"""Two processes that train together do what one does, within rounding; unequal samples included."""
+"""Two processes that train together compute what one does, within rounding, unequal samples included."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def arguments(data: Path, out: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Conversations whose answers differ in length: what a process's own mean would get wrong."""
+def conversations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Conversations whose answers differ in length, so that a mean per process would be wrong."""
     file = tmp_path_factory.mktemp("data") / "chats.jsonl"
     rows = []
     for number in range(60):
@@ -46,24 +46,24 @@ def curve(out: Path) -> tuple[list[float], list[float]]:
 
 
 @pytest.fixture(scope="module")
-def alone(chats: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The draft that one process makes."""
+def single_process(conversations: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The draft that a single process trains."""
     out = tmp_path_factory.mktemp("alone") / "one"
-    done = CliRunner().invoke(main, arguments(chats, out), catch_exceptions=False)
-    assert done.exit_code == 0, done.output
+    result = CliRunner().invoke(main, arguments(conversations, out), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
     return out
 
 
-def two(code: str, *rest: str) -> list[tuple[int, bytes, bytes]]:
-    """Exit status and output of two processes that know of each other."""
+def run_two(code: str, *rest: str) -> list[tuple[int, bytes, bytes]]:
+    """Exit status and output of two processes of one group."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    there = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     running = [
         subprocess.Popen(
             [sys.executable, "-c", code, *rest],
-            env={**there, "RANK": str(rank)},
+            env={**environment, "RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
@@ -85,40 +85,42 @@ Trainer._step = dying
 
 
 def assert_same_curve(ours: Path, theirs: Path) -> None:
-    for one, other in zip(curve(ours), curve(theirs)):  # sums of bfloat16 products in another order, two epochs of Adam
-        assert torch.allclose(torch.tensor(one), torch.tensor(other), rtol=1e-2), (one, other)
+    for a, b in zip(curve(ours), curve(theirs)):  # sums of bfloat16 products in another order, two epochs of Adam
+        assert torch.allclose(torch.tensor(a), torch.tensor(b), rtol=1e-2), (a, b)
 
 
-def test_two_processes_draw_the_curve_of_one(chats: Path, alone: Path, tmp_path: Path) -> None:
-    told = two(MAIN, *arguments(chats, tmp_path / "two"), "--threads", "1")
-    assert [status for status, _, _ in told] == [0, 0], told
-    assert json.loads(told[0][2])["history"], "the first process speaks"
-    assert told[1][1:] == (b"", b""), "the second one does not"
-    assert_same_curve(alone, tmp_path / "two")
-    losses, _ = curve(alone)
+def test_two_processes_have_the_curve_of_one(conversations: Path, single_process: Path, tmp_path: Path) -> None:
+    results = run_two(MAIN, *arguments(conversations, tmp_path / "two"), "--threads", "1")
+    assert [status for status, _, _ in results] == [0, 0], results
+    assert json.loads(results[0][2])["history"], "the first process reports"
+    assert results[1][1:] == (b"", b""), "the second one does not"
+    assert_same_curve(single_process, tmp_path / "two")
+    losses, _ = curve(single_process)
     assert len(losses) == 2
     assert losses[0] != pytest.approx(losses[1], rel=3e-2), "a curve that does not move would prove nothing"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 @pytest.mark.slow  # several runs of torchrun
-def test_a_sharded_run_is_killed_and_goes_on(chats: Path, alone: Path, tmp_path: Path) -> None:
-    """On as many processes, and on one without sharding: one curve, and a draft like any other."""
+def test_a_killed_sharded_run_resumes(conversations: Path, single_process: Path, tmp_path: Path) -> None:
+    """On as many processes, and on a single one without sharding: the same curve, and an ordinary draft."""
     out = tmp_path / "shared"
-    asked = (*arguments(chats, out), "--threads", "1")
-    killed = two(DYING + MAIN, *asked, "--shard")
+    command = (*arguments(conversations, out), "--threads", "1")
+    killed = run_two(DYING + MAIN, *command, "--shard")
     assert [status for status, _, _ in killed] == [9, 9], killed
     assert not out.exists()
     shutil.copytree(tmp_path / ".shared.partial", tmp_path / ".single.partial")
-    told = two(MAIN, *asked, "--shard", "--resume")
-    assert [status for status, _, _ in told] == [0, 0], told
-    assert_same_curve(alone, out)
-    single = CliRunner().invoke(main, [*arguments(chats, tmp_path / "single"), "--resume"], catch_exceptions=False)
+    results = run_two(MAIN, *command, "--shard", "--resume")
+    assert [status for status, _, _ in results] == [0, 0], results
+    assert_same_curve(single_process, out)
+    single = CliRunner().invoke(
+        main, [*arguments(conversations, tmp_path / "single"), "--resume"], catch_exceptions=False
+    )
     assert single.exit_code == 0, single.output
-    assert_same_curve(alone, tmp_path / "single")
-    whole = load_draft(out).state_dict()
-    for name, value in load_draft(alone).state_dict().items():
-        assert torch.allclose(whole[name], value, rtol=0.1, atol=2e-2), name
+    assert_same_curve(single_process, tmp_path / "single")
+    sharded = load_draft(out).state_dict()
+    for name, value in load_draft(single_process).state_dict().items():
+        assert torch.allclose(sharded[name], value, rtol=0.1, atol=2e-2), name
 
 
 SPLIT = """
@@ -136,9 +138,10 @@ rank = int(os.environ["RANK"])
 group = DistributedGroup(rank, 2, os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), shard=True)
 aux = (1, 2, 3) if arch == "eagle3" else ()
 config = DraftConfig(arch, 64, 64, 96, 4, 2, 16, 50, aux_layers=aux, max_position_embeddings=64)
-given = torch.Generator().manual_seed(1)
-embeddings, features = torch.randn(2, 8, 64, generator=given), torch.randn(2, 8, config.feature_size, generator=given)
-head = torch.randn(50, 64, generator=given)
+generator = torch.Generator().manual_seed(1)
+embeddings = torch.randn(2, 8, 64, generator=generator)
+features = torch.randn(2, 8, config.feature_size, generator=generator)
+head = torch.randn(50, 64, generator=generator)
 
 
 def gradients(group, rows):
@@ -148,22 +151,22 @@ def gradients(group, rows):
     group.shard(draft)
     optimizer = AdamW(draft, 0.0, 1e9, group)
     out = draft.train_forward(embeddings[rows], torch.arange(8).expand(len(rows), -1), features[rows], 2)
-    loss = sum(draft.logits(one, lambda x: x @ head.T).pow(2).sum() for one in out.outputs)
+    loss = sum(draft.logits(output, lambda x: x @ head.T).pow(2).sum() for output in out.outputs)
     loss.backward()
     group.sum_gradients(draft.parameters(), torch.zeros(1))
-    found = {name: group.gather(p.grad).clone() for name, p in optimizer.named.items()}
+    gathered = {name: group.gather(p.grad).clone() for name, p in optimizer.named.items()}
     held = [sum(local_part(p.grad).numel() for p in optimizer.named.values())]
     optimizer.step(1e-3)
     held.append(sum(local_part(p).numel() for p in optimizer.named.values()))
     moments = optimizer.state().items()
     for kind in ("exp_avg/", "exp_avg_sq/"):
         held.append(sum(local_part(value).numel() for name, value in moments if name.startswith(kind)))
-    return found, held, count, {name: group.gather(p.detach()).clone() for name, p in optimizer.named.items()}
+    return gathered, held, count, {name: group.gather(p.detach()).clone() for name, p in optimizer.named.items()}
 
 
 split, held, count, after = gradients(group, torch.tensor([rank]))
-whole, _, _, expected = gradients(LocalGroup(), torch.tensor([0, 1]))
-for name, gradient in whole.items():
+single, _, _, expected = gradients(LocalGroup(), torch.tensor([0, 1]))
+for name, gradient in single.items():
     assert torch.allclose(split[name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max())), name
     assert torch.allclose(after[name], expected[name], atol=1e-4), name
 print(json.dumps([held, count]))
@@ -174,38 +177,38 @@ group.leave()
 @pytest.mark.parametrize("arch", ["dream", "eagle3"])
 def test_shards_are_half_of_everything(arch: str) -> None:
     """Gradients, parameters and both moments; and they are those of one process."""
-    told = two(SPLIT, arch)
-    assert [status for status, _, _ in told] == [0, 0], told
-    parts = [json.loads(output) for _, _, output in told]
+    results = run_two(SPLIT, arch)
+    assert [status for status, _, _ in results] == [0, 0], results
+    parts = [json.loads(output) for _, _, output in results]
     for kind in range(4):
         assert sum(held[kind] for held, _ in parts) == parts[0][1], "nothing twice, nothing lost"
         for held, count in parts:
             assert held[kind] == pytest.approx(count / 2, rel=0.02)
 
 
-def test_sharding_needs_others(chats: Path, tmp_path: Path) -> None:
-    done = CliRunner().invoke(main, [*arguments(chats, tmp_path / "out"), "--shard"])
-    assert done.exit_code == 2
-    assert "start with torchrun" in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_sharding_needs_several_processes(conversations: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, [*arguments(conversations, tmp_path / "out"), "--shard"])
+    assert result.exit_code == 2
+    assert "start with torchrun" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("missing", ["RANK", "MASTER_ADDR", "MASTER_PORT"])
-def test_a_launcher_that_says_half_is_refused(
-    chats: Path, tmp_path: Path, missing: str, monkeypatch: pytest.MonkeyPatch
+def test_an_incomplete_environment_is_refused(
+    conversations: Path, tmp_path: Path, missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     for name, value in known.items():
         monkeypatch.delenv(name, raising=False)
         if name != missing:
             monkeypatch.setenv(name, value)
-    done = CliRunner().invoke(main, arguments(chats, tmp_path / "out"))
-    assert done.exit_code == 2
-    assert "torchrun" in done.stderr
-    assert done.stderr.count("\n") == 1
+    result = CliRunner().invoke(main, arguments(conversations, tmp_path / "out"))
+    assert result.exit_code == 2
+    assert "torchrun" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
-def test_shares_are_the_whole() -> None:
+def test_shares_add_up() -> None:
     index = torch.arange(7)
     parts = []
     for rank in range(3):

@@ -1,13 +1,10 @@
-"""Tiny random targets of several architectures, 16-bit and quantized, and drafts that are bad, perfect or perverse."""
+"""Tiny random targets of several architectures, 16-bit and quantized, and drafts that are random, always right or
+always wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -17,7 +14,7 @@ from dfrot.draft.models.build import build
 from dfrot.draft.models.config import DraftConfig
 from dfrot.draft.models.state import CachedDraftState
 from dfrot.generation.target import Target
-from dfrot.rotation.hadamard import hadamard_plan as hadamard_plan
+from dfrot.rotation.hadamard import hadamard_plan
 from dfrot.runtime.install import use_capped_attention
 from dfrot.runtime.packed_states import KVSpec
 
@@ -66,17 +63,18 @@ def model(kind: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0
 
     torch.manual_seed(seed)
     config = AutoConfig.for_model(**{"model_type": kind, **KINDS[kind]})
-    made = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    scaled = float(getattr(made.get_input_embeddings(), "scalar_embed_scale", 1.0))  # Gemma's
+    built = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    embedding_scale = float(getattr(built.get_input_embeddings(), "scalar_embed_scale", 1.0))  # Gemma's
     with torch.no_grad():
-        for name, parameter in made.named_parameters():
+        for name, parameter in built.named_parameters():
             if parameter.dim() >= 2:
-                parameter.normal_(0, 1 / scaled if "embed" in name else 1.5 * parameter.shape[-1] ** -0.5)
-    use_capped_attention(made.base_model, describe(config.to_dict()))
-    return made.requires_grad_(False).eval()
+                std = 1 / embedding_scale if "embed" in name else 1.5 * parameter.shape[-1] ** -0.5
+                parameter.normal_(0, std)
+    use_capped_attention(built.base_model, describe(config.to_dict()))
+    return built.requires_grad_(False).eval()
 
 
-def with_kv4(made: Any, r3: bool = True) -> Any:
+def with_kv4(built: Any, r3: bool = True) -> Any:
     """The same model on a 4-bit KV cache, as a loaded dfq checkpoint has it."""
     from dfrot.runtime import attention
     from dfrot.runtime.forward_hooks import ForwardHooks
@@ -84,23 +82,23 @@ def with_kv4(made: Any, r3: bool = True) -> Any:
     attention.register_attention()
     spec = hadamard_plan(COMMON["head_dim"]) if r3 else None
     if spec is not None:
-        for layer in made.model.layers:
+        for layer in built.model.layers:
             attention.rotate_queries(layer.self_attn, spec)
-    made.config._attn_implementation = attention.NAME
-    runtime = ForwardHooks(KVSpec(4, False, 1.0, spec), 0, made.config.num_hidden_layers)
-    runtime.attach(made.base_model)
-    return made
+    built.config._attn_implementation = attention.NAME
+    hooks = ForwardHooks(KVSpec(4, False, 1.0, spec), 0, built.config.num_hidden_layers)
+    hooks.attach(built.base_model)
+    return built
 
 
 class Scripted(Draft):
-    """A draft that knows in advance what the target will say (`told`: all tokens by position), and proposes it, or
-    anything but it."""
+    """A draft that knows the target's text beforehand, and proposes it (`right`), or anything else."""
 
-    def __init__(self, told: list[int], right: bool = True, vocab: int = VOCAB) -> None:
+    def __init__(self, text: list[int], right: bool = True, vocab: int = VOCAB) -> None:
+        """text: all tokens by position, prompt included."""
         size = COMMON["hidden_size"]
         config = DraftConfig("dream", size, size, size, 4, 2, 16, vocab, max_position_embeddings=512)
         super().__init__(config)
-        self.told, self.right = told, right
+        self.text, self.right = text, right
 
     def train_forward(self, embeddings: Tensor, positions: Tensor, features: Tensor, steps: int) -> TrainOutput:
         return TrainOutput([embeddings] * (steps + 1), None)
@@ -109,31 +107,32 @@ class Scripted(Draft):
         vocab = self.config.vocab_size
         rows = torch.zeros(len(output), vocab)
         for row, position in enumerate(output[:, 0].long().tolist()):
-            token = self.told[position + 1] if position + 1 < len(self.told) else 0
+            token = self.text[position + 1] if position + 1 < len(self.text) else 0
             rows[row] = torch.randn(vocab, generator=torch.Generator().manual_seed(position)) * 0.01
             rows[row, token] = 9.0 if self.right else -9.0
         return rows
 
     def begin(self, capacity: int) -> CachedDraftState:
-        return _Positions(capacity)
+        return _PositionState(capacity)
 
 
-class _Positions(CachedDraftState):
-    """Outputs that say which position they stand for."""
+class _PositionState(CachedDraftState):
+    """Outputs [k, 1] that are the positions of their slots."""
 
-    def extend(self, embeddings: Tensor, features: Tensor, places: Tensor | None = None) -> Tensor:
-        positions = self._following(len(embeddings), places)
-        self._restart(positions, torch.full((1, 1), float(positions[0, -1])))
+    def extend(self, embeddings: Tensor, features: Tensor, positions: Tensor | None = None) -> Tensor:
+        new_positions = self._new_positions(len(embeddings), positions)
+        self._restart(new_positions, torch.full((1, 1), float(new_positions[0, -1])))
         return self.outputs[0]
 
     def grow(self, embeddings: Tensor, parents: list[int]) -> Tensor:
-        positions, _ = self._enter(parents)
+        positions, _ = self._add_nodes(parents)
         out = positions[0].float()[:, None]
         self.outputs += list(out.split(1))
         return out
 
 
 def random_draft(arch: str = "dream", dtype: torch.dtype = torch.float32) -> Draft:
+    """A random draft of these targets."""
     aux = (1, 2, 3) if arch == "eagle3" else ()
     size = COMMON["hidden_size"]
     torch.manual_seed(5)
@@ -141,33 +140,16 @@ def random_draft(arch: str = "dream", dtype: torch.dtype = torch.float32) -> Dra
     return build(config).to(dtype).requires_grad_(False)
 
 
-@pytest.fixture(scope="session")
-def kit() -> SimpleNamespace:
-    """The helpers of this file: test modules cannot import a conftest."""
-    return SimpleNamespace(
-        model=model, with_kv4=with_kv4, scripted=Scripted, random_draft=random_draft, vocab=VOCAB, kinds=list(KINDS)
-    )
-
-
-@pytest.fixture(scope="session")
-def targets(kit: SimpleNamespace) -> Callable[[str], Target]:
+class Targets:
     """Targets by name, each built once: `llama`, `llama-bf16`, `llama-kv4`, `mistral`, ..."""
-    built: dict[str, Target] = {}
 
-    def get(name: str, aux: tuple[int, ...] = ()) -> Target:
+    def __init__(self) -> None:
+        self.built: dict[str, Target] = {}
+
+    def __call__(self, name: str, aux: tuple[int, ...] = ()) -> Target:
         key = f"{name}{aux}"
-        if key not in built:
+        if key not in self.built:
             kind, _, variant = name.partition("-")
-            made = model(kind, torch.bfloat16 if variant == "bf16" else torch.float32)
-            built[key] = Target(with_kv4(made) if variant == "kv4" else made, aux)
-        return built[key]
-
-    return get
-
-
-@pytest.fixture(scope="session")
-def reference() -> Path:
-    """The model that ships."""
-    from dfrot import reference as shipped
-
-    return shipped.path()
+            loaded = model(kind, torch.bfloat16 if variant == "bf16" else torch.float32)
+            self.built[key] = Target(with_kv4(loaded) if variant == "kv4" else loaded, aux)
+        return self.built[key]

@@ -17,12 +17,11 @@ from pathlib import Path
 import torch
 from dfrot.bench.models.memory import high_water
 from dfrot.draft.training.corpus import load_corpora
-from dfrot.generation.load_target import open_target
+from dfrot.generation.load_target import load_target
 from dfrot.files import read_json
 from dfrot.runtime.block_runner import hf_config
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.stages.draft.settings import DataSettings, DraftSettings
-from dfrot.stages.draft.train import extract
 from dfrot.stages.draft.extract import extract
 
 torch.set_num_threads(1)
@@ -32,7 +31,7 @@ hf_config(read_json(model / "config.json"), torch.float32)  # transformers impor
 train, _ = load_corpora(text, load_tokenizer(model), data.samples, data.held_out, length, 0)
 before = high_water()
 if kind == "forward":
-    target = open_target(model)
+    target = load_target(model)
     with torch.no_grad():
         target.decoder(input_ids=train.tokens[:1], use_cache=False)  # without logits
 else:
@@ -58,10 +57,10 @@ def test_extraction_at_4k_takes_what_a_pass_takes(scheme: str, reference: Path, 
     used = {}
     for kind in ("forward", "sample"):
         command = [sys.executable, "-c", CHILD, kind, str(model), str(text), str(tmp_path / kind), str(LENGTH)]
-        done = subprocess.run(command, capture_output=True, timeout=900)
-        assert done.returncode == 0, done.stderr
-        told = json.loads(done.stdout)
-        used[kind] = told["peak"] - told["before"]
+        result = subprocess.run(command, capture_output=True, timeout=900)
+        assert result.returncode == 0, result.stderr
+        memory = json.loads(result.stdout)
+        used[kind] = memory["peak"] - memory["before"]
     print(scheme, {kind: f"{size / 2**20:.0f} MiB" for kind, size in used.items()})
-    assert used["forward"] > 2 * 2 * LENGTH * 1024, "a pass that took nothing would prove nothing"
+    assert used["forward"] > 2 * 2 * LENGTH * 1024, "a pass that takes nothing would prove nothing"
     assert used["sample"] <= 1.2 * used["forward"], used

@@ -1,4 +1,4 @@
-"""Training and decoding compute the same thing, and nothing sees the future or its siblings."""
+"""Training and decoding compute the same, and no slot sees the future or its siblings."""
 
 from __future__ import annotations
 
@@ -65,10 +65,10 @@ def test_training_replays_chain_drafting(name: str) -> None:
     outputs = train(draft, embeddings, features)
     for root in (0, 1, 11, 16):
         state = draft.begin(N + STEPS)
-        got = [state.extend(embeddings[: root + 1], features[:root])]
+        decoded = [state.extend(embeddings[: root + 1], features[:root])]
         for t in range(1, STEPS + 1):
-            got.append(state.grow(embeddings[root + t : root + t + 1], [t - 2]))
-        for t, out in enumerate(got):
+            decoded.append(state.grow(embeddings[root + t : root + t + 1], [t - 2]))
+        for t, out in enumerate(decoded):
             assert torch.allclose(out[0], outputs[t][root + t], atol=1e-11), (root, t)
 
 
@@ -76,13 +76,13 @@ def test_training_replays_chain_drafting(name: str) -> None:
 @torch.no_grad()
 def test_extending_in_parts_is_extending_at_once(name: str) -> None:
     draft, embeddings, features = make(name)
-    whole = draft.begin(N + 4).extend(embeddings[:12], features[:11])
+    at_once = draft.begin(N + 4).extend(embeddings[:12], features[:11])
     state = draft.begin(N + 4)
     state.extend(embeddings[:5], features[:4])
-    state.grow(embeddings[5:8], [-1, -1, -1])  # drafted and forgotten
+    state.grow(embeddings[5:8], [-1, -1, -1])  # drafted and dropped
     state.extend(embeddings[5:6], features[4:5])
     state.grow(embeddings[9:11], [-1, -1])
-    assert torch.allclose(state.extend(embeddings[6:12], features[5:11]), whole, atol=1e-11)
+    assert torch.allclose(state.extend(embeddings[6:12], features[5:11]), at_once, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -99,7 +99,7 @@ def test_a_feature_reaches_later_slots_only(name: str, changed: int) -> None:
         # at step t the root of slot p is p - t, which sees features below itself
         assert not moved[: changed + 1 + t].any(), f"step {t}: a slot saw the future"
         if name != "blind":
-            assert moved[changed + 1 + t :].all(), "the test would pass with a draft that looks at nothing"
+            assert moved[changed + 1 + t :].all(), "the test would pass with a draft that sees nothing"
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -174,16 +174,16 @@ def test_training_replays_drafting_on_pruned_slots(name: str) -> None:
         state = draft.begin(N + STEPS)
         first = slots[:6]
         state.extend(embeddings[first], features[: int(first[-1])], first)
-        got = [state.extend(embeddings[slots[6:]], features[int(first[-1]) : root], slots[6:])]
+        decoded = [state.extend(embeddings[slots[6:]], features[int(first[-1]) : root], slots[6:])]
         for t in range(1, STEPS + 1):
-            got.append(state.grow(embeddings[root + t : root + t + 1], [t - 2]))
-        for t, out in enumerate(got):
-            place = int((kept == root + t).nonzero())
-            assert torch.allclose(out[0], outputs[t][0, place], atol=1e-11), (root, t)
+            decoded.append(state.grow(embeddings[root + t : root + t + 1], [t - 2]))
+        for t, out in enumerate(decoded):
+            index = int((kept == root + t).nonzero())
+            assert torch.allclose(out[0], outputs[t][0, index], atol=1e-11), (root, t)
 
 
 @torch.no_grad()
-def test_a_batch_is_its_rows() -> None:
+def test_rows_of_a_batch_are_independent() -> None:
     draft, embeddings, features = make("dream")
     order = torch.randperm(N)
     both = draft.train_forward(
