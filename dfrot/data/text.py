@@ -104,3 +104,9 @@ def _checked(tokens: Tensor, seqlen: int, need: int) -> int:
             "give a longer text or a smaller --seqlen"
         )
     return len(tokens)
+
+
+def dataset_label(dataset: str) -> str:
+    """How a request names a dataset: a path by its last part, as the whole path would tie a result to a machine."""
+    path = Path(dataset)
+    return path.name if path.exists() else dataset
