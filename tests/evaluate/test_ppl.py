@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from dfrot.errors import GateError, InputError, MismatchError
 from dfrot.evaluate import ppl
-from dfrot.evaluate.logits import Baseline, agreement_observer
+from dfrot.evaluate.baseline import Baseline
+from dfrot.evaluate.divergence import agreement_observer
 from dfrot.evaluate.speed import decode_speed
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.scheme import QuantScheme
