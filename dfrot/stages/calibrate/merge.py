@@ -11,7 +11,8 @@ from dfrot.arch import open_described
 from dfrot.calib import calibration as store
 from dfrot.errors import InputError, MismatchError
 from dfrot.files import require_free_space
-from dfrot.stage_folder import Progress, open_stage, read_record, silent
+from dfrot.progress import Progress, silent
+from dfrot.stage_folder import open_stage, read_record
 from dfrot.stages.calibrate.plan import calibration_bytes
 from dfrot.stages.calibrate.run import KIND
 

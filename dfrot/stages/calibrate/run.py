@@ -20,8 +20,9 @@ from dfrot.calib.hidden_states import HiddenStates, remove_hidden_states
 from dfrot.calib.stats import CalibStats
 from dfrot.calib.taps import observe_taps, samples_per_chunk
 from dfrot.files import require_free_space
+from dfrot.progress import Progress, silent
 from dfrot.runtime.block_runner import BlockRunner
-from dfrot.stage_folder import Progress, Stage, open_stage, read_record, silent
+from dfrot.stage_folder import Stage, open_stage, read_record
 from dfrot.stages.calibrate.plan import CalibratePlan, plan_calibration
 from dfrot.stages.calibrate.settings import CalibrateSettings
 

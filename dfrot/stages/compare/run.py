@@ -16,8 +16,9 @@ from typing import Any
 from dfrot.arch import open_described
 from dfrot.errors import UnsupportedError
 from dfrot.files import write_bytes, write_json
+from dfrot.progress import Progress, silent
 from dfrot.quant.config import DfqConfig
-from dfrot.stage_folder import Progress, Stage, open_stage, silent
+from dfrot.stage_folder import Stage, open_stage
 from dfrot.stages.calibrate.run import calibrate
 from dfrot.stages.calibrate.settings import CalibrateSettings
 from dfrot.stages.compare.settings import CompareSettings

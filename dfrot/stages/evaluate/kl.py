@@ -13,8 +13,8 @@ from dfrot.evaluate.baseline import Baseline
 from dfrot.evaluate.divergence import Observe, TokenDivergence, divergence_observer
 from dfrot.evaluate.intervals import perplexity_interval
 from dfrot.evaluate.ppl import window_losses
+from dfrot.progress import Progress, silent
 from dfrot.runtime.load import load_model
-from dfrot.stage_folder import Progress, silent
 from dfrot.stages.evaluate.inputs import open_checkpoints, read_windows
 from dfrot.stages.evaluate.settings import KlSettings
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from dfrot.errors import UnsupportedError
 from dfrot.generation.engine import Engine, TextRequest
 from dfrot.generation.sampling import Sampling
-from dfrot.stage_folder import Progress, silent
+from dfrot.progress import Progress, silent
 
 _GENERATION = {"do_sample", "temperature", "top_p", "top_k", "until", "max_gen_toks"}
 Request = tuple[Any, list[int], list[int]]

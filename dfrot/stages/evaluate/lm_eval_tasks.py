@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dfrot.errors import InputError, ResourceError, UnsupportedError
-from dfrot.stage_folder import Progress
+from dfrot.progress import Progress
 from dfrot.stages.evaluate.settings import TaskSettings
 
 

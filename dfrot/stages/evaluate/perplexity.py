@@ -20,8 +20,8 @@ from dfrot.evaluate.ppl import PROTOCOL, window_losses
 from dfrot.evaluate.speed import decode_speed
 from dfrot.evaluate.tokens import EvalTokens
 from dfrot.files import digest_json
+from dfrot.progress import Progress, silent
 from dfrot.runtime.load import load_model
-from dfrot.stage_folder import Progress, silent
 from dfrot.stages.evaluate.inputs import EvaluatedCheckpoint, open_checkpoints, read_windows
 from dfrot.stages.evaluate.settings import PerplexitySettings
 

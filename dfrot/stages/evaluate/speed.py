@@ -15,7 +15,7 @@ from dfrot.bench.machine import machine
 from dfrot.bench.models import memory
 from dfrot.bench.models.peer import one_turn
 from dfrot.bench.models.runners import DfqRunner
-from dfrot.stage_folder import Progress, silent
+from dfrot.progress import Progress, silent
 from dfrot.stages.draft import evaluate as draft_eval
 from dfrot.stages.draft.settings import DraftEvalSettings
 from dfrot.stages.evaluate.inputs import EvaluatedCheckpoint, open_checkpoints

@@ -12,7 +12,7 @@ import torch
 from dfrot.errors import ResourceError, UnsupportedError
 from dfrot.evaluate.intervals import mean_interval
 from dfrot.generation.engine import Engine
-from dfrot.stage_folder import Progress, silent
+from dfrot.progress import Progress, silent
 from dfrot.stages.evaluate.inputs import open_checkpoints
 from dfrot.stages.evaluate.lm_eval_tasks import silenced, task_manager
 from dfrot.stages.evaluate.settings import TaskSettings

@@ -22,11 +22,12 @@ from dfrot.data.tokenizer import copy_tokenizer
 from dfrot.errors import InputError
 from dfrot.files import require_free_space, write_json
 from dfrot.lineage import lineage
+from dfrot.progress import Progress, silent
 from dfrot.quant import algorithm, rtn
 from dfrot.quant.grid import Quantized
 from dfrot.quant.rtn import starved
 from dfrot.runtime.block_runner import BlockRunner
-from dfrot.stage_folder import Progress, Stage, open_stage, read_record, silent
+from dfrot.stage_folder import Stage, open_stage, read_record
 from dfrot.stages.quantize.compensate import ExactRun
 from dfrot.stages.quantize.plan import QuantizePlan, plan_quantization
 from dfrot.stages.quantize.propagate import head_hessian, quantize_block

@@ -19,7 +19,8 @@ from dfrot.files import require_free_space
 from dfrot.lineage import lineage
 from dfrot.outliers.fixes.base import Change
 from dfrot.outliers.rewrite import rewrite
-from dfrot.stage_folder import Progress, open_stage, read_record, silent
+from dfrot.progress import Progress, silent
+from dfrot.stage_folder import open_stage, read_record
 from dfrot.stages.tune.plan import plan_tuning
 from dfrot.stages.tune.settings import TuneSettings
 from dfrot.stages.tune.trainer import STATE_FILE, Trainer

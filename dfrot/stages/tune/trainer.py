@@ -13,9 +13,10 @@ from dfrot.arch import describe
 from dfrot.draft.training.optim import AdamW, rate
 from dfrot.errors import InputError
 from dfrot.processor import fast_bfloat16
+from dfrot.progress import Progress
 from dfrot.runtime.load import load_model
 from dfrot.runtime.trainable import TrainableModel
-from dfrot.stage_folder import Progress, Stage
+from dfrot.stage_folder import Stage
 from dfrot.stages.tune.plan import TunePlan
 from dfrot.training_state import load_training, save_training
 

@@ -138,7 +138,7 @@ def test_refusals_leave_nothing_behind(
         calibrate(overflowing, out, settings(text))
     assert not out.exists()
     out.mkdir(parents=True)
-    with pytest.raises(ExistsError, match="--overwrite"):
+    with pytest.raises(ExistsError, match="`overwrite`"):
         calibrate(model, out, settings(text))
     assert list(out.iterdir()) == []
 
