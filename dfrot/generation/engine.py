@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dfrot.data.conversation_rows import MAX_IMAGES
 from dfrot.data.images import read_image
-from dfrot.data.jsonl import MAX_IMAGES
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import InputError
 from dfrot.generation.drafter import Drafter

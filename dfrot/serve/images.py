@@ -7,8 +7,8 @@ import binascii
 import re
 from typing import Any
 
+from dfrot.data.conversation_rows import MAX_IMAGES
 from dfrot.data.images import MAX_BYTES
-from dfrot.data.jsonl import MAX_IMAGES
 from dfrot.serve.errors import bad_request
 
 _DATA_URI = re.compile(r"data:image/[a-z0-9.+-]{1,40};base64,", re.IGNORECASE)

@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from dfrot.data import shapes
-from dfrot.data.jsonl import parse_conversation, read_json_lines
+from dfrot.data.conversation_rows import parse_conversation
+from dfrot.data.jsonl import read_json_lines
 
 Row = tuple[list[dict[str, Any]], list[Tensor], str]
 """Messages, pictures uint8 [H, W, 3] in the order of their parts, and the row's name in error messages."""

@@ -7,7 +7,8 @@ import torch
 from scipy.stats import kurtosis
 from torch import Tensor
 
-from dfrot.calib.observe import SAMPLE_ROWS, HessianSum, StatsCollector, sampling_ranks
+from dfrot.calib.collect_stats import SAMPLE_ROWS, StatsCollector, sampling_ranks
+from dfrot.calib.hessian import HessianSum
 from dfrot.calib.stats import CLIP_RATIOS, CalibStats
 from dfrot.errors import InputError, MismatchError
 from dfrot.quant.activations import fake_quantize

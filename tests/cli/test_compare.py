@@ -11,9 +11,10 @@ import pytest
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.quant.scheme import QuantScheme
 from dfrot.stages.compare import run as compare_module
-from dfrot.stages.compare.run import comparison_groups
+from dfrot.stages.compare.cells import comparison_groups
+from dfrot.stages.compare.markdown import markdown
 from dfrot.stages.compare.settings import CompareSettings
-from dfrot.stages.compare.table import markdown, summarise
+from dfrot.stages.compare.table import summarise
 
 
 def cell(*losses: float, speed: float = 100.0) -> dict[str, Any]:

@@ -51,10 +51,10 @@ def test_publish_leaves_only_the_result(tmp_path: Path) -> None:
     assert finish(tmp_path / "out") == ["unit0", "unit1", "unit2", "unit3"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert set(contents(tmp_path / "out")) == {"unit0", "unit1", "unit2", "unit3", "stage.json"}
-    evidence = read_record(tmp_path / "out", "demo")
-    assert evidence["result"] == [0, 1, 2, 3]
-    assert evidence["request"] == {"a": 1}
-    assert "torch" in evidence["versions"]
+    record = read_record(tmp_path / "out", "demo")
+    assert record["result"] == [0, 1, 2, 3]
+    assert record["request"] == {"a": 1}
+    assert "torch" in record["versions"]
 
 
 def test_an_interrupted_run_continues_and_ends_alike(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_another_request_starts_over_unless_resume_was_demanded(tmp_path: Path) 
     assert len(finish(tmp_path / "out", {"a": 2})) == 4
 
 
-def test_killed_between_evidence_and_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_between_record_and_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finish(tmp_path / "straight")
 
     def killed(self: Stage) -> None:
@@ -111,7 +111,7 @@ def test_killed_between_evidence_and_rename(tmp_path: Path, monkeypatch: pytest.
 def test_an_existing_output_is_neither_touched_nor_mixed(tmp_path: Path) -> None:
     finish(tmp_path / "out")
     before = contents(tmp_path / "out")
-    with pytest.raises(ExistsError, match="already exists; choose another --out, or replace it with --overwrite"):
+    with pytest.raises(ExistsError, match="already exists; choose another `out`, or replace it with `overwrite`"):
         finish(tmp_path / "out")
     with pytest.raises(ExistsError):
         finish(tmp_path / "out", {"a": 2}, resume=True)
@@ -168,7 +168,7 @@ def test_an_output_that_cannot_be_created(tmp_path: Path) -> None:
         finish(tmp_path / "file" / "out")
 
 
-def test_evidence_of_another_stage(tmp_path: Path) -> None:
+def test_record_of_another_stage(tmp_path: Path) -> None:
     finish(tmp_path / "out")
     with pytest.raises(MismatchError, match="is the result of demo, not of dfq rotate"):
         read_record(tmp_path / "out", "rotate")

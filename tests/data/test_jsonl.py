@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from dfrot.data.jsonl import MAX_IMAGES, parse_conversation, read_json_lines
+from dfrot.data.conversation_rows import MAX_IMAGES, parse_conversation
+from dfrot.data.jsonl import read_json_lines
 from dfrot.errors import DfqError, InputError
 
 Image = pytest.importorskip("PIL.Image")

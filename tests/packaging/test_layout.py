@@ -40,7 +40,7 @@ ENVIRONMENT = {"kernels/dfrot_kernels/native.py", "kernels/dfrot_kernels/which.p
 # Top-level files of the library that every package may import; they import one another only.
 FILES = {
     *("errors", "settings", "files", "processor", "checkpoint", "checkpoint_writer"),
-    *("tensor_file", "training_state", "stage_folder", "fingerprint"),
+    *("tensor_file", "training_state", "stage_folder", "fingerprint", "progress"),
 }
 # The packages of the library (and two files above FILES): the duty of each, and which others it may import.
 PACKAGES = {

@@ -14,7 +14,7 @@ import torch
 
 from dfrot.arch import open_described
 from dfrot.data import shapes
-from dfrot.data.jsonl import MAX_IMAGES
+from dfrot.data.conversation_rows import MAX_IMAGES
 from dfrot.draft.load import open_engine
 from dfrot.draft.models.build import build, config_for
 from dfrot.draft.store import save_draft

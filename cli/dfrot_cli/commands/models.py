@@ -12,9 +12,9 @@ from dfrot_cli.options import Common, common
 @common
 def command(common: Common) -> None:
     """List the aliases that --model understands, and which of them lie complete in the local hub cache."""
-    from dfrot.hub import REFERENCE, REFERENCE_VLM, assembled, known_aliases, resolve_model
+    from dfrot.hub import REFERENCE, REFERENCE_VLM, known_aliases, reference_vlm_folder, resolve_model
 
-    vlm = assembled()  # put together on first use, which this is not
+    vlm = reference_vlm_folder()  # put together on first use, which this is not
     rows = [{"alias": REFERENCE, "hub_id": None, "folder": str(resolve_model(REFERENCE))}]
     rows += [{"alias": REFERENCE_VLM, "hub_id": None, "folder": str(vlm) if vlm.is_dir() else None}]
     rows += [

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from dfrot.data.chat import answer_mask
-from dfrot.data.jsonl import first_json_line, read_json_lines, refuse_images
+from dfrot.data.conversation_rows import refuse_images
+from dfrot.data.jsonl import first_json_line, read_json_lines
 from dfrot.data.text import calibration_windows, evaluation_windows, load_text
 from dfrot.data.tokenizer import encode
 from dfrot.errors import InputError

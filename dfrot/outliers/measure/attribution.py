@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dfrot.arch import BoundArch, Linear
-from dfrot.calib.observe import inner_linear
+from dfrot.calib.taps import inner_linear
 from dfrot.outliers.measure.block_view import BlockCapture
 from dfrot.outliers.measure.criteria import Criteria, massive_entries
 from dfrot.outliers.measure.massive import Trace

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dfrot.arch import Norm, Tap
-from dfrot.calib.observe import inner_linear
+from dfrot.calib.taps import inner_linear
 from dfrot.outliers.measure import channels
 from dfrot.outliers.measure import quantization_errors as errors
 from dfrot.outliers.measure.block_view import BlockCapture

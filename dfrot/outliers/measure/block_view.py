@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dfrot.arch import BoundArch, Linear
-from dfrot.calib.observe import inner_linear
+from dfrot.calib.taps import inner_linear
 from dfrot.runtime.attention_hooks import AttentionCall, observe_block_attention
 
 

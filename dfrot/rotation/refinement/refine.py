@@ -30,6 +30,7 @@ from torch import Tensor
 
 from dfrot.errors import InputError
 from dfrot.processor import fast_bfloat16
+from dfrot.progress import Progress, silent
 from dfrot.rotation.refinement.calibration_rows import CalibrationRows
 from dfrot.rotation.refinement.massive_subspace import massive_first_start
 from dfrot.rotation.refinement.objective import Objective, effective_gamma, evaluate
@@ -38,7 +39,6 @@ from dfrot.rotation.refinement.procrustes_step import ProcrustesStep
 from dfrot.rotation.refinement.search import Search
 from dfrot.rotation.refinement.settings import RefineSettings
 from dfrot.rotation.refinement.tiles import Tiles
-from dfrot.stage_folder import Progress, silent
 
 HALF_FROM = 1024  # width from which bfloat16 products pay
 ORTHOGONAL = 1e-6  # |R^T R - I|_max that a start may have

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dfrot.data.chat import template_ids
-from dfrot.data.jsonl import read_json_lines, refuse_images
+from dfrot.data.conversation_rows import refuse_images
+from dfrot.data.jsonl import read_json_lines
 from dfrot.data.text import evaluation_windows, load_text
 from dfrot.data.tokenizer import encode
 from dfrot.errors import InputError

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from dfrot.errors import InputError
+from dfrot.progress import Progress, silent
 from dfrot.rotation.refinement.calibration_rows import CalibrationRows, normalise, sample_positions
 from dfrot.rotation.refinement.massive_rule import MassiveRule
 from dfrot.rotation.refinement.massive_tokens import massive_mask
 from dfrot.runtime.block_runner import BlockRunner
-from dfrot.stage_folder import Progress, silent
 
 ROW_BYTES = 256 * 2**20  # default budget for the kept rows (float32)
 MASSIVE_ROOM = 8  # more than one row in 8 beyond the budget cannot be massive: the rule is wrong

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from dfrot.arch import BoundArch
 from dfrot.errors import GateError
+from dfrot.progress import Progress, silent
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.runtime.experts import record_routing
-from dfrot.stage_folder import Progress, silent
 
 MARGIN = 4.0  # times the measured effect of rounding; right models measure 0.3 to 1.2
 FLOOR = 2e-4  # relative error that float32 arithmetic alone may cause

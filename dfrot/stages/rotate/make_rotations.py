@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dfrot.progress import Progress
 from dfrot.rotation.fuse import Rotations
 from dfrot.rotation.hadamard import hadamard_plan, random_orthogonal, randomized_hadamard
 from dfrot.rotation.refinement.massive_rule import MassiveRule
 from dfrot.rotation.refinement.refine import refine
 from dfrot.rotation.rotation import ROTATION_FILE, Rotation, load_rotations, save_rotations
 from dfrot.runtime.block_runner import BlockRunner
-from dfrot.stage_folder import Progress, Stage
+from dfrot.stage_folder import Stage
 from dfrot.stages.rotate.collect_rows import collect_rows
 from dfrot.stages.rotate.plan import RotatePlan
 from dfrot_kernels.memory import release_memory

@@ -16,10 +16,11 @@ from dfrot.checkpoint_writer import SafetensorsWriter
 from dfrot.data.tokenizer import copy_tokenizer
 from dfrot.errors import GateError, InputError
 from dfrot.files import require_free_space, write_json
+from dfrot.progress import Progress, silent
 from dfrot.quant.config import DfqConfig
 from dfrot.rotation.fuse import Fuser, Rotations
 from dfrot.runtime.block_runner import BlockRunner
-from dfrot.stage_folder import Progress, Stage, open_stage, read_record, silent
+from dfrot.stage_folder import Stage, open_stage, read_record
 from dfrot.stages.rotate.gate import gate
 from dfrot.stages.rotate.gate_images import gate_images
 from dfrot.stages.rotate.make_rotations import make_rotations

@@ -11,7 +11,8 @@ from dfrot.calib.calibration import Calibration
 from dfrot.errors import ExistsError, InputError, MismatchError
 from dfrot.files import read_json
 from dfrot.runtime.block_runner import BlockRunner
-from dfrot.stages.calibrate.run import calibrate, merge
+from dfrot.stages.calibrate.merge import merge
+from dfrot.stages.calibrate.run import calibrate
 from dfrot.stages.calibrate.settings import CalibrateSettings
 
 Build = Callable[..., Path]
@@ -73,7 +74,7 @@ def test_chunked_run_gives_the_same_statistics(
     model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calibrate(model, tmp_path / "whole", settings(text))
-    monkeypatch.setattr("dfrot.calib.observe.CHUNK_BYTES", 1)
+    monkeypatch.setattr("dfrot.calib.taps.CHUNK_BYTES", 1)
     calibrate(model, tmp_path / "chunked", settings(text))
     for stem in ("layer-00000", "layer-00002", "head"):
         a, b = opened(tmp_path / "whole", model).stats(stem), opened(tmp_path / "chunked", model).stats(stem)
@@ -137,7 +138,7 @@ def test_refusals_leave_nothing_behind(
         calibrate(overflowing, out, settings(text))
     assert not out.exists()
     out.mkdir(parents=True)
-    with pytest.raises(ExistsError, match="--overwrite"):
+    with pytest.raises(ExistsError, match="`overwrite`"):
         calibrate(model, out, settings(text))
     assert list(out.iterdir()) == []
 

@@ -170,5 +170,5 @@ def test_what_cannot_be_run_is_one_line(folder: Path, tmp_path: Path) -> None:
         evaluate_tasks(model, TaskSettings(("broken",), str(tmp_path)))
     (tmp_path / "code.yaml").write_text("task: code\ndoc_to_text: !function helper.run\n")
     (tmp_path / "helper.py").write_text("raise SystemExit('it ran')\n")
-    with pytest.raises(UnsupportedError, match="--task-code"):
+    with pytest.raises(UnsupportedError, match="`task_code`"):
         evaluate_tasks(model, TaskSettings(("code",), str(tmp_path)))

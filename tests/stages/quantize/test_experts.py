@@ -29,7 +29,8 @@ from dfrot.quant.config import DfqConfig
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.runtime.load import load_model
-from dfrot.stages.calibrate.run import calibrate, merge
+from dfrot.stages.calibrate.merge import merge
+from dfrot.stages.calibrate.run import calibrate
 from dfrot.stages.calibrate.settings import CalibrateSettings
 from dfrot.stages.evaluate.perplexity import evaluate
 from dfrot.stages.evaluate.settings import PerplexitySettings
@@ -131,7 +132,7 @@ def test_statistics_are_those_of_the_tokens_that_were_sent(model: Path, cal: Pat
 def test_chunks_give_the_same_statistics_and_clips(
     model: Path, cal: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dfrot.calib.observe.CHUNK_BYTES", 1)
+    monkeypatch.setattr("dfrot.calib.taps.CHUNK_BYTES", 1)
     calibrate(model, tmp_path / "cal", CalibrateSettings(str(text), samples=8, seqlen=48))
     checkpoint, arch = open_described(model)
     whole, parts = (
@@ -168,8 +169,8 @@ def test_chunks_share_passes_and_agree(
 ) -> None:
     kept = settings(keep=("lm_head", "model.layers.0.*"), **changes)
     quantize(model, cal, tmp_path / "whole", kept)
-    monkeypatch.setattr("dfrot.calib.observe.CHUNK_BYTES", 1)
-    monkeypatch.setattr("dfrot.stages.quantize.propagate.SUMS_BYTES", 3 * 16 * 48**2)
+    monkeypatch.setattr("dfrot.calib.taps.CHUNK_BYTES", 1)
+    monkeypatch.setattr("dfrot.stages.quantize.propagate.MOMENT_BYTES", 3 * 16 * 48**2)
     quantize(model, cal, tmp_path / "chunked", kept)
     whole, chunked = codes(tmp_path / "whole"), codes(tmp_path / "chunked")
     assert set(whole) == set(chunked)

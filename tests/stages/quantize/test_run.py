@@ -149,7 +149,7 @@ def test_chunked_propagation_agrees(
     model: Path, cal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compensate: float
 ) -> None:
     quantize(model, cal, tmp_path / "whole", settings(compensate=compensate, keep=("lm_head", "model.layers.0.*")))
-    monkeypatch.setattr("dfrot.calib.observe.CHUNK_BYTES", 1)
+    monkeypatch.setattr("dfrot.calib.taps.CHUNK_BYTES", 1)
     quantize(model, cal, tmp_path / "chunked", settings(compensate=compensate, keep=("lm_head", "model.layers.0.*")))
     for name in (Q, DOWN):
         a, b = (packed(tmp_path / folder, name).codes().int() for folder in ("whole", "chunked"))
@@ -340,7 +340,7 @@ def test_damaged_weights_are_named_and_nothing_is_published(
 
 def test_refusals_before_work(model: Path, cal: Path, build: Build, tmp_path: Path) -> None:
     out = tmp_path / "out" / "q"
-    with pytest.raises(InputError, match="needs a calibration"):
+    with pytest.raises(InputError, match="needs a `calibration`"):
         quantize(model, None, out, settings())
     with pytest.raises(UnsupportedError, match="`algorithm` 'awq'"):
         settings(algorithm="awq")

@@ -23,9 +23,9 @@ from dfrot.stages.quantize.run import quantize
 from dfrot.stages.quantize.settings import QuantizeSettings
 from dfrot.stages.rotate.run import rotate
 from dfrot.stages.rotate.settings import RotateSettings
-from dfrot.stages.tune import run as module
 from dfrot.stages.tune.run import tune
 from dfrot.stages.tune.settings import TuneSettings
+from dfrot.stages.tune.trainer import STATE_FILE, AdamW
 from dfrot_cli.main import main
 
 QUICK = TuneSettings(dataset="stdlib", steps=4, batch=1, seqlen=64, held_out=2, evaluations=2)
@@ -79,7 +79,7 @@ def test_scales_and_gains_learn_and_integers_stay(packed: Path, tmp_path: Path) 
     assert any(name.endswith("weight_scale") for name in changed)
     divergence = [one["divergence"] for one in evidence["history"]]
     assert min(divergence) < divergence[0]
-    assert not (tmp_path / "tuned" / module.STATE).exists()
+    assert not (tmp_path / "tuned" / STATE_FILE).exists()
     ids = torch.arange(7, 47)[None]
     packed_model, simulated = (load_model(tmp_path / "tuned", fake=fake) for fake in (False, True))
     assert torch.equal(packed_model(ids).logits, simulated(ids).logits)
@@ -88,15 +88,15 @@ def test_scales_and_gains_learn_and_integers_stay(packed: Path, tmp_path: Path) 
 def test_a_killed_run_ends_in_the_same_bytes(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = resolve_model("reference")
     tune(packed / "packed", teacher, tmp_path / "whole", QUICK)
-    step, calls = module.AdamW.step, []
+    step, calls = AdamW.step, []
 
-    def killed(self: module.AdamW, lr: float) -> float:
+    def killed(self: AdamW, lr: float) -> float:
         calls.append(lr)
         if len(calls) == 4:
             raise KeyboardInterrupt
         return step(self, lr)
 
-    monkeypatch.setattr(module.AdamW, "step", killed)
+    monkeypatch.setattr(AdamW, "step", killed)
     with pytest.raises(KeyboardInterrupt):
         tune(packed / "packed", teacher, tmp_path / "cut", QUICK)
     assert not (tmp_path / "cut").exists()
