@@ -167,7 +167,7 @@ def _assembled() -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=".reference-vlm-", dir=folder.parent))
         try:
-            sees.write(aside)
+            sees.write_model(aside)
             aside.chmod(0o755)
             aside.rename(folder)
         except OSError:

@@ -30,10 +30,10 @@ class OutlierRecipe:
         return {**asdict(self), "keep": list(self.keep), "reasons": list(self.reasons)}
 
 
-DEFAULT = OutlierRecipe()
+DEFAULT_RECIPE = OutlierRecipe()
 
 
-def recommend(findings: dict[str, Any], ranked: list[dict[str, Any]], head: str, prefix: str) -> OutlierRecipe:
+def recommend_recipe(findings: dict[str, Any], ranked: list[dict[str, Any]], head: str, prefix: str) -> OutlierRecipe:
     """findings: of `Measurement.run`; ranked: of `summary.ranking`; head: the head's name; prefix: of a block, with
     `{i}`."""
     reasons: list[str] = []

@@ -41,10 +41,10 @@ def rewrite(source: Checkpoint, folder: Path, change: Change) -> None:
     write_json(folder / "config.json", config)
     copy_tokenizer(source.path, folder)
     if change.prefix:
-        write_json(folder / "tokenizer.json", with_prefix(source.path / "tokenizer.json", change.prefix))
+        write_json(folder / "tokenizer.json", tokenizer_with_prefix(source.path / "tokenizer.json", change.prefix))
 
 
-def with_prefix(path: Path, prefix: list[int]) -> dict[str, Any]:
+def tokenizer_with_prefix(path: Path, prefix: list[int]) -> dict[str, Any]:
     """The tokenizer.json at `path`, putting exactly the tokens `prefix` before a text."""
     value = read_json(path)
     words = _words(value)

@@ -37,7 +37,7 @@ def digest() -> str:
     return digest_bytes(*(name.read_bytes() for name in names))
 
 
-def write(folder: Path) -> None:
+def write_model(folder: Path) -> None:
     """Put the model together in an empty folder."""
     for name in TAKEN:
         shutil.copyfile(reference.path() / name, folder / name)
@@ -49,14 +49,14 @@ def write(folder: Path) -> None:
     for name, entry in entries.items():
         weight = read_tensor(entry)
         low = [change.get(f"{name}.{factor}") for factor in "ab"]
-        writer.write(name, weight if low[0] is None or low[1] is None else merged(weight, low[0], low[1]))
+        writer.write(name, weight if low[0] is None or low[1] is None else merge_low_rank(weight, low[0], low[1]))
     writer.sync()
     image_token = int(read_json(path() / "vision.json")["image_token"])
     tokenizer = with_image_token(read_json(reference.path() / "tokenizer.json"), image_token)
     write_json(folder / "tokenizer.json", tokenizer)
 
 
-def merged(weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
+def merge_low_rank(weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """W + B A in the dtype of the weight [n, k]; a [r, k], b [n, r], both taken as bfloat16, as they are stored."""
     low = b.to(torch.bfloat16).double() @ a.to(torch.bfloat16).double()
     return (weight.double() + low).to(weight.dtype)

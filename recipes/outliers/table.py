@@ -23,21 +23,21 @@ from dfrot.errors import UnsupportedError
 from dfrot.files import read_json, write_json
 from dfrot.hub import resolve_model
 from dfrot.outliers import fixes
-from dfrot.outliers.advice import DEFAULT, OutlierRecipe
+from dfrot.outliers.advice import DEFAULT_RECIPE, OutlierRecipe
 from dfrot.stages.outliers.fix import FixSettings, fix
 from dfrot.stages.outliers.measure import OutlierSettings, outliers
 from dfrot.stages.outliers.recipe import RecipeSettings, plain_perplexity, quantized_perplexity
 
 RECIPES = {
-    "default": DEFAULT,
-    "Hadamard": replace(DEFAULT, rotation="hadamard"),
-    "gamma 1": replace(DEFAULT, gamma="1"),
-    "gamma 1000": replace(DEFAULT, gamma="1000"),
-    "2 sink tokens": replace(DEFAULT, sink_tokens=2),
-    "activation clip 0.95": replace(DEFAULT, a_clip=0.95),
-    "activation clip 0.9": replace(DEFAULT, a_clip=0.9),
-    "KV clip 0.95": replace(DEFAULT, kv_clip=0.95),
-    "activation clip 0.95, KV clip 0.95": replace(DEFAULT, a_clip=0.95, kv_clip=0.95),
+    "default": DEFAULT_RECIPE,
+    "Hadamard": replace(DEFAULT_RECIPE, rotation="hadamard"),
+    "gamma 1": replace(DEFAULT_RECIPE, gamma="1"),
+    "gamma 1000": replace(DEFAULT_RECIPE, gamma="1000"),
+    "2 sink tokens": replace(DEFAULT_RECIPE, sink_tokens=2),
+    "activation clip 0.95": replace(DEFAULT_RECIPE, a_clip=0.95),
+    "activation clip 0.9": replace(DEFAULT_RECIPE, a_clip=0.9),
+    "KV clip 0.95": replace(DEFAULT_RECIPE, kv_clip=0.95),
+    "activation clip 0.95, KV clip 0.95": replace(DEFAULT_RECIPE, a_clip=0.95, kv_clip=0.95),
 }
 
 
@@ -90,7 +90,7 @@ def fixed(name: str, args: argparse.Namespace, measured: OutlierSettings, how: R
             plain, sinks = plain_perplexity(folder, how)["perplexity"], 0
     except UnsupportedError as error:
         return {"refused": str(error)}
-    recipe = replace(DEFAULT, rotation="none" if resets else DEFAULT.rotation, sink_tokens=sinks)
+    recipe = replace(DEFAULT_RECIPE, rotation="none" if resets else DEFAULT_RECIPE.rotation, sink_tokens=sinks)
     quantized = over_seeds(folder, recipe, how, args.seeds, args.out / "made", prefix)
     row = {"plain": plain, "rotation": recipe.rotation, "quantized": quantized}
     row |= counted(folder, measured, args.out / "counted")
@@ -133,7 +133,7 @@ def main() -> None:
     base = table.row("none", functools.partial(fixed, "none", args, measured, how))["plain"]
     print("| fix | massive | channel outliers | activation error | bf16 | rotation | W4A4KV4, RTN |")
     print("|---|---|---|---|---|---|---|")
-    for name in ("none", *fixes.names()):
+    for name in ("none", *fixes.fix_names()):
         row = table.row(name, functools.partial(fixed, name, args, measured, how))
         if "refused" in row:
             print(f"| {name} | {row['refused']} | | | | | |")

@@ -24,7 +24,7 @@ from dfrot.draft.store import save_tensors
 from dfrot.draft.training.optim import rate
 from dfrot.files import write_json
 from dfrot.hub import resolve_model
-from dfrot.reference.build_vlm import merged
+from dfrot.reference.build_vlm import merge_low_rank
 from dfrot.runtime.load import load
 from dfrot.vision.llava_layout import VisionConfig, compose, save_vision_of
 
@@ -198,7 +198,7 @@ def main() -> None:
     factors = {}
     for name, one in changes.items():  # as they are stored
         factors |= {f"{name}.a": one.a.to(torch.bfloat16), f"{name}.b": one.b.to(torch.bfloat16)}
-        one.linear.weight.copy_(merged(one.linear.weight.to(torch.bfloat16), one.a, one.b))
+        one.linear.weight.copy_(merge_low_rank(one.linear.weight.to(torch.bfloat16), one.a, one.b))
         one.b.zero_()
     model.model.vision_tower.to(torch.bfloat16).float()
     model.model.multi_modal_projector.to(torch.bfloat16).float()

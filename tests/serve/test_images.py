@@ -83,7 +83,7 @@ def test_only_users_show_images() -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("sees") / "reference-vlm"
     made.mkdir()
-    sees.write(made)
+    sees.write_model(made)
     return made
 
 

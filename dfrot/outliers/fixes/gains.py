@@ -16,7 +16,7 @@ from dfrot.errors import UnsupportedError
 from dfrot.outliers.fixes.base import Change, Context, replaced_by, scaled_columns
 
 
-class Gains:
+class GainsFix:
     """Fix `gains`."""
 
     name = "gains"

@@ -19,7 +19,7 @@ from dfrot.quant.resets import Reset
 BELOW = 0.5  # smooth: of the smallest limit at any state where the channel is massive
 
 
-class Massive:
+class MassiveFix:
     """Fix `massive`."""
 
     name = "massive"

@@ -13,7 +13,7 @@ from dfrot.outliers.fixes.base import Change, Context
 MOST = 4
 
 
-class Prefix:
+class PrefixFix:
     """Fix `prefix`."""
 
     name = "prefix"

@@ -16,15 +16,15 @@ from torch import Tensor
 
 from dfrot.errors import UnsupportedError
 from dfrot.outliers.fixes.base import Change, Context, scaled_rows
-from dfrot.outliers.measure.block_view import BlockView, observe
-from dfrot.outliers.measure.quantization_errors import BITS, hadamard
+from dfrot.outliers.measure.block_view import BlockCapture, run_and_capture
+from dfrot.outliers.measure.quantization_errors import BITS, to_hadamard_basis
 from dfrot.quant.activations import fake_quantize_kv
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 ROWS = 256  # queries that judge
 
 
-class QueryBalance:
+class QueryFix:
     """Fix `query`."""
 
     name = "query"
@@ -43,11 +43,11 @@ class QueryBalance:
         change = Change(exact=True, account={"layers": []})
         hidden = subject.runner.embed(context.tokens[:1])[0]
         for layer in range(arch.n_layers):
-            view = BlockView(layer, 0, context.tokens[0], hidden)
-            hidden = observe(subject.runner, subject.block(layer), arch, view, subject.cache())
+            view = BlockCapture(layer, 0, context.tokens[0], hidden)
+            hidden = run_and_capture(subject.runner, subject.block(layer), arch, view, subject.cache())
             assert view.query is not None
             assert view.key is not None
-            scale, told = tune(view.query, view.key)
+            scale, told = tune_scale(view.query, view.key)
             change.account["layers"].append({"layer": layer, **told})
             if told["alpha"]:
                 groups = arch.n_heads // arch.n_kv_heads
@@ -60,7 +60,7 @@ class QueryBalance:
         return change
 
 
-def tune(query: Tensor, key: Tensor) -> tuple[Tensor, dict[str, Any]]:
+def tune_scale(query: Tensor, key: Tensor) -> tuple[Tensor, dict[str, Any]]:
     """query [heads, S, D], key [kv heads, S, D] behind RoPE -> scale [kv heads, D] to divide keys by, and the score
     error (relative) of every alpha."""
     kv, length, width = key.shape
@@ -74,9 +74,9 @@ def tune(query: Tensor, key: Tensor) -> tuple[Tensor, dict[str, Any]]:
     errors: dict[float, float] = {}
     for alpha in ALPHAS:
         scale = torch.cat([pair, pair], 1).pow(alpha)[:, None]
-        turned = hadamard((key.float() / scale).reshape(-1, width)).view(key.shape)
+        turned = to_hadamard_basis((key.float() / scale).reshape(-1, width)).view(key.shape)
         lost = fake_quantize_kv(turned, BITS, False) - turned
-        probe = hadamard((grouped * scale).reshape(-1, width)).view(grouped.shape)
+        probe = to_hadamard_basis((grouped * scale).reshape(-1, width)).view(grouped.shape)
         errors[alpha] = float((probe @ lost.transpose(1, 2)).square().sum() / exact.square().sum().clamp_min(1e-30))
     best = min(errors, key=lambda alpha: errors[alpha])
     told = {"alpha": best, "score_error": errors[best], "score_error_before": errors[0.0]}

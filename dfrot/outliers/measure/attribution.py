@@ -16,15 +16,17 @@ from torch import Tensor, nn
 
 from dfrot.arch import BoundArch, Linear
 from dfrot.calib.observe import linear_of
-from dfrot.outliers.measure.block_view import BlockView
-from dfrot.outliers.measure.criteria import Criteria, entries
+from dfrot.outliers.measure.block_view import BlockCapture
+from dfrot.outliers.measure.criteria import Criteria, massive_entries
 from dfrot.outliers.measure.massive import Trace
 
 EXPLAINED = 0.9  # terms are collected until they make up this share of the value
 TERMS = 8  # at most
 
 
-def origin(view: BlockView, block: nn.Module, arch: BoundArch, writer: Linear, trace: Trace) -> dict[str, Any]:
+def attribute_entry(
+    view: BlockCapture, block: nn.Module, arch: BoundArch, writer: Linear, trace: Trace
+) -> dict[str, Any]:
     """The terms of one entry born at `writer`: columns with weight, activation and share of what the writer adds."""
     _, position, channel = trace.entry
     module = linear_of(block, writer.name)
@@ -60,7 +62,7 @@ def _tap_of(arch: BoundArch, linear: Linear) -> str:
 
 
 def _factors(
-    view: BlockView, block: nn.Module, arch: BoundArch, writer: Linear, position: int, column: int
+    view: BlockCapture, block: nn.Module, arch: BoundArch, writer: Linear, position: int, column: int
 ) -> dict[str, dict[str, float]]:
     """What the linears that feed an MLP column say there: the two factors of the gated product."""
     found = {}
@@ -105,10 +107,10 @@ class Ablation:
 
     def note(self, name: str, hidden: Tensor) -> None:
         """How many entries of this state are massive without what was removed."""
-        self.left[name] = len(entries(hidden, self.criteria.limit(hidden)))
+        self.left[name] = len(massive_entries(hidden, self.criteria.limit(hidden)))
 
 
-def ablate(block: nn.Module, cuts: dict[str, list[tuple[int, int]]]) -> None:
+def zero_weights(block: nn.Module, cuts: dict[str, list[tuple[int, int]]]) -> None:
     """Set weights (row, column) of writers to zero, in place: the block is this run's own copy."""
     for name, places in cuts.items():
         module = linear_of(block, name)

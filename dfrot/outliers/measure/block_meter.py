@@ -11,7 +11,7 @@ from dfrot.arch import Norm, Tap
 from dfrot.calib.observe import linear_of
 from dfrot.outliers.measure import channels
 from dfrot.outliers.measure import quantization_errors as errors
-from dfrot.outliers.measure.block_view import BlockView
+from dfrot.outliers.measure.block_view import BlockCapture
 from dfrot.outliers.measure.criteria import Criteria
 from dfrot.outliers.measure.sinks import SinkMeter
 from dfrot.outliers.measure.sketch import ChannelSketch
@@ -49,7 +49,7 @@ class BlockMeter:
         name = f"{self.arch.full(self.layer, norm.name)}.weight"
         return self.subject.checkpoint.read(name).float() + norm.offset
 
-    def add(self, view: BlockView, massive: dict[str, Tensor]) -> None:
+    def add(self, view: BlockCapture, massive: dict[str, Tensor]) -> None:
         """massive: norm name -> bool [S]; a tap behind no norm takes the mask of the norm before it."""
         mask = torch.zeros(len(view.tokens), dtype=torch.bool)
         for tap in self.taps:
@@ -88,7 +88,7 @@ class BlockMeter:
             basis = not self.subject.rotated
             if norm is not None:
                 found = channels.norm_outliers(sketch, gain, limit)
-                energy = channels.read_energy(weights, sketch.mean_square(), found["channels"])
+                energy = channels.relative_read_energy(weights, sketch.mean_square(), found["channels"])
                 for one in found["outliers"]:
                     one["read_energy_over_median"] = energy[one["channel"]]
                 norms[norm.name] = found

@@ -16,7 +16,7 @@ from dfrot.runtime.attention_listener import listen
 
 
 @dataclass
-class BlockView:
+class BlockCapture:
     """One window through block `layer`. tokens int64 [S]; states: name -> residual stream [S, hidden] before the block
     and after each linear that writes to it; taps: tap name -> its input [S, K]; heads: q/k/v linear -> its output
     [S, N]; query [heads, S, D], key, value [kv heads, S, D] behind RoPE, mask as attention got it, scale."""
@@ -35,13 +35,13 @@ class BlockView:
     scale: float = 1.0
 
 
-def writers(arch: BoundArch) -> tuple[Linear, ...]:
+def residual_writers(arch: BoundArch) -> tuple[Linear, ...]:
     """The linears that write to the residual stream, in order of computation."""
     return tuple(linear for linear in arch.spec.linears if linear.writes == "residual")
 
 
 @contextmanager
-def capturing(block: nn.Module, arch: BoundArch, view: BlockView) -> Iterator[None]:
+def capture_block(block: nn.Module, arch: BoundArch, view: BlockCapture) -> Iterator[None]:
     """Fill `view` while the block runs once on a batch of one. Taps are seen before any activation quantizer."""
     state = {"at": view.before}
 
@@ -84,8 +84,8 @@ def capturing(block: nn.Module, arch: BoundArch, view: BlockView) -> Iterator[No
 
 
 @torch.no_grad()
-def observe(runner: Any, block: nn.Module, arch: BoundArch, view: BlockView, cache: Any) -> Tensor:
+def run_and_capture(runner: Any, block: nn.Module, arch: BoundArch, view: BlockCapture, cache: Any) -> Tensor:
     """Run the block on the view's window [S, hidden]; returns the hidden state behind it."""
-    with capturing(block, arch, view):
+    with capture_block(block, arch, view):
         out: Tensor = runner.run(block, view.before[None], cache)[0]
     return out

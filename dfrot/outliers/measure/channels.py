@@ -19,12 +19,12 @@ LISTED = 32  # channels told in full per tap
 TRIGGERS = 8  # input channels told per outlying output
 
 
-def ratios(medians: Tensor) -> Tensor:
+def channel_ratios(medians: Tensor) -> Tensor:
     """Each channel's median |x| over the median channel's, [width]."""
     return medians / medians.median().clamp_min(1e-30)
 
 
-def curve(values: Tensor, points: int = 64) -> list[float]:
+def largest_ratios(values: Tensor, points: int = 64) -> list[float]:
     """The largest ratios, falling: the whole picture of which a count at one threshold is one number."""
     return [round(float(v), 4) for v in values.sort(descending=True).values[:points]]
 
@@ -32,11 +32,11 @@ def curve(values: Tensor, points: int = 64) -> list[float]:
 def norm_outliers(sketch: ChannelSketch, gain: Tensor | None, limit: float) -> dict[str, Any]:
     """Channel outliers of one norm's output; `gain` [width] as the norm multiplies it."""
     medians = sketch.median()
-    ratio = ratios(medians)
+    ratio = channel_ratios(medians)
     typical = float(medians.median())
     steady = sketch.share_above(limit * typical)
-    bare = ratios(medians / gain.abs().clamp_min(1e-30)) if gain is not None else ratio
-    spread = ratios(gain.abs()) if gain is not None else torch.ones_like(ratio)
+    bare = channel_ratios(medians / gain.abs().clamp_min(1e-30)) if gain is not None else ratio
+    spread = channel_ratios(gain.abs()) if gain is not None else torch.ones_like(ratio)
     found = [int(c) for c in torch.argsort(ratio, descending=True) if float(ratio[c]) >= limit]
     return {
         "channels": sorted(found),
@@ -44,8 +44,8 @@ def norm_outliers(sketch: ChannelSketch, gain: Tensor | None, limit: float) -> d
         "typical": typical,
         "kurtosis": sketch.kurtosis(),
         "absmax": float(sketch.absmax.max()),
-        "curve": curve(ratio),
-        "curve_without_gain": curve(bare),
+        "curve": largest_ratios(ratio),
+        "curve_without_gain": largest_ratios(bare),
         "gain_max_over_median": float(spread.max()),
         "outliers": [
             {
@@ -66,7 +66,7 @@ def _explained(ratio: float, gain: float) -> float:
     return min(max(math.log(max(gain, 1e-30)) / math.log(ratio), 0.0), 1.0) if ratio > 1 else 0.0
 
 
-def read_energy(weights: list[Tensor], mean_square: Tensor, channels: list[int]) -> dict[int, float]:
+def relative_read_energy(weights: list[Tensor], mean_square: Tensor, channels: list[int]) -> dict[int, float]:
     """What the readers make of a channel: |W[:, c]|^2 E[x_c^2] over the median channel's. 1: compensated by weights."""
     energy = torch.zeros(len(mean_square), dtype=torch.float64)
     for weight in weights:
@@ -82,14 +82,14 @@ def head_outliers(
     """Outlying output channels of a query or key projection (weight [N, K]) and the inputs that trigger them.
 
     rows [n, K]: a sample of its inputs; mean_square [K] of them over all tokens."""
-    ratio = ratios(sketch.median())
+    ratio = channel_ratios(sketch.median())
     found = [int(c) for c in torch.argsort(ratio, descending=True) if float(ratio[c]) >= limit]
     outputs = rows.float() @ weight.float().T
     told = [_triggers(c, float(ratio[c]), weight, mean_square, rows, outputs) for c in found[:LISTED]]
     return {
         "channels": sorted(found),
         "count": len(found),
-        "curve": curve(ratio),
+        "curve": largest_ratios(ratio),
         "absmax": float(sketch.absmax.max()),
         "outliers": told,
     }

@@ -47,18 +47,18 @@ class Criteria:
 
     def limit(self, hidden: Tensor) -> float:
         """The smallest |x| that is massive in hidden [..., d]; its median is taken over everything given."""
-        return max(self.absolute, self.ratio_at(hidden.shape[-1]) * float(median(hidden)))
+        return max(self.absolute, self.ratio_at(hidden.shape[-1]) * float(median_magnitude(hidden)))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def median(x: Tensor) -> Tensor:
+def median_magnitude(x: Tensor) -> Tensor:
     """Median of |x| over everything, float32."""
     return x.abs().flatten().median()
 
 
-def entries(hidden: Tensor, limit: float, most: int = 4096) -> Tensor:
+def massive_entries(hidden: Tensor, limit: float, most: int = 4096) -> Tensor:
     """int64 [n, 2]: (position, channel) of hidden [S, d] where |x| is above `limit`, the largest first."""
     size = hidden.abs()
     where = (size > limit).nonzero()

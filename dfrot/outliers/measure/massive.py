@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfrot.outliers.measure.criteria import Criteria, entries, median
+from dfrot.outliers.measure.criteria import Criteria, massive_entries, median_magnitude
 
 MOST = 256  # entries followed; more are counted only
 ENDED = 0.5  # an entry ends where less than this share of its largest value is left
@@ -52,9 +52,9 @@ class MassiveTracker:
         """One window's stream [S, hidden] at a state that was begun (the last one, or counted from the end); returns
         the entries that are massive here for the first time. A window's states come in order."""
         row, state = self.rows[state], state % len(self.names)
-        middle = float(median(hidden))
+        middle = float(median_magnitude(hidden))
         limit = self.criteria.limit(hidden)
-        found = entries(hidden, limit, 1 << 20)
+        found = massive_entries(hidden, limit, 1 << 20)
         row["median"] += middle / len(self.tokens)
         row["count"] += len(found)
         row["channels"].update(found[:, 1].tolist())

@@ -10,7 +10,7 @@ from torch.nn.functional import adaptive_max_pool2d
 TOKENS, CHANNELS = 96, 192
 
 
-def pooled(x: Tensor) -> dict[str, Any]:
+def pool_magnitudes(x: Tensor) -> dict[str, Any]:
     """x [S, d] -> {"tokens", "channels", "values" [rows][columns]}: the largest |x| of every cell, four digits."""
     rows, columns = min(TOKENS, x.shape[0]), min(CHANNELS, x.shape[1])
     small = adaptive_max_pool2d(x.detach().float().abs()[None, None], (rows, columns))[0, 0]

@@ -19,7 +19,7 @@ CHUNK = 1024  # rows of a weight per step: bounds the temporaries
 CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8)
 
 
-def hadamard(rows: Tensor, block: int | None = None) -> Tensor:
+def to_hadamard_basis(rows: Tensor, block: int | None = None) -> Tensor:
     """rows [n, K] in the Hadamard basis, blocks of `block` (None: the widest known)."""
     return plan(rows.shape[-1], block).apply(rows.float().contiguous())
 
@@ -28,8 +28,8 @@ def _energy(x: Tensor) -> float:
     return float(x.double().square().sum())
 
 
-def back(rows: Tensor, block: int | None) -> Tensor:
-    """The inverse of `hadamard`, by its matrix' transpose where it is not symmetric."""
+def from_hadamard_basis(rows: Tensor, block: int | None) -> Tensor:
+    """The inverse of `to_hadamard_basis`, by its matrix' transpose where it is not symmetric."""
     spec = plan(rows.shape[-1], block)
     base = spec.base().T.contiguous()
     out: Tensor = torch.ops.dfq.hadamard(rows.contiguous(), base, spec.block)
@@ -44,10 +44,10 @@ def activation_errors(
     exact = _outputs(rows, weights)
     found: dict[str, Any] = {}
     for name in ("none", "hadamard") if basis else ("none",):
-        turned = rows if name == "none" else hadamard(rows if gain is None else rows / _safe(gain), block)
+        turned = rows if name == "none" else to_hadamard_basis(rows if gain is None else rows / _safe(gain), block)
         lost = error = fake_quantize(turned, BITS, False) - turned
         if name == "hadamard":
-            lost = back(error, block) * (1.0 if gain is None else gain)
+            lost = from_hadamard_basis(error, block) * (1.0 if gain is None else gain)
         part = error.double().square().sum(1)
         clips = {clip: _energy(fake_quantize(turned[~massive], BITS, False, clip) - turned[~massive]) for clip in CLIPS}
         found[name] = {
@@ -72,7 +72,7 @@ def _outputs(rows: Tensor, weights: list[Tensor]) -> float:
 def weight_errors(weight: Tensor, rows: Tensor, gain: Tensor | None, block: int | None, basis: bool) -> dict[str, Any]:
     """Rounding weight [N, K] to 4 bits per output channel (no clip search); rows [n, K] weigh the output error."""
     rows = rows.float()
-    turned_rows = hadamard(rows / _safe(gain) if gain is not None else rows, block) if basis else rows
+    turned_rows = to_hadamard_basis(rows / _safe(gain) if gain is not None else rows, block) if basis else rows
     names = ("none", "hadamard") if basis else ("none",)
     sums = {name: [0.0, 0.0, 0.0] for name in names}  # |E|^2, |W|^2, |x E|^2
     exact = 0.0
@@ -82,7 +82,7 @@ def weight_errors(weight: Tensor, rows: Tensor, gain: Tensor | None, block: int 
         for name in names:
             turned, seen = part, rows
             if name == "hadamard":
-                turned, seen = hadamard(part * gain if gain is not None else part, block), turned_rows
+                turned, seen = to_hadamard_basis(part * gain if gain is not None else part, block), turned_rows
             error = fake_quantize(turned, BITS, True) - turned
             for i, value in enumerate((_energy(error), _energy(turned), _energy(seen @ error.T))):
                 sums[name][i] += value
@@ -100,7 +100,9 @@ def kv_errors(x: Tensor, massive: list[int], rotate: bool) -> dict[str, Any]:
     flag[massive] = True
     found: dict[str, Any] = {}
     for name in ("none", "hadamard") if rotate else ("none",):
-        turned = hadamard(x.reshape(-1, x.shape[-1]).float()).view(x.shape) if name == "hadamard" else x.float()
+        turned = (
+            to_hadamard_basis(x.reshape(-1, x.shape[-1]).float()).view(x.shape) if name == "hadamard" else x.float()
+        )
         parts = {clip: (fake_quantize_kv(turned, BITS, False, clip) - turned).double().square() for clip in CLIPS}
         plain = parts[1.0].sum((0, 2))
         errors = {

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from dfrot.outliers.measure import pooled_maps as maps
-from dfrot.outliers.measure.attribution import Ablation, ablate, origin
+from dfrot.outliers.measure.attribution import Ablation, zero_weights, attribute_entry
 from dfrot.outliers.measure.block_meter import BlockMeter
-from dfrot.outliers.measure.block_view import BlockView, observe, writers
+from dfrot.outliers.measure.block_view import BlockCapture, run_and_capture, residual_writers
 from dfrot.outliers.measure.criteria import Criteria
 from dfrot.outliers.measure.loss import window_nll
 from dfrot.outliers.measure.massive import MassiveTracker, Trace
@@ -48,7 +48,7 @@ class Measurement:
         arch = subject.arch
         self.arch, self.runner, self.windows = arch, subject.runner, len(tokens)
         self.norms = [norm.name for norm in arch.spec.norms]
-        self.writers = writers(arch)
+        self.writers = residual_writers(arch)
         self.eps = float(arch.config.get("rms_norm_eps", 1e-6))
         quota = ROW_BYTES // (4 * arch.hidden * arch.n_layers * len(self.norms))
         self.store = RowStore(MassiveRule.parse(settings.criteria.rule), self.eps, max(8, min(quota, 1024)))
@@ -80,7 +80,9 @@ class Measurement:
         }
         tokens, matrices = token_errors(self.store, seed, rounds, 4, self.subject.rotated, progress)
         if (rows := self.rows) is not None:
-            self.turned = {n: maps.pooled(rows if m is None else rows @ m.float()) for n, m in matrices.items()}
+            self.turned = {
+                n: maps.pool_magnitudes(rows if m is None else rows @ m.float()) for n, m in matrices.items()
+            }
         return {"massive": massive, "layers": layers, "token_errors": tokens}
 
     def _embedding(self, hidden: list[Tensor]) -> None:
@@ -104,7 +106,7 @@ class Measurement:
                 for trace in born
             }
             self._create(name, "embedding", born, list(origins.values()))
-        self.maps[name] = maps.pooled(hidden[0])
+        self.maps[name] = maps.pool_magnitudes(hidden[0])
 
     def _create(self, name: str, kind: str, born: list[Trace], origins: list[dict[str, Any]]) -> None:
         left = 0.0
@@ -124,8 +126,8 @@ class Measurement:
         for one in self.writers:
             self.tracker.begin(arch.full(layer, one.name))
         for window, tokens in enumerate(self.tokens):
-            view = BlockView(layer, window, tokens, hidden[window])
-            out = observe(self.runner, block, arch, view, self.subject.cache())
+            view = BlockCapture(layer, window, tokens, hidden[window])
+            out = run_and_capture(self.runner, block, arch, view, self.subject.cache())
             inputs = [view.before, *view.states.values()]
             masks = {
                 norm: self.store.add(arch.full(layer, norm), x, tokens, self.windows)
@@ -136,7 +138,7 @@ class Measurement:
                 for trace in self.tracker.add(window, view.states[one.name], at - len(self.writers)):
                     self.ablation.start(window, view.before)
                     told = len(born[one.name]) < ORIGINS
-                    born[one.name].append((trace, origin(view, block, arch, one, trace) if told else {}))
+                    born[one.name].append((trace, attribute_entry(view, block, arch, one, trace) if told else {}))
             if window == 0:
                 self._picture(layer, view)
             hidden[window] = out
@@ -149,13 +151,13 @@ class Measurement:
                 self._create(arch.full(layer, one.name), kind, [trace for trace, _ in found], origins)
         return {"layer": layer, **result}
 
-    def _picture(self, layer: int, view: BlockView) -> None:
+    def _picture(self, layer: int, view: BlockCapture) -> None:
         for one in self.writers[-1:]:
-            self.maps[self.arch.full(layer, one.name)] = maps.pooled(view.states[one.name])
+            self.maps[self.arch.full(layer, one.name)] = maps.pool_magnitudes(view.states[one.name])
         if layer == self.arch.n_layers // 2:
             self.rows = normalise(view.before[:MAP_ROWS], self.eps)
             for tap in self.arch.taps():
-                self.inputs[self.arch.full(layer, tap.name)] = maps.pooled(view.taps[tap.name])
+                self.inputs[self.arch.full(layer, tap.name)] = maps.pool_magnitudes(view.taps[tap.name])
 
     def _ablate(
         self, layer: int, block: nn.Module, born: dict[str, list[tuple[Trace, dict[str, Any]]]], hidden: list[Tensor]
@@ -168,10 +170,10 @@ class Measurement:
             for name, found in born.items()
         }
         if any(cuts.values()):
-            ablate(block, cuts)
+            zero_weights(block, cuts)
             self.ablation.removed += [f"{self.arch.full(layer, n)}: {len(c)} weights" for n, c in cuts.items() if c]
-        view = BlockView(layer, self.ablation.window, self.tokens[self.ablation.window], self.ablation.hidden)
-        self.ablation.hidden = observe(self.runner, block, self.arch, view, self.subject.cache())
+        view = BlockCapture(layer, self.ablation.window, self.tokens[self.ablation.window], self.ablation.hidden)
+        self.ablation.hidden = run_and_capture(self.runner, block, self.arch, view, self.subject.cache())
         for one in self.writers:
             self.ablation.note(self.arch.full(layer, one.name), view.states[one.name])
 

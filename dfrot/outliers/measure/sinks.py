@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfrot.outliers.measure.block_view import BlockView
+from dfrot.outliers.measure.block_view import BlockCapture
 
 FIRST = 4  # leading positions told one by one
 QUERIES = 128  # per window, evenly spaced behind the first eighth
 
 
-def attention(view: BlockView) -> tuple[Tensor, Tensor]:
+def sampled_attention(view: BlockCapture) -> tuple[Tensor, Tensor]:
     """Probabilities float32 [heads, q, S] of sampled queries, and their positions int64 [q]."""
     assert view.query is not None
     assert view.key is not None
@@ -44,9 +44,9 @@ class SinkMeter:
         self.windows = 0
         self.places: dict[int, int] = {}
 
-    def add(self, view: BlockView, massive: list[int]) -> None:
+    def add(self, view: BlockCapture, massive: list[int]) -> None:
         """`massive`: positions of this window that carry massive activations."""
-        mass, picked = attention(view)
+        mass, picked = sampled_attention(view)
         mean = mass.double().mean(1)
         count = min(FIRST, mean.shape[1])
         self.first[:, :count] += mean[:, :count]

@@ -23,7 +23,7 @@ from dfrot.runtime.load import check_folder
 from dfrot_kernels.layouts import PackedWeight
 
 
-class Unpacked(Checkpoint):
+class DequantizedCheckpoint(Checkpoint):
     """A packed checkpoint that reads as if its weights were dense."""
 
     def __init__(self, packed: Checkpoint, config: dict[str, Any], plans: dict[str, LinearPlan]) -> None:
@@ -76,7 +76,7 @@ class Subject:
                 **opened.config,
                 "quantization_config": DfqConfig(online=config.online, resets=config.resets).to_dict(),
             }
-            self.checkpoint = Unpacked(opened, plain, plan_linears(arch, config, where))
+            self.checkpoint = DequantizedCheckpoint(opened, plain, plan_linears(arch, config, where))
         self.runner = BlockRunner(self.checkpoint, arch)
 
     @property

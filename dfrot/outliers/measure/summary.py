@@ -29,7 +29,7 @@ def channel_outliers(layers: list[dict[str, Any]], side: str = "norms") -> list[
     return sorted(rows, key=lambda row: (-row["places"], -row["ratio"]))
 
 
-def ranking(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def rank_by_error(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Every quantized thing by its relative 4-bit output error, the worst first: after a Hadamard rotation where it was
     measured, as stored otherwise. Keys and values stand with their own relative error: nothing weighs them but
     attention."""
@@ -57,7 +57,7 @@ def _row(what: str, layer: int, part: str, stored: float, error: float, more: di
     return row | ({"massive_share": more["massive_share"]} if "massive_share" in more else {})
 
 
-def by_kind(ranked: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def mean_errors_by_part(ranked: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Means over layers of every kind of part, the worst first."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in ranked:

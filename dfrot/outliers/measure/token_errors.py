@@ -59,7 +59,7 @@ class RowStore:
         return CalibrationRows(rows, weight, massive, tap, zero, zero, tuple(self.names), self.seen, self.rule)
 
 
-def split(features: CalibrationRows) -> tuple[CalibrationRows, CalibrationRows]:
+def split_fit_and_held_out(features: CalibrationRows) -> tuple[CalibrationRows, CalibrationRows]:
     """To fit, to measure: common rows alternate, massive rows are in both."""
     order = torch.arange(len(features.rows)) % 2 == 0
     halves = []
@@ -79,7 +79,7 @@ def token_errors(
 
     Returns means over massive and common tokens, sorted curves, means per norm and what the refinement reports; and
     the rotations by method (None: the basis as it is)."""
-    fit, held = split(store.features())
+    fit, held = split_fit_and_held_out(store.features())
     width = fit.width
     grid = RowGrid(bits, False)
     matrices: dict[str, Tensor | None] = {"none": None}

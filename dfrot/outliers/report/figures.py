@@ -22,7 +22,7 @@ class Figure:
     png: bytes | None = None
 
 
-def short(state: str) -> str:
+def short_name(state: str) -> str:
     """`model.layers.3.mlp.down_proj` -> `3 down_proj`."""
     parts = state.split(".")
     layer = next((part for part in parts if part.isdigit()), "")
@@ -41,8 +41,8 @@ def _massive(report: dict[str, Any]) -> list[Figure]:
     absolute = report["criteria"]["absolute"]
     at = list(range(len(states)))
     limits = [(float(i), max(absolute, ratio * s["median"])) for i, s in zip(at, states)]
-    ticks = _ticks([short(s["state"]) for s in states])
-    chart = svg.lines(
+    ticks = _ticks([short_name(s["state"]) for s in states])
+    chart = svg.line_chart(
         "Largest and median |x| of the residual stream",
         [
             svg.Series("largest", [(float(i), abs(s["max"])) for i, s in zip(at, states)], dots=len(at) < 40),
@@ -65,7 +65,7 @@ def _massive(report: dict[str, Any]) -> list[Figure]:
             )
             for c in channels
         ]
-        travel = svg.lines("How massive activations travel", series, "written by", "|x|", log=True, x_ticks=ticks)
+        travel = svg.line_chart("How massive activations travel", series, "written by", "|x|", log=True, x_ticks=ticks)
         figures.append(Figure("massive-travel", "massive", travel, "Median over the tokens that carry the channel."))
     return figures
 
@@ -81,15 +81,15 @@ def _stream(report: dict[str, Any], maps: dict[str, Any]) -> list[Figure]:
     born = [one["where"] for one in report["massive"]["created"] if one["where"] in stream]
     wanted = [stream[0], *born[:1], stream[1], stream[len(stream) // 2], stream[-1]]
     chosen = list(dict.fromkeys(wanted))[:SHOWN_STATES]
-    shown = [(f"stream-{name}", f"stream behind {short(name)}", states[name]) for name in chosen]
-    shown += [(f"input-{name}", f"input of {short(name)}", data) for name, data in maps["inputs"].items()]
+    shown = [(f"stream-{name}", f"stream behind {short_name(name)}", states[name]) for name in chosen]
+    shown += [(f"input-{name}", f"input of {short_name(name)}", data) for name, data in maps["inputs"].items()]
     peak = states[born[0] if born else chosen[1]]["values"]
     figures = [
-        Figure("relief", "maps", svg.relief("The stream in relief (linear)", peak), "Later tokens stand behind.")
+        Figure("relief", "maps", svg.relief_chart("The stream in relief (linear)", peak), "Later tokens stand behind.")
     ]
     for name, title, data in shown:
         axes = ("channel", 0, data["channels"] - 1), ("token", 0, data["tokens"] - 1)
-        chart, png = svg.heat(f"|activation|, {title}", data["values"], *axes)
+        chart, png = svg.heat_map(f"|activation|, {title}", data["values"], *axes)
         figures.append(Figure(name, "maps", chart, "Each pixel is the maximum of its cell; logarithmic.", png))
     return figures
 
@@ -106,8 +106,8 @@ def _channels(report: dict[str, Any]) -> list[Figure]:
             svg.Series("without gain", [(float(i + 1), v) for i, v in enumerate(worst["curve_without_gain"])]),
             svg.Series("outlier above", [(1.0, limit), (float(len(worst["curve"])), limit)], "#b0b0b0"),
         ]
-        title = f"Channels of {short(norm)}, layer {curves.index(worst)}"
-        chart = svg.lines(title, series, "channels by size", "ratio", log=True)
+        title = f"Channels of {short_name(norm)}, layer {curves.index(worst)}"
+        chart = svg.line_chart(title, series, "channels by size", "ratio", log=True)
         caption = "Median |x| of a channel over the median channel's; the layer with the largest."
         figures.append(Figure(f"channels-{norm}", "channels", chart, caption))
     return figures
@@ -122,7 +122,7 @@ def _sinks(report: dict[str, Any]) -> list[Figure]:
         ("massive", "Attention to massive tokens", lambda one: one["massive"]),
     ):
         values = [row(layer["sinks"]) for layer in layers]
-        chart, png = svg.heat(
+        chart, png = svg.heat_map(
             title, values, ("head", 0, heads - 1), ("layer", 0, len(layers) - 1), log=False, low=0.0, high=1.0
         )
         figures.append(Figure(f"sinks-{key}", "sinks", chart, "Mean share of attention, per head and layer.", png))
@@ -141,12 +141,12 @@ def _tokens(report: dict[str, Any], maps: dict[str, Any]) -> list[Figure]:
             series.append(svg.Series(name, points, METHOD_COLOURS.get(name, "")))
         if any(one.points for one in series):
             title = f"{errors['bits']}-bit error of {kind} tokens"
-            chart = svg.lines(title, series, "tokens sorted by error (%)", "error / norm")
+            chart = svg.line_chart(title, series, "tokens sorted by error (%)", "error / norm")
             figures.append(
                 Figure(f"errors-{kind}", "tokens", chart, "RMSNorm outputs without gain, tokens not fitted on.")
             )
     for name, data in (maps.get("turned") or {}).items():
-        chart, png = svg.heat(
+        chart, png = svg.heat_map(
             f"Norm output, rotation: {name}",
             data["values"],
             ("channel", 0, data["channels"] - 1),
@@ -161,24 +161,25 @@ def _tokens(report: dict[str, Any], maps: dict[str, Any]) -> list[Figure]:
 
 def _errors(report: dict[str, Any]) -> list[Figure]:
     rows = [
-        (f"{one['what']} {short(one['part'])}"[:26], (one["stored"], one["error"])) for one in report["by_kind"][:16]
+        (f"{one['what']} {short_name(one['part'])}"[:26], (one["stored"], one["error"]))
+        for one in report["by_kind"][:16]
     ]
     labels = ("as stored", "Hadamard") if report["model"]["kind"] == "original" else ("as stored", "best basis")
-    chart = svg.bars("4-bit output error by part, mean over layers", rows, labels, log=True)
+    chart = svg.bar_chart("4-bit output error by part, mean over layers", rows, labels, log=True)
     figures = [Figure("parts", "errors", chart, "What the next computation sees of the rounding; logarithmic.")]
     taps = list(report["layers"][0]["taps"])
     series = []
     for tap in taps:
         found = [layer["taps"][tap]["activations"] for layer in report["layers"]]
         points = [(float(i), one.get("hadamard", one["none"])["output"]) for i, one in enumerate(found)]
-        series.append(svg.Series(short(tap), points, dots=len(found) < 40))
-    chart = svg.lines("4-bit activations: output error by layer", series, "layer", "relative", log=True)
+        series.append(svg.Series(short_name(tap), points, dots=len(found) < 40))
+    chart = svg.line_chart("4-bit activations: output error by layer", series, "layer", "relative", log=True)
     figures.append(Figure("activations-by-layer", "errors", chart, "In the rotated basis where one was measured."))
     kv = []
     for side in ("keys", "values"):
         found = [layer["kv"][side] for layer in report["layers"]]
         points = [(float(i), one.get("hadamard", one["none"])["relative"]) for i, one in enumerate(found)]
         kv.append(svg.Series(side, points, dots=len(found) < 40))
-    chart = svg.lines("4-bit KV cache: error by layer", kv, "layer", "relative", log=True)
+    chart = svg.line_chart("4-bit KV cache: error by layer", kv, "layer", "relative", log=True)
     figures.append(Figure("kv-by-layer", "errors", chart, "Without massive tokens."))
     return figures

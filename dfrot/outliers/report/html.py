@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dfrot.files import write_bytes
-from dfrot.outliers.report.figures import Figure, all_figures, short
+from dfrot.outliers.report.figures import Figure, all_figures, short_name
 
 FOLDER = "figures"
 ROWS = 24  # of a table in the page; all of them are in report.json
@@ -44,10 +44,10 @@ def write_report(folder: Path, report: dict[str, Any], maps: dict[str, Any]) -> 
         write_bytes(target / f"{name}.svg", one.svg.encode())
         if one.png is not None:
             write_bytes(target / f"{name}.png", one.png)
-    write_bytes(folder / "report.html", page(report, figures).encode())
+    write_bytes(folder / "report.html", report_page(report, figures).encode())
 
 
-def page(report: dict[str, Any], figures: Sequence[Figure]) -> str:
+def report_page(report: dict[str, Any], figures: Sequence[Figure]) -> str:
     """The whole document."""
     model, data = report["model"], report["data"]
     name = escape(str(model["name"]))
@@ -110,15 +110,15 @@ def _massive(report: dict[str, Any]) -> str:
             c["value"],
             " ".join(repr(t["text"]) for t in c["tokens"][:4]),
             c["positions"][:6],
-            short(c["created"]),
-            short(c["last_massive"]),
-            short(c["ends"]) if c["ends"] else "stays",
+            short_name(c["created"]),
+            short_name(c["last_massive"]),
+            short_name(c["ends"]) if c["ends"] else "stays",
         )
         for c in massive["channels"]
     ]
     found = table(("channel", "value", "tokens", "positions", "created by", "massive until", "ends at"), rows)
     terms = [
-        (short(place["where"]), one["channel"], *_origin(one))
+        (short_name(place["where"]), one["channel"], *_origin(one))
         for place in massive["created"]
         for one in place["origins"]
     ]
@@ -171,7 +171,8 @@ def _tokens(report: dict[str, Any]) -> str:
 
 def _errors(report: dict[str, Any]) -> str:
     rows = [
-        (one["what"], one["layer"], short(one["part"]), one["stored"], one["error"]) for one in report["ranking"][:12]
+        (one["what"], one["layer"], short_name(one["part"]), one["stored"], one["error"])
+        for one in report["ranking"][:12]
     ]
     return table(("what", "layer", "part", "as stored", "rotated"), rows)
 

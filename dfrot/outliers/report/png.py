@@ -23,7 +23,7 @@ def palette() -> list[tuple[int, int, int]]:
     return colours
 
 
-def levels(values: Sequence[Sequence[float]], low: float, high: float, log: bool) -> list[bytes]:
+def palette_indices(values: Sequence[Sequence[float]], low: float, high: float, log: bool) -> list[bytes]:
     """Rows of palette indices of values between low and high; `log` needs low > 0."""
     if log:
         base, span = math.log(low), max(math.log(high) - math.log(low), 1e-12)
@@ -35,7 +35,7 @@ def _index(share: float) -> int:
     return max(0, min(255, round(255 * share)))
 
 
-def encode(rows: Sequence[bytes], zoom: int = 1) -> bytes:
+def encode_png(rows: Sequence[bytes], zoom: int = 1) -> bytes:
     """A PNG of rows of palette indices, every value drawn as zoom x zoom pixels."""
     width = len(rows[0]) * zoom
     scan = b"".join((b"\0" + bytes(v for v in row for _ in range(zoom))) * zoom for row in rows)

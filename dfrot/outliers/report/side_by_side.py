@@ -9,17 +9,17 @@ from typing import Any
 
 from dfrot.files import write_bytes
 from dfrot.outliers.report import svg
-from dfrot.outliers.report.figures import Figure, all_figures, short
+from dfrot.outliers.report.figures import Figure, all_figures, short_name
 from dfrot.outliers.report.html import FOLDER, STYLE, table
 
 Row = tuple[str, Any, Any]
 
 
-def rows(a: dict[str, Any], b: dict[str, Any]) -> list[list[Any]]:
+def difference_rows(a: dict[str, Any], b: dict[str, Any]) -> list[list[Any]]:
     """What differs, one line each: [what, of A, of B]."""
     lines: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
         ("massive activation channels", lambda r: len(r["massive"]["channels"])),
-        ("massive activations created by", lambda r: [short(one["where"]) for one in r["massive"]["created"]]),
+        ("massive activations created by", lambda r: [short_name(one["where"]) for one in r["massive"]["created"]]),
         ("largest |x| of the stream", lambda r: max(abs(s["max"]) for s in r["massive"]["states"])),
         ("largest |x| / median", lambda r: max(s["ratio"] for s in r["massive"]["states"])),
         ("channel outliers behind norms", lambda r: len(r["channel_outliers"])),
@@ -32,7 +32,7 @@ def rows(a: dict[str, Any], b: dict[str, Any]) -> list[list[Any]]:
     table_rows = [[name, _round(read(a)), _round(read(b))] for name, read in lines]
     for tap in a["layers"][0]["taps"]:
         values = [_mean([x["taps"][tap]["activations"]["none"]["output"] for x in r["layers"]]) for r in (a, b)]
-        table_rows.append([f"output error at 4 bits, input of {short(tap)}", *map(_round, values)])
+        table_rows.append([f"output error at 4 bits, input of {short_name(tap)}", *map(_round, values)])
     for side in ("keys", "values"):
         values = [_mean([x["kv"][side]["none"]["relative"] for x in r["layers"]]) for r in (a, b)]
         table_rows.append([f"error at 4 bits of {side}", *map(_round, values)])
@@ -54,7 +54,7 @@ def figures(a: dict[str, Any], b: dict[str, Any], maps: list[dict[str, Any]]) ->
         svg.Series(name, [(float(i), abs(s["max"])) for i, s in enumerate(one["massive"]["states"])])
         for name, one in zip(names, (a, b))
     ]
-    stream = svg.lines("Largest |x| of the residual stream", series, "state", "|x|", log=True)
+    stream = svg.line_chart("Largest |x| of the residual stream", series, "state", "|x|", log=True)
     found = [Figure("stream", "both", stream, "In each checkpoint's own basis.")]
     sides = [{f.name: f for f in all_figures(one, drawn)} for one, drawn in zip((a, b), maps)]
     for name, left in sides[0].items():
@@ -72,7 +72,7 @@ def _label(report: dict[str, Any]) -> str:
     return f"{model['name']}, {model['kind']}"
 
 
-def write(folder: Path, report: dict[str, Any], maps: list[dict[str, Any]]) -> None:
+def write_comparison(folder: Path, report: dict[str, Any], maps: list[dict[str, Any]]) -> None:
     """report.html and its figures."""
     a, b = report["a"], report["b"]
     shown = figures(a, b, maps)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from dfrot.outliers.report.png import encode, levels, palette
+from dfrot.outliers.report.png import encode_png, palette_indices, palette
 
 WIDTH, HEIGHT = 480, 300
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 54, 44
@@ -39,7 +39,7 @@ def text(x: float, y: float, words: str, anchor: str = "middle", more: str = "")
     return f"<text x='{x:.1f}' y='{y:.1f}' text-anchor='{anchor}' {FONT} {more}>{escape(words)}</text>"
 
 
-def number(value: float) -> str:
+def axis_number(value: float) -> str:
     """Short for an axis."""
     size = abs(value)
     if size and (size < 1e-3 or size >= 1e6):
@@ -82,13 +82,13 @@ class Axes:
         for value in y_ticks:
             x, y = self.at(self.x[0], value)
             out.append(f"<line x1='{x:.1f}' x2='{WIDTH - RIGHT}' y1='{y:.1f}' y2='{y:.1f}' stroke='#ddd'/>")
-            out.append(text(x - 5, y + 4, number(value), "end"))
+            out.append(text(x - 5, y + 4, axis_number(value), "end"))
         if x_ticks is None:
             span = self.x[1] - self.x[0]
             places = [self.x[0] + span * k / 4 for k in range(5)]
             if span >= 4 and all(float(v).is_integer() for v in self.x):
                 places = sorted({float(round(v)) for v in places})
-            x_ticks = [(v, number(v)) for v in places]
+            x_ticks = [(v, axis_number(v)) for v in places]
         for value, label in x_ticks:
             x, y = self.at(value, low)
             edge = x > WIDTH - RIGHT - 20 and len(label) > 4
@@ -98,7 +98,7 @@ class Axes:
         return "".join(out)
 
 
-def lines(
+def line_chart(
     title: str,
     series: Sequence[Series],
     x_label: str,
@@ -129,7 +129,7 @@ def lines(
     return figure("".join(out), title, height)
 
 
-def bars(title: str, rows: Sequence[tuple[str, Sequence[float]]], labels: Sequence[str], log: bool = False) -> str:
+def bar_chart(title: str, rows: Sequence[tuple[str, Sequence[float]]], labels: Sequence[str], log: bool = False) -> str:
     """Horizontal bars, one group per row, one colour per label."""
     step = 14 * len(labels) + 8
     height = TOP - 20 + step * len(rows) + 34
@@ -144,14 +144,14 @@ def bars(title: str, rows: Sequence[tuple[str, Sequence[float]]], labels: Sequen
             share = math.log(max(value, low) / low) / math.log(high / low) if log and high > low else value / high
             wide = max(share * room, 1.0)
             out.append(f"<rect x='{left}' y='{y + 14 * j}' width='{wide:.1f}' height='11' fill='{COLOURS[j]}'/>")
-            out.append(text(left + wide + 4, y + 14 * j + 10, number(value), "start", "style='font-size:11px'"))
+            out.append(text(left + wide + 4, y + 14 * j + 10, axis_number(value), "start", "style='font-size:11px'"))
     for j, label in enumerate(labels):
         out.append(f"<rect x='{20 + 150 * j}' y='{height - 17}' width='14' height='4' fill='{COLOURS[j]}'/>")
         out.append(text(39 + 150 * j, height - 11, label, "start"))
     return figure("".join(out), title, height)
 
 
-def heat(
+def heat_map(
     title: str,
     values: Sequence[Sequence[float]],
     x: tuple[str, float, float],
@@ -167,8 +167,8 @@ def heat(
     if low is None:
         low = max(flat[len(flat) // 20], high / 1e5) if log else 0.0
     low = min(low, high / 1.001) if log else low
-    pixels = levels(values, low, high, log)
-    uri = "data:image/png;base64," + base64.b64encode(encode(pixels)).decode()
+    pixels = palette_indices(values, low, high, log)
+    uri = "data:image/png;base64," + base64.b64encode(encode_png(pixels)).decode()
     wide, tall = WIDTH - LEFT - 70, HEIGHT - TOP - BOTTOM
     out = [
         f"<image x='{LEFT}' y='{TOP}' width='{wide}' height='{tall}' preserveAspectRatio='none' "
@@ -176,12 +176,12 @@ def heat(
     ]
     middle = ((0.5, (x[1] + x[2]) / 2),) if x[2] - x[1] > 8 else ()
     for share, value in ((0, x[1]), *middle, (1, x[2])):
-        out.append(text(LEFT + share * wide, HEIGHT - BOTTOM + 16, number(math.floor(value))))
+        out.append(text(LEFT + share * wide, HEIGHT - BOTTOM + 16, axis_number(math.floor(value))))
     for share, value in ((0, y[1]), (1, y[2])):
-        out.append(text(LEFT - 5, TOP + share * tall + (10 if share == 0 else 0), number(value), "end"))
+        out.append(text(LEFT - 5, TOP + share * tall + (10 if share == 0 else 0), axis_number(value), "end"))
     out.append(text(LEFT + wide / 2, HEIGHT - 8, x[0]) + text(LEFT - 46, 36, y[0], "start", "opacity='0.75'"))
     out.append(_scale(low, high, log, wide, tall))
-    return figure("".join(out), title), encode(pixels, 4)
+    return figure("".join(out), title), encode_png(pixels, 4)
 
 
 def _scale(low: float, high: float, log: bool, wide: int, tall: int) -> str:
@@ -196,12 +196,12 @@ def _scale(low: float, high: float, log: bool, wide: int, tall: int) -> str:
     middle = math.sqrt(low * high) if log else (low + high) / 2
     for share, value in ((0, high), (0.5, middle), (1, low)):
         out.append(
-            text(x + 15, TOP + share * tall + 6, number(float(f"{value:.2g}")), "start", "style='font-size:11px'")
+            text(x + 15, TOP + share * tall + 6, axis_number(float(f"{value:.2g}")), "start", "style='font-size:11px'")
         )
     return "".join(out)
 
 
-def relief(title: str, values: Sequence[Sequence[float]], rows: int = 32, columns: int = 96) -> str:
+def relief_chart(title: str, values: Sequence[Sequence[float]], rows: int = 32, columns: int = 96) -> str:
     """The surface |x| over channels and tokens, seen from the front: later tokens stand further back."""
     many, wide = len(values), len(values[0])
     steps = [i * many // min(rows, many) for i in range(min(rows, many))]
@@ -220,4 +220,4 @@ def relief(title: str, values: Sequence[Sequence[float]], rows: int = 32, column
         shape = f"{x0:.1f},{y0:.1f} {' '.join(points)} {x0 + room:.1f},{y0:.1f}"
         out.append(f"<polygon points='{shape}' fill='#fff' fill-opacity='0.85' stroke='#0072B2' stroke-width='1'/>")
     out.append(text(20 + room / 2, height - 14, "channel") + text(WIDTH - 14, height - 100, "token", "end"))
-    return figure("".join(out) + text(WIDTH - 8, 36, f"highest: {number(top)}", "end"), title, height)
+    return figure("".join(out) + text(WIDTH - 8, 36, f"highest: {axis_number(top)}", "end"), title, height)

@@ -94,7 +94,9 @@ def _memory(model: Path, settings: SpeedSettings, progress: Progress) -> dict[st
     with tempfile.TemporaryDirectory(prefix="dfq-speed-") as folder:
         out = Path(folder) / "memory.json"
         threads = torch.get_num_threads()
-        return memory.measure_memory("dfq", model, out, threads=threads, prefill=settings.prefill, decode=settings.decode)
+        return memory.measure_memory(
+            "dfq", model, out, threads=threads, prefill=settings.prefill, decode=settings.decode
+        )
 
 
 def _drafted(model: Path, draft: Path, settings: SpeedSettings, progress: Progress) -> dict[str, Any]:

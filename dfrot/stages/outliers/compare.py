@@ -41,7 +41,7 @@ def compare(
         report = {
             "format": FORMAT,
             "models": [left["model"], right["model"]],
-            "rows": sidebyside.rows(left, right),
+            "rows": sidebyside.difference_rows(left, right),
             "a": left,
             "b": right,
         }
@@ -55,7 +55,7 @@ def compare(
         if not stage.finished:
             report, maps = both()
             write_json(stage.folder / REPORT, report)
-            sidebyside.write(stage.folder, report, maps)
+            sidebyside.write_comparison(stage.folder, report, maps)
             stage.publish({"report": REPORT, "page": PAGE})
             return report
     return dict(read_json(out / REPORT))

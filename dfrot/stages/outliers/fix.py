@@ -18,7 +18,7 @@ from dfrot.errors import InputError, MismatchError, UnsupportedError
 from dfrot.evaluate.intervals import ratio_interval
 from dfrot.files import read_json
 from dfrot.outliers import fixes
-from dfrot.outliers.advice import DEFAULT
+from dfrot.outliers.advice import DEFAULT_RECIPE
 from dfrot.outliers.fixes.base import Change, Context
 from dfrot.outliers.measure.subject import Subject
 from dfrot.outliers.rewrite import rewrite
@@ -45,9 +45,9 @@ class FixSettings:
 
     def __post_init__(self) -> None:
         for name in self.fixes:
-            fixes.parse(name)
+            fixes.parse_fix(name)
         if not self.fixes and not self.search:
-            raise InputError(f"give --fix NAME (of {', '.join(fixes.names())}), or --search")
+            raise InputError(f"give --fix NAME (of {', '.join(fixes.fix_names())}), or --search")
         if self.budget < 1:
             raise InputError(f"--budget {self.budget}: at least one trial is needed")
         if self.search and not self.quantized:
@@ -135,7 +135,7 @@ class _Work:
     def plan(self, name: str) -> Change:
         """The change of one fix, planned once."""
         if name not in self.planned:
-            one, mode = fixes.parse(name)
+            one, mode = fixes.parse_fix(name)
             self.planned[name] = one.plan(self.context, mode)
         return self.planned[name]
 
@@ -165,7 +165,7 @@ class _Work:
         result: dict[str, Any] = {"fixes": list(names), "plain": plain_perplexity(target, recipe, change.prefix)}
         if self.settings.quantized:
             # resets name channels, and a rotation has none: such a checkpoint is quantized as it stands
-            how = replace(DEFAULT, rotation="none") if change.resets else DEFAULT
+            how = replace(DEFAULT_RECIPE, rotation="none") if change.resets else DEFAULT_RECIPE
             how = replace(how, sink_tokens=len(change.prefix))
             result["quantized"] = quantized_perplexity(target, how, recipe, self.folder / "made", change.prefix)
             result["rotation"] = how.rotation
@@ -177,7 +177,7 @@ class _Work:
         return result
 
     def _search(self, progress: Progress, total: int) -> tuple[list[str], dict[str, Any]]:
-        names = list(self.settings.fixes) or fixes.names()
+        names = list(self.settings.fixes) or fixes.fix_names()
         trials: list[dict[str, Any]] = []
         skipped: dict[str, str] = {}
         candidates = []

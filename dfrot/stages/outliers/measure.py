@@ -13,11 +13,11 @@ from dfrot.data.text import load_text
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import InputError
 from dfrot.files import read_json, write_json
-from dfrot.outliers.advice import DEFAULT, OutlierRecipe, recommend
+from dfrot.outliers.advice import DEFAULT_RECIPE, OutlierRecipe, recommend_recipe
 from dfrot.outliers.measure.criteria import Criteria
 from dfrot.outliers.measure.run import Measurement, MeasureSettings
 from dfrot.outliers.measure.subject import Subject
-from dfrot.outliers.measure.summary import by_kind, channel_outliers, ranking
+from dfrot.outliers.measure.summary import mean_errors_by_part, channel_outliers, rank_by_error
 from dfrot.outliers.report.html import write_report
 from dfrot.stage_folder import Progress, open_stage, silent
 from dfrot.stages.outliers.recipe import RecipeSettings, recipe_perplexity
@@ -111,8 +111,8 @@ def measure(
     work = Measurement(subject, tokens, wanted, decode)
     findings = work.run(progress)
     arch = subject.arch
-    ranked = ranking(findings["layers"])
-    recipe = recommend(findings, ranked, arch.spec.head.name, arch.spec.block)
+    ranked = rank_by_error(findings["layers"])
+    recipe = recommend_recipe(findings, ranked, arch.spec.head.name, arch.spec.block)
     report = {
         "format": FORMAT,
         "model": {
@@ -132,7 +132,7 @@ def measure(
         "channel_outliers": channel_outliers(findings["layers"]),
         "head_outliers": channel_outliers(findings["layers"], "heads"),
         "ranking": ranked,
-        "by_kind": by_kind(ranked),
+        "by_kind": mean_errors_by_part(ranked),
         "recommendation": recipe.to_dict(),
         "measured": None,
     }
@@ -156,7 +156,7 @@ def _measured(
         release_memory()
         values = {key: value for key, value in report["recommendation"].items() if key != "reasons"}
         recipe = OutlierRecipe(**{**values, "keep": tuple(values["keep"])})
-        recipes = {"default": DEFAULT} | ({"recommended": recipe} if recipe != DEFAULT else {})
+        recipes = {"default": DEFAULT_RECIPE} | ({"recommended": recipe} if recipe != DEFAULT_RECIPE else {})
         how = replace(settings.recipe, dataset=settings.dataset, seed=settings.seed)
         report["measured"] = recipe_perplexity(subject.source.path, recipes, how, folder / "work", progress)
     return report, maps

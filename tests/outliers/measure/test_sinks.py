@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from dfrot.outliers.measure.block_view import BlockView, observe
-from dfrot.outliers.measure.sinks import attention
+from dfrot.outliers.measure.block_view import BlockCapture, run_and_capture
+from dfrot.outliers.measure.sinks import sampled_attention
 from dfrot.outliers.measure.subject import Subject
 from dfrot.runtime.load import load_model
 
@@ -19,9 +19,9 @@ def test_attention_is_that_of_transformers(small_llama: MakeCheckpoint) -> None:
     folder = small_llama()
     subject = Subject(folder)
     tokens = torch.randint(0, 256, (40,))
-    view = BlockView(0, 0, tokens, subject.runner.embed(tokens[None])[0])
-    out = observe(subject.runner, subject.block(0), subject.arch, view, None)
-    found, picked = attention(view)
+    view = BlockCapture(0, 0, tokens, subject.runner.embed(tokens[None])[0])
+    out = run_and_capture(subject.runner, subject.block(0), subject.arch, view, None)
+    found, picked = sampled_attention(view)
     model = load_model(folder)
     model.set_attn_implementation("eager")
     result = model(input_ids=tokens[None], output_attentions=True, output_hidden_states=True)

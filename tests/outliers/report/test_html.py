@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from dfrot.outliers.report.figures import short
-from dfrot.outliers.report.png import encode
+from dfrot.outliers.report.figures import short_name
+from dfrot.outliers.report.png import encode_png
 from dfrot.stages.outliers.compare import compare
 from dfrot.stages.outliers.measure import OutlierSettings, outliers
 
@@ -87,7 +87,7 @@ def test_the_report_is_the_same_when_made_again(
 def test_png_pixels_come_back() -> None:
     import zlib
 
-    data = encode([bytes([0, 128, 255]), bytes([7, 8, 9])], zoom=2)
+    data = encode_png([bytes([0, 128, 255]), bytes([7, 8, 9])], zoom=2)
     start = data.index(b"IDAT") + 4
     scan = zlib.decompress(data[start : data.index(b"IEND") - 8])
     assert scan == b"".join(
@@ -103,7 +103,7 @@ def test_two_checkpoints_side_by_side(
     report = compare(small_llama("a", change=massive_weight.change), small_llama("b"), out, settings)
     rows = {row[0]: row[1:] for row in report["rows"]}
     assert rows["massive activation channels"] == [1, 0]
-    assert rows["massive activations created by"] == [[short("model.layers.1.mlp.down_proj")], []]
+    assert rows["massive activations created by"] == [[short_name("model.layers.1.mlp.down_proj")], []]
     page = Page((out / "report.html").read_text())
     assert all(link.startswith("data:") for link in page.links)
     assert {"figure-stream", "figure-a-relief", "figure-b-relief"} <= set(page.ids)

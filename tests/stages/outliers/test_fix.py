@@ -16,7 +16,7 @@ from dfrot.checkpoint import Checkpoint
 from dfrot.data.tokenizer import encode, load_tokenizer
 from dfrot.errors import InputError, MismatchError, UnsupportedError
 from dfrot.outliers import fixes
-from dfrot.outliers.fixes.query import tune
+from dfrot.outliers.fixes.query import tune_scale
 from dfrot.outliers.rewrite import rewrite
 from dfrot.quant.resets import Reset
 from dfrot.quant.scheme import QuantScheme
@@ -39,7 +39,7 @@ def planned() -> Callable[[str], fixes.Change]:
     context = fixes.Context(subject, report, tokens)
 
     def plan(name: str) -> fixes.Change:
-        one, mode = fixes.parse(name)
+        one, mode = fixes.parse_fix(name)
         return one.plan(context, mode)
 
     return plan
@@ -194,7 +194,7 @@ def test_search_keeps_what_helps_within_its_budget(
 def test_tuning_never_makes_the_scores_worse() -> None:
     key = torch.randn(2, 96, 16)
     key[:, :, [3, 11]] *= 30.0
-    scale, told = tune(torch.randn(4, 96, 16), key)
+    scale, told = tune_scale(torch.randn(4, 96, 16), key)
     assert told["score_error"] <= told["score_error_before"]
     assert torch.equal(scale[:, :8], scale[:, 8:])  # both channels of a rotation pair
 
