@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from dfrot.outliers.report.png import encode_png, palette_indices, palette
+from dfrot.outliers.report.png import encode_png, palette, palette_indices
 
 WIDTH, HEIGHT = 480, 300
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 54, 44

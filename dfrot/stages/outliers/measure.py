@@ -136,7 +136,7 @@ def measure(
         "recommendation": recipe.to_dict(),
         "measured": None,
     }
-    maps = {"states": work.maps, "inputs": work.inputs, "turned": work.turned}
+    maps = {"states": work.state_maps, "inputs": work.input_maps, "turned": work.rotated_maps}
     return report, maps
 
 
