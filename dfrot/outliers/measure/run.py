@@ -190,12 +190,7 @@ class Measurement:
         """Run the second stream through the block, with the attributed weights set to zero. Changes the block."""
         if self.ablation.hidden is None or not self.settings.ablate:
             return
-        places = {
-            name: sorted(
-                {(origin["channel"], term["column"]) for _, origin in pairs if origin for term in origin["terms"]}
-            )
-            for name, pairs in created.items()
-        }
+        places = {name: _attributed_weights(pairs) for name, pairs in created.items()}
         if any(places.values()):
             zero_weights(block, places)
             self.ablation.removed += [

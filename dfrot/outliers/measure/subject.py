@@ -70,9 +70,7 @@ class Subject:
         where = str(opened.path / "config.json")
         arch: BoundArch = describe(opened.config, where)
         if fused := [linear.name for linear in arch.spec.linears if linear.parts]:
-            raise UnsupportedError(
-                f"{where}: {fused[0]} is several linears in one, which dfq outliers cannot tell apart"
-            )
+            raise UnsupportedError(f"{where}: {fused[0]} fuses several linears, which dfq outliers cannot tell apart")
         if arch.spec.experts is not None:
             raise UnsupportedError(
                 f"{where}: is a mixture of experts, each of which gets other tokens; dfq outliers measures dense models"

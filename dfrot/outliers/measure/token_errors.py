@@ -112,9 +112,7 @@ def token_errors(
         "bits": bits,
         "massive_tokens": held_out.n_massive,
         "tokens": len(held_out.rows),
-        "methods": {
-            name: _method_errors(held_out, matrix, grid, len(store.names)) for name, matrix in matrices.items()
-        },
+        "methods": {name: _method_errors(held_out, matrix, grid, norms) for name, matrix in matrices.items()},
         "norms": store.names,
         "refinement": refinement,
     }
