@@ -97,7 +97,7 @@ def table_rows(name: str, count: int = 64, width: int = WIDTH, seed: int = 0) ->
 
 
 def massive_rows(count: int, width: int = WIDTH, seed: int = 0, model: int = 0) -> Tensor:
-    """Rows [count, width] of norm sqrt(width): start token and delimiter in turn, a pair per norm of a made-up model.
+    """Rows [count, width] of norm sqrt(width): start token and delimiter in turn, one pair per norm of a model.
 
     `model` seeds what the model determines: under causal attention the start token's row at a norm is the same in every
     text. `seed` seeds what the text changes: DELIMITER_CHANGE of the variance of a delimiter's background (our

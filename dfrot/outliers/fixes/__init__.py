@@ -1,4 +1,4 @@
-"""Ways to remove outliers, one small module each behind one interface (`base.Fix`)."""
+"""Ways to remove outliers, one module each behind one interface (`base.Fix`)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ def fix_names() -> list[str]:
 
 
 def parse_fix(text: str) -> tuple[Fix, str]:
-    """`massive:mean`, or the bare name for a fix's first mode. Raises InputError."""
+    """The fix and mode of `massive:mean`, or of a bare name with its first mode. Raises InputError."""
     name, _, mode = text.partition(":")
     fix = FIXES.get(name)
     if fix is None or (mode and mode not in fix.modes):
         near = difflib.get_close_matches(text, fix_names(), 1, cutoff=0.3)
         hint = f"; nearest: {near[0]}" if near else ""
-        raise InputError(f"--fix {text}: unknown; choose of {', '.join(fix_names())}{hint}")
+        known = ", ".join(fix_names())
+        raise InputError(f"`fixes` {text}: unknown; choose of {known}{hint}", field="fixes")
     return fix, mode or fix.modes[0]
 
 
-__all__ = ["FIXES", "Change", "Context", "Fix", "names", "parse"]
+__all__ = ["FIXES", "Change", "Context", "Fix", "fix_names", "parse_fix"]
