@@ -12,8 +12,9 @@ from typing import Any
 
 from dfrot.checkpoint import Checkpoint
 from dfrot.files import digest_bytes
+from dfrot.progress import Progress, silent
 from dfrot.recipe.settings import CheckpointEval
-from dfrot.stage_folder import Progress, open_stage, read_record, silent
+from dfrot.stage_folder import open_stage, read_record
 from dfrot.stages.draft import evaluate as draft_eval
 from dfrot.stages.draft.settings import DraftEvalSettings
 from dfrot.stages.evaluate.perplexity import evaluate

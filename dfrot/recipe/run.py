@@ -17,10 +17,10 @@ from dfrot.checkpoint import Checkpoint
 from dfrot.errors import ExistsError, InputError, ResourceError
 from dfrot.files import digest_json, read_json, remove_partial, write_json
 from dfrot.hub import ALIASES, REFERENCE, cached_folder, resolve_model
+from dfrot.progress import Progress, silent
 from dfrot.recipe import check
 from dfrot.recipe.recipe import Recipe
 from dfrot.recipe.stages import STAGES
-from dfrot.stage_folder import Progress, silent
 
 RECIPE, RUN = "recipe.json", "run.json"
 READ_BYTES = 1 << 22  # of a file at a time, when it is hashed

@@ -16,7 +16,7 @@ from dfrot.bench.kernels.roofline import Roofline, measure, read_probes, ring_by
 from dfrot.bench.machine import machine
 from dfrot.bench.settings import KernelBenchSettings
 from dfrot.errors import InputError, UnsupportedError
-from dfrot.stage_folder import Progress, silent
+from dfrot.progress import Progress, silent
 
 SHAPES = ((4096, 4096), (14336, 4096), (4096, 14336))  # N, K of Llama-3-8B
 ROWS = (1, 4, 8, 512)

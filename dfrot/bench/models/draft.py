@@ -29,8 +29,8 @@ from dfrot.errors import InputError
 from dfrot.generation.drafting import expand
 from dfrot.generation.target import Target
 from dfrot.generation.tree import Tree, TreeShape
+from dfrot.progress import Progress, silent
 from dfrot.runtime.load import load_model
-from dfrot.stage_folder import Progress, silent
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 DRAFTS = ("bfloat16", "w4")

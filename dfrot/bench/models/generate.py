@@ -23,7 +23,7 @@ from dfrot.bench.models.runners import DfqRunner
 from dfrot.bench.settings import GenerateBenchSettings
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, ResourceError
-from dfrot.stage_folder import Progress, silent
+from dfrot.progress import Progress, silent
 
 PEER = "llama.cpp Q4_0"
 WARM_UP_DECODE = 2  # tokens decoded in the first turn, which is not counted

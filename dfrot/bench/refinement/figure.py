@@ -14,12 +14,12 @@ from torch import Tensor
 from dfrot.bench.plotting import DPI, new_figure
 from dfrot.bench.refinement.synthetic_rows import PROFILES, llama_like_rows
 from dfrot.bench.settings import FigureBenchSettings
+from dfrot.progress import Progress, silent
 from dfrot.rotation.hadamard import random_orthogonal, randomized_hadamard
 from dfrot.rotation.refinement.calibration_rows import unit_weight_rows
 from dfrot.rotation.refinement.refine import refine
 from dfrot.rotation.refinement.settings import RefineSettings
 from dfrot.rotation.refinement.token_quantizer import TokenQuantizer
-from dfrot.stage_folder import Progress, silent
 
 MODES = ("symmetric", "asymmetric")
 MEASURED_SEED = 1_000_003  # added to the seed for the rows that are measured

@@ -17,13 +17,13 @@ from dfrot.bench.refinement.straightforward import straightforward
 from dfrot.bench.refinement.synthetic_rows import llama_like_rows
 from dfrot.bench.settings import RefinementBenchSettings
 from dfrot.errors import InputError
+from dfrot.progress import Progress, silent
 from dfrot.rotation.hadamard import randomized_hadamard
 from dfrot.rotation.refinement.calibration_rows import CalibrationRows, unit_weight_rows
 from dfrot.rotation.refinement.objective import effective_gamma, evaluate
 from dfrot.rotation.refinement.refine import refine
 from dfrot.rotation.refinement.settings import RefineSettings
 from dfrot.rotation.refinement.tiles import Tiles
-from dfrot.stage_folder import Progress, silent
 
 ROWS = 16 * 2048
 EQUAL = 1.001  # objectives within 0.1 % count as the same

@@ -12,7 +12,7 @@ from dfrot.generation.output import StopCriteria
 from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
 from dfrot.generation.target import Target
-from dfrot.stage_folder import Progress, silent
+from dfrot.progress import Progress, silent
 from dfrot.vision.image_inputs import ImageInputs
 
 ROWS = 32  # sequences decoded together

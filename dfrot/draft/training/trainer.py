@@ -27,7 +27,7 @@ from dfrot.draft.training.sources import FeatureSource
 from dfrot.draft.training.target_features import TargetFeatures
 from dfrot.draft.training.train_state import load_state, save_state
 from dfrot.errors import InputError
-from dfrot.stage_folder import Progress, silent
+from dfrot.progress import Progress, silent
 
 DIVERGED = "the loss became NaN or Inf at step {}; lower `lr`, or check the target with dfq eval ppl"
 # Seeds: every epoch has one for its order, every sample of a step one for its noise.

@@ -17,9 +17,9 @@ from dfrot.outliers.measure.massive import MassiveTracker, Trace
 from dfrot.outliers.measure.settings import MeasureSettings
 from dfrot.outliers.measure.subject import Subject
 from dfrot.outliers.measure.token_errors import RowStore, token_errors
+from dfrot.progress import Progress, silent
 from dfrot.rotation.refinement.calibration_rows import normalise
 from dfrot.rotation.refinement.massive_rule import MassiveRule
-from dfrot.stage_folder import Progress, silent
 
 ROW_BYTES = 64 << 20  # of the rows kept for the token errors
 MIN_ROWS, MAX_ROWS = 8, 1024  # kept per norm

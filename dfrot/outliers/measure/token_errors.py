@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dfrot.progress import Progress
 from dfrot.rotation.hadamard import random_orthogonal, randomized_hadamard
 from dfrot.rotation.refinement.calibration_rows import CalibrationRows, normalise
 from dfrot.rotation.refinement.massive_rule import MassiveRule
@@ -20,7 +21,6 @@ from dfrot.rotation.refinement.massive_tokens import massive_mask
 from dfrot.rotation.refinement.refine import refine
 from dfrot.rotation.refinement.settings import RefineSettings
 from dfrot.rotation.refinement.token_quantizer import TokenQuantizer
-from dfrot.stage_folder import Progress
 
 METHODS = ("none", "orthogonal", "hadamard", "refined")
 CURVE_POINTS = 64  # of each sorted curve in the report

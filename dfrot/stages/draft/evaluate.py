@@ -17,7 +17,7 @@ from dfrot.generation.plain import plain
 from dfrot.generation.speculative import speculative
 from dfrot.generation.target import Target
 from dfrot.generation.tree import TreeShape
-from dfrot.stage_folder import Progress, silent
+from dfrot.progress import Progress, silent
 from dfrot.stages.draft.prompts import load_prompts
 from dfrot.stages.draft.settings import DraftEvalSettings
 from dfrot.vision.conversations import has_images

@@ -14,7 +14,8 @@ from dfrot.draft.training.stored_features import SCORES, save_corpus, save_index
 from dfrot.draft.training.target_features import TargetFeatures
 from dfrot.files import require_free_space
 from dfrot.generation.load_target import load_target
-from dfrot.stage_folder import Progress, open_stage, read_record, silent
+from dfrot.progress import Progress, silent
+from dfrot.stage_folder import open_stage, read_record
 from dfrot.stages.draft.samples import data_request, describe_target, draft_config, live_source
 from dfrot.stages.draft.settings import DraftSettings
 from dfrot.vision.conversations import has_images

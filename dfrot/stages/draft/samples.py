@@ -16,8 +16,8 @@ from dfrot.draft.training.multimodal_source import MultimodalSource
 from dfrot.draft.training.regenerate import answered, regenerate
 from dfrot.draft.training.sources import LiveFeatures
 from dfrot.generation.target import Target
+from dfrot.progress import Progress
 from dfrot.runtime.load import check_folder
-from dfrot.stage_folder import Progress
 from dfrot.stages.draft.settings import DataSettings, DraftSettings
 from dfrot.vision.conversations import Row, has_images
 from dfrot.vision.fingerprint import checkpoint_fingerprint

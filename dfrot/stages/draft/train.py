@@ -26,7 +26,8 @@ from dfrot.errors import InputError
 from dfrot.files import require_free_space
 from dfrot.generation.load_target import load_target
 from dfrot.generation.target import Target
-from dfrot.stage_folder import Progress, open_stage, read_record, silent
+from dfrot.progress import Progress, silent
+from dfrot.stage_folder import open_stage, read_record
 from dfrot.stages.draft.samples import data_request, describe_target, draft_config, live_source
 from dfrot.stages.draft.settings import DraftSettings
 

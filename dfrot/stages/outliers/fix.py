@@ -16,7 +16,8 @@ from dfrot.outliers import fixes
 from dfrot.outliers.fixes.base import Context
 from dfrot.outliers.measure.subject import Subject
 from dfrot.outliers.rewrite import rewrite
-from dfrot.stage_folder import Progress, open_stage, read_record, silent
+from dfrot.progress import Progress, silent
+from dfrot.stage_folder import open_stage, read_record
 from dfrot.stages.outliers.measure import measure, prepare
 from dfrot.stages.outliers.settings import FixSettings
 from dfrot.stages.outliers.trials import FixTrials, apply_all, search

@@ -21,7 +21,8 @@ from dfrot.outliers.measure.settings import MeasureSettings
 from dfrot.outliers.measure.subject import Subject
 from dfrot.outliers.measure.summary import channel_outliers, mean_errors_by_part, rank_by_error
 from dfrot.outliers.report.html import write_report
-from dfrot.stage_folder import Progress, open_stage, silent
+from dfrot.progress import Progress, silent
+from dfrot.stage_folder import open_stage
 from dfrot.stages.outliers.recipe import recipe_perplexity
 from dfrot.stages.outliers.settings import OutlierSettings
 from dfrot_kernels.memory import release_memory

@@ -15,9 +15,9 @@ from dfrot.data.tokenizer import encode, load_tokenizer
 from dfrot.evaluate.intervals import perplexity_interval, ratio_interval
 from dfrot.evaluate.ppl import window_losses
 from dfrot.outliers.advice import OutlierRecipe
+from dfrot.progress import Progress, silent
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.load import load_model
-from dfrot.stage_folder import Progress, silent
 from dfrot.stages.calibrate.run import calibrate
 from dfrot.stages.calibrate.settings import CalibrateSettings
 from dfrot.stages.outliers.settings import RecipeSettings
