@@ -8,16 +8,18 @@ A test compares the page with what this prints, so that it cannot fall behind.
 from __future__ import annotations
 
 import ast
-import dataclasses
 import inspect
+import re
 import textwrap
+from dataclasses import MISSING, Field, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import dfrot
-from dfrot.settings import settings_of
+from dfrot.settings import LARGEST_SEED, settings_of
 
+WIDTH = 120
 PAGE = Path(__file__).with_name("python-api.md")
 INTRO = """# Python API
 
@@ -119,15 +121,12 @@ def resolve(name: str) -> object:
     return getattr(import_module(module), attribute)
 
 
-def definition(name: str) -> ast.stmt:
-    """The statement of the source that defines it, without its body's code."""
-    item = resolve(name)
-    assert inspect.isfunction(item) or inspect.isclass(item), name
-    (statement,) = ast.parse(textwrap.dedent(inspect.getsource(item))).body
-    if isinstance(statement, ast.FunctionDef):
-        statement.body = [ast.Expr(ast.Constant(...))]
-    elif isinstance(statement, ast.ClassDef):
-        statement.body = [line for line in statement.body if isinstance(line, ast.AnnAssign)]
+def definition(name: str) -> ast.FunctionDef:
+    """The source of a function, as a syntax tree."""
+    function = resolve(name)
+    assert inspect.isfunction(function), name
+    (statement,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    assert isinstance(statement, ast.FunctionDef), name
     return statement
 
 
@@ -145,44 +144,48 @@ def arguments(function: ast.FunctionDef) -> list[str]:
     return texts
 
 
-def default_text(settings: type[Any], field: dataclasses.Field[Any]) -> str:
-    """` = default` of a field; empty where it is required."""
-    if field.default is not dataclasses.MISSING:
-        return " = " + repr(field.default).replace("'", '"')  # as ruff formats it
-    if field.default_factory is not dataclasses.MISSING:
-        value = field.default_factory()
-        return f" = {type(value).__name__}()" if dataclasses.is_dataclass(value) else f" = {value!r}"
-    return ""
-
-
-def fields_text(settings: type[Any]) -> str:
-    """A settings class with what `dfrot.settings` knows about each field: help, range and choices."""
-    lines = ["@dataclass(frozen=True)", f"class {settings.__name__}:"]
-    described = settings_of(settings)
-    for field in dataclasses.fields(settings):
-        if known := described.get(field.name):
-            limits = [known.range] if known.range else []
-            limits += [f"one of {', '.join(known.choices)}"] if known.choices else []
-            text = " ".join([known.help, *(f"{limit[0].upper()}{limit[1:]}." for limit in limits)])
-            lines += textwrap.wrap(text, 110, initial_indent="    # ", subsequent_indent="    # ")
-        lines.append(f"    {field.name}: {str(field.type).replace(chr(39), chr(34))}{default_text(settings, field)}")
-    return "\n".join(lines)
-
-
 def stub(name: str) -> str:
-    """Signature of a function or fields of a settings class, as Python."""
-    item, statement = resolve(name), definition(name)
-    if isinstance(item, type) and dataclasses.is_dataclass(item) and settings_of(item):
-        return fields_text(item)
-    if not isinstance(statement, ast.FunctionDef):
-        return ast.unparse(statement)
+    """Signature of a function, formatted as ruff formats it."""
+    statement = definition(name)
     parts = arguments(statement)
     result = ast.unparse(statement.returns) if statement.returns else "None"
     text = f"def {statement.name}({', '.join(parts)}) -> {result}: ..."
-    if len(text) <= 120:
-        return text
-    lines = "".join(f"    {part},\n" for part in parts)
-    return f"def {statement.name}(\n{lines}) -> {result}: ..."
+    if len(text) > WIDTH:
+        lines = "".join(f"    {part},\n" for part in parts)
+        text = f"def {statement.name}(\n{lines}) -> {result}: ..."
+    return text.replace("'", '"')
+
+
+def default_text(field: Field[Any]) -> str:
+    """The default of a field as Python; empty where the field is required."""
+    if field.default_factory is not MISSING:
+        value = field.default_factory()
+        return f"{type(value).__name__}(...)" if is_dataclass(value) else repr(value)
+    return "" if field.default is MISSING else repr(field.default).replace("'", '"')
+
+
+def table(name: str) -> list[str]:
+    """The fields of a settings class: type, default, and what the setting says of itself."""
+    settings = resolve(name)
+    assert isinstance(settings, type)
+    assert is_dataclass(settings)
+    known = settings_of(settings)
+    lines = [f"`{settings.__name__}`", "", "| field | type | default | meaning |", "| --- | --- | --- | --- |"]
+    for field in fields(settings):
+        setting = known.get(field.name)
+        meaning = setting.help if setting is not None else ""
+        if setting is not None and setting.choices:
+            meaning += f" One of {', '.join(setting.choices)}."
+        elif setting is not None and setting.range and setting.maximum != LARGEST_SEED:
+            meaning += f" {setting.range[0].upper()}{setting.range[1:]}."
+        cells = (
+            f"`{field.name}`",
+            f"`{field.type}`",
+            f"`{default_text(field)}`" if default_text(field) else "",
+            meaning,
+        )
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return [*lines, ""]
 
 
 def module_of(name: str) -> str:
@@ -190,29 +193,25 @@ def module_of(name: str) -> str:
     return getattr(resolve(name), "__module__", name.partition(":")[0])
 
 
+def imports(names: tuple[str, ...]) -> list[str]:
+    """Import lines, one per module."""
+    modules: dict[str, list[str]] = {}
+    for name in names:
+        modules.setdefault(module_of(name), []).append(name.partition(":")[2])
+    return [f"from {module} import {', '.join(sorted(modules[module]))}" for module in sorted(modules)]
+
+
 def page() -> str:
     """The text of python-api.md."""
     lines = [INTRO, "## Exported by `dfrot`", "| name | what |", "| --- | --- |"]
     lines += [f"| `{name}` | {what} |" for name, what in EXPORTS.items()]
     for heading, (purpose, functions, settings) in SECTIONS.items():
-        names = (*functions, *settings)
-        modules: dict[str, list[str]] = {}
-        for name in names:
-            modules.setdefault(module_of(name), []).append(name.partition(":")[2])
-        imports = [f"from {module} import {', '.join(sorted(modules[module]))}" for module in sorted(modules)]
-        stubs = [stub(name) for name in names]
-        lines += [
-            "",
-            f"## {heading}",
-            purpose,
-            "```python",
-            *imports,
-            "",
-            "",
-            *"\n\n\n".join(stubs).splitlines(),
-            "```",
-        ]
-    return "\n".join(lines) + "\n"
+        stubs = "\n\n\n".join(stub(name) for name in functions)
+        lines += ["", f"## {heading}", purpose, "```python", *imports((*functions, *settings)), "", ""]
+        lines += [*stubs.splitlines(), "```", ""]
+        for name in settings:
+            lines += table(name)
+    return re.sub(r"\n{3,}(?=[#`|])", "\n\n", "\n".join(lines).rstrip()) + "\n"
 
 
 def missing() -> set[str]:

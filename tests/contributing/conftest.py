@@ -15,23 +15,24 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-WRITTEN = re.compile(r"`([\w./]+)`:\s*\Z")
-# The copy is found before the installed package; the native library is the installed one.
+WRITTEN = re.compile(r"`([\w./]+)`:\s*\Z")  # at the end of the text before a block
+# The copy is found before the installed package. The native library is the installed one until `make setup`.
 PRELUDE = """
 import sys
 from importlib.machinery import PathFinder
-sys.path[:0] = [{copy!r}, {cli!r}]
+sys.path[:0] = [{copy!r}, {cli!r}, {kernels!r}]
 sys.meta_path.insert(0, PathFinder)
 """
 PROGRAMS = {
     "pytest": "import pytest; sys.exit(pytest.main({arguments} + ['-p', 'no:cacheprovider']))",
     "dfq": "from dfrot_cli.main import main; main({arguments})",
+    "python": "import runpy; runpy.run_path({arguments}[0], run_name='__main__')",
 }
 
 
 @dataclass(frozen=True)
 class Step:
-    """A fenced block. language: python (a new file, `target`), diff or sh."""
+    """A fenced block. language: diff, sh, or that of a new file `target`."""
 
     language: str
     text: str
@@ -39,7 +40,7 @@ class Step:
 
 
 def steps(heading: str) -> list[Step]:
-    """The blocks of a section, in order. A Python block is the file named at the end of the line before it."""
+    """The blocks of a section, in order. A block of code is the file named at the end of the line before it."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     section = text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     found = []
@@ -64,10 +65,23 @@ def apply(diff: str, root: Path) -> None:
         path.write_text(text, encoding="utf-8")
 
 
+def build(root: Path) -> str:
+    """What `make setup` does to the library, beside the package in the copy; the environment stays as it is."""
+    for command in (["cmake", "-S", "kernels", "-B", "build"], ["cmake", "--build", "build", "--parallel", "2"]):
+        ran = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-4000:]
+    (library,) = (root / "build").glob("libdfq_cpu.*")
+    shutil.copy(library, root / "kernels" / "dfrot_kernels")
+    return ran.stdout
+
+
 def run(line: str, root: Path) -> str:
-    """Run `pytest ...` or `dfq ...` on the copy; returns what it printed."""
+    """Run a command of the page on the copy; returns what it printed."""
+    if line == "make setup":
+        return build(root)
     program, *arguments = shlex.split(line)
-    code = PRELUDE.format(copy=str(root), cli=str(root / "cli")) + PROGRAMS[program].format(arguments=arguments)
+    paths = {"copy": str(root), "cli": str(root / "cli"), "kernels": str(root / "kernels")}
+    code = PRELUDE.format(**paths) + PROGRAMS[program].format(arguments=arguments)
     ran = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, f"{line}\n{ran.stdout[-4000:]}\n{ran.stderr[-4000:]}"
     return ran.stdout + ran.stderr
@@ -95,11 +109,12 @@ def follow(tmp_path: Path) -> Callable[[str], list[str]]:
         for step in steps(heading):
             if step.language == "diff":
                 apply(step.text, tmp_path)
-            elif step.language == "python":
-                assert step.target is not None, f"{heading}: a Python block whose file is not named before it"
-                (tmp_path / step.target).write_text(step.text, encoding="utf-8")
-            else:
+            elif step.language == "sh":
                 outputs += [run(line, tmp_path) for line in step.text.replace("\\\n", " ").splitlines() if line]
+            else:
+                assert step.target is not None, f"{heading}: a block of code whose file is not named before it"
+                (tmp_path / step.target).parent.mkdir(exist_ok=True)
+                (tmp_path / step.target).write_text(step.text, encoding="utf-8")
         return outputs
 
     return work

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
+
+import pytest
 
 Follow = Callable[[str], list[str]]
 
@@ -29,3 +32,10 @@ def test_add_a_draft_model(follow: Follow) -> None:
     tests, _, evaluation = follow("Add a draft model")
     assert passed(tests) >= 8
     assert "2/2" in evaluation
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="builds the native library, which needs cmake")
+def test_add_an_operator(follow: Follow) -> None:
+    _, _, tests, doctor = follow("Add an operator")
+    assert passed(tests) >= 8
+    assert re.search(r"row_absmax\s+native-", doctor)
