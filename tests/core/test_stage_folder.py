@@ -156,7 +156,7 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
             finish(tmp_path / "out")
 
 
-def test_a_full_disk_is_said_in_one_line_and_resumes(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_in_one_line_and_resumes(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="no space left"):
         fail(tmp_path / "out", OSError(28, "No space left on device"))
     assert finish(tmp_path / "out") == ["unit1", "unit2", "unit3"]

@@ -132,9 +132,9 @@ def test_random_orthogonal_does_not_depend_on_the_thread_count() -> None:
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        one = random_orthogonal(128, 0)
+        drawn = random_orthogonal(128, 0)
         torch.set_num_threads(2)
-        assert torch.equal(one, random_orthogonal(128, 0))
+        assert torch.equal(drawn, random_orthogonal(128, 0))
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
