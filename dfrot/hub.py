@@ -171,7 +171,7 @@ def _build_reference_vlm() -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".reference-vlm-", dir=folder.parent))
         try:
-            build_vlm.write(temporary)
+            build_vlm.write_model(temporary)
             temporary.chmod(0o755)
             temporary.rename(folder)
         except OSError:

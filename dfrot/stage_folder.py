@@ -22,8 +22,6 @@ from typing import Any
 
 from dfrot.errors import DfqError, ExistsError, MismatchError, ResourceError
 from dfrot.files import digest_json, fsync_folder, read_json, write_json
-from dfrot.progress import Progress as Progress
-from dfrot.progress import silent as silent
 
 JOURNAL, LOCK, REQUEST, RECORD = "journal.jsonl", ".lock", "request.json", "stage.json"
 

@@ -17,7 +17,7 @@ from dfrot.calib.taps import inner_linear
 from dfrot.quant.activations import fake_quantize, fake_quantize_kv
 from dfrot.quant.scheme import FULL, QuantScheme
 from dfrot.rotation.online import HadamardSpec
-from dfrot.runtime.experts import Experts, experts_of
+from dfrot.runtime.experts import Experts, find_experts
 
 
 class TapQuantizer:
@@ -59,7 +59,7 @@ def quantize_activations(
     clip: ratio of the range; sink_tokens: leading positions that stay exact."""
     if scheme.a_bits == FULL:
         return
-    quantizer = TapQuantizer(scheme, clip, sink_tokens, experts_of(block) if tap.expert is not None else None)
+    quantizer = TapQuantizer(scheme, clip, sink_tokens, find_experts(block) if tap.expert is not None else None)
     if tap.expert is not None:
         block.register_forward_pre_hook(quantizer.begin)
     for linear in tap.linears:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dfrot.arch import BoundArch, Tap
 from dfrot.runtime.block_runner import OnlineHadamard
-from dfrot.runtime.experts import experts_of
+from dfrot.runtime.experts import find_experts
 
 CHUNK_BYTES = 1 << 30  # activations of one block that may be alive at once
 
@@ -44,7 +44,7 @@ def observe_taps(
     x [..., K]: the tap's input. rows int64: which of the run's tokens, counted over samples and positions, an expert
     was sent; None: x [B, S, K] holds all tokens. There is no call for an expert without tokens."""
     called: set[str] = set()
-    mixture = experts_of(block)
+    mixture = find_experts(block)
 
     def make_hook(tap: Tap) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Conversations in a tokenizer's chat template, and which of their tokens are answers."""
+"""Conversations as token ids, by the tokenizer's chat template."""
 
 from __future__ import annotations
 
@@ -7,46 +7,48 @@ from typing import Any
 
 from dfrot.errors import InputError
 
+Encode = Callable[[Sequence[dict[str, Any]], bool], list[int]]
+"""(messages, add_generation_prompt) -> token ids."""
+
+
+def template_ids(tokenizer: Any, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> list[int]:
+    """Token ids of a conversation in the tokenizer's chat template. add_generation_prompt: end ready for the
+    assistant's turn."""
+    text: str = tokenizer.apply_chat_template(
+        list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+    )
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
 
 def answer_mask(
-    tokenizer: Any,
-    messages: Sequence[dict[str, Any]],
-    where: str,
-    encode: Callable[[Any, Sequence[dict[str, Any]], bool], list[int]] | None = None,
+    tokenizer: Any, messages: Sequence[dict[str, Any]], where: str, encode: Encode | None = None
 ) -> tuple[list[int], list[bool]]:
-    """Token ids of a conversation, and which of them belong to answers: by comparing prefixes of the chat template.
+    """Token ids of a conversation up to its last answer, and which of them belong to answers: found by comparing
+    prefixes of the conversation. encode: how messages become ids; None for `template_ids`.
 
-    Args:
-        tokenizer: a transformers tokenizer with a chat template.
-        messages: the conversation, {"role", "content"} each.
-        where: its location, with which messages of errors begin.
-        encode: (tokenizer, messages, ready for an answer) -> token ids; None for `template_ids`.
+    Raises InputError naming `where` when the template rewrites earlier turns, so that a prefix of the conversation is
+    no prefix of its ids."""
 
-    The last token is never marked: nothing is drafted behind it. Raises InputError when the template refuses the
-    conversation or rewrites earlier turns, so that a prefix of the conversation is no prefix of the tokens."""
-    encode = encode or template_ids
+    def ids_of(count: int, add_generation_prompt: bool) -> list[int]:
+        if encode is not None:
+            return encode(messages[:count], add_generation_prompt)
+        return template_ids(tokenizer, messages[:count], add_generation_prompt)
+
     ids: list[int] = []
     mask: list[bool] = []
     try:
-        for number, message in enumerate(messages):
+        for index, message in enumerate(messages):
             if message.get("role") != "assistant":
                 continue
-            prompt = encode(tokenizer, messages[:number], True)
-            answered = encode(tokenizer, messages[: number + 1], False)
-            if answered[: len(prompt)] != prompt or prompt[: len(ids)] != ids:
+            prompt, with_answer = ids_of(index, True), ids_of(index + 1, False)
+            if with_answer[: len(prompt)] != prompt or prompt[: len(ids)] != ids:
                 raise InputError(f"{where}: the chat template rewrites earlier turns; give one answer per conversation")
-            mask += [False] * (len(prompt) - len(ids)) + [True] * (len(answered) - len(prompt))
-            ids = answered
+            mask += [False] * (len(prompt) - len(ids)) + [True] * (len(with_answer) - len(prompt))
+            ids = with_answer
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{where}: the chat template refuses it ({reason})") from None
     if mask:
-        mask[-1] = False
+        mask[-1] = False  # nothing is drafted behind the token that ends the conversation
     return ids, mask
-
-
-def template_ids(tokenizer: Any, messages: Sequence[Mapping[str, Any]], ask: bool) -> list[int]:
-    """Token ids of a conversation in the tokenizer's chat template; ask: end where the assistant's answer begins."""
-    text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask)
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids

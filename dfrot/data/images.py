@@ -70,7 +70,7 @@ def normalized_pixels(image: Tensor, size: int) -> Tensor:
     Raises InputError unless `image` is uint8 [H, W, 3]."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != torch.uint8:
         raise InputError(f"an image is uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")
-    pixels = image.permute(2, 0, 1).float()
-    if pixels.shape[1:] != (size, size):
-        pixels = interpolate(pixels[None], (size, size), mode="bilinear", antialias=True)[0]
-    return pixels / 127.5 - 1
+    normalized_pixels = image.permute(2, 0, 1).float()
+    if normalized_pixels.shape[1:] != (size, size):
+        normalized_pixels = interpolate(normalized_pixels[None], (size, size), mode="bilinear", antialias=True)[0]
+    return normalized_pixels / 127.5 - 1

@@ -31,7 +31,7 @@ IMAGE = 4094
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("vlm") / "reference-vlm"
     out.mkdir()
-    sees.write(out)
+    sees.write_model(out)
     return out
 
 
@@ -119,7 +119,7 @@ def test_two_makers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
-    write = sees.write
+    write = sees.write_model
 
     def slow(folder: Path) -> None:
         write(folder)

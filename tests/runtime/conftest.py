@@ -67,12 +67,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-def build(folder: Path, kind: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
+def build(
+    folder: Path, model_type: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any
+) -> Path:
     """A random checkpoint whose logits are far from uniform."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**CONFIGS[kind], **changes}), dtype=dtype)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(model_type, **{**CONFIGS[model_type], **changes}), dtype=dtype
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() >= 2:

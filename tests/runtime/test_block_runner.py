@@ -52,7 +52,7 @@ def save(folder: Path, config: dict[str, Any], bias: tuple[str, ...] = ()) -> Pa
     return folder
 
 
-def whole(folder: Path) -> Tensor:
+def full_model_logits(folder: Path) -> Tensor:
     """transformers' own model, attention and experts as it chooses."""
     with torch.no_grad():
         return load_model(folder)(TOKENS).logits  # type: ignore[no-any-return]
@@ -85,7 +85,7 @@ def by_blocks(folder: Path) -> Tensor:
         {"model_type": "gemma2", **GEMMA, "attn_logit_softcapping": 0.5, "final_logit_softcapping": 1.5},
         {"model_type": "gemma2", **GEMMA, "attn_logit_softcapping": None, "final_logit_softcapping": None},
         {"model_type": "gemma3_text", **GEMMA, "tie_word_embeddings": True}
-        | {"rope_parameters": {f"{kind}_attention": ROPE[kind] for kind in ROPE}},
+        | {"rope_parameters": {f"{model_type}_attention": ROPE[model_type] for model_type in ROPE}},
         {"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention", "full_attention"]}
         | {"sliding_window": 3, "use_sliding_window": True},
     ],
@@ -93,7 +93,7 @@ def by_blocks(folder: Path) -> Tensor:
 def test_blocks_give_the_models_logits(tmp_path: Path, changes: dict[str, Any]) -> None:
     bias = tuple(f"self_attn.{n}_proj" for n in "qkv") if changes["model_type"] == "qwen2" else ()
     folder = save(tmp_path / "model", {**CONFIG, **changes}, bias)
-    assert torch.allclose(by_blocks(folder), whole(folder), rtol=1e-5, atol=1e-5)
+    assert torch.allclose(by_blocks(folder), full_model_logits(folder), rtol=1e-5, atol=1e-5)
 
 
 def test_a_window_matters(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from dfrot.bench.clock import Timing
 from dfrot.bench.machine import machine
 from dfrot.bench.models import memory
-from dfrot.bench.models.peer import one_turn
+from dfrot.bench.models.peer import time_turn
 from dfrot.bench.models.runners import DfqRunner
 from dfrot.progress import Progress, silent
 from dfrot.stages.draft import evaluate as draft_eval
@@ -55,7 +55,7 @@ def _take_turns(
     for turn in range(turns):
         for number, runner in enumerate(runners):
             progress("time", turn * len(runners) + number, turns * len(runners))
-            prefill, decode = one_turn(runner, settings.prefill, settings.decode)
+            prefill, decode = time_turn(runner, settings.prefill, settings.decode)
             if turn:
                 samples[number][0].append(prefill)
                 samples[number][1].append(decode / settings.decode)
@@ -89,7 +89,9 @@ def _memory(model: Path, settings: SpeedSettings, progress: Progress) -> dict[st
     with tempfile.TemporaryDirectory(prefix="dfq-speed-") as folder:
         out = Path(folder) / "memory.json"
         threads = torch.get_num_threads()
-        return memory.measure("dfq", model, out, threads=threads, prefill=settings.prefill, decode=settings.decode)
+        return memory.measure_memory(
+            "dfq", model, out, threads=threads, prefill=settings.prefill, decode=settings.decode
+        )
 
 
 def _with_draft(model: Path, draft: Path, settings: SpeedSettings, progress: Progress) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dfrot.draft.load import open_engine
 from dfrot.errors import ResourceError, UnsupportedError
 from dfrot.evaluate.intervals import mean_interval
 from dfrot.generation.engine import Engine
@@ -46,7 +47,7 @@ def evaluate_tasks(
             def report(label: str, done: int, total: int, name: str = name) -> None:
                 progress(f"{name}: {label}", done, total)
 
-            engine = Engine(checkpoint.path, draft if number == len(checkpoints) - 1 else None)
+            engine = open_engine(checkpoint.path, draft if number == len(checkpoints) - 1 else None)
             output = _run(lm_eval, manager, engine, settings, unsilenced(report))
             scores = {task: _scores(task, output, baseline) for task in output["results"] if task in output["samples"]}
             results.append({"model": str(checkpoint.path), "scheme": checkpoint.scheme, "scores": scores})
@@ -58,7 +59,7 @@ def _run(lm_eval: Any, manager: Any, engine: Engine, settings: TaskSettings, pro
     """lm-eval's own output for one checkpoint; leaves torch's random state as it was."""
     from dfrot.stages.evaluate.lm_eval_model import DfqLM
 
-    if settings.chat and not engine.chats:
+    if settings.chat and not engine.has_chat_template:
         raise UnsupportedError("`chat`: the model has no chat template; leave it out", field="chat")
     state = torch.get_rng_state()
     try:

@@ -21,7 +21,7 @@ from dfrot.arch import BoundArch
 from dfrot.errors import GateError
 from dfrot.progress import Progress, silent
 from dfrot.runtime.block_runner import BlockRunner
-from dfrot.runtime.experts import recorded_choices
+from dfrot.runtime.experts import record_routing
 
 MARGIN = 4.0  # times the measured effect of rounding; right models measure 0.3 to 1.2
 FLOOR = 2e-4  # relative error that float32 arithmetic alone may cause
@@ -174,7 +174,7 @@ class _Comparison:
 
 def _run(runner: BlockRunner, block: nn.Module, hidden: Tensor) -> tuple[Tensor, list[Choice]]:
     """The block's output, and what its routers chose (nothing without one)."""
-    with recorded_choices(block, runner.arch) as chosen:
+    with record_routing(block, runner.arch) as chosen:
         return runner.run(block, hidden), chosen
 
 

@@ -8,7 +8,8 @@ from dfrot.data import shapes
 from dfrot.data.images import normalized_pixels
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.stages.rotate.gate import GateImages
-from dfrot.vision.llava_layout import CONFIG, VisionConfig, image_embeddings, vision_file
+from dfrot.vision.llava_layout import CONFIG, VisionConfig, vision_file
+from dfrot.vision.llava_model import image_embeddings
 
 GATE_IMAGES = 2
 

@@ -17,7 +17,7 @@ from dfrot.runtime.block_runner import BlockRunner
 from dfrot.stage_folder import Stage
 from dfrot.stages.rotate.collect_rows import collect_rows
 from dfrot.stages.rotate.plan import RotatePlan
-from dfrot_kernels.native import release_memory
+from dfrot_kernels.memory import release_memory
 
 
 def make_rotations(stage: Stage, plan: RotatePlan, progress: Progress) -> tuple[Rotations, dict[str, Any]]:

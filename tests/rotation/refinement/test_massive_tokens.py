@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from dfrot.bench.refinement.synthetic_rows import SPIKES, common_rows, massive_rows, spike_rows
+from dfrot.bench.refinement.synthetic_rows import MASSIVE_PROFILES, common_rows, massive_profile_rows, massive_rows
 from dfrot.errors import InputError
 from dfrot.rotation.refinement.massive_rule import PUBLISHED_RATIO, RULES, MassiveRule
 from dfrot.rotation.refinement.massive_tokens import massive_mask
@@ -49,9 +49,9 @@ def test_the_published_ratio_misfires_on_small_widths() -> None:
     assert not bool(massive_mask(rows, MassiveRule.parse("energy")).any())
 
 
-@pytest.mark.parametrize("kind", SPIKES)
+@pytest.mark.parametrize("kind", MASSIVE_PROFILES)
 def test_every_spike_profile_of_the_table_is_massive(kind: str) -> None:
-    assert bool(massive_mask(spike_rows(*SPIKES[kind], 20, 4096, 0), MassiveRule()).all())
+    assert bool(massive_mask(massive_profile_rows(*MASSIVE_PROFILES[kind], 20, 4096, 0), MassiveRule()).all())
 
 
 def test_rows_of_zeros_are_not_massive() -> None:

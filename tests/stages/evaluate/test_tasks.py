@@ -166,7 +166,7 @@ def test_what_cannot_be_run_is_one_line(folder: Path, tmp_path: Path) -> None:
         evaluate_tasks(model, TaskSettings(("local_choise",), str(folder)))
     with pytest.raises(InputError, match="no such folder"):
         evaluate_tasks(model, TaskSettings(("x",), str(tmp_path / "none")))
-    with pytest.raises(InputError, match="--task"):
+    with pytest.raises(InputError, match="give `tasks`"):
         TaskSettings(())
     (tmp_path / "broken.yaml").write_text(CHOICE.format(data=tmp_path / "none.jsonl").replace("local_choice", "broken"))
     with pytest.raises(ResourceError, match=r"broken.*cannot be loaded"):

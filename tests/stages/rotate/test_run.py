@@ -168,12 +168,12 @@ def test_a_model_is_not_rotated_onto_itself(make: Make, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "spin"}, "--method 'spin'"),
-        ({"seed": -1}, "--seed -1"),
-        ({"seqlen": 1}, "--seqlen 1"),
-        ({"method": "dfrot", "dataset": None}, "give a --dataset"),
-        ({"gamma": "much"}, "gamma 'much'"),
-        ({"a_bits": 1}, "activation bits 1"),
+        ({"method": "spin"}, "`method` 'spin'"),
+        ({"seed": -1}, "`seed` -1"),
+        ({"seqlen": 1}, "`seqlen` 1"),
+        ({"method": "dfrot", "dataset": None}, "give a `dataset`"),
+        ({"gamma": "much"}, "`gamma` 'much'"),
+        ({"a_bits": 1}, "`a_bits` 1"),
         ({"massive_rule": "guess"}, "massive rule 'guess'"),
     ],
 )

@@ -15,7 +15,7 @@ from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, MismatchError, UnsupportedError
 from dfrot.hub import resolve_model
 from dfrot.quant.scheme import QuantScheme
-from dfrot.quant.tuned import hadamard
+from dfrot.quant.trainable_linear import hadamard
 from dfrot.rotation.hadamard import hadamard_plan
 from dfrot.runtime.load import load_model
 from dfrot.runtime.trainable import TrainableModel
@@ -120,7 +120,7 @@ def test_what_cannot_be_tuned_is_refused(packed: Path, tmp_path: Path) -> None:
     (tmp_path / "seeing" / "vision.json").write_text("{}")
     with pytest.raises(UnsupportedError, match="holds a vision part, which the tuned checkpoint would lose"):
         tune(tmp_path / "seeing", teacher, out, QUICK)
-    with pytest.raises(InputError, match="--lr -1"):
+    with pytest.raises(InputError, match="`lr` -1"):
         TuneSettings(lr=-1)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     LlamaForCausalLM(LlamaConfig(vocab_size=32, **sizes)).save_pretrained(tmp_path / "other")

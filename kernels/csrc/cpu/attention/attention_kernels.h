@@ -2,9 +2,10 @@
 // threads and the C interface.
 //
 // Scores and sums are integer products. A query row is written in fixed point, `parts` signed bytes a value (two for
-// 16-bit queries, three for float32: steps of max|q| / 2^15 or / 2^22), and multiplied with the stored codes as they are; so
-// are the probabilities of one tile of positions, times the scales of the values. What is left in float32 (softmax,
-// the sums over tiles) is written once for all instruction sets: the results are the same bits on each of them.
+// 16-bit queries, three for float32: steps of max|q| / 2^15 or / 2^22), and multiplied with the stored codes as they
+// are; so are the probabilities of one tile of positions, times the scales of the values. What is left in float32
+// (softmax, the sums over tiles) is written once for all instruction sets: the results are the same bits on each of
+// them.
 #pragma once
 #include <cstdint>
 
@@ -16,7 +17,6 @@ constexpr int64_t ATTENTION_TILE = 128;  // positions whose keys, then values, l
 constexpr int64_t ATTENTION_BLOCK = 4;   // query rows that share one pass over a tile
 constexpr int ATTENTION_PARTS = 3;       // most bytes of a fixed-point value
 constexpr int64_t ATTENTION_ROWS = 64;   // most query positions of a call
-constexpr int64_t ATTENTION_DIM = 512;   // most values of a row: sums of its digits times codes stay exact in float32
 
 struct StoredRows {  // codes [position][batch][kv_heads][bytes], scale (float16) and zero [position][batch][kv_heads]
   const uint8_t* packed;
@@ -29,7 +29,8 @@ struct StoredRows {  // codes [position][batch][kv_heads][bytes], scale (float16
 struct AttentionCall {
   StoredRows k, v;
   int bits, parts;
-  int64_t batch, rows, group, kv_heads, length;  // `rows` new positions are the last of `length`; group: heads per kv head
+  int64_t batch, rows, group, kv_heads,
+      length;                 // `rows` new positions are the last of `length`; group: heads per kv head
   const int64_t* first;       // [batch][rows] first cached position that a row sees, or null: 0
   const uint8_t* tree;        // [trees][rows][rows] which new positions a row sees, or null: those up to itself
   int64_t trees;              // 1 or batch

@@ -25,9 +25,9 @@ inline __m128i load_row(const uint8_t* row, int64_t left) {
   return _mm_load_si128(reinterpret_cast<const __m128i*>(bytes));
 }
 
-inline void find_rows(const Rows& rows, int64_t begin, int64_t count, const uint8_t** row) {
+inline void row_pointers(const Rows& rows, int64_t begin, int64_t count, const uint8_t** row) {
   for (int64_t i = 0; i < count; ++i) {
-    row[i] = rows.at + least(begin + i, rows.count - 1) * rows.stride;
+    row[i] = rows.at + minimum(begin + i, rows.count - 1) * rows.stride;
     for (int64_t byte = 0; byte < rows.bytes; byte += 64) {
       _mm_prefetch(reinterpret_cast<const char*>(row[i] + TILE * rows.stride + byte), _MM_HINT_T0);
     }
@@ -45,7 +45,7 @@ void unpack_keys(const Rows& rows, uint8_t* panels) {
   const int64_t step = rows.bits == 4 ? 128 : 64;
   const uint8_t* row[16];
   for (int64_t begin = 0; begin < rows.count; begin += 16) {
-    find_rows(rows, begin, 16, row);
+    row_pointers(rows, begin, 16, row);
     for (int64_t byte = 0; byte < rows.bytes; byte += 16, panels += 4 * step) {
       for (int half = 0; half < 2; ++half) {  // eight rows
         __m256i v[4];
@@ -70,7 +70,7 @@ void unpack_values(const Rows& rows, uint8_t* panels) {
   const int64_t panel = TILE * 16, step = rows.bits == 4 ? 2 * panel : panel;
   const uint8_t* row[4];
   for (int64_t begin = 0; begin < rows.count; begin += 4, panels += 64) {
-    find_rows(rows, begin, 4, row);
+    row_pointers(rows, begin, 4, row);
     uint8_t* to = panels;
     for (int64_t byte = 0; byte < rows.bytes; byte += 16, to += step) {
       __m128i v[4];
@@ -118,7 +118,8 @@ void multiply(const int8_t* a, int64_t stride, int64_t lines, const uint8_t* pan
     const int64_t height = lines - line >= 4 ? 4 : 1;
     for (int64_t p = 0; p < count; ++p) {
       const auto run = height == 4 ? multiply_lines<4> : multiply_lines<1>;
-      run(a + line * stride, stride, panels + p * panel_quads * 64, quads, out + line * out_stride + 16 * p, out_stride);
+      run(a + line * stride, stride, panels + p * panel_quads * 64, quads, out + line * out_stride + 16 * p,
+          out_stride);
     }
     line += height;
   }

@@ -20,7 +20,8 @@ namespace {
 // 16 bytes (fewer at the end of a row) of the rows at, at + step, at + 2 step, at + 3 step
 inline __m512i load_rows(const uint8_t* const* row, int64_t step, int64_t byte, __mmask16 mask) {
   const __m128i a = _mm_maskz_loadu_epi8(mask, row[0] + byte), b = _mm_maskz_loadu_epi8(mask, row[step] + byte);
-  const __m128i c = _mm_maskz_loadu_epi8(mask, row[2 * step] + byte), d = _mm_maskz_loadu_epi8(mask, row[3 * step] + byte);
+  const __m128i c = _mm_maskz_loadu_epi8(mask, row[2 * step] + byte),
+                d = _mm_maskz_loadu_epi8(mask, row[3 * step] + byte);
   const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(a), b, 1);
   const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(c), d, 1);
   return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
@@ -29,9 +30,9 @@ inline __m512i load_rows(const uint8_t* const* row, int64_t step, int64_t byte, 
 inline __mmask16 tail_mask(int64_t bytes) { return __mmask16(bytes >= 16 ? 0xffff : (1 << bytes) - 1); }
 
 // The rows of one block, the last one repeated; the rows of the next tile are fetched ahead.
-inline void find_rows(const Rows& rows, int64_t begin, int64_t count, const uint8_t** row) {
+inline void row_pointers(const Rows& rows, int64_t begin, int64_t count, const uint8_t** row) {
   for (int64_t i = 0; i < count; ++i) {
-    row[i] = rows.at + least(begin + i, rows.count - 1) * rows.stride;
+    row[i] = rows.at + minimum(begin + i, rows.count - 1) * rows.stride;
     for (int64_t byte = 0; byte < rows.bytes; byte += 64) {
       _mm_prefetch(reinterpret_cast<const char*>(row[i] + TILE * rows.stride + byte), _MM_HINT_T0);
     }
@@ -49,7 +50,7 @@ void unpack_keys(const Rows& rows, uint8_t* panels) {
   const int64_t step = rows.bits == 4 ? 128 : 64;  // bytes that a word of 16 rows becomes
   const uint8_t* row[16];
   for (int64_t begin = 0; begin < rows.count; begin += 16) {
-    find_rows(rows, begin, 16, row);
+    row_pointers(rows, begin, 16, row);
     for (int64_t byte = 0; byte < rows.bytes; byte += 16, panels += 4 * step) {
       const __mmask16 mask = tail_mask(rows.bytes - byte);
       // v[j], 128-bit lane l: four words of row 4 l + j. Transposed 4 x 4 in every lane: one word of 16 rows.
@@ -68,15 +69,15 @@ void unpack_keys(const Rows& rows, uint8_t* panels) {
 void unpack_values(const Rows& rows, uint8_t* panels) {
   alignas(64) uint8_t order[64];
   for (int i = 0; i < 64; ++i) order[i] = uint8_t(i % 4 * 16 + i / 4);
-  const __m512i turned = _mm512_load_si512(order);
+  const __m512i transposed = _mm512_load_si512(order);
   const int64_t panel = TILE * 16, step = rows.bits == 4 ? 2 * panel : panel;
   const uint8_t* row[4];
   for (int64_t begin = 0; begin < rows.count; begin += 4, panels += 64) {
-    find_rows(rows, begin, 4, row);
+    row_pointers(rows, begin, 4, row);
     uint8_t* to = panels;
     for (int64_t byte = 0; byte < rows.bytes; byte += 16, to += step) {
       const __m512i v = load_rows(row, 1, byte, tail_mask(rows.bytes - byte));
-      store_codes(_mm512_permutexvar_epi8(turned, v), rows.bits, to, panel);
+      store_codes(_mm512_permutexvar_epi8(transposed, v), rows.bits, to, panel);
     }
   }
 }

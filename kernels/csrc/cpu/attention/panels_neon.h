@@ -3,7 +3,8 @@
 //   unpack_values rows -> panels [16 values of the row][position / 4][16 values][4 positions]
 //   multiply      out[line][16 p + i] = sum over quads j of a[line][4 j .. 4 j + 3] . panels[p][j][i][4]
 // With 4 bits a 32-bit word of a row holds 8 codes; masked, its even codes are one quad and its odd codes the next.
-// Panels hold codes less 128, so that they are signed bytes whatever their width; `multiply` adds 128 times the sum of the digits again.
+// Panels hold codes less 128, so that they are signed bytes whatever their width; `multiply` adds 128 times the sum of
+// the digits again.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -25,9 +26,9 @@ inline uint8x16_t load_row(const uint8_t* row, int64_t left) {  // 16 bytes of a
   return vld1q_u8(bytes);
 }
 
-inline void find_rows(const Rows& rows, int64_t begin, const uint8_t** row) {
+inline void row_pointers(const Rows& rows, int64_t begin, const uint8_t** row) {
   for (int64_t i = 0; i < 4; ++i) {
-    row[i] = rows.at + least(begin + i, rows.count - 1) * rows.stride;
+    row[i] = rows.at + minimum(begin + i, rows.count - 1) * rows.stride;
     for (int64_t byte = 0; byte < rows.bytes; byte += 64) __builtin_prefetch(row[i] + TILE * rows.stride + byte);
   }
 }
@@ -43,10 +44,10 @@ inline void store_codes(uint8x16_t v, int bits, uint8_t* to, int64_t step) {
 }
 
 void unpack_keys(const Rows& rows, uint8_t* panels) {
-  const int64_t step = rows.bits == 4 ? 128 : 64, block = divided(rows.bytes, 16) * 4 * step;
+  const int64_t step = rows.bits == 4 ? 128 : 64, block = ceil_div(rows.bytes, 16) * 4 * step;
   const uint8_t* row[4];
-  for (int64_t begin = 0; begin < divided(rows.count, 16) * 16; begin += 4) {
-    find_rows(rows, begin, row);
+  for (int64_t begin = 0; begin < ceil_div(rows.count, 16) * 16; begin += 4) {
+    row_pointers(rows, begin, row);
     uint8_t* to = panels + begin / 16 * block + begin % 16 * 4;
     for (int64_t byte = 0; byte < rows.bytes; byte += 16, to += 4 * step) {
       uint32x4_t v[4];
@@ -65,7 +66,7 @@ void unpack_values(const Rows& rows, uint8_t* panels) {
   const int64_t panel = TILE * 16, step = rows.bits == 4 ? 2 * panel : panel;
   const uint8_t* row[4];
   for (int64_t begin = 0; begin < rows.count; begin += 4, panels += 64) {
-    find_rows(rows, begin, row);
+    row_pointers(rows, begin, row);
     uint8_t* to = panels;
     for (int64_t byte = 0; byte < rows.bytes; byte += 16, to += step) {
       uint8x16x4_t low, high;

@@ -17,15 +17,15 @@ namespace dfq::DFQ_ISA {
 namespace {
 
 inline uint8_t code_at(const Rows& rows, int64_t position, int64_t byte, int high) {
-  const uint8_t* row = rows.at + least(position, rows.count - 1) * rows.stride;
+  const uint8_t* row = rows.at + minimum(position, rows.count - 1) * rows.stride;
   const uint8_t value = byte < rows.bytes ? row[byte] : 0;
   return rows.bits == 8 ? value : high ? value >> 4 : value & 15;
 }
 
 void unpack_keys(const Rows& rows, uint8_t* panels) {
   const int nibbles = rows.bits == 4 ? 2 : 1;
-  const int64_t words = divided(rows.bytes, 16) * 4;
-  for (int64_t block = 0; block < divided(rows.count, 16); ++block) {
+  const int64_t words = ceil_div(rows.bytes, 16) * 4;
+  for (int64_t block = 0; block < ceil_div(rows.count, 16); ++block) {
     for (int64_t word = 0; word < words; ++word) {
       for (int high = 0; high < nibbles; ++high) {
         uint8_t* to = panels + ((block * words + word) * nibbles + high) * 64;
@@ -37,10 +37,10 @@ void unpack_keys(const Rows& rows, uint8_t* panels) {
 
 void unpack_values(const Rows& rows, uint8_t* panels) {
   const int nibbles = rows.bits == 4 ? 2 : 1;
-  for (int64_t unit = 0; unit < divided(rows.bytes, 16); ++unit) {
+  for (int64_t unit = 0; unit < ceil_div(rows.bytes, 16); ++unit) {
     for (int high = 0; high < nibbles; ++high) {
       uint8_t* to = panels + (unit * nibbles + high) * TILE * 16;
-      for (int64_t t = 0; t < divided(rows.count, 4); ++t, to += 64) {
+      for (int64_t t = 0; t < ceil_div(rows.count, 4); ++t, to += 64) {
         for (int64_t i = 0; i < 64; ++i) to[i] = code_at(rows, 4 * t + i % 4, unit * 16 + i / 4, high);
       }
     }

@@ -10,6 +10,7 @@
 #include "common/integers.h"
 #include "common/isa.h"
 #include "common/lanes.h"
+#include "common/limits.h"
 
 namespace dfq::DFQ_ISA {
 namespace {
@@ -21,19 +22,19 @@ inline float dot(const float* a, const float* b, int64_t count) {
     for (int lane = 0; lane < LANES; ++lane) lanes[lane] += a[i + lane] * b[i + lane];
   }
   for (; i < count; ++i) lanes[0] += a[i] * b[i];
-  return fold_sum(lanes);
+  return reduce_sum(lanes);
 }
 
 // The exact positions, which the stretches leave out.
-void attend_exact(const AttentionCall& call, int64_t batch, int64_t head, float* partial) {
+void attend_sinks(const AttentionCall& call, int64_t batch, int64_t head, float* partial) {
   const int64_t start = call.sink_start ? call.sink_start[batch] : 0, lines = call.rows * call.group;
   const int64_t past = call.length - call.rows;
-  const float factor = call.scaling * 1.44269504f;
-  float row[ATTENTION_DIM];
+  const float factor = call.scaling * LOG2_E;
+  float row[MAX_HEAD_DIM];
   for (int64_t line = 0; line < lines; ++line) {
     float* to = partial + line * partial_size(call.v.dim);
     std::memset(to, 0, size_t(partial_size(call.v.dim)) * 4);
-    to[0] = LOWEST;
+    to[0] = MINUS_INFINITY;
     const float* query = call.query + ((batch * call.kv_heads + head) * lines + line) * call.k.dim;
     const int64_t at = line / call.group;
     const int64_t first = call.first ? call.first[batch * call.rows + at] : 0;
@@ -48,19 +49,20 @@ void attend_exact(const AttentionCall& call, int64_t batch, int64_t head, float*
       const int64_t index = (i * call.batch + batch) * call.kv_heads + head;
       load_floats(call.k_sink, call.type, index * call.k.dim, call.k.dim, row);
       const float s = dot(query, row, call.k.dim) * factor;
-      const float peak = s > to[0] ? s : to[0], shrink = to[0] == LOWEST ? 0.0f : power(to[0] - peak);
-      const float p = power(s - peak);
+      const float peak = s > to[0] ? s : to[0], rescale = to[0] == MINUS_INFINITY ? 0.0f : exp2_scalar(to[0] - peak);
+      const float p = exp2_scalar(s - peak);
       load_floats(call.v_sink, call.type, index * call.v.dim, call.v.dim, row);
-      for (int64_t d = 0; d < call.v.dim; ++d) to[2 + d] = to[2 + d] * shrink + p * row[d];
-      to[1] = to[1] * shrink + p + s * 0.0f;
+      for (int64_t d = 0; d < call.v.dim; ++d) to[2 + d] = to[2 + d] * rescale + p * row[d];
+      to[1] = to[1] * rescale + p + s * 0.0f;
       to[0] = peak;
     }
   }
 }
 
 // A line that sees nothing is zero.
-void combine_partials(const float* partial, int64_t count, int64_t stride, int64_t dim, int type, void* out, int64_t at) {
-  float peak = LOWEST, total = 0.0f, bad = 0.0f, sums[ATTENTION_DIM];
+void merge_partials(const float* partial, int64_t count, int64_t stride, int64_t dim, int type, void* out,
+                      int64_t at) {
+  float peak = MINUS_INFINITY, total = 0.0f, bad = 0.0f, sums[MAX_HEAD_DIM];
   for (int64_t i = 0; i < count; ++i) {
     const float* from = partial + i * stride;
     peak = from[0] > peak ? from[0] : peak;
@@ -69,10 +71,10 @@ void combine_partials(const float* partial, int64_t count, int64_t stride, int64
   for (int64_t d = 0; d < dim; ++d) sums[d] = 0.0f;
   for (int64_t i = 0; i < count; ++i) {
     const float* from = partial + i * stride;
-    if (from[0] == LOWEST) continue;
-    const float share = power(from[0] - peak);
-    total += from[1] * share;
-    for (int64_t d = 0; d < dim; ++d) sums[d] += from[2 + d] * share;
+    if (from[0] == MINUS_INFINITY) continue;
+    const float partition = exp2_scalar(from[0] - peak);
+    total += from[1] * partition;
+    for (int64_t d = 0; d < dim; ++d) sums[d] += from[2 + d] * partition;
   }
   const float divisor = total > 0.0f ? total : 1.0f;
   for (int64_t d = 0; d < dim; ++d) sums[d] = sums[d] / divisor + bad;

@@ -1,4 +1,5 @@
-// One tile of positions: integer products -> scores -> weights of the values (a running softmax in base 2) -> sums of values.
+// One tile of positions: integer products -> scores -> weights of the values (a running softmax in base 2) -> sums of
+// values.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -27,14 +28,14 @@ void load_scales(const StoredRows& rows, int64_t at, int64_t stride, int64_t cou
 }
 
 // What one line carries from tile to tile, and from the scores of a tile to its values.
-struct Line {
+struct LineState {
   float peak, total;                 // largest score so far, sum of 2^(score - peak)
-  float shrink, step;                // of the sums so far; of the fixed-point weights of this tile
+  float rescale, step;                // of the sums so far; of the fixed-point weights of this tile
   float zeros[ATTENTION_PARTS];      // sum of weight digits times zero points
   bool active;                       // sees something of this tile
 };
 
-void score(const int32_t* dots, int parts, const float* sums, float step, const TileScales& keys, float* s) {
+void score_tile(const int32_t* dots, int parts, const float* sums, float step, const TileScales& keys, float* s) {
   if (parts == 2) {
     for (int64_t t = 0; t < TILE; ++t) {
       const float low = float(dots[t]) - keys.zero[t] * sums[0];  // exact, as is `high`
@@ -52,68 +53,68 @@ void score(const int32_t* dots, int parts, const float* sums, float step, const 
 }
 
 // Scores s [TILE] -> weights of the values in fixed point, weights [parts][TILE].
-void soften(float* s, const float* hide, const TileScales& values, int parts, Line& line, int8_t* weights) {
-  const Floats lowest = Floats{} + LOWEST;
+void softmax_tile(float* s, const float* mask, const TileScales& values, int parts, LineState& line, int8_t* weights) {
+  const Floats lowest = Floats{} + MINUS_INFINITY;
   Floats peaks = lowest, sums = {}, bads = {}, tops = {}, v, scale;
   for (int64_t t = 0; t < TILE; t += LANES) {
     load_lanes(s + t, v);
     load_lanes(values.scale + t, scale);
     Floats bad = v * 0.0f + scale * 0.0f;
-    if (hide) {
-      Floats hidden;
-      load_lanes(hide + t, hidden);
-      pick_greater(hidden, lowest, v, lowest, v);
-      pick_greater(hidden, lowest, bad, Floats{}, bad);
+    if (mask) {
+      Floats masked_lane;
+      load_lanes(mask + t, masked_lane);
+      select_greater(masked_lane, lowest, v, lowest, v);
+      select_greater(masked_lane, lowest, bad, Floats{}, bad);
       store_lanes(v, s + t);
     }
     bads += bad;
-    pick_greater(v, peaks, v, peaks, peaks);
+    select_greater(v, peaks, v, peaks, peaks);
   }
-  const float peak = max_lanes(peaks, line.peak);
+  const float peak = reduce_max_lanes(peaks, line.peak);
   for (int64_t t = 0; t < TILE; t += LANES) {
     load_lanes(s + t, v);
     load_lanes(values.scale + t, scale);
     Floats p;
-    raise(v - peak, p);
+    exp2_lanes(v - peak, p);
     sums += p;
     p *= scale;
-    pick_greater(p, tops, p, tops, tops);
+    select_greater(p, tops, p, tops, tops);
     store_lanes(p, s + t);
   }
-  line.shrink = line.peak == LOWEST ? 0.0f : power(line.peak - peak);
-  line.total = line.total * line.shrink + sum_lanes(sums) + sum_lanes(bads);  // NaN, if anything seen is
+  line.rescale = line.peak == MINUS_INFINITY ? 0.0f : exp2_scalar(line.peak - peak);
+  line.total = line.total * line.rescale + reduce_sum_lanes(sums) + reduce_sum_lanes(bads);  // NaN, if anything seen is
   line.peak = peak;
-  const float top = max_lanes(tops, 0.0f), inverse = top > NOTHING ? most(parts) / top : 0.0f;
-  line.step = top > NOTHING ? top / most(parts) : 0.0f;
+  const float top = reduce_max_lanes(tops, 0.0f), inverse = top > MIN_WEIGHT ? largest_fixed(parts) / top : 0.0f;
+  line.step = top > MIN_WEIGHT ? top / largest_fixed(parts) : 0.0f;
   Floats zeros[ATTENTION_PARTS] = {}, zero;  // integers below 2^24: exact
   for (int64_t t = 0; t < TILE; t += LANES) {
     Ints digits[ATTENTION_PARTS];
     load_lanes(s + t, v);
     load_lanes(values.zero + t, zero);
-    split_digits(v * inverse, parts, digits);
+    split_bytes(v * inverse, parts, digits);
     for (int part = 0; part < parts; ++part) {
       const Bytes bytes = __builtin_convertvector(digits[part], Bytes);
       std::memcpy(weights + part * TILE + t, &bytes, LANES);
       zeros[part] += __builtin_convertvector(digits[part], Floats) * zero;
     }
   }
-  for (int part = 0; part < parts; ++part) line.zeros[part] = sum_lanes(zeros[part]);
+  for (int part = 0; part < parts; ++part) line.zeros[part] = reduce_sum_lanes(zeros[part]);
 }
 
 // sums = sums * shrink + step * (digits . codes - digits . zeros)
-void gather(const int32_t* products, int64_t width, int parts, const Line& line, float* sums) {
-  const float shrink = line.shrink, step = line.step;
+void accumulate_values(const int32_t* products, int64_t width, int parts, const LineState& line, float* sums) {
+  const float rescale = line.rescale, step = line.step;
   const float z0 = line.zeros[0], z1 = line.zeros[1], z2 = line.zeros[2];
   if (parts == 2) {
     for (int64_t d = 0; d < width; ++d) {
       const float low = float(products[d]) - z0, high = float(products[width + d]) - z1;
-      sums[d] = sums[d] * shrink + (high * 256.0f + low) * step;
+      sums[d] = sums[d] * rescale + (high * 256.0f + low) * step;
     }
   } else {
     for (int64_t d = 0; d < width; ++d) {
       const float low = float(products[d]) - z0, middle = float(products[width + d]) - z1;
       const float high = float(products[2 * width + d]) - z2;
-      sums[d] = sums[d] * shrink + ((high * 256.0f + middle) * 256.0f + low) * step;
+      sums[d] = sums[d] * rescale + ((high * 256.0f + middle) * 256.0f + low) * step;
     }
   }
 }

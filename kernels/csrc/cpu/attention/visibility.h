@@ -10,7 +10,7 @@ namespace dfq::DFQ_ISA {
 namespace {
 
 // hide[t]: 0 where row `row` of sequence `batch` sees position at + t, minus infinity elsewhere. Whether it sees any.
-bool hide_positions(const AttentionCall& call, int64_t batch, int64_t row, int64_t at, int64_t count, float* hide) {
+bool mask_positions(const AttentionCall& call, int64_t batch, int64_t row, int64_t at, int64_t count, float* mask) {
   const int64_t past = call.length - call.rows;
   const int64_t first = call.first ? call.first[batch * call.rows + row] : 0;
   const int64_t sink = call.sinks && call.sink_start ? call.sink_start[batch] : 0, exact = sink + call.sinks;
@@ -19,17 +19,17 @@ bool hide_positions(const AttentionCall& call, int64_t batch, int64_t row, int64
   bool any = false;
   for (int64_t t = 0; t < TILE; ++t) {
     const int64_t position = at + t;
-    bool seen = t < count && !(position >= sink && position < exact);
-    if (seen && position < past) seen = position >= first;
-    else if (seen) seen = tree ? tree[position - past] != 0 : position - past <= row;
-    hide[t] = seen ? 0.0f : LOWEST;
-    any |= seen;
+    bool visible_here = t < count && !(position >= sink && position < exact);
+    if (visible_here && position < past) visible_here = position >= first;
+    else if (visible_here) visible_here = tree ? tree[position - past] != 0 : position - past <= row;
+    mask[t] = visible_here ? 0.0f : MINUS_INFINITY;
+    any |= visible_here;
   }
   return any;
 }
 
 // Every row sees all TILE positions.
-bool all_seen(const AttentionCall& call, int64_t batch, int64_t at, int64_t count) {
+bool all_visible(const AttentionCall& call, int64_t batch, int64_t at, int64_t count) {
   if (count < TILE || at + TILE > call.length - call.rows) return false;
   if (call.sinks) {
     const int64_t sink = call.sink_start ? call.sink_start[batch] : 0;

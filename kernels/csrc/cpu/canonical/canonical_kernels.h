@@ -1,5 +1,5 @@
-// Products with 4-bit weights in the canonical layout, tile by tile: what an instruction set provides. canonical.cpp owns memory,
-// the partition over threads and the C interface.
+// Products with 4-bit weights in the canonical layout, tile by tile: what an instruction set provides. canonical.cpp
+// owns memory, the partition over threads and the C interface.
 #pragma once
 #include <cstdint>
 

@@ -26,11 +26,11 @@ inline int32_t zero_of(const Weight& weight, int64_t row, int64_t group, int bit
   for (int64_t row = begin; row < end; ++row) {
     const uint8_t* packed = weight.packed + row * row_bytes(weight.k, bits);
     for (int64_t group = 0; group < weight.groups; ++group) {
-      const int64_t last = least(weight.k, (group + 1) * weight.group);
+      const int64_t last = minimum(weight.k, (group + 1) * weight.group);
       const float scale = scale_of(weight, row, group);
       const int32_t zero = zero_of(weight, row, group, bits);
       for (int64_t first = group * weight.group; first < last; first += CHUNK) {
-        const int64_t count = least(CHUNK, last - first);
+        const int64_t count = minimum(CHUNK, last - first);
         unpack_codes(packed, first, count, bits, codes);
         float* to = out + row * weight.k + first;
         for (int64_t j = 0; j < count; ++j) to[j] = float(int32_t(codes[j]) - zero) * scale;

@@ -37,7 +37,7 @@ void integer_micro(Height<ROWS>, const int8_t* q, const uint8_t* panel, int64_t 
                    int32_t* sums) {
   const __m256i ones = _mm256_set1_epi16(1);
   for (int64_t j = 0; j < quads;) {
-    const int64_t stop = least(quads, j + burst);
+    const int64_t stop = minimum(quads, j + burst);
     __m256i low[ROWS], high[ROWS];
     for (int r = 0; r < ROWS; ++r) low[r] = high[r] = _mm256_setzero_si256();
     for (; j < stop; ++j, q += 4 * ROWS, panel += 4 * PANEL_N) {

@@ -41,7 +41,7 @@ inline void transpose(__m256i v[8]) {
 void build_quads(const Weight& weight, int64_t column, int64_t first, int64_t count, uint8_t* quads) {
   const int64_t bytes = (weight.k + 1) / 2;
   for (int64_t n = 0; n < PANEL_N; n += 8) {
-    const int64_t width = least(8, weight.n - column - n);
+    const int64_t width = minimum(8, weight.n - column - n);
     const uint8_t* rows = weight.packed + (column + n) * bytes;
     for (int64_t j = 0; j < count; j += 32) {
       __m256i v[8];
@@ -51,12 +51,12 @@ void build_quads(const Weight& weight, int64_t column, int64_t first, int64_t co
         alignas(32) uint8_t codes[32];
         for (int64_t i = 0; i < 8; ++i) {
           std::memset(codes, 0, 32);
-          if (i < width) unpack_codes(rows + i * bytes, first + j, least(32, count - j), 4, codes);
+          if (i < width) unpack_codes(rows + i * bytes, first + j, minimum(32, count - j), 4, codes);
           v[i] = load(codes);
         }
       }
       transpose(v);
-      const int64_t filled = least(8, (count - j + 3) / 4);
+      const int64_t filled = minimum(8, (count - j + 3) / 4);
       for (int64_t i = 0; i < filled; ++i) store(quads + ((j / 4 + i) * PANEL_N + n) * 4, v[i]);
     }
   }
@@ -78,7 +78,7 @@ void spread_quads(const uint8_t* quads, int64_t count, const float* scale, const
   const __m256 scales[2] = {_mm256_loadu_ps(scale), _mm256_loadu_ps(scale + 8)};
   for (int64_t j = 0; j < count; j += 4, quads += 4 * PANEL_N) {
     __m256i v[2] = {load(quads), load(quads + 32)};
-    const int64_t filled = least(4, count - j);
+    const int64_t filled = minimum(4, count - j);
     for (int64_t i = 0; i < filled; ++i, to += PANEL_N) {
       for (int half = 0; half < 2; ++half) {
         const __m256i code = _mm256_sub_epi32(_mm256_and_si256(v[half], mask), zeros[half]);

@@ -23,10 +23,10 @@ namespace {
 void pack_floats(const void* x, int type, int64_t m, int64_t k, float* out, int64_t begin, int64_t end) {
   float buffer[BLOCK_M][FLOAT_DEPTH];
   for (int64_t block = begin; block < end; ++block) {
-    const int64_t row = block * BLOCK_M, height = least(BLOCK_M, m - row);
+    const int64_t row = block * BLOCK_M, height = minimum(BLOCK_M, m - row);
     float* to = out + row * k;
     for (int64_t at = 0; at < k; at += FLOAT_DEPTH) {
-      const int64_t count = least(FLOAT_DEPTH, k - at);
+      const int64_t count = minimum(FLOAT_DEPTH, k - at);
       for (int64_t r = 0; r < height; ++r) load_floats(x, type, (row + r) * k + at, count, buffer[r]);
       for (int64_t j = 0; j < count; ++j) {
         for (int64_t r = 0; r < height; ++r) *to++ = buffer[r][j];
@@ -35,17 +35,17 @@ void pack_floats(const void* x, int type, int64_t m, int64_t k, float* out, int6
   }
 }
 
-int pack_tokens(const int8_t* q, const Weight& weight, const Tokens& layout, int8_t* codes, int32_t* sums, int64_t begin,
-                int64_t end) {
+int pack_tokens(const int8_t* q, const Weight& weight, const Tokens& layout, int8_t* codes, int32_t* sums,
+                int64_t begin, int64_t end) {
   const int64_t k = weight.k;
   int peak = 0;
   for (int64_t block = begin; block < end; ++block) {
-    const int64_t row = block * BLOCK_M, height = least(BLOCK_M, layout.m - row);
+    const int64_t row = block * BLOCK_M, height = minimum(BLOCK_M, layout.m - row);
     int8_t* start_of_block = codes + row * layout.stride;
     for (int64_t r = 0; r < height; ++r) {
       const int8_t* in = q + (row + r) * k;
       for (int64_t group = 0; group < weight.groups; ++group) {
-        const int64_t first = group * weight.group, count = least(weight.group, k - first);
+        const int64_t first = group * weight.group, count = minimum(weight.group, k - first);
         int8_t* to = start_of_block + height * group * layout.group_stride + 4 * r;
         int32_t sum = 0, low = 0, high = 0;
         for (int64_t j = 0; j < count; ++j) {
@@ -76,7 +76,7 @@ struct Columns {
 };
 
 void load_columns(const Weight& weight, int64_t column, int64_t group, Columns& columns) {
-  const int64_t width = least(TILE_N, weight.n - column);
+  const int64_t width = minimum(TILE_N, weight.n - column);
   for (int64_t n = 0; n < TILE_N; ++n) {
     columns.scale[n] = n < width ? scale_of(weight, column + n, group) : 0.0f;
     columns.zero[n] = n < width ? zero_of(weight, column + n, group, 4) : 0;
@@ -84,7 +84,7 @@ void load_columns(const Weight& weight, int64_t column, int64_t group, Columns& 
 }
 
 inline int64_t panels_of(const Weight& weight, int64_t column) {
-  return (least(TILE_N, weight.n - column) + PANEL_N - 1) / PANEL_N;
+  return (minimum(TILE_N, weight.n - column) + PANEL_N - 1) / PANEL_N;
 }
 
 void float_tile(const float* x, int64_t m, const Weight& weight, int64_t begin, int64_t end, int64_t column, int type,
@@ -97,10 +97,10 @@ void float_tile(const float* x, int64_t m, const Weight& weight, int64_t begin, 
   const int64_t k = weight.k, panels = panels_of(weight, column);
   std::memset(sums, 0, size_t(end - begin) * TILE_N * 4);
   for (int64_t at = 0; at < k; at += FLOAT_DEPTH) {
-    const int64_t depth = least(FLOAT_DEPTH, k - at);
+    const int64_t depth = minimum(FLOAT_DEPTH, k - at);
     for (int64_t first = at; first < at + depth;) {  // stretches of one group
       const int64_t group = first / weight.group;
-      const int64_t count = least(at + depth, (group + 1) * weight.group) - first;
+      const int64_t count = minimum(at + depth, (group + 1) * weight.group) - first;
       if (group != loaded) load_columns(weight, column, loaded = group, columns);
       for (int64_t p = 0; p < panels; ++p) {
         build_quads(weight, column + p * PANEL_N, first, count, quads);
@@ -111,7 +111,7 @@ void float_tile(const float* x, int64_t m, const Weight& weight, int64_t begin, 
     }
     for (int64_t p = 0; p < panels; ++p) {
       for (int64_t row = begin; row < end; row += BLOCK_M) {
-        const int64_t height = least(BLOCK_M, m - row);
+        const int64_t height = minimum(BLOCK_M, m - row);
         with_height(height, [&](auto h) {
           float_micro(h, x + row * k + at * height, panel + p * FLOAT_DEPTH * PANEL_N, depth,
                       sums + (row - begin) * TILE_N + p * PANEL_N);
@@ -119,7 +119,7 @@ void float_tile(const float* x, int64_t m, const Weight& weight, int64_t begin, 
       }
     }
   }
-  const int64_t width = least(TILE_N, weight.n - column);
+  const int64_t width = minimum(TILE_N, weight.n - column);
   for (int64_t row = begin; row < end; ++row) {
     store_floats(sums + (row - begin) * TILE_N, width, type, out, row * weight.n + column);
   }
@@ -129,7 +129,7 @@ void float_tile(const float* x, int64_t m, const Weight& weight, int64_t begin, 
 // fits. All of it is the arithmetic of the reference, so the bits are the same with every instruction set.
 void add_group(const Tokens& tokens, const Weight& weight, const Columns& columns, const int32_t* code_sums,
                int64_t group, int64_t begin, int64_t end, const int32_t* sums, float* totals) {
-  const uint32_t count = uint32_t(least(weight.group, weight.k - group * weight.group));
+  const uint32_t count = uint32_t(minimum(weight.group, weight.k - group * weight.group));
   uint32_t zero[TILE_N], weight_sums[TILE_N];
   for (int64_t n = 0; n < TILE_N; ++n) {
     zero[n] = uint32_t(columns.zero[n]);
@@ -157,17 +157,17 @@ void integer_tile(const Tokens& tokens, const Weight& weight, int64_t begin, int
   std::memset(totals, 0, size_t(end - begin) * TILE_N * 4);
   if (panels * PANEL_N < TILE_N) std::memset(sums, 0, sizeof sums);
   for (int64_t group = 0; group < weight.groups; ++group) {
-    const int64_t first = group * weight.group, last = least(weight.k, first + weight.group);
+    const int64_t first = group * weight.group, last = minimum(weight.k, first + weight.group);
     load_columns(weight, column, group, columns);
     std::memset(code_sums, 0, sizeof code_sums);
     for (int64_t at = first; at < last; at += INTEGER_DEPTH) {
-      const int64_t depth = least(INTEGER_DEPTH, last - at);
+      const int64_t depth = minimum(INTEGER_DEPTH, last - at);
       for (int64_t p = 0; p < panels; ++p) {
         uint8_t* panel = quads + p * PANEL_N * INTEGER_DEPTH;
         build_quads(weight, column + p * PANEL_N, at, depth, panel);
         sum_quads(panel, depth, code_sums + p * PANEL_N);
         for (int64_t row = begin; row < end; row += BLOCK_M) {
-          const int64_t height = least(BLOCK_M, tokens.m - row);
+          const int64_t height = minimum(BLOCK_M, tokens.m - row);
           const int8_t* q = tokens.codes + row * tokens.stride + height * (group * tokens.group_stride + at - first);
           with_height(height, [&](auto h) {
             integer_micro(h, q, panel, (depth + 3) / 4, tokens.burst, at == first,
@@ -178,7 +178,7 @@ void integer_tile(const Tokens& tokens, const Weight& weight, int64_t begin, int
     }
     add_group(tokens, weight, columns, code_sums, group, begin, end, sums, totals);
   }
-  const int64_t width = least(TILE_N, weight.n - column);
+  const int64_t width = minimum(TILE_N, weight.n - column);
   for (int64_t row = begin; row < end; ++row) {
     const float scale = tokens.scale[row];
     for (int64_t n = 0; n < width; ++n) out[row * weight.n + column + n] = totals[(row - begin) * TILE_N + n] * scale;

@@ -7,11 +7,11 @@
 namespace dfq {
 namespace {
 
-struct Cut {  // one allocation, several arrays
+struct Arena {  // one allocation, several arrays
   char* next;
   char* take(int64_t bytes) {
     char* const here = next;
-    next += divided(bytes, 64) * 64;
+    next += ceil_div(bytes, 64) * 64;
     return here;
   }
   template <typename T>

@@ -5,6 +5,7 @@
 
 #include "common/integers.h"
 #include "common/isa.h"
+#include "common/limits.h"
 #include "common/simd.h"
 #include "dfq_abi.h"
 
@@ -32,7 +33,7 @@ inline uint16_t store_bf16(float value) {
 }
 
 // Nearest integer, half to even, for |x| < 2^22: adding 1.5 * 2^23 leaves no bit below one.
-inline float round_even(float x) { return (x + 12582912.0f) - 12582912.0f; }
+inline float round_even(float x) { return (x + ROUND_MAGIC) - ROUND_MAGIC; }
 
 #if DFQ_HAS_NEON  // each is one instruction
 inline float load_f16(uint16_t half) {
@@ -70,14 +71,14 @@ inline uint16_t store_f16(float value) {
 #if DFQ_HAS_AVX512
 [[maybe_unused]] void half_to_float(const uint16_t* in, int64_t count, float* out) {
   for (int64_t i = 0; i < count; i += 16) {
-    const __mmask16 mask = __mmask16((1u << least(16, count - i)) - 1);
+    const __mmask16 mask = __mmask16((1u << minimum(16, count - i)) - 1);
     _mm512_mask_storeu_ps(out + i, mask, _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, in + i)));
   }
 }
 
 [[maybe_unused]] void float_to_half(const float* in, int64_t count, uint16_t* out) {
   for (int64_t i = 0; i < count; i += 16) {
-    const __mmask16 mask = __mmask16((1u << least(16, count - i)) - 1);
+    const __mmask16 mask = __mmask16((1u << minimum(16, count - i)) - 1);
     const __m512 v = _mm512_maskz_loadu_ps(mask, in + i);
     _mm256_mask_storeu_epi16(out + i, mask, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
   }

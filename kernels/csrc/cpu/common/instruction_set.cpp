@@ -17,7 +17,7 @@
   extern const RowKernels row_table;         \
   extern const FusedKernels fused_table;     \
   extern const CanonicalKernels canonical_table; \
-  extern const TiledKernels tile16_table;    \
+  extern const Tile16Kernels tile16_table;    \
   extern const GemmKernels gemm_table;       \
   extern const AttentionKernels attention_table; \
   extern const DenseKernels dense_table;     \

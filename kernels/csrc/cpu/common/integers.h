@@ -6,9 +6,9 @@
 namespace dfq {
 namespace {
 
-constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
 
-constexpr int64_t divided(int64_t a, int64_t b) { return (a + b - 1) / b; }  // rounded up
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }  // rounded up
 
 }  // namespace
 }  // namespace dfq

@@ -1,9 +1,11 @@
-// The instruction set that a unit is compiled for. CMake compiles the unit of a family once per instruction set, with the
-// compiler's flags for it and with DFQ_ISA, its name: scalar, avx2, avx512 (x86-64), neon, dotprod, i8mm (64-bit ARM).
+// The instruction set that a unit is compiled for. CMake compiles the unit of a family once per instruction set, with
+// the compiler's flags for it and with DFQ_ISA, its name: scalar, avx2, avx512 (x86-64), neon, dotprod, i8mm (64-bit
+// ARM).
 //
-// All code of such a unit lies in namespace dfq::DFQ_ISA and, but for the table that it exports, in an anonymous namespace
-// there. The linker keeps one copy of an inline function or template with external linkage: without the namespace it could
-// keep the one compiled for AVX-512 and run it everywhere. The anonymous namespace lets the compiler inline what is called once.
+// All code of such a unit lies in namespace dfq::DFQ_ISA and, but for the table that it exports, in an anonymous
+// namespace there. The linker keeps one copy of an inline function or template with external linkage: without the
+// namespace it could keep the one compiled for AVX-512 and run it everywhere. The anonymous namespace lets the compiler
+// inline what is called once.
 #pragma once
 
 #ifndef DFQ_ISA

@@ -1,5 +1,5 @@
-// The functions of one instruction set: a table of each family. instruction_set.cpp finds out what the processor has and holds
-// the choice; everything else asks kernels() and names no instruction set.
+// The functions of one instruction set: a table of each family. instruction_set.cpp finds out what the processor has
+// and holds the choice; everything else asks kernels() and names no instruction set.
 #pragma once
 #include "attention/attention_kernels.h"
 #include "canonical/canonical_kernels.h"
@@ -18,7 +18,7 @@ struct Kernels {
   const RowKernels& rows;
   const FusedKernels& fused;
   const CanonicalKernels& canonical;
-  const TiledKernels& tile16;
+  const Tile16Kernels& tile16;
   const GemmKernels* gemm;  // for more than DECODE_ROWS rows; null: decode serves, DECODE_ROWS at a time
   const AttentionKernels& attention;
   const DenseKernels& dense;

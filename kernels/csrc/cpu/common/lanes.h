@@ -5,6 +5,7 @@
 
 #include "common/convert.h"
 #include "common/isa.h"
+#include "common/limits.h"
 #include "common/simd.h"
 
 namespace dfq::DFQ_ISA {
@@ -12,23 +13,24 @@ namespace {
 
 constexpr int LANES = 16;  // independent partial results, so that reductions vectorise, in one order everywhere
 
-// 2^x for x <= 0 by its series on [-1/2, 1/2], 0 below 2^-125. Relative error 2e-7.
-inline float power(float x) {
-  const float inside = x > -125.0f ? x : -125.0f;
+// Of the polynomial of 2^x on [-1/2, 1/2], the highest power first; the constant term is 1.
+constexpr float EXP2_TERMS[6] = {1.5403530e-4f, 1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f,
+                                 6.9314718e-1f};
+constexpr float EXP2_LOWEST = -125.0f;  // 2^x is 0 below it
+
+// 2^x for x <= 0. Relative error 2e-7.
+inline float exp2_scalar(float x) {
+  const float inside = x > EXP2_LOWEST ? x : EXP2_LOWEST;
   const float whole = round_even(inside), f = inside - whole;
-  float sum = 1.5403530e-4f;
-  sum = sum * f + 1.3333558e-3f;
-  sum = sum * f + 9.6181291e-3f;
-  sum = sum * f + 5.5504109e-2f;
-  sum = sum * f + 2.4022651e-1f;
-  sum = sum * f + 6.9314718e-1f;
+  float sum = EXP2_TERMS[0];
+  for (int i = 1; i < 6; ++i) sum = sum * f + EXP2_TERMS[i];
   sum = sum * f + 1.0f;
   const float result = bits_to_float(float_to_bits(sum) + (uint32_t(int32_t(whole)) << 23));
-  return x > -125.0f ? result : 0.0f;
+  return x > EXP2_LOWEST ? result : 0.0f;
 }
 
 // Sum and maximum of LANES partial results, halving: one order for every instruction set.
-inline float fold_sum(const float* lanes) {
+inline float reduce_sum(const float* lanes) {
   float part[LANES / 2];
   for (int i = 0; i < 8; ++i) part[i] = lanes[i] + lanes[i + 8];
   for (int i = 0; i < 4; ++i) part[i] += part[i + 4];
@@ -37,7 +39,7 @@ inline float fold_sum(const float* lanes) {
 
 inline float larger(float a, float b) { return a > b ? a : b; }
 
-inline float fold_max(const float* lanes, float start) {
+inline float reduce_max(const float* lanes, float start) {
   float part[LANES / 2];
   for (int i = 0; i < 8; ++i) part[i] = larger(lanes[i], lanes[i + 8]);
   for (int i = 0; i < 4; ++i) part[i] = larger(part[i], part[i + 4]);
@@ -53,7 +55,7 @@ inline void load_lanes(const void* from, Floats& to) { std::memcpy(&to, from, 64
 inline void store_lanes(const Floats& from, void* to) { std::memcpy(to, &from, 64); }
 
 // In every lane: a > b ? yes : no. gcc compares 64 bytes number by number where its vectors are shorter.
-inline void pick_greater(const Floats& a, const Floats& b, const Floats& yes, const Floats& no, Floats& to) {
+inline void select_greater(const Floats& a, const Floats& b, const Floats& yes, const Floats& no, Floats& to) {
 #if DFQ_HAS_NEON
   float32x4_t left[4], right[4], first[4], second[4];
   std::memcpy(left, &a, 64), std::memcpy(right, &b, 64), std::memcpy(first, &yes, 64), std::memcpy(second, &no, 64);
@@ -71,32 +73,29 @@ inline void pick_greater(const Floats& a, const Floats& b, const Floats& yes, co
 #endif
 }
 
-// `power` in every lane
-inline void raise(const Floats& x, Floats& to) {
-  const Floats limit = Floats{} - 125.0f;
+// exp2_scalar in every lane
+inline void exp2_lanes(const Floats& x, Floats& to) {
+  const Floats limit = Floats{} + EXP2_LOWEST;
   Floats inside;
-  pick_greater(x, limit, x, limit, inside);
-  const Floats whole = (inside + 12582912.0f) - 12582912.0f, f = inside - whole;
-  Floats sum = f * 1.5403530e-4f + 1.3333558e-3f;
-  sum = sum * f + 9.6181291e-3f;
-  sum = sum * f + 5.5504109e-2f;
-  sum = sum * f + 2.4022651e-1f;
-  sum = sum * f + 6.9314718e-1f;
+  select_greater(x, limit, x, limit, inside);
+  const Floats whole = (inside + ROUND_MAGIC) - ROUND_MAGIC, f = inside - whole;
+  Floats sum = f * EXP2_TERMS[0] + EXP2_TERMS[1];
+  for (int i = 2; i < 6; ++i) sum = sum * f + EXP2_TERMS[i];
   sum = sum * f + 1.0f;
   const Ints bits = Ints(sum) + (__builtin_convertvector(whole, Ints) << 23);
-  pick_greater(x, limit, Floats(bits), Floats{}, to);
+  select_greater(x, limit, Floats(bits), Floats{}, to);
 }
 
-inline float sum_lanes(const Floats& v) {
+inline float reduce_sum_lanes(const Floats& v) {
   alignas(64) float lanes[LANES];
   store_lanes(v, lanes);
-  return fold_sum(lanes);
+  return reduce_sum(lanes);
 }
 
-inline float max_lanes(const Floats& v, float start) {
+inline float reduce_max_lanes(const Floats& v, float start) {
   alignas(64) float lanes[LANES];
   store_lanes(v, lanes);
-  return fold_max(lanes, start);
+  return reduce_max(lanes, start);
 }
 
 }  // namespace

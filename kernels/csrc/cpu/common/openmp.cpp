@@ -46,13 +46,13 @@ bool on_openmp(int64_t threads, void (*body)(void*, int64_t, int64_t), void* con
 
 }  // namespace dfq
 
-int dfq_use_openmp(const void* parallel, const void* num_threads, const void* thread_num) {
+int dfq_use_openmp(const dfq_openmp* openmp) {
   using namespace dfq;
   functions.start = nullptr;
-  if (!parallel) return DFQ_OK;
-  if (!num_threads || !thread_num) return DFQ_BAD_ARGUMENT;
-  functions.size = reinterpret_cast<Number>(const_cast<void*>(num_threads));
-  functions.index = reinterpret_cast<Number>(const_cast<void*>(thread_num));
-  functions.start = reinterpret_cast<Start>(const_cast<void*>(parallel));
+  if (!openmp) return DFQ_OK;
+  if (!openmp->parallel || !openmp->num_threads || !openmp->thread_num) return DFQ_BAD_ARGUMENT;
+  functions.size = reinterpret_cast<Number>(const_cast<void*>(openmp->num_threads));
+  functions.index = reinterpret_cast<Number>(const_cast<void*>(openmp->thread_num));
+  functions.start = reinterpret_cast<Start>(const_cast<void*>(openmp->parallel));
   return DFQ_OK;
 }

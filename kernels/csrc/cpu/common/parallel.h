@@ -1,5 +1,5 @@
-// What every part of the C interface uses: chunks of work on the thread pool, exceptions stopped at the border. For the units
-// that are compiled for the plain processor alone.
+// What every part of the C interface uses: chunks of work on the thread pool, exceptions stopped at the border. For the
+// units that are compiled for the plain processor alone.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -17,7 +17,7 @@ constexpr int64_t SMALL = 1 << 16;  // elements below which waking a thread cost
 
 // Runs function(i) for i = 0 .. count - 1 on the pool.
 template <typename Function>
-void each(int64_t count, int64_t threads, Function function) {
+void parallel_chunks(int64_t count, int64_t threads, Function function) {
   struct Context {
     Function* function;
     std::atomic<bool> failed{false};
@@ -30,20 +30,21 @@ void each(int64_t count, int64_t threads, Function function) {
       c.failed = true;  // only allocation throws; no exception may cross a thread or the C interface
     }
   };
-  parallel(count, threads, body, &context);
+  parallel_for(count, threads, body, &context);
   if (context.failed) throw std::bad_alloc();
 }
 
 // Runs function(begin, end) over rows of `width` elements: a few chunks per thread, none tiny.
 template <typename Function>
-void over_rows(int64_t rows, int64_t width, int64_t threads, Function function) {
+void parallel_rows(int64_t rows, int64_t width, int64_t threads, Function function) {
   const int64_t fair = rows / (4 * std::max<int64_t>(threads, 1));
   const int64_t step = std::max<int64_t>({1, SMALL / std::max<int64_t>(width, 1), fair});
-  each(divided(rows, step), threads, [&](int64_t i) { function(i * step, std::min(rows, (i + 1) * step)); });
+  parallel_chunks(ceil_div(rows, step), threads,
+                  [&](int64_t i) { function(i * step, std::min(rows, (i + 1) * step)); });
 }
 
 template <typename Function>
-int guarded(Function function) {
+int returning_status(Function function) {
   try {
     function();
     return DFQ_OK;

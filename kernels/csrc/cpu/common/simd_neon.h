@@ -1,5 +1,6 @@
-// What the units for 64-bit ARM share: 4-bit codes as signed bytes, and multiply-adds of four neighbouring bytes. Codes are
-// at most 15, so that they are the same number signed and unsigned, and SDOT serves where x86 needs unsigned times signed.
+// What the units for 64-bit ARM share: 4-bit codes as signed bytes, and multiply-adds of four neighbouring bytes. Codes
+// are at most 15, so that they are the same number signed and unsigned, and SDOT serves where x86 needs unsigned times
+// signed.
 #pragma once
 #include <arm_neon.h>
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Parallel regions: on torch's OpenMP threads where they were found (openmp.cpp), else on a small persistent pool, whose
-// workers sleep on a condition variable between calls. A forked child starts a pool of its own.
+// Parallel regions: on torch's OpenMP threads where they were found (openmp.cpp), else on a small persistent pool,
+// whose workers sleep on a condition variable between calls. A forked child starts a pool of its own.
 #include "common/thread_pool.h"
 
 #include <pthread.h>
@@ -92,7 +92,7 @@ void drain_chunks(void* raw, int64_t, int64_t) {
 
 }  // namespace
 
-void parallel(int64_t chunks, int64_t threads, void (*body)(void*, int64_t), void* context) {
+void parallel_for(int64_t chunks, int64_t threads, void (*body)(void*, int64_t), void* context) {
   if (threads > chunks) threads = chunks;
   // A busy pool means a caller on another thread: run here rather than wait behind it.
   if (threads > 1 && pool->entry.try_lock()) {
@@ -104,25 +104,25 @@ void parallel(int64_t chunks, int64_t threads, void (*body)(void*, int64_t), voi
   for (int64_t chunk = 0; chunk < chunks; ++chunk) body(context, chunk);
 }
 
-void together(int64_t threads, void (*body)(void*, int64_t, int64_t), void* context) {
-  struct Team {
+void parallel_region(int64_t threads, void (*body)(void*, int64_t, int64_t), void* context) {
+  struct Region {
     void (*body)(void*, int64_t, int64_t);
     void* context;
     int64_t size;
-  } team{body, context, 1};
+  } region{body, context, 1};
   if (threads > 1 && pool->entry.try_lock()) {
     std::lock_guard<std::mutex> entered(pool->entry, std::adopt_lock);
     if (on_openmp(threads, body, context)) return;
     {
       std::lock_guard<std::mutex> held(pool->lock);
-      team.size = pool->recruit(threads);
+      region.size = pool->recruit(threads);
     }
     // as many chunks as threads, each of which returns only when all have begun: a thread takes exactly one
     const auto member = [](void* raw, int64_t index) {
-      const Team& t = *static_cast<Team*>(raw);
+      const Region& t = *static_cast<Region*>(raw);
       t.body(t.context, index, t.size);
     };
-    pool->run(team.size, team.size, member, &team);
+    pool->run(region.size, region.size, member, &region);
     return;
   }
   body(context, 0, 1);

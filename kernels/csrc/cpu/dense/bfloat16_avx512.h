@@ -13,7 +13,8 @@ namespace {
 
 // R output rows for M rows of x, two products a lane and instruction
 template <int R, int M>
-void narrow_block(const uint16_t* x, int64_t stride, const DenseWeight& w, int64_t row, float* out, int64_t out_stride) {
+void bf16_block(const uint16_t* x, int64_t stride, const DenseWeight& w, int64_t row, float* out,
+                  int64_t out_stride) {
   __m512 sums[R][M];
   for (int r = 0; r < R; ++r) {
     for (int i = 0; i < M; ++i) sums[r][i] = _mm512_setzero_ps();
@@ -36,19 +37,19 @@ void narrow_block(const uint16_t* x, int64_t stride, const DenseWeight& w, int64
 }
 
 template <int M>
-void narrow_rows(const uint16_t* x, int64_t stride, const DenseWeight& w, int64_t begin, int64_t end, float* out,
+void bf16_rows(const uint16_t* x, int64_t stride, const DenseWeight& w, int64_t begin, int64_t end, float* out,
                  int64_t out_stride) {
   int64_t row = begin;
-  for (; row + 4 <= end; row += 4) narrow_block<4, M>(x, stride, w, row, out, out_stride);
-  for (; row < end; ++row) narrow_block<1, M>(x, stride, w, row, out, out_stride);
+  for (; row + 4 <= end; row += 4) bf16_block<4, M>(x, stride, w, row, out, out_stride);
+  for (; row < end; ++row) bf16_block<1, M>(x, stride, w, row, out, out_stride);
 }
 
-void dense_narrow(const uint16_t* x, int64_t rows, int64_t stride, const DenseWeight& w, int64_t begin, int64_t end,
+void dense_bf16(const uint16_t* x, int64_t rows, int64_t stride, const DenseWeight& w, int64_t begin, int64_t end,
                   float* out, int64_t out_stride) {
   int64_t i = 0;
-  for (; i + 4 <= rows; i += 4) narrow_rows<4>(x + i * stride, stride, w, begin, end, out + i * out_stride, out_stride);
-  for (; i + 2 <= rows; i += 2) narrow_rows<2>(x + i * stride, stride, w, begin, end, out + i * out_stride, out_stride);
-  if (i < rows) narrow_rows<1>(x + i * stride, stride, w, begin, end, out + i * out_stride, out_stride);
+  for (; i + 4 <= rows; i += 4) bf16_rows<4>(x + i * stride, stride, w, begin, end, out + i * out_stride, out_stride);
+  for (; i + 2 <= rows; i += 2) bf16_rows<2>(x + i * stride, stride, w, begin, end, out + i * out_stride, out_stride);
+  if (i < rows) bf16_rows<1>(x + i * stride, stride, w, begin, end, out + i * out_stride, out_stride);
 }
 
 }  // namespace

@@ -28,7 +28,7 @@ void dense_block(const float* x, int64_t stride, const DenseWeight& w, int64_t r
     for (int i = 0; i < M; ++i) load_lanes(x + i * stride + at, rows[i]);
     for (int r = 0; r < R; ++r) {
       Floats v;
-      take<KIND>(w.data, (row + r) * k + at, v);
+      load_lanes_of<KIND>(w.data, (row + r) * k + at, v);
       if (M == 1) __builtin_prefetch(next + (r * k + at) * bytes_of<KIND>());
       for (int i = 0; i < M; ++i) sums[r][i] += v * rows[i];
     }
@@ -36,7 +36,7 @@ void dense_block(const float* x, int64_t stride, const DenseWeight& w, int64_t r
   if (at < k) {
     for (int r = 0; r < R; ++r) {
       Floats v, own;
-      take_some<KIND>(w.data, (row + r) * k + at, k - at, v);
+      load_some_of<KIND>(w.data, (row + r) * k + at, k - at, v);
       for (int i = 0; i < M; ++i) {
         load_lanes(x + i * stride + at, own);
         sums[r][i] += v * own;
@@ -61,10 +61,10 @@ void dense_rows(const float* x, int64_t stride, const DenseWeight& w, int64_t be
 
 // A stretch of weights stays in the nearest caches while all rows of x pass.
 template <int KIND>
-void dense_of(const float* x, int64_t rows, int64_t stride, const DenseWeight& w, int64_t begin, int64_t end, float* out,
-              int64_t out_stride) {
+void dense_of(const float* x, int64_t rows, int64_t stride, const DenseWeight& w, int64_t begin, int64_t end,
+              float* out, int64_t out_stride) {
   for (int64_t from = begin; from < end; from += DENSE_ROWS) {
-    const int64_t to = least(end, from + DENSE_ROWS);
+    const int64_t to = minimum(end, from + DENSE_ROWS);
     int64_t i = 0;
     for (; i + X_ROWS <= rows; i += X_ROWS) {
       dense_rows<KIND, X_ROWS>(x + i * stride, stride, w, from, to, out + i * out_stride, out_stride);

@@ -11,7 +11,7 @@
 namespace dfq::DFQ_ISA {
 
 #if DFQ_HAS_AVX512
-const DenseKernels dense_table = {load_floats, store_floats, dense, dense_narrow};
+const DenseKernels dense_table = {load_floats, store_floats, dense, dense_bf16};
 #else
 const DenseKernels dense_table = {load_floats, store_floats, dense, nullptr};
 #endif

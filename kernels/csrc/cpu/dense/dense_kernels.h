@@ -1,5 +1,5 @@
-// Products with dense weights for a few rows: what an instruction set provides. Everything is float32, in sixteen lanes added up in one
-// order: the same bits with every instruction set and for every number of rows.
+// Products with dense weights for a few rows: what an instruction set provides. Everything is float32, in sixteen lanes
+// added up in one order: the same bits with every instruction set and for every number of rows.
 #pragma once
 #include <cstdint>
 
@@ -22,8 +22,9 @@ struct DenseKernels {
   // outputs begin .. end - 1 of x [rows][stride] (zeros from k to the next multiple of 16) -> out [rows][out_stride]
   void (*dense)(const float* x, int64_t rows, int64_t stride, const DenseWeight& weight, int64_t begin, int64_t end,
                 float* out, int64_t out_stride);
-  // the same of bfloat16 x and weight, with zeros to the next multiple of 32; null: the instruction set has no such product
-  void (*dense_narrow)(const uint16_t* x, int64_t rows, int64_t stride, const DenseWeight& weight, int64_t begin,
+  // the same of bfloat16 x and weight, with zeros to the next multiple of 32; null: the instruction set has no such
+  // product
+  void (*dense_bf16)(const uint16_t* x, int64_t rows, int64_t stride, const DenseWeight& weight, int64_t begin,
                        int64_t end, float* out, int64_t out_stride);
 };
 

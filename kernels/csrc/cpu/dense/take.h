@@ -22,10 +22,10 @@ constexpr int64_t bytes_of() {
 
 // The same of `count` values; what lies behind them counts as zero once it meets a zero of the other factor.
 template <int KIND>
-inline __attribute__((always_inline)) void take_some(const void* x, int64_t at, int64_t count, Floats& to) {
+inline __attribute__((always_inline)) void load_some_of(const void* x, int64_t at, int64_t count, Floats& to) {
   alignas(64) char part[64] = {};
   std::memcpy(part, static_cast<const char*>(x) + at * bytes_of<KIND>(), size_t(count * bytes_of<KIND>()));
-  take<KIND>(part, 0, to);
+  load_lanes_of<KIND>(part, 0, to);
 }
 
 }  // namespace

@@ -12,7 +12,7 @@ namespace dfq::DFQ_ISA {
 namespace {
 
 template <int KIND>
-inline __attribute__((always_inline)) void take(const void* x, int64_t at, Floats& to) {
+inline __attribute__((always_inline)) void load_lanes_of(const void* x, int64_t at, Floats& to) {
   if constexpr (KIND == DFQ_FLOAT32) {
     to = Floats(_mm512_loadu_ps(static_cast<const float*>(x) + at));
   } else if constexpr (KIND == DFQ_BFLOAT16) {

@@ -15,7 +15,7 @@ typedef uint8_t Codes __attribute__((vector_size(16)));
 
 // Sixteen values of x from element `at` on as float32; 8-bit codes as they are, less their zero point.
 template <int KIND>
-inline __attribute__((always_inline)) void take(const void* x, int64_t at, Floats& to) {
+inline __attribute__((always_inline)) void load_lanes_of(const void* x, int64_t at, Floats& to) {
   if constexpr (KIND == DFQ_FLOAT32) {
     load_lanes(static_cast<const float*>(x) + at, to);
   } else if constexpr (KIND == DFQ_BFLOAT16) {
@@ -29,7 +29,7 @@ inline __attribute__((always_inline)) void take(const void* x, int64_t at, Float
   }
 }
 
-inline float total(const Floats& v) { return sum_lanes(v); }
+inline float total(const Floats& v) { return reduce_sum_lanes(v); }
 
 }  // namespace
 }  // namespace dfq::DFQ_ISA

@@ -1,5 +1,5 @@
-// Row kernels of several steps, once per instruction set. With AVX-512 also quantization and transforms of rows, which are the
-// same code without the steps before or after.
+// Row kernels of several steps, once per instruction set. With AVX-512 also quantization and transforms of rows, which
+// are the same code without the steps before or after.
 #include "fused_rows/fused_kernels.h"
 
 #include "common/isa.h"
@@ -12,7 +12,7 @@
 
 namespace dfq::DFQ_ISA {
 
-const FusedKernels fused_table = {turn_quantize_rows, norm_row, silu_mul_row};
+const FusedKernels fused_table = {hadamard_quantize_rows, norm_row, silu_mul_row};
 #if DFQ_HAS_AVX512
 const decltype(RowKernels::quantize_rows) quantize_rows_entry = quantize_rows;
 const decltype(RowKernels::hadamard_rows) hadamard_rows_entry = hadamard_rows;

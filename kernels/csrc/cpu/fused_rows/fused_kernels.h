@@ -8,7 +8,7 @@
 
 namespace dfq {
 
-struct Turned {  // a block-diagonal Hadamard transform; base_t null: none
+struct TransposedHadamard {  // a block-diagonal Hadamard transform; base_t null: none
   const float* base_t;  // transposed [order][order]
   int64_t order, block;
 };
@@ -33,8 +33,8 @@ struct NormedRows {  // RMSNorm: residual += x (where given), then residual or x
 
 struct FusedKernels {
   // rows begin .. end - 1 of x [rows][k]: transform, then codes. row: k + 2 * block floats of scratch
-  void (*turn_quantize)(const void* x, int type, int64_t k, const Turned& turn, const Quantized& out, float* row,
-                        int64_t begin, int64_t end);
+  void (*hadamard_quantize)(const void* x, int type, int64_t k, const TransposedHadamard& hadamard,
+                            const Quantized& out, float* row, int64_t begin, int64_t end);
   // one row -> float [k], rounded to the type after every step as separate operators would
   void (*norm)(const NormedRows& rows, int64_t row, float* to);
   void (*silu_mul)(const void* gate, const void* up, int type, int64_t at, int64_t k, float* to);

@@ -7,6 +7,7 @@
 #include "common/integers.h"
 #include "common/isa.h"
 #include "common/lanes.h"
+#include "common/limits.h"
 #include "dfq_abi.h"
 #include "fused_rows/fused_kernels.h"
 
@@ -18,7 +19,7 @@ void round_row(float* x, int64_t k, int type) {
   if (type == DFQ_FLOAT32) return;
   uint16_t stored[512];
   for (int64_t at = 0; at < k; at += 512) {
-    const int64_t count = least(512, k - at);
+    const int64_t count = minimum(512, k - at);
     store_floats(x + at, count, type, stored, 0);
     load_floats(stored, type, 0, count, x + at);
   }
@@ -35,7 +36,7 @@ inline float sum_of_squares(const float* x, int64_t k) {
   }
   float rest = 0.0f;
   for (; at < k; ++at) rest += x[at] * x[at];
-  return sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3])) + rest;
+  return reduce_sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3])) + rest;
 }
 
 void norm_row(const NormedRows& rows, int64_t row, float* to) {
@@ -44,7 +45,7 @@ void norm_row(const NormedRows& rows, int64_t row, float* to) {
   load_floats(rows.x, rows.type, row * k, k, to);
   if (rows.residual) {
     for (int64_t at = 0; at < k; at += 512) {
-      const int64_t count = least(512, k - at);
+      const int64_t count = minimum(512, k - at);
       load_floats(rows.residual, rows.type, row * k + at, count, part);
       for (int64_t i = 0; i < count; ++i) to[at + i] += part[i];
     }
@@ -56,7 +57,7 @@ void norm_row(const NormedRows& rows, int64_t row, float* to) {
   round_row(to, k, rows.type);
   if (!rows.weight) return;
   for (int64_t at = 0; at < k; at += 512) {
-    const int64_t count = least(512, k - at);
+    const int64_t count = minimum(512, k - at);
     load_floats(rows.weight, rows.type, at, count, part);
     for (int64_t i = 0; i < count; ++i) to[at + i] *= part[i];
   }
@@ -67,9 +68,9 @@ void norm_row(const NormedRows& rows, int64_t row, float* to) {
 inline void silu(float* x) {
   Floats v, size, power_of, above;
   load_lanes(x, v);
-  pick_greater(Floats{}, v, -v, v, size);
-  raise(size * -1.44269504f, power_of);
-  pick_greater(Floats{}, v, power_of, Floats{} + 1.0f, above);
+  select_greater(Floats{}, v, -v, v, size);
+  exp2_lanes(size * -LOG2_E, power_of);
+  select_greater(Floats{}, v, power_of, Floats{} + 1.0f, above);
   v = v * (above / (power_of + 1.0f));
   store_lanes(v, x);
 }
@@ -77,7 +78,7 @@ inline void silu(float* x) {
 void silu_mul_row(const void* gate, const void* up, int type, int64_t at, int64_t k, float* to) {
   alignas(64) float part[512];
   for (int64_t first = 0; first < k; first += 512) {
-    const int64_t count = least(512, k - first);
+    const int64_t count = minimum(512, k - first);
     load_floats(gate, type, at + first, count, part);
     for (int64_t i = count; i % LANES; ++i) part[i] = 0.0f;
     for (int64_t i = 0; i < count; i += LANES) silu(part + i);

@@ -11,13 +11,14 @@
 namespace dfq::DFQ_ISA {
 namespace {
 
-void turn_quantize_rows(const void* x, int type, int64_t k, const Turned& turn, const Quantized& out, float* row,
-                        int64_t begin, int64_t end) {
+void hadamard_quantize_rows(const void* x, int type, int64_t k, const TransposedHadamard& hadamard,
+                            const Quantized& out, float* row, int64_t begin, int64_t end) {
   const RowKernels& use = kernels().rows;
   for (int64_t r = begin; r < end; ++r) {
     load_floats(x, type, r * k, k, row);
-    if (turn.base_t) {
-      use.hadamard_rows(row, DFQ_FLOAT32, turn.block, turn.base_t, turn.order, row, row + k, 0, k / turn.block);
+    if (hadamard.base_t) {
+      use.hadamard_rows(row, DFQ_FLOAT32, hadamard.block, hadamard.base_t, hadamard.order, row, row + k, 0,
+                        k / hadamard.block);
     }
     use.quantize_rows(row, DFQ_FLOAT32, k, out.bits, out.symmetric, out.clip, out.codes + r * k, out.scale + r,
                       out.zero + r, 0, 1);

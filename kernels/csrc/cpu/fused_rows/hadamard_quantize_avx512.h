@@ -13,20 +13,21 @@
 namespace dfq::DFQ_ISA {
 namespace {
 
-void turn_quantize_rows(const void* x, int type, int64_t k, const Turned& turn, const Quantized& out, float* row,
-                        int64_t begin, int64_t end) {
-  if (!turn.base_t) {
+void hadamard_quantize_rows(const void* x, int type, int64_t k, const TransposedHadamard& hadamard,
+                            const Quantized& out, float* row, int64_t begin, int64_t end) {
+  if (!hadamard.base_t) {
     quantize_rows(x, type, k, out.bits, out.symmetric, out.clip, out.codes, out.scale, out.zero, begin, end);
     return;
   }
-  Transform transform(turn.base_t, turn.order, turn.block);
+  HadamardTransform transform(hadamard.base_t, hadamard.order, hadamard.block);
   for (int64_t r = begin; r < end; ++r) {
-    Ends ends;
+    RowRange range;
     const int64_t width = size_of(type), next = r + 1 < end ? r + 1 : r;
-    Ahead ahead = {static_cast<const char*>(x) + next * k * width, reinterpret_cast<const char*>(out.codes + r * k),
-                   32 * width};
-    for (int64_t at = 0; at < k; at += turn.block) transform.apply(x, type, r * k + at, row + at, row + k, ahead, ends);
-    write_row(row, DFQ_FLOAT32, 0, k, ends, out, r);
+    Prefetch prefetch = {static_cast<const char*>(x) + next * k * width,
+                         reinterpret_cast<const char*>(out.codes + r * k), 32 * width};
+    for (int64_t at = 0; at < k; at += hadamard.block)
+      transform.apply(x, type, r * k + at, row + at, row + k, prefetch, range);
+    write_row(row, DFQ_FLOAT32, 0, k, range, out, r);
   }
 }
 

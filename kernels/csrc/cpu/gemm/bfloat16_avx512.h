@@ -25,8 +25,8 @@ constexpr int PAIRS = 4;  // of a k-block, in the order (0, 2), (1, 3), (4, 6), 
 constexpr int64_t PANEL_BYTES = FLOAT_DEPTH / 2 * ROW_VALUES * 4;
 static_assert(PANEL_BYTES <= WEIGHT_BYTES, "work_bytes");
 
-int64_t part_bytes(const TiledWeight& w) { return HEIGHT * w.blocks * TILED_DEPTH * 2; }
-int64_t float_bytes(const TiledWeight& w, int type) { return part_bytes(w) * (type == DFQ_BFLOAT16 ? 1 : 2); }
+int64_t part_bytes(const Tile16Weight& w) { return HEIGHT * w.blocks * TILE16_DEPTH * 2; }
+int64_t float_bytes(const Tile16Weight& w, int type) { return part_bytes(w) * (type == DFQ_BFLOAT16 ? 1 : 2); }
 
 // Up to 32 values from element `at` on: bfloat16 parts whose sum is the value.
 struct Parts {
@@ -43,9 +43,10 @@ Parts load_parts(const void* x, int type, int64_t at, int64_t count) {
   __m256i high[2], low[2];
   for (int h = 0; h < 2; ++h) {
     const __mmask16 some = __mmask16(mask >> (16 * h));
-    const __m512 v = type == DFQ_FLOAT32
-                         ? _mm512_maskz_loadu_ps(some, static_cast<const float*>(x) + at + 16 * h)
-                         : _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(some, static_cast<const uint16_t*>(x) + at + 16 * h));
+    const __m512 v =
+        type == DFQ_FLOAT32
+            ? _mm512_maskz_loadu_ps(some, static_cast<const float*>(x) + at + 16 * h)
+            : _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(some, static_cast<const uint16_t*>(x) + at + 16 * h));
     const __m512i bits = _mm512_castps_si512(v), top = _mm512_and_si512(bits, _mm512_set1_epi32(int(0xffff0000)));
     const __m512 rest = _mm512_sub_ps(v, _mm512_castsi512_ps(top));
     // NaN and Inf have no rest; a NaN whose payload is all in the lower half must stay one
@@ -58,16 +59,16 @@ Parts load_parts(const void* x, int type, int64_t at, int64_t count) {
           _mm512_inserti64x4(_mm512_castsi256_si512(low[0]), low[1], 1)};
 }
 
-// Rows of a block from k-block `first` on, for a piece of k-blocks at .. stop - 1: [piece][block][pair of k][row][2], so
-// that a piece of all blocks is one stretch of memory. The low parts lie behind the high ones.
+// Rows of a block from k-block `first` on, for a piece of k-blocks at .. stop - 1: [piece][block][pair of k][row][2],
+// so that a piece of all blocks is one stretch of memory. The low parts lie behind the high ones.
 char* float_rows(const GemmCall& call, int64_t block, int64_t at, int64_t stop, int64_t first) {
   const int64_t bytes = PAIRS * 4 * HEIGHT;
   return call.rows + (at * call.blocks + block * (stop - at) + first - at) * bytes;
 }
 
 void pack_float(const GemmCall& call, int64_t begin, int64_t end) {
-  const TiledWeight& w = *call.weight;
-  const int64_t k8 = w.blocks * TILED_DEPTH, part = call.blocks * part_bytes(w), piece = FLOAT_DEPTH / TILED_DEPTH;
+  const Tile16Weight& w = *call.weight;
+  const int64_t k8 = w.blocks * TILE16_DEPTH, part = call.blocks * part_bytes(w), piece = FLOAT_DEPTH / TILE16_DEPTH;
   // words 0 2 | 1 3 | 4 6 | 5 7 of each k-block
   const __m512i order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
   for (int64_t block = begin; block < end; ++block) {
@@ -75,13 +76,13 @@ void pack_float(const GemmCall& call, int64_t begin, int64_t end) {
     for (int64_t r = 0; r < HEIGHT; ++r) {
       const int64_t row = block * HEIGHT + r;
       for (int64_t j = 0; j < k8; j += 32) {
-        const int64_t count = row < call.m ? least(32, w.k - j) : 0, pairs = least(16, (k8 - j) / 2);
+        const int64_t count = row < call.m ? minimum(32, w.k - j) : 0, pairs = minimum(16, (k8 - j) / 2);
         Parts parts = {_mm512_setzero_si512(), _mm512_setzero_si512()};
         if (count > 0) parts = load_parts(call.x, call.type, row * w.k + j, count);
         alignas(64) int32_t values[2][16];
         _mm512_store_si512(values[0], _mm512_shuffle_epi8(parts.high, order));
-        const int64_t first = j / TILED_DEPTH, start = first / piece * piece;
-        char* at = float_rows(call, block, start, least(start + piece, w.blocks), first) + 4 * r;
+        const int64_t first = j / TILE16_DEPTH, start = first / piece * piece;
+        char* at = float_rows(call, block, start, minimum(start + piece, w.blocks), first) + 4 * r;
         for (int64_t i = 0; i < pairs; ++i) std::memcpy(at + i * HEIGHT * 4, &values[0][i], 4);
         if (call.type == DFQ_BFLOAT16) continue;
         any = _mm512_or_si512(any, parts.low);
@@ -107,14 +108,14 @@ __m512i signed_codes() {
 
 // Tile columns of one group -> [pair][WIDTH][LANES] of codes minus zero points, from k-block `first` on.
 template <int WIDTH>
-void unpack_tile(const TiledWeight& w, int64_t tile, int64_t group, int64_t first, int64_t count, uint32_t* to) {
-  const uint8_t* from = w.tiles + (tile * w.blocks + first) * TILED_BYTES;
-  const __m512i table = signed_codes(), nibble = _mm512_set1_epi8(15), zero = zeros_of(w, group, tile * TILED_ROWS);
+void unpack_tile(const Tile16Weight& w, int64_t tile, int64_t group, int64_t first, int64_t count, uint32_t* to) {
+  const uint8_t* from = w.tiles + (tile * w.blocks + first) * TILE16_BYTES;
+  const __m512i table = signed_codes(), nibble = _mm512_set1_epi8(15), zero = zeros_of(w, group, tile * TILE16_ROWS);
   if (_mm512_cmpgt_epu32_mask(zero, _mm512_set1_epi32(16)) == 0) {
     // code - zero + 16 is an index; the instruction looks at its low five bits only
     __m512i shift = _mm512_sub_epi32(_mm512_set1_epi32(16), zero);
     shift = _mm512_mullo_epi32(shift, _mm512_set1_epi32(0x01010101));
-    for (int64_t j = 0; j < count; ++j, from += TILED_BYTES) {
+    for (int64_t j = 0; j < count; ++j, from += TILE16_BYTES) {
       const __m512i v = ints_at(from);
       const __m512i low = _mm512_add_epi8(_mm512_and_si512(v, nibble), shift);
       const __m512i high = _mm512_add_epi8(_mm512_and_si512(_mm512_srli_epi16(v, 4), nibble), shift);
@@ -128,7 +129,7 @@ void unpack_tile(const TiledWeight& w, int64_t tile, int64_t group, int64_t firs
   // Zero points beyond the codes: two floats a lane, exact in bfloat16 (at most 256 in size).
   const __m512 zeros = _mm512_cvtepi32_ps(zero);
   const __m512i upper = _mm512_set1_epi32(int(0xffff0000));
-  for (int64_t j = 0; j < count; ++j, from += TILED_BYTES) {
+  for (int64_t j = 0; j < count; ++j, from += TILE16_BYTES) {
     for (int p = 0; p < PAIRS; ++p, to += WIDTH * LANES) {
       const __m512i codes = _mm512_srl_epi16(ints_at(from), _mm_cvtsi32_si128(p % 2 * 8 + p / 2 * 4));
       const __m512i even = _mm512_and_si512(codes, _mm512_set1_epi32(15));
@@ -179,23 +180,23 @@ void float_stretch(const GemmCall& call, int64_t block, const char* rows, int64_
 
 template <int WIDTH>
 void float_tiles(const GemmCall& call, int64_t tile, int64_t begin, int64_t end, float* work) {
-  const TiledWeight& w = *call.weight;
-  const int64_t piece = FLOAT_DEPTH / TILED_DEPTH;
+  const Tile16Weight& w = *call.weight;
+  const int64_t piece = FLOAT_DEPTH / TILE16_DEPTH;
   uint32_t* panel = reinterpret_cast<uint32_t*>(work + 2 * (end - begin) * BLOCK_VALUES);
   struct Stretch {
     int64_t first, count;
     float scale[WIDTH * LANES];
-  } stretches[FLOAT_DEPTH / TILED_DEPTH];
+  } stretches[FLOAT_DEPTH / TILE16_DEPTH];
   for (int64_t at = 0, group = 0; at < w.blocks; at += piece) {
     int filled = 0;
-    const int64_t stop = least(w.blocks, at + piece);
+    const int64_t stop = minimum(w.blocks, at + piece);
     for (int64_t first = at; first < stop;) {
       if (first == end_of(w, group)) ++group;
       Stretch& stretch = stretches[filled++];
       stretch.first = first;
-      stretch.count = least(stop, end_of(w, group)) - first;
+      stretch.count = minimum(stop, end_of(w, group)) - first;
       for (int64_t t = 0; t < WIDTH; ++t) {
-        _mm512_storeu_ps(stretch.scale + t * LANES, widen(w.scale + group * w.n16 + (tile + t) * TILED_ROWS));
+        _mm512_storeu_ps(stretch.scale + t * LANES, widen(w.scale + group * w.n16 + (tile + t) * TILE16_ROWS));
         unpack_tile<WIDTH>(w, tile + t, group, first, stretch.count,
                            panel + (first - at) * PAIRS * WIDTH * LANES + t * LANES);
       }
@@ -208,7 +209,7 @@ void float_tiles(const GemmCall& call, int64_t tile, int64_t begin, int64_t end,
         float_stretch<WIDTH>(call, block, float_rows(call, block, at, stop, s.first), s.count, s.first == 0,
                              panel + (s.first - at) * PAIRS * WIDTH * LANES, s.scale, totals);
       }
-      if (stop == w.blocks) finish(call, block, tile * TILED_ROWS, WIDTH, totals);
+      if (stop == w.blocks) finish(call, block, tile * TILE16_ROWS, WIDTH, totals);
     }
   }
 }

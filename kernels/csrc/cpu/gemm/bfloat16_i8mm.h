@@ -1,5 +1,5 @@
-// Floating products of bfloat16 rows with BFMMLA: two rows times two columns of four values each are four sums. Codes less
-// their zero point are exact in bfloat16; scales come in where a group, or a piece of the weight, ends.
+// Floating products of bfloat16 rows with BFMMLA: two rows times two columns of four values each are four sums. Codes
+// less their zero point are exact in bfloat16; scales come in where a group, or a piece of the weight, ends.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -24,25 +24,26 @@ namespace {
 
 constexpr int64_t QUAD_ROWS = 4 * HEIGHT, QUAD_COLUMNS = 4 * ROW_VALUES;  // values of four columns of k
 
-int64_t narrow_bytes(const TiledWeight& w) { return HEIGHT * w.blocks * TILED_DEPTH * 2; }
+int64_t narrow_bytes(const Tile16Weight& w) { return HEIGHT * w.blocks * TILE16_DEPTH * 2; }
 
 // Row block of a piece of k-blocks at .. stop - 1: [piece][block][quad of k][row][4 values].
 uint16_t* narrow_rows(const GemmCall& call, int64_t block, int64_t at, int64_t stop) {
-  return reinterpret_cast<uint16_t*>(call.rows) + (at * call.blocks + block * (stop - at)) * TILED_DEPTH * HEIGHT;
+  return reinterpret_cast<uint16_t*>(call.rows) + (at * call.blocks + block * (stop - at)) * TILE16_DEPTH * HEIGHT;
 }
 
 void pack_narrow(const GemmCall& call, int64_t begin, int64_t end) {
-  const TiledWeight& w = *call.weight;
-  const int64_t piece = FLOAT_DEPTH / TILED_DEPTH;
+  const Tile16Weight& w = *call.weight;
+  const int64_t piece = FLOAT_DEPTH / TILE16_DEPTH;
   for (int64_t block = begin; block < end; ++block) {
     for (int64_t at = 0; at < w.blocks; at += piece) {
-      const int64_t stop = least(w.blocks, at + piece);
+      const int64_t stop = minimum(w.blocks, at + piece);
       uint16_t* to = narrow_rows(call, block, at, stop);
-      for (int64_t k = at * TILED_DEPTH; k < stop * TILED_DEPTH; k += 4, to += QUAD_ROWS) {
+      for (int64_t k = at * TILE16_DEPTH; k < stop * TILE16_DEPTH; k += 4, to += QUAD_ROWS) {
         for (int64_t r = 0; r < HEIGHT; ++r) {
-          const int64_t row = block * HEIGHT + r, count = row < call.m ? least(4, w.k - k) : 0;
+          const int64_t row = block * HEIGHT + r, count = row < call.m ? minimum(4, w.k - k) : 0;
           std::memset(to + 4 * r, 0, 8);
-          if (count > 0) std::memcpy(to + 4 * r, static_cast<const uint16_t*>(call.x) + row * w.k + k, size_t(count) * 2);
+          if (count > 0)
+            std::memcpy(to + 4 * r, static_cast<const uint16_t*>(call.x) + row * w.k + k, size_t(count) * 2);
         }
       }
     }
@@ -62,17 +63,17 @@ struct ByteTables {
 };
 
 // k-blocks first .. first + count - 1 of one group -> code - zero as [quad of k][column][4 values]
-void unpack_narrow(const TiledWeight& w, int64_t tile, int64_t group, int64_t first, int64_t count, uint16_t* to) {
+void unpack_narrow(const Tile16Weight& w, int64_t tile, int64_t group, int64_t first, int64_t count, uint16_t* to) {
   const ByteTables bytes;
   const uint8x16x2_t lows = {{vld1q_u8(bytes.low), vld1q_u8(bytes.low + 16)}};
   const uint8x16x2_t highs = {{vld1q_u8(bytes.high), vld1q_u8(bytes.high + 16)}};
   for (int t = 0; t < VECTORS; ++t) {
-    const int64_t column = tile * TILED_ROWS + t * LANES;
+    const int64_t column = tile * TILE16_ROWS + t * LANES;
     const Ints offset = minus(same(15), zeros_of(w, group, column));
     const uint8x16_t offsets = vreinterpretq_u8_s32(product(offset, same(0x01010101)));
-    const uint8_t* from = w.tiles + (tile * w.blocks + first) * TILED_BYTES + 16 * t;
+    const uint8_t* from = w.tiles + (tile * w.blocks + first) * TILE16_BYTES + 16 * t;
     for (int64_t j = 0; j < count; ++j) {
-      const uint8x16_t v = bytes_at(from + j * TILED_BYTES);
+      const uint8x16_t v = bytes_at(from + j * TILE16_BYTES);
       for (int half = 0; half < 2; ++half) {
         const uint8x16_t codes = vaddq_u8(half ? vshrq_n_u8(v, 4) : vandq_u8(v, vdupq_n_u8(15)), offsets);
         const uint8x16_t low = vqtbl2q_u8(lows, codes), high = vqtbl2q_u8(highs, codes);
@@ -112,25 +113,26 @@ void narrow_block(const uint16_t* rows, const uint16_t* panel, int64_t quads, co
     float* const to = totals + 2 * p * ROW_VALUES + t * LANES;
     const Floats factor = floats_at(scale + t * LANES);
     put(to, plus(floats_at(to), product(low_halves(sum[p][2 * t], sum[p][2 * t + 1]), factor)));
-    put(to + ROW_VALUES, plus(floats_at(to + ROW_VALUES), product(high_halves(sum[p][2 * t], sum[p][2 * t + 1]), factor)));
+    put(to + ROW_VALUES,
+        plus(floats_at(to + ROW_VALUES), product(high_halves(sum[p][2 * t], sum[p][2 * t + 1]), factor)));
   });
 }
 
 void multiply_narrow(const GemmCall& call, int64_t tile, int64_t last, int64_t begin, int64_t end, void* work) {
-  const TiledWeight& w = *call.weight;
+  const Tile16Weight& w = *call.weight;
   alignas(64) uint16_t panel[FLOAT_DEPTH * ROW_VALUES];
   alignas(64) float scale[ROW_VALUES];
   float* memory = static_cast<float*>(work);
   for (; tile < last; ++tile) {
     std::memset(memory, 0, size_t(end - begin) * BLOCK_VALUES * 4);
-    for (int64_t at = 0, group = 0; at < w.blocks; at += FLOAT_DEPTH / TILED_DEPTH) {
-      const int64_t stop = least(w.blocks, at + FLOAT_DEPTH / TILED_DEPTH);
+    for (int64_t at = 0, group = 0; at < w.blocks; at += FLOAT_DEPTH / TILE16_DEPTH) {
+      const int64_t stop = minimum(w.blocks, at + FLOAT_DEPTH / TILE16_DEPTH);
       for (int64_t first = at; first < stop;) {  // stretches of one group
         if (first == end_of(w, group)) ++group;
-        const int64_t count = least(stop, end_of(w, group)) - first;
+        const int64_t count = minimum(stop, end_of(w, group)) - first;
         unpack_narrow(w, tile, group, first, count, panel);
         for (int t = 0; t < VECTORS; ++t) {
-          put(scale + t * LANES, widen(w.scale + group * w.n16 + tile * TILED_ROWS + t * LANES));
+          put(scale + t * LANES, widen(w.scale + group * w.n16 + tile * TILE16_ROWS + t * LANES));
         }
         for (int64_t block = begin; block < end; ++block) {
           const uint16_t* rows = narrow_rows(call, block, at, stop) + (first - at) * 2 * QUAD_ROWS;
@@ -140,12 +142,12 @@ void multiply_narrow(const GemmCall& call, int64_t tile, int64_t last, int64_t b
       }
     }
     for (int64_t block = begin; block < end; ++block) {
-      finish(call, block, tile * TILED_ROWS, VECTORS, memory + (block - begin) * BLOCK_VALUES);
+      finish(call, block, tile * TILE16_ROWS, VECTORS, memory + (block - begin) * BLOCK_VALUES);
     }
   }
 }
 
-int64_t value_bytes(const TiledWeight& w, int type) {
+int64_t value_bytes(const Tile16Weight& w, int type) {
   return type == DFQ_BFLOAT16 ? narrow_bytes(w) : float_bytes(w, type);
 }
 

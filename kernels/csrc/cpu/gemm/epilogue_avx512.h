@@ -16,7 +16,7 @@ int32_t sum_bytes(const int8_t* q, int64_t count) {
   __m512i sum = _mm512_setzero_si512();
   const __m512i ones = _mm512_set1_epi8(1);
   for (int64_t j = 0; j < count; j += 64) {
-    const __mmask64 mask = ~0ull >> (64 - least(64, count - j));
+    const __mmask64 mask = ~0ull >> (64 - minimum(64, count - j));
     sum = _mm512_dpbusd_epi32(sum, ones, _mm512_maskz_loadu_epi8(mask, q + j));
   }
   return _mm512_reduce_add_epi32(sum);
@@ -24,10 +24,10 @@ int32_t sum_bytes(const int8_t* q, int64_t count) {
 
 // Writes y = totals * x_scale + bias of `width` vectors of one block; x_scale null: 1.
 void finish(const GemmCall& call, int64_t block, int64_t column, int width, const float* totals) {
-  const TiledOut& out = call.out;
-  const int64_t n = call.weight->n, row = block * HEIGHT, rows = least(HEIGHT, call.m - row);
+  const Tile16Out& out = call.out;
+  const int64_t n = call.weight->n, row = block * HEIGHT, rows = minimum(HEIGHT, call.m - row);
   for (int t = 0; t < width; ++t, column += LANES, totals += LANES) {
-    const __mmask16 mask = __mmask16((1u << least(LANES, n - column)) - 1);
+    const __mmask16 mask = __mmask16((1u << minimum(LANES, n - column)) - 1);
     const Floats bias = out.bias ? _mm512_maskz_loadu_ps(mask, out.bias + column) : _mm512_setzero_ps();
     for (int64_t r = 0; r < rows; ++r) {
       Floats y = floats_at(totals + r * VECTORS * LANES);

@@ -19,9 +19,9 @@ int32_t sum_bytes(const int8_t* q, int64_t count) {
 
 // Writes y = totals * x_scale + bias of `width` vectors of one block; x_scale null: 1.
 void finish(const GemmCall& call, int64_t block, int64_t column, int width, const float* totals) {
-  const TiledOut& out = call.out;
-  const int64_t n = call.weight->n, row = block * HEIGHT, rows = least(HEIGHT, call.m - row);
-  const int64_t count = least(width * LANES, n - column);
+  const Tile16Out& out = call.out;
+  const int64_t n = call.weight->n, row = block * HEIGHT, rows = minimum(HEIGHT, call.m - row);
+  const int64_t count = minimum(width * LANES, n - column);
   float y[VECTORS * LANES];
   for (int64_t r = 0; r < rows; ++r, totals += VECTORS * LANES) {
     const float scale = call.x_scale ? call.x_scale[row + r] : 1.0f;

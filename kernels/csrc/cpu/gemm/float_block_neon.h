@@ -1,4 +1,5 @@
-// float_block on 64-bit ARM: totals [HEIGHT][ROW_VALUES] += rows [depth][HEIGHT] times panel [depth][ROW_VALUES], `depth` (1 or more) columns of k.
+// float_block on 64-bit ARM: totals [HEIGHT][ROW_VALUES] += rows [depth][HEIGHT] times panel [depth][ROW_VALUES],
+// `depth` (1 or more) columns of k.
 #pragma once
 #include <cstdint>
 

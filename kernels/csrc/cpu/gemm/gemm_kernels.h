@@ -12,7 +12,7 @@ constexpr int64_t NARROW_GROUP = 128;  // columns whose sum of signed bytes, and
 
 // A slab of rows. All pointers start at its first row; blocks are padded with zero rows.
 struct GemmCall {
-  const TiledWeight* weight;
+  const Tile16Weight* weight;
   int64_t m, blocks;  // rows; blocks of GemmKernels::height rows
   char* rows;         // packed
   int32_t* sums;      // integer: [block][group][row], see `narrow`; float: [block], whether the low parts matter
@@ -21,14 +21,14 @@ struct GemmCall {
   int type;
   const float* x_scale;
   const int32_t* x_zero;
-  TiledOut out;
+  Tile16Out out;
 };
 
 struct GemmKernels {
   int64_t height;  // rows of a block
   int64_t tiles;   // tiles of a chunk of work
-  int64_t (*integer_bytes)(const TiledWeight& weight);         // of a block
-  int64_t (*float_bytes)(const TiledWeight& weight, int type);  // of a block
+  int64_t (*integer_bytes)(const Tile16Weight& weight);         // of a block
+  int64_t (*float_bytes)(const Tile16Weight& weight, int type);  // of a block
   void (*pack_integer)(const GemmCall& call, int64_t begin, int64_t end);  // blocks begin .. end - 1
   void (*pack_float)(const GemmCall& call, int64_t begin, int64_t end);
   int64_t (*work_bytes)(int64_t blocks);  // scratch of one chunk of work
@@ -37,9 +37,9 @@ struct GemmKernels {
   void (*real)(const GemmCall& call, int64_t first, int64_t last, int64_t begin, int64_t end, void* work);
 };
 
-void gemm_integer(const GemmKernels& run, const TiledWeight& weight, const IntegerRows& x, const TiledOut& out,
+void gemm_integer(const GemmKernels& run, const Tile16Weight& weight, const IntegerRows& x, const Tile16Out& out,
                   int64_t threads);
-void gemm_float(const GemmKernels& run, const TiledWeight& weight, const FloatRows& x, const TiledOut& out,
+void gemm_float(const GemmKernels& run, const Tile16Weight& weight, const FloatRows& x, const Tile16Out& out,
                 int64_t threads);
 
 }  // namespace dfq

@@ -1,5 +1,5 @@
-// Integer products with many rows. A piece of the weight stays in L1 while all rows pass. multiply_add unpacks codes in registers: that
-// costs next to nothing beside the multiply-adds.
+// Integer products with many rows. A piece of the weight stays in L1 while all rows pass. multiply_add unpacks codes in
+// registers: that costs next to nothing beside the multiply-adds.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -27,14 +27,14 @@ struct Columns {  // of the groups of a piece, [group][ROW_VALUES]
 
 // Sum of codes - zero * columns, what a zero point of activations is multiplied with.
 inline Ints code_sums(const GemmCall& call, int64_t group, int64_t column, Ints zero) {
-  const TiledWeight& w = *call.weight;
+  const Tile16Weight& w = *call.weight;
   if (!call.x_zero) return same(0);
   return minus(ints_at(w.sums + group * w.n16 + column), product(zero, same(int32_t(columns_of(w, group)))));
 }
 
 template <int WIDTH>
 void load_columns(const GemmCall& call, int64_t column, int64_t begin, int64_t end, const Columns& to) {
-  const TiledWeight& w = *call.weight;
+  const Tile16Weight& w = *call.weight;
   for (int64_t group = begin; group < end; ++group) {
     for (int64_t t = 0; t < WIDTH; ++t) {
       const int64_t from = column + t * LANES, at = (group - begin) * ROW_VALUES + t * LANES;
@@ -48,13 +48,13 @@ void load_columns(const GemmCall& call, int64_t column, int64_t begin, int64_t e
 // Whole groups of at most NARROW_GROUP columns. The zero points of both sides are one multiply-add of 16-bit pairs:
 // sums start from (zero, code sums) * (-sum(q), -x_zero).
 template <int WIDTH>
-void narrow_groups(const GemmCall& call, int64_t block, int64_t tile, int64_t begin, int64_t end, const Columns& columns,
-                   float* totals) {
-  const TiledWeight& w = *call.weight;
-  const Piece piece = piece_of(call, begin * w.group / TILED_DEPTH);
-  const int64_t stride = w.blocks * TILED_BYTES;
+void narrow_groups(const GemmCall& call, int64_t block, int64_t tile, int64_t begin, int64_t end,
+                   const Columns& columns, float* totals) {
+  const Tile16Weight& w = *call.weight;
+  const Piece piece = piece_of(call, begin * w.group / TILE16_DEPTH);
+  const int64_t stride = w.blocks * TILE16_BYTES;
   for (int64_t group = begin; group < end; ++group) {
-    const int64_t first = group * w.group / TILED_DEPTH, count = end_of(w, group) - first;
+    const int64_t first = group * w.group / TILE16_DEPTH, count = end_of(w, group) - first;
     const int32_t* pairs = columns.pairs + (group - begin) * ROW_VALUES;
     const float* scale = columns.scale + (group - begin) * ROW_VALUES;
     const int32_t* corrections = call.sums + (block * w.groups + group) * HEIGHT;
@@ -63,7 +63,7 @@ void narrow_groups(const GemmCall& call, int64_t block, int64_t tile, int64_t be
       const Ints value = same(corrections[r]);
       unrolled<WIDTH>(DFQ_EACH(t) { sums[r * WIDTH + t] = pair_product(ints_at(pairs + t * LANES), value); });
     });
-    multiply_add<WIDTH>(sums, integer_rows(call, block, piece, first), w.tiles + tile * stride + first * TILED_BYTES,
+    multiply_add<WIDTH>(sums, integer_rows(call, block, piece, first), w.tiles + tile * stride + first * TILE16_BYTES,
                         stride, count);
     unrolled<WIDTH>(DFQ_EACH(t) {
       const Floats factor = floats_at(scale + t * LANES);
@@ -79,7 +79,7 @@ void narrow_groups(const GemmCall& call, int64_t block, int64_t tile, int64_t be
 // A piece of one group.
 template <int WIDTH>
 void wide_piece(const GemmCall& call, int64_t block, int64_t tile, const Piece& piece, bool fresh, int32_t* partial) {
-  const int64_t stride = call.weight->blocks * TILED_BYTES;
+  const int64_t stride = call.weight->blocks * TILE16_BYTES;
   Ints sums[HEIGHT * WIDTH];
   unrolled<HEIGHT>(DFQ_EACH(r) {
     unrolled<WIDTH>(DFQ_EACH(t) {
@@ -87,7 +87,7 @@ void wide_piece(const GemmCall& call, int64_t block, int64_t tile, const Piece& 
     });
   });
   multiply_add<WIDTH>(sums, integer_rows(call, block, piece, piece.at),
-                      call.weight->tiles + tile * stride + piece.at * TILED_BYTES, stride, piece.stop - piece.at);
+                      call.weight->tiles + tile * stride + piece.at * TILE16_BYTES, stride, piece.stop - piece.at);
   unrolled<HEIGHT>(DFQ_EACH(r) {
     unrolled<WIDTH>(DFQ_EACH(t) { put(partial + r * ROW_VALUES + t * LANES, sums[r * WIDTH + t]); });
   });
@@ -96,9 +96,9 @@ void wide_piece(const GemmCall& call, int64_t block, int64_t tile, const Piece& 
 // totals += float(exact) * scale; exact modulo 2^32, where it fits.
 template <int WIDTH>
 void end_group(const GemmCall& call, int64_t block, int64_t column, int64_t group, const int32_t* sums, float* totals) {
-  const TiledWeight& w = *call.weight;
+  const Tile16Weight& w = *call.weight;
   const int32_t* q_sums = call.sums + (block * w.groups + group) * HEIGHT;
-  const int64_t rows = least(HEIGHT, call.m - block * HEIGHT);
+  const int64_t rows = minimum(HEIGHT, call.m - block * HEIGHT);
   for (int64_t t = 0; t < WIDTH; ++t) {
     const int64_t from = column + t * LANES;
     const Ints zero = zeros_of(w, group, from), codes = code_sums(call, group, from, zero);
@@ -116,15 +116,15 @@ void end_group(const GemmCall& call, int64_t block, int64_t column, int64_t grou
 // Blocks begin .. end - 1 times WIDTH vectors of columns, from the first column of a tile on.
 template <int WIDTH>
 void integer_columns(const GemmCall& call, int64_t tile, int64_t begin, int64_t end, float* work) {
-  const TiledWeight& w = *call.weight;
-  const int64_t column = tile * TILED_ROWS, size = (end - begin) * BLOCK_VALUES;
+  const Tile16Weight& w = *call.weight;
+  const int64_t column = tile * TILE16_ROWS, size = (end - begin) * BLOCK_VALUES;
   int32_t* partial = reinterpret_cast<int32_t*>(work + size);
   if (call.narrow) {
     int32_t* pairs = partial + size;
     const Columns columns = {pairs, reinterpret_cast<float*>(pairs + PIECE_GROUPS * ROW_VALUES)};
     const int64_t step = groups_of_piece(w);
     for (int64_t group = 0; group < w.groups; group += step) {
-      const int64_t stop = least(w.groups, group + step);
+      const int64_t stop = minimum(w.groups, group + step);
       load_columns<WIDTH>(call, column, group, stop, columns);
       for (int64_t block = begin; block < end; ++block) {
         float* totals = work + (block - begin) * BLOCK_VALUES;
@@ -136,7 +136,7 @@ void integer_columns(const GemmCall& call, int64_t tile, int64_t begin, int64_t 
     return;
   }
   for (int64_t group = 0; group < w.groups; ++group) {
-    const int64_t start = group * w.group / TILED_DEPTH, stop = end_of(w, group);
+    const int64_t start = group * w.group / TILE16_DEPTH, stop = end_of(w, group);
     for (int64_t at = start; at < stop;) {
       const Piece piece = piece_of(call, at);
       for (int64_t block = begin; block < end; ++block) {

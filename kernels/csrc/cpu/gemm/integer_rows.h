@@ -13,38 +13,38 @@ namespace dfq::DFQ_ISA {
 namespace {
 
 constexpr int64_t DEPTH = 512;                         // columns of k in a piece, at most
-constexpr int64_t PIECE_GROUPS = DEPTH / TILED_DEPTH;  // most groups in a piece
+constexpr int64_t PIECE_GROUPS = DEPTH / TILE16_DEPTH;  // most groups in a piece
 
-inline int64_t columns_of(const TiledWeight& w, int64_t group) { return least(w.group, w.k - group * w.group); }
+inline int64_t columns_of(const Tile16Weight& w, int64_t group) { return minimum(w.group, w.k - group * w.group); }
 
 // First k-block behind a group.
-inline int64_t end_of(const TiledWeight& w, int64_t group) {
-  return group + 1 < w.groups ? (group + 1) * w.group / TILED_DEPTH : w.blocks;
+inline int64_t end_of(const Tile16Weight& w, int64_t group) {
+  return group + 1 < w.groups ? (group + 1) * w.group / TILE16_DEPTH : w.blocks;
 }
 
-int64_t integer_bytes(const TiledWeight& w) { return HEIGHT * w.blocks * TILED_DEPTH; }
+int64_t integer_bytes(const Tile16Weight& w) { return HEIGHT * w.blocks * TILE16_DEPTH; }
 
 // k-blocks at .. stop - 1
 struct Piece {
   int64_t at, stop;
 };
 
-int64_t groups_of_piece(const TiledWeight& w) { return w.group < DEPTH ? least(PIECE_GROUPS, DEPTH / w.group) : 1; }
+int64_t groups_of_piece(const Tile16Weight& w) { return w.group < DEPTH ? minimum(PIECE_GROUPS, DEPTH / w.group) : 1; }
 
 // The piece that k-block `first` lies in: whole groups, or a part of one.
 Piece piece_of(const GemmCall& call, int64_t first) {
-  const TiledWeight& w = *call.weight;
+  const Tile16Weight& w = *call.weight;
   if (w.groups == 1 || !call.narrow) {
-    const int64_t depth = w.groups == 1 ? w.blocks : w.group / TILED_DEPTH, start = first / depth * depth;
-    const int64_t at = start + (first - start) / (DEPTH / TILED_DEPTH) * (DEPTH / TILED_DEPTH);
-    return {at, least(at + DEPTH / TILED_DEPTH, least(start + depth, w.blocks))};
+    const int64_t depth = w.groups == 1 ? w.blocks : w.group / TILE16_DEPTH, start = first / depth * depth;
+    const int64_t at = start + (first - start) / (DEPTH / TILE16_DEPTH) * (DEPTH / TILE16_DEPTH);
+    return {at, minimum(at + DEPTH / TILE16_DEPTH, minimum(start + depth, w.blocks))};
   }
-  const int64_t length = groups_of_piece(w) * w.group / TILED_DEPTH, at = first / length * length;
-  return {at, least(at + length, w.blocks)};
+  const int64_t length = groups_of_piece(w) * w.group / TILE16_DEPTH, at = first / length * length;
+  return {at, minimum(at + length, w.blocks)};
 }
 
-// Rows of a block from k-block `first` on: [piece][block][quad of k][row][4 codes], so that a piece of all blocks is one
-// stretch of memory.
+// Rows of a block from k-block `first` on: [piece][block][quad of k][row][4 codes], so that a piece of all blocks is
+// one stretch of memory.
 char* integer_rows(const GemmCall& call, int64_t block, const Piece& piece, int64_t first) {
   return call.rows + (piece.at * call.blocks + block * (piece.stop - piece.at) + first - piece.at) * 8 * HEIGHT;
 }
@@ -62,7 +62,7 @@ void pack_quads(const int8_t* q, int64_t k, const Piece& piece, char* to) {
 }
 
 void pack_integer(const GemmCall& call, int64_t begin, int64_t end) {
-  const TiledWeight& w = *call.weight;
+  const Tile16Weight& w = *call.weight;
   for (int64_t block = begin; block < end; ++block) {
     int32_t* sums = call.sums + block * w.groups * HEIGHT;
     for (int64_t r = 0; r < HEIGHT; ++r) {

@@ -19,7 +19,7 @@ inline __attribute__((always_inline)) void multiply_add(Ints* sums, const char* 
                                                         int64_t blocks) {
   const Ints nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
   while (blocks > 0) {
-    int64_t burst = least(blocks, 4);
+    int64_t burst = minimum(blocks, 4);
     blocks -= burst;
     Ints some[HEIGHT * WIDTH];
     unrolled<HEIGHT * WIDTH>(DFQ_EACH(i) { some[i] = same(0); });
@@ -40,7 +40,7 @@ inline __attribute__((always_inline)) void multiply_add(Ints* sums, const char* 
         codes[t] = _mm256_and_si256(_mm256_srli_epi16(ints_at(tiles + t * 4 * LANES), 4), nibble);
       });
       half(rows + 4 * HEIGHT, codes);
-      rows += 8 * HEIGHT, tiles += TILED_BYTES;
+      rows += 8 * HEIGHT, tiles += TILE16_BYTES;
     } while (--burst > 0);
     unrolled<HEIGHT * WIDTH>(DFQ_EACH(i) { sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(some[i], ones)); });
   }

@@ -11,8 +11,8 @@
 namespace dfq::DFQ_ISA {
 namespace {
 
-// sums += codes of `blocks` (1 or more) k-blocks times the rows of a block. The instruction is written out because gcc 12 spills
-// accumulators of its intrinsic.
+// sums += codes of `blocks` (1 or more) k-blocks times the rows of a block. The instruction is written out because gcc
+// 12 spills accumulators of its intrinsic.
 template <int WIDTH>
 inline __attribute__((always_inline)) void multiply_add(Ints* sums, const char* rows, const uint8_t* tiles,
                                                         int64_t stride, int64_t blocks) {
@@ -33,7 +33,7 @@ inline __attribute__((always_inline)) void multiply_add(Ints* sums, const char* 
       codes[t] = _mm512_and_si512(_mm512_srli_epi16(ints_at(tiles + t * stride), 4), nibble);
     });
     half(rows + 4 * HEIGHT, codes);
-    rows += 8 * HEIGHT, tiles += TILED_BYTES;
+    rows += 8 * HEIGHT, tiles += TILE16_BYTES;
   } while (--blocks > 0);
 }
 

@@ -43,7 +43,8 @@ inline Ints high_halves(Ints a, Ints b) {
 }
 
 template <int WIDTH>
-inline __attribute__((always_inline)) void multiply_add(Ints* sums, const char* rows, const uint8_t* tiles, int64_t, int64_t blocks) {
+inline __attribute__((always_inline)) void multiply_add(Ints* sums, const char* rows, const uint8_t* tiles, int64_t,
+                                                        int64_t blocks) {
   Ints sum[HEIGHT / 2][2 * WIDTH];
   unrolled<HEIGHT / 2 * WIDTH>(DFQ_EACH(i) {
     const int p = i / WIDTH, t = i % WIDTH;
@@ -64,7 +65,7 @@ inline __attribute__((always_inline)) void multiply_add(Ints* sums, const char* 
       }
       asm volatile("" ::: "memory");  // loads stay here: with 24 sums there are no registers for more
     }
-    rows += 8 * HEIGHT, tiles += TILED_BYTES;
+    rows += 8 * HEIGHT, tiles += TILE16_BYTES;
   } while (--blocks > 0);
   unrolled<HEIGHT / 2 * WIDTH>(DFQ_EACH(i) {
     const int p = i / WIDTH, t = i % WIDTH;
@@ -74,7 +75,8 @@ inline __attribute__((always_inline)) void multiply_add(Ints* sums, const char* 
 }
 #elif DFQ_HAS_DOTPROD
 template <int WIDTH>
-inline __attribute__((always_inline)) void multiply_add(Ints* sums, const char* rows, const uint8_t* tiles, int64_t, int64_t blocks) {
+inline __attribute__((always_inline)) void multiply_add(Ints* sums, const char* rows, const uint8_t* tiles, int64_t,
+                                                        int64_t blocks) {
   Ints sum[HEIGHT][WIDTH];
   unrolled<HEIGHT * WIDTH>(DFQ_EACH(i) { sum[i / WIDTH][i % WIDTH] = sums[i]; });
   do {
@@ -92,22 +94,23 @@ inline __attribute__((always_inline)) void multiply_add(Ints* sums, const char* 
       }
       asm volatile("" ::: "memory");  // loads stay here: with 24 sums there are no registers for more
     }
-    rows += 8 * HEIGHT, tiles += TILED_BYTES;
+    rows += 8 * HEIGHT, tiles += TILE16_BYTES;
   } while (--blocks > 0);
   unrolled<HEIGHT * WIDTH>(DFQ_EACH(i) { sums[i] = sum[i / WIDTH][i % WIDTH]; });
 }
 #else
 // Sixteen products of at most 15 * 128 fit into 16 bits: those of eight k-blocks, for two rows at a time.
 template <int WIDTH>
-inline __attribute__((always_inline)) void multiply_add(Ints* sums, const char* rows, const uint8_t* tiles, int64_t, int64_t blocks) {
+inline __attribute__((always_inline)) void multiply_add(Ints* sums, const char* rows, const uint8_t* tiles, int64_t,
+                                                        int64_t blocks) {
   for (int64_t done = 0; done < blocks; done += 8) {
-    const int64_t stop = least(blocks, done + 8);
+    const int64_t stop = minimum(blocks, done + 8);
     for (int row = 0; row < HEIGHT; row += 2) {
       int16x8_t sum[2][2 * WIDTH];
       for (int i = 0; i < 4 * WIDTH; ++i) sum[i / 2 / WIDTH][i % (2 * WIDTH)] = vdupq_n_s16(0);
       const char* quads = rows + done * 8 * HEIGHT + 4 * row;
-      const uint8_t* in = tiles + done * TILED_BYTES;
-      for (int64_t j = done; j < stop; ++j, quads += 8 * HEIGHT, in += TILED_BYTES) {
+      const uint8_t* in = tiles + done * TILE16_BYTES;
+      for (int64_t j = done; j < stop; ++j, quads += 8 * HEIGHT, in += TILE16_BYTES) {
         for (int t = 0; t < WIDTH; ++t) {
           const uint8x16_t v = bytes_at(in + 16 * t);
           const int8x16_t low = low_codes(v), high = high_codes(v);

@@ -1,5 +1,5 @@
-// The vectors of a block of a product with many rows with AVX2: HEIGHT rows times VECTORS vectors of LANES columns, and what integer.h and
-// float32.h do with them.
+// The vectors of a block of a product with many rows with AVX2: HEIGHT rows times VECTORS vectors of LANES columns, and
+// what integer.h and float32.h do with them.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -38,7 +38,7 @@ inline Floats widen(const uint16_t* from) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
 
-inline Ints zeros_of(const TiledWeight& w, int64_t group, int64_t column) {
+inline Ints zeros_of(const Tile16Weight& w, int64_t group, int64_t column) {
   if (!w.zero) return same(8);
   return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(w.zero + group * w.n16 + column)));
 }

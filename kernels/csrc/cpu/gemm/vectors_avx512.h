@@ -1,5 +1,5 @@
-// The vectors of a block of a product with many rows with AVX-512: HEIGHT rows times VECTORS vectors of LANES columns, and what integer.h and
-// float32.h do with them.
+// The vectors of a block of a product with many rows with AVX-512: HEIGHT rows times VECTORS vectors of LANES columns,
+// and what integer.h and float32.h do with them.
 #pragma once
 #include <cstdint>
 
@@ -30,7 +30,7 @@ inline Ints pair_product(Ints a, Ints b) { return _mm512_madd_epi16(a, b); }
 
 inline Floats widen(const uint16_t* from) { return widen_bf16(from); }
 
-inline Ints zeros_of(const TiledWeight& w, int64_t group, int64_t column) {
+inline Ints zeros_of(const Tile16Weight& w, int64_t group, int64_t column) {
   if (!w.zero) return same(8);
   return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w.zero + group * w.n16 + column)));
 }

@@ -1,5 +1,5 @@
-// The vectors of a block of a product with many rows on 64-bit ARM: HEIGHT rows times VECTORS vectors of LANES columns, and what integer.h and
-// float32.h do with them.
+// The vectors of a block of a product with many rows on 64-bit ARM: HEIGHT rows times VECTORS vectors of LANES columns,
+// and what integer.h and float32.h do with them.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -39,7 +39,7 @@ inline Ints pair_product(Ints a, Ints b) {
 // bfloat16 values as float
 inline Floats widen(const uint16_t* from) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(from), 16)); }
 
-inline Ints zeros_of(const TiledWeight& w, int64_t group, int64_t column) {
+inline Ints zeros_of(const Tile16Weight& w, int64_t group, int64_t column) {
   if (!w.zero) return same(8);
   uint32_t four;
   std::memcpy(&four, w.zero + group * w.n16 + column, 4);

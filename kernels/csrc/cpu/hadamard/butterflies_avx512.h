@@ -1,4 +1,5 @@
-// Sylvester-Hadamard transforms of rows in registers of AVX-512. Stages run from the narrowest to the widest, as everywhere.
+// Sylvester-Hadamard transforms of rows in registers of AVX-512. Stages run from the narrowest to the widest, as
+// everywhere.
 #pragma once
 #include <cstdint>
 
@@ -12,7 +13,7 @@ namespace {
 
 // Stages 1, 2, 4, 8 inside a register: a swap, and a product with signs, which is exact.
 template <int STAGES>
-inline __m512 inside(__m512 v) {
+inline __m512 stages_in_register(__m512 v) {
   const auto signs = [](int bit) {
     const __mmask16 odd = _mm512_test_epi32_mask(lanes(), _mm512_set1_epi32(bit));
     return _mm512_mask_blend_ps(odd, _mm512_set1_ps(1.0f), _mm512_set1_ps(-1.0f));
@@ -24,8 +25,9 @@ inline __m512 inside(__m512 v) {
   return v;
 }
 
-// Loops over registers are unrolled by hand or by pragma: an array that is indexed at run time lives in memory. Additions
-// and multiply-adds have execution units of their own, so every other butterfly is done by the latter, by a factor of one.
+// Loops over registers are unrolled by hand or by pragma: an array that is indexed at run time lives in memory.
+// Additions and multiply-adds have execution units of their own, so every other butterfly is done by the latter, by a
+// factor of one.
 template <int COUNT, int HALF = 1>
 inline void butterflies(__m512* v, __m512 one) {
   if constexpr (HALF < COUNT) {
@@ -40,7 +42,7 @@ inline void butterflies(__m512* v, __m512 one) {
   }
 }
 
-inline __m512 hidden_one() {  // one, which the compiler must not see through
+inline __m512 opaque_one() {  // one, which the compiler must not see through
   __m512 one = _mm512_set1_ps(1.0f);
   asm volatile("" : "+v"(one));
   return one;
@@ -48,52 +50,52 @@ inline __m512 hidden_one() {  // one, which the compiler must not see through
 
 // COUNT registers `step` values apart -> all stages between them. LAST: times factor, and measured.
 template <int COUNT, bool LAST>
-inline void finish(__m512* v, float* to, int64_t step, __m512 factor, __m512 one, Ends& ends) {
+inline void finish(__m512* v, float* to, int64_t step, __m512 factor, __m512 one, RowRange& range) {
   butterflies<COUNT>(v, one);
 #pragma GCC unroll 16
   for (int i = 0; i < COUNT; ++i) {
     if (LAST) {
       v[i] = _mm512_mul_ps(v[i], factor);
-      ends.add(v[i]);
+      range.add(v[i]);
     }
     _mm512_storeu_ps(to + i * step, v[i]);
   }
 }
 
 template <int TYPE, int COUNT, bool LAST>
-void first_pass(const void* x, int64_t at, int64_t count, float* to, __m512 factor, Ends& ends) {
-  Ends local = ends;
-  const __m512 one = hidden_one();
+void first_pass(const void* x, int64_t at, int64_t count, float* to, __m512 factor, RowRange& range) {
+  RowRange local = range;
+  const __m512 one = opaque_one();
   for (int64_t i = 0; i < count; i += 16 * COUNT) {
     __m512 v[COUNT];
     if (COUNT == 1) v[0] = load16<TYPE>(x, at + i);
 #pragma GCC unroll 8
     for (int c = 0; c + 1 < COUNT; c += 2) load32<TYPE>(x, at + i + 16 * c, v[c], v[c + 1]);
 #pragma GCC unroll 16
-    for (int c = 0; c < COUNT; ++c) v[c] = inside<4>(v[c]);
+    for (int c = 0; c < COUNT; ++c) v[c] = stages_in_register<4>(v[c]);
     finish<COUNT, LAST>(v, to + i, 16, factor, one, local);
   }
-  ends = local;
+  range = local;
 }
 
 // Parts narrower than a register
 template <int TYPE, int STAGES, bool LAST>
-void narrow_pass(const void* x, int64_t at, int64_t count, float* to, __m512 factor, Ends& ends) {
+void narrow_pass(const void* x, int64_t at, int64_t count, float* to, __m512 factor, RowRange& range) {
   for (int64_t i = 0; i < count; i += 16) {
     const __mmask16 mask = first_lanes(count - i);
-    __m512 v = inside<STAGES>(load16<TYPE>(x, at + i, mask));
+    __m512 v = stages_in_register<STAGES>(load16<TYPE>(x, at + i, mask));
     if (LAST) {
       v = _mm512_mul_ps(v, factor);
-      ends.add(v);
+      range.add(v);
     }
     _mm512_mask_storeu_ps(to + i, mask, v);
   }
 }
 
 template <int COUNT, bool LAST>
-void wide_pass(float* x, int64_t count, int64_t half, __m512 factor, Ends& ends) {
-  Ends local = ends;
-  const __m512 one = hidden_one();
+void wide_pass(float* x, int64_t count, int64_t half, __m512 factor, RowRange& range) {
+  RowRange local = range;
+  const __m512 one = opaque_one();
   for (int64_t at = 0; at < count; at += COUNT * half) {
     for (int64_t i = at; i < at + half; i += 16) {
       __m512 v[COUNT];
@@ -102,39 +104,39 @@ void wide_pass(float* x, int64_t count, int64_t half, __m512 factor, Ends& ends)
       finish<COUNT, LAST>(v, x + i, half, factor, one, local);
     }
   }
-  ends = local;
+  range = local;
 }
 
 // All parts of one block: x of TYPE from `at` on -> to [count].
 template <int TYPE, bool LAST>
-void sylvester(const void* x, int64_t at, int64_t count, int64_t size, float* to, float norm, Ends& ends) {
+void sylvester(const void* x, int64_t at, int64_t count, int64_t size, float* to, float norm, RowRange& range) {
   const __m512 factor = _mm512_set1_ps(norm);
   switch (size) {
-    case 1: return narrow_pass<TYPE, 0, LAST>(x, at, count, to, factor, ends);
-    case 2: return narrow_pass<TYPE, 1, LAST>(x, at, count, to, factor, ends);
-    case 4: return narrow_pass<TYPE, 2, LAST>(x, at, count, to, factor, ends);
-    case 8: return narrow_pass<TYPE, 3, LAST>(x, at, count, to, factor, ends);
-    case 16: return first_pass<TYPE, 1, LAST>(x, at, count, to, factor, ends);
-    case 32: return first_pass<TYPE, 2, LAST>(x, at, count, to, factor, ends);
-    case 64: return first_pass<TYPE, 4, LAST>(x, at, count, to, factor, ends);
-    case 128: return first_pass<TYPE, 8, LAST>(x, at, count, to, factor, ends);
-    case 256: return first_pass<TYPE, 16, LAST>(x, at, count, to, factor, ends);
-    default: first_pass<TYPE, 16, false>(x, at, count, to, factor, ends);
+    case 1: return narrow_pass<TYPE, 0, LAST>(x, at, count, to, factor, range);
+    case 2: return narrow_pass<TYPE, 1, LAST>(x, at, count, to, factor, range);
+    case 4: return narrow_pass<TYPE, 2, LAST>(x, at, count, to, factor, range);
+    case 8: return narrow_pass<TYPE, 3, LAST>(x, at, count, to, factor, range);
+    case 16: return first_pass<TYPE, 1, LAST>(x, at, count, to, factor, range);
+    case 32: return first_pass<TYPE, 2, LAST>(x, at, count, to, factor, range);
+    case 64: return first_pass<TYPE, 4, LAST>(x, at, count, to, factor, range);
+    case 128: return first_pass<TYPE, 8, LAST>(x, at, count, to, factor, range);
+    case 256: return first_pass<TYPE, 16, LAST>(x, at, count, to, factor, range);
+    default: first_pass<TYPE, 16, false>(x, at, count, to, factor, range);
   }
   for (int64_t half = 256; half < size;) {
     const int64_t left = size / half;
     const bool last = LAST && left <= 16;
-    if (left >= 16) (last ? wide_pass<16, true> : wide_pass<16, false>)(to, count, half, factor, ends);
-    else if (left == 8) (last ? wide_pass<8, true> : wide_pass<8, false>)(to, count, half, factor, ends);
-    else if (left == 4) (last ? wide_pass<4, true> : wide_pass<4, false>)(to, count, half, factor, ends);
-    else (last ? wide_pass<2, true> : wide_pass<2, false>)(to, count, half, factor, ends);
+    if (left >= 16) (last ? wide_pass<16, true> : wide_pass<16, false>)(to, count, half, factor, range);
+    else if (left == 8) (last ? wide_pass<8, true> : wide_pass<8, false>)(to, count, half, factor, range);
+    else if (left == 4) (last ? wide_pass<4, true> : wide_pass<4, false>)(to, count, half, factor, range);
+    else (last ? wide_pass<2, true> : wide_pass<2, false>)(to, count, half, factor, range);
     half *= left >= 16 ? 16 : left;
   }
 }
 
 // Memory that is needed next, fetched line by line while something else is computed: rows of 28 KB and more are too far
 // apart for the processor to foresee. stride 0: nothing is.
-struct Ahead {
+struct Prefetch {
   const char *row, *codes;
   int64_t stride;  // bytes of a row in a step, of which codes have at most half as many
 

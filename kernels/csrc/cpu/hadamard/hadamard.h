@@ -15,15 +15,15 @@ namespace dfq::DFQ_ISA {
 namespace {
 
 // to[j, i] = norm * sum_a base_t[j, a] from[a, i], LANES columns i at a time. Signs: sums of four terms are formed once
-// and looked up, see signs.inc. Otherwise the terms are added in order.
-void mix_parts(const float* from, const float* base_t, int64_t order, int64_t size, float norm, float* to) {
+// and looked up, see signs.h. Otherwise the terms are added in order.
+void apply_base(const float* from, const float* base_t, int64_t order, int64_t size, float norm, float* to) {
   const int64_t groups = order / 4;
   const bool signs = has_signs(base_t, order);
   uint16_t entries[SIGN_ORDER * SIGN_ORDER / 4];
   if (signs) find_entries(base_t, order, entries);
   alignas(64) float table[SIGN_ORDER * 4][LANES];
   for (int64_t i = 0; i < size; i += LANES) {
-    const int64_t width = least(LANES, size - i);
+    const int64_t width = minimum(LANES, size - i);
     for (int64_t group = 0; signs && group < groups; ++group) {
       alignas(64) float in[4][LANES] = {};
       for (int64_t a = 0; a < 4; ++a) {
@@ -61,8 +61,8 @@ void mix_parts(const float* from, const float* base_t, int64_t order, int64_t si
 }
 
 // rows of `block` values; transform(x, size): the power-of-two part, in place
-void hadamard_rows(const void* x, int type, int64_t block, const float* base_t, int64_t order, void* out, float* scratch,
-                   int64_t begin, int64_t end) {
+void hadamard_rows(const void* x, int type, int64_t block, const float* base_t, int64_t order, void* out,
+                   float* scratch, int64_t begin, int64_t end) {
   const int64_t size = block / order;
   const float norm = float(1.0 / std::sqrt(double(block)));
   for (int64_t row = begin; row < end; ++row) {
@@ -71,7 +71,7 @@ void hadamard_rows(const void* x, int type, int64_t block, const float* base_t, 
     float* result = scratch;
     if (order > 1) {
       result = scratch + block;
-      mix_parts(scratch, base_t, order, size, norm, result);
+      apply_base(scratch, base_t, order, size, norm, result);
     } else {
       const float factor = norm * base_t[0];
       for (int64_t i = 0; i < block; ++i) result[i] *= factor;

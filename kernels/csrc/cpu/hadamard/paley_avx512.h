@@ -1,7 +1,7 @@
-// A base known when this is compiled: the signed sums of four parts (signs.inc) stay in registers and every output takes
-// the ones it needs, where a table in memory would be written and read. The same sums in the same order. It is Paley's
-// base of order 28, which serves widths of 7 * 2^k, over the field of 27 elements as dfrot/rotation/field.py numbers
-// them; any other base of that order takes the table.
+// A base known when this is compiled: the signed sums of four parts (signs.h) stay in registers and every output
+// takes the ones it needs, where a table in memory would be written and read. The same sums in the same order. It is
+// Paley's base of order 28, which serves widths of 7 * 2^k, over the field of 27 elements as the package's finite
+// fields numbers them; any other base of that order takes the table.
 #pragma once
 #include <cstdint>
 #include <utility>
@@ -29,7 +29,8 @@ bool is_paley(const float* base_t, int64_t order) {
   if (order != PALEY_ORDER) return false;
   int others = 0;
   for (int j = 0; j < PALEY_ORDER; ++j) {
-    for (int a = 0; a < PALEY_ORDER; ++a) others |= base_t[j * PALEY_ORDER + a] != (paley_negative(j, a) ? -1.0f : 1.0f);
+    for (int a = 0; a < PALEY_ORDER; ++a)
+      others |= base_t[j * PALEY_ORDER + a] != (paley_negative(j, a) ? -1.0f : 1.0f);
   }
   return !others;
 }
@@ -78,26 +79,26 @@ struct PaleyNext {
 
 template <int FIRST, int... GROUP>
 inline void paley_panel(const float (*in)[16], float* to, int64_t size, __m512 norm, __m512 one, PaleyNext& next,
-                        Ahead& ahead, Ends& ends, std::integer_sequence<int, GROUP...>) {
+                        Prefetch& prefetch, RowRange& range, std::integer_sequence<int, GROUP...>) {
   __m512 sums[PALEY_PANEL];
   const auto outputs = std::make_integer_sequence<int, PALEY_PANEL>();
-  ((paley_group<GROUP, FIRST>(in, sums, one, outputs), next.step(one), ahead.step()), ...);
+  ((paley_group<GROUP, FIRST>(in, sums, one, outputs), next.step(one), prefetch.step()), ...);
 #pragma GCC unroll 14
   for (int j = 0; j < PALEY_PANEL; ++j) {
     const __m512 v = _mm512_mul_ps(sums[j], norm);
-    ends.add(v);
+    range.add(v);
     _mm512_storeu_ps(to + (FIRST + j) * size, v);
   }
 }
 
 // x [28][size] -> factor base_t x, in place; parts of at least 32 values that come without their last stage
-void mix_paley(float* x, int64_t size, float factor, Ahead& ahead, Ends& ends) {
-  const __m512 norm = _mm512_set1_ps(factor), one = hidden_one();
+void apply_base_paley(float* x, int64_t size, float factor, Prefetch& prefetch, RowRange& range) {
+  const __m512 norm = _mm512_set1_ps(factor), one = opaque_one();
   const int64_t half = size / 2;
   const auto groups = std::make_integer_sequence<int, PALEY_GROUPS>();
   alignas(64) float columns[2][2][PALEY_ORDER][16];
-  Ends local = ends;
-  Ahead fetch = ahead;
+  RowRange local = range;
+  Prefetch fetch = prefetch;
   PaleyNext next = {x, size, half, columns[0], 0};
   for (int part = 0; part < PALEY_ORDER; ++part) next.step(one);
   for (int64_t i = 0; i < half; i += 16) {
@@ -110,8 +111,8 @@ void mix_paley(float* x, int64_t size, float factor, Ahead& ahead, Ends& ends) {
       paley_panel<PALEY_PANEL>(now[c], to, size, norm, one, next, fetch, local, groups);
     }
   }
-  ends = local;
-  ahead = fetch;
+  range = local;
+  prefetch = fetch;
 }
 
 }  // namespace

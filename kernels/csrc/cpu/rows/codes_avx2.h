@@ -1,5 +1,5 @@
-// Loops over the values of a row with AVX2: its range, and its codes. extend: the range, `count` values further; write_codes: one byte per
-// code, signed or not.
+// Loops over the values of a row with AVX2: its range, and its codes. extend: the range, `count` values further;
+// write_codes: one byte per code, signed or not.
 #pragma once
 #include <cstdint>
 

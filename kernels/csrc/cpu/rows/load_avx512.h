@@ -33,7 +33,8 @@ inline __m512 load16(const void* x, int64_t at, __mmask16 mask) {
 template <int TYPE>
 inline void load32(const void* x, int64_t at, __m512& first, __m512& second) {
   if (TYPE == DFQ_BFLOAT16) {
-    const __m512i lane = _mm512_slli_epi32(lanes(), 16), both = _mm512_loadu_si512(static_cast<const uint16_t*>(x) + at);
+    const __m512i lane = _mm512_slli_epi32(lanes(), 16),
+                  both = _mm512_loadu_si512(static_cast<const uint16_t*>(x) + at);
     const __m512i next = _mm512_add_epi32(lane, _mm512_set1_epi32(16 << 16));
     first = _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, lane, both));
     second = _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, next, both));
@@ -58,16 +59,16 @@ inline void with_type(int type, Function function) {
 
 inline __mmask16 first_lanes(int64_t count) { return __mmask16(count >= 16 ? 0xffff : (1 << count) - 1); }
 
-// The range of a row, see range.inc. Floats are compared by their bits: of the signed integers the largest is the largest
-// value, of the unsigned ones the lowest, and a NaN is beyond both infinities.
-struct Ends {
+// The range of a row, see range.h. Floats are compared by their bits: of the signed integers the largest is the
+// largest value, of the unsigned ones the lowest, and a NaN is beyond both infinities.
+struct RowRange {
   __m512i low = _mm512_set1_epi32(INT32_MIN), high = _mm512_setzero_si512();  // -0, +0
 
   void add(__m512 v) {
     low = _mm512_max_epu32(low, _mm512_castps_si512(v));
     high = _mm512_max_epi32(high, _mm512_castps_si512(v));
   }
-  void add(const Ends& other) {
+  void add(const RowRange& other) {
     low = _mm512_max_epu32(low, other.low);
     high = _mm512_max_epi32(high, other.high);
   }

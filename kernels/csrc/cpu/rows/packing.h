@@ -57,11 +57,13 @@ inline int64_t row_bytes(int64_t k, int bits) { return (k * bits + 7) / 8; }
   }
 }
 
-[[maybe_unused]] void pack_rows(const uint8_t* codes, int64_t k, int bits, uint8_t* packed, int64_t begin, int64_t end) {
+[[maybe_unused]] void pack_rows(const uint8_t* codes, int64_t k, int bits, uint8_t* packed, int64_t begin,
+                                int64_t end) {
   for (int64_t row = begin; row < end; ++row) pack_codes(codes + row * k, k, bits, packed + row * row_bytes(k, bits));
 }
 
-[[maybe_unused]] void unpack_rows(const uint8_t* packed, int64_t k, int bits, uint8_t* codes, int64_t begin, int64_t end) {
+[[maybe_unused]] void unpack_rows(const uint8_t* packed, int64_t k, int bits, uint8_t* codes, int64_t begin,
+                                  int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     unpack_codes(packed + row * row_bytes(k, bits), 0, k, bits, codes + row * k);
   }

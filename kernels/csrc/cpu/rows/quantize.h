@@ -37,15 +37,15 @@ inline float zero_point(float low, float scale, float top) {
   return round_even(zero);
 }
 
-void quantize_rows(const void* x, int type, int64_t k, int bits, bool symmetric, float clip, int8_t* codes, float* scale,
-                   int32_t* zero, int64_t begin, int64_t end) {
+void quantize_rows(const void* x, int type, int64_t k, int bits, bool symmetric, float clip, int8_t* codes,
+                   float* scale, int32_t* zero, int64_t begin, int64_t end) {
   const float half = float(1 << (bits - 1)), top = 2.0f * half - 1.0f;
   float buffer[CHUNK];
   for (int64_t row = begin; row < end; ++row) {
     Range range;
     start(range);
     for (int64_t at = 0; at < k; at += CHUNK) {
-      const int64_t count = least(CHUNK, k - at);
+      const int64_t count = minimum(CHUNK, k - at);
       load_floats(x, type, row * k + at, count, buffer);
       extend(range, buffer, count);
     }
@@ -64,7 +64,7 @@ void quantize_rows(const void* x, int type, int64_t k, int bits, bool symmetric,
     scale[row] = step;
     zero[row] = int32_t(shift);
     for (int64_t at = 0; at < k; at += CHUNK) {
-      const int64_t count = least(CHUNK, k - at);
+      const int64_t count = minimum(CHUNK, k - at);
       if (k > CHUNK) load_floats(x, type, row * k + at, count, buffer);
       write_codes(buffer, count, step, shift, -half, half - 1.0f, reinterpret_cast<uint8_t*>(to + at));
     }
@@ -81,7 +81,7 @@ void kv_quantize_rows(const void* x, int type, int64_t width, int bits, bool sym
     Range range;
     start(range);
     for (int64_t at = 0; at < width; at += CHUNK) {
-      const int64_t count = least(CHUNK, width - at);
+      const int64_t count = minimum(CHUNK, width - at);
       load_floats(x, type, row * width + at, count, buffer);
       extend(range, buffer, count);
     }
@@ -103,7 +103,7 @@ void kv_quantize_rows(const void* x, int type, int64_t width, int bits, bool sym
     scale[row] = stored;
     zero[row] = uint8_t(shift);
     for (int64_t at = 0; at < width; at += CHUNK) {  // CHUNK codes fill whole bytes
-      const int64_t count = least(CHUNK, width - at);
+      const int64_t count = minimum(CHUNK, width - at);
       if (width > CHUNK) load_floats(x, type, row * width + at, count, buffer);
       write_codes(buffer, count, step, shift, 0.0f, top, codes);
       pack_codes(codes, count, bits, to + at * bits / 8);
@@ -119,7 +119,7 @@ void kv_dequantize_rows(const uint8_t* packed, const uint16_t* scale, const uint
     const float step = load_f16(scale[row]);
     const int32_t shift = zero ? int32_t(zero[row]) : 1 << (bits - 1);
     for (int64_t at = 0; at < width; at += CHUNK) {
-      const int64_t count = least(CHUNK, width - at);
+      const int64_t count = minimum(CHUNK, width - at);
       unpack_codes(packed + row * row_bytes(width, bits), at, count, bits, codes);
       for (int64_t i = 0; i < count; ++i) values[i] = float(int32_t(codes[i]) - shift) * step;
       store_floats(values, count, type, out, row * width + at);

@@ -1,7 +1,7 @@
 // Codes of a row: division by the scale, as everywhere, but seldom done as such. A product with the reciprocal is added
-// to a constant whose last bit is worth 2^-FRACTION, so that the sum holds the code, rounded down from a half above, and
-// its fraction. Both errors, of the product and of the rounded quotient that it stands for, are below the last bit: only
-// stretches with a value this close to the middle of two codes are divided.
+// to a constant whose last bit is worth 2^-FRACTION, so that the sum holds the code, rounded down from a half above,
+// and its fraction. Both errors, of the product and of the rounded quotient that it stands for, are below the last bit:
+// only stretches with a value this close to the middle of two codes are divided.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -21,8 +21,8 @@ struct Step {
   bool narrow, divide;
 };
 
-// How a sum is read. Narrow: codes of up to 6 bits, of which the sum's third byte is 64 more. Wide: moved up by two bits,
-// the upper half of the sum is 0x1100 more than the code.
+// How a sum is read. Narrow: codes of up to 6 bits, of which the sum's third byte is 64 more. Wide: moved up by two
+// bits, the upper half of the sum is 0x1100 more than the code.
 template <bool NARROW>
 struct Fixed {
   static constexpr float origin = NARROW ? 192.0f : 768.0f;
@@ -86,7 +86,8 @@ void write_codes(const void* x, int64_t at, int64_t count, const Step& step, int
   for (int64_t i = 0; i < count; i += 64) {
     const __mmask64 mask = count - i >= 64 ? ~__mmask64(0) : (__mmask64(1) << (count - i)) - 1;
     const auto take = [&](int c) {
-      return count - i >= 64 ? load16<TYPE>(x, at + i + 16 * c) : load16<TYPE>(x, at + i + 16 * c, __mmask16(mask >> 16 * c));
+      return count - i >= 64 ? load16<TYPE>(x, at + i + 16 * c)
+                             : load16<TYPE>(x, at + i + 16 * c, __mmask16(mask >> 16 * c));
     };
     __m512 v[4];
     __m512i sums[4];
@@ -95,8 +96,8 @@ void write_codes(const void* x, int64_t at, int64_t count, const Step& step, int
       sums[c] = _mm512_castps_si512(_mm512_fmadd_ps(v[c], inverse, origin));
       if (!NARROW) sums[c] = _mm512_slli_epi32(sums[c], 2);
     }
-    const __m512i least = _mm512_min_epu16(_mm512_min_epu16(sums[0], sums[1]), _mm512_min_epu16(sums[2], sums[3]));
-    const bool ties = step.divide || _mm512_cmplt_epu16_mask(least, near);
+    const __m512i minimum = _mm512_min_epu16(_mm512_min_epu16(sums[0], sums[1]), _mm512_min_epu16(sums[2], sums[3]));
+    const bool ties = step.divide || _mm512_cmplt_epu16_mask(minimum, near);
     const __m512i codes = __builtin_expect(ties, 0) ? codes_by_division(v, step) : codes_of<NARROW>(sums, step);
     if (count - i >= 64) _mm512_storeu_si512(to + i, codes);
     else _mm512_mask_storeu_epi8(to + i, mask, codes);
@@ -104,25 +105,32 @@ void write_codes(const void* x, int64_t at, int64_t count, const Step& step, int
 }
 
 template <int TYPE>
-void measure(const void* x, int64_t at, int64_t count, Ends& ends) {
-  Ends local[2];
+void measure(const void* x, int64_t at, int64_t count, RowRange& range) {
+  RowRange local[2];
   int64_t i = 0;
   for (; i + 32 <= count; i += 32) {
     local[0].add(load16<TYPE>(x, at + i));
     local[1].add(load16<TYPE>(x, at + i + 16));
   }
   for (; i < count; i += 16) local[0].add(load16<TYPE>(x, at + i, first_lanes(count - i)));
-  ends = local[0];
-  ends.add(local[1]);
+  range = local[0];
+  range.add(local[1]);
 }
 
-// Scale, zero point and codes of row `row`, x [k] from value `at` on: quantize_rows of rows.inc.
-void write_row(const void* x, int type, int64_t at, int64_t k, const Ends& ends, const Quantized& out, int64_t row) {
+// Scale, zero point and codes of row `row`, x [k] from value `at` on: quantize_rows of quantize.h.
+void write_row(const void* x, int type, int64_t at, int64_t k, const RowRange& range, const Quantized& out,
+               int64_t row) {
   const float half = float(1 << (out.bits - 1)), top = 2.0f * half - 1.0f;
   float lowest, highest;
-  ends.get(lowest, highest);
+  range.get(lowest, highest);
   const float low = lowest * out.clip, high = highest * out.clip, peak = highest > -lowest ? highest : -lowest;
-  Step step = {out.symmetric ? peak * out.clip / (half - 1.0f) : (high - low) / top, 0.0f, -half, half - 1.0f, 0.0f, false, false};
+  Step step = {out.symmetric ? peak * out.clip / (half - 1.0f) : (high - low) / top,
+               0.0f,
+               -half,
+               half - 1.0f,
+               0.0f,
+               false,
+               false};
   int8_t* to = out.codes + row * k;
   if (!(step.scale < INFINITY)) {
     out.scale[row] = NAN;
@@ -151,9 +159,9 @@ void quantize_rows(const void* x, int type, int64_t k, int bits, bool symmetric,
                           float* scale, int32_t* zero, int64_t begin, int64_t end) {
   const Quantized out = {bits, symmetric, clip, codes, scale, zero};
   for (int64_t row = begin; row < end; ++row) {
-    Ends ends;
-    with_type(type, [&](auto tag) { measure<decltype(tag)::value>(x, row * k, k, ends); });
-    write_row(x, type, row * k, k, ends, out, row);
+    RowRange range;
+    with_type(type, [&](auto tag) { measure<decltype(tag)::value>(x, row * k, k, range); });
+    write_row(x, type, row * k, k, range, out, row);
   }
 }
 

@@ -1,5 +1,6 @@
-// The range of a row and the codes of its values, value by value. The arithmetic of scales and codes is that of the reference
-// (quantize_per_token in Python), operation by operation. Each instruction set has its own loops over them (codes.h).
+// The range of a row and the codes of its values, value by value. The arithmetic of scales and codes is that of the
+// reference (quantize_per_token in Python), operation by operation. Each instruction set has its own loops over them
+// (codes.h).
 #pragma once
 #include <cstdint>
 

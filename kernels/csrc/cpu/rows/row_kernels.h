@@ -1,5 +1,5 @@
-// Work on rows: packing of codes, quantization, Hadamard transforms. What an instruction set provides; memory and threads belong to
-// rows.cpp. Functions take rows begin .. end - 1.
+// Work on rows: packing of codes, quantization, Hadamard transforms. What an instruction set provides; memory and
+// threads belong to rows.cpp. Functions take rows begin .. end - 1.
 #pragma once
 #include <cstdint>
 

@@ -1,4 +1,5 @@
-// Products of a tile and up to STEP rows with AVX2, two halves of eight output rows: integer_block and float_block. The rows come as decode_rows.h prepares them.
+// Products of a tile and up to STEP rows with AVX2, two halves of eight output rows: integer_block and float_block. The
+// rows come as decode_rows.h prepares them.
 #pragma once
 #include <cstdint>
 
@@ -18,15 +19,15 @@ inline void fetch(const uint8_t* in) { _mm_prefetch(reinterpret_cast<const char*
 
 template <int ROWS>
 void integer_rows(Height<ROWS>, const uint8_t* in, int64_t blocks, const int8_t* q, int64_t width,
-                  int32_t (*sums)[TILED_ROWS]) {
+                  int32_t (*sums)[TILE16_ROWS]) {
   const __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
   __m256i total[ROWS][2];
   for (int r = 0; r < ROWS; ++r) total[r][0] = total[r][1] = _mm256_setzero_si256();
   for (int64_t j = 0; j < blocks;) {
-    const int64_t stop = least(blocks, j + 4);  // four times four products of at most 15 * 128 fit into 16 bits
+    const int64_t stop = minimum(blocks, j + 4);  // four times four products of at most 15 * 128 fit into 16 bits
     __m256i sum[ROWS][2];
     for (int r = 0; r < ROWS; ++r) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
-    for (; j < stop; ++j, in += TILED_BYTES, q += TILED_DEPTH) {
+    for (; j < stop; ++j, in += TILE16_BYTES, q += TILE16_DEPTH) {
       fetch(in);
       for (int half = 0; half < 2; ++half) {
         const __m256i v = load(in + 32 * half), low = _mm256_and_si256(v, nibble);
@@ -52,17 +53,17 @@ void integer_rows(Height<ROWS>, const uint8_t* in, int64_t blocks, const int8_t*
 }
 
 void integer_block(const uint8_t* in, int64_t blocks, const int8_t* q, int64_t width, int64_t count,
-                   int32_t (*sums)[TILED_ROWS]) {
+                   int32_t (*sums)[TILE16_ROWS]) {
   with_height(count, [&](auto rows) { integer_rows(rows, in, blocks, q, width, sums); });
 }
 
 template <int ROWS>
 void float_rows(Height<ROWS>, const uint8_t* in, int64_t blocks, const float* x, int64_t width,
-                float (*sums)[TILED_ROWS]) {
+                float (*sums)[TILE16_ROWS]) {
   const __m256i nibble = _mm256_set1_epi32(15), eight = _mm256_set1_epi32(8);
   __m256 sum[ROWS][2];
   for (int r = 0; r < ROWS; ++r) sum[r][0] = sum[r][1] = _mm256_setzero_ps();
-  for (int64_t j = 0; j < blocks; ++j, in += TILED_BYTES, x += TILED_DEPTH) {
+  for (int64_t j = 0; j < blocks; ++j, in += TILE16_BYTES, x += TILE16_DEPTH) {
     fetch(in);
     for (int half = 0; half < 2; ++half) {
       __m256i v = load(in + 32 * half);
@@ -81,7 +82,7 @@ void float_rows(Height<ROWS>, const uint8_t* in, int64_t blocks, const float* x,
 }
 
 void float_block(const uint8_t* in, int64_t blocks, const float* x, int64_t width, int64_t count,
-                 float (*sums)[TILED_ROWS]) {
+                 float (*sums)[TILE16_ROWS]) {
   with_height(count, [&](auto rows) { float_rows(rows, in, blocks, x, width, sums); });
 }
 

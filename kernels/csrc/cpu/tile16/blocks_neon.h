@@ -1,4 +1,5 @@
-// Products of a tile and up to STEP rows on 64-bit ARM: 64 bytes of a tile are four vectors of four output rows: integer_block and float_block. The rows come as decode_rows.h prepares them.
+// Products of a tile and up to STEP rows on 64-bit ARM: 64 bytes of a tile are four vectors of four output rows:
+// integer_block and float_block. The rows come as decode_rows.h prepares them.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -21,12 +22,12 @@ constexpr int64_t STEP = 4;  // rows times four vectors of sums
 
 template <int ROWS>
 void integer_rows(Height<ROWS>, const uint8_t* in, int64_t blocks, const int8_t* q, int64_t width,
-                  int32_t (*sums)[TILED_ROWS]) {
+                  int32_t (*sums)[TILE16_ROWS]) {
   int32x4_t sum[ROWS][4];
   for (int r = 0; r < ROWS; ++r) {
     for (int part = 0; part < 4; ++part) sum[r][part] = vdupq_n_s32(0);
   }
-  for (; blocks > 0; --blocks, in += TILED_BYTES, q += TILED_DEPTH) {
+  for (; blocks > 0; --blocks, in += TILE16_BYTES, q += TILE16_DEPTH) {
     fetch(in);
     int8x16_t values[ROWS];  // eight codes of a row, twice
     for (int r = 0; r < ROWS; ++r) {
@@ -51,17 +52,17 @@ constexpr int64_t STEP = 2;  // rows times eight vectors of 16-bit sums
 // Sixteen products of at most 15 * 128 fit into the 16 bits that they are added in: those of eight k-blocks.
 template <int ROWS>
 void integer_rows(Height<ROWS>, const uint8_t* in, int64_t blocks, const int8_t* q, int64_t width,
-                  int32_t (*sums)[TILED_ROWS]) {
+                  int32_t (*sums)[TILE16_ROWS]) {
   int32x4_t total[ROWS][4];
   for (int r = 0; r < ROWS; ++r) {
     for (int part = 0; part < 4; ++part) total[r][part] = vdupq_n_s32(0);
   }
   while (blocks > 0) {
-    int64_t burst = least(blocks, 8);
+    int64_t burst = minimum(blocks, 8);
     blocks -= burst;
     int16x8_t sum[ROWS][8];
     for (int i = 0; i < ROWS * 8; ++i) sum[i / 8][i % 8] = vdupq_n_s16(0);
-    for (; burst > 0; --burst, in += TILED_BYTES, q += TILED_DEPTH) {
+    for (; burst > 0; --burst, in += TILE16_BYTES, q += TILE16_DEPTH) {
       fetch(in);
       for (int part = 0; part < 4; ++part) {
         const uint8x16_t v = bytes_at(in + 16 * part);
@@ -89,7 +90,7 @@ void integer_rows(Height<ROWS>, const uint8_t* in, int64_t blocks, const int8_t*
 #endif
 
 void integer_block(const uint8_t* in, int64_t blocks, const int8_t* q, int64_t width, int64_t count,
-                   int32_t (*sums)[TILED_ROWS]) {
+                   int32_t (*sums)[TILE16_ROWS]) {
   with_height(count, [&](auto rows) { integer_rows(rows, in, blocks, q, width, sums); });
 }
 
@@ -102,7 +103,8 @@ alignas(16) const uint8_t LOW_BYTES[16] = {0x00, 0xe0, 0xc0, 0xa0, 0x80, 0x40, 0
 // The columns of a word of tile bytes, paired: of each row 0 1, then of each row 2 3.
 alignas(16) const uint8_t PAIRS[16] = {0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15};
 
-// Codes u - 8 of four rows and four columns as bfloat16, by look-up: pairs[i] holds columns 2 i and 2 i + 1 of each row.
+// Codes u - 8 of four rows and four columns as bfloat16, by look-up: pairs[i] holds columns 2 i and 2 i + 1 of each
+// row.
 inline uint16x8x2_t pairs_of(uint8x16_t codes) {
   const uint8x16_t low = vqtbl1q_u8(vld1q_u8(LOW_BYTES), codes), high = vqtbl1q_u8(vld1q_u8(HIGH_BYTES), codes);
   return {{vreinterpretq_u16_u8(vzip1q_u8(low, high)), vreinterpretq_u16_u8(vzip2q_u8(low, high))}};
@@ -118,13 +120,13 @@ inline float32x4_t odd_of(uint16x8_t pair) {
 
 template <int ROWS>
 void float_rows(Height<ROWS>, const uint8_t* in, int64_t blocks, const float* x, int64_t width,
-                float (*sums)[TILED_ROWS]) {
+                float (*sums)[TILE16_ROWS]) {
   const uint8x16_t order = vld1q_u8(PAIRS);
   float32x4_t sum[ROWS][4];
   for (int r = 0; r < ROWS; ++r) {
     for (int part = 0; part < 4; ++part) sum[r][part] = vdupq_n_f32(0.0f);
   }
-  for (; blocks > 0; --blocks, in += TILED_BYTES, x += TILED_DEPTH) {
+  for (; blocks > 0; --blocks, in += TILE16_BYTES, x += TILE16_DEPTH) {
     fetch(in);
 #pragma GCC unroll 4
     for (int part = 0; part < 4; ++part) {
@@ -132,7 +134,8 @@ void float_rows(Height<ROWS>, const uint8_t* in, int64_t blocks, const float* x,
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {  // four columns
         const uint16x8x2_t pairs = pairs_of(half ? vshrq_n_u8(v, 4) : vandq_u8(v, vdupq_n_u8(15)));
-        const float32x4_t w[4] = {even_of(pairs.val[0]), odd_of(pairs.val[0]), even_of(pairs.val[1]), odd_of(pairs.val[1])};
+        const float32x4_t w[4] = {even_of(pairs.val[0]), odd_of(pairs.val[0]), even_of(pairs.val[1]),
+                                  odd_of(pairs.val[1])};
         for (int r = 0; r < ROWS; ++r) {
           const float32x4_t values = vld1q_f32(x + r * width + 4 * half);
           sum[r][part] = vfmaq_laneq_f32(sum[r][part], w[0], values, 0);
@@ -150,7 +153,7 @@ void float_rows(Height<ROWS>, const uint8_t* in, int64_t blocks, const float* x,
 }
 
 void float_block(const uint8_t* in, int64_t blocks, const float* x, int64_t width, int64_t count,
-                 float (*sums)[TILED_ROWS]) {
+                 float (*sums)[TILE16_ROWS]) {
   with_height(count, [&](auto rows) { float_rows(rows, in, blocks, x, width, sums); });
 }
 
@@ -158,13 +161,13 @@ void float_block(const uint8_t* in, int64_t blocks, const float* x, int64_t widt
 // Rows of bfloat16: BFDOT adds the products of a pair.
 template <int ROWS>
 void narrow_rows(Height<ROWS>, const uint8_t* in, int64_t blocks, const uint16_t* x, int64_t width,
-                 float (*sums)[TILED_ROWS]) {
+                 float (*sums)[TILE16_ROWS]) {
   const uint8x16_t order = vld1q_u8(PAIRS);
   float32x4_t sum[ROWS][4];
   for (int r = 0; r < ROWS; ++r) {
     for (int part = 0; part < 4; ++part) sum[r][part] = vdupq_n_f32(0.0f);
   }
-  for (; blocks > 0; --blocks, in += TILED_BYTES, x += TILED_DEPTH) {
+  for (; blocks > 0; --blocks, in += TILE16_BYTES, x += TILE16_DEPTH) {
     fetch(in);
     bfloat16x8_t values[ROWS];
     for (int r = 0; r < ROWS; ++r) values[r] = vreinterpretq_bf16_u16(vld1q_u16(x + r * width));
@@ -186,7 +189,7 @@ void narrow_rows(Height<ROWS>, const uint8_t* in, int64_t blocks, const uint16_t
 }
 
 void float_block(const uint8_t* in, int64_t blocks, const uint16_t* x, int64_t width, int64_t count,
-                 float (*sums)[TILED_ROWS]) {
+                 float (*sums)[TILE16_ROWS]) {
   with_height(count, [&](auto rows) { narrow_rows(rows, in, blocks, x, width, sums); });
 }
 #endif

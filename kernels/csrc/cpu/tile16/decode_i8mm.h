@@ -11,13 +11,13 @@
 namespace dfq::DFQ_ISA {
 namespace {
 
-int64_t value_bytes(int64_t m, const TiledWeight& w, int type) {
-  return type == DFQ_BFLOAT16 ? w.blocks * m * TILED_DEPTH * 2 : float_bytes(m, w, type);
+int64_t value_bytes(int64_t m, const Tile16Weight& w, int type) {
+  return type == DFQ_BFLOAT16 ? w.blocks * m * TILE16_DEPTH * 2 : float_bytes(m, w, type);
 }
 
-void prepare_values(const FloatRows& x, const TiledWeight& w, void* rows, float* x_sums) {
+void prepare_values(const FloatRows& x, const Tile16Weight& w, void* rows, float* x_sums) {
   if (x.type != DFQ_BFLOAT16) return prepare_float(x, w, rows, x_sums);
-  const int64_t width = w.blocks * TILED_DEPTH;
+  const int64_t width = w.blocks * TILE16_DEPTH;
   for (int64_t r = 0; r < x.m; ++r) {
     uint16_t* const to = static_cast<uint16_t*>(rows) + r * width;
     std::memcpy(to, static_cast<const uint16_t*>(x.x) + r * w.k, size_t(w.k) * 2);
@@ -26,7 +26,7 @@ void prepare_values(const FloatRows& x, const TiledWeight& w, void* rows, float*
   }
 }
 
-void decode_any(const TiledCall& call, int type, int64_t begin, int64_t end) {
+void decode_any(const Tile16Call& call, int type, int64_t begin, int64_t end) {
   if (type == DFQ_BFLOAT16) decode_values<uint16_t>(call, begin, end);
   else decode_float(call, type, begin, end);
 }

@@ -1,4 +1,5 @@
-// Canonical packed rows <-> tiles, eight codes at a time: the nibbles k0 .. k7 of 32 bits become k0 k4 k1 k5 k2 k6 k3 k7.
+// Canonical packed rows <-> tiles, eight codes at a time: the nibbles k0 .. k7 of 32 bits become k0 k4 k1 k5 k2 k6 k3
+// k7.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -22,12 +23,12 @@ inline uint32_t gather_nibbles(uint32_t v) {  // low nibbles of four bytes -> 16
 }
 
 void pack_tiles(const uint8_t* packed, int64_t n, int64_t k, uint8_t* tiles, int64_t begin, int64_t end) {
-  const int64_t bytes = (k + 1) / 2, blocks = (k + TILED_DEPTH - 1) / TILED_DEPTH, whole = k / TILED_DEPTH;
+  const int64_t bytes = (k + 1) / 2, blocks = (k + TILE16_DEPTH - 1) / TILE16_DEPTH, whole = k / TILE16_DEPTH;
   for (int64_t tile = begin; tile < end; ++tile) {
-    const int64_t first = tile * TILED_ROWS, rows = least(TILED_ROWS, n - first);
-    uint8_t* to = tiles + tile * blocks * TILED_BYTES;
-    for (int64_t j = 0; j < blocks; ++j, to += TILED_BYTES) {
-      for (int64_t r = 0; r < TILED_ROWS; ++r) {
+    const int64_t first = tile * TILE16_ROWS, rows = minimum(TILE16_ROWS, n - first);
+    uint8_t* to = tiles + tile * blocks * TILE16_BYTES;
+    for (int64_t j = 0; j < blocks; ++j, to += TILE16_BYTES) {
+      for (int64_t r = 0; r < TILE16_ROWS; ++r) {
         uint32_t v = 0;
         if (r < rows) {
           const uint8_t* from = packed + (first + r) * bytes + 4 * j;
@@ -35,7 +36,7 @@ void pack_tiles(const uint8_t* packed, int64_t n, int64_t k, uint8_t* tiles, int
             std::memcpy(&v, from, 4);
           } else {  // codes beyond k must be 0, whatever the last byte holds
             std::memcpy(&v, from, size_t(bytes - 4 * j));
-            v &= (1u << (4 * (k - TILED_DEPTH * j))) - 1;
+            v &= (1u << (4 * (k - TILE16_DEPTH * j))) - 1;
           }
         }
         v = spread_nibbles(v & 0xffffu) | (spread_nibbles(v >> 16) << 4);
@@ -46,36 +47,36 @@ void pack_tiles(const uint8_t* packed, int64_t n, int64_t k, uint8_t* tiles, int
 }
 
 void unpack_tiles(const uint8_t* tiles, int64_t n, int64_t k, uint8_t* packed, int64_t begin, int64_t end) {
-  const int64_t bytes = (k + 1) / 2, blocks = (k + TILED_DEPTH - 1) / TILED_DEPTH;
+  const int64_t bytes = (k + 1) / 2, blocks = (k + TILE16_DEPTH - 1) / TILE16_DEPTH;
   for (int64_t tile = begin; tile < end; ++tile) {
-    const int64_t first = tile * TILED_ROWS, rows = least(TILED_ROWS, n - first);
-    const uint8_t* from = tiles + tile * blocks * TILED_BYTES;
-    for (int64_t j = 0; j < blocks; ++j, from += TILED_BYTES) {
+    const int64_t first = tile * TILE16_ROWS, rows = minimum(TILE16_ROWS, n - first);
+    const uint8_t* from = tiles + tile * blocks * TILE16_BYTES;
+    for (int64_t j = 0; j < blocks; ++j, from += TILE16_BYTES) {
       for (int64_t r = 0; r < rows; ++r) {
         uint32_t v;
         std::memcpy(&v, from + 4 * r, 4);
         v = gather_nibbles(v) | (gather_nibbles(v >> 4) << 16);
-        std::memcpy(packed + (first + r) * bytes + 4 * j, &v, size_t(least(4, bytes - 4 * j)));
+        std::memcpy(packed + (first + r) * bytes + 4 * j, &v, size_t(minimum(4, bytes - 4 * j)));
       }
     }
   }
 }
 
-void sum_codes(const TiledWeight& w, int32_t* sums, int64_t begin, int64_t end) {
-  const int64_t depth = w.group / TILED_DEPTH;
+void sum_codes(const Tile16Weight& w, int32_t* sums, int64_t begin, int64_t end) {
+  const int64_t depth = w.group / TILE16_DEPTH;
   for (int64_t tile = begin; tile < end; ++tile) {
-    const uint8_t* from = w.tiles + tile * w.blocks * TILED_BYTES;
+    const uint8_t* from = w.tiles + tile * w.blocks * TILE16_BYTES;
     for (int64_t group = 0; group < w.groups; ++group) {
       const int64_t last = group + 1 < w.groups ? (group + 1) * depth : w.blocks;
-      uint32_t total[TILED_ROWS] = {};
-      for (int64_t j = group * depth; j < last; ++j, from += TILED_BYTES) {
-        uint32_t v[TILED_ROWS];
-        std::memcpy(v, from, TILED_BYTES);
-        for (int64_t r = 0; r < TILED_ROWS; ++r) {  // eight codes of at most 15 fit into a byte
+      uint32_t total[TILE16_ROWS] = {};
+      for (int64_t j = group * depth; j < last; ++j, from += TILE16_BYTES) {
+        uint32_t v[TILE16_ROWS];
+        std::memcpy(v, from, TILE16_BYTES);
+        for (int64_t r = 0; r < TILE16_ROWS; ++r) {  // eight codes of at most 15 fit into a byte
           total[r] += (((v[r] & 0x0f0f0f0fu) + ((v[r] >> 4) & 0x0f0f0f0fu)) * 0x01010101u) >> 24;
         }
       }
-      std::memcpy(sums + group * w.n16 + tile * TILED_ROWS, total, sizeof total);
+      std::memcpy(sums + group * w.n16 + tile * TILE16_ROWS, total, sizeof total);
     }
   }
 }

@@ -37,7 +37,7 @@ inline void split(__m256 v, __m128i& high, __m128i& low) {
 
 int64_t parts_of(int type) { return type == DFQ_BFLOAT16 ? 1 : 2; }
 
-int64_t float_bytes(int64_t m, const TiledWeight& w, int type) { return w.blocks * m * parts_of(type) * 16; }
+int64_t float_bytes(int64_t m, const Tile16Weight& w, int type) { return w.blocks * m * parts_of(type) * 16; }
 
 inline float sum_of(__m128 v) {
   v = _mm_add_ps(v, _mm_movehl_ps(v, v));
@@ -45,17 +45,17 @@ inline float sum_of(__m128 v) {
 }
 
 // One row of bfloat16 as it is: [block][m][4 pairs]; sums by group where the weights have zero points.
-void prepare_bf16(const uint16_t* x, int64_t m, const TiledWeight& w, char* to, float* sums) {
-  const int64_t depth = w.group / TILED_DEPTH;
+void prepare_bf16(const uint16_t* x, int64_t m, const Tile16Weight& w, char* to, float* sums) {
+  const int64_t depth = w.group / TILE16_DEPTH;
   const __m128i even = _mm_set1_epi32(int(0xffff0000));
   for (int64_t group = 0, j = 0; group < w.groups; ++group) {
     const int64_t last = group + 1 < w.groups ? (group + 1) * depth : w.blocks;
     __m128 sum = _mm_setzero_ps();
     for (; j < last; ++j, to += 16 * m) {
-      const int64_t count = least(TILED_DEPTH, w.k - j * TILED_DEPTH);
-      const __m128i v = count == TILED_DEPTH
-                            ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + j * TILED_DEPTH))
-                            : _mm_maskz_loadu_epi16(__mmask8((1u << count) - 1), x + j * TILED_DEPTH);
+      const int64_t count = minimum(TILE16_DEPTH, w.k - j * TILE16_DEPTH);
+      const __m128i v = count == TILE16_DEPTH
+                            ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + j * TILE16_DEPTH))
+                            : _mm_maskz_loadu_epi16(__mmask8((1u << count) - 1), x + j * TILE16_DEPTH);
       _mm_storeu_si128(reinterpret_cast<__m128i*>(to), paired(v));
       if (w.zero) {
         const __m128 low = _mm_castsi128_ps(_mm_slli_epi32(v, 16)), high = _mm_castsi128_ps(_mm_and_si128(v, even));
@@ -67,23 +67,23 @@ void prepare_bf16(const uint16_t* x, int64_t m, const TiledWeight& w, char* to, 
 }
 
 // One row of float or half in two parts: [block][m][2 parts][4 pairs].
-void prepare_split(const void* x, int type, int64_t at, int64_t m, const TiledWeight& w, char* to, float* sums) {
+void prepare_split(const void* x, int type, int64_t at, int64_t m, const Tile16Weight& w, char* to, float* sums) {
   constexpr int64_t CHUNK = 512;
   alignas(64) float buffer[CHUNK];
-  const int64_t depth = w.group / TILED_DEPTH, end = w.blocks * TILED_DEPTH;
+  const int64_t depth = w.group / TILE16_DEPTH, end = w.blocks * TILE16_DEPTH;
   int64_t group = 0;
   __m128 sum = _mm_setzero_ps();
   for (int64_t first = 0; first < end; first += CHUNK) {
-    const int64_t count = least(CHUNK, end - first);
-    load_floats(x, type, at + first, least(CHUNK, w.k - first), buffer);
+    const int64_t count = minimum(CHUNK, end - first);
+    load_floats(x, type, at + first, minimum(CHUNK, w.k - first), buffer);
     for (int64_t i = w.k - first; i < count; ++i) buffer[i] = 0.0f;
-    for (int64_t i = 0; i < count; i += TILED_DEPTH, to += 32 * m) {
+    for (int64_t i = 0; i < count; i += TILE16_DEPTH, to += 32 * m) {
       const __m256 v = _mm256_load_ps(buffer + i);
       __m128i high, low;
       split(v, high, low);
       _mm_storeu_si128(reinterpret_cast<__m128i*>(to), paired(high));
       _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 16), paired(low));
-      const int64_t j = (first + i) / TILED_DEPTH;
+      const int64_t j = (first + i) / TILE16_DEPTH;
       if (group + 1 < w.groups && j == (group + 1) * depth) {
         sums[group++] = sum_of(sum);
         sum = _mm_setzero_ps();
@@ -94,7 +94,7 @@ void prepare_split(const void* x, int type, int64_t at, int64_t m, const TiledWe
   sums[group] = sum_of(sum);
 }
 
-void prepare_float(const FloatRows& x, const TiledWeight& w, void* rows, float* x_sums) {
+void prepare_float(const FloatRows& x, const Tile16Weight& w, void* rows, float* x_sums) {
   char* to = static_cast<char*>(rows);
   for (int64_t r = 0; r < x.m; ++r) {
     if (x.type == DFQ_BFLOAT16) {
@@ -105,27 +105,27 @@ void prepare_float(const FloatRows& x, const TiledWeight& w, void* rows, float* 
   }
 }
 
-int64_t integer_bytes(int64_t m, const TiledWeight& w) { return w.blocks * m * TILED_DEPTH; }
+int64_t integer_bytes(int64_t m, const Tile16Weight& w) { return w.blocks * m * TILE16_DEPTH; }
 
 // [block][m][8 codes], sums of codes by group
-void prepare_integer(const IntegerRows& x, const TiledWeight& w, void* rows, int32_t* q_sums) {
+void prepare_integer(const IntegerRows& x, const Tile16Weight& w, void* rows, int32_t* q_sums) {
   const __m512i ones = _mm512_set1_epi8(1);
   for (int64_t r = 0; r < x.m; ++r) {
     const int8_t* q = x.q + r * w.k;
-    char* to = static_cast<char*>(rows) + r * TILED_DEPTH;
-    const int64_t whole = w.k / TILED_DEPTH;
+    char* to = static_cast<char*>(rows) + r * TILE16_DEPTH;
+    const int64_t whole = w.k / TILE16_DEPTH;
     if (x.m == 1) {
-      std::memcpy(to, q, size_t(whole) * TILED_DEPTH);
-      to += whole * TILED_DEPTH;
+      std::memcpy(to, q, size_t(whole) * TILE16_DEPTH);
+      to += whole * TILE16_DEPTH;
     } else {
-      for (int64_t j = 0; j < whole; ++j, to += x.m * TILED_DEPTH) std::memcpy(to, q + j * TILED_DEPTH, TILED_DEPTH);
+      for (int64_t j = 0; j < whole; ++j, to += x.m * TILE16_DEPTH) std::memcpy(to, q + j * TILE16_DEPTH, TILE16_DEPTH);
     }
     if (whole < w.blocks) {
-      std::memset(to, 0, TILED_DEPTH);
-      std::memcpy(to, q + whole * TILED_DEPTH, size_t(w.k - whole * TILED_DEPTH));
+      std::memset(to, 0, TILE16_DEPTH);
+      std::memcpy(to, q + whole * TILE16_DEPTH, size_t(w.k - whole * TILE16_DEPTH));
     }
     for (int64_t group = 0; group < w.groups; ++group) {
-      const int64_t last = least(w.k, (group + 1) * w.group);
+      const int64_t last = minimum(w.k, (group + 1) * w.group);
       __m512i sum = _mm512_setzero_si512();
       for (int64_t i = group * w.group; i < last; i += 64) {
         const __mmask64 mask = last - i >= 64 ? ~__mmask64(0) : (__mmask64(1) << (last - i)) - 1;

@@ -14,12 +14,12 @@
 namespace dfq::DFQ_ISA {
 
 #if DFQ_HAS_I8MM
-const TiledKernels tile16_table = {
+const Tile16Kernels tile16_table = {
     pack_tiles, unpack_tiles,  sum_codes,       value_bytes,    prepare_values,
     decode_any, integer_bytes, prepare_integer, decode_integer,
 };
 #else
-const TiledKernels tile16_table = {
+const Tile16Kernels tile16_table = {
     pack_tiles,   unpack_tiles,  sum_codes,       float_bytes,    prepare_float,
     decode_float, integer_bytes, prepare_integer, decode_integer,
 };

@@ -15,13 +15,13 @@
 
 namespace dfq {
 
-constexpr int64_t TILED_ROWS = 16;    // output rows (columns of the product) of a tile
-constexpr int64_t TILED_DEPTH = 8;    // columns of the weight in one k-block
-constexpr int64_t TILED_BYTES = 64;   // of one k-block
+constexpr int64_t TILE16_ROWS = 16;    // output rows (columns of the product) of a tile
+constexpr int64_t TILE16_DEPTH = 8;    // columns of the weight in one k-block
+constexpr int64_t TILE16_BYTES = 64;   // of one k-block
 constexpr int64_t DECODE_ROWS = 16;   // most activation rows that decode takes at once
 
 // w = scale * (u - zero). Padding: scale 0, zero 8, sums 0. A group is a multiple of 8 columns or all of them.
-struct TiledWeight {
+struct Tile16Weight {
   const uint8_t* tiles;
   const uint16_t* scale;  // bfloat16 bits [groups][n16]
   const uint8_t* zero;    // [groups][n16], or null: 8
@@ -48,43 +48,43 @@ struct IntegerRows {  // x = scale * (q - zero), q [m][k]
 // float32 operations (bit-equal everywhere, and to the torch reference):
 //   total = 0; for each group: total += float(exact) * scale[group][n]; y = total * x_scale[r]; y += bias[n]
 //   exact = sum(u q) - zero * sum(q) - x_zero * (sums - zero * columns of the group)    (modulo 2^32)
-struct TiledOut {
+struct Tile16Out {
   void* y;
   int type;
   const float* bias;  // [n] or null
 };
 
 // Rows prepared for decode, once per call. Blocks are padded with zeros to k8.
-struct TiledCall {
-  const TiledWeight* weight;
+struct Tile16Call {
+  const Tile16Weight* weight;
   const void* rows;          // what prepare_* wrote
   const float* x_sums;       // float rows: [m][groups] sums of x;  integer rows: null
   const int32_t* q_sums;     // integer rows: [m][groups] sums of q
   const float* x_scale;      // integer rows
   const int32_t* x_zero;
   int64_t m;
-  TiledOut out;
+  Tile16Out out;
 };
 
-struct TiledKernels {
+struct Tile16Kernels {
   // canonical packed rows [n][ceil(k / 2)] <-> tiles begin .. end - 1
   void (*pack)(const uint8_t* packed, int64_t n, int64_t k, uint8_t* tiles, int64_t begin, int64_t end);
   void (*unpack)(const uint8_t* tiles, int64_t n, int64_t k, uint8_t* packed, int64_t begin, int64_t end);
   // TiledWeight::sums of tiles begin .. end - 1, from tiles alone
-  void (*sum_codes)(const TiledWeight& weight, int32_t* sums, int64_t begin, int64_t end);
+  void (*sum_codes)(const Tile16Weight& weight, int32_t* sums, int64_t begin, int64_t end);
   // m <= DECODE_ROWS rows; `rows` holds *_bytes(m, weight) bytes, 64-byte aligned
-  int64_t (*float_bytes)(int64_t m, const TiledWeight& weight, int type);
-  void (*prepare_float)(const FloatRows& x, const TiledWeight& weight, void* rows, float* x_sums);
-  void (*decode_float)(const TiledCall& call, int type, int64_t begin, int64_t end);  // tiles begin .. end - 1
-  int64_t (*integer_bytes)(int64_t m, const TiledWeight& weight);
-  void (*prepare_integer)(const IntegerRows& x, const TiledWeight& weight, void* rows, int32_t* q_sums);
-  void (*decode_integer)(const TiledCall& call, int64_t begin, int64_t end);
+  int64_t (*float_bytes)(int64_t m, const Tile16Weight& weight, int type);
+  void (*prepare_float)(const FloatRows& x, const Tile16Weight& weight, void* rows, float* x_sums);
+  void (*decode_float)(const Tile16Call& call, int type, int64_t begin, int64_t end);  // tiles begin .. end - 1
+  int64_t (*integer_bytes)(int64_t m, const Tile16Weight& weight);
+  void (*prepare_integer)(const IntegerRows& x, const Tile16Weight& weight, void* rows, int32_t* q_sums);
+  void (*decode_integer)(const Tile16Call& call, int64_t begin, int64_t end);
 };
 
 }  // namespace dfq
 
 namespace dfq::DFQ_ISA {
 
-extern const TiledKernels tile16_table;
+extern const Tile16Kernels tile16_table;
 
 }  // namespace dfq::DFQ_ISA

@@ -7,6 +7,6 @@
 
 namespace dfq::DFQ_ISA {
 
-const BlockKernels block_table = {norm, add, turn, load_floats, gated};
+const BlockKernels block_table = {rmsnorm, add, rope, load_floats, silu_mul};
 
 }  // namespace dfq::DFQ_ISA

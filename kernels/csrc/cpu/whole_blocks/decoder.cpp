@@ -2,10 +2,10 @@
 // times a block; a thread owns tiles of the weights and whole heads of the cache. Residual, norms and the codes of
 // activations are computed by every thread for itself: a few microseconds, less than handing them round.
 #include "common/parallel.h"
-#include "common/thread_team.h"
+#include "common/parallel_region.h"
 #include "dfq_abi.h"
 #include "tile16/tile16_kernels.h"
-#include "whole_blocks/decoder_step.h"
+#include "whole_blocks/decoder_call.h"
 #include "whole_blocks/decoder_worker.h"
 #include "whole_blocks/valid_decoder.h"
 
@@ -13,30 +13,36 @@ using namespace dfq;
 
 namespace {
 
-int run(Step& step, int64_t threads) {
-  return guarded([&] {
-    step.plan_attention();
-    work_together<DecoderWorker>(step, threads);
+int run(DecoderCall& call_, int64_t threads) {
+  return returning_status([&] {
+    call_.plan_attention();
+    run_workers<DecoderWorker>(call_, threads);
   });
 }
 
 }  // namespace
 
-int dfq_decode(const dfq_decoder* model, const dfq_cache* caches, const void* hidden, const float* cos,
-               const float* sin, int64_t batch, int64_t rows, int64_t position, void* out, int64_t threads) {
-  if (batch < 1 || rows < 1 || batch * rows > DECODE_ROWS || position < 0 || !valid_decoder(*model)) return DFQ_BAD_ARGUMENT;
-  Step step(*model, caches, hidden, cos, sin, batch, rows, position, out);
-  return run(step, threads);
+int dfq_decode(const dfq_decode_args* args) {
+  if (args->batch < 1 || args->rows < 1 || args->batch * args->rows > DECODE_ROWS || args->position < 0 ||
+      !valid_decoder(*args->model))
+    return DFQ_BAD_ARGUMENT;
+  DecoderCall call_(*args);
+  return run(call_, args->threads);
 }
 
-int dfq_decode_tree(const dfq_decoder* model, const dfq_cache* caches, const void* hidden, const float* cos,
-                    const float* sin, int64_t rows, int64_t position, const int64_t* parents, void* out,
-                    int64_t threads) {
-  if (rows < 1 || rows > DECODE_ROWS || position < 0 || !parents || !valid_decoder(*model)) return DFQ_BAD_ARGUMENT;
-  for (int64_t i = 0; i < rows; ++i) {
-    if (parents[i] >= i || parents[i] < -1) return DFQ_BAD_ARGUMENT;
+int dfq_decode_tree(const dfq_decode_tree_args* args) {
+  if (args->rows < 1 || args->rows > DECODE_ROWS || args->position < 0 || !args->parents ||
+      !valid_decoder(*args->model))
+    return DFQ_BAD_ARGUMENT;
+  for (int64_t i = 0; i < args->rows; ++i) {
+    if (args->parents[i] >= i || args->parents[i] < -1) return DFQ_BAD_ARGUMENT;
   }
-  Step step(*model, caches, hidden, cos, sin, 1, rows, position, out);
-  step.parents = parents;
-  return run(step, threads);
+  dfq_decode_args call = {};
+  call.model = args->model, call.caches = args->caches, call.hidden = args->hidden;
+  call.cos = args->cos, call.sin = args->sin;
+  call.batch = 1, call.rows = args->rows, call.position = args->position;
+  call.out = args->out, call.threads = args->threads;
+  DecoderCall call_(call);
+  call_.parents = args->parents;
+  return run(call_, args->threads);
 }

@@ -6,6 +6,6 @@
 
 namespace dfq::DFQ_ISA {
 
-const DraftKernels draft_table = {add_times, attend};
+const DraftKernels draft_table = {add_scaled, attend};
 
 }  // namespace dfq::DFQ_ISA

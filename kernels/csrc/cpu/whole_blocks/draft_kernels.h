@@ -1,5 +1,5 @@
-// A pass of a draft: what an instruction set provides. draft.cpp owns memory, the partition over threads and the C interface.
-// Everything is float32, in sixteen lanes added up in one order, as in dense_kernels.h.
+// A pass of a draft: what an instruction set provides. draft.cpp owns memory, the partition over threads and the C
+// interface. Everything is float32, in sixteen lanes added up in one order, as in dense_kernels.h.
 #pragma once
 #include <cstdint>
 
@@ -7,9 +7,9 @@
 
 namespace dfq {
 
-// One query of one head over rows of a buffer [..][dim]: 0 .. prefix - 1, then `tail` rows from tail_at on, of which `tree`
-// (null: all) tells the visible ones. slope > 0: every score loses slope times how far its row is from `newest`, the
-// first row being exempt; row i of the prefix stands at i - 1, the tail at `places`.
+// One query of one head over rows of a buffer [..][dim]: 0 .. prefix - 1, then `tail` rows from tail_at on, of which
+// `tree` (null: all) tells the visible ones. slope > 0: every score loses slope times how far its row is from `newest`,
+// the first row being exempt; row i of the prefix stands at i - 1, the tail at `places`.
 struct DraftQuery {
   const float* query;  // [dim padded to 16], zeros behind; times scaling / ln 2
   const void *k, *v;
