@@ -214,7 +214,7 @@ def test_post_norm_models_have_all_rotations_but_r1(make: Make, text: str, tmp_p
     model = make(model_type=kind, tie_word_embeddings=tied, attn_logit_softcapping=1.0, final_logit_softcapping=2.0)
     reason = f"{kind}: R1 cannot be fused: post_attention_layernorm has a learned gain between a residual writer"
     for method in ("dfrot", "orthogonal"):
-        with pytest.raises(UnsupportedError, match=f"{reason}.*take `method` hadamard"):
+        with pytest.raises(UnsupportedError, match=f"{reason}.*take `method=hadamard`"):
             rotate(model, tmp_path / "out", RotateSettings(method, text))
     settings = RotateSettings("hadamard", None)
     planned = plan(model, settings)
