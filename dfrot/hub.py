@@ -129,7 +129,7 @@ def checkpoints_in(folder: Path) -> list[Path]:
     visible = [path for path in sorted(folder.iterdir()) if path.name[0] != "."]
     checkpoints = [path for path in visible if (path / "config.json").is_file()]
     if not checkpoints:
-        raise InputError(f"{folder}: holds no checkpoint that a run made; give `model`", field="model", file=folder)
+        raise InputError(f"{folder}: holds no checkpoint that a run made; give `models`", field="models", file=folder)
     return sorted(checkpoints, key=_is_quantized)
 
 

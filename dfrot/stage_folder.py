@@ -188,7 +188,7 @@ def _prepare(stage: Stage, resume: bool | None) -> None:
     same = _same_request(folder / REQUEST, stage.kind, stage.request)
     if resume and (folder / REQUEST).exists() and not same:
         raise MismatchError(
-            f"{folder}: holds an interrupted run of another request; start over without `resume`",
+            f"{folder}: holds an interrupted run of another request; start over with `resume=False`",
             field="resume",
             file=folder,
         )

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from dfrot.errors import GateError
-from dfrot.evaluate.intervals import perplexity_interval
 
 PROTOCOL = "gptq-ppl/1"
 LOGIT_BYTES = 1 << 26  # float32 logits held at a time: bounds memory whatever the vocabulary
@@ -86,8 +85,3 @@ def window_losses(
         window = int((~torch.isfinite(result)).nonzero()[0])
         raise GateError(f"window {window}: the loss is not finite; the checkpoint's numbers are broken in this dtype")
     return result
-
-
-def perplexity(model: Any, windows: Tensor, batch: int = 4) -> float:
-    """Perplexity of windows int64 [n, seqlen] (see `window_losses`)."""
-    return perplexity_interval(window_losses(model, windows, batch))[0]

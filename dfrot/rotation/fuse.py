@@ -212,10 +212,3 @@ class Fuser:
         if job.reads == "mlp" and r4 is not None:
             return hadamard_transform(rows, r4)
         return rows
-
-
-def fuse(fuser: Fuser, writer: SafetensorsWriter) -> None:
-    """Write all tensors of `fuser`, without a journal."""
-    for name in fuser.jobs:
-        fuser.write(name, writer)
-    writer.sync()

@@ -15,7 +15,7 @@ from dfrot.arch import ARCHS, BoundArch, describe, open_described
 from dfrot.checkpoint import Checkpoint
 from dfrot.checkpoint_writer import SafetensorsWriter
 from dfrot.errors import UnsupportedError
-from dfrot.rotation.fuse import Fuser, Rotations, fuse
+from dfrot.rotation.fuse import Fuser, Rotations
 from dfrot.rotation.hadamard import hadamard_plan, hadamard_transform, random_orthogonal, randomized_hadamard
 from dfrot.rotation.online import HadamardSpec
 from dfrot.runtime.block_runner import hf_config
@@ -134,7 +134,9 @@ def rotated(folder: Path, out: Path, rotations: Rotations) -> Path:
     checkpoint, arch = open_described(folder)
     out.mkdir()
     fuser = Fuser(checkpoint, arch, rotations)
-    fuse(fuser, SafetensorsWriter(out, fuser.plan()))
+    writer = SafetensorsWriter(out, fuser.plan())
+    for name in fuser.jobs:
+        fuser.write(name, writer)
     untied = {"tie_word_embeddings": False} if rotations.r1 is not None else {}
     (out / "config.json").write_text(json.dumps(checkpoint.config | untied))
     open_described(out)  # what comes out fits the description

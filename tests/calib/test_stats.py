@@ -72,26 +72,26 @@ def test_clip_ratio_minimises_the_quantization_error(symmetric: bool) -> None:
 
 def test_chunks_do_not_matter() -> None:
     x = rows(SAMPLE_ROWS * 3)
-    whole, parts = observe(x), observe(x[:100], x[100:101], x[101:])
-    assert whole.hessian is not None
+    together, parts = observe(x), observe(x[:100], x[100:101], x[101:])
+    assert together.hessian is not None
     assert parts.hessian is not None
-    torch.testing.assert_close(whole.hessian, parts.hessian)
+    torch.testing.assert_close(together.hessian, parts.hessian)
     for name in ("absmax", "histogram", "clip_error", "moments"):
-        assert torch.equal(getattr(whole, name), getattr(parts, name)), name
-    assert int(whole.histogram.sum()) == SAMPLE_ROWS * 24
+        assert torch.equal(getattr(together, name), getattr(parts, name)), name
+    assert int(together.histogram.sum()) == SAMPLE_ROWS * 24
 
 
 def test_merge_is_the_union() -> None:
     first, second = rows(60), rows(140, seed=1) * 3
-    merged, whole = observe(first).merge(observe(second)), observe(torch.cat([first, second]))
-    assert merged.count == whole.count
+    merged, together = observe(first).merge(observe(second)), observe(torch.cat([first, second]))
+    assert merged.count == together.count
     assert merged.hessian is not None
-    assert whole.hessian is not None
-    torch.testing.assert_close(merged.hessian, whole.hessian, rtol=1e-5, atol=1e-6)
-    assert torch.equal(merged.absmax, whole.absmax)
-    assert torch.equal(merged.histogram, whole.histogram)
-    torch.testing.assert_close(merged.clip_error, whole.clip_error)
-    assert merged.kurtosis == pytest.approx(whole.kurtosis)
+    assert together.hessian is not None
+    torch.testing.assert_close(merged.hessian, together.hessian, rtol=1e-5, atol=1e-6)
+    assert torch.equal(merged.absmax, together.absmax)
+    assert torch.equal(merged.histogram, together.histogram)
+    torch.testing.assert_close(merged.clip_error, together.clip_error)
+    assert merged.kurtosis == pytest.approx(together.kurtosis)
 
 
 def test_merge_refuses_what_does_not_fit() -> None:

@@ -174,7 +174,7 @@ def test_nan_and_inf_are_refused_where_they_are(tmp_path: Path, bad: float, dtyp
     assert bool((checkpoint.read_rows("w", 0, 2) == 1).all())
 
 
-def test_folders_that_are_none(tmp_path: Path) -> None:
+def test_folders_without_a_checkpoint_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a folder"):
         Checkpoint.open(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"no config\.json"):

@@ -61,8 +61,8 @@ def test_any_order_any_interruption_the_same_bytes(tmp_path: Path) -> None:
     writer = SafetensorsWriter(tmp_path / "two", PLAN)
     writer.write_rows("a", 0, values()["a"][:2])
     writer.write("b", values()["b"])
-    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
-    assert one == two
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
+    assert first == second
 
 
 def test_a_non_contiguous_tensor_is_written_in_order(tmp_path: Path) -> None:

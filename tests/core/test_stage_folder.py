@@ -1,13 +1,13 @@
+"""Stage folders: what a run leaves, resumes, refuses and publishes."""
+
 from __future__ import annotations
 
 import fcntl
-import json
 from pathlib import Path
 
 import pytest
 
 from dfrot.errors import ExistsError, GateError, InputError, MismatchError, ResourceError
-from dfrot.files import digest_bytes, read_json, write_bytes, write_json
 from dfrot.stage_folder import JOURNAL, LOCK, Stage, open_stage, read_record
 
 
@@ -156,7 +156,7 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
             finish(tmp_path / "out")
 
 
-def test_a_full_disk_is_said_in_one_line_and_resumes(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_in_one_line_and_resumes(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="no space left"):
         fail(tmp_path / "out", OSError(28, "No space left on device"))
     assert finish(tmp_path / "out") == ["unit1", "unit2", "unit3"]
@@ -174,26 +174,3 @@ def test_record_of_another_stage(tmp_path: Path) -> None:
         read_record(tmp_path / "out", "rotate")
     with pytest.raises(InputError, match="file not found"):
         read_record(tmp_path, "rotate")
-
-
-def test_write_bytes_replaces_whole_files_and_leaves_no_trace_of_failure(tmp_path: Path) -> None:
-    write_bytes(tmp_path / "a", b"one")
-    write_bytes(tmp_path / "a", b"two")
-    assert contents(tmp_path) == {"a": b"two"}
-    with pytest.raises(TypeError):
-        write_bytes(tmp_path / "a", "text")  # type: ignore[arg-type]
-    assert contents(tmp_path) == {"a": b"two"}
-
-
-def test_json_is_stable_and_strict(tmp_path: Path) -> None:
-    write_json(tmp_path / "a", {"b": 1, "a": "ü"})
-    assert json.loads((tmp_path / "a").read_text()) == {"a": "ü", "b": 1}
-    assert (tmp_path / "a").read_text().index('"a"') < (tmp_path / "a").read_text().index('"b"')
-    for damaged in (b"{", b"\xff\xfe", b"[" * 100000):
-        (tmp_path / "a").write_bytes(damaged)
-        with pytest.raises(InputError, match="not readable as JSON"):
-            read_json(tmp_path / "a")
-
-
-def test_digest_sees_boundaries() -> None:
-    assert digest_bytes(b"ab", b"c") != digest_bytes(b"a", b"bc")

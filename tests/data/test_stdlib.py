@@ -19,7 +19,7 @@ def held_out() -> str:
 
 def test_splits_share_no_module_and_hold_out_a_few_percent() -> None:
     names = {split: {name for name, _ in stdlib.documents(split)} for split in ("train", "test")}
-    tops = {split: {name.split("/")[0].removesuffix(".py") for name in found} for split, found in names.items()}
+    tops = {split: {name.split("/")[0].removesuffix(".py") for name in documents} for split, documents in names.items()}
     assert tops["train"] & tops["test"] <= {"pydoc_data"}
     assert not names["train"] & names["test"]
     assert 0.02 < len(names["test"]) / (len(names["train"]) + len(names["test"])) < 0.10
@@ -40,7 +40,7 @@ def test_tests_and_tables_stay_out() -> None:
     assert sum(name.startswith("pydoc_data/topics/") for name in names) > 50
 
 
-def test_form_feeds_stand_only_between_pieces(held_out: str) -> None:
+def test_form_feeds_occur_only_between_pieces(held_out: str) -> None:
     count = held_out.count("\f")
     assert count == held_out.count(stdlib.DELIMITER)
     assert 2000 < len(held_out) / count < 2 * stdlib.PIECE_CHARS
@@ -49,14 +49,14 @@ def test_form_feeds_stand_only_between_pieces(held_out: str) -> None:
 
 @given(st.text(alphabet="ab \n\f", max_size=300))
 def test_pieces_keep_every_character_but_blank_edges_and_form_feeds(body: str) -> None:
-    def seen(text: str) -> str:
+    def visible(text: str) -> str:
         return "".join(text.split())
 
-    assert seen("".join(stdlib.pieces(body))) == seen(body.replace("\f", ""))
+    assert visible("".join(stdlib.pieces(body))) == visible(body.replace("\f", ""))
 
 
 def test_a_long_document_is_cut_at_blank_lines() -> None:
     body = "\n\n".join(["word " * 100] * 40)
-    found = list(stdlib.pieces(body))
-    assert "\n\n".join(found) == body
-    assert all(stdlib.PIECE_CHARS <= len(piece) < stdlib.PIECE_CHARS + 600 for piece in found[:-1])
+    pieces = list(stdlib.pieces(body))
+    assert "\n\n".join(pieces) == body
+    assert all(stdlib.PIECE_CHARS <= len(piece) < stdlib.PIECE_CHARS + 600 for piece in pieces[:-1])

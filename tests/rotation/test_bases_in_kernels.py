@@ -21,8 +21,8 @@ def test_every_instruction_set_has_the_bits_of_the_scalar_code(isa, order, power
         exact = ref.hadamard(x.double(), side, block)
         assert (turned.double() - exact).norm() < 1e-6 * exact.norm()
         codes = torch.ops.dfq.hadamard_quantize(x, side, block, 4, False, 1.0)
-        for got, wanted in zip(codes, ref.quantize_per_token(turned, 4, False, 1.0), strict=True):
-            assert torch.equal(got, wanted)
+        for actual, expected in zip(codes, ref.quantize_per_token(turned, 4, False, 1.0), strict=True):
+            assert torch.equal(actual, expected)
         if native.active():
             native.set_isa("scalar")
             assert torch.equal(turned, torch.ops.dfq.hadamard(x.float(), side, block))

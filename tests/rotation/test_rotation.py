@@ -15,10 +15,10 @@ def test_save_and_load_keep_every_bit(tmp_path: Path) -> None:
     r2 = Rotation(torch.stack([randomized_hadamard(8, (7, n)) for n in range(3)]), "hadamard", 7)
     save_rotations(tmp_path / "rotation.safetensors", {"R1": r1, "R2": r2})
     assert [path.name for path in tmp_path.iterdir()] == ["rotation.safetensors"]
-    found = load_rotations(tmp_path / "rotation.safetensors")
-    assert torch.equal(found["R1"].matrix, r1.matrix)
-    assert torch.equal(found["R2"].matrix, r2.matrix)
-    assert (found["R1"].kind, found["R1"].seed) == ("hadamard", 7)
+    loaded = load_rotations(tmp_path / "rotation.safetensors")
+    assert torch.equal(loaded["R1"].matrix, r1.matrix)
+    assert torch.equal(loaded["R2"].matrix, r2.matrix)
+    assert (loaded["R1"].kind, loaded["R1"].seed) == ("hadamard", 7)
     assert Rotation.load(tmp_path / "rotation.safetensors", "R2").orthogonality_error() < 1e-14
     with pytest.raises(MismatchError, match="holds no rotation R5"):
         Rotation.load(tmp_path / "rotation.safetensors", "R5")
@@ -36,7 +36,7 @@ def test_orthogonality_error_is_the_largest_entry() -> None:
         damaged.require_orthogonal()
 
 
-def test_one_bad_layer_is_seen() -> None:
+def test_one_bad_layer_is_detected() -> None:
     stack = torch.stack([random_orthogonal(8, n) for n in range(3)])
     stack[1] *= 1.001
     assert Rotation(stack, "orthogonal", 0).orthogonality_error() > 1e-3

@@ -1,1 +1,1 @@
-"""`dfq calibrate`."""
+"""`dfq calibrate`: statistics of a checkpoint's activations on text."""

@@ -42,7 +42,7 @@ class EvaluatedCheckpoint:
 def open_checkpoints(models: Sequence[Path]) -> list[EvaluatedCheckpoint]:
     """Check every folder. Raises InputError when there is none, DfqError for a folder that cannot be loaded."""
     if not models:
-        raise InputError("no checkpoint to evaluate; give `model`", field="model")
+        raise InputError("no checkpoint to evaluate; give `models`", field="models")
     return [EvaluatedCheckpoint(*check_folder(Path(model))) for model in models]
 
 

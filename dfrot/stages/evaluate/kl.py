@@ -30,7 +30,7 @@ def divergence(models: Sequence[Path], settings: KlSettings, progress: Progress 
     Raises InputError for fewer than two checkpoints, MismatchError when two tokenizers read the text differently."""
     if len(models) < 2:
         raise InputError(
-            "eval kl compares with a baseline: give `model` twice or more, the baseline first", field="model"
+            "eval kl compares with a baseline: give two `models` or more, the baseline first", field="models"
         )
     checkpoints = open_checkpoints(models)
     text = load_text(settings.dataset, "test")
@@ -38,19 +38,19 @@ def divergence(models: Sequence[Path], settings: KlSettings, progress: Progress 
     results: list[dict[str, Any]] = []
     baseline: Baseline | None = None
     observe: Observe
-    for checkpoint, given in zip(checkpoints, tokens):
+    for checkpoint, eval_tokens in zip(checkpoints, tokens):
         model = load_model(checkpoint.path, settings.dtype, settings.fake)
-        result = TokenDivergence.empty(*given.windows.shape)
+        result = TokenDivergence.empty(*eval_tokens.windows.shape)
         if baseline is None:
             baseline = Baseline(model)
             observe = baseline.record
         else:
-            observe = divergence_observer(model, baseline, given.windows, result)
+            observe = divergence_observer(model, baseline, eval_tokens.windows, result)
 
-        def report(done: int, name: str = checkpoint.path.name, total: int = len(given.windows)) -> None:
+        def report(done: int, name: str = checkpoint.path.name, total: int = len(eval_tokens.windows)) -> None:
             progress(f"evaluate {name}", done, total)
 
-        nll = window_losses(model, given.windows, settings.batch, report, observe)
+        nll = window_losses(model, eval_tokens.windows, settings.batch, report, observe)
         if not results:
             baseline.finish()
         summary = result.summary() if results else {}

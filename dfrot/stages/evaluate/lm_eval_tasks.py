@@ -38,15 +38,15 @@ def task_manager(settings: TaskSettings) -> Any:
     for task in settings.tasks:
         if not manager.match_tasks([task]):
             hint = f"; {path} holds {', '.join(sorted(local.all_tasks)) or 'none'}" if local is not None else ""
-            raise InputError(f"`task` {task}: lm-eval does not know it{hint}", field="task")
+            raise InputError(f"`tasks={task}`: lm-eval does not know it{hint}", field="tasks")
         try:
             manager.load([task])
         except Exception as error:  # no network, a gated set, a broken file: many types, one meaning
             reason = (str(error).strip().splitlines() or [""])[0][:160]
             raise ResourceError(
-                f"`task` {task}: cannot be loaded ({type(error).__name__}: {reason}); offline, give as `task_path` a "
+                f"`tasks={task}`: cannot be loaded ({type(error).__name__}: {reason}); offline, give as `task_path` a "
                 "folder with the task and its data",
-                field=("task", "task_path"),
+                field=("tasks", "task_path"),
             ) from None
     return manager
 

@@ -42,13 +42,13 @@ def evaluate(models: Sequence[Path], settings: PerplexitySettings, progress: Pro
     losses: list[Tensor] = []
     baseline: Baseline | None = None
     with _torch_threads(settings.threads):
-        for checkpoint, given in zip(checkpoints, tokens):
-            result, nll, baseline = _measure(checkpoint, given, settings, baseline, progress)
+        for checkpoint, eval_tokens in zip(checkpoints, tokens):
+            result, nll, baseline = _measure(checkpoint, eval_tokens, settings, baseline, progress)
             losses.append(nll)
             ratio, ratio_ci = ratio_interval(nll, losses[0], settings.level)
             result["ratio_to_first"] = ratio
             result["ratio_ci"] = _as_list(ratio_ci) if len(results) else [1.0, 1.0]
-            result["protocol"] = _protocol(text.digest, given, settings, result["logits_dtype"])
+            result["protocol"] = _protocol(text.digest, eval_tokens, settings, result["logits_dtype"])
             results.append(result)
     return {
         "protocol": results[0]["protocol"],
@@ -72,14 +72,14 @@ def _torch_threads(count: int) -> Iterator[None]:
 
 def _measure(
     checkpoint: EvaluatedCheckpoint,
-    given: EvalTokens,
+    eval_tokens: EvalTokens,
     settings: PerplexitySettings,
     baseline: Baseline | None,
     progress: Progress,
 ) -> tuple[dict[str, Any], Tensor, Baseline | None]:
     """The results of one checkpoint, its losses per window float64 [n], and the baseline for those that follow."""
     model = load_model(checkpoint.path, settings.dtype, settings.fake).to(settings.device)
-    count = len(given.windows)
+    count = len(eval_tokens.windows)
     agreement: WindowAgreement | None = None
     observe: Observe | None = None
     if settings.kl and baseline is None:
@@ -92,7 +92,7 @@ def _measure(
         progress(f"evaluate {checkpoint.path.name}", done, count)
 
     begin = time.perf_counter()
-    nll = window_losses(model, given.windows, settings.batch, report, observe)
+    nll = window_losses(model, eval_tokens.windows, settings.batch, report, observe)
     seconds = time.perf_counter() - begin
     perplexity, interval = perplexity_interval(nll, settings.level)
     config = checkpoint.config
@@ -100,10 +100,10 @@ def _measure(
         "model": str(checkpoint.path),
         "perplexity": perplexity,
         "ci": _as_list(interval),
-        "tokens": given.windows.numel(),
+        "tokens": eval_tokens.windows.numel(),
         "windows": count,
         "window_nll": nll.tolist(),
-        "tokens_per_second": given.windows.numel() / seconds,
+        "tokens_per_second": eval_tokens.windows.numel() / seconds,
         "decode_tokens_per_second": None,
         "bytes_on_disk": checkpoint.bytes_on_disk,
         "scheme": checkpoint.scheme,
@@ -112,7 +112,7 @@ def _measure(
         **_agreement(agreement, count, settings),
     }
     if settings.decode:
-        result["decode_tokens_per_second"] = decode_speed(model, given.tokenizer, settings.decode)
+        result["decode_tokens_per_second"] = decode_speed(model, eval_tokens.tokenizer, settings.decode)
     if baseline is not None and agreement is None:
         baseline.finish()
     return result, nll, baseline
@@ -135,18 +135,18 @@ def _as_list(interval: Interval) -> list[float] | None:
     return None if interval is None else list(interval)
 
 
-def _protocol(text: str, given: EvalTokens, settings: PerplexitySettings, dtype: str) -> dict[str, Any]:
+def _protocol(text: str, eval_tokens: EvalTokens, settings: PerplexitySettings, dtype: str) -> dict[str, Any]:
     """What was measured, with an id: two numbers compare only when their ids are equal. text: its digest."""
     measured: dict[str, Any] = {
         "name": PROTOCOL,
         "text": text,
-        "token_ids": given.digest,
+        "token_ids": eval_tokens.digest,
         "seqlen": settings.seqlen,
-        "windows": len(given.windows),
-        "windows_in_text": given.total // settings.seqlen,
-        "bos": "once, at the start of the text" if given.bos else "none",
+        "windows": len(eval_tokens.windows),
+        "windows_in_text": eval_tokens.total // settings.seqlen,
+        "bos": "once, at the start of the text" if eval_tokens.bos else "none",
         "logits_dtype": dtype,
         "loss_dtype": "float32",
     }
     # the same ids from differently written tokenizer files are the same measurement
-    return {"id": f"{PROTOCOL}:{digest_json(measured)[:12]}", "tokenizer": given.tokenizer_digest, **measured}
+    return {"id": f"{PROTOCOL}:{digest_json(measured)[:12]}", "tokenizer": eval_tokens.tokenizer_digest, **measured}

@@ -139,7 +139,7 @@ def _online_rotations(arch: BoundArch, settings: RotateSettings, config_file: st
         return OnlineRotations()
     if settings.method != "hadamard" and (reason := arch.spec.refuses("residual")):
         raise UnsupportedError(
-            f"{config_file}: {reason}; `method` {settings.method} is about R1: take `method` hadamard, which gives "
+            f"{config_file}: {reason}; `method={settings.method}` is about R1: take `method=hadamard`, which gives "
             "this model R2, R3 and R4",
             field="method",
             file=config_file,

@@ -79,7 +79,7 @@ def _open_student(model: Path) -> tuple[Checkpoint, QuantScheme]:
     vision.refuse_vision_part(model, "the tuned checkpoint")
     checkpoint, config = check_folder(model)
     if config is None or config.scheme is None or config.fake:
-        raise InputError(f"{model}: is no packed checkpoint; quantize first, without `fake`", field="fake", file=model)
+        raise InputError(f"{model}: is no packed checkpoint; quantize first (not simulated)", file=model)
     arch = describe(checkpoint.config)
     reason = None
     if arch.wrapper is not None or arch.spec.experts is not None:

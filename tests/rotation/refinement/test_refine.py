@@ -27,8 +27,8 @@ Planted = Callable[..., CalibrationRows]
 def test_massive_error_falls_and_common_error_does_not_rise(planted: Planted, symmetric: bool) -> None:
     features = planted()
     for seed in range(3):
-        found = refine(features, randomized_hadamard(64, seed), RefineSettings(symmetric=symmetric))
-        stats = found.stats
+        refined = refine(features, randomized_hadamard(64, seed), RefineSettings(symmetric=symmetric))
+        stats = refined.stats
         assert stats["massive_error"] * 5 <= stats["massive_error_start"]
         assert stats["common_error"] <= stats["common_error_start"]
         assert stats["objective"] < stats["objective_start"]
@@ -36,18 +36,18 @@ def test_massive_error_falls_and_common_error_does_not_rise(planted: Planted, sy
 
 
 def test_accepted_objective_never_rises_and_is_what_was_measured(planted: Planted) -> None:
-    found = refine(planted(), randomized_hadamard(64, 0), RefineSettings())
-    assert all(later < earlier for earlier, later in itertools.pairwise(found.accepted))
-    assert found.accepted[0] == found.curve[0]
-    assert found.accepted[-1] == min(found.curve) == found.curve[found.best]
-    assert found.stats["objective"] == pytest.approx(found.accepted[-1], rel=1e-4)
-    assert found.stats["objective_start"] == pytest.approx(found.accepted[0], rel=1e-4)
+    refined = refine(planted(), randomized_hadamard(64, 0), RefineSettings())
+    assert all(later < earlier for earlier, later in itertools.pairwise(refined.accepted))
+    assert refined.accepted[0] == refined.curve[0]
+    assert refined.accepted[-1] == min(refined.curve) == refined.curve[refined.best]
+    assert refined.stats["objective"] == pytest.approx(refined.accepted[-1], rel=1e-4)
+    assert refined.stats["objective_start"] == pytest.approx(refined.accepted[0], rel=1e-4)
 
 
 def test_result_is_orthogonal_in_float64(planted: Planted) -> None:
-    found = refine(planted(), randomized_hadamard(64, 0), RefineSettings(rounds=15))
-    assert found.matrix.dtype == torch.float64
-    assert found.orthogonality_error == orthogonality_error(found.matrix) < 1e-13
+    refined = refine(planted(), randomized_hadamard(64, 0), RefineSettings(rounds=15))
+    assert refined.matrix.dtype == torch.float64
+    assert refined.orthogonality_error == orthogonality_error(refined.matrix) < 1e-13
 
 
 def test_gamma_auto_fixes_the_effective_weight(planted: Planted) -> None:
@@ -71,9 +71,9 @@ def test_the_right_tokens_are_weighted(planted: Planted) -> None:
     features = planted()
     with Tiles() as tiles:
         start, grid = randomized_hadamard(64, 0), RefineSettings().grid
-        one, two = (evaluate(features, start, grid, gamma, tiles) for gamma in (1.0, 2.0))
-    assert two.value - one.value == pytest.approx(3.0 * one.massive * 12)
-    assert one.value == pytest.approx(one.common * 3000 + one.massive * 12)
+        single, double = (evaluate(features, start, grid, gamma, tiles) for gamma in (1.0, 2.0))
+    assert double.value - single.value == pytest.approx(3.0 * single.massive * 12)
+    assert single.value == pytest.approx(single.common * 3000 + single.massive * 12)
 
 
 def test_refining_an_optimum_returns_it() -> None:
@@ -83,10 +83,10 @@ def test_refining_an_optimum_returns_it() -> None:
     images = torch.randint(-7, 8, (400, 32), generator=draw).double()
     images[:, 0] = 7.0
     features = unit_weight_rows((images @ start.T).float(), massive=torch.zeros(400, dtype=torch.bool))
-    found = refine(features, start, RefineSettings(symmetric=True))
-    assert found.stats["objective_start"] < 1e-6
-    assert found.stats["objective"] <= found.stats["objective_start"]
-    torch.testing.assert_close(found.matrix, start, rtol=0, atol=1e-6)
+    refined = refine(features, start, RefineSettings(symmetric=True))
+    assert refined.stats["objective_start"] < 1e-6
+    assert refined.stats["objective"] <= refined.stats["objective_start"]
+    torch.testing.assert_close(refined.matrix, start, rtol=0, atol=1e-6)
 
 
 def test_a_hidden_optimum_is_found_again() -> None:
@@ -98,28 +98,28 @@ def test_a_hidden_optimum_is_found_again() -> None:
     features = unit_weight_rows((images @ truth.T).float(), massive=torch.zeros(2000, dtype=torch.bool))
     skew = torch.randn(32, 32, dtype=torch.float64, generator=draw) * 0.004
     start = orthogonalise(truth @ torch.matrix_exp(skew - skew.T))
-    found = refine(features, start, RefineSettings(symmetric=True))
-    assert found.stats["objective"] < 1e-3 * found.stats["objective_start"]
+    refined = refine(features, start, RefineSettings(symmetric=True))
+    assert refined.stats["objective"] < 1e-3 * refined.stats["objective_start"]
 
 
 def test_no_column_changes_its_sign_from_round_to_round(planted: Planted) -> None:
     """QR in place of a polar factor flips columns, which an asymmetric quantizer notices."""
     features = planted(common=4000, massive=0)
     start = randomized_hadamard(64, 1)
-    one = refine(features, start, RefineSettings(rounds=1)).matrix
-    assert bool(((one * start).sum(0) > 0.5).all())
+    rotation = refine(features, start, RefineSettings(rounds=1)).matrix
+    assert bool(((rotation * start).sum(0) > 0.5).all())
 
 
 def test_bits_do_not_depend_on_threads(planted: Planted) -> None:
     features, start = planted(width=160, common=2500), randomized_hadamard(160, 0)
-    found = []
+    results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         for precision in ("float32", "bfloat16"):
-            found.append(refine(features, start, RefineSettings(rounds=6, precision=precision)))
+            results.append(refine(features, start, RefineSettings(rounds=6, precision=precision)))
         assert torch.get_num_threads() == threads
-    for other in found[2:]:
-        same = found[0] if other.stats["precision"] == "float32" else found[1]
+    for other in results[2:]:
+        same = results[0] if other.stats["precision"] == "float32" else results[1]
         assert torch.equal(other.matrix, same.matrix)
         assert other.curve == same.curve
         assert other.stats == same.stats
@@ -162,9 +162,9 @@ def test_massive_rows_are_served_first(planted: Planted) -> None:
         grid = RefineSettings(symmetric=symmetric).grid
         with Tiles() as tiles:
             features = unit_weight_rows(rows, massive=mask)
-            found = massive_first_start(features, start, grid, tiles)
-            before, after = (evaluate(features, one, grid, 1.0, tiles) for one in (start, found))
-        assert orthogonality_error(found) < 1e-13
+            rotated = massive_first_start(features, start, grid, tiles)
+            before, after = (evaluate(features, rotation, grid, 1.0, tiles) for rotation in (start, rotated))
+        assert orthogonality_error(rotated) < 1e-13
         assert after.massive < 0.3 * before.massive
         assert after.common == pytest.approx(before.common, rel=0.01)
 
@@ -194,11 +194,11 @@ def test_moved_takes_a_frame_to_an_image_and_nothing_else_far() -> None:
     draw = torch.Generator().manual_seed(0)
     frame, image = (torch.linalg.qr(torch.randn(20, 3, dtype=torch.float64, generator=draw))[0].T for _ in range(2))
     start = randomized_hadamard(20, 0)
-    found = nearest_rotation_with_image(start, frame, image)
-    assert orthogonality_error(found) < 1e-13
-    torch.testing.assert_close(frame @ found, image)
+    rotated = nearest_rotation_with_image(start, frame, image)
+    assert orthogonality_error(rotated) < 1e-13
+    torch.testing.assert_close(frame @ rotated, image)
     rest = torch.linalg.qr(torch.cat([frame, image @ start.T]).T, mode="complete")[0][:, 6:]
-    torch.testing.assert_close(rest.T @ found, rest.T @ start)
+    torch.testing.assert_close(rest.T @ rotated, rest.T @ start)
 
 
 def test_subsampled_rows_stand_for_all(planted: Planted) -> None:
@@ -211,9 +211,9 @@ def test_subsampled_rows_stand_for_all(planted: Planted) -> None:
     grid, gamma = RefineSettings().grid, effective_gamma(features, "auto")
     assert effective_gamma(half, "auto") == gamma
     with Tiles() as tiles:
-        whole, part = (evaluate(f, randomized_hadamard(64, 0), grid, gamma, tiles) for f in (features, half))
-    assert part.value == pytest.approx(whole.value, rel=0.01)
-    assert part.massive == pytest.approx(whole.massive)
+        full, part = (evaluate(f, randomized_hadamard(64, 0), grid, gamma, tiles) for f in (features, half))
+    assert part.value == pytest.approx(full.value, rel=0.01)
+    assert part.massive == pytest.approx(full.massive)
 
 
 def test_polar_solves_procrustes() -> None:
@@ -234,11 +234,13 @@ def test_polar_solves_procrustes() -> None:
 
 
 def test_progress_and_stopping(planted: Planted) -> None:
-    seen: list[tuple[str, int, int]] = []
-    found = refine(planted(), randomized_hadamard(64, 0), RefineSettings(rounds=5), progress=lambda *a: seen.append(a))
-    assert [done for _, done, _ in seen] == [0, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10, 10]  # two searches of five rounds
-    assert {total for _, _, total in seen} == {10}
-    assert found.stats["rounds"] == 10
+    events: list[tuple[str, int, int]] = []
+    refined = refine(
+        planted(), randomized_hadamard(64, 0), RefineSettings(rounds=5), progress=lambda *a: events.append(a)
+    )
+    assert [done for _, done, _ in events] == [0, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10, 10]  # two searches of five rounds
+    assert {total for _, _, total in events} == {10}
+    assert refined.stats["rounds"] == 10
     early = refine(planted(), randomized_hadamard(64, 0), RefineSettings(rounds=400, tol=0.01))
     assert early.stats["rounds"] < 400
     none = refine(planted(), randomized_hadamard(64, 0), RefineSettings(rounds=0))

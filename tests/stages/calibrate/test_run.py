@@ -40,14 +40,16 @@ def test_hessians_are_those_of_a_plain_forward_pass(model: Path, text: Path, tmp
     hidden = runner.embed(cal.tokens())
     for layer in range(arch.n_layers):
         block = runner.block(layer)
-        seen: dict[str, torch.Tensor] = {}
+        inputs: dict[str, torch.Tensor] = {}
         for tap in arch.taps():
             module = block.get_submodule(tap.name)
             module = getattr(module, "linear", module)  # behind the online rotation
-            module.register_forward_pre_hook(lambda _, args, name=tap.name, seen=seen: seen.update({name: args[0]}))
+            module.register_forward_pre_hook(
+                lambda _, args, name=tap.name, inputs=inputs: inputs.update({name: args[0]})
+            )
         hidden = runner.run(block, hidden)
         stats = cal.stats(f"layer-{layer:05d}")
-        for name, x in seen.items():
+        for name, x in inputs.items():
             rows = x.reshape(-1, x.shape[-1])
             expected = 2 / len(rows) * rows.T @ rows
             hessian = stats[name].hessian
@@ -92,7 +94,7 @@ def test_merged_calibrations(model: Path, text: Path, tmp_path: Path) -> None:
     assert torch.equal(merged.tokens(), torch.cat([first.tokens(), second.tokens()]))
     stats = merged.stats("layer-00001")["mlp.down_proj"]
     assert stats.count == 120
-    halves = [one.stats("layer-00001")["mlp.down_proj"].hessian for one in (first, second)]
+    halves = [calibration.stats("layer-00001")["mlp.down_proj"].hessian for calibration in (first, second)]
     torch.testing.assert_close(stats.hessian, (halves[0] + halves[1]) / 2)  # type: ignore[operator]
     assert record["taps"]["lm_head"]["rows"] == 120
     with pytest.raises(MismatchError, match="twice"):

@@ -15,8 +15,8 @@ from dfrot.stages.evaluate.settings import PerplexitySettings
 
 def test_evaluate_compares_checkpoints(source: Path, packed: Path, text: Path) -> None:
     settings = PerplexitySettings(dataset=str(text), seqlen=32, batch=3, kl=True, decode=2, threads=1)
-    seen: list[tuple[str, int, int]] = []
-    report = evaluate([source, packed], settings, lambda *event: seen.append(event))
+    events: list[tuple[str, int, int]] = []
+    report = evaluate([source, packed], settings, lambda *event: events.append(event))
     first, second = report["results"]
     json.dumps(report, allow_nan=False)
     assert first["windows"] == 10  # 330 characters and a BOS: ten windows of 32, the tail dropped
@@ -34,7 +34,7 @@ def test_evaluate_compares_checkpoints(source: Path, packed: Path, text: Path) -
     assert first["protocol"]["id"] == second["protocol"]["id"]
     assert first["protocol"]["bos"].startswith("once")
     assert first["protocol"]["windows_in_text"] == 10
-    assert ("evaluate packed", 10, 10) in seen
+    assert ("evaluate packed", 10, 10) in events
 
 
 def test_real_and_simulated_agree(packed: Path, text: Path) -> None:

@@ -109,11 +109,14 @@ def theirs(folder: Path) -> Any:
 def test_scores_equal_those_of_lm_evals_own_model(ours: Any, folder: Path) -> None:
     expected = theirs(folder)
     scores = ours["results"][0]["scores"]
-    found = expected["results"]
+    reference_results = expected["results"]
     for task, metric in (("local_choice", "acc"), ("local_choice", "acc_norm"), ("local_text", "exact_match")):
-        assert scores[task][metric]["value"] == found[task][f"{metric},none"], (task, metric)
-    told, other = scores["local_rolling"]["word_perplexity"]["value"], found["local_rolling"]["word_perplexity,none"]
-    assert told == pytest.approx(other, rel=2e-2)  # bfloat16: their batch pads to another width
+        assert scores[task][metric]["value"] == reference_results[task][f"{metric},none"], (task, metric)
+    actual, other = (
+        scores["local_rolling"]["word_perplexity"]["value"],
+        reference_results["local_rolling"]["word_perplexity,none"],
+    )
+    assert actual == pytest.approx(other, rel=2e-2)  # bfloat16: their batch pads to another width
     assert 0.2 < scores["local_choice"]["acc"]["value"] <= 1, "the task tells something"
 
 
@@ -127,14 +130,14 @@ def test_log_likelihoods_are_the_models_whatever_the_batch() -> None:
     engine = Engine(reference.path())
     engine.target = Target(load_model(reference.path(), "float32"))
     requests: list[Any] = [(None, [0, *range(5, 5 + n)], [7, 9][: 1 + n % 2]) for n in range(9)]
-    found = [DfqLM(engine, batch)._loglikelihood_tokens(requests) for batch in (1, 4)]
-    for number, (_, context, wanted) in enumerate(requests):
+    batches = [DfqLM(engine, batch)._loglikelihood_tokens(requests) for batch in (1, 4)]
+    for number, (_, context, continuation) in enumerate(requests):
         with torch.inference_mode():
-            logits = engine.target.model(torch.tensor([context + wanted])).logits[0, len(context) - 1 : -1]
-        expected = logits.log_softmax(-1).gather(-1, torch.tensor(wanted)[:, None]).sum()
-        for scored in found:
-            assert scored[number][0] == pytest.approx(float(expected), abs=1e-4)
-            assert scored[number][1] == bool((logits.argmax(-1) == torch.tensor(wanted)).all())
+            logits = engine.target.model(torch.tensor([context + continuation])).logits[0, len(context) - 1 : -1]
+        expected = logits.log_softmax(-1).gather(-1, torch.tensor(continuation)[:, None]).sum()
+        for scores in batches:
+            assert scores[number][0] == pytest.approx(float(expected), abs=1e-4)
+            assert scores[number][1] == bool((logits.argmax(-1) == torch.tensor(continuation)).all())
 
 
 def test_a_checkpoint_differs_from_itself_by_nothing(ours: Any) -> None:
@@ -147,13 +150,13 @@ def test_a_checkpoint_differs_from_itself_by_nothing(ours: Any) -> None:
 
 
 def test_limit_and_noise(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    seen: list[str] = []
+    labels: list[str] = []
     settings = TaskSettings(("local_choice",), str(folder), limit=3)
-    report = evaluate_tasks([reference.path()], settings, progress=lambda label, *_: seen.append(label))
+    report = evaluate_tasks([reference.path()], settings, progress=lambda label, *_: labels.append(label))
     assert report["results"][0]["scores"]["local_choice"]["acc"]["documents"] == 3
     out, err = capsys.readouterr()
     assert out == err == ""
-    assert any("score" in label for label in seen)
+    assert any("score" in label for label in labels)
     assert logging.getLogger("lm_eval").level != logging.CRITICAL
 
 

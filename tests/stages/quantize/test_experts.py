@@ -86,8 +86,8 @@ def test_from_a_folder_to_generated_text(build: Build, text: Path, tmp_path: Pat
         scheme = settings("w4a4kv4" if name == "fake" else name, **changes)
         quantize(tmp_path / "rotated", tmp_path / "cal", tmp_path / name, scheme)
     models = [source, tmp_path / "w4a4kv4", tmp_path / "fake", tmp_path / "w4a16"]
-    found = evaluate(models, PerplexitySettings(str(text), seqlen=48, windows=4, kl=True))["results"]
-    _, packed, fake, weights = found
+    results = evaluate(models, PerplexitySettings(str(text), seqlen=48, windows=4, kl=True))["results"]
+    _, packed, fake, weights = results
     assert packed["perplexity"] == pytest.approx(fake["perplexity"], rel=1e-3)
     assert 0 < weights["kl"] < packed["kl"] < 1
     for name in ("w4a4kv4", "w4a16"):
@@ -97,10 +97,12 @@ def test_from_a_folder_to_generated_text(build: Build, text: Path, tmp_path: Pat
         with torch.no_grad():
             assert torch.equal(loaded(out, use_cache=False).logits[:, 16:-1].argmax(-1), out[:, 17:])
         target, draft = Target(loaded), build_draft(config_for(open_described(source)[1], "dream"))
-        told = plain(target, prompt[0].tolist(), StopCriteria(24), Sampling()).tokens
-        assert told[:5] == out[0, 17:].tolist()
+        expected = plain(target, prompt[0].tolist(), StopCriteria(24), Sampling()).tokens
+        assert expected[:5] == out[0, 17:].tolist()
         for shape in (TreeShape(3), TreeShape(4, 3, 10)):
-            assert speculative(target, draft, prompt[0].tolist(), StopCriteria(24), Sampling(), shape).tokens == told
+            assert (
+                speculative(target, draft, prompt[0].tolist(), StopCriteria(24), Sampling(), shape).tokens == expected
+            )
     loaded.save_pretrained(tmp_path / "again")
     assert set(Checkpoint.open(tmp_path / "again").entries) == set(Checkpoint.open(tmp_path / "w4a16").entries)
 
@@ -111,20 +113,20 @@ def test_statistics_are_those_of_the_tokens_that_were_sent(model: Path, cal: Pat
     runner = BlockRunner(checkpoint, arch)
     hidden = runner.run(runner.block(0), runner.embed(opened.tokens()))
     block = runner.block(1)
-    seen: dict[str, torch.Tensor] = {}
+    inputs: dict[str, torch.Tensor] = {}
     for name in ("block_sparse_moe.gate", "block_sparse_moe.experts.2.w2.linear"):
-        block.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0]}))
+        block.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0]}))
     runner.run(block, hidden)
-    x = seen["block_sparse_moe.gate"].reshape(-1, arch.hidden)
+    x = inputs["block_sparse_moe.gate"].reshape(-1, arch.hidden)
     chosen = (x @ checkpoint.read("model.layers.1.block_sparse_moe.gate.weight").float().T).topk(2).indices
     stats = opened.stats("layer-00001")
     for expert in range(8):
         mine = x[(chosen == expert).any(-1)]
-        one = stats[f"block_sparse_moe.experts.{expert}.w1"]
-        assert one.count == len(mine)
-        assert one.hessian is not None
-        torch.testing.assert_close(one.hessian, 2 / max(len(mine), 1) * mine.T @ mine, rtol=1e-4, atol=1e-5)
-    inner = seen["block_sparse_moe.experts.2.w2.linear"]
+        tap_stats = stats[f"block_sparse_moe.experts.{expert}.w1"]
+        assert tap_stats.count == len(mine)
+        assert tap_stats.hessian is not None
+        torch.testing.assert_close(tap_stats.hessian, 2 / max(len(mine), 1) * mine.T @ mine, rtol=1e-4, atol=1e-5)
+    inner = inputs["block_sparse_moe.experts.2.w2.linear"]
     torch.testing.assert_close(stats["block_sparse_moe.experts.2.w2"].absmax, inner.abs().amax(0))
     assert sum(stats[f"block_sparse_moe.experts.{e}.w1"].count for e in range(8)) == 2 * len(x)
 
@@ -135,16 +137,18 @@ def test_chunks_give_the_same_statistics_and_clips(
     monkeypatch.setattr("dfrot.calib.taps.CHUNK_BYTES", 1)
     calibrate(model, tmp_path / "cal", CalibrateSettings(str(text), samples=8, seqlen=48))
     checkpoint, arch = open_described(model)
-    whole, parts = (
+    at_once, parts = (
         Calibration.open(path, arch, checkpoint.digest()).stats("layer-00001") for path in (cal, tmp_path / "cal")
     )
-    for tap, one in whole.items():
+    for tap, stats_of_tap in at_once.items():
         other = parts[tap]
-        assert one.count == other.count, tap
-        assert torch.equal(one.moments[:1], other.moments[:1]), "as many rows in the sample"
-        assert int((one.histogram - other.histogram).abs().sum()) <= 0.02 * int(one.histogram.sum()), tap
-        torch.testing.assert_close(one.absmax, other.absmax, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(one.hessian, other.hessian, rtol=1e-3, atol=1e-4)
+        assert stats_of_tap.count == other.count, tap
+        assert torch.equal(stats_of_tap.moments[:1], other.moments[:1]), "as many rows in the sample"
+        assert int((stats_of_tap.histogram - other.histogram).abs().sum()) <= 0.02 * int(
+            stats_of_tap.histogram.sum()
+        ), tap
+        torch.testing.assert_close(stats_of_tap.absmax, other.absmax, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(stats_of_tap.hessian, other.hessian, rtol=1e-3, atol=1e-4)
     quantize(model, cal, tmp_path / "q", settings(algorithm="rtn", a_clip="auto"))
     config = DfqConfig.of(Checkpoint.open(tmp_path / "q").config)
     assert config is not None
@@ -172,10 +176,10 @@ def test_chunks_share_passes_and_agree(
     monkeypatch.setattr("dfrot.calib.taps.CHUNK_BYTES", 1)
     monkeypatch.setattr("dfrot.stages.quantize.propagate.MOMENT_BYTES", 3 * 16 * 48**2)
     quantize(model, cal, tmp_path / "chunked", kept)
-    whole, chunked = codes(tmp_path / "whole"), codes(tmp_path / "chunked")
-    assert set(whole) == set(chunked)
-    differing = sum(int((whole[name] != chunked[name]).sum()) for name in whole)
-    assert differing < 0.02 * sum(value.numel() for value in whole.values())
+    at_once, chunked = codes(tmp_path / "whole"), codes(tmp_path / "chunked")
+    assert set(at_once) == set(chunked)
+    differing = sum(int((at_once[name] != chunked[name]).sum()) for name in at_once)
+    assert differing < 0.02 * sum(value.numel() for value in at_once.values())
 
 
 def test_sinks_stay_exact_for_the_experts_too(model: Path, tmp_path: Path) -> None:
@@ -184,10 +188,10 @@ def test_sinks_stay_exact_for_the_experts_too(model: Path, tmp_path: Path) -> No
     quantize(model, None, tmp_path / "q", settings("w16a4", sink_tokens=4))
     quantize(model, None, tmp_path / "all", settings("w16a4", sink_tokens=20))
     with torch.no_grad():
-        exact, found, every = (
+        exact, measured, every = (
             load_model(folder)(tokens).logits for folder in (model, tmp_path / "q", tmp_path / "all")
         )
-    error = (found - exact).norm(dim=-1) / exact.norm(dim=-1)
+    error = (measured - exact).norm(dim=-1) / exact.norm(dim=-1)
     assert float(error[:, :4].max()) < 1e-4 < float(error[:, 4:].min())
     assert float((every - exact).norm() / exact.norm()) < 1e-4
 
@@ -196,9 +200,9 @@ def test_calibrations_merge_also_where_an_expert_saw_nothing(model: Path, text: 
     for seed in (0, 1):
         calibrate(model, tmp_path / f"{seed}", CalibrateSettings(str(text), samples=1, seqlen=3, seed=seed))
     taps = merge(model, [tmp_path / "0", tmp_path / "1"], tmp_path / "both")["taps"]
-    found = [taps[f"{EXPERT}.{expert}.w1"] for expert in range(8)]
-    assert sum(one["rows"] for one in found) == 2 * 6
-    assert {one["p99"] for one in found if not one["rows"]} == {0.0}
+    summaries = [taps[f"{EXPERT}.{expert}.w1"] for expert in range(8)]
+    assert sum(summary["rows"] for summary in summaries) == 2 * 6
+    assert {summary["p99"] for summary in summaries if not summary["rows"]} == {0.0}
 
 
 def test_what_does_not_know_mixtures_says_so(model: Path, tmp_path: Path) -> None:

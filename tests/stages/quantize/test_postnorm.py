@@ -51,15 +51,15 @@ def test_from_a_folder_to_generated_text(
     source = build(tmp_path / "source", kind, num_hidden_layers=2, **KINDS[kind])
     embedding = Checkpoint.open(source).read("model.embed_tokens.weight")
     rewrite(source, model__embed_tokens__weight=embedding / 8)  # or the blocks would add next to nothing to them
-    evidence = rotate(source, tmp_path / "rotated", RotateSettings("hadamard", str(text)))
-    assert evidence["gate"]["logits"]["top1_agreement"] > 0.9
+    record = rotate(source, tmp_path / "rotated", RotateSettings("hadamard", str(text)))
+    assert record["gate"]["logits"]["top1_agreement"] > 0.9
     calibrate(tmp_path / "rotated", tmp_path / "cal", CalibrateSettings(str(text), samples=8, seqlen=48))
     for name in ("w4a4kv4", "w8a16", "fake"):
         scheme = QuantScheme.parse("w4a4kv4" if name == "fake" else name)
         quantize(tmp_path / "rotated", tmp_path / "cal", tmp_path / name, QuantizeSettings(scheme, fake=name == "fake"))
     models = [source, tmp_path / "w4a4kv4", tmp_path / "fake", tmp_path / "w8a16"]
-    found = evaluate(models, PerplexitySettings(str(text), seqlen=48, windows=4, kl=True))["results"]
-    _, packed, fake, weights = found
+    results = evaluate(models, PerplexitySettings(str(text), seqlen=48, windows=4, kl=True))["results"]
+    _, packed, fake, weights = results
     assert packed["perplexity"] == pytest.approx(fake["perplexity"], rel=1e-3)
     assert weights["kl"] < 1e-3 < packed["kl"] < 1
     loaded = load_model(tmp_path / "w4a4kv4", "float32")
@@ -70,10 +70,10 @@ def test_from_a_folder_to_generated_text(
     target, ids = Target(loaded), prompt[0].tolist()
     draft = build_draft(config_for(open_described(source)[1], "dream"))
     init_from_target(draft, target)
-    told = plain(target, ids, StopCriteria(24), Sampling()).tokens
-    assert told[:5] == out[0, 17:].tolist()
+    expected = plain(target, ids, StopCriteria(24), Sampling()).tokens
+    assert expected[:5] == out[0, 17:].tolist()
     for shape in (TreeShape(3), TreeShape(4, 3, 10)):
-        assert speculative(target, draft, ids, StopCriteria(24), Sampling(), shape).tokens == told
+        assert speculative(target, draft, ids, StopCriteria(24), Sampling(), shape).tokens == expected
     assert ("lm_head.weight" in Checkpoint.open(tmp_path / "w4a4kv4")) == (kind == "olmo2"), "tied stays tied"
 
 

@@ -74,9 +74,9 @@ def test_rounding_needs_no_calibration_and_equals_the_function(model: Path, tmp_
         record = quantize(model, None, out, settings(scheme, algorithm="rtn"))
         weight = Checkpoint.open(model).read(f"{DOWN}.weight").float()
         expected = rtn.quantize(weight, None, QuantScheme.parse(scheme))
-        found = packed(out, DOWN)
-        assert torch.equal(found.codes(), expected.codes)
-        assert torch.equal(found.dequantize(torch.float32), expected.dequantize())
+        stored = packed(out, DOWN)
+        assert torch.equal(stored.codes(), expected.codes)
+        assert torch.equal(stored.dequantize(torch.float32), expected.dequantize())
         assert record["linears"][DOWN] == expected.stats
 
 
@@ -122,23 +122,23 @@ def test_propagation_collects_what_the_quantized_model_feeds(
     for layer in range(arch.n_layers):
         block = runner.block(layer)
         modules: dict[str, nn.Linear] = {}
-        for one in arch.spec.linears:
-            module = block.get_submodule(one.name)
-            modules[one.name] = getattr(module, "linear", module)
-            modules[one.name].register_forward_pre_hook(lambda _, args: (rounded(args[0]),))
+        for linear in arch.spec.linears:
+            module = block.get_submodule(linear.name)
+            modules[linear.name] = getattr(module, "linear", module)
+            modules[linear.name].register_forward_pre_hook(lambda _, args: (rounded(args[0]),))
         for tap in arch.taps():
-            seen: list[Tensor] = []
-            handle = modules[tap.name].register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+            inputs: list[Tensor] = []
+            handle = modules[tap.name].register_forward_pre_hook(lambda _, args, inputs=inputs: inputs.append(args[0]))
             runner.run(block, hidden, cache)
             handle.remove()
-            x = seen[0].reshape(-1, seen[0].shape[-1])
-            for one in tap.linears:
-                result = gptq.quantize(modules[one.name].weight.data, 2 / len(x) * x.T @ x, scheme)
-                modules[one.name].weight.data = result.dequantize()
-                name = arch.full(layer, one.name)
+            x = inputs[0].reshape(-1, inputs[0].shape[-1])
+            for linear in tap.linears:
+                result = gptq.quantize(modules[linear.name].weight.data, 2 / len(x) * x.T @ x, scheme)
+                modules[linear.name].weight.data = result.dequantize()
+                name = arch.full(layer, linear.name)
                 if name in (Q, DOWN):
-                    found = packed(tmp_path / "q", name).codes()
-                    differing, total = differing + int((found != result.codes).sum()), total + found.numel()
+                    codes = packed(tmp_path / "q", name).codes()
+                    differing, total = differing + int((codes != result.codes).sum()), total + codes.numel()
         hidden = runner.run(block, hidden, cache)
     assert total > 0
     assert differing <= 0.01 * total  # float32 sums in another order may flip a value between two codes

@@ -50,9 +50,9 @@ def runner(tmp_path: Path) -> BlockRunner:
 
 @pytest.fixture
 def tokens() -> Tensor:
-    found = torch.randint(8, 64, (1, 120), generator=torch.Generator().manual_seed(1))
-    found[0, [0, 50]] = SPECIAL
-    return found
+    ids = torch.randint(8, 64, (1, 120), generator=torch.Generator().manual_seed(1))
+    ids[0, [0, 50]] = SPECIAL
+    return ids
 
 
 def test_rows_are_norm_outputs_without_gain(runner: BlockRunner, tokens: Tensor) -> None:
@@ -82,9 +82,9 @@ def test_massive_rows_are_found_and_reported(runner: BlockRunner, tokens: Tensor
 
 
 def test_sampling_keeps_massive_rows_and_total_weight(runner: BlockRunner, tokens: Tensor) -> None:
-    whole = collect_rows(runner, tokens)
+    full = collect_rows(runner, tokens)
     part = collect_rows(runner, tokens, max_rows=80, seed=3)
-    assert part.n_massive == whole.n_massive == 8
+    assert part.n_massive == full.n_massive == 8
     assert int((~part.massive).sum()) == 80
     assert float(part.weight.double().sum()) == pytest.approx(480, rel=1e-6)
     assert bool((part.weight[part.massive] == 1).all())
@@ -94,8 +94,8 @@ def test_sampling_keeps_massive_rows_and_total_weight(runner: BlockRunner, token
 
 
 def test_weighted_sums_are_unbiased(runner: BlockRunner, tokens: Tensor) -> None:
-    whole = collect_rows(runner, tokens)
-    exact = whole.rows.double().T @ whole.rows.double()
+    full = collect_rows(runner, tokens)
+    exact = full.rows.double().T @ full.rows.double()
     parts = [collect_rows(runner, tokens, max_rows=80, seed=seed) for seed in range(25)]
     sums = [(p.rows.double() * p.weight.double()[:, None]).T @ p.rows.double() for p in parts]
     single = torch.stack([(s - exact).norm() / exact.norm() for s in sums]).mean()

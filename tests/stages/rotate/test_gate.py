@@ -47,9 +47,9 @@ def change(folder: Path, name: str, edit: Callable[[torch.Tensor], torch.Tensor]
 @pytest.mark.parametrize("seed", [0, 1])
 def test_right_models_pass_with_room(make: Make, tmp_path: Path, dtype: torch.dtype, seed: int) -> None:
     model, out = prepare(make, tmp_path, dtype=dtype, seed=seed)
-    found = judge(model, out)
-    assert list(found["parts"]) == ["model.embed_tokens", *(f"model.layers.{n}" for n in range(3)), "lm_head"]
-    for name, part in found["parts"].items():
+    record = judge(model, out)
+    assert list(record["parts"]) == ["model.embed_tokens", *(f"model.layers.{n}" for n in range(3)), "lm_head"]
+    for name, part in record["parts"].items():
         assert part["error"] < 0.5 * part["limit"], name
         if dtype != torch.float32:  # the measured effect of rounding is that of rounding
             assert 0.2 < part["error"] / part["rounding"] < 2, name

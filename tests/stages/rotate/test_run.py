@@ -39,7 +39,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("online", [True, False])
 def test_rotated_folder_is_the_same_model(make: Make, text: str, tmp_path: Path, method: str, online: bool) -> None:
     model, out = make(dtype=torch.float32), tmp_path / "out"
-    evidence = rotate(model, out, RotateSettings(method, text, seqlen=64, rounds=3, online=online))
+    record = rotate(model, out, RotateSettings(method, text, seqlen=64, rounds=3, online=online))
     assert torch.allclose(logits(out), logits(model), rtol=1e-3, atol=1e-4)
     config = json.loads((out / "config.json").read_text())
     assert config["tie_word_embeddings"] is False
@@ -58,9 +58,9 @@ def test_rotated_folder_is_the_same_model(make: Make, text: str, tmp_path: Path,
     assert set(contents(out)) == expected | {"tokenizer.json", "tokenizer_config.json"}
     assert (out / "tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()
     assert Rotation.load(out / "rotation.safetensors").kind == method
-    assert evidence["r1"]["orthogonality_error"] < 1e-12
-    assert set(evidence["gate"]["parts"]) >= {"model.embed_tokens", "model.layers.2", "lm_head"}
-    assert evidence["gate"]["logits"]["relative_error"] < 1e-3
+    assert record["r1"]["orthogonality_error"] < 1e-12
+    assert set(record["gate"]["parts"]) >= {"model.embed_tokens", "model.layers.2", "lm_head"}
+    assert record["gate"]["logits"]["relative_error"] < 1e-3
 
 
 def test_no_online_loads_as_an_ordinary_checkpoint(make: Make, tmp_path: Path) -> None:
@@ -75,26 +75,26 @@ def test_no_online_loads_as_an_ordinary_checkpoint(make: Make, tmp_path: Path) -
 
 def test_none_copies_the_weights(make: Make, tmp_path: Path) -> None:
     model, out = make(), tmp_path / "out"
-    evidence = rotate(model, out, RotateSettings("none", None))
+    record = rotate(model, out, RotateSettings("none", None))
     before, after = Checkpoint.open(model), Checkpoint.open(out)
     assert set(before.entries) == set(after.entries)
     assert all(torch.equal(before.read(name), after.read(name)) for name in before.entries)
     assert after.config["tie_word_embeddings"] is True
     assert "quantization_config" not in after.config
     assert not (out / "rotation.safetensors").exists()
-    assert evidence["online"] == {}
+    assert record["online"] == {}
 
 
-def test_dfrot_evidence_tells_what_happened(make: Make, text: str, tmp_path: Path) -> None:
+def test_the_record_of_dfrot_holds_refinement_and_inputs(make: Make, text: str, tmp_path: Path) -> None:
     rotate(make(), tmp_path / "out", RotateSettings("dfrot", text, seqlen=64, rounds=5))
-    evidence = json.loads((tmp_path / "out" / "stage.json").read_text())
-    refinement = evidence["refinement"]
+    record = json.loads((tmp_path / "out" / "stage.json").read_text())
+    refinement = record["refinement"]
     assert refinement["accepted"] == sorted(refinement["accepted"], reverse=True)
     assert refinement["objective"] <= refinement["objective_start"]
-    assert evidence["massive"]["rows"] == 64 * 6
-    assert evidence["request"]["settings"]["seed"] == 0
-    assert len(evidence["request"]["dataset"]["train"]) == 64
-    assert evidence["weights"] == Checkpoint.open(tmp_path / "out").digest()
+    assert record["massive"]["rows"] == 64 * 6
+    assert record["request"]["settings"]["seed"] == 0
+    assert len(record["request"]["dataset"]["train"]) == 64
+    assert record["weights"] == Checkpoint.open(tmp_path / "out").digest()
 
 
 def test_same_request_same_bytes_and_another_seed_other_bytes(make: Make, tmp_path: Path) -> None:
@@ -105,40 +105,40 @@ def test_same_request_same_bytes_and_another_seed_other_bytes(make: Make, tmp_pa
     assert contents(tmp_path / "a")["model.safetensors"] != contents(tmp_path / "c")["model.safetensors"]
 
 
-def test_block_form_is_said_in_the_evidence(make: Make, tmp_path: Path) -> None:
+def test_the_record_names_the_block_of_the_transform(make: Make, tmp_path: Path) -> None:
     model = make(hidden_size=24 * 23, intermediate_size=92, num_hidden_layers=1)
-    evidence = rotate(model, tmp_path / "out", RotateSettings("hadamard", None))
-    assert evidence["r1"]["size"] == 552
-    assert evidence["online"]["r4"]["block"] < 92
+    record = rotate(model, tmp_path / "out", RotateSettings("hadamard", None))
+    assert record["r1"]["size"] == 552
+    assert record["online"]["r4"]["block"] < 92
 
 
 def test_r4_block_is_taken(make: Make, tmp_path: Path) -> None:
-    evidence = rotate(make(), tmp_path / "out", RotateSettings("hadamard", None, r4_block=16))
-    assert evidence["online"]["r4"] == {"size": 96, "block": 16, "bases": []}
+    record = rotate(make(), tmp_path / "out", RotateSettings("hadamard", None, r4_block=16))
+    assert record["online"]["r4"] == {"size": 96, "block": 16, "bases": []}
     with pytest.raises(UnsupportedError, match="Hadamard block 18"):
         rotate(tmp_path / "model", tmp_path / "no", RotateSettings("hadamard", None, r4_block=18))
 
 
 def test_progress_reaches_its_total(make: Make, text: str, tmp_path: Path) -> None:
-    seen: dict[str, list[tuple[int, int]]] = {}
+    events: dict[str, list[tuple[int, int]]] = {}
     rotate(
         make(),
         tmp_path / "out",
         RotateSettings("dfrot", text, seqlen=32, rounds=1),
-        progress=lambda label, done, total: seen.setdefault(label, []).append((done, total)),
+        progress=lambda label, done, total: events.setdefault(label, []).append((done, total)),
     )
-    assert {"features", "refine", "rotate", "gate"} <= set(seen)
+    assert {"features", "refine", "rotate", "gate"} <= set(events)
     for label in ("features", "rotate", "gate"):
-        assert seen[label][-1][0] == seen[label][-1][1]
+        assert events[label][-1][0] == events[label][-1][1]
 
 
-def test_plan_says_what_would_be_done_and_does_nothing(make: Make, text: str, tmp_path: Path) -> None:
+def test_plan_describes_the_run_and_does_nothing(make: Make, text: str, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     model = make()
-    said = plan(model, RotateSettings("dfrot", text, seqlen=64))
-    assert said["units"] == 3 + 3
-    assert said["calibration_tokens"] == 64
-    assert said["online"]["r4"]["size"] == 96
+    summary = plan(model, RotateSettings("dfrot", text, seqlen=64))
+    assert summary["units"] == 3 + 3
+    assert summary["calibration_tokens"] == 64
+    assert summary["online"]["r4"]["size"] == 96
     assert set(before) == {path for path in tmp_path.rglob("*") if model not in (path, *path.parents)}
 
 
@@ -214,15 +214,15 @@ def test_post_norm_models_have_all_rotations_but_r1(make: Make, text: str, tmp_p
     model = make(model_type=kind, tie_word_embeddings=tied, attn_logit_softcapping=1.0, final_logit_softcapping=2.0)
     reason = f"{kind}: R1 cannot be fused: post_attention_layernorm has a learned gain between a residual writer"
     for method in ("dfrot", "orthogonal"):
-        with pytest.raises(UnsupportedError, match=f"{reason}.*take `method` hadamard"):
+        with pytest.raises(UnsupportedError, match=f"{reason}.*take `method=hadamard`"):
             rotate(model, tmp_path / "out", RotateSettings(method, text))
     settings = RotateSettings("hadamard", None)
     planned = plan(model, settings)
-    evidence = rotate(model, tmp_path / "out", settings)
+    record = rotate(model, tmp_path / "out", settings)
     assert planned["without"]["R1"].startswith(reason)
-    assert evidence["without"] == planned["without"]
+    assert record["without"] == planned["without"]
     assert planned["r1"] is None
-    assert "r1" not in evidence
+    assert "r1" not in record
     assert set(load_rotations(tmp_path / "out" / "rotation.safetensors")) == {"R2"}
     before, after = Checkpoint.open(model), Checkpoint.open(tmp_path / "out")
     assert set(before.entries) == set(after.entries)
@@ -232,8 +232,11 @@ def test_post_norm_models_have_all_rotations_but_r1(make: Make, text: str, tmp_p
     assert after.config["tie_word_embeddings"] == tied
     tokens = torch.randint(0, 260, (1, 40))
     with torch.no_grad():
-        one, other = load_model(model, "float32")(tokens).logits, load_model(tmp_path / "out", "float32")(tokens).logits
-    assert float((other - one).norm() / one.norm()) < 0.02, "bfloat16 weights, rounded again"
+        original, other = (
+            load_model(model, "float32")(tokens).logits,
+            load_model(tmp_path / "out", "float32")(tokens).logits,
+        )
+    assert float((other - original).norm() / original.norm()) < 0.02, "bfloat16 weights, rounded again"
 
 
 def test_nan_weights_are_refused_at_the_tensor(make: Make, tmp_path: Path) -> None:

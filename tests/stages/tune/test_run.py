@@ -47,12 +47,12 @@ def test_before_the_first_step_it_is_the_packed_model(packed: Path, name: str) -
     ids = torch.arange(7, 47)[None]
     expected = load_model(packed / name, dtype=torch.float32)(ids).logits
     student = TrainableModel(load_model(packed / name, dtype=torch.float32), describe(config), torch.bfloat16)
-    found = student.model(ids, use_cache=False).logits
-    assert torch.allclose(found, expected, atol=1e-4 * float(expected.std()))
+    logits = student.model(ids, use_cache=False).logits
+    assert torch.allclose(logits, expected, atol=1e-4 * float(expected.std()))
     stored = Checkpoint.open(packed / name)
     for tensor, value in student.tensors().items():
         assert torch.equal(value, stored.read(tensor)), tensor
-    found.square().mean().backward()
+    logits.square().mean().backward()
     for parameter_name, parameter in student.parameters.items():
         assert parameter.grad is not None, parameter_name
         assert parameter.grad.abs().max() > 0, parameter_name
@@ -69,7 +69,7 @@ def test_the_gradient_of_the_transform_is_its_transpose() -> None:
 
 
 def test_scales_and_gains_learn_and_integers_stay(packed: Path, tmp_path: Path) -> None:
-    evidence = tune(
+    record = tune(
         packed / "packed", resolve_model("reference"), tmp_path / "tuned", TuneSettings(**{**vars(QUICK), "steps": 8})
     )
     before, after = Checkpoint.open(packed / "packed"), Checkpoint.open(tmp_path / "tuned")
@@ -77,7 +77,7 @@ def test_scales_and_gains_learn_and_integers_stay(packed: Path, tmp_path: Path) 
     changed = {name for name in before.entries if not torch.equal(before.read(name), after.read(name))}
     assert all(name.endswith(("weight_scale", "norm.weight")) for name in changed)
     assert any(name.endswith("weight_scale") for name in changed)
-    divergence = [one["divergence"] for one in evidence["history"]]
+    divergence = [entry["divergence"] for entry in record["history"]]
     assert min(divergence) < divergence[0]
     assert not (tmp_path / "tuned" / STATE_FILE).exists()
     ids = torch.arange(7, 47)[None]

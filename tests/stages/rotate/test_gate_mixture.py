@@ -37,10 +37,10 @@ TOKENS = torch.randint(0, 260, (1, 96), generator=torch.Generator().manual_seed(
 def test_rotated_mixture_is_the_same_model(make: Make, text: str, tmp_path: Path, kind: str, online: bool) -> None:
     model = make(dtype=torch.float32, **MOE[kind])
     settings = RotateSettings("dfrot", text, seqlen=64, rounds=3, online=online)
-    evidence = rotate(model, tmp_path / "out", settings)
+    record = rotate(model, tmp_path / "out", settings)
     router = "block_sparse_moe.gate" if kind == "mixtral" else "mlp.gate"
-    assert f"model.layers.2.{router}" in evidence["gate"]["parts"]
-    assert evidence["online"].get("r4", {}).get("size") == ({"mixtral": 48, "qwen3_moe": 24}[kind] if online else None)
+    assert f"model.layers.2.{router}" in record["gate"]["parts"]
+    assert record["online"].get("r4", {}).get("size") == ({"mixtral": 48, "qwen3_moe": 24}[kind] if online else None)
     with torch.no_grad():
         before, after = load_model(model)(TOKENS).logits, load_model(tmp_path / "out")(TOKENS).logits
     assert float((after - before).norm() / before.norm()) < 1e-4

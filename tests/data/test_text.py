@@ -20,20 +20,20 @@ def test_windows_are_the_beginning_of_the_text(length: int, seqlen: int) -> None
         with pytest.raises(InputError, match=rf"{seqlen} tokens needed.*{length} found"):
             evaluation_windows(tokens, seqlen)
         return
-    found = evaluation_windows(tokens, seqlen)
-    assert found.shape == (length // seqlen, seqlen)
-    assert torch.equal(found.flatten(), tokens[: found.numel()])
-    assert length - found.numel() < seqlen
+    drawn = evaluation_windows(tokens, seqlen)
+    assert drawn.shape == (length // seqlen, seqlen)
+    assert torch.equal(drawn.flatten(), tokens[: drawn.numel()])
+    assert length - drawn.numel() < seqlen
 
 
 @given(length=st.integers(12, 300), samples=st.integers(1, 20), seed=st.integers(0, 2**32))
 def test_calibration_windows_are_contiguous_and_drawn_as_in_the_published_code(
     length: int, samples: int, seed: int
 ) -> None:
-    found = calibration_windows(torch.arange(length), samples, seqlen=10, seed=seed)
+    drawn = calibration_windows(torch.arange(length), samples, seqlen=10, seed=seed)
     random.seed(seed)
     starts = torch.tensor([random.randint(0, length - 10 - 1) for _ in range(samples)])
-    assert torch.equal(found, starts[:, None] + torch.arange(10))
+    assert torch.equal(drawn, starts[:, None] + torch.arange(10))
 
 
 def test_drawing_leaves_the_global_generator_alone() -> None:
