@@ -56,10 +56,10 @@ def test_perplexity_is_the_same_everywhere(
 ) -> None:
     export(integers, target, tmp_path / "out")
     theirs = engine(target, tmp_path / "out")
-    found = compare(ours, list(engines.window_losses(theirs, windows)))
-    assert abs(found["ratio"] - 1) < TOLERANCE
-    assert found["match"]
-    assert found["logits"] < (0.02 if target == "gguf" else 1e-4)
+    comparison = compare(ours, list(engines.window_losses(theirs, windows)))
+    assert abs(comparison["ratio"] - 1) < TOLERANCE
+    assert comparison["match"]
+    assert comparison["logits"] < (0.02 if target == "gguf" else 1e-4)
     mine = engines.transformers_logits(load_model(integers, torch.float32))
     prompt = windows[0, :64]
     assert engines.greedy_tokens(theirs, prompt, GREEDY) == engines.greedy_tokens(mine, prompt, GREEDY)
