@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from dfrot.bench.refinement.synthetic_rows import MASSIVE_PROFILES, common_rows, massive_rows, massive_profile_rows
+from dfrot.bench.refinement.synthetic_rows import MASSIVE_PROFILES, common_rows, massive_profile_rows, massive_rows
 from dfrot.errors import InputError
 from dfrot.rotation.refinement.massive_tokens import PUBLISHED_RATIO, RULES, MassiveRule
 
