@@ -14,15 +14,17 @@ DEMO  := demo
 BENCH := build/bench
 
 # What decides the content of the environment: a change installs again, nothing else does.
-INPUTS := pyproject.toml constraints.txt kernels/CMakeLists.txt $(wildcard kernels/csrc/*.* kernels/csrc/*/*.*)
+INPUTS := pyproject.toml constraints.txt kernels/CMakeLists.txt $(shell find kernels/csrc -type f)
 
-.PHONY: setup test test-slow test-gpu sanitize emulate emulate-sanitize demo demo-draft table recipe ci lint type wheel-check check bench clean
+.PHONY: setup test compat test-slow test-gpu sanitize emulate emulate-sanitize demo demo-draft table recipe ci lint type wheel-check check bench clean
 
 setup: $(STAMP)
 
-# What runs dfq, and nothing that only its developers need: half the time of the whole. --no-compile leaves byte code to
-# the first import, which needs a small part of it.
-PIP = $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt $(PIP_ARGS)
+# -qq: only errors are printed, so that nothing buries them. --no-compile leaves byte code to the first import, which needs
+# a small part of it.
+PIP = $(BIN)/python -m pip install -qq --no-compile --constraint constraints.txt $(PIP_ARGS)
+
+# What runs dfq, and nothing that only its developers need: half the time of the whole. This builds the native library.
 
 $(RUN): $(INPUTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -31,12 +33,18 @@ $(RUN): $(INPUTS)
 	  echo "note: pip chose the CUDA build of torch; for a CPU build, make clean and give its index in PIP_ARGS"; fi
 	touch $(RUN)
 
+# Tools for developers. dfq itself is installed by now, so that pip adds what the extra names and builds nothing again.
 $(STAMP): $(RUN)
-	$(PIP) --editable ".[dev]"
+	$(PIP) "dfq[dev]"
 	touch $(STAMP)
 
 test: setup
 	$(BIN)/python -m pytest -q $(ARGS)
+
+# The assumptions about transformers (tests/compat), under every supported version (tests/compat/versions.txt). Each version
+# lies in an environment of its own below build/compat, which takes everything else from the first one.
+compat: setup
+	sh tests/compat/run.sh $(BIN)/python $(ARGS)
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow $(ARGS)

@@ -20,11 +20,13 @@ from dfrot.export.fit import SCHEMES, fit
 from dfrot.export.run import export
 from dfrot.export.targets import TARGETS, ExportTarget, engine_activation_clip
 from dfrot.files import write_bytes, write_json
+from dfrot.progress import Progress, silent
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.scheme import FULL, QuantScheme
 from dfrot.runtime.load import load_model
-from dfrot.stage_folder import Progress, open_stage, read_record, silent
-from dfrot.stages.quantize.run import QuantizeSettings, quantize
+from dfrot.stage_folder import open_stage, read_record
+from dfrot.stages.quantize.run import quantize
+from dfrot.stages.quantize.settings import QuantizeSettings
 
 KIND = "export check"
 TOLERANCE = 0.005  # relative difference of perplexity up to which an export matches

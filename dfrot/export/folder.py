@@ -14,7 +14,7 @@ from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.data.tokenizer import copy_tokenizer
 from dfrot.export.source import ExportSource
 from dfrot.files import require_free_space, write_json
-from dfrot.stage_folder import Progress
+from dfrot.progress import Progress
 
 
 class Layout(Protocol):

@@ -11,7 +11,7 @@ from dfrot.export.gguf.writer import GGUFFile
 from dfrot.export.gptq.layout import GPTQLayout
 from dfrot.export.source import ExportSource
 from dfrot.export.targets import COMPRESSED_TENSORS, GGUF, GPTQ
-from dfrot.stage_folder import Progress
+from dfrot.progress import Progress
 
 
 class Writer(Protocol):

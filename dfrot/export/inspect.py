@@ -12,7 +12,7 @@ from dfrot.export.foreign_configs import count_weights, describe_foreign
 from dfrot.export.gguf.facts import gguf_facts
 from dfrot.export.source import open_source
 from dfrot.export.targets import TARGETS
-from dfrot.lineage import lineage, record
+from dfrot.lineage import lineage, read_stage_record
 from dfrot.quant.config import QUANT_METHOD, DfqConfig
 from dfrot.quant.plan import check_packed, plan_linears
 from dfrot.quant.scheme import FULL, QuantScheme
@@ -35,7 +35,7 @@ def inspect(path: Path) -> dict[str, Any]:
         files = sorted(path.glob("*.gguf"))
         if len(files) == 1:
             return gguf_facts(files[0])
-        if stage := record(path):
+        if stage := read_stage_record(path):
             return {"path": str(path), "kind": f"result of dfq {stage.get('kind')}", "versions": stage.get("versions")}
     return _checkpoint_facts(Checkpoint.open(path))
 
@@ -138,7 +138,7 @@ def _export_storage(checkpoint: Checkpoint, target: str) -> str:
 
 def _origin(checkpoint: Checkpoint) -> dict[str, Any]:
     """Rotation, seed and quantization, where a dfq stage recorded them."""
-    stage = record(checkpoint.path)
+    stage = read_stage_record(checkpoint.path)
     origin = stage.get("lineage") if stage.get("kind") == "export" else lineage(checkpoint.path)
     if not isinstance(origin, dict) or not origin:
         return {}

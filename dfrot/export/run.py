@@ -11,8 +11,9 @@ from dfrot.export.fit import target_of
 from dfrot.export.formats import WRITERS
 from dfrot.export.source import ExportSource, open_source
 from dfrot.lineage import lineage
+from dfrot.progress import Progress, silent
 from dfrot.quant.scheme import QuantScheme
-from dfrot.stage_folder import Progress, open_stage, read_record, silent
+from dfrot.stage_folder import open_stage, read_record
 
 KIND = "export"
 CHUNK = 1 << 22  # bytes hashed at a time

@@ -6,7 +6,6 @@ Without Triton, or with DFQ_IMPL=reference, nothing is registered and the plain-
 from __future__ import annotations
 
 import functools
-import importlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Callable
@@ -16,21 +15,11 @@ import torch
 from torch import Tensor
 
 from dfrot_kernels import native, ops
+from dfrot_kernels.ops import registry
 
 PACKAGE = "triton"
-# What dfrot_kernels/triton serves; named here so that registering needs no import of Triton.
-OPS = (
-    "quantize_per_token",
-    "hadamard",
-    "hadamard_quantize",
-    "kv_append",
-    "kv_attention",
-    "kv_dequantize",
-    "kv_quantize",
-    "w4a16_mm",
-    "w4a8_mm",
-    "w4a4_mm",
-)
+# What has a Triton kernel: of the descriptions of the ops, so that registering needs no import of Triton.
+OPS = tuple(op.name for op in ops.OPS.values() if op.triton)
 
 
 def status() -> tuple[bool, str]:
@@ -45,9 +34,7 @@ def status() -> tuple[bool, str]:
 @functools.cache
 def kernels() -> dict[str, Callable[..., Any]]:
     """Op name -> function on checked arguments. Imports Triton."""
-    module = importlib.import_module("dfrot_kernels.triton")
-    found: dict[str, Callable[..., Any]] = module.KERNELS
-    return found
+    return {name: ops.OPS[name].triton_function() for name in OPS}
 
 
 def _lazy(name: str) -> Callable[..., Any]:
@@ -64,4 +51,5 @@ def _lazy(name: str) -> Callable[..., Any]:
 def register() -> None:
     """Let the Triton kernels serve the "CUDA" key, where they can."""
     if status()[0]:
-        ops.register({name: _lazy(name) for name in OPS}, "CUDA")
+        for name in OPS:
+            registry.serve(ops.OPS[name], _lazy(name), "CUDA")

@@ -7,14 +7,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dfrot_kernels import ops
+from dfrot_kernels.ops.packing.schema import check_dequantize
 
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """packed uint8 [N, ceil(K bits / 8)], scale bfloat16 [N, G], zero uint8 [N, G] or None (2^(bits-1)).
+    """An integer weight [N, K]: `w = scale * (u - zero)`.
 
-    group: columns per scale, 0 = per channel. shape: (N, K). `w = scale * (u - zero)`.
+    packed: uint8 [N, ceil(K bits / 8)], unsigned codes u as `pack` stores them.
+    scale: bfloat16 [N, G].
+    zero: uint8 [N, G], or None: 2^(bits-1).
+    bits: of a code, 2 to 8.
+    group: columns per scale, 0 = one scale per row (G = 1).
+    shape: (N, K).
+
+    Raises ValueError where they do not fit together.
     """
 
     packed: Tensor
@@ -25,7 +32,7 @@ class PackedWeight:
     shape: tuple[int, int]
 
     def __post_init__(self) -> None:
-        ops.check_dequantize(self.packed, self.scale, self.zero, self.bits, self.shape[1], self.group)
+        check_dequantize(self.packed, self.scale, self.zero, self.bits, self.shape[1], self.group)
 
     @classmethod
     def from_codes(cls, codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int, group: int) -> PackedWeight:

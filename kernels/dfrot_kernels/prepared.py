@@ -1,4 +1,4 @@
-"""PreparedWeight: a 4-bit weight in the layout that the CPU kernels read in order (see ref_tiled.py)."""
+"""PreparedWeight: a 4-bit weight in the layout that the CPU kernels read in order (see ops/tile16/reference.py)."""
 
 from __future__ import annotations
 
@@ -8,17 +8,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dfrot_kernels import native, ops_tiled
-from dfrot_kernels.cpu import DTYPE_CODES
+from dfrot_kernels import bindings, native
+from dfrot_kernels.dtypes import DTYPE_CODES
 from dfrot_kernels.layouts import PackedWeight
-from dfrot_kernels.native import call_addresses
-from dfrot_kernels.ref_tiled import ROWS
+from dfrot_kernels.ops.tile16.reference import ROWS
+from dfrot_kernels.ops.tile16.schema import supports
 
 
 @dataclass(frozen=True)
 class PreparedWeight:
-    """tiles uint8 [N16 / 16, K8 / 8, 64], scale bfloat16 [G, N16], zero uint8 [G, N16] or None (8), sums int32 [G, N16]
-    or None (no activations with zero points). group: columns per scale, 0 = per channel. shape: (N, K).
+    """A 4-bit weight [N, K] in tiles. N16: N rounded up to 16, K8: K rounded up to 8, G: groups.
+
+    tiles: uint8 [N16 / 16, K8 / 8, 64].
+    scale: bfloat16 [G, N16].
+    zero: uint8 [G, N16], or None: 8.
+    sums: int32 [G, N16], sum of the codes of each group, or None: no activations with zero points.
+    group: columns per scale, 0 = one scale per row.
+    shape: (N, K).
 
     Holds what a PackedWeight holds, so that one of the two is enough: `to_packed(from_packed(w))` is w, bit for bit.
     """
@@ -36,7 +42,7 @@ class PreparedWeight:
         return (
             native.active()
             and weight.packed.device.type == "cpu"
-            and ops_tiled.supports(weight.bits, weight.shape[1], weight.group)
+            and supports(weight.bits, weight.shape[1], weight.group)
         )
 
     @classmethod
@@ -69,8 +75,10 @@ class PreparedWeight:
             return result
         rows = x.numel() // k
         out = x.new_empty((rows, n) if x.dim() == 2 else (*x.shape[:-1], n))
-        weight = (self.tiles.data_ptr(), self.scale.data_ptr(), _address(self.zero), self.group)
-        call_addresses("dfq_tiled_w4a16", x.data_ptr(), kind, rows, n, k, *weight, _address(bias), out.data_ptr())
+        bindings.tiled_w4a16(
+            x=x, dtype=kind, m=rows, n=n, k=k, tiles=self.tiles, scale=self.scale, zero=self.zero, group=self.group,
+            bias=bias, out=out,
+        )  # fmt: skip
         return out
 
     def integer_linear(
@@ -91,9 +99,10 @@ class PreparedWeight:
             )
             return result
         out = torch.empty((m, n), dtype=dtype)
-        tokens = (q.data_ptr(), x_scale.data_ptr(), _address(x_zero), m, n, k)
-        weight = (self.tiles.data_ptr(), self.scale.data_ptr(), _address(self.zero), _address(sums), self.group)
-        call_addresses("dfq_tiled_w4a8", *tokens, *weight, _address(bias), DTYPE_CODES[dtype], out.data_ptr())
+        bindings.tiled_w4a8(
+            q=q, x_scale=x_scale, x_zero=x_zero, m=m, n=n, k=k, tiles=self.tiles, scale=self.scale, zero=self.zero,
+            sums=sums, group=self.group, bias=bias, dtype=DTYPE_CODES[dtype], out=out,
+        )  # fmt: skip
         return out
 
     def _direct(self, x: Tensor, bias: Tensor | None) -> bool:
@@ -102,10 +111,6 @@ class PreparedWeight:
         if k == 0 or x.size(-1) != k or not x.is_contiguous() or not native.direct(x):
             return False
         return bias is None or _vector(bias, torch.float32, n)
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _vector(x: Tensor, dtype: torch.dtype, length: int) -> bool:

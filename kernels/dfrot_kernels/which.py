@@ -22,7 +22,7 @@ def which(op: str, device: str = "cpu") -> tuple[str, str]:
     return f"native-{native.isa()}", native.status() + detail
 
 
-CALLS = ("decoder blocks", "draft pass")  # that are no operators: decoder.py, draft.py; modules are their reference
+CALLS = ("decoder blocks", "draft pass")  # that are no operators: whole_blocks/; modules are their reference
 
 
 def report(device: str = "cpu") -> list[dict[str, str]]:

@@ -24,9 +24,10 @@ from dfrot.files import read_json, write_json
 from dfrot.hub import resolve_model
 from dfrot.outliers import fixes
 from dfrot.outliers.advice import DEFAULT_RECIPE, OutlierRecipe
-from dfrot.stages.outliers.fix import FixSettings, fix
-from dfrot.stages.outliers.measure import OutlierSettings, outliers
-from dfrot.stages.outliers.recipe import RecipeSettings, plain_perplexity, quantized_perplexity
+from dfrot.stages.outliers.fix import fix
+from dfrot.stages.outliers.measure import outliers
+from dfrot.stages.outliers.recipe import plain_perplexity, quantized_perplexity
+from dfrot.stages.outliers.settings import FixSettings, OutlierSettings, RecipeSettings
 
 RECIPES = {
     "default": DEFAULT_RECIPE,

@@ -19,7 +19,8 @@ from dfrot.export.check import compare, quantize_by_rounding
 from dfrot.export.run import export
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.load import load_model
-from dfrot.stages.rotate.run import RotateSettings, rotate
+from dfrot.stages.rotate.run import rotate
+from dfrot.stages.rotate.settings import RotateSettings
 
 GRANITE = {
     "model_type": "granite",

@@ -17,9 +17,10 @@ from dfrot.export.source import open_source
 from dfrot.export.targets import TARGETS
 from dfrot.files import read_json
 from dfrot.quant.scheme import QuantScheme
-from dfrot.rotation.hadamard import matrix
+from dfrot.rotation.hadamard import hadamard_matrix
 from dfrot.rotation.online import HadamardSpec
-from dfrot.stages.quantize.run import QuantizeSettings, quantize
+from dfrot.stages.quantize.run import quantize
+from dfrot.stages.quantize.settings import QuantizeSettings
 
 pytest.importorskip("compressed_tensors")
 TARGET = TARGETS["compressed-tensors"]
@@ -85,7 +86,8 @@ def test_linears_kept_in_16_bits_are_ignored(
 @pytest.fixture(scope="module")
 def rotated(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The dense model with online rotations, packed."""
-    from dfrot.stages.rotate.run import RotateSettings, rotate
+    from dfrot.stages.rotate.run import rotate
+    from dfrot.stages.rotate.settings import RotateSettings
 
     root = tmp_path_factory.mktemp("online")
     text = root / "text.txt"
@@ -133,7 +135,7 @@ def test_the_stored_transform_is_the_sylvester_matrix(rotated: Path, tmp_path: P
     checkpoint = Checkpoint.open(tmp_path / "out")
     stored = checkpoint.read("model.layers.0.mlp.down_proj.R4_input.weight").double()
     block = stored.shape[0]
-    ours = matrix(HadamardSpec(block, block, ()))
+    ours = hadamard_matrix(HadamardSpec(block, block, ()))
     assert torch.equal(stored, (ours * block**0.5).round())
 
 

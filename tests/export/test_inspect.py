@@ -58,8 +58,10 @@ def test_what_we_export_is_recognised(target: str, scheme: str, pack: Callable[[
 
 def test_a_rotated_checkpoint_names_its_rotation_and_so_does_what_was_made_of_it(dense: Path, tmp_path: Path) -> None:
     from dfrot.quant.scheme import QuantScheme
-    from dfrot.stages.quantize.run import QuantizeSettings, quantize
-    from dfrot.stages.rotate.run import RotateSettings, rotate
+    from dfrot.stages.quantize.run import quantize
+    from dfrot.stages.quantize.settings import QuantizeSettings
+    from dfrot.stages.rotate.run import rotate
+    from dfrot.stages.rotate.settings import RotateSettings
 
     text = tmp_path / "text.txt"
     text.write_text("the thin thing in the inn\n" * 400)

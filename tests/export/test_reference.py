@@ -17,7 +17,8 @@ from dfrot.export.run import export
 from dfrot.quant.scheme import QuantScheme
 from dfrot.reference import path
 from dfrot.runtime.load import load_model
-from dfrot.stages.rotate.run import RotateSettings, rotate
+from dfrot.stages.rotate.run import rotate
+from dfrot.stages.rotate.settings import RotateSettings
 
 GREEDY = 8
 

@@ -1,6 +1,6 @@
 # Runs portable.cpp on emulated processors with every instruction set.
 #   emulate.sh SUMS EMULATOR PROGRAM CPU:BEST ... -- ISA ...
-# BEST, ISA: numbers of dfq_kernels.h. With an ISA up to BEST the output must be SUMS, beyond it the program must end with 2;
+# BEST, ISA: numbers of dfq_abi.h. With an ISA up to BEST the output must be SUMS, beyond it the program must end with 2;
 # BEST must be what the library chose by itself (else 3).
 set -eu
 sums=$1 emulator=$2 program=$3

@@ -1,9 +1,10 @@
-// C functions on fixed inputs, odd shapes included, one line each with a checksum of its outputs: codes, integer products
-// and all else that is the same bits with every instruction set. Products with float activations are compared with those of
-// the scalar code in this process, whose checksum is printed. So all instruction sets print the same lines on all processors;
-// `make emulate` compares them.
-//   portable [isa [best]]: numbers of dfq_kernels.h, 0 (scalar) by default. Ends with 2 where library or processor lack isa,
-//   with 3 where the library did not choose `best` by itself, with 1 where a function fails or a product is too far off.
+// C functions on fixed inputs, odd shapes included, one line each with a checksum of its outputs: codes, integer
+// products and all else that is the same bits with every instruction set. Products with float activations are compared
+// with those of the scalar code in this process, whose checksum is printed. So all instruction sets print the same
+// lines on all processors; `make emulate` compares them.
+//   portable [isa [best]]: numbers of dfq_abi.h, 0 (scalar) by default. Ends with 2 where library or processor lack
+//   isa, with 3 where the library did not choose `best` by itself, with 1 where a function fails or a product is too
+//   far off.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -11,11 +12,15 @@
 #include <cstring>
 #include <vector>
 
-#include "dfq_draft.h"
-#include "dfq_kernels.h"
-#include "dfq_tiled.h"
+#include "dfq_abi.h"
 
 namespace {
+
+// Arguments by name, as in call(dfq_pack, {.codes = ..., .n = ...}).
+template <typename Args>
+int call(int (*function)(const Args*), const Args& args) {
+  return function(&args);
+}
 
 uint64_t state = 88172645463325252ull;
 
@@ -77,7 +82,8 @@ float value_at(const void* x, int64_t type, int64_t i) {
   if (type == DFQ_FLOAT32) return static_cast<const float*>(x)[i];
   const uint16_t half = static_cast<const uint16_t*>(x)[i];
   if (type == DFQ_FLOAT16) {
-    const float size = std::ldexp(float(half & 1023) + (half & 0x7c00 ? 1024.0f : 0.0f), std::max(1, half >> 10 & 31) - 25);
+    const float size =
+        std::ldexp(float(half & 1023) + (half & 0x7c00 ? 1024.0f : 0.0f), std::max(1, half >> 10 & 31) - 25);
     return half & 0x8000 ? -size : size;
   }
   const uint32_t bits = uint32_t(half) << 16;
@@ -86,8 +92,8 @@ float value_at(const void* x, int64_t type, int64_t i) {
   return value;
 }
 
-// Runs product(out) with the scalar code and with the chosen set, and compares: no further apart than one rounding of the
-// output and 1e-5 of `size`, the sum of the sizes of the terms of each output.
+// Runs product(out) with the scalar code and with the chosen set, and compares: no further apart than one rounding of
+// the output and 1e-5 of `size`, the sum of the sizes of the terms of each output.
 template <typename Product>
 void compare(const char* name, int64_t type, const std::vector<double>& size, Product product) {
   const int64_t count = int64_t(size.size());
@@ -124,13 +130,22 @@ struct Weights {  // in both layouts
 // Per output: sum of |x| (|w| + 8 |scale|), what a product that adds up codes less 8 can go through.
 std::vector<double> sizes(const Weights& w, const void* x, int64_t type, int64_t m, int64_t threads) {
   std::vector<float> dense(w.n * w.k);
-  dfq_dequantize(w.packed.data(), w.scale.data(), w.z(), w.n, w.k, 4, w.group, dense.data(), threads);
+  call(dfq_dequantize, {.packed = w.packed.data(),
+                        .scale = w.scale.data(),
+                        .zero = w.z(),
+                        .n = w.n,
+                        .k = w.k,
+                        .bits = 4,
+                        .group = w.group,
+                        .w = dense.data(),
+                        .threads = threads});
   std::vector<double> size(m * w.n);
   for (int64_t row = 0; row < m; ++row) {
     for (int64_t n = 0; n < w.n; ++n) {
       for (int64_t k = 0; k < w.k; ++k) {
         const float scale = value_at(w.scale.data(), DFQ_BFLOAT16, n * w.groups + (w.group ? k / w.group : 0));
-        size[row * w.n + n] += std::fabs(value_at(x, type, row * w.k + k)) * (std::fabs(dense[n * w.k + k]) + 8.0 * std::fabs(scale));
+        size[row * w.n + n] +=
+            std::fabs(value_at(x, type, row * w.k + k)) * (std::fabs(dense[n * w.k + k]) + 8.0 * std::fabs(scale));
       }
     }
   }
@@ -138,7 +153,8 @@ std::vector<double> sizes(const Weights& w, const void* x, int64_t type, int64_t
 }
 
 Weights weights(int64_t n, int64_t k, int64_t group, bool symmetric, int64_t threads) {
-  Weights w = {n, k, group, group ? (k + group - 1) / group : 1, (n + 15) / 16 * 16, symmetric, {}, {}, {}, {}, {}, {}, {}};
+  Weights w = {n,  k,  group, group ? (k + group - 1) / group : 1, (n + 15) / 16 * 16, symmetric, {}, {}, {}, {},
+               {}, {}, {}};
   const int64_t bytes = (k + 1) / 2, k8 = (k + 7) / 8 * 8;
   const auto codes = integers<uint8_t>(n * k, 0, 15);
   w.zero = integers<uint8_t>(n * w.groups, 0, 15), w.scale = bfloats(n * w.groups);
@@ -150,11 +166,37 @@ Weights weights(int64_t n, int64_t k, int64_t group, bool symmetric, int64_t thr
   std::vector<uint8_t> again(n * k), back(n * bytes);
   std::vector<float> dense(n * k);
   w.packed.resize(n * bytes), w.tiles.resize(w.n16 * k8 / 2), w.sums.resize(w.groups * w.n16);
-  report("pack", dfq_pack(codes.data(), n, k, 4, w.packed.data(), threads), w.packed);
-  report("unpack", dfq_unpack(w.packed.data(), n, k, 4, again.data(), threads), again);
-  report("dequantize", dfq_dequantize(w.packed.data(), w.scale.data(), w.z(), n, k, 4, group, dense.data(), threads), dense);
-  report("prepack", dfq_prepack(w.packed.data(), n, k, group, w.tiles.data(), w.sums.data(), threads), w.tiles, w.sums);
-  report("unprepack", dfq_unprepack(w.tiles.data(), n, k, back.data(), threads), back);
+  report(
+      "pack",
+      call(dfq_pack, {.codes = codes.data(), .n = n, .k = k, .bits = 4, .packed = w.packed.data(), .threads = threads}),
+      w.packed);
+  report("unpack",
+         call(dfq_unpack,
+              {.packed = w.packed.data(), .n = n, .k = k, .bits = 4, .codes = again.data(), .threads = threads}),
+         again);
+  report("dequantize",
+         call(dfq_dequantize, {.packed = w.packed.data(),
+                               .scale = w.scale.data(),
+                               .zero = w.z(),
+                               .n = n,
+                               .k = k,
+                               .bits = 4,
+                               .group = group,
+                               .w = dense.data(),
+                               .threads = threads}),
+         dense);
+  report("prepack",
+         call(dfq_prepack, {.packed = w.packed.data(),
+                            .n = n,
+                            .k = k,
+                            .group = group,
+                            .tiles = w.tiles.data(),
+                            .sums = w.sums.data(),
+                            .threads = threads}),
+         w.tiles, w.sums);
+  report("unprepack",
+         call(dfq_unprepack, {.tiles = w.tiles.data(), .n = n, .k = k, .packed = back.data(), .threads = threads}),
+         back);
   return w;
 }
 
@@ -162,15 +204,35 @@ void float_products(const Weights& w, int64_t m, int64_t threads) {
   const auto x = floats(m * w.k), bias = floats(w.n);
   const auto narrow = bfloats(m * w.k), half = halfs(m * w.k);
   compare("w4a16", 0, sizes(w, x.data(), 0, m, threads), [&](void* y) {
-    return dfq_w4a16_mm(x.data(), 0, m, w.n, w.k, w.packed.data(), w.scale.data(), w.z(), w.group, y, threads);
+    return call(dfq_w4a16_mm, {.x = x.data(),
+                               .dtype = 0,
+                               .m = m,
+                               .n = w.n,
+                               .k = w.k,
+                               .packed = w.packed.data(),
+                               .scale = w.scale.data(),
+                               .zero = w.z(),
+                               .group = w.group,
+                               .out = y,
+                               .threads = threads});
   });
   for (int64_t type = 0; type < 3; ++type) {
     const void* const rows = type == 0 ? static_cast<const void*>(x.data()) : type == 1 ? narrow.data() : half.data();
     std::vector<double> size = sizes(w, rows, type, m, threads);
     for (int64_t i = 0; i < m * w.n; ++i) size[i] += std::fabs(bias[i % w.n]);
     compare("tiled_w4a16", type, size, [&](void* y) {
-      return dfq_tiled_w4a16(rows, type, m, w.n, w.k, w.tiles.data(), w.wide_scale.data(), w.wide_z(), w.group, bias.data(),
-                             y, threads);
+      return call(dfq_tiled_w4a16, {.x = rows,
+                                    .dtype = type,
+                                    .m = m,
+                                    .n = w.n,
+                                    .k = w.k,
+                                    .tiles = w.tiles.data(),
+                                    .scale = w.wide_scale.data(),
+                                    .zero = w.wide_z(),
+                                    .group = w.group,
+                                    .bias = bias.data(),
+                                    .out = y,
+                                    .threads = threads});
     });
   }
 }
@@ -182,19 +244,71 @@ void integer_products(const Weights& w, int64_t m, int64_t threads) {
   std::vector<uint16_t> short_y(m * w.n);
   for (int64_t bits = 4; bits <= 8; bits += 4) {
     Codes rows(m, w.k);
-    report("quantize", dfq_quantize_per_token(x.data(), 0, m, w.k, bits, bits == 4, 1.0f, rows.q.data(), rows.scale.data(),
-                                              rows.zero.data(), threads), rows.q, rows.scale, rows.zero);
+    report("quantize",
+           call(dfq_quantize_per_token, {.x = x.data(),
+                                         .dtype = 0,
+                                         .m = m,
+                                         .k = w.k,
+                                         .bits = bits,
+                                         .symmetric = bits == 4,
+                                         .clip = 1.0f,
+                                         .codes = rows.q.data(),
+                                         .scale = rows.scale.data(),
+                                         .zero = rows.zero.data(),
+                                         .threads = threads}),
+           rows.q, rows.scale, rows.zero);
     rows.zero = integers<int32_t>(m, -128, 127);
-    report("w4a8", dfq_w4a8_mm(rows.q.data(), rows.scale.data(), rows.zero.data(), m, w.n, w.k, w.packed.data(),
-                               w.scale.data(), w.z(), w.group, y.data(), threads), y);
-    report("tiled_w4a8", dfq_tiled_w4a8(rows.q.data(), rows.scale.data(), rows.zero.data(), m, w.n, w.k, w.tiles.data(),
-                                        w.wide_scale.data(), w.wide_z(), w.sums.data(), w.group, bias.data(), 0, y.data(),
-                                        threads), y);
+    report("w4a8",
+           call(dfq_w4a8_mm, {.q = rows.q.data(),
+                              .x_scale = rows.scale.data(),
+                              .x_zero = rows.zero.data(),
+                              .m = m,
+                              .n = w.n,
+                              .k = w.k,
+                              .packed = w.packed.data(),
+                              .scale = w.scale.data(),
+                              .zero = w.z(),
+                              .group = w.group,
+                              .out = y.data(),
+                              .threads = threads}),
+           y);
+    report("tiled_w4a8",
+           call(dfq_tiled_w4a8, {.q = rows.q.data(),
+                                 .x_scale = rows.scale.data(),
+                                 .x_zero = rows.zero.data(),
+                                 .m = m,
+                                 .n = w.n,
+                                 .k = w.k,
+                                 .tiles = w.tiles.data(),
+                                 .scale = w.wide_scale.data(),
+                                 .zero = w.wide_z(),
+                                 .sums = w.sums.data(),
+                                 .group = w.group,
+                                 .bias = bias.data(),
+                                 .dtype = 0,
+                                 .out = y.data(),
+                                 .threads = threads}),
+           y);
     const auto extreme = integers<int8_t>(m * w.k, 0, 1);
-    for (int64_t i = 0; i < m * w.k; ++i) rows.q[i] = extreme[i] ? int8_t((1 << (bits - 1)) - 1) : int8_t(-(1 << (bits - 1)));
-    report("tiled_w4a8", dfq_tiled_w4a8(rows.q.data(), rows.scale.data(), nullptr, m, w.n, w.k, w.tiles.data(),
-                                        w.wide_scale.data(), w.wide_z(), nullptr, w.group, nullptr, 1, short_y.data(),
-                                        threads), short_y);
+    for (int64_t i = 0; i < m * w.k; ++i)
+      rows.q[i] = extreme[i] ? int8_t((1 << (bits - 1)) - 1) : int8_t(-(1 << (bits - 1)));
+    report("tiled_w4a8",
+           call(dfq_tiled_w4a8, {.q = rows.q.data(),
+                                 .x_scale = rows.scale.data(),
+                                 .x_zero = nullptr,
+                                 .m = m,
+                                 .n = w.n,
+                                 .k = w.k,
+                                 .tiles = w.tiles.data(),
+                                 .scale = w.wide_scale.data(),
+                                 .zero = w.wide_z(),
+                                 .sums = nullptr,
+                                 .group = w.group,
+                                 .bias = nullptr,
+                                 .dtype = 1,
+                                 .out = short_y.data(),
+                                 .threads = threads}),
+           short_y);
   }
 }
 
@@ -214,17 +328,66 @@ void transforms(int64_t m, int64_t block, int64_t order, int64_t type, int64_t t
   }
   const auto x = bfloats(2 * m * block, type ? 1.0f : 1e-3f), up = bfloats(2 * m * block);  // either type finds values
   std::vector<uint16_t> out(2 * m * block);
-  report("hadamard", dfq_hadamard(x.data(), type, m, block, base.data(), order, out.data(), threads), out);
+  report("hadamard",
+         call(dfq_hadamard, {.x = x.data(),
+                             .dtype = type,
+                             .rows = m,
+                             .block = block,
+                             .base = base.data(),
+                             .order = order,
+                             .out = out.data(),
+                             .threads = threads}),
+         out);
   Codes rows(m, block);
-  report("hadamard_quantize", dfq_hadamard_quantize(x.data(), type, m, block, base.data(), order, block, 4, 0, 1.0f,
-                                                    rows.q.data(), rows.scale.data(), rows.zero.data(), threads),
+  report("hadamard_quantize",
+         call(dfq_hadamard_quantize, {.x = x.data(),
+                                      .dtype = type,
+                                      .m = m,
+                                      .k = block,
+                                      .base = base.data(),
+                                      .order = order,
+                                      .block = block,
+                                      .bits = 4,
+                                      .symmetric = 0,
+                                      .clip = 1.0f,
+                                      .codes = rows.q.data(),
+                                      .scale = rows.scale.data(),
+                                      .zero = rows.zero.data(),
+                                      .threads = threads}),
          rows.q, rows.scale, rows.zero);
-  report("silu", dfq_silu_mul_hadamard_quantize(x.data(), up.data(), type, m, block, base.data(), order, block, 8, 0, 1.0f,
-                                                rows.q.data(), rows.scale.data(), rows.zero.data(), threads),
+  report("silu",
+         call(dfq_silu_mul_hadamard_quantize, {.gate = x.data(),
+                                               .up = up.data(),
+                                               .dtype = type,
+                                               .m = m,
+                                               .k = block,
+                                               .base = base.data(),
+                                               .order = order,
+                                               .block = block,
+                                               .bits = 8,
+                                               .symmetric = 0,
+                                               .clip = 1.0f,
+                                               .codes = rows.q.data(),
+                                               .scale = rows.scale.data(),
+                                               .zero = rows.zero.data(),
+                                               .threads = threads}),
          rows.q, rows.scale, rows.zero);
   std::vector<uint16_t> residual = up;
-  report("rmsnorm", dfq_rmsnorm_quantize(x.data(), type, m, block, residual.data(), x.data(), 1e-5f, 8, 1, 0.9f,
-                                         rows.q.data(), rows.scale.data(), rows.zero.data(), threads),
+  report("rmsnorm",
+         call(dfq_rmsnorm_quantize, {.x = x.data(),
+                                     .dtype = type,
+                                     .m = m,
+                                     .k = block,
+                                     .residual = residual.data(),
+                                     .weight = x.data(),
+                                     .epsilon = 1e-5f,
+                                     .bits = 8,
+                                     .symmetric = 1,
+                                     .clip = 0.9f,
+                                     .codes = rows.q.data(),
+                                     .scale = rows.scale.data(),
+                                     .zero = rows.zero.data(),
+                                     .threads = threads}),
          rows.q, rows.scale, rows.zero, residual);
 }
 
@@ -235,29 +398,99 @@ void cache(int64_t rows, int64_t length, int64_t dim, int64_t bits, int64_t grou
   const float one = 1.0f;
   const auto wide = floats((all * (heads + 2 * kv) + 2 * sinks * batch * kv) * dim);
   const auto narrow = bfloats((all * (heads + 2 * kv) + 2 * sinks * batch * kv) * dim);
-  const char* const data = type ? reinterpret_cast<const char*>(narrow.data()) : reinterpret_cast<const char*>(wide.data());
+  const char* const data =
+      type ? reinterpret_cast<const char*>(narrow.data()) : reinterpret_cast<const char*>(wide.data());
   const auto part = [&](int64_t vectors) { return static_cast<const void*>(data + vectors * dim * size); };
   const void *const query = part(0), *const key = part(all * heads), *const value = part(all * (heads + kv));
-  const void *const k_sink = part(all * (heads + 2 * kv)), *const v_sink = part(all * (heads + 2 * kv) + sinks * batch * kv);
+  const void *const k_sink = part(all * (heads + 2 * kv)), *const v_sink =
+                                                               part(all * (heads + 2 * kv) + sinks * batch * kv);
   auto k = integers<uint8_t>(places * bytes, 0, 255), v = integers<uint8_t>(places * bytes, 0, 255);
   const int64_t top = (1 << bits) - 1;
   auto k_zero = integers<uint8_t>(places, 0, top), v_zero = integers<uint8_t>(places, 0, top);
   auto k_scale = integers<uint16_t>(places, 0x2800, 0x2c00), v_scale = integers<uint16_t>(places, 0x2c00, 0x3000);
-  report("kv_append", dfq_kv_append(key, value, type, batch, rows, kv, dim, dim, k.data(), k_scale.data(), k_zero.data(),
-                                    v.data(), v_scale.data(), v_zero.data(), length - rows, bits, 0, 1.0f, &one, 1, 8,
-                                    threads), k, k_scale, k_zero, v, v_scale, v_zero);
+  report("kv_append",
+         call(dfq_kv_append, {.key = key,
+                              .value = value,
+                              .dtype = type,
+                              .batch = batch,
+                              .rows = rows,
+                              .heads = kv,
+                              .k_dim = dim,
+                              .v_dim = dim,
+                              .k_packed = k.data(),
+                              .k_scale = k_scale.data(),
+                              .k_zero = k_zero.data(),
+                              .v_packed = v.data(),
+                              .v_scale = v_scale.data(),
+                              .v_zero = v_zero.data(),
+                              .position = length - rows,
+                              .bits = bits,
+                              .symmetric = 0,
+                              .clip = 1.0f,
+                              .base = &one,
+                              .order = 1,
+                              .block = 8,
+                              .threads = threads}),
+         k, k_scale, k_zero, v, v_scale, v_zero);
   std::vector<char> out(all * heads * dim * size);
   for (int64_t exact = 0; exact <= sinks; exact += 2) {
-    report("kv_attention", dfq_kv_attention(query, type, batch, rows, heads, kv, dim, dim, k.data(), k_scale.data(),
-                                            k_zero.data(), v.data(), v_scale.data(), v_zero.data(), length, bits, 0.2f,
-                                            &one, 1, 8, nullptr, nullptr, 0, exact ? k_sink : nullptr,
-                                            exact ? v_sink : nullptr, exact, nullptr, out.data(), threads), out);
+    report("kv_attention",
+           call(dfq_kv_attention, {.query = query,
+                                   .dtype = type,
+                                   .batch = batch,
+                                   .rows = rows,
+                                   .heads = heads,
+                                   .kv_heads = kv,
+                                   .k_dim = dim,
+                                   .v_dim = dim,
+                                   .k_packed = k.data(),
+                                   .k_scale = k_scale.data(),
+                                   .k_zero = k_zero.data(),
+                                   .v_packed = v.data(),
+                                   .v_scale = v_scale.data(),
+                                   .v_zero = v_zero.data(),
+                                   .length = length,
+                                   .bits = bits,
+                                   .scaling = 0.2f,
+                                   .base = &one,
+                                   .order = 1,
+                                   .block = 8,
+                                   .first = nullptr,
+                                   .tree = nullptr,
+                                   .trees = 0,
+                                   .k_sink = exact ? k_sink : nullptr,
+                                   .v_sink = exact ? v_sink : nullptr,
+                                   .sinks = exact,
+                                   .sink_start = nullptr,
+                                   .out = out.data(),
+                                   .threads = threads}),
+           out);
   }
   std::vector<uint16_t> values(places * dim);
-  report("kv_dequantize", dfq_kv_dequantize(k.data(), k_scale.data(), k_zero.data(), places, dim, bits, 1, values.data(),
-                                            threads), values);
-  report("kv_quantize", dfq_kv_quantize(key, type, all * kv, dim, bits, 0, 1.0f, k.data(), k_scale.data(), k_zero.data(),
-                                        threads), k, k_scale, k_zero);
+  report("kv_dequantize",
+         call(dfq_kv_dequantize, {.packed = k.data(),
+                                  .scale = k_scale.data(),
+                                  .zero = k_zero.data(),
+                                  .rows = places,
+                                  .width = dim,
+                                  .bits = bits,
+                                  .dtype = 1,
+                                  .out = values.data(),
+                                  .threads = threads}),
+         values);
+  report("kv_quantize",
+         call(dfq_kv_quantize, {.x = key,
+                                .dtype = type,
+                                .rows = all * kv,
+                                .width = dim,
+                                .bits = bits,
+                                .symmetric = 0,
+                                .clip = 1.0f,
+                                .packed = k.data(),
+                                .scale = k_scale.data(),
+                                .zero = k_zero.data(),
+                                .threads = threads}),
+         k, k_scale, k_zero);
 }
 
 // A self block and a cross block of a draft, three slots of a tree, and the dense product that its guesses come from.
@@ -291,9 +524,37 @@ void draft(int64_t type, int64_t threads) {
   const int64_t positions[3] = {4, 5, 5}, places[2] = {3, 4};
   const uint8_t tree[9] = {1, 0, 0, 1, 1, 0, 1, 0, 1}, seen[6] = {1, 0, 1, 1, 1, 0};
   std::vector<uint8_t> out(rows * hidden * size), y(rows * mlp * size);
-  report("draft", dfq_draft_pass(&model, buffers, in, rows, in, 2, angles.data(), angles.data(), positions, 4, 4, tree, 5,
-                                 4, 2, places, seen, out.data(), threads), out, k[0], v[0], k[1], v[1]);
-  report("dense", dfq_dense(in, type, rows, mlp, hidden, blocks[0].gate.data, y.data(), threads), y);
+  report("draft",
+         call(dfq_draft_pass, {.draft = &model,
+                               .buffers = buffers,
+                               .x = in,
+                               .rows = rows,
+                               .fresh = in,
+                               .news = 2,
+                               .cos = angles.data(),
+                               .sin = angles.data(),
+                               .positions = positions,
+                               .at = 4,
+                               .verified = 4,
+                               .tree = tree,
+                               .cross_at = 5,
+                               .features = 4,
+                               .drafted = 2,
+                               .places = places,
+                               .cross_tree = seen,
+                               .out = out.data(),
+                               .threads = threads}),
+         out, k[0], v[0], k[1], v[1]);
+  report("dense",
+         call(dfq_dense, {.x = in,
+                          .dtype = type,
+                          .m = rows,
+                          .n = mlp,
+                          .k = hidden,
+                          .weight = blocks[0].gate.data,
+                          .out = y.data(),
+                          .threads = threads}),
+         y);
 }
 
 }  // namespace

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfrot_kernels import ref, ref_fused, ref_kv, ref_tiled
 from dfrot_kernels.layouts import PackedWeight
+from dfrot_kernels.ops import references as ref
 from dfrot_kernels.prepared import PreparedWeight
 
 FEW, MANY = 5, 150
@@ -115,7 +115,7 @@ def test_rows(isa, threads, paley, seed):
     residual = [None, None] if draw.size(0, 1) else [x.contiguous().clone() for _ in range(2)]
     options = (weight, 1e-5, *codes)
     one = torch.ops.dfq.rmsnorm_quantize(x, residual[0], *options)
-    other = ref_fused.rmsnorm_quantize(x, residual[1], *options)
+    other = ref.rmsnorm_quantize(x, residual[1], *options)
     assert torch.allclose(one[1], other[1], rtol=2e-2)
     moved = (one[0].int() - one[2][:, None]) - (other[0].int() - other[2][:, None])
     assert int(moved.abs().max()) <= 2
@@ -141,7 +141,7 @@ def test_products(isa, threads, seed):
     bias = draw.choice([None, torch.randn(n, generator=draw.torch)])
     found = ready.integer_linear(q, x_scale, x_zero, bias, torch.float32)
     parts = (ready.tiles, ready.scale, ready.zero, ready.sums, bias, n, ready.group, torch.float32)
-    assert torch.equal(found, ref_tiled.w4a8_tiled_mm(q, x_scale, x_zero, *parts)), (m, n, k, ready.group)
+    assert torch.equal(found, ref.w4a8_tiled_mm(q, x_scale, x_zero, *parts)), (m, n, k, ready.group)
     close(ready.linear(x), rows_of(x) @ tiled.dequantize().double().T, x.dtype)
 
 
@@ -170,4 +170,4 @@ def test_cache(isa, threads, seed):
     first = torch.randint(0, length - rows + 1, (batch, rows), generator=draw.torch)
     seen = (draw.choice([None, first]), draw.choice([None, tree]), None, None, None)
     args = (query, *stores, length, v_dim, bits, k_dim**-0.5, None, 0, *seen)
-    close(torch.ops.dfq.kv_attention(*args), ref_kv.kv_attention(*args), kind)
+    close(torch.ops.dfq.kv_attention(*args), ref.kv_attention(*args), kind)

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import dfrot_kernels
-from dfrot_kernels import native, ops, ops_kv, ops_tiled
+from dfrot_kernels import abi, native, ops
+from dfrot_kernels.ops import kv_attention, tile16
 
 ONE = torch.ones(1, 1)
 needs_library = pytest.mark.skipif(not native.active(), reason="no native library here")
@@ -57,8 +58,8 @@ def samples(example) -> dict[str, list[tuple[object, ...]]]:
     }
 
 
-FAMILIES = (ops_kv, ops_tiled)  # checked beside their own tests
-BASIC = [op for op in ops.SCHEMAS if not any(op in family.SCHEMAS for family in FAMILIES)]
+OTHERS = {"kv_append", *(op.name for op in (*kv_attention.OPS, *tile16.OPS))}  # checked beside their own tests
+BASIC = [op for op in ops.SCHEMAS if op not in OTHERS]
 
 
 @pytest.mark.parametrize("op", BASIC)
@@ -194,8 +195,8 @@ def test_without_a_usable_library_the_reason_is_told(reload, monkeypatch, tmp_pa
 
 @needs_library
 def test_a_library_of_another_interface_is_not_used(reload, monkeypatch):
-    monkeypatch.setattr(native, "ABI_VERSION", 999)
-    with pytest.warns(RuntimeWarning, match="this package needs 999"):
+    monkeypatch.setattr(abi, "VERSION", 999)
+    with pytest.warns(RuntimeWarning, match="this package needs `version 999`"):
         assert not reload()
 
 
@@ -223,8 +224,8 @@ def test_the_instruction_set_can_be_forced(reload):
 
 
 def test_instruction_sets_are_numbered_as_in_the_header():
-    header = (Path(__file__).parents[2] / "kernels/csrc/dfq_kernels.h").read_text()
-    (line,) = [line for line in header.splitlines() if line.startswith("enum { DFQ_SCALAR")]
+    header = (Path(__file__).parents[2] / "kernels/csrc/dfq_abi.h").read_text()
+    (line,) = [line for line in header.splitlines() if line.startswith("enum dfq_instruction_set {")]
     numbers = dict(re.findall(r"DFQ_(\w+) = (\d+)", line))
     assert numbers == {name.upper(): str(number) for number, name in enumerate(native.ISAS)}
 
@@ -243,7 +244,7 @@ def test_native_only_forbids_the_fallback_for_other_tensors(monkeypatch):
     monkeypatch.setenv("DFQ_IMPL", "native")
     assert torch.ops.dfq.pack(_codes(2, 4), 4).shape == (2, 2)
     with pytest.raises(RuntimeError, match="dfq::pack: DFQ_IMPL=native, but no kernel"):
-        ops._reference("pack")(_codes(2, 4), 4)
+        ops.OPS["pack"].only_reference()(_codes(2, 4), 4)
 
 
 @needs_library

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfrot_kernels import ops, ref
+from dfrot_kernels import cuda, ops
+from dfrot_kernels.ops import references as ref
 
 EXACT, CLOSE = 0.0, 1e-3
 TERMS = 3e-5  # float32 as two bfloat16 terms: 2^-17 for each product
@@ -282,7 +283,7 @@ def _results(case: Case, function: Callable[..., Any], args: tuple[Any, ...]) ->
 
 def fault(case: Case, function: Callable[..., Any], device: str = "cpu") -> str:
     """What is wrong with `function` on `device` beside the reference of the op; "" for nothing."""
-    wanted = _results(case, ops.REFERENCES[case.op], _copied(case.args, "cpu"))
+    wanted = _results(case, ops.OPS[case.op].reference, _copied(case.args, "cpu"))
     got = [tensor.cpu() for tensor in _results(case, function, _copied(case.args, device))]
     for index, (a, b) in enumerate(zip(got, wanted, strict=True)):
         if a.dtype != b.dtype or a.shape != b.shape:
@@ -298,12 +299,11 @@ def fault(case: Case, function: Callable[..., Any], device: str = "cpu") -> str:
 
 
 def main() -> None:
-    from dfrot_kernels import triton as ours
 
     torch.use_deterministic_algorithms(True)  # torch.empty is NaN: nothing may be left unwritten
     for case in cases():
         try:
-            wrong = fault(case, ours.KERNELS[case.op])
+            wrong = fault(case, cuda.kernels()[case.op])
         except Exception:
             wrong = traceback.format_exc()
         sys.stdout.write(json.dumps([case.name, wrong]) + "\n")

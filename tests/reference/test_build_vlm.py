@@ -16,11 +16,13 @@ from dfrot.data import shapes
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import InputError, ResourceError
 from dfrot.generation.load_target import end_token_ids, load_target
-from dfrot.generation.prompt import ImageInputs
+from dfrot.generation.output import StopCriteria
+from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import StopCriteria, plain
 from dfrot.reference import build_vlm as sees
-from dfrot.vision.prompts import LlavaPromptReader, drawn_conversation, question
+from dfrot.vision.conversations import drawn_conversation, question
+from dfrot.vision.image_inputs import ImageInputs
+from dfrot.vision.prompts import LlavaPromptReader
 
 IMAGE = 4094
 
@@ -93,7 +95,7 @@ def test_the_name_leads_to_one_folder(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
     made = models.resolve_model("reference-vlm")
-    assert made == models.assembled()
+    assert made == models.reference_vlm_folder()
     assert made.name == "reference-vlm"
     times = {path.name: path.stat().st_mtime_ns for path in made.iterdir()}
     assert models.resolve_model("reference-vlm") == made
@@ -121,8 +123,8 @@ def test_two_makers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     def slow(folder: Path) -> None:
         write(folder)
-        models.assembled().mkdir(parents=True)
-        (models.assembled() / "config.json").write_text("theirs")
+        models.reference_vlm_folder().mkdir(parents=True)
+        (models.reference_vlm_folder() / "config.json").write_text("theirs")
 
     monkeypatch.setattr(sees, "write", slow)
     made: Any = models.resolve_model("reference-vlm")

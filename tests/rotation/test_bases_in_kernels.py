@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dfrot.rotation.hadamard import base_matrix
-from dfrot_kernels import native, ref
+from dfrot.rotation.hadamard_bases import base_matrix
+from dfrot_kernels import native
+from dfrot_kernels.ops import references as ref
 
 
 @pytest.mark.parametrize("order", [12, 20, 28, 44])

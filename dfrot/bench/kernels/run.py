@@ -14,8 +14,9 @@ from dfrot.bench.kernels.case import Case, ProblemShape
 from dfrot.bench.kernels.cases.table import BUILDERS, UNUSED_SIZES
 from dfrot.bench.kernels.roofline import Roofline, measure, read_probes, ring_bytes
 from dfrot.bench.machine import machine
+from dfrot.bench.settings import KernelBenchSettings
 from dfrot.errors import InputError, UnsupportedError
-from dfrot.stage_folder import Progress, silent
+from dfrot.progress import Progress, silent
 
 SHAPES = ((4096, 4096), (14336, 4096), (4096, 14336))  # N, K of Llama-3-8B
 ROWS = (1, 4, 8, 512)
@@ -44,14 +45,14 @@ def selected_ops(ops: Sequence[str]) -> list[str]:
 
 def bench_kernels(
     ops: Sequence[str] = (),
-    shapes: Sequence[tuple[int, int]] = SHAPES,
-    rows: Sequence[int] = ROWS,
+    shapes: Sequence[tuple[int, int]] = KernelBenchSettings.shapes,
+    rows: Sequence[int] = KernelBenchSettings.rows,
     *,
-    group: int = 0,
-    context: int = 8192,
-    repeats: int = 7,
-    with_peers: bool = True,
-    cached: bool = False,
+    group: int = KernelBenchSettings.group,
+    context: int = KernelBenchSettings.context,
+    repeats: int = KernelBenchSettings.repeats,
+    with_peers: bool = KernelBenchSettings.with_peers,
+    cached: bool = KernelBenchSettings.cached,
     seed: int = 0,
     progress: Progress = silent,
 ) -> dict[str, Any]:

@@ -20,15 +20,17 @@ from dfrot.bench.machine import machine
 from dfrot.bench.models.draft_costs import best_speedups, break_even_lengths
 from dfrot.bench.models.presets import preset
 from dfrot.bench.models.random_model import random_checkpoint
+from dfrot.bench.settings import DraftBenchSettings
 from dfrot.draft.models.base import Draft
 from dfrot.draft.models.build import build, config_for
 from dfrot.draft.proposal_head import proposal_head
 from dfrot.draft.quantize import quantize_draft
 from dfrot.errors import InputError
+from dfrot.generation.drafting import expand
 from dfrot.generation.target import Target
-from dfrot.generation.tree import Tree, TreeShape, expand
+from dfrot.generation.tree import Tree, TreeShape
+from dfrot.progress import Progress, silent
 from dfrot.runtime.load import load_model
-from dfrot.stage_folder import Progress, silent
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 DRAFTS = ("bfloat16", "w4")
@@ -37,14 +39,14 @@ MIN_TOKEN_ID = 3  # below are special tokens
 
 
 def bench_draft(
-    shape: str = "1.1b",
-    scheme: str = "w4a4kv4",
+    shape: str = DraftBenchSettings.shape,
+    scheme: str = DraftBenchSettings.scheme,
     *,
-    rows: Sequence[int] = ROWS,
-    drafts: Sequence[str] = DRAFTS,
+    rows: Sequence[int] = DraftBenchSettings.rows,
+    drafts: Sequence[str] = DraftBenchSettings.drafts,
     trees: Sequence[TreeShape] = (),
-    prompt: int = 128,
-    repeats: int = 5,
+    prompt: int = DraftBenchSettings.prompt,
+    repeats: int = DraftBenchSettings.repeats,
     seed: int = 0,
     progress: Progress = silent,
 ) -> dict[str, Any]:

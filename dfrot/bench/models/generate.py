@@ -20,11 +20,11 @@ from dfrot.bench.models.peer import PREFIX, LlamaCpp, Runner, time_turn
 from dfrot.bench.models.presets import preset
 from dfrot.bench.models.random_model import random_checkpoint
 from dfrot.bench.models.runners import DfqRunner
+from dfrot.bench.settings import GenerateBenchSettings
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, ResourceError
-from dfrot.stage_folder import Progress, silent
+from dfrot.progress import Progress, silent
 
-SCHEMES = ("w4a16kv16", "w4a8kv4", "w4a4kv4")
 PEER = "llama.cpp Q4_0"
 WARM_UP_DECODE = 2  # tokens decoded in the first turn, which is not counted
 
@@ -49,15 +49,15 @@ def have_llama_cpp() -> bool:
 
 
 def bench_generate(
-    shape: str = "1.1b",
-    schemes: Sequence[str] = SCHEMES,
+    shape: str = GenerateBenchSettings.shape,
+    schemes: Sequence[str] = GenerateBenchSettings.schemes,
     *,
     model: Path | None = None,
-    prefill: int = 512,
-    decode: int = 32,
-    repeats: int = 3,
-    peer: bool | None = None,
-    with_memory: bool = True,
+    prefill: int = GenerateBenchSettings.prefill,
+    decode: int = GenerateBenchSettings.decode,
+    repeats: int = GenerateBenchSettings.repeats,
+    peer: bool | None = GenerateBenchSettings.peer,
+    with_memory: bool = GenerateBenchSettings.with_memory,
     seed: int = 0,
     progress: Progress = silent,
 ) -> dict[str, Any]:

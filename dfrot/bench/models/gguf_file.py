@@ -22,7 +22,7 @@ _ATTENTION = (("attn_q", "q"), ("attn_k", "kv"), ("attn_v", "kv"))
 def tensor_shapes(arch: BoundArch) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and shapes of the tensors that llama.cpp expects of a Llama with the sizes of `arch`."""
     sizes = arch.sizes
-    hidden, mlp = sizes["hidden"], sizes["mlp"]
+    hidden, mlp = sizes["hidden"], sizes["intermediate"]
     yield "token_embd.weight", (sizes["vocab"], hidden)
     for layer in range(arch.n_layers):
         block = f"blk.{layer}"

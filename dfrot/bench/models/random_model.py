@@ -14,7 +14,7 @@ from dfrot.files import write_json
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.plan import LinearPlan, packed_tensors, plan_linears
 from dfrot.quant.scheme import QuantScheme
-from dfrot.rotation.hadamard import plan as hadamard_plan
+from dfrot.rotation.hadamard import hadamard_plan
 from dfrot.rotation.online import OnlineRotations
 
 

@@ -12,12 +12,14 @@ from typing import Any
 from torch import Tensor
 
 from dfrot.bench.plotting import DPI, new_figure
-from dfrot.bench.refinement.synthetic_rows import PROFILES, WIDTH, llama_like_rows
-from dfrot.rotation.hadamard import random_orthogonal, randomized
-from dfrot.rotation.refinement.features import from_rows
-from dfrot.rotation.refinement.refine import RefineSettings, refine
-from dfrot.rotation.refinement.row_grid import RowGrid
-from dfrot.stage_folder import Progress, silent
+from dfrot.bench.refinement.synthetic_rows import PROFILES, llama_like_rows
+from dfrot.bench.settings import FigureBenchSettings
+from dfrot.progress import Progress, silent
+from dfrot.rotation.hadamard import random_orthogonal, randomized_hadamard
+from dfrot.rotation.refinement.calibration_rows import unit_weight_rows
+from dfrot.rotation.refinement.refine import refine
+from dfrot.rotation.refinement.settings import RefineSettings
+from dfrot.rotation.refinement.token_quantizer import TokenQuantizer
 
 MODES = ("symmetric", "asymmetric")
 MEASURED_SEED = 1_000_003  # added to the seed for the rows that are measured
@@ -27,18 +29,18 @@ TICKS = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5)  # two or three to a decade
 COLOURS = {"none": "#7f7f7f", "orthogonal": "#d62728", "hadamard": "#1f77b4", "dfrot": "#2ca02c"}
 
 
-def token_errors(rows: Tensor, matrix: Tensor | None, grid: RowGrid) -> Tensor:
+def token_errors(rows: Tensor, matrix: Tensor | None, grid: TokenQuantizer) -> Tensor:
     """|x - Q(x)| of rows [n, d] in the basis `matrix` [d, d] (None: their own), float64 [n]."""
     return grid.error(rows if matrix is None else rows @ matrix.float()).sqrt()
 
 
 def figure_data(
-    width: int = WIDTH,
-    common: int = 2048,
+    width: int = FigureBenchSettings.width,
+    common: int = FigureBenchSettings.common,
     massive: int = 64,
     *,
-    rounds: int = 12,
-    bits: int = 4,
+    rounds: int = FigureBenchSettings.rounds,
+    bits: int = FigureBenchSettings.bits,
     seed: int = 0,
     profiles: tuple[str, ...] = PROFILES,
     progress: Progress = silent,
@@ -50,22 +52,22 @@ def figure_data(
     errors. common, massive: numbers of tokens; profiles: channel profiles of the common ones."""
     fit_rows, fit_mask = llama_like_rows(common, massive, width, seed, profiles)
     rows, mask = llama_like_rows(common, massive, width, seed + MEASURED_SEED, profiles)
-    features = from_rows(fit_rows, massive=fit_mask)
-    start = randomized(width, seed)
+    features = unit_weight_rows(fit_rows, massive=fit_mask)
+    start = randomized_hadamard(width, seed)
     fixed: dict[str, Tensor | None] = {"none": None, "orthogonal": random_orthogonal(width, seed), "hadamard": start}
     norms = rows.double().norm(dim=1)
     figures: dict[str, Any] = {}
     means: dict[str, Any] = {}
     for mode in MODES:
         symmetric = mode == "symmetric"
-        grid = RowGrid(bits, symmetric)
+        grid = TokenQuantizer(bits, symmetric)
         settings = RefineSettings(bits=bits, symmetric=symmetric, rounds=rounds, tol=0.0, seed=seed)
         refined = refine(features, start, settings, progress=progress).matrix
-        errors = {name: token_errors(rows, matrix, grid) for name, matrix in {**fixed, "dfrot": refined}.items()}
+        token_errors = {name: token_errors(rows, matrix, grid) for name, matrix in {**fixed, "dfrot": refined}.items()}
         figures[mode] = {
             kind: {
                 name: {"absolute": error[part].tolist(), "relative": (error[part] / norms[part]).tolist()}
-                for name, error in errors.items()
+                for name, error in token_errors.items()
             }
             for kind, part in (("massive", mask), ("common", ~mask))
         }
@@ -103,12 +105,12 @@ def plot_figure(data: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=DPI)
 
 
-def _draw_errors(axis: Any, errors: dict[str, dict[str, list[float]]], means: dict[str, float]) -> None:
+def _draw_errors(axis: Any, token_errors: dict[str, dict[str, list[float]]], means: dict[str, float]) -> None:
     """One line per method: relative errors of the tokens, sorted, on a logarithmic axis."""
     from matplotlib.ticker import NullLocator
 
     for name in METHODS:
-        values = sorted(errors[name]["relative"])
+        values = sorted(token_errors[name]["relative"])
         share = [100.0 * (i + 0.5) / len(values) for i in range(len(values))]
         axis.plot(share, values, label=f"{LABELS[name]}: mean {means[name]:.3f}", color=COLOURS[name], linewidth=1.8)
     axis.set_yscale("log")

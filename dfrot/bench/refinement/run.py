@@ -15,13 +15,15 @@ from dfrot.bench.machine import machine
 from dfrot.bench.process_meters import PeakMemory, ProcessClock
 from dfrot.bench.refinement.straightforward import straightforward
 from dfrot.bench.refinement.synthetic_rows import llama_like_rows
+from dfrot.bench.settings import RefinementBenchSettings
 from dfrot.errors import InputError
-from dfrot.rotation.hadamard import randomized
-from dfrot.rotation.refinement.features import CalibrationRows, from_rows
+from dfrot.progress import Progress, silent
+from dfrot.rotation.hadamard import randomized_hadamard
+from dfrot.rotation.refinement.calibration_rows import CalibrationRows, unit_weight_rows
 from dfrot.rotation.refinement.objective import effective_gamma, evaluate
-from dfrot.rotation.refinement.refine import RefineSettings, refine
+from dfrot.rotation.refinement.refine import refine
+from dfrot.rotation.refinement.settings import RefineSettings
 from dfrot.rotation.refinement.tiles import Tiles
-from dfrot.stage_folder import Progress, silent
 
 ROWS = 16 * 2048
 EQUAL = 1.001  # objectives within 0.1 % count as the same
@@ -45,12 +47,12 @@ Curve = list[CurvePoint]
 
 
 def compare_refinement(
-    width: int = 4096,
-    rows: int = ROWS,
-    rounds: int = 25,
+    width: int = RefinementBenchSettings.width,
+    rows: int = RefinementBenchSettings.rows,
+    rounds: int = RefinementBenchSettings.rounds,
     *,
     symmetric: bool = False,
-    bits: int = 4,
+    bits: int = RefinementBenchSettings.bits,
     seed: int = 0,
     settings: RefineSettings | None = None,
     progress: Progress = silent,
@@ -72,10 +74,10 @@ def compare_refinement(
         )
     massive = max(2, round(rows / MASSIVE_SHARE))
     values, mask = llama_like_rows(rows - massive, massive, width, seed)
-    features = from_rows(values, massive=mask)
+    features = unit_weight_rows(values, massive=mask)
     settings = settings or RefineSettings(bits=bits, symmetric=symmetric, rounds=rounds, tol=0.0, seed=seed)
     gamma = effective_gamma(features, settings.gamma)
-    start = randomized(width, seed)
+    start = randomized_hadamard(width, seed)
     plain, plain_memory = _run_straightforward(features, start, settings, gamma, rounds, progress)
     ours, ours_memory, stats = _run_refine(features, start, replace(settings, gamma=gamma), progress)
     settled = _settled_round(plain)

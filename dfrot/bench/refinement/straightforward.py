@@ -11,15 +11,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dfrot.rotation.refinement.features import CalibrationRows
+from dfrot.rotation.refinement.calibration_rows import CalibrationRows
 from dfrot.rotation.refinement.polar import polar
-from dfrot.rotation.refinement.row_grid import RowGrid
+from dfrot.rotation.refinement.token_quantizer import TokenQuantizer
 
 
 def straightforward(
     features: CalibrationRows,
     start: Tensor,
-    grid: RowGrid,
+    grid: TokenQuantizer,
     gamma: float,
     rounds: int,
     ready: Callable[[int], None],

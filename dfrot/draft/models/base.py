@@ -1,36 +1,39 @@
-"""What every draft architecture offers to training and to decoding."""
+"""The base class of drafts: what every architecture offers to training and to decoding."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from dfrot.draft.models.config import DraftConfig
-from dfrot.draft.models.layers import Rotary
-
-if TYPE_CHECKING:
-    from dfrot.generation.acceptance_rates import AcceptanceRates
+from dfrot.draft.models.rotary import Rotary
+from dfrot.draft.models.state import CachedDraftState
+from dfrot.draft.proposal_head import proposal_head
+from dfrot.generation.acceptance_rates import AcceptanceRates
+from dfrot.generation.target import Target
 
 Head = Callable[[Tensor], Tensor]
-"""Post-norm features [..., d] -> logits [..., vocabulary] of the target, differentiable."""
+"""The target's head: features behind the final norm [..., d] -> logits [..., V], differentiable."""
+
+RESIDUAL_INIT = 0.3  # factor on the initial weights of linears that write to the residual stream
 
 
 @dataclass
 class TrainOutput:
-    """outputs: per step of the training-time test [B, n, d]. mid: what imitates the intermediate feature, or None."""
+    """What a draft computes of a training batch."""
 
     outputs: list[Tensor]
+    """Per step of the training-time test, [B, n, d]."""
     mid: Tensor | None
+    """What imitates the target's intermediate feature, [B, n, d]; None where the architecture has none."""
 
 
 class Draft(nn.Module, ABC):
-    """Base of the drafts. Embedding and head belong to the target and are handed in, never copied. rates: how often
-    guesses stood on held-out samples, where a record says so."""
+    """Implements `Drafter` (dfrot/generation/drafter.py). Embedding and head belong to the target: they are passed in,
+    never copied."""
 
     def __init__(self, config: DraftConfig) -> None:
         super().__init__()
@@ -39,111 +42,42 @@ class Draft(nn.Module, ABC):
         self.rates: AcceptanceRates | None = None
 
     def initialise(self) -> None:
-        """Linears normal with 1 / sqrt(inputs), smaller where they write to the residual stream."""
+        """Normal weights with standard deviation 1 / sqrt(inputs), smaller where they write to the residual stream."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 writes = name.endswith(("o_proj", "down_proj"))
-                nn.init.normal_(module.weight, std=module.in_features**-0.5 * (0.3 if writes else 1.0))
+                nn.init.normal_(module.weight, std=module.in_features**-0.5 * (RESIDUAL_INIT if writes else 1.0))
+
+    @property
+    def aux_layers(self) -> tuple[int, ...]:
+        """Target layers whose outputs the draft reads; empty for the final norm's output."""
+        return self.config.aux_layers
 
     @abstractmethod
     def train_forward(self, embeddings: Tensor, positions: Tensor, features: Tensor, steps: int) -> TrainOutput:
-        """All slots at once, for steps 0 .. `steps` of the training-time test.
+        """All slots at once, for the steps 0 .. `steps` of the training-time test.
 
-        embeddings [B, n, d] and positions int64 [B, n] of the slots that are kept; features [B, S, f] of every
-        position. outputs[t] at position P is what drafting gives there when its root is P - t.
+        Args:
+            embeddings: [B, n, d] of the tokens of the draft's slots.
+            positions: int64 [B, n] of the slots, rising; positions may be left out.
+            features: [B, S, f] of every position.
+            steps: of the training-time test. outputs[t] at position P is what drafting computes there when its root is
+                P - t.
         """
 
     @abstractmethod
     def logits(self, output: Tensor, head: Head) -> Tensor:
-        """Outputs [..., d] -> logits [..., vocabulary]."""
+        """Outputs [..., d] -> logits [..., V]."""
 
     @abstractmethod
-    def begin(self, capacity: int) -> DraftState:
-        """An empty decoding state for one sequence of at most `capacity` slots, drafted ones included."""
+    def begin(self, capacity: int) -> CachedDraftState:
+        """An empty decoding state for a sequence of at most `capacity` slots, draft nodes included."""
+
+    def proposal_logits(self, target: Target) -> Callable[[Tensor], Tensor]:
+        """The function from outputs [k, d] to the logits [k, V] from which draft tokens are chosen."""
+        head = proposal_head(target, self)
+        return lambda output: self.logits(output, head)
 
     def count(self) -> int:
-        """Parameters."""
+        """Number of parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
-
-
-class DraftState(ABC):
-    """Keys and values of one sequence during decoding: verified slots first, drafted nodes behind them.
-
-    Nodes are numbered from 0 in the order they are grown; the root is the last verified slot and has number -1."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.slots = 0  # verified slots; fewer than positions where image tokens were left out
-        self.position = -1  # of the root, in the target's sequence
-        self.ancestors = torch.zeros(0, 0, dtype=torch.bool)  # [nodes, nodes], itself included
-        self.depths: list[int] = []  # of the nodes; their position is the root's + depth
-        self.outputs: list[Tensor] = []  # of the root, then of the nodes, [1, d] each
-
-    def mark(self) -> tuple[int, ...]:
-        """Where the verified slots end now, for `back`."""
-        return self.slots, self.position
-
-    def back(self, mark: tuple[int, ...]) -> None:
-        """Forget the slots behind `mark`; the root is gone with them, so `extend` comes next."""
-        self.slots, self.position = mark[:2]
-
-    @abstractmethod
-    def extend(self, embeddings: Tensor, features: Tensor, places: Tensor | None = None) -> Tensor:
-        """Add verified slots; forgets all drafted nodes. embeddings [m, d] of the tokens behind the root, or at the
-        rising positions `places` int64 [m] (some left out); features [m', f]: of the positions that became known, so
-        that all positions below the last new slot are. Returns the output of the last slot (the root), [1, d]."""
-
-    @abstractmethod
-    def grow(self, embeddings: Tensor, parents: list[int]) -> Tensor:
-        """Add drafted nodes, embeddings [k, d] of their tokens; parents are the root or of earlier calls.
-        Returns their outputs [k, d]."""
-
-    def _following(self, count: int, places: Tensor | None) -> Tensor:
-        """Positions int64 [1, count] of new slots."""
-        found = torch.arange(self.position + 1, self.position + 1 + count) if places is None else places
-        return found[None]
-
-    def _restart(self, positions: Tensor, root: Tensor) -> None:
-        self.slots += positions.shape[1]
-        self.position = int(positions[0, -1])
-        self.ancestors = self.ancestors.new_zeros(0, 0)
-        self.depths = []
-        self.outputs = [root]
-
-    def _enter(self, parents: list[int]) -> tuple[Tensor, Tensor | None]:
-        """Register nodes. Returns positions int64 [1, k], and bool [k, nodes]: ancestors and itself, None if all."""
-        old, count = len(self.depths), len(parents)
-        grown = torch.zeros(old + count, old + count, dtype=torch.bool)
-        grown[:old, :old] = self.ancestors
-        for row, parent in enumerate(parents):
-            if parent >= 0:
-                grown[old + row] = grown[parent]
-            grown[old + row, old + row] = True
-            self.depths.append(self.depths[parent] + 1 if parent >= 0 else 1)
-        self.ancestors = grown
-        positions = torch.tensor([[self.position + depth for depth in self.depths[old:]]])
-        rows = grown[old:]
-        return positions, None if bool(rows.all()) else rows
-
-
-def behind(verified: int, drafted: Tensor | None) -> Tensor | None:
-    """`verified` visible columns in front of bool [k, n]; None stays None (everything is visible)."""
-    if drafted is None:
-        return None
-    return torch.cat([drafted.new_ones(drafted.shape[0], verified), drafted], -1)
-
-
-class Buffer:
-    """Keys and values [1, Hkv, capacity, D] with rows written in place."""
-
-    def __init__(self, kv_heads: int, capacity: int, dim: int, like: Tensor) -> None:
-        self.k = torch.zeros((1, kv_heads, capacity, dim), dtype=like.dtype, device=like.device)
-        self.v = torch.zeros_like(self.k)
-
-    def write(self, begin: int, k: Tensor, v: Tensor) -> None:
-        end = begin + k.shape[2]
-        self.k[:, :, begin:end] = k
-        self.v[:, :, begin:end] = v
-
-    def read(self, end: int) -> tuple[Tensor, Tensor]:
-        return self.k[:, :, :end], self.v[:, :, :end]

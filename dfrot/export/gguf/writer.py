@@ -15,7 +15,7 @@ from dfrot.export.gguf import tokenizer as gguf_tokenizer
 from dfrot.export.gguf.tensors import DTYPE_NAMES, GGUFPlan, plan_tensors, tensor_value
 from dfrot.export.source import ExportSource
 from dfrot.files import require_free_space
-from dfrot.stage_folder import Progress
+from dfrot.progress import Progress
 
 FILE_NAME = "model.gguf"
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}

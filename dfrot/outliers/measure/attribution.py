@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dfrot.arch import BoundArch, Linear
-from dfrot.calib.observe import linear_of
+from dfrot.calib.taps import inner_linear
 from dfrot.outliers.measure.block_view import BlockCapture
 from dfrot.outliers.measure.criteria import Criteria, massive_entries
 from dfrot.outliers.measure.massive import Trace
@@ -30,7 +30,7 @@ def attribute_entry(
     """The largest terms of an entry that became massive at `writer`, JSON: columns with weight, activation and their
     share of what the writer adds. capture: of the block and window in which it became massive."""
     _, position, channel = trace.entry
-    module = linear_of(block, writer.name)
+    module = inner_linear(block, writer.name)
     x = capture.taps[_tap_name(arch, writer)][position].float()
     weight = module.weight[channel].float()
     terms = weight * x
@@ -71,7 +71,7 @@ def _gate_factors(
     for linear in arch.spec.linears:
         feeds_writer = linear.writes == writer.reads and linear.writes == "mlp"
         if feeds_writer and hasattr(block.get_submodule(writer.name), "weight"):
-            module = linear_of(block, linear.name)
+            module = inner_linear(block, linear.name)
             x = capture.taps[_tap_name(arch, linear)][position].float()
             bias = 0.0 if module.bias is None else float(module.bias[column])
             factors[linear.name.rpartition(".")[2]] = float(module.weight[column].float() @ x) + bias
@@ -117,7 +117,7 @@ class Ablation:
 def zero_weights(block: nn.Module, places: dict[str, list[tuple[int, int]]]) -> None:
     """Set weights to zero in place: linear -> (row, column). The block is this run's own copy."""
     for name, entries in places.items():
-        module = linear_of(block, name)
+        module = inner_linear(block, name)
         weight = module.weight.data.clone()
         for row, column in entries:
             weight[row, column] = 0.0

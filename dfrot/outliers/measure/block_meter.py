@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dfrot.arch import Norm, Tap
-from dfrot.calib.observe import linear_of
+from dfrot.calib.taps import inner_linear
 from dfrot.outliers.measure import channels
 from dfrot.outliers.measure import quantization_errors as errors
 from dfrot.outliers.measure.block_view import BlockCapture
@@ -86,7 +86,7 @@ class BlockMeter:
         taps: dict[str, Any] = {}
         for tap in self.taps:
             rows, massive = torch.cat(self.rows[tap.name]), torch.cat(self.massive[tap.name])
-            modules = {linear.name: linear_of(block, linear.name) for linear in tap.linears}
+            modules = {linear.name: inner_linear(block, linear.name) for linear in tap.linears}
             norm = self.norm(tap)
             if norm is not None:
                 norms[norm.name] = self._norm_outliers(tap, [module.weight for module in modules.values()])

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from dfrot.arch import BoundArch, Linear
-from dfrot.calib.observe import linear_of
-from dfrot.runtime.attention_listener import listen
+from dfrot.calib.taps import inner_linear
+from dfrot.runtime.attention_hooks import AttentionCall, observe_block_attention
 
 
 @dataclass
@@ -74,22 +74,21 @@ def capture_block(block: nn.Module, arch: BoundArch, capture: BlockCapture) -> I
 
         return hook
 
-    def keep_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> None:
-        capture.query, capture.key, capture.value = query[0].detach(), key[0].detach(), value[0].detach()
-        capture.mask = None if mask is None else mask[0]
-        capture.scale = scale
+    def keep_attention(call: AttentionCall) -> None:
+        capture.query, capture.key, capture.value = (x[0].detach() for x in (call.query, call.key, call.value))
+        capture.mask = None if call.mask is None else call.mask[0]
+        capture.scale = call.scale
 
     with ExitStack() as stack:
         for tap in arch.taps():
-            module = linear_of(block, tap.linears[0].name)
+            module = inner_linear(block, tap.linears[0].name)
             stack.callback(module.register_forward_pre_hook(tap_hook(tap.name), prepend=True).remove)
         for linear in arch.spec.linears:
             make_hook = {"residual": write_hook, "qk": head_hook, "v": head_hook}.get(linear.writes)
             if make_hook is not None:
-                handle = linear_of(block, linear.name).register_forward_hook(make_hook(linear.name))
+                handle = inner_linear(block, linear.name).register_forward_hook(make_hook(linear.name))
                 stack.callback(handle.remove)
-        for name in {linear.name.rpartition(".")[0] for linear in arch.spec.linears if linear.writes == "qk"}:
-            listen(block.get_submodule(name), keep_attention)
+        stack.enter_context(observe_block_attention(block, keep_attention))
         yield
 
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from dfrot.rotation.refinement.massive_rule import MassiveRule
+from dfrot.settings import check, setting
 
-from dfrot.errors import InputError
-from dfrot.rotation.refinement.massive_tokens import MassiveRule
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUN_WIDTH = 4096  # hidden size for which Sun et al. state the ratio
 MAX_ENTRIES = 4096  # returned by `massive_entries` unless asked for more
@@ -27,19 +27,32 @@ MAX_ENTRIES = 4096  # returned by `massive_entries` unless asked for more
 
 @dataclass(frozen=True)
 class Criteria:
-    """absolute, ratio: of massive activations (ratio at width 4096). channel: ratio of channel outliers. rule: which
-    tokens the 4-bit errors count as massive, on RMSNorm outputs without gain (`MassiveRule.parse`)."""
+    """What counts as an outlier."""
 
-    absolute: float = 100.0
-    ratio: float = 1000.0
-    channel: float = 6.0
-    rule: str = "energy"
+    absolute: float = setting(
+        100.0, above=0, below=math.inf, help="A massive activation has |x| above this value and above `ratio`."
+    )
+    ratio: float = setting(
+        1000.0,
+        above=0,
+        below=math.inf,
+        help="A massive activation has |x| of at least this many times the median, at width 4096 (scaled by "
+        "sqrt(width / 4096)).",
+    )
+    channel: float = setting(
+        6.0,
+        above=0,
+        below=math.inf,
+        help="A channel outlier has a median |x| of at least this many times the median channel's.",
+    )
+    rule: str = setting(
+        "energy",
+        metavar="RULE",
+        help="Rule for massive tokens in 4-bit errors, applied to RMSNorm outputs without gain; as of dfq rotate.",
+    )
 
     def __post_init__(self) -> None:
-        for name in ("absolute", "ratio", "channel"):
-            value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and 0 < value < math.inf):
-                raise InputError(f"outlier criterion {name} {value!r}: a positive number is needed")
+        check(self)
         MassiveRule.parse(self.rule)
 
     def ratio_at(self, width: int) -> float:
@@ -64,5 +77,5 @@ def massive_entries(hidden: Tensor, limit: float, most: int = MAX_ENTRIES) -> Te
     """int64 [n, 2]: (position, channel) of hidden [S, d] where |x| is above `limit`; the `most` largest, in order."""
     magnitude = hidden.abs()
     places = (magnitude > limit).nonzero()
-    order = torch.argsort(magnitude[places[:, 0], places[:, 1]], descending=True, stable=True)
+    order = magnitude[places[:, 0], places[:, 1]].argsort(descending=True, stable=True)
     return places[order[:most]]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dfrot.quant.activations import fake_quantize, fake_quantize_kv
-from dfrot.rotation.hadamard import plan
+from dfrot.rotation.hadamard import hadamard_plan
 
 BITS = 4
 CHUNK = 1024  # rows of a weight per step: bounds the temporaries
@@ -22,12 +22,12 @@ TINY = 1e-300  # below any sum of squares: keeps quotients finite
 
 def to_hadamard_basis(rows: Tensor, block: int | None = None) -> Tensor:
     """rows [n, K] in the Hadamard basis, float32, in blocks of `block` columns (None: the widest possible)."""
-    return plan(rows.shape[-1], block).apply(rows.float().contiguous())
+    return hadamard_plan(rows.shape[-1], block).apply(rows.float().contiguous())
 
 
 def from_hadamard_basis(rows: Tensor, block: int | None) -> Tensor:
     """The inverse of `to_hadamard_basis`, through the transpose of its matrix."""
-    spec = plan(rows.shape[-1], block)
+    spec = hadamard_plan(rows.shape[-1], block)
     base = spec.base().T.contiguous()
     out: Tensor = torch.ops.dfq.hadamard(rows.contiguous(), base, spec.block)
     return out

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,14 +12,14 @@ from dfrot.outliers.measure import pooled_maps as maps
 from dfrot.outliers.measure.attribution import Ablation, attribute_entry, zero_weights
 from dfrot.outliers.measure.block_meter import BlockMeter
 from dfrot.outliers.measure.block_view import BlockCapture, residual_writers, run_and_capture
-from dfrot.outliers.measure.criteria import Criteria
 from dfrot.outliers.measure.loss import window_nll
 from dfrot.outliers.measure.massive import MassiveTracker, Trace
+from dfrot.outliers.measure.settings import MeasureSettings
 from dfrot.outliers.measure.subject import Subject
 from dfrot.outliers.measure.token_errors import RowStore, token_errors
-from dfrot.rotation.refinement.features import normalise
-from dfrot.rotation.refinement.massive_tokens import MassiveRule
-from dfrot.stage_folder import Progress, silent
+from dfrot.progress import Progress, silent
+from dfrot.rotation.refinement.calibration_rows import normalise
+from dfrot.rotation.refinement.massive_rule import MassiveRule
 
 ROW_BYTES = 64 << 20  # of the rows kept for the token errors
 MIN_ROWS, MAX_ROWS = 8, 1024  # kept per norm
@@ -31,16 +30,6 @@ MAX_LOSS = 700.0  # exp of more overflows
 
 Created = dict[str, list[tuple[Trace, dict[str, Any]]]]
 """Writer -> entries that it made massive, each with its origin (empty where it is not explained)."""
-
-
-@dataclass(frozen=True)
-class MeasureSettings:
-    """criteria; seed of the random rotations; rounds of the refinement; ablate: run the second stream."""
-
-    criteria: Criteria = field(default_factory=Criteria)
-    seed: int = 0
-    rounds: int = 100
-    ablate: bool = True
 
 
 class Measurement:

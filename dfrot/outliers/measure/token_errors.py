@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfrot.rotation.hadamard import random_orthogonal, randomized
-from dfrot.rotation.refinement.features import CalibrationRows, normalise
-from dfrot.rotation.refinement.massive_tokens import MassiveRule
-from dfrot.rotation.refinement.refine import RefineSettings, refine
-from dfrot.rotation.refinement.row_grid import RowGrid
-from dfrot.stage_folder import Progress
+from dfrot.progress import Progress
+from dfrot.rotation.hadamard import random_orthogonal, randomized_hadamard
+from dfrot.rotation.refinement.calibration_rows import CalibrationRows, normalise
+from dfrot.rotation.refinement.massive_rule import MassiveRule
+from dfrot.rotation.refinement.massive_tokens import massive_mask
+from dfrot.rotation.refinement.refine import refine
+from dfrot.rotation.refinement.settings import RefineSettings
+from dfrot.rotation.refinement.token_quantizer import TokenQuantizer
 
 METHODS = ("none", "orthogonal", "hadamard", "refined")
 CURVE_POINTS = 64  # of each sorted curve in the report
@@ -46,7 +48,7 @@ class RowStore:
 
         windows: how many windows share the quota."""
         rows = normalise(hidden, self.eps)
-        massive = self.rule.mask(rows)
+        massive = massive_mask(rows, self.rule)
         if not self.names or self.names[-1] != norm:
             self.names.append(norm)
         quota = max(2, self.quota // windows)
@@ -99,11 +101,11 @@ def token_errors(
     refinement) and the rotations by method (None: the basis as it is). seed: of the random rotations; rounds: of the
     refinement."""
     fit, held_out = split_fit_and_held_out(store.features())
-    grid = RowGrid(bits, False)
+    grid = TokenQuantizer(bits, False)
     matrices: dict[str, Tensor | None] = {"none": None}
     refinement: dict[str, Any] | None = None
     if not rotated:
-        start = randomized(fit.width, seed)
+        start = randomized_hadamard(fit.width, seed)
         result = refine(fit, start, RefineSettings(bits=bits, rounds=rounds, seed=seed), progress=progress)
         matrices |= {"orthogonal": random_orthogonal(fit.width, seed), "hadamard": start, "refined": result.matrix}
         refinement = result.stats
@@ -119,7 +121,9 @@ def token_errors(
     return report, matrices
 
 
-def _method_errors(held_out: CalibrationRows, matrix: Tensor | None, grid: RowGrid, norms: int) -> dict[str, Any]:
+def _method_errors(
+    held_out: CalibrationRows, matrix: Tensor | None, grid: TokenQuantizer, norms: int
+) -> dict[str, Any]:
     """The errors under one rotation; norms: their number."""
     weight, massive = held_out.weight, held_out.massive
     rows = held_out.rows if matrix is None else held_out.rows @ matrix.float()

@@ -9,9 +9,11 @@ from typing import Any
 from dfrot.errors import MismatchError
 from dfrot.files import read_json, write_json
 from dfrot.outliers.report.side_by_side import difference_rows, write_comparison
-from dfrot.stage_folder import Progress, open_stage, silent
-from dfrot.stages.outliers.measure import FORMAT, PAGE, REPORT, MeasurementPlan, OutlierSettings, measure, prepare
-from dfrot_kernels.native import release_memory
+from dfrot.progress import Progress, silent
+from dfrot.stage_folder import open_stage
+from dfrot.stages.outliers.measure import FORMAT, PAGE, REPORT, MeasurementPlan, measure, prepare
+from dfrot.stages.outliers.settings import OutlierSettings
+from dfrot_kernels.memory import release_memory
 
 KIND = "outliers-compare"
 

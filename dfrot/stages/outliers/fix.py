@@ -6,7 +6,7 @@ Every set of fixes is measured twice: unquantized (what the edit costs) and quan
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +16,14 @@ from dfrot.outliers import fixes
 from dfrot.outliers.fixes.base import Context
 from dfrot.outliers.measure.subject import Subject
 from dfrot.outliers.rewrite import rewrite
-from dfrot.stage_folder import Progress, open_stage, read_record, silent
-from dfrot.stages.outliers.measure import OutlierSettings, measure, prepare
-from dfrot.stages.outliers.recipe import RecipeSettings
+from dfrot.progress import Progress, silent
+from dfrot.stage_folder import open_stage, read_record
+from dfrot.stages.outliers.measure import measure, prepare
+from dfrot.stages.outliers.settings import FixSettings
 from dfrot.stages.outliers.trials import FixTrials, apply_all, search
 from dfrot.vision import carry as vision
 
 KIND = "outliers-fix"
-
-
-@dataclass(frozen=True)
-class FixSettings:
-    """fixes: `NAME:MODE`, applied in order; with search the candidates (none: all). outliers: how the report is made
-    where none is given. recipe: quantized measurements (None of them with quantized=False). budget: trials of a
-    search."""
-
-    fixes: tuple[str, ...] = ()
-    outliers: OutlierSettings = field(default_factory=lambda: OutlierSettings(perplexity=False))
-    recipe: RecipeSettings = field(default_factory=RecipeSettings)
-    quantized: bool = True
-    search: bool = False
-    budget: int = 12
-
-    def __post_init__(self) -> None:
-        for name in self.fixes:
-            fixes.parse_fix(name)
-        if not self.fixes and not self.search:
-            raise InputError(f"give --fix NAME (of {', '.join(fixes.fix_names())}), or --search")
-        if self.budget < 1:
-            raise InputError(f"--budget {self.budget}: at least one trial is needed")
-        if self.search and not self.quantized:
-            raise InputError("--search compares quantized perplexities; leave out --no-quantized")
 
 
 def fix(

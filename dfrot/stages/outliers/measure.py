@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,46 +11,27 @@ import torch
 from torch import Tensor
 
 from dfrot.data.text import load_text
+from dfrot.data.text_window import text_window
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import InputError
 from dfrot.files import read_json, write_json
 from dfrot.outliers.advice import DEFAULT_RECIPE, OutlierRecipe, recommend_recipe
-from dfrot.outliers.measure.criteria import Criteria
-from dfrot.outliers.measure.run import Measurement, MeasureSettings
+from dfrot.outliers.measure.run import Measurement
+from dfrot.outliers.measure.settings import MeasureSettings
 from dfrot.outliers.measure.subject import Subject
 from dfrot.outliers.measure.summary import channel_outliers, mean_errors_by_part, rank_by_error
 from dfrot.outliers.report.html import write_report
-from dfrot.stage_folder import Progress, open_stage, silent
-from dfrot.stages.outliers.recipe import RecipeSettings, recipe_perplexity
-from dfrot.stages.rotate.run import text_window
-from dfrot_kernels.native import release_memory
+from dfrot.progress import Progress, silent
+from dfrot.stage_folder import open_stage
+from dfrot.stages.outliers.recipe import recipe_perplexity
+from dfrot.stages.outliers.settings import OutlierSettings
+from dfrot_kernels.memory import release_memory
 
 KIND = "outliers"
 REPORT, PAGE = "report.json", "report.html"
 FORMAT = 1
 SMALL = 1_000_000_000  # parameters up to which recipes are measured unasked
 BYTES_PER_PARAMETER = 2  # of a 16-bit checkpoint
-
-
-@dataclass(frozen=True)
-class OutlierSettings:
-    """dataset: measured on `windows` stretches of `seqlen` tokens of its train split, each beginning as the tokenizer
-    begins a text (with BOS, for most). rounds: of the refinement. ablate: confirm attributions by a second stream.
-    perplexity: measure the recommended recipe and the default's (None: when the model is small); recipe: how."""
-
-    dataset: str = "wikitext2"
-    seqlen: int = 2048
-    windows: int = 1
-    seed: int = 0
-    criteria: Criteria = field(default_factory=Criteria)
-    rounds: int = 100
-    ablate: bool = True
-    perplexity: bool | None = None
-    recipe: RecipeSettings = field(default_factory=RecipeSettings)
-
-    def __post_init__(self) -> None:
-        if self.seqlen < 8 or self.windows < 1 or self.rounds < 0:
-            raise InputError(f"outliers: seqlen {self.seqlen} (at least 8), windows {self.windows} (at least 1)")
 
 
 @dataclass(frozen=True)

@@ -4,39 +4,27 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dfrot.data.text import load_text, windows
+from dfrot.data.text import evaluation_windows, load_text
 from dfrot.data.tokenizer import encode, load_tokenizer
 from dfrot.evaluate.intervals import perplexity_interval, ratio_interval
 from dfrot.evaluate.ppl import window_losses
 from dfrot.outliers.advice import OutlierRecipe
+from dfrot.progress import Progress, silent
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.load import load_model
-from dfrot.stage_folder import Progress, silent
-from dfrot.stages.calibrate import CalibrateSettings, calibrate
-from dfrot.stages.quantize.run import QuantizeSettings, quantize
-from dfrot.stages.rotate.run import RotateSettings, rotate
-
-
-@dataclass(frozen=True)
-class RecipeSettings:
-    """scheme, algorithm (rtn isolates what rotation and outlier handling do; gptq is slower and better), evaluation
-    windows; samples x calibration_seqlen tokens for gptq, refine_seqlen for the refinement."""
-
-    dataset: str = "wikitext2"
-    scheme: str = "w4a4kv4"
-    algorithm: str = "rtn"
-    seqlen: int = 1024
-    windows: int = 8
-    seed: int = 0
-    samples: int = 32
-    calibration_seqlen: int = 1024
-    refine_seqlen: int = 2048
+from dfrot.stages.calibrate.run import calibrate
+from dfrot.stages.calibrate.settings import CalibrateSettings
+from dfrot.stages.outliers.settings import RecipeSettings
+from dfrot.stages.quantize.run import quantize
+from dfrot.stages.quantize.settings import QuantizeSettings
+from dfrot.stages.rotate.run import rotate
+from dfrot.stages.rotate.settings import RotateSettings
 
 
 def recipe_perplexity(
@@ -100,7 +88,7 @@ def _perplexity(folder: Path, settings: RecipeSettings, prefix: Sequence[int]) -
         ids = ids[len(prefix) - (1 if prefix[0] == bos else 0) :].clone()
         if prefix[0] == bos:
             ids[0] = bos  # one BOS at the start of the text, as without the prefix
-    rows = windows(ids, settings.seqlen)[: settings.windows]
+    rows = evaluation_windows(ids, settings.seqlen)[: settings.windows]
     head = torch.tensor([list(prefix)], dtype=torch.long).expand(len(rows), -1)
     model = load_model(folder)
     nll = window_losses(model, torch.cat([head, rows], 1), skip=len(prefix))

@@ -16,8 +16,9 @@ from dfrot.outliers import fixes
 from dfrot.outliers.advice import DEFAULT_RECIPE
 from dfrot.outliers.fixes.base import Change, Context
 from dfrot.outliers.rewrite import rewrite
-from dfrot.stage_folder import Progress
-from dfrot.stages.outliers.recipe import RecipeSettings, plain_perplexity, quantized_perplexity
+from dfrot.progress import Progress
+from dfrot.stages.outliers.recipe import plain_perplexity, quantized_perplexity
+from dfrot.stages.outliers.settings import RecipeSettings
 
 Trial = dict[str, Any]
 """JSON: "fixes", "plain" and, where measured, "quantized" perplexities, each with a paired ratio to the baseline."""

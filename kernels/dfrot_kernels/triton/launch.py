@@ -25,6 +25,7 @@ def tuned(configs: list[triton.Config], key: list[str]) -> Callable[[Any], Any]:
 
 
 def config(num_warps: int = 4, num_stages: int = 3, **blocks: int) -> triton.Config:
+    """A configuration for `tuned`; blocks: the kernel's constants by name."""
     return triton.Config(blocks, num_warps=num_warps, num_stages=num_stages)
 
 
@@ -34,10 +35,12 @@ def power2(value: int) -> int:
 
 
 def ceil_div(a: int, b: int) -> int:
+    """a / b rounded up."""
     return -(-a // b)
 
 
 def dense(tensor: Tensor | None) -> Tensor | None:
+    """Contiguous, or None."""
     return None if tensor is None else tensor.contiguous()
 
 
@@ -53,12 +56,12 @@ def shared_memory(device: torch.device) -> int:
     return int(triton.runtime.driver.active.utils.get_device_properties(device.index)["max_shared_mem"])
 
 
-def splits(programs: int, units: int, device: torch.device, most: int = 32) -> int:
+def splits(programs: int, units: int, device: torch.device, largest: int = 32) -> int:
     """Into how many parts `units` of work are cut so that `programs` x parts keep the device busy: a power of two.
 
     It depends on shapes and device alone, so that results are the same in every run.
     """
     parts = 1
-    while parts < most and programs * parts < 4 * processors(device) and parts * 2 <= units:
+    while parts < largest and programs * parts < 4 * processors(device) and parts * 2 <= units:
         parts *= 2
     return parts

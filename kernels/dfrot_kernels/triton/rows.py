@@ -1,5 +1,5 @@
-"""Device functions that several kernels share: rounding as torch does, steps and zero points (ref.py: `_range`,
-`_zero_point`), products on tensor cores."""
+"""Device functions that several kernels share: rounding as torch does, steps and zero points (row_range and
+zero_point of ops/quantize/reference.py), products on tensor cores."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def steps(low, high, HALF: tl.constexpr, SYMMETRIC: tl.constexpr):
 
 @triton.jit
 def zero_point(low, step, TOP: tl.constexpr):
+    """Lower end of rows (at most 0) and step -> zero point, a whole float of at most TOP."""
     return rint(tl.minimum(tl.div_rn(-low, step), TOP))
 
 

@@ -41,8 +41,8 @@ def to_float(codes, zero, KIND: tl.constexpr):
 @triton.jit
 def low_part(x, high):
     """What bfloat16 `high` leaves of float32 `x`, as bfloat16 (0 where x is infinite)."""
-    rest = x - high.to(tl.float32)
-    return tl.where(tl.abs(x) < float("inf"), rest, 0.0).to(tl.bfloat16)
+    remainder = x - high.to(tl.float32)
+    return tl.where(tl.abs(x) < float("inf"), remainder, 0.0).to(tl.bfloat16)
 
 
 @triton.jit

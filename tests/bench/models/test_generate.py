@@ -10,6 +10,7 @@ import torch
 from click.testing import CliRunner
 
 from dfrot.bench.models import generate, peer
+from dfrot.bench.settings import GenerateBenchSettings
 from dfrot.errors import ResourceError
 
 QUICK: dict[str, Any] = {"prefill": 16, "decode": 2, "repeats": 1}
@@ -24,7 +25,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_results_have_their_schema() -> None:
     result = generate.bench_generate("tiny", peer=False, with_memory=False, **QUICK)
     assert json.loads(json.dumps(result)) == result
-    assert list(result["results"]) == list(generate.SCHEMES)
+    assert list(result["results"]) == list(GenerateBenchSettings.schemes)
     for entry in result["results"].values():
         assert entry["prefill_per_s"] == pytest.approx(16 / entry["prefill"]["median"])
         assert entry["decode_per_s"] == pytest.approx(1 / entry["decode"]["median"])

@@ -17,8 +17,8 @@ from dfrot.bench.refinement.synthetic_rows import (
     table_rows,
 )
 from dfrot.errors import ResourceError
-from dfrot.rotation.hadamard import randomized
-from dfrot.rotation.refinement.row_grid import RowGrid
+from dfrot.rotation.hadamard import randomized_hadamard
+from dfrot.rotation.refinement.token_quantizer import TokenQuantizer
 
 # one draw of 64 rows; the largest |x| of a row moves the error, most for heavy tails and for one fixed direction
 TOLERANCE = 0.016
@@ -30,10 +30,10 @@ def rotations() -> dict[str, torch.Tensor | None]:
     # Three rounds of signs, shuffles and Hadamards: as good as a random orthogonal matrix for this purpose, and
     # far cheaper than the QR decomposition of a 4096 x 4096 matrix
     mixed = torch.eye(WIDTH)
-    power = randomized(WIDTH, 1).float()
+    power = randomized_hadamard(WIDTH, 1).float()
     for _ in range(3):
         mixed = (mixed @ power)[:, torch.randperm(WIDTH, generator=draw)]
-    return {"NR": None, "RH": randomized(WIDTH, 0), "RO": mixed}
+    return {"NR": None, "RH": randomized_hadamard(WIDTH, 0), "RO": mixed}
 
 
 @pytest.mark.parametrize("kind", ERROR_TABLE)
@@ -41,7 +41,7 @@ def test_the_table_is_reproduced(kind: str, rotations: dict[str, torch.Tensor | 
     rows = table_rows(kind)
     norms = rows.double().norm(dim=1)
     errors = [
-        float((token_errors(rows, matrix, RowGrid(4, symmetric)) / norms).mean())
+        float((token_errors(rows, matrix, TokenQuantizer(4, symmetric)) / norms).mean())
         for symmetric in (True, False)
         for matrix in rotations.values()
     ]

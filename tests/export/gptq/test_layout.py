@@ -17,7 +17,8 @@ from dfrot.export.source import open_source
 from dfrot.export.targets import TARGETS
 from dfrot.files import read_json
 from dfrot.quant.scheme import QuantScheme
-from dfrot.stages.quantize.run import QuantizeSettings, quantize
+from dfrot.stages.quantize.run import quantize
+from dfrot.stages.quantize.settings import QuantizeSettings
 
 SCHEMES = ("w4a16-g32", "w4a16-g128", "w4a16", "w4a16-g32-wasym", "w4a16-wasym", "w8a16-g32", "w8a16")
 

@@ -17,7 +17,8 @@ import pytest
 from dfrot.outliers.report.figures import short_name
 from dfrot.outliers.report.png import encode_png
 from dfrot.stages.outliers.compare import compare
-from dfrot.stages.outliers.measure import OutlierSettings, outliers
+from dfrot.stages.outliers.measure import outliers
+from dfrot.stages.outliers.settings import OutlierSettings
 
 MakeCheckpoint = Callable[..., Path]
 

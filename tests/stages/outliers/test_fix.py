@@ -16,11 +16,13 @@ from dfrot.data.tokenizer import encode, load_tokenizer
 from dfrot.errors import InputError, MismatchError, UnsupportedError
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.load import load_model
-from dfrot.stages.evaluate.perplexity import PerplexitySettings, evaluate
-from dfrot.stages.outliers.fix import FixSettings, fix
-from dfrot.stages.outliers.measure import OutlierSettings, outliers
-from dfrot.stages.outliers.recipe import RecipeSettings
-from dfrot.stages.quantize.run import QuantizeSettings, quantize
+from dfrot.stages.evaluate.perplexity import evaluate
+from dfrot.stages.evaluate.settings import PerplexitySettings
+from dfrot.stages.outliers.fix import fix
+from dfrot.stages.outliers.measure import outliers
+from dfrot.stages.outliers.settings import FixSettings, OutlierSettings, RecipeSettings
+from dfrot.stages.quantize.run import quantize
+from dfrot.stages.quantize.settings import QuantizeSettings
 
 MakeCheckpoint = Callable[..., Path]
 
@@ -130,7 +132,7 @@ def test_bad_requests_are_refused(
     model = small_llama(change=massive_weight.change)
     with pytest.raises(InputError, match="unknown"):
         settings(text_file, "massive:cube")
-    with pytest.raises(InputError, match="give --fix"):
+    with pytest.raises(InputError, match="give `fixes`"):
         settings(text_file)
     with pytest.raises(UnsupportedError, match="no channel outlier"):
         fix(model, tmp_path / "out", settings(text_file, "gains:mean"))

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from dfrot import reference
-from dfrot.stages.outliers.measure import OutlierSettings, outliers
+from dfrot.stages.outliers.measure import outliers
+from dfrot.stages.outliers.settings import OutlierSettings
 
 MakeCheckpoint = Callable[..., Path]
 QUICK: dict[str, Any] = {"dataset": "stdlib", "seqlen": 512, "rounds": 5, "perplexity": False}

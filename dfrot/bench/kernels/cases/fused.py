@@ -13,8 +13,8 @@ from dfrot.bench.kernels.case import Case, ProblemShape
 from dfrot.bench.kernels.cases.common import random_inputs
 from dfrot.bench.kernels.cases.rows import QUANTIZER
 from dfrot.bench.kernels.operands import gate_rows
-from dfrot.rotation.hadamard import plan
-from dfrot_kernels import ref_fused
+from dfrot.rotation.hadamard import hadamard_plan
+from dfrot_kernels.ops import references as ref_fused
 
 Codes = tuple[Tensor, Tensor, Tensor]
 """codes int8 [M, K], scale float32 [M], zero int32 [M]."""
@@ -35,7 +35,7 @@ def share_of_different_codes(output: Codes, expected: Codes) -> float:
 
 def hadamard_quantize(shape: ProblemShape, generator: torch.Generator, cover: int) -> Case:
     """The online rotation, then 4-bit asymmetric codes."""
-    spec = plan(shape.k)
+    spec = hadamard_plan(shape.k)
     options = (spec.base(), spec.block, *QUANTIZER)
     return _case(
         "hadamard_quantize",
@@ -60,7 +60,7 @@ def rmsnorm_quantize(shape: ProblemShape, generator: torch.Generator, cover: int
 
 def silu_mul_hadamard_quantize(shape: ProblemShape, generator: torch.Generator, cover: int) -> Case:
     """Everything between the linears of the MLP: silu(gate) * up, the online rotation, 4-bit asymmetric codes."""
-    spec = plan(shape.k)
+    spec = hadamard_plan(shape.k)
     options = (spec.base(), spec.block, *QUANTIZER)
     return _case(
         "silu_mul_hadamard_quantize",

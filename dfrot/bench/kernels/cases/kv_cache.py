@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from dfrot.bench.clock import Call
 from dfrot.bench.kernels.case import BFLOAT16, Case, ProblemShape, relative_error
 from dfrot.bench.kernels.operands import ring_size
-from dfrot.rotation.hadamard import plan
-from dfrot_kernels import ref_kv
+from dfrot.rotation.hadamard import hadamard_plan
+from dfrot_kernels.ops import references as ref_kv
 
 BITS = 4
 MAX_ROWS = 64  # query rows; the op is made for decoding and verify passes
@@ -24,7 +24,7 @@ def kv_attention(shape: ProblemShape, generator: torch.Generator, cover: int) ->
     """Query rows at the end of `context` positions, grouped heads, R3 on the queries."""
     rows, dim = min(shape.rows, MAX_ROWS, shape.context), shape.head_dim
     query = torch.empty(1, rows, shape.heads, dim).normal_(generator=generator).bfloat16()
-    spec = plan(dim)
+    spec = hadamard_plan(dim)
     scaling = dim**-0.5
     options = (shape.context, dim, BITS, scaling, spec.base(), spec.block, *(None,) * 5)
     cache_bytes = shape.context * shape.kv_heads * (dim * BITS // 8 + SCALE_AND_ZERO_BYTES) * 2

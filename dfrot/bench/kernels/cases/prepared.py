@@ -10,7 +10,8 @@ import torch
 from dfrot.bench.kernels.case import BFLOAT16, FLOATING, Case, ProblemShape, relative_error
 from dfrot.bench.kernels.cases.common import linear_operations, linear_peers, linear_sizes, random_weights
 from dfrot.bench.kernels.operands import Weight, gate_rows, random_activations, random_codes
-from dfrot_kernels import PackedWeight, PreparedWeight, ref
+from dfrot_kernels import PackedWeight, PreparedWeight
+from dfrot_kernels.ops import references as ref
 
 
 def prepare(weight: Weight, k: int, with_sums: bool) -> PreparedWeight:

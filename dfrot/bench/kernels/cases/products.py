@@ -9,8 +9,12 @@ import torch
 from dfrot.bench.kernels.case import BFLOAT16, FLOATING, Builder, Case, ProblemShape, relative_error
 from dfrot.bench.kernels.cases import common
 from dfrot.bench.kernels.cases.common import linear_operations, linear_peers, linear_sizes, random_weights
-from dfrot.bench.kernels.operands import gate_rows, random_activations, random_codes
-from dfrot_kernels import ref
+from dfrot.bench.kernels.operands import (
+    gate_rows,
+    random_activations,
+    random_codes,
+)
+from dfrot_kernels.ops import references as ref
 
 
 def w4a16_mm(shape: ProblemShape, generator: torch.Generator, cover: int) -> Case:

@@ -13,15 +13,15 @@ from dfrot.bench.kernels import peers
 from dfrot.bench.kernels.case import BFLOAT16, EXACT, FLOATING, Case, ProblemShape, relative_error
 from dfrot.bench.kernels.cases.common import operator, random_inputs
 from dfrot.bench.kernels.operands import gate_rows
-from dfrot.rotation.hadamard import plan
-from dfrot_kernels import ref
+from dfrot.rotation.hadamard import hadamard_plan
+from dfrot_kernels.ops import references as ref
 
 QUANTIZER = (4, False, 1.0)  # bits, symmetric, clip ratio
 
 
 def hadamard(shape: ProblemShape, generator: torch.Generator, cover: int) -> Case:
     """Online Hadamard transform of rows, of the largest order that K has."""
-    spec = plan(shape.k)
+    spec = hadamard_plan(shape.k)
     base, op = spec.base(), operator("hadamard")
     return _row_case(
         "hadamard",

@@ -1,0 +1,1 @@
+"""`dfq calibrate`."""

@@ -1,0 +1,92 @@
+"""Settings of `dfq quantize`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dfrot.errors import UnsupportedError
+from dfrot.quant import ALGORITHMS, algorithm
+from dfrot.quant.options import AlgorithmOptions
+from dfrot.quant.scheme import FULL, QuantScheme
+from dfrot.settings import check, setting
+
+COMPENSATION = 0.5  # the full step overfits calibrations of 10^5 tokens
+
+
+@dataclass(frozen=True)
+class QuantizeSettings:
+    """How a checkpoint is quantized."""
+
+    scheme: QuantScheme = setting(
+        default_factory=QuantScheme, help="Bits and conventions: w4a4kv4, w4a16-g128, w3a3kv3, ..."
+    )
+    algorithm: str = setting(
+        "gptq", choices=tuple(ALGORITHMS), help="gptq (needs a calibration) or rtn, rounding to nearest."
+    )
+    mse_clip: bool = setting(
+        AlgorithmOptions.mse_clip, help="Search the clip ratio of every weight row or group for the smallest error."
+    )
+    act_order: bool = setting(
+        AlgorithmOptions.act_order, help="GPTQ: quantize columns in the order of falling activation energy."
+    )
+    damping: float = setting(
+        AlgorithmOptions.damping,
+        above=0,
+        maximum=1,
+        help="GPTQ: share of the Hessian's mean diagonal that is added before it is factored.",
+    )
+    keep: tuple[str, ...] = setting(
+        ("lm_head",),
+        metavar="NAME",
+        help="Linears that stay in 16 bits, as names or patterns; repeatable. An empty name quantizes all.",
+    )
+    propagate: bool = setting(
+        True,
+        help="Collect Hessians from the partly quantized model with quantized activations. Without: take those of "
+        "the calibration.",
+    )
+    fake: bool = setting(False, help="Write the simulated model: dense float32 weights that lie on the integer grid.")
+    sink_tokens: int = setting(
+        0, minimum=0, help="Leading positions whose activations and KV cache stay in full precision."
+    )
+    a_clip: float | Literal["auto"] | None = setting(
+        None,
+        words=("auto",),
+        metavar="C",
+        help="Clip ratio of activations: a number in 0.1..1, or auto for the best ratio of every input according to "
+        "the calibration. Default: the scheme's.",
+    )
+    compensate: float | None = setting(
+        None,
+        minimum=0,
+        maximum=1,
+        help="GPTQ: share of the activation quantization error that the weights take back. Default: 0.5 where "
+        "activations are quantized and errors propagate, else 0.",
+    )
+
+    def __post_init__(self) -> None:
+        needs_hessian = algorithm(self.algorithm).needs_hessian
+        check(self)
+        if self.compensate and not (self.propagate and needs_hessian):
+            raise UnsupportedError(
+                "`compensate` works on propagated errors: use `algorithm=gptq` with `propagate`, or leave it out",
+                field=("compensate", "algorithm", "propagate"),
+            )
+
+    def options(self) -> AlgorithmOptions:
+        """The options of the weight quantization algorithm."""
+        return AlgorithmOptions(self.mse_clip, self.act_order, self.damping)
+
+    @property
+    def compensation(self) -> float:
+        """The strength in use."""
+        if self.compensate is not None:
+            return self.compensate
+        propagates = self.propagate and algorithm(self.algorithm).needs_hessian and self.scheme.w_bits != FULL
+        return COMPENSATION if propagates and self.scheme.a_bits != FULL else 0.0
+
+    def needs_calibration(self) -> bool:
+        """Whether these settings cannot do without a calibration."""
+        weights = self.scheme.w_bits != FULL and algorithm(self.algorithm).needs_hessian
+        return weights or (self.a_clip == "auto" and self.scheme.a_bits != FULL)

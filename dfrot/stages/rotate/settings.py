@@ -1,0 +1,73 @@
+"""Settings of `dfq rotate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dfrot.errors import InputError
+from dfrot.rotation.refinement.massive_rule import MassiveRule
+from dfrot.rotation.refinement.settings import RefineSettings
+from dfrot.settings import check, dataset_setting, same_as, seed_setting, setting
+
+
+@dataclass(frozen=True)
+class RotateSettings:
+    """How a checkpoint is rotated. An architecture that R1 cannot be fused into has R2, R3 and R4 alone, with method
+    hadamard."""
+
+    method: str = setting(
+        "dfrot",
+        choices=("dfrot", "hadamard", "orthogonal", "none"),
+        help="What R1 is: dfrot (a randomised Hadamard matrix, refined on one text sample), hadamard, orthogonal "
+        "(random), none (the weights stay as they are).",
+    )
+    dataset: str | None = dataset_setting(
+        "wikitext2",
+        "Text of the refinement (train split) and of the equivalence gate (test split). None lets the gate use random "
+        "token ids, and excludes method dfrot.",
+    )
+    seqlen: int = setting(2048, minimum=2, help="Tokens of the text sample that dfrot refines on.")
+    seed: int = seed_setting()
+    gamma: float | str = same_as(RefineSettings, "gamma")
+    a_bits: int = same_as(RefineSettings, "bits")
+    a_sym: bool = same_as(
+        RefineSettings,
+        "symmetric",
+        option="--a-sym/--a-asym",
+        help="Refine for a symmetric or an asymmetric activation quantizer.",
+    )
+    a_clip: float = same_as(RefineSettings, "clip", above=None, minimum=0.1)
+    rounds: int = same_as(RefineSettings, "rounds")
+    massive_rule: str = setting(
+        "energy",
+        metavar="RULE",
+        help="Which tokens count as massive: energy, maxmedian, quantization or published, with a threshold if wanted "
+        "(energy:0.95).",
+    )
+    online: bool = setting(
+        True, help="Use the online rotations R3 and R4. Without them the result is an ordinary checkpoint."
+    )
+    r4_block: int | None = setting(
+        None, minimum=1, help="Block size of R4. Default: the widest Hadamard matrix that divides the MLP's width."
+    )
+    gate: bool = setting(True, help="Compare the result with the source checkpoint before it is published.")
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.method == "dfrot" and self.dataset is None:
+            raise InputError(
+                '`method="dfrot"` refines on text: give a `dataset`, or take `method="hadamard"`',
+                field=("method", "dataset"),
+            )
+        MassiveRule.parse(self.massive_rule)
+
+    def refinement(self) -> RefineSettings:
+        """The settings of the refinement itself."""
+        return RefineSettings(
+            bits=self.a_bits,
+            symmetric=self.a_sym,
+            clip=self.a_clip,
+            gamma=self.gamma,
+            rounds=self.rounds,
+            seed=self.seed,
+        )

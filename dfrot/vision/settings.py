@@ -1,0 +1,5 @@
+"""Settings of images in prompts."""
+
+from __future__ import annotations
+
+KEEP = 0.75

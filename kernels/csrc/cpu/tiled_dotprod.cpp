@@ -1,3 +1,0 @@
-// The tile16 family on 64-bit ARM, with the products of four bytes of Armv8.2 (SDOT).
-#define DFQ_UNIT dotprod_tiled
-#include "tiled_unit_arm.inc"

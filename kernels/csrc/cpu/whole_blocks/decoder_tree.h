@@ -1,0 +1,115 @@
+// Attention of a tree of tokens, row by row: the keys and values of a row's ancestors are put behind the prefix first.
+// A thread takes whole kv heads, so that nobody else reads what it moves.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "attention/attention_kernels.h"
+#include "common/integers.h"
+#include "common/limits.h"
+#include "common/parallel_region.h"
+#include "dfq_abi.h"
+#include "tile16/tile16_kernels.h"
+#include "whole_blocks/decoder_heads.h"
+#include "whole_blocks/decoder_call.h"
+
+namespace dfq {
+namespace {
+
+class TreeAttention : protected DecoderHeads {
+ public:
+  using DecoderHeads::DecoderHeads;
+
+ protected:
+  void attend_tree(const dfq_block& b, const dfq_cache& cache) {
+    const Span mine = partition(m_.kv_heads, index_, size_);
+    for (int64_t head = mine.begin; head < mine.end; ++head) {
+      for (int64_t row = 0; row < s_.rows; ++row) {
+        stage_node(b, head, row);
+        quantize_queries(b, head, row);
+      }
+      int64_t placed[DECODE_ROWS];  // the node behind the prefix at every depth
+      std::fill(placed, placed + DECODE_ROWS, int64_t(-1));
+      for (int64_t row = 0; row < s_.rows; ++row) {
+        for (int64_t node = row; node >= 0; node = s_.parents[node]) {
+          const int64_t depth = s_.depth[node];
+          if (placed[depth] == node) continue;
+          unstage_node(cache, head, node, depth);
+          placed[depth] = node;
+        }
+        attend_row(cache, head, row);
+      }
+      for (int64_t row = 0; row < s_.rows; ++row) {
+        if (placed[row] != row) unstage_node(cache, head, row, row);
+      }
+    }
+  }
+
+ private:
+  int64_t staged_index(bool value, int64_t head, int64_t row) const {
+    return (int64_t(value) * s_.rows + row) * m_.kv_heads + head;
+  }
+
+  void stage_node(const dfq_block& b, int64_t head, int64_t row) {
+    const int64_t dim = m_.head_dim, from = (row * m_.kv_heads + head) * dim, bytes = s_.call.k.bytes;
+    const int64_t k = staged_index(false, head, row), v = staged_index(true, head, row);
+    float key[MAX_HEAD_DIM];
+    norm_and_rope(s_.k, from, b.k_norm, row);
+    s_.tables.attention.load(s_.k, s_.type, from, dim, key);
+    rotate(key, dim);
+    store(key, DFQ_FLOAT32, s_.staged_codes + k * bytes, s_.staged_scale + k, s_.staged_zero + k);
+    store(s_.v + from * s_.size, s_.type, s_.staged_codes + v * bytes, s_.staged_scale + v, s_.staged_zero + v);
+  }
+
+  // Node `row` to position + `offset` of the cache
+  void unstage_node(const dfq_cache& cache, int64_t head, int64_t row, int64_t offset) {
+    const int64_t to = (s_.position + offset) * m_.kv_heads + head, bytes = s_.call.k.bytes;
+    const int64_t k = staged_index(false, head, row), v = staged_index(true, head, row);
+    std::memcpy(cache.k_packed + to * bytes, s_.staged_codes + k * bytes, size_t(bytes));
+    std::memcpy(cache.v_packed + to * bytes, s_.staged_codes + v * bytes, size_t(bytes));
+    cache.k_scale[to] = s_.staged_scale[k], cache.v_scale[to] = s_.staged_scale[v];
+    if (cache.k_zero) cache.k_zero[to] = s_.staged_zero[k];
+    if (cache.v_zero) cache.v_zero[to] = s_.staged_zero[v];
+  }
+
+  // The queries of a row are those of a call of one row: [row][kv head][head of the group]
+  int64_t line(int64_t head, int64_t row) const { return (row * m_.kv_heads + head) * s_.group(); }
+
+  void quantize_queries(const dfq_block& b, int64_t head, int64_t row) {
+    const int64_t dim = m_.head_dim, group = s_.group(), parts = s_.call.parts;
+    const int64_t from = (row * m_.heads + head * group) * dim, at = line(head, row);
+    float* const x = s_.queries + at * dim;
+    for (int64_t i = 0; i < group; ++i) norm_and_rope(s_.q, from + i * dim, b.q_norm, row);
+    s_.tables.attention.load(s_.q, s_.type, from, group * dim, x);
+    rotate(x, group * dim);
+    s_.tables.attention.prepare(x, group, dim, s_.call.bits, int(parts), s_.call.scaling * LOG2_E,
+                             s_.digits + at * parts * s_.call.k.width, s_.steps + at, s_.digit_sums + at * parts);
+  }
+
+  void attend_row(const dfq_cache& cache, int64_t head, int64_t row) {
+    const int64_t dim = m_.head_dim, group = s_.group(), at = line(0, row), width = s_.call.k.width;
+    AttentionCall call = s_.call;
+    call.k.packed = cache.k_packed, call.k.scale = cache.k_scale, call.k.zero = cache.k_zero;
+    call.v.packed = cache.v_packed, call.v.scale = cache.v_scale, call.v.zero = cache.v_zero;
+    call.k_sink = cache.k_sink, call.v_sink = cache.v_sink;
+    call.rows = 1, call.length = s_.position + s_.depth[row] + 1, call.sinks = std::min(m_.sinks, call.length);
+    call.query = s_.queries + at * dim, call.digits = s_.digits + at * call.parts * width;
+    call.steps = s_.steps + at, call.sums = s_.digit_sums + at * call.parts;
+    call.first = m_.window ? s_.first + row : nullptr;
+    const int64_t splits = ceil_div(call.length, s_.split), size = group * (dim + 2);
+    float* const to = partial(head, 0);
+    for (int64_t part = 0; part < splits; ++part) {
+      const int64_t begin = part * s_.split, end = std::min(call.length, begin + s_.split);
+      s_.tables.attention.attend(call, 0, head, begin, end, p_.attention, to + part * size);
+    }
+    if (call.sinks) s_.tables.attention.attend_sinks(call, 0, head, to + splits * size);
+    for (int64_t i = 0; i < group; ++i) {
+      s_.tables.attention.combine(to + i * (dim + 2), splits + (call.sinks ? 1 : 0), size, dim, s_.type, s_.mixed,
+                               (row * m_.heads + head * group + i) * dim);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace dfq
