@@ -32,7 +32,7 @@ KIND = "export check"
 TOLERANCE = 0.005  # relative difference of perplexity up to which an export matches
 
 WindowLosses = list[tuple[Tensor, Tensor]]
-"""(loss, logits) per window, see `engines.window_losses`."""
+"""(loss, logits) per window, see `engines.losses_and_logits`."""
 
 
 def check_all(
@@ -117,14 +117,14 @@ def _check_scheme(source: Path, scheme: QuantScheme, work: Path, tokens: Tensor)
             if scheme.a_bits != FULL:
                 reference = _transformers_losses(load_with_engine_arithmetic(source), tokens)
         engine = engines.ENGINES[name]
-        exported = list(engines.window_losses(engine.load(work / name), tokens))
+        exported = list(engines.losses_and_logits(engine.load(work / name), tokens))
         result = {"storage": record["storage"], "engine": engine.name, "runtime": runtime_perplexity}
         rows.append({**row, **result, **compare(reference, exported)})
     return rows
 
 
 def _transformers_losses(model: Any, tokens: Tensor) -> WindowLosses:
-    return list(engines.window_losses(engines.transformers_logits(model), tokens))
+    return list(engines.losses_and_logits(engines.transformers_logits(model), tokens))
 
 
 def _refusal(target: ExportTarget, scheme: QuantScheme, message: str) -> dict[str, Any]:

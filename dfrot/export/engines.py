@@ -89,7 +89,7 @@ ENGINES: dict[str, Engine] = {  # by target
 }
 
 
-def window_losses(logits: Logits, windows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def losses_and_logits(logits: Logits, windows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """(mean negative log-likelihood float64 scalar, logits [S, vocab]) of each window of int64 [n, S]."""
     for tokens in windows:
         window_logits = logits(tokens)

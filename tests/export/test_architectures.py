@@ -49,14 +49,14 @@ def test_from_weights_to_engines(config: dict[str, Any], kit: Any, engine: Any, 
     windows = WindowReader(load_text(str(text), "test"), 48, 2).read(model).windows
     whole = load_model(model)
     for folder in (model, tmp_path / "rotated"):
-        found = window_losses(load_model(folder), windows)
-        own = list(engines.window_losses(engines.transformers_logits(whole), windows))  # transformers' own logits
-        assert torch.allclose(found, torch.stack([loss for loss, _ in own]), rtol=1e-4)
+        losses = window_losses(load_model(folder), windows)
+        own = list(engines.losses_and_logits(engines.transformers_logits(whole), windows))  # transformers' own logits
+        assert torch.allclose(losses, torch.stack([loss for loss, _ in own]), rtol=1e-4)
     integers = quantize_by_rounding(tmp_path / "rotated", QuantScheme.parse("w4a16-g32"), tmp_path / "packed")
-    ours = list(engines.window_losses(engines.transformers_logits(load_model(integers)), windows))
+    ours = list(engines.losses_and_logits(engines.transformers_logits(load_model(integers)), windows))
     for target in engines.ENGINES if config["model_type"] in GGUF_ARCHS else set(engines.ENGINES) - {"gguf"}:
         export(integers, target, tmp_path / target)
-        theirs = compare(ours, list(engines.window_losses(engine(target, tmp_path / target), windows)))
+        theirs = compare(ours, list(engines.losses_and_logits(engine(target, tmp_path / target), windows)))
         assert theirs["match"], target
         assert theirs["logits"] < (0.03 if target == "gguf" else 1e-4), target
 

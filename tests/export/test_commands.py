@@ -39,11 +39,11 @@ def test_the_list_has_a_row_for_every_scheme(dfq: Callable[..., Ran]) -> None:
     shown = dfq("export", "--list")
     assert shown.code == 0
     assert all(scheme in shown.out for scheme in SCHEMES)
-    found = json.loads(dfq("export", "--list", "--json").out)
-    assert set(found) == set(SCHEMES)
-    assert all(set(row) == set(TARGETS) for row in found.values())
-    assert found["w4a16-g32"]["gguf"]["cell"] == "Q4_0"
-    assert found["w4a4kv4"]["gptq"]["instead"] == "w4a16"
+    matrix = json.loads(dfq("export", "--list", "--json").out)
+    assert set(matrix) == set(SCHEMES)
+    assert all(set(row) == set(TARGETS) for row in matrix.values())
+    assert matrix["w4a16-g32"]["gguf"]["cell"] == "Q4_0"
+    assert matrix["w4a4kv4"]["gptq"]["instead"] == "w4a16"
 
 
 @pytest.mark.parametrize("target", TARGETS)

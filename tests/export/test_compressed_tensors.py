@@ -125,7 +125,7 @@ def test_the_online_rotation_as_the_library_computes_it_is_ours(
     parsed = TransformConfig.model_validate(entry)
     model = load_foreign(tmp_path / "out")
     for name, scheme in parsed.config_groups.items():
-        online = scheme.model_copy(update={"apply": [one for one in scheme.apply if one.location == "input"]})
+        online = scheme.model_copy(update={"apply": [step for step in scheme.apply if step.location == "input"]})
         TransformFactory.from_scheme(online, name=name).apply_to_model(model)
     assert kit.difference(own(rotated), engines.transformers_logits(model)(ids)) < 1e-4
 
@@ -145,8 +145,8 @@ def test_another_scheme_may_drop_activations_but_never_change_weights(
     source = pack("w4a4kv4")
     export(source, "compressed-tensors", tmp_path / "a", QuantScheme.parse("w4a16"))
     export(pack("w4a16"), "compressed-tensors", tmp_path / "b")
-    one, two = Checkpoint.open(tmp_path / "a"), Checkpoint.open(tmp_path / "b")
-    assert all(torch.equal(one.read(name), two.read(name)) for name in two.entries)
+    first, second = Checkpoint.open(tmp_path / "a"), Checkpoint.open(tmp_path / "b")
+    assert all(torch.equal(first.read(name), second.read(name)) for name in second.entries)
     for scheme in ("w4a16-g32", "w8a16", "w4a16-wasym"):
         with pytest.raises(UnsupportedError, match=r"the weights of .* are w4a4kv4"):
             export(source, "compressed-tensors", tmp_path / "c", QuantScheme.parse(scheme))

@@ -65,11 +65,11 @@ def test_what_does_not_fit_is_refused_with_what_would(
     with pytest.raises(UnsupportedError) as caught:
         export(source, target, tmp_path / "out")
     text = str(caught.value)
-    found = fit(TARGETS[target], QuantScheme.parse(scheme))
+    fitted = fit(TARGETS[target], QuantScheme.parse(scheme))
     assert "\n" not in text
-    assert found.reason is not None
-    assert found.reason in text
-    assert f"`scheme` {found.instead}" in text
+    assert fitted.reason is not None
+    assert fitted.reason in text
+    assert f"`scheme` {fitted.instead}" in text
     assert not (tmp_path / "out").exists()
 
 

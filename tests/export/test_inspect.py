@@ -25,13 +25,13 @@ def test_our_own(dense: Path, pack: Callable[[str], Path]) -> None:
     assert plain["bits_per_weight"] == 16
     assert plain["exports_to"]["gguf"] == "dense"
     assert "`scheme` w4a16-g32" in plain["exports_to"]["gptq"]
-    found = inspect(pack("w4a4kv4"))
-    assert found["kind"] == "dfq, packed"
-    assert found["scheme"] == "w4a4kv4"
-    assert found["parameters"] == plain["parameters"]
-    assert 4 < found["bits_per_quantized_weight"] < 4.5
-    assert "KV cache" in found["exports_to"]["gguf"]
-    assert found["quantized_by"] == {"algorithm": "rtn", "calibration": None}
+    facts = inspect(pack("w4a4kv4"))
+    assert facts["kind"] == "dfq, packed"
+    assert facts["scheme"] == "w4a4kv4"
+    assert facts["parameters"] == plain["parameters"]
+    assert 4 < facts["bits_per_quantized_weight"] < 4.5
+    assert "KV cache" in facts["exports_to"]["gguf"]
+    assert facts["quantized_by"] == {"algorithm": "rtn", "calibration": None}
     assert inspect(pack("w4a16-g32"))["exports_to"] == {
         "compressed-tensors": "pack-quantized",
         "gguf": "Q4_0",
@@ -45,15 +45,15 @@ def test_what_we_export_is_recognised(target: str, scheme: str, pack: Callable[[
     """The same number of parameters, and the bits that the layout costs."""
     source = pack(scheme)
     export(source, target, tmp_path / "out")
-    found, ours = inspect(tmp_path / "out"), inspect(source)
-    assert found["kind"].lower().startswith(target)
-    assert found["parameters"] == ours["parameters"]
-    assert found["bits_per_quantized_weight"] == pytest.approx(ours["bits_per_quantized_weight"], abs=0.6)
+    facts, ours = inspect(tmp_path / "out"), inspect(source)
+    assert facts["kind"].lower().startswith(target)
+    assert facts["parameters"] == ours["parameters"]
+    assert facts["bits_per_quantized_weight"] == pytest.approx(ours["bits_per_quantized_weight"], abs=0.6)
     if target != "gguf":
-        assert found["weights"] == ours["weights"]
-        assert found["quantized_by"]["algorithm"] == "rtn"
+        assert facts["weights"] == ours["weights"]
+        assert facts["quantized_by"]["algorithm"] == "rtn"
     else:
-        assert found["scheme"] == scheme
+        assert facts["scheme"] == scheme
 
 
 def test_a_rotated_checkpoint_names_its_rotation_and_so_does_what_was_made_of_it(dense: Path, tmp_path: Path) -> None:
@@ -112,9 +112,9 @@ def test_int8_containers_and_online_rotations_are_pointed_out(dense: Path, tmp_p
         "config_groups": {"g": {"weights": four, "format": "int-quantized"}},
         "transform_config": {"config_groups": online},
     }
-    found = inspect(_with(dense, tmp_path / "m", entry))
-    assert any("int8 containers" in note for note in found["notes"])
-    assert found["loads_in"] == ["vLLM"]
+    facts = inspect(_with(dense, tmp_path / "m", entry))
+    assert any("int8 containers" in note for note in facts["notes"])
+    assert facts["loads_in"] == ["vLLM"]
 
 
 HOSTILE: list[Any] = [

@@ -43,7 +43,7 @@ def windows(rotated: Path) -> Tensor:
 
 @pytest.fixture(scope="module")
 def ours(integers: Path, windows: Tensor) -> list[tuple[Tensor, Tensor]]:
-    return list(engines.window_losses(engines.transformers_logits(load_model(integers, torch.float32)), windows))
+    return list(engines.losses_and_logits(engines.transformers_logits(load_model(integers, torch.float32)), windows))
 
 
 @pytest.mark.parametrize("target", engines.ENGINES)
@@ -57,10 +57,10 @@ def test_perplexity_is_the_same_everywhere(
 ) -> None:
     export(integers, target, tmp_path / "out")
     theirs = engine(target, tmp_path / "out")
-    found = compare(ours, list(engines.window_losses(theirs, windows)))
-    assert abs(found["ratio"] - 1) < TOLERANCE
-    assert found["match"]
-    assert found["logits"] < (0.02 if target == "gguf" else 1e-4)
+    comparison = compare(ours, list(engines.losses_and_logits(theirs, windows)))
+    assert abs(comparison["ratio"] - 1) < TOLERANCE
+    assert comparison["match"]
+    assert comparison["logits"] < (0.02 if target == "gguf" else 1e-4)
     mine = engines.transformers_logits(load_model(integers, torch.float32))
     prompt = windows[0, :64]
     assert engines.greedy_tokens(theirs, prompt, GREEDY) == engines.greedy_tokens(mine, prompt, GREEDY)
@@ -76,5 +76,5 @@ def test_the_comparison_notices_other_weights(
     rotated: Path, ours: list[tuple[Tensor, Tensor]], windows: Tensor
 ) -> None:
     """The 16-bit model is close, and is not taken for the quantized one."""
-    dense = list(engines.window_losses(engines.transformers_logits(load_model(rotated, torch.float32)), windows))
+    dense = list(engines.losses_and_logits(engines.transformers_logits(load_model(rotated, torch.float32)), windows))
     assert not compare(ours, dense)["match"]

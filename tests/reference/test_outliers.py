@@ -14,8 +14,8 @@ CHANNELS = {31, 147, 202}
 
 def block_outputs(model: Any, ids: Tensor) -> list[Tensor]:
     with torch.no_grad():
-        found = model.model(input_ids=ids[None], output_hidden_states=True, use_cache=False).hidden_states
-    return [state[0] for state in found[1:-1]]  # the first is the embedding, the last is behind the final norm
+        states = model.model(input_ids=ids[None], output_hidden_states=True, use_cache=False).hidden_states
+    return [state[0] for state in states[1:-1]]  # the first is the embedding, the last is behind the final norm
 
 
 def test_massive_tokens_are_the_planted_ones_in_every_block(model: Any, tokenizer: Any) -> None:

@@ -33,19 +33,19 @@ def check_schema(result: dict[str, Any]) -> None:
     assert json.loads(json.dumps(result)) == result
     assert {"results", "roofline", "machine", "repeats", "seed"} <= result.keys()
     assert all(value > 0 for value in result["roofline"].values())
-    for one in result["results"]:
-        assert one["passed"]
-        assert 0 <= one["error"] <= one["limit"]
-        assert one["seconds"]["best"] <= one["seconds"]["median"]
-        assert one["roofline_percent"] > 0
-        for peer in one["peers"].values():
-            assert peer["ratio"] == pytest.approx(peer["seconds"]["median"] / one["seconds"]["median"])
+    for row in result["results"]:
+        assert row["passed"]
+        assert 0 <= row["error"] <= row["limit"]
+        assert row["seconds"]["best"] <= row["seconds"]["median"]
+        assert row["roofline_percent"] > 0
+        for peer in row["peers"].values():
+            assert peer["ratio"] == pytest.approx(peer["seconds"]["median"] / row["seconds"]["median"])
 
 
 def test_results_and_figure(tmp_path: Path) -> None:
     result = kernels.bench_kernels(["w4a16_mm", "w4a8_mm", "hadamard"], **SMALL)
     check_schema(result)
-    assert [(one["op"], one["shape"]["rows"]) for one in result["results"]] == [
+    assert [(row["op"], row["shape"]["rows"]) for row in result["results"]] == [
         (op, rows) for op in ("w4a16_mm", "w4a8_mm", "hadamard") for rows in (1, 3)
     ]
     assert {"torch bf16", "torch int8"} <= result["results"][0]["peers"].keys()
@@ -62,10 +62,10 @@ def test_a_wrong_op_has_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(common, "operator", broken)
     for op in ("w4a16_mm", "w4a8_mm"):
-        (one,) = kernels.bench_kernels([op], **{**SMALL, "rows": [2]})["results"]
-        assert one["passed"] is False
-        assert "seconds" not in one
-        assert "peers" not in one
+        (row,) = kernels.bench_kernels([op], **{**SMALL, "rows": [2]})["results"]
+        assert row["passed"] is False
+        assert "seconds" not in row
+        assert "peers" not in row
 
 
 def test_the_command_reports_a_wrong_op(monkeypatch: pytest.MonkeyPatch) -> None:

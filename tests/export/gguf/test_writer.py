@@ -11,69 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from torch import Tensor
 
 from dfrot.checkpoint import Checkpoint
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.export import engines
-from dfrot.export.float16_scales import Float16Rounding
-from dfrot.export.gguf.blocks import pack_blocks
-from dfrot.export.gguf.tensors import interleave
 from dfrot.export.gguf.writer import FILE_NAME
 from dfrot.export.run import export
-from dfrot.export.targets import GGUF
-from dfrot_kernels.layouts import PackedWeight
 
 gguf = pytest.importorskip("gguf")
-
-
-@pytest.mark.parametrize("storage", GGUF.storages, ids=lambda storage: storage.name)
-@pytest.mark.parametrize("group", [0, 32, 64])
-def test_blocks_decode_to_our_weights_bit_for_bit(storage: Any, group: int) -> None:
-    """The public decoder of the format, on random codes and bfloat16 scales. Asymmetric offsets m = -zero scale may
-    have more bits than float16: within its rounding."""
-    generator = torch.Generator().manual_seed(storage.bits + group)
-    n, k = 24, 192
-    top = 2**storage.bits
-    codes = torch.randint(0, top, (n, k), dtype=torch.uint8, generator=generator)
-    groups = k // group if group else 1
-    scale = (torch.rand(n, groups, generator=generator) * 0.2 + 2.0**-17).bfloat16()
-    zero = None
-    if not storage.symmetric:
-        zero = torch.randint(0, top, (n, groups), dtype=torch.uint8, generator=generator)
-    weight = PackedWeight.from_codes(codes, scale, zero, storage.bits, group)
-    rounding = Float16Rounding()
-    raw = pack_blocks(weight, storage, rounding, "w").numpy()
-    kind = getattr(gguf.GGMLQuantizationType, storage.name)
-    decoded = torch.from_numpy(gguf.quants.dequantize(raw, kind))
-    ours = weight.dequantize(torch.float32)
-    if storage.symmetric:
-        assert rounding.rounded == 0
-        assert torch.equal(decoded, ours)
-    else:
-        most = scale.float().max() * top * 2.0**-11
-        assert (decoded - ours).abs().max() <= most
-
-
-def test_scales_outside_float16_are_counted_or_refused() -> None:
-    rounding = Float16Rounding()
-    exact = torch.tensor([2.0**-17, 1.0, 65280.0]).bfloat16().float()
-    assert torch.equal(rounding.to_float16(exact, "w").float(), exact)
-    assert rounding.to_dict() == {"count": 3, "rounded": 0, "worst_relative_error": 0.0}
-    rounding.to_float16(torch.tensor([2.0**-22 * 1.1875]), "w")
-    assert rounding.rounded == 1
-    for bad in (1e-9, 70000.0):
-        with pytest.raises(UnsupportedError, match="compressed-tensors"):
-            rounding.to_float16(torch.tensor([bad]), "w")
-
-
-def test_interleaving_makes_neighbours_of_rope_pairs() -> None:
-    rows = torch.arange(2 * 8).view(16, 1)
-    assert interleave(rows, 2)[:8, 0].tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
-    assert interleave(rows, 2)[8:, 0].tolist() == [8, 12, 9, 13, 10, 14, 11, 15]
-
 
 LLAMA3 = {
     "rope_type": "llama3",

@@ -28,20 +28,20 @@ def test_the_reader_gets_our_weights_bit_for_bit(scheme: str, pack: Callable[[st
     source = pack(scheme)
     evidence = export(source, "gptq", tmp_path / "out")
     assert evidence["scales"]["rounded"] == 0
-    found, opened = dense_weights(tmp_path / "out"), open_source(source, TARGETS["gptq"])
+    dense, opened = dense_weights(tmp_path / "out"), open_source(source, TARGETS["gptq"])
     for name in opened.plans:
-        assert torch.equal(found[f"{name}.weight"], opened.packed_weight(name).dequantize())
+        assert torch.equal(dense[f"{name}.weight"], opened.packed_weight(name).dequantize())
 
 
 def test_zero_conventions(pack: Callable[[str], Path], tmp_path: Path) -> None:
     """Version 1 stores zero - 1 (7 in every nibble of a symmetric grid); an asymmetric zero may be 0: version 2."""
     export(pack("w4a16-g32"), "gptq", tmp_path / "v1")
     export(pack("w4a16-g32-wasym"), "gptq", tmp_path / "v2")
-    one, two = Checkpoint.open(tmp_path / "v1"), Checkpoint.open(tmp_path / "v2")
-    assert set(one.read("model.layers.0.mlp.up_proj.qzeros").flatten().tolist()) == {0x77777777}
-    assert one.config["quantization_config"]["checkpoint_format"] == "gptq"
-    assert two.config["quantization_config"]["checkpoint_format"] == "gptq_v2"
-    assert one.read("model.layers.0.mlp.up_proj.scales").dtype == torch.float16
+    version1, version2 = Checkpoint.open(tmp_path / "v1"), Checkpoint.open(tmp_path / "v2")
+    assert set(version1.read("model.layers.0.mlp.up_proj.qzeros").flatten().tolist()) == {0x77777777}
+    assert version1.config["quantization_config"]["checkpoint_format"] == "gptq"
+    assert version2.config["quantization_config"]["checkpoint_format"] == "gptq_v2"
+    assert version1.read("model.layers.0.mlp.up_proj.scales").dtype == torch.float16
 
 
 def test_transformers_parses_the_configuration(pack: Callable[[str], Path], tmp_path: Path) -> None:
