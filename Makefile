@@ -16,7 +16,7 @@ BENCH := build/bench
 # What decides the content of the environment: a change installs again, nothing else does.
 INPUTS := pyproject.toml constraints.txt kernels/CMakeLists.txt $(shell find kernels/csrc -type f)
 
-.PHONY: setup test test-slow test-gpu sanitize emulate emulate-sanitize demo demo-draft table recipe ci lint type wheel-check check bench clean
+.PHONY: setup test compat test-slow test-gpu sanitize emulate emulate-sanitize demo demo-draft table recipe ci lint type wheel-check check bench clean
 
 setup: $(STAMP)
 
@@ -40,6 +40,11 @@ $(STAMP): $(RUN)
 
 test: setup
 	$(BIN)/python -m pytest -q $(ARGS)
+
+# The assumptions about transformers (tests/compat), under every supported version (tests/compat/versions.txt). Each version
+# lies in an environment of its own below build/compat, which takes everything else from the first one.
+compat: setup
+	sh tests/compat/run.sh $(BIN)/python $(ARGS)
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow $(ARGS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from dfrot.compat.import_hook import install
+from dfrot.compat.import_hook import QUANTIZER_TABLES, import_after
 
 _PUBLIC = {
     "ArchSpec": "dfrot.arch",
@@ -40,4 +40,4 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_PUBLIC, "__version__"])
 
 
-install()
+import_after(QUANTIZER_TABLES, "dfrot.runtime.quantizer_plugin")

@@ -1,6 +1,6 @@
 """Reading a Hugging Face checkpoint folder, one tensor (or some rows of it) at a time.
 
-Every byte is hostile until checked: the index may point outside the folder, a header may lie about sizes and
+Every byte is hostile until checked: the index may point outside the folder, a header may state wrong sizes and
 offsets, a shard may be cut short, a weight may be NaN. Tensors are read with plain file reads, not mapped, so
 that resident memory is what the caller holds and nothing else.
 """
@@ -33,19 +33,27 @@ DTYPES = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER = 100_000_000  # the limit of the safetensors library
-CHECK_CHUNK = 1 << 22  # elements looked at per NaN check: bounds the temporary mask
+CHECK_CHUNK = 1 << 22  # elements per NaN check: bounds its temporary
+MAX_DIMENSION = 2**48  # of a tensor: bounds the arithmetic on sizes; no real tensor comes near
+SAMPLE_BYTES = 4096  # per place, of the three in each tensor that a digest reads
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor lies: `start` and `end` are absolute byte offsets in `file`."""
+    """Where one tensor is stored."""
 
     name: str
+    """Its name in the file."""
     file: Path
+    """The safetensors file."""
     dtype: torch.dtype
+    """The stored dtype."""
     shape: tuple[int, ...]
+    """The stored shape."""
     start: int
+    """Absolute byte offset of its data in the file."""
     end: int
+    """Absolute byte offset behind its data."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -54,7 +62,9 @@ def _require(condition: bool, message: str) -> None:
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
-    """Parse and check the header of one safetensors file."""
+    """The tensors of one safetensors file, by name, its header checked.
+
+    Raises InputError for a damaged file, UnsupportedError for a dtype that torch cannot hold."""
     header, base, size = _parse(file)
     entries = {name: _entry(file, name, value, base, size) for name, value in header.items() if name != "__metadata__"}
     _check_layout(file, list(entries.values()), base, size)
@@ -62,7 +72,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """The free-form strings in the header of a safetensors file."""
+    """The free-form strings in the header of a safetensors file. Raises InputError when they are no strings."""
     metadata = _parse(file)[0].get("__metadata__", {})
     _require(
         isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values()),
@@ -96,6 +106,7 @@ def _parse(file: Path) -> tuple[dict[str, Any], int, int]:
 
 
 def _entry(file: Path, name: str, value: Any, base: int, size: int) -> TensorEntry:
+    """One entry of a header, checked. base: offset where data begins; size: bytes of the file."""
     where = f"{file}: tensor {name}"
     _require(isinstance(value, dict), f"{where}: header entry is not an object")
     dtype = DTYPES.get(value.get("dtype")) if isinstance(value.get("dtype"), str) else None
@@ -104,7 +115,7 @@ def _entry(file: Path, name: str, value: Any, base: int, size: int) -> TensorEnt
         raise UnsupportedError(f"{where}: dtype {value.get('dtype')!r} is not supported; convert it to one of {known}")
     shape, offsets = value.get("shape"), value.get("data_offsets")
     _require(
-        isinstance(shape, list) and all(type(n) is int and 0 <= n < 2**48 for n in shape),
+        isinstance(shape, list) and all(type(n) is int and 0 <= n < MAX_DIMENSION for n in shape),
         f"{where}: shape {shape!r} is not a list of sizes",
     )
     _require(
@@ -136,17 +147,18 @@ def read_tensor(entry: TensorEntry) -> Tensor:
 
 
 def _read(entry: TensorEntry, start: int, end: int) -> Tensor:
+    """The elements in bytes start .. end of the file, one-dimensional, checked for NaN and Inf."""
     if end <= start:
         return torch.empty(0, dtype=entry.dtype)
-    # torch's own allocation: aligned, so that no sum depends on where a tensor happened to land
+    # torch's own allocation: aligned, so that no sum depends on the address of a tensor
     tensor = torch.empty((end - start) // entry.dtype.itemsize, dtype=entry.dtype)
     with entry.file.open("rb", buffering=0) as handle:
         handle.seek(start)
-        view, got = tensor.view(torch.uint8).numpy().data, 0
-        while got < len(view):
-            count = handle.readinto(view[got:])
+        view, done = tensor.view(torch.uint8).numpy().data, 0
+        while done < len(view):
+            count = handle.readinto(view[done:])
             _require(bool(count), f"{entry.file}: tensor {entry.name}: truncated while reading")
-            got += count or 0
+            done += count or 0
     if entry.dtype.is_floating_point:
         for chunk in torch.split(tensor, CHECK_CHUNK):
             # max() propagates NaN and needs no mask of the whole tensor
@@ -159,7 +171,14 @@ def _read(entry: TensorEntry, start: int, end: int) -> Tensor:
 
 
 class Checkpoint:
-    """A folder with `config.json` and safetensors shards, opened without reading any weight."""
+    """A folder with `config.json` and safetensors shards, opened without reading any weight.
+
+    Attributes:
+        path: the folder.
+        config: `config.json`.
+        entries: the tensors by name.
+        on_disk: the tensors under their stored names, which decide the identity.
+    """
 
     def __init__(self, path: Path, config: dict[str, Any], entries: dict[str, TensorEntry]) -> None:
         self.path = path
@@ -169,7 +188,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: Path | str) -> Checkpoint:
-        """Open and check `path`. Raises InputError or UnsupportedError naming file, tensor and remedy."""
+        """Open and check folder `path`. Raises InputError or UnsupportedError naming file, tensor and remedy."""
         path = Path(path)
         _require(path.is_dir(), f"{path}: not a folder; give a checkpoint folder with config.json")
         _require((path / "config.json").is_file(), f"{path}: no config.json; is this a checkpoint folder?")
@@ -189,33 +208,37 @@ class Checkpoint:
         return cls(path, config, read_header(single))
 
     def renamed(self, entries: dict[str, TensorEntry]) -> Checkpoint:
-        """The same folder under other names, or as parts of its tensors; its identity stays that of the files."""
-        found = Checkpoint(self.path, self.config, entries)
-        found.on_disk = self.on_disk
-        return found
+        """The same folder with its tensors, or parts of them, under other names; its identity stays that of the
+        files."""
+        checkpoint = Checkpoint(self.path, self.config, entries)
+        checkpoint.on_disk = self.on_disk
+        return checkpoint
 
     def __contains__(self, name: str) -> bool:
         return name in self.entries
 
     def entry(self, name: str) -> TensorEntry:
+        """Where tensor `name` is stored. Raises InputError when it is missing."""
         try:
             return self.entries[name]
         except KeyError:
-            raise InputError(f"{self.path}: tensor {name} is missing; the checkpoint is incomplete") from None
+            raise InputError(
+                f"{self.path}: tensor {name} is missing; the checkpoint is incomplete", file=self.path, tensor=name
+            ) from None
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of tensor `name`. Raises InputError when it is missing."""
         return self.entry(name).shape
 
     def read(self, name: str) -> Tensor:
         """The whole tensor in its stored dtype, checked for NaN and Inf."""
-        entry = self.entry(name)
-        return read_tensor(entry)
+        return read_tensor(self.entry(name))
 
     def read_rows(self, name: str, begin: int, end: int) -> Tensor:
-        """Rows `begin:end` (first dimension) only."""
+        """Rows `begin:end` (of the first dimension) of tensor `name`, checked for NaN and Inf."""
         entry = self.entry(name)
-        row = (entry.end - entry.start) // max(entry.shape[0], 1)
-        flat = _read(entry, entry.start + begin * row, entry.start + min(end, entry.shape[0]) * row)
+        row_bytes = (entry.end - entry.start) // max(entry.shape[0], 1)
+        flat = _read(entry, entry.start + begin * row_bytes, entry.start + min(end, entry.shape[0]) * row_bytes)
         return flat.reshape(-1, *entry.shape[1:])
 
     def digest(self) -> str:
@@ -229,14 +252,15 @@ class Checkpoint:
                 for offset in {
                     entry.start,
                     (entry.start + entry.end) // 2,
-                    max(entry.start, entry.end - 4096),
+                    max(entry.start, entry.end - SAMPLE_BYTES),
                 }:
                     handle.seek(offset)
-                    parts.append(offset.to_bytes(8, "little") + handle.read(min(4096, entry.end - offset)))
+                    parts.append(offset.to_bytes(8, "little") + handle.read(min(SAMPLE_BYTES, entry.end - offset)))
         return digest_bytes(*sorted(parts))
 
 
 def _indexed(path: Path, index: Path) -> dict[str, TensorEntry]:
+    """The tensors of a sharded checkpoint; index: its `model.safetensors.index.json`."""
     value = read_json(index)
     weight_map = value.get("weight_map") if isinstance(value, dict) else None
     _require(

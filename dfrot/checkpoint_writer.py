@@ -21,39 +21,67 @@ from dfrot.checkpoint import DTYPE_NAMES, Checkpoint
 from dfrot.errors import InputError
 from dfrot.files import write_json
 
-COPY_BYTES = 64 << 20  # of a tensor that is taken over, in memory at a time
+COPY_BYTES = 64 << 20  # of a tensor that is copied, in memory at a time
+SHARD_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """Name, dtype and shape of a tensor to come."""
+    """A tensor that will be written."""
 
     name: str
+    """Its name in the plan (`SafetensorsWriter` may store it under another one)."""
     dtype: torch.dtype
+    """Its dtype."""
     shape: tuple[int, ...]
+    """Its shape."""
 
     @property
     def nbytes(self) -> int:
+        """Bytes of its data."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class _Place:
+    """Where a planned tensor is stored: `start` is the absolute byte offset in `file`."""
+
     plan: TensorPlan
     file: Path
     start: int
 
 
+def _into_shards(plan: Sequence[TensorPlan], shard_bytes: int) -> list[list[TensorPlan]]:
+    """Consecutive tensors, as many per shard as fit."""
+    groups: list[list[TensorPlan]] = [[]]
+    used = 0
+    for tensor in plan:
+        if groups[-1] and used + tensor.nbytes > shard_bytes:
+            groups.append([])
+            used = 0
+        groups[-1].append(tensor)
+        used += tensor.nbytes
+    return groups
+
+
 class SafetensorsWriter:
-    """Shards of at most `shard_bytes` in `folder`; `stem` is the file name without `.safetensors`; `stored`: what a
-    tensor of the plan is called in the file."""
+    """Writes safetensors shards whose layout is fixed by a plan.
+
+    Args:
+        folder: an existing folder.
+        plan: the tensors, in the order in which they are stored.
+        stem: file name without `.safetensors`.
+        shard_bytes: largest size of a shard (a single larger tensor has one of its own).
+        metadata: strings for the header of every shard.
+        stored: name in the plan -> name in the file.
+    """
 
     def __init__(
         self,
         folder: Path,
         plan: Sequence[TensorPlan],
         stem: str = "model",
-        shard_bytes: int = 4 << 30,
+        shard_bytes: int = SHARD_BYTES,
         metadata: dict[str, str] | None = None,
         stored: Callable[[str], str] = str,
     ) -> None:
@@ -61,14 +89,7 @@ class SafetensorsWriter:
         self.metadata = {"format": "pt", **(metadata or {})}
         self.places: dict[str, _Place] = {}
         self.shards: dict[Path, list[TensorPlan]] = {}
-        groups: list[list[TensorPlan]] = [[]]
-        used = 0
-        for tensor in plan:
-            if groups[-1] and used + tensor.nbytes > shard_bytes:
-                groups.append([])
-                used = 0
-            groups[-1].append(tensor)
-            used += tensor.nbytes
+        groups = _into_shards(plan, shard_bytes)
         for number, group in enumerate(groups, 1):
             name = f"{stem}-{number:05d}-of-{len(groups):05d}" if len(groups) > 1 else stem
             self.shards[folder / f"{name}.safetensors"] = group
@@ -78,8 +99,10 @@ class SafetensorsWriter:
             write_json(
                 folder / f"{stem}.safetensors.index.json",
                 {
-                    "metadata": {"total_size": sum(t.nbytes for t in plan)},
-                    "weight_map": {stored(t.name): file.name for file, group in self.shards.items() for t in group},
+                    "metadata": {"total_size": sum(tensor.nbytes for tensor in plan)},
+                    "weight_map": {
+                        stored(tensor.name): file.name for file, group in self.shards.items() for tensor in group
+                    },
                 },
             )
 
@@ -106,7 +129,7 @@ class SafetensorsWriter:
             offset += tensor.nbytes
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Store a whole tensor; shape and dtype must be the planned ones."""
+        """Store tensor `name`. Raises InputError unless shape and dtype are the planned ones."""
         plan = self.places[name].plan
         if tuple(tensor.shape) != plan.shape or tensor.dtype != plan.dtype:
             raise InputError(
@@ -116,7 +139,7 @@ class SafetensorsWriter:
         self._write(name, 0, tensor)
 
     def write_rows(self, name: str, begin: int, rows: Tensor) -> None:
-        """Store rows `begin:begin+len(rows)` of a planned tensor."""
+        """Store rows `begin:begin+len(rows)` of tensor `name`. Raises InputError for rows that do not fit the plan."""
         plan = self.places[name].plan
         fits = tuple(rows.shape[1:]) == plan.shape[1:] and 0 <= begin <= plan.shape[0] - rows.shape[0]
         if not fits or rows.dtype != plan.dtype:
@@ -124,25 +147,26 @@ class SafetensorsWriter:
         self._write(name, begin * math.prod(plan.shape[1:]) * plan.dtype.itemsize, rows)
 
     def copy(self, source: Checkpoint, name: str) -> None:
-        """Take a tensor of `source` over as it is, in row blocks."""
+        """Copy tensor `name` of `source` as it is, in row blocks."""
         entry = source.entry(name)
         step = max(1, COPY_BYTES // max(1, (entry.end - entry.start) // max(entry.shape[0], 1)))
         for begin in range(0, entry.shape[0], step):
             self.write_rows(name, begin, source.read_rows(name, begin, begin + step))
 
     def _write(self, name: str, offset: int, tensor: Tensor) -> None:
+        """Store elements at byte `offset` of tensor `name`."""
         if tensor.numel() == 0:
             return
         place = self.places[name]
         view = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
         with place.file.open("r+b", buffering=0) as handle:
             handle.seek(place.start + offset)
-            sent = 0
-            while sent < len(view):
-                sent += handle.write(view[sent:])
+            written = 0
+            while written < len(view):
+                written += handle.write(view[written:])
 
     def sync(self) -> None:
-        """Make all that was written durable (before the journal says so)."""
+        """Make everything that was written durable, before a journal records it."""
         for file in self.shards:
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())

@@ -24,7 +24,7 @@ def fsync_folder(path: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write aside, fsync, rename: readers see the old file or the new one, never a part."""
+    """Write to a temporary name, fsync, rename: readers see the old file or the new one, never a part."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as handle:
         temporary = Path(handle.name)
         try:
@@ -40,9 +40,9 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def remove_partial(path: Path) -> None:
-    """Remove what `write_bytes(path)` left beside it when it was killed."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.????????"):
-        left.unlink(missing_ok=True)
+    """Remove temporary files that `write_bytes(path)` left beside it when it was killed."""
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -51,13 +51,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; refuse anything else in one line."""
+    """The value of a JSON file. Raises InputError for a missing file and for anything that is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: file not found") from None
+        raise InputError(f"{path}: file not found", file=path) from None
     except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, a number of 5000 digits
-        raise InputError(f"{path}: not readable as JSON ({error}); restore the file") from None
+        raise InputError(f"{path}: not readable as JSON ({error}); restore the file", file=path) from None
 
 
 def digest_bytes(*parts: bytes) -> str:
@@ -75,13 +75,16 @@ def digest_json(value: Any) -> str:
 
 
 def require_free_space(folder: Path, needed: int) -> None:
-    """Refuse before work starts when `folder`'s file system cannot take `needed` more bytes."""
-    there = folder
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
+    """Raise ResourceError when the file system of `folder`, which need not exist, cannot take `needed` more bytes."""
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
     if free < needed:
         raise ResourceError(
             f"{folder}: needs {needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free; "
-            "free some space or choose another --out"
+            "free some space or choose another `out`",
+            field="out",
+            file=folder,
+            limit=free,
         )

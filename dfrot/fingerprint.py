@@ -1,4 +1,4 @@
-"""Which language model a draft or a vision part belongs to."""
+"""Which language model a vision part or a draft belongs to."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from pathlib import Path
 from dfrot.checkpoint import Checkpoint
 from dfrot.files import digest_bytes
 
-PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
-
-# what decides how text becomes ids and how conversations are written down
+# The files that decide how text and conversations become token ids. Their order is part of the fingerprint.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -18,11 +16,13 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
-def language_fingerprint(target: Path) -> str:
-    """`fingerprint` of the language model alone, by which a vision part knows it."""
-    files = [target / name for name in TOKENIZER_FILES]
-    texts = [file.read_bytes() if file.is_file() else b"" for file in files]
-    texts += [(target / name).read_bytes() for name in PROCESSOR_FILES if (target / name).is_file()]
-    return digest_bytes(Checkpoint.open(target).digest().encode(), *texts)
+def language_fingerprint(folder: Path) -> str:
+    """sha256 over a checkpoint's config, weights, tokenizer, chat template and processor; without the vision part of
+    our own layout, which names its language model by this fingerprint."""
+    files = [folder / name for name in TOKENIZER_FILES]
+    contents = [file.read_bytes() if file.is_file() else b"" for file in files]
+    contents += [(folder / name).read_bytes() for name in PROCESSOR_FILES if (folder / name).is_file()]
+    return digest_bytes(Checkpoint.open(folder).digest().encode(), *contents)

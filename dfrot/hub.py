@@ -1,7 +1,7 @@
-"""From what people call a model to a folder: aliases, hub ids, the local hub cache, downloads.
+"""Resolving the name of a model to a folder: aliases, hub ids, the local hub cache, downloads.
 
-This is the one file that imports huggingface_hub. The cache is asked before the network, and only weights in
-safetensors, JSON and tokenizer files are ever fetched: no pickles, no code.
+The cache is read before the network is used, and only weights in safetensors, JSON and tokenizer files are ever
+fetched: no pickles, no code.
 """
 
 from __future__ import annotations
@@ -62,26 +62,29 @@ ALIASES: dict[str, str] = {
 }
 """Alias -> hub id. Base models, as in the papers."""
 
-WANTED = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt")
-# original/ and consolidated*: the same weights once more in their maker's layout
-UNWANTED = ("original/*", "consolidated*", "*/*")
+FETCHED = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt")
+# original/ and consolidated*: the same weights once more in the layout of their authors
+NOT_FETCHED = ("original/*", "consolidated*", "*/*")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
 class AliasEntry:
-    """One row of the table: where an alias points, and its folder on this machine, if complete."""
+    """An alias and what is known of its model."""
 
     alias: str
+    """The short name."""
     hub_id: str
+    """OWNER/NAME on the hub."""
     folder: Path | None
+    """Its folder in the local hub cache, if it is complete there."""
 
 
 def resolve_model(model: str) -> Path:
     """The checkpoint folder for a folder, `reference`, `reference-vlm`, an alias or a hub id.
 
-    Raises InputError for something that is none of them, ResourceError when it would have to be fetched and
-    cannot: the message says which folder or token would make it work.
+    Raises InputError for a name that is none of these, ResourceError when the model is not in the cache and cannot be
+    fetched: the message says which folder or token would make it work.
     """
     path = Path(model).expanduser()
     if path.is_dir():
@@ -93,51 +96,52 @@ def resolve_model(model: str) -> Path:
 
         return reference.path()
     if model == REFERENCE_VLM:
-        return _assembled()
+        return _build_reference_vlm()
     hub_id = ALIASES.get(model.lower(), model)
     if not _HUB_ID.fullmatch(hub_id):
-        near = difflib.get_close_matches(model.lower(), [*ALIASES, *SHIPPED], 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        matches = difflib.get_close_matches(model.lower(), [*ALIASES, *SHIPPED], 1)
+        hint = f"; did you mean {matches[0]}?" if matches else ""
         raise InputError(f"{model}: no such folder, alias or hub id{hint} (dfq models lists the aliases)")
     return cached_folder(hub_id) or _download(hub_id)
 
 
 def known_aliases() -> list[AliasEntry]:
-    """Every alias, with what the local hub cache has of it."""
+    """Every alias, with its folder in the local hub cache."""
     return [AliasEntry(alias, hub_id, cached_folder(hub_id)) for alias, hub_id in ALIASES.items()]
 
 
 def cached_folder(hub_id: str) -> Path | None:
-    """The folder of a hub model in the local cache, or None when it is not there or not whole."""
+    """The folder of a hub model in the local cache, or None when it is missing or incomplete."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(hub_id, "config.json")
     if not isinstance(config, str):
         return None
     folder = Path(config).parent
-    return folder if _whole(folder) else None
+    return folder if _is_complete(folder) else None
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """What a run left in `folder`: the folder itself if it is a checkpoint, else the checkpoints directly inside,
-    16-bit ones first (the baseline), then by name. Raises InputError when there is none."""
+    """The checkpoints of a run: `folder` itself if it is a checkpoint, else those directly inside, 16-bit ones first
+    (the baseline), then by name. Raises InputError when there is none."""
     if (folder / "config.json").is_file():
         return [folder]
-    found = [path for path in sorted(folder.iterdir()) if (path / "config.json").is_file() and path.name[0] != "."]
-    if not found:
-        raise InputError(f"{folder}: holds no checkpoint that a run made; give --model")
-    return sorted(found, key=_quantized)
+    visible = [path for path in sorted(folder.iterdir()) if path.name[0] != "."]
+    checkpoints = [path for path in visible if (path / "config.json").is_file()]
+    if not checkpoints:
+        raise InputError(f"{folder}: holds no checkpoint that a run made; give `model`", field="model", file=folder)
+    return sorted(checkpoints, key=_is_quantized)
 
 
-def _quantized(folder: Path) -> bool:
-    where = folder / "config.json"
-    entry = DfqConfig.of(read_json(where), str(where))
+def _is_quantized(folder: Path) -> bool:
+    file = folder / "config.json"
+    entry = DfqConfig.of(read_json(file), str(file))
     return entry is not None and entry.scheme is not None
 
 
 def default_dataset(model: str, folder: Path) -> str:
-    """The dataset for a model when none is named: what an earlier stage used on it, `stdlib` for the reference
-    models (nothing else is at hand offline), else `wikitext2`."""
+    """The dataset for a model when none is named: `stdlib` for the reference models (nothing else is available offline)
+    and where an earlier stage used it, else `wikitext2`."""
     if model in SHIPPED:
         return "stdlib"
     record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
@@ -147,44 +151,45 @@ def default_dataset(model: str, folder: Path) -> str:
     return "stdlib" if used == "stdlib" else "wikitext2"
 
 
-def assembled() -> Path:
-    """Where the reference model that sees lies once it has been put together: beside the hub cache, by its digest."""
+def reference_vlm_folder() -> Path:
+    """Where the reference VLM is written on first use: beside the hub cache, by its digest."""
     from huggingface_hub import constants
 
-    from dfrot.reference import build_vlm as sees
+    from dfrot.reference import build_vlm
 
-    return Path(constants.HF_HOME) / "dfq" / sees.digest()[:16] / REFERENCE_VLM
+    return Path(constants.HF_HOME) / "dfq" / build_vlm.digest()[:16] / REFERENCE_VLM
 
 
-def _assembled() -> Path:
-    """`assembled`, made if it is not there. Raises ResourceError where it cannot be written."""
-    from dfrot.reference import build_vlm as sees
+def _build_reference_vlm() -> Path:
+    """`reference_vlm_folder`, built if it does not exist. Raises ResourceError where it cannot be written."""
+    from dfrot.reference import build_vlm
 
-    folder = assembled()
+    folder = reference_vlm_folder()
     if folder.is_dir():
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=".reference-vlm-", dir=folder.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=".reference-vlm-", dir=folder.parent))
         try:
-            sees.write(aside)
-            aside.chmod(0o755)
-            aside.rename(folder)
+            build_vlm.write_model(temporary)
+            temporary.chmod(0o755)
+            temporary.rename(folder)
         except OSError:
-            if not folder.is_dir():  # nobody else made it meanwhile
+            if not folder.is_dir():  # no other process built it meanwhile
                 raise
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise ResourceError(
             f"{folder}: reference-vlm cannot be put together there ({error.strerror}); set HF_HOME to a folder that "
-            "can be written"
+            "can be written",
+            file=folder,
         ) from None
     return folder
 
 
-def _whole(folder: Path) -> bool:
-    """Whether every shard that the index names is there."""
+def _is_complete(folder: Path) -> bool:
+    """Whether every shard that the index names exists."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return (folder / "model.safetensors").is_file()
@@ -194,15 +199,17 @@ def _whole(folder: Path) -> bool:
 
 
 def _download(hub_id: str) -> Path:
+    """Fetch a model into the hub cache. Raises ResourceError when that is not possible, with the remedy."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
-        folder: Any = snapshot_download(hub_id, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED))
+        folder: Any = snapshot_download(hub_id, allow_patterns=list(FETCHED), ignore_patterns=list(NOT_FETCHED))
     except GatedRepoError:
         raise ResourceError(
             f"{hub_id}: access is restricted; accept its licence on its hub page and set HF_TOKEN to a token of "
-            "that account, or give --model a folder with its files"
+            "that account, or give as `model` a folder with its files",
+            field="model",
         ) from None
     except RepositoryNotFoundError:
         raise ResourceError(
@@ -212,7 +219,8 @@ def _download(hub_id: str) -> Path:
         reason = str(error).strip().split("\n")[0][:120] or type(error).__name__
         raise ResourceError(
             f"{hub_id}: is neither a folder here nor in the hub cache {constants.HF_HUB_CACHE}, and cannot be fetched "
-            f"({reason}); put config.json, *.safetensors and the tokenizer files into a folder and give that to "
-            "--model, or set HF_TOKEN where a token is needed"
+            f"({reason}); put config.json, *.safetensors and the tokenizer files into a folder and give that as "
+            "`model`, or set HF_TOKEN where a token is needed",
+            field="model",
         ) from None
     return Path(folder)

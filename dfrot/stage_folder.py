@@ -1,20 +1,21 @@
-"""One stage of the pipeline as a folder: worked on aside, journaled, published by rename.
+"""One stage of the pipeline as a folder: made in a working folder, journaled, published by rename.
 
 While a stage runs, everything lies in `.NAME.partial` beside the final folder. A journal names the finished
-units of work; a killed run finds it and continues. Publishing fsyncs all files and renames the folder, so the
-final name holds either nothing or a complete result. `stage.json` records what was asked and what came out, and
-nothing that differs between two runs of the same request (no dates, no durations).
+units of work; the next run of the same request continues from there. Publishing fsyncs all files and renames the
+folder, so the final name holds either nothing or a complete result. `stage.json` records the request and the result,
+and nothing that differs between two runs of the same request (no dates, no durations).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,30 +23,24 @@ from typing import Any
 from dfrot.errors import DfqError, ExistsError, MismatchError, ResourceError
 from dfrot.files import digest_json, fsync_folder, read_json, write_json
 
-Progress = Callable[[str, int, int], None]
-"""`progress(label, done, total)`: called by the library, shown by the command line."""
-
 JOURNAL, LOCK, REQUEST, RECORD = "journal.jsonl", ".lock", "request.json", "stage.json"
 
 
-def silent(label: str, done: int, total: int) -> None:
-    """The progress callback that shows nothing."""
-
-
 def versions() -> dict[str, str]:
-    """Versions that can change a result."""
+    """Versions of everything that can change a result, by name."""
     names = ("dfq", "torch", "transformers", "numpy", "safetensors")
-    found = {}
+    installed = {}
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return {**found, "python": platform.python_version()}
+            installed[name] = metadata.version(name)
+    return {**installed, "python": platform.python_version()}
 
 
 class Stage:
     """A unit of resumable work that ends in one published folder. Use through `open_stage`."""
 
     def __init__(self, out: Path, kind: str, request: dict[str, Any]) -> None:
+        """out: the final folder; kind: name of the stage; request: settings and digests of inputs, as JSON."""
         self.out = out
         self.kind = kind
         self.request = request
@@ -55,10 +50,11 @@ class Stage:
 
     @property
     def resumed(self) -> int:
-        """How many units were found finished."""
+        """Number of units that are finished; after opening, those of the interrupted run."""
         return len(self._done)
 
     def done(self, unit: str) -> bool:
+        """Whether `unit` is finished."""
         return unit in self._done
 
     def recall(self, unit: str) -> Any:
@@ -74,11 +70,11 @@ class Stage:
         self._done[unit] = value
 
     def discard(self) -> None:
-        """Give up: nothing of this run is worth continuing."""
+        """Delete the working folder: nothing of this run is worth continuing."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def publish(self, evidence: dict[str, Any]) -> None:
-        """Make everything durable, write `stage.json`, give the folder its final name."""
+    def publish(self, result: dict[str, Any]) -> None:
+        """Make everything durable, write `stage.json` with the entries of `result`, give the folder its final name."""
         for path in sorted(self.folder.rglob("*")):
             if path.is_file():
                 with path.open("rb") as handle:
@@ -86,11 +82,12 @@ class Stage:
             else:
                 fsync_folder(path)
         fsync_folder(self.folder)
-        record = {"kind": self.kind, "request": self.request, "versions": versions(), **evidence}
+        record = {"kind": self.kind, "request": self.request, "versions": versions(), **result}
         write_json(self.folder / RECORD, record)  # from here on the folder is complete, whatever happens
         self._rename()
 
     def _rename(self) -> None:
+        """Give the complete working folder its final name; an old result goes when the new one is in place."""
         for name in (JOURNAL, REQUEST, LOCK):
             (self.folder / name).unlink(missing_ok=True)
         fsync_folder(self.folder)
@@ -103,27 +100,29 @@ class Stage:
         shutil.rmtree(old, ignore_errors=True)
         self.finished = True
 
-    def _load(self) -> None:
+    def load_journal(self) -> None:
+        """Read the finished units of an interrupted run."""
         journal = self.folder / JOURNAL
         if not journal.exists():
             return
-        whole = journal.read_bytes()
-        whole = whole[: whole.rfind(b"\n") + 1]  # a line cut by a crash was never promised
-        journal.write_bytes(whole)
-        for line in whole.decode().splitlines():
+        content = journal.read_bytes()
+        content = content[: content.rfind(b"\n") + 1]  # a line cut by a crash was never promised
+        journal.write_bytes(content)
+        for line in content.decode().splitlines():
             entry = json.loads(line)
             self._done[entry["unit"]] = entry["value"]
 
 
 def _same_request(path: Path, kind: str, request: dict[str, Any]) -> bool:
+    """Whether the JSON file `path` states this kind and request."""
     try:
-        found = read_json(path)
+        stored = read_json(path)
     except DfqError:
         return False
     return (
-        isinstance(found, dict)
-        and found.get("kind") == kind
-        and digest_json(found.get("request")) == digest_json(request)
+        isinstance(stored, dict)
+        and stored.get("kind") == kind
+        and digest_json(stored.get("request")) == digest_json(request)
     )
 
 
@@ -133,9 +132,17 @@ def open_stage(
 ) -> Iterator[Stage]:
     """Open (or continue) the stage that will publish `out`.
 
-    `resume`: None continues an interrupted run of the same request and starts over otherwise; True demands one
-    (or an already finished result of the same request, then `stage.finished` is set); False starts over.
-    Raises ExistsError when `out` is there and neither `overwrite` nor a matching `resume` was given.
+    Args:
+        out: the final folder.
+        kind: name of the stage, for instance `rotate`.
+        request: settings and digests of inputs, as JSON: what decides the bytes of the result.
+        resume: None continues an interrupted run of the same request and starts over otherwise; True demands one
+            (or an already finished result of the same request, then `stage.finished` is set); False starts over.
+        overwrite: replace an existing `out`.
+
+    Raises ExistsError when `out` exists and neither `overwrite` nor a matching `resume` was given, or when another
+    process works on it; MismatchError when `resume` is demanded and the interrupted run is another request's;
+    ResourceError when the folder cannot be created or the disk is full.
     """
     stage = Stage(out, kind, request)
     if out.exists() and not overwrite:
@@ -143,58 +150,91 @@ def open_stage(
             stage.finished = True
             yield stage
             return
-        raise ExistsError(f"{out}: already exists; choose another --out, or replace it with --overwrite")
+        raise ExistsError(
+            f"{out}: already exists; choose another `out`, or replace it with `overwrite`",
+            field=("out", "overwrite"),
+            file=out,
+        )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         stage.folder.mkdir(exist_ok=True)
     except OSError as error:
-        raise ResourceError(f"{out}: cannot be created ({error.strerror}); choose another --out") from None
+        raise ResourceError(
+            f"{out}: cannot be created ({error.strerror}); choose another `out`", field="out", file=out
+        ) from None
     with (stage.folder / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ExistsError(f"{stage.folder}: another dfq process is working here; wait for it") from None
-        if resume is not False and _same_request(stage.folder / RECORD, kind, request):
-            stage._rename()  # killed between the last byte and the rename
+            raise ExistsError(
+                f"{stage.folder}: another dfq process is working here; wait for it", file=stage.folder
+            ) from None
+        _prepare(stage, resume)
+        if stage.finished:
             yield stage
             return
-        same = _same_request(stage.folder / REQUEST, kind, request)
-        if resume and (stage.folder / REQUEST).exists() and not same:
-            raise MismatchError(f"{stage.folder}: holds an interrupted run of another request; use --no-resume")
-        if not same or resume is False:
-            _empty(stage.folder)
-            write_json(stage.folder / REQUEST, {"kind": kind, "request": request})
-        stage._load()
-        _sweep(stage.folder)
-        try:
+        with _failures_cleaned(stage):
             yield stage
-        except DfqError:
-            if not stage._done:  # refused before anything was worth keeping
-                shutil.rmtree(stage.folder, ignore_errors=True)
-            raise
-        except OSError as error:
-            if error.errno == 28:
-                raise ResourceError(f"{out}: no space left on the disk; free some and run again to resume") from None
-            raise
 
 
-def _sweep(folder: Path) -> None:
-    """Drop files that a killed writer left aside (their names begin with a dot)."""
+def _prepare(stage: Stage, resume: bool | None) -> None:
+    """Continue or empty the working folder, or publish a run that was killed between its last byte and the rename.
+
+    Raises MismatchError when `resume` is demanded and the folder holds another request's run."""
+    folder = stage.folder
+    if resume is not False and _same_request(folder / RECORD, stage.kind, stage.request):
+        stage._rename()
+        return
+    same = _same_request(folder / REQUEST, stage.kind, stage.request)
+    if resume and (folder / REQUEST).exists() and not same:
+        raise MismatchError(
+            f"{folder}: holds an interrupted run of another request; start over without `resume`",
+            field="resume",
+            file=folder,
+        )
+    if not same or resume is False:
+        _empty(folder)
+        write_json(folder / REQUEST, {"kind": stage.kind, "request": stage.request})
+    stage.load_journal()
+    _remove_temporary_files(folder)
+
+
+@contextlib.contextmanager
+def _failures_cleaned(stage: Stage) -> Iterator[None]:
+    """Delete the folder of a run that was refused before any unit was finished; name a full disk in one line."""
+    try:
+        yield
+    except DfqError:
+        if not stage.resumed:
+            stage.discard()
+        raise
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise ResourceError(
+                f"{stage.out}: no space left on the disk; free some and run again to resume", file=stage.out
+            ) from None
+        raise
+
+
+def _remove_temporary_files(folder: Path) -> None:
+    """Delete what a killed writer left behind (temporary names begin with a dot)."""
     for path in folder.rglob(".*"):
         if path.name != LOCK and path.is_file():
             path.unlink()
 
 
 def _empty(folder: Path) -> None:
+    """Delete everything in `folder` except the lock."""
     for path in folder.iterdir():
         if path.name != LOCK:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def read_record(folder: Path, kind: str) -> dict[str, Any]:
-    """The `stage.json` of a published stage of the given kind. Raises InputError/MismatchError otherwise."""
+    """The `stage.json` of a published stage. Raises InputError for a folder without one, MismatchError when it is the
+    record of another kind of stage."""
     record = read_json(folder / RECORD)
     if not isinstance(record, dict) or record.get("kind") != kind:
-        found = record.get("kind") if isinstance(record, dict) else None
-        raise MismatchError(f"{folder}: is the result of {found or 'something else'}, not of dfq {kind}")
+        actual = record.get("kind") if isinstance(record, dict) else None
+        raise MismatchError(f"{folder}: is the result of {actual or 'something else'}, not of dfq {kind}", file=folder)
     return record

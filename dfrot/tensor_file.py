@@ -1,4 +1,4 @@
-"""tensor_file"""
+"""One safetensors file of named tensors, written atomically."""
 
 from __future__ import annotations
 
@@ -12,24 +12,28 @@ from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.errors import InputError
 from dfrot.files import fsync_folder
 
+NEVER_SPLIT = 1 << 62  # shard size in bytes beyond any file
+
 
 def save_tensors(
-    file: Path, tensors: dict[str, Tensor], whole: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    file: Path, tensors: dict[str, Tensor], gather: Callable[[Tensor], Tensor] = lambda tensor: tensor
 ) -> None:
-    """Write one safetensors file aside and rename it: it is whole or not there. whole: puts together a tensor that
-    several processes hold, when its turn comes, in the order of `tensors`."""
+    """Write `tensors` beside `file` and rename the result: the file is complete or not there.
+
+    gather: assembles a tensor that several processes hold parts of. It is called for one tensor after the other, in
+    the order of `tensors`, so that only one is assembled at a time."""
     plan = [TensorPlan(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in sorted(tensors.items())]
     stem = f".{file.stem}.new"
-    writer = SafetensorsWriter(file.parent, plan, stem, shard_bytes=1 << 62)
+    writer = SafetensorsWriter(file.parent, plan, stem, shard_bytes=NEVER_SPLIT)
     for name, tensor in tensors.items():
-        writer.write(name, whole(tensor))
+        writer.write(name, gather(tensor))
     writer.sync()
     (file.parent / f"{stem}.safetensors").replace(file)
     fsync_folder(file.parent)
 
 
 def load_tensors(file: Path) -> dict[str, Tensor]:
-    """All tensors of one file, checked. Raises InputError when it is missing or damaged."""
+    """All tensors of a file by name. Raises InputError when it is missing or damaged."""
     if not file.is_file():
-        raise InputError(f"{file}: file not found; the draft is incomplete, make it again")
+        raise InputError(f"{file}: file not found; its folder is incomplete, make it again", file=file)
     return {name: read_tensor(entry) for name, entry in read_header(file).items()}

@@ -3,9 +3,11 @@ share: a random Llama, one with a planted massive activation, the reference mode
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -190,3 +192,84 @@ def text_file(tmp_path: Path) -> Path:
     file = tmp_path / "text.txt"
     file.write_text("".join(f"line {n} of a text that is long enough; Z ends it\n" for n in range(400)))
     return file
+
+
+# ---- decoding: tests/generation, tests/draft, tests/stages/draft, tests/vision ----
+
+
+def _helpers(name: str) -> Any:
+    """The module tests/NAME.py, loaded when a test needs it: tests are no package."""
+    spec = importlib.util.spec_from_file_location(f"tests_{name}", Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def decoding() -> Any:
+    """tests/decoding.py."""
+    return _helpers("decoding")
+
+
+@pytest.fixture(scope="session")
+def kit(decoding: Any) -> SimpleNamespace:
+    """Random targets, and drafts that are random, always right or always wrong."""
+    return SimpleNamespace(
+        model=decoding.model,
+        with_kv4=decoding.with_kv4,
+        scripted=decoding.Scripted,
+        random_draft=decoding.random_draft,
+        vocab=decoding.VOCAB,
+        kinds=list(decoding.KINDS),
+    )
+
+
+@pytest.fixture(scope="session")
+def targets(decoding: Any) -> Callable[..., Any]:
+    """Random targets by name: `llama`, `llama-bf16`, `llama-kv4`, `mistral`, ..."""
+    return decoding.Targets()  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="session")
+def vlms(decoding: Any) -> Any:
+    """Small random VLMs, tests/vlm_models.py: target(name), inputs(name, seed), prompt(name, seed), draft(arch)."""
+    return _helpers("vlm_models")
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The model that ships."""
+    from dfrot import reference as shipped
+
+    return shipped.path()
+
+
+@pytest.fixture(scope="session")
+def reference_engine() -> Any:
+    """An engine for the reference model, decoding plainly."""
+    from dfrot import reference as shipped
+    from dfrot.generation.engine import Engine
+
+    return Engine(shipped.path())
+
+
+@pytest.fixture(scope="session")
+def reference_draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an untrained draft of the reference model."""
+    import torch
+
+    from dfrot import reference as shipped
+    from dfrot.arch import open_described
+    from dfrot.draft.models.build import build, config_for
+    from dfrot.draft.store import save_draft
+    from dfrot.vision.fingerprint import checkpoint_fingerprint
+
+    folder = tmp_path_factory.mktemp("draft")
+    _, arch = open_described(shipped.path())
+    torch.manual_seed(0)
+    fingerprint = checkpoint_fingerprint(shipped.path())
+    save_draft(folder, build(config_for(arch, "dream", target_fingerprint=fingerprint)))
+    return folder

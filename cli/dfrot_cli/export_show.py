@@ -1,4 +1,4 @@
-"""How `dfq export` shows the matrix of formats, what it wrote, and what it checked."""
+"""How `dfq export` shows which format holds which scheme, what it wrote, and what it checked."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from dfrot_cli import show
 
 
 def matrix(json: bool) -> None:
+    """Every scheme and format: whether it can be exported, and the nearest scheme that can."""
     from dfrot.export import fit
 
-    found = fit.matrix()
+    rows = fit.matrix()
     if json:
-        show.as_json(
-            {name: {key: vars(one) | {"cell": one.cell} for key, one in row.items()} for name, row in found.items()}
-        )
+        show.as_json({name: {key: fitted.to_dict() for key, fitted in row.items()} for name, row in rows.items()})
         return
-    targets = list(next(iter(found.values())))
-    show.table("", ("scheme", *targets), [(name, *(row[key].cell for key in targets)) for name, row in found.items()])
+    targets = list(next(iter(rows.values())))
+    show.table("", ("scheme", *targets), [(name, *(row[key].summary for key in targets)) for name, row in rows.items()])
     show.line("no (why): the nearest scheme that can be exported")
 
 
 def written(evidence: dict[str, Any], out: Path) -> None:
+    """The files of an export and the engines that load them. evidence: its record."""
     for text in evidence["notes"]:
         show.note(f"note: {text}")
     if (scales := evidence["scales"])["rounded"]:
@@ -34,6 +34,7 @@ def written(evidence: dict[str, Any], out: Path) -> None:
 
 
 def checked(report: dict[str, Any], out: Path) -> None:
+    """What every engine computed with the exported files, beside dfq's own results."""
     columns = (
         "scheme",
         "target",

@@ -2,62 +2,51 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any, NoReturn
 
 import click
 
+from dfrot_cli.flags import COMMAND, with_flags
+from dfrot_cli.lazy_group import LazyGroup
+
 COMMANDS = {
-    "run": "Run a recipe: a YAML file with every stage and what should come out.",
+    "run": "Run a recipe: a YAML file with every stage and the expected results.",
     "rotate": "Rotate a checkpoint; its function stays the same.",
-    "calibrate": "Collect what quantize needs, block by block.",
+    "calibrate": "Collect the statistics that quantize needs.",
     "quantize": "Quantize a checkpoint to packed integers.",
     "tune": "Fit scales and norm gains of a packed checkpoint end to end.",
     "eval": "Measure checkpoints (dfq eval ppl, kl, tasks, speed).",
     "export": "Write a checkpoint for vLLM, llama.cpp, transformers, ...",
-    "inspect": "Say what a checkpoint is and who can load it.",
-    "draft": "Train a small model that guesses ahead; decode with it, losslessly.",
+    "inspect": "Show what a checkpoint is and what can load it.",
+    "draft": "Train and measure draft models for speculative decoding.",
     "outliers": "Find outliers, explain them, remove them.",
-    "generate": "Generate text with a checkpoint, as it comes.",
+    "generate": "Generate text with a checkpoint, as a stream.",
     "serve": "Serve a checkpoint over HTTP, OpenAI-compatible.",
-    "report": "Collect results of several runs into one table.",
-    "compare": "Run every method on one model, print one table.",
+    "report": "Collect results of several runs in one table.",
+    "compare": "Compare all methods on one model in one table.",
     "models": "List the model aliases.",
-    "doctor": "Show which kernel serves each operator, and why.",
-    "bench": "Measure dfq itself (dfq bench rotate).",
+    "doctor": "Show which kernel implements each operator, and why.",
+    "bench": "Measure dfq itself (dfq bench rotate, kernels, generate, draft).",
 }
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
 
 
-class Commands(click.Group):
-    """A group that knows its commands' names and help lines without importing them."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        command: click.Command = importlib.import_module(f"dfrot_cli.commands.{cmd_name}").command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+class Main(LazyGroup):
+    """The group of all commands, which turns expected errors into one line and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            _fail("interrupted; the same command continues where it stopped", INTERRUPTED)
+            _fail("interrupted; run the same command again to continue", INTERRUPTED)
         except Exception as error:
             # imported only on failure: `dfq --help` must not pay for the library
             from dfrot.errors import DfqError
 
             if not isinstance(error, DfqError):
                 raise
-            _fail(str(error), error.exit_code)
+            _fail(with_flags(str(error), ctx.meta.get(COMMAND)), error.exit_code)
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:
@@ -68,7 +57,12 @@ def _fail(message: str, exit_code: int) -> NoReturn:
     raise click.exceptions.Exit(exit_code)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Main,
+    package="dfrot_cli.commands",
+    members=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="dfq", prog_name="dfq")
 def main() -> None:
     """Take an LLM checkpoint to 4 bits (weights, activations, KV cache) with refined rotations."""

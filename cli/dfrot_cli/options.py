@@ -10,23 +10,34 @@ from typing import Any, TypeVar
 
 import click
 
+from dfrot.settings import same_as, seed_setting, setting
+from dfrot.stages.evaluate.settings import PerplexitySettings
+from dfrot_cli.flags import COMMAND
+from dfrot_cli.setting_options import help_of, options_of
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
 class Common:
-    """The options of every command. resume: None continues an interrupted run if there is one."""
+    """The options of every command."""
 
-    seed: int
-    device: str
-    threads: int
-    json: bool
-    plan: bool
-    resume: bool | None
-    overwrite: bool
+    seed: int = seed_setting()
+    device: str = same_as(PerplexitySettings, "device")
+    threads: int = same_as(PerplexitySettings, "threads")
+    json: bool = setting(False, help="Print one JSON document on stdout in place of tables.")
+    plan: bool = setting(False, help="Show what would be done, then stop.")
+    resume: bool | None = setting(
+        None,
+        option="--resume/--no-resume",
+        help="Insist on continuing an interrupted run, or start over. Default: continue if there is one.",
+    )
+    overwrite: bool = setting(False, help="Replace an existing output.")
 
     def prepare(self, cuda: bool = False) -> None:
-        """Apply --threads and refuse a device that is not there. Imports torch. `cuda`: the command can use one."""
+        """Apply --threads and refuse a device that this machine lacks. Imports torch.
+
+        cuda: whether the command can use a CUDA device. Raises ResourceError or UnsupportedError."""
         import torch
 
         from dfrot.errors import ResourceError, UnsupportedError
@@ -34,61 +45,73 @@ class Common:
         if self.threads:
             torch.set_num_threads(self.threads)
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise ResourceError("--device cuda: no usable CUDA device on this machine; use --device cpu")
+            raise ResourceError(
+                "`device=cuda`: no usable CUDA device on this machine; use `device=cpu`", field="device"
+            )
         if self.device == "cuda" and not cuda:
-            raise UnsupportedError("--device cuda: this command works on the CPU only; use --device cpu")
+            raise UnsupportedError(
+                "`device=cuda`: this command works on the CPU only; use `device=cpu`", field="device"
+            )
 
     def stage(self) -> dict[str, Any]:
         """The arguments that every resumable library function takes."""
         return {"resume": self.resume, "overwrite": self.overwrite}
 
 
-_OPTIONS = (
-    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything random."),
-    click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True),
-    click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads; 0 leaves it to torch."),
-    click.option("--json", is_flag=True, help="Print one JSON document on stdout instead of tables."),
-    click.option("--plan", is_flag=True, help="Show what would be done, then stop."),
-    click.option(
-        "--resume/--no-resume",
-        default=None,
-        help="Demand that an interrupted run continues / start over. Default: continue if there is one.",
-    ),
-    click.option("--overwrite", is_flag=True, help="Replace an existing output."),
-)
-
-
 def common(function: Function) -> Function:
-    """Add the options of every command; the function receives them as one `common: Common`."""
+    """Add the options of every command; the function receives them as `common: Common`."""
 
     @functools.wraps(function)
     def wrapped(**values: Any) -> Any:
-        names = Common.__dataclass_fields__
-        given = Common(**{name: values.pop(name) for name in names})
-        return function(common=given, **values)
+        context = click.get_current_context()
+        context.meta[COMMAND] = context.command
+        options = Common(**{name: values.pop(name) for name in Common.__dataclass_fields__})
+        return function(common=options, **values)
 
-    for option in reversed(_OPTIONS):
-        wrapped = option(wrapped)
-    return wrapped  # type: ignore[return-value]
+    return options_of(Common, skip=())(wrapped)  # type: ignore[return-value]
 
 
 def out_option(text: str) -> Callable[[Function], Function]:
-    """--out: where the result goes; always asked for, never guessed."""
+    """--out: the result's folder or file; required, never guessed."""
     return click.option("--out", type=click.Path(path_type=Path), required=True, metavar="PATH", help=text)
 
 
-dataset_option = click.option(
-    "--dataset",
-    metavar="D",
-    help="wikitext2, stdlib, or a file (.txt, .jsonl, .parquet) or folder. Default: wikitext2; stdlib for reference.",
-)
-scheme_option = click.option(
-    "--scheme", default="w4a4kv4", show_default=True, help="Bits and conventions: w4a4kv4, w4a16-g128, w3a3kv3, ..."
-)
-seqlen_option = click.option("--seqlen", type=click.IntRange(2), default=2048, show_default=True, help="Window length.")
+def file_option(text: str, metavar: str = "FILE") -> Callable[[Function], Function]:
+    """--out of commands that print their result and also write it where this is given."""
+    return click.option("--out", type=click.Path(path_type=Path), metavar=metavar, help=text)
+
+
+def require_new(out: Path | None, common: Common) -> None:
+    """Refuse an output that exists, unless it is to be replaced."""
+    from dfrot.errors import ExistsError
+
+    if out is not None and out.exists() and not common.overwrite:
+        raise ExistsError(
+            f"{out}: already exists; choose another `out`, or replace it with `overwrite`",
+            field=("out", "overwrite"),
+            file=out,
+        )
+
+
+def dataset_option(settings: type[Any]) -> Callable[[Function], Function]:
+    """--dataset of commands that choose the text by the model where none is given."""
+    text = help_of(settings, "dataset").split(". None ")[0].rstrip(".")
+    return click.option(
+        "--dataset",
+        metavar="D",
+        help=f"{text}: wikitext2, stdlib, or a file (.txt, .jsonl, .parquet) or folder. Default: wikitext2; stdlib for "
+        "the reference models.",
+    )
+
+
+def path_option(*flags: str, text: str, metavar: str, required: bool = False) -> Callable[[Function], Function]:
+    """An option that names a file or folder."""
+    return click.option(*flags, type=click.Path(path_type=Path), required=required, metavar=metavar, help=text)
+
+
 model_option = click.option(
     "--model",
     required=True,
     metavar="M",
-    help="A folder, a hub id, an alias (see dfq models), reference or reference-vlm.",
+    help="The checkpoint: a folder, a hub id, an alias (see dfq models), reference or reference-vlm.",
 )

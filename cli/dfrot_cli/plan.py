@@ -12,7 +12,7 @@ from dfrot_cli.options import Common
 
 
 def state(out: Path | None, common: Common) -> str:
-    """What lies at the output now, and what a run would therefore do."""
+    """The state of the output path, and what a run would therefore do."""
     if out is None:
         return "nothing is written"
     if out.exists():
@@ -30,11 +30,11 @@ def numbered(folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def plan(kind: str, inputs: Mapping[str, Any], settings: Any, out: Path | None, common: Common) -> None:
-    """Print the plan; nothing was touched."""
+    """Print the plan of `dfq KIND`: inputs, settings (a dataclass or a mapping), output and its state."""
     options = asdict(settings) if is_dataclass(settings) and not isinstance(settings, type) else dict(settings)
-    given = {name: str(value) for name, value in inputs.items()}
+    paths = {name: str(value) for name, value in inputs.items()}
     result = {"output": None if out is None else str(out), "state": state(out, common)}
     if common.json:
-        show.as_json({"command": kind, "inputs": given, "settings": options, **result})
+        show.as_json({"command": kind, "inputs": paths, "settings": options, **result})
     else:
-        show.facts(f"plan: dfq {kind}", {**given, **options, **result})
+        show.facts(f"plan: dfq {kind}", {**paths, **options, **result})

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-PATIENCE = 2.0  # seconds before a bar appears: short work needs none
+BAR_AFTER = 2.0  # seconds; short work needs no bar
 QUIET_EVERY = 15.0  # seconds between lines when stderr is a file
 
 
@@ -42,13 +42,13 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
         *columns, TextColumn("eta"), TimeRemainingColumn(elapsed_when_finished=True), console=console, transient=True
     )
     tasks: dict[str, Any] = {}
-    waiting = threading.Timer(PATIENCE, bars.start)
+    waiting = threading.Timer(BAR_AFTER, bars.start)
     waiting.daemon = True
     waiting.start()
 
     def report(label: str, done: int, total: int) -> None:
         for name in [name for name in tasks if name != label]:
-            bars.remove_task(tasks.pop(name))  # one bar: the library does one thing at a time
+            bars.remove_task(tasks.pop(name))  # a single bar: the library does one thing at a time
         if label not in tasks:
             tasks[label] = bars.add_task(label, total=total)
         bars.update(tasks[label], completed=done, total=total)
@@ -62,16 +62,16 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _lines() -> Callable[[str, int, int], None]:
-    label, begin, first, said = "", 0.0, 0, time.monotonic()
+    label, begin, first, last_line = "", 0.0, 0, time.monotonic()
 
     def report(name: str, done: int, total: int) -> None:
-        nonlocal label, begin, first, said
+        nonlocal label, begin, first, last_line
         now = time.monotonic()
         if name != label:
             label, begin, first = name, now, done
-        if now - said < QUIET_EVERY:
+        if now - last_line < QUIET_EVERY:
             return
-        said = now
+        last_line = now
         units, elapsed = done - first, now - begin
         eta = f", {units / elapsed:.2f}/s, eta {(total - done) * elapsed / units:.0f} s" if units and elapsed else ""
         note(f"{label}: {done}/{total}{eta}")
@@ -95,13 +95,13 @@ def line(text: str) -> None:
 
 
 def piece(text: str) -> None:
-    """A piece of running text on stdout, at once."""
+    """A piece of streamed text on stdout, flushed at once."""
     click.echo(text, nl=False)
     sys.stdout.flush()
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table on stdout; columns of text lean left, numbers right."""
+    """A table on stdout; text is aligned left, numbers right."""
     shown = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
     for index, name in enumerate(columns):
         words = all(isinstance(row[index], str) and not row[index][:1].isdigit() for row in rows)
@@ -113,7 +113,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 
 
 def hardest(title: str, rows: Mapping[str, Mapping[str, Any]], by: str, most: int = 12) -> None:
-    """A table of the entries with the largest `by`; the rest is in the JSON."""
+    """A table of the `most` entries with the largest value of `by`; --json has all."""
     order = sorted(rows, key=lambda name: -float(rows[name].get(by) or 0.0))[:most]
     columns = sorted({key for name in order for key, value in rows[name].items() if isinstance(value, (int, float))})
     shown = f"{title}, by {by}" + (f" (the first {most} of {len(rows)})" if len(rows) > most else "")
@@ -136,7 +136,7 @@ def cell(value: Any) -> str:
 
 
 def facts(title: str, values: Mapping[str, Any]) -> None:
-    """What, value: one pair per line."""
+    """A title and one name and value per line, on stdout."""
     width = max(map(len, values), default=0)
     line(title)
     for name, value in values.items():
@@ -144,7 +144,7 @@ def facts(title: str, values: Mapping[str, Any]) -> None:
 
 
 def size(count: int | float) -> str:
-    """Bytes for people."""
+    """Bytes in readable units."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= factor:
             return f"{count / factor:.2f} {unit}"

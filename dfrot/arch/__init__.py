@@ -1,16 +1,20 @@
-"""The table of architectures. A new model is a description and its row here; the algebra tests run over all."""
+"""The table of architectures. A new model is a description and its row here; the algebra tests run over all of them."""
 
 from __future__ import annotations
 
 import difflib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from dfrot.arch.bind import bind
+from dfrot.arch.bound import BoundArch, Tap
 from dfrot.arch.layouts import with_described_names
 from dfrot.arch.llama import GRANITE, LLAMA, MISTRAL, PHI3, QWEN2, QWEN3
 from dfrot.arch.moe import MIXTRAL, OLMOE, QWEN3_MOE
 from dfrot.arch.postnorm import GEMMA2, GEMMA3, OLMO2
-from dfrot.arch.spec import ArchSpec, BoundArch, Linear, Norm, Tap
+from dfrot.arch.space import Size, Space
+from dfrot.arch.spec import ArchSpec, Linear, Norm
 from dfrot.arch.vlm import WRAPPERS
 from dfrot.arch.wrapper import untie_config
 from dfrot.checkpoint import Checkpoint
@@ -23,33 +27,41 @@ ARCHS: dict[str, ArchSpec] = {
 
 
 def is_described(config: dict[str, Any]) -> bool:
-    """Whether a `config.json` names a model of the table, or one of those that see."""
-    kind = config.get("model_type")
-    return isinstance(kind, str) and (kind in ARCHS or kind in WRAPPERS)
+    """Whether a `config.json` names a language model or a VLM of the tables."""
+    model_type = config.get("model_type")
+    return isinstance(model_type, str) and (model_type in ARCHS or model_type in WRAPPERS)
 
 
 def describe(config: dict[str, Any], where: str = "config.json") -> BoundArch:
-    """The bound description of a checkpoint's `config.json`; of a model that sees, of its language model. Raises
-    UnsupportedError for an unknown one."""
-    kind = config.get("model_type")
-    if isinstance(kind, str) and kind in WRAPPERS:
-        inside = WRAPPERS[kind].language(config)
-        if inside["model_type"] in WRAPPERS:
-            raise InputError(f"{where}: {kind} holds no language model (text_config is missing, or no language model)")
-        return replace(describe(inside, where), wrapper=WRAPPERS[kind])
-    if not isinstance(kind, str) or kind not in ARCHS:
-        near = difflib.get_close_matches(str(kind), [*ARCHS, *WRAPPERS], 1)
+    """The description of a checkpoint with this `config.json`; of a VLM, of its language model.
+
+    where: how error messages name the file. Raises UnsupportedError for an unknown model, InputError for values that do
+    not fit together."""
+    model_type = config.get("model_type")
+    if isinstance(model_type, str) and model_type in WRAPPERS:
+        text_config = WRAPPERS[model_type].language(config)
+        if text_config["model_type"] in WRAPPERS:
+            raise InputError(
+                f"{where}: {model_type} holds no language model (text_config is missing, or no language model)",
+                file=where,
+            )
+        return replace(describe(text_config, where), wrapper=WRAPPERS[model_type])
+    if not isinstance(model_type, str) or model_type not in ARCHS:
+        known = [*ARCHS, *WRAPPERS]
+        near = difflib.get_close_matches(str(model_type), known, 1)
         hint = f"; nearest: {near[0]}" if near else ""
         raise UnsupportedError(
-            f"{where}: model_type {kind!r} is unknown (known: {', '.join([*ARCHS, *WRAPPERS])}{hint}); "
-            "describe it in dfrot/arch/ to add it"
+            f"{where}: model_type {model_type!r} is unknown (known: {', '.join(known)}{hint}); "
+            "describe it in dfrot/arch/ to add it",
+            file=where,
         )
-    return ARCHS[kind].bind(config)
+    return bind(ARCHS[model_type], config)
 
 
-def open_described(path: Any) -> tuple[Checkpoint, BoundArch]:
-    """Open a checkpoint folder and check it against its architecture's description."""
-    checkpoint = Checkpoint.open(path)
+def open_described(path: Path | str) -> tuple[Checkpoint, BoundArch]:
+    """Open a checkpoint folder and check it against its architecture's description. Raises DfqError where it does not
+    fit."""
+    checkpoint = Checkpoint.open(Path(path))
     arch = describe(checkpoint.config, str(checkpoint.path / "config.json"))
     checkpoint = with_described_names(checkpoint, arch)
     arch.check(checkpoint)
@@ -62,6 +74,8 @@ __all__ = [
     "BoundArch",
     "Linear",
     "Norm",
+    "Size",
+    "Space",
     "Tap",
     "describe",
     "is_described",

@@ -1,8 +1,6 @@
-"""How llama.cpp calls the parts of each architecture: facts of its file format, as data.
+"""The names that llama.cpp gives to the parts of each architecture: facts of its file format, as data.
 
-interleaved: linears whose rows llama.cpp wants in the order of its own RoPE. Hugging Face pairs element i of a head
-with i + d/2; llama.cpp's `llama` graph pairs 2i with 2i + 1, so their rows are interleaved. Its other graphs pair
-like Hugging Face. Nothing else about a model is known to the exporter.
+The exporter knows nothing else about a model.
 """
 
 from __future__ import annotations
@@ -14,11 +12,15 @@ from dfrot.arch.llama import DOWN, GATE, GATE_UP, OUT, QKV, UP, K, Q, V
 
 @dataclass(frozen=True)
 class GGUFNames:
-    """arch: `general.architecture`. parts: our relative module name -> theirs, inside a block `blk.N`."""
+    """One architecture in llama.cpp."""
 
     arch: str
+    """`general.architecture` of the file, which chooses llama.cpp's graph."""
     interleaved: tuple[str, ...] = ()
+    """Linears whose rows are interleaved for llama.cpp's RoPE: Hugging Face pairs element i of a head with i + d/2, the
+    `llama` and `granite` graphs pair 2i with 2i + 1. Other graphs pair like Hugging Face."""
     parts: dict[str, str] = field(default_factory=dict)
+    """Our module name inside a block -> llama.cpp's inside `blk.N`."""
     embed: str = "token_embd"
     final_norm: str = "output_norm"
     head: str = "output"

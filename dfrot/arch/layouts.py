@@ -1,59 +1,64 @@
 """Checkpoints read under the names of their architecture's description, whatever their files call a tensor.
 
-Of a model that sees, the language model lies under a prefix, which differs between makers and transformers.
+The language model of a VLM lies under a prefix, which differs between published files and transformers.
 
-The makers of mixtures publish one linear per expert, and transformers writes that too unless it is told
-`save_original_format=False`: then a layer has two tensors, [experts, rows, cols], as in its memory. An expert's rows
-are contiguous bytes of such a tensor, so this is a matter of names and offsets: no weight is read or copied.
+Mixtures are published with one linear per expert, and transformers writes them so unless `save_original_format=False`
+is given: then a layer has two tensors, [experts, rows, cols], as in its memory. An expert's rows are contiguous bytes
+of such a tensor, so reading them takes only names and offsets; no weight is read or copied here.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from dfrot.arch.spec import BoundArch
+from dfrot.arch.bound import BoundArch
 from dfrot.checkpoint import Checkpoint, TensorEntry
 from dfrot.errors import InputError
 
 
 def with_described_names(checkpoint: Checkpoint, arch: BoundArch) -> Checkpoint:
-    """`checkpoint` with the names of its architecture's description. Raises InputError for a merged tensor of another
+    """`checkpoint` under the names of its architecture's description. Raises InputError for a merged tensor of another
     shape, or for one linear that is stored twice."""
     mixture = arch.spec.experts
     if mixture is None and arch.wrapper is None:
         return checkpoint
     parts = dict(mixture.merged) if mixture is not None else {}
     merged = {arch.full(layer, name): layer for layer in range(arch.n_layers) for name in parts}
-    found: dict[str, TensorEntry] = {}
+    described: dict[str, TensorEntry] = {}
     for name, entry in checkpoint.entries.items():
         if name in merged:
             layer = merged[name]
-            fresh = _split(arch, entry, layer, parts[name.removeprefix(f"{arch.prefix(layer)}.")])
+            entries = _split(arch, entry, layer, parts[name.removeprefix(f"{arch.prefix(layer)}.")])
         else:
-            fresh = {arch.stored(name): entry}
-        if twice := set(fresh) & set(found):
-            raise InputError(f"{entry.file}: tensor {min(twice)} is stored twice; restore the folder")
-        found.update(fresh)
-    return checkpoint.renamed(found)
+            entries = {arch.stored(name): entry}
+        if repeated := set(entries) & set(described):
+            raise InputError(
+                f"{entry.file}: tensor {min(repeated)} is stored twice; restore the folder",
+                file=entry.file,
+                tensor=min(repeated),
+            )
+        described.update(entries)
+    return checkpoint.renamed(described)
 
 
 def _split(arch: BoundArch, entry: TensorEntry, layer: int, parts: tuple[str, ...]) -> dict[str, TensorEntry]:
-    """The entries of the linears whose weights a merged tensor holds."""
+    """The entries of the linears whose weights a merged tensor holds, one [rows, cols] per expert and part."""
     mixture = arch.spec.experts
     assert mixture is not None
-    shapes = {one.name: arch.shape(one) for one in mixture.linears}
-    count = arch.sizes["experts"]
-    wanted = (count, sum(shapes[part][0] for part in parts), shapes[parts[0]][1])
-    if entry.shape != wanted:
+    shapes = {linear.name: arch.shape(linear) for linear in mixture.linears}
+    expected = (arch.n_experts, sum(shapes[part][0] for part in parts), shapes[parts[0]][1])
+    if entry.shape != expected:
         raise InputError(
-            f"{entry.file}: tensor {entry.name}: shape {list(entry.shape)}, config.json needs {list(wanted)}"
+            f"{entry.file}: tensor {entry.name}: shape {list(entry.shape)}, config.json needs {list(expected)}",
+            file=entry.file,
+            tensor=entry.name,
         )
-    found, position = {}, entry.start
-    for expert in range(count):
+    entries, position = {}, entry.start
+    for expert in range(arch.n_experts):
         for part in parts:
             rows, cols = shapes[part]
             end = position + rows * cols * entry.dtype.itemsize
             name = f"{arch.full(layer, mixture.container)}.{expert}.{part}.weight"
-            found[name] = replace(entry, name=name, shape=(rows, cols), start=position, end=end)
+            entries[name] = replace(entry, name=name, shape=(rows, cols), start=position, end=end)
             position = end
-    return found
+    return entries

@@ -8,20 +8,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dfrot.arch.llama import LLAMA, OUT, QWEN3, K, Q, V
+from dfrot.arch.llama import ATTENTION, LLAMA, QWEN3, K, Q, V, mlp_input, mlp_output
+from dfrot.arch.space import Size, Space
 from dfrot.arch.spec import Linear, MixtureSpec, Norm
 
-ATTENTION = tuple(one for one in LLAMA.linears if one.name in (Q, K, V, OUT))
-ROUTER = Linear("mlp.gate", "residual", "router", "experts", "hidden")
+ROUTER = Linear(name="mlp.gate", reads=Space.RESIDUAL, writes=Space.ROUTER, rows=Size.EXPERTS, cols=Size.HIDDEN)
 GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
 
 
 def _expert(gate: str, up: str, down: str) -> tuple[Linear, ...]:
-    return (
-        Linear(gate, "residual", "mlp", "mlp", "hidden"),
-        Linear(up, "residual", "mlp", "mlp", "hidden"),
-        Linear(down, "mlp", "residual", "hidden", "mlp"),
-    )
+    """The linears of one expert, by their names."""
+    return (mlp_input(gate), mlp_input(up), mlp_output(down))
 
 
 MIXTRAL = replace(
@@ -43,7 +40,7 @@ EXPERTS = MixtureSpec(
     container="mlp.experts",
     linears=_expert("gate_proj", "up_proj", "down_proj"),
     router=ROUTER,
-    count=("num_experts", "num_local_experts"),  # their makers' name, transformers'
+    count=("num_experts", "num_local_experts"),  # as their makers and as transformers call it
     width="moe_intermediate_size",
     merged=((GATE_UP, ("gate_proj", "up_proj")), (DOWN, ("down_proj",))),
 )
@@ -59,7 +56,7 @@ QWEN3_MOE = replace(
 OLMOE = replace(
     QWEN3_MOE,
     model_type="olmoe",
-    head_norm_sizes=("q", "kv"),  # over all heads at once
+    head_norm_sizes=(Size.QUERIES, Size.KEY_VALUES),  # over all heads at once
     experts=replace(EXPERTS, width="intermediate_size"),
     requires=(("clip_qkv", (), "queries, keys and values are clamped, which no rotation of values passes"),),
 )

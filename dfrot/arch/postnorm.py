@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dfrot.arch.llama import GATE, LLAMA, UP, K, Q, V
+from dfrot.arch.space import Size
 from dfrot.arch.spec import Norm, Scalars
 
 QK_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
@@ -13,7 +14,7 @@ OLMO2 = replace(
     model_type="olmo2",
     norms=(Norm("post_attention_layernorm", late=True), Norm("post_feedforward_layernorm", late=True)),
     head_norms=QK_NORMS,
-    head_norm_sizes=("q", "kv"),  # over all heads at once
+    head_norm_sizes=(Size.QUERIES, Size.KEY_VALUES),  # over all heads at once
 )
 GEMMA2 = replace(
     LLAMA,
@@ -33,11 +34,5 @@ GEMMA2 = replace(
         attention_cap="attn_logit_softcapping",
     ),
     requires=(("use_bidirectional_attention", (False,), "tokens see what follows them"),),
-    defaults=(("num_attention_heads", 8), ("num_key_value_heads", 4), ("head_dim", 256), ("vocab_size", 256_000)),
 )
-GEMMA3 = replace(
-    GEMMA2,
-    model_type="gemma3_text",
-    head_norms=QK_NORMS,
-    defaults=(*GEMMA2.defaults[:-1], ("vocab_size", 262_208)),
-)
+GEMMA3 = replace(GEMMA2, model_type="gemma3_text", head_norms=QK_NORMS)

@@ -1,4 +1,4 @@
-"""Models that see, as transformers has them: a language model of the table, a tower, and what joins them."""
+"""VLMs as transformers builds them: a language model of the table, a vision tower and a projector between them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LLAVA = Wrapper(  # Pixtral's checkpoints too
         ("image_newline", "model.image_newline"),
     ),
 )
-LLAVA_NEXT = replace(  # the end of a row of patches is a vector of its own
+LLAVA_NEXT = replace(  # a learned vector ends every row of patches
     LLAVA,
     model_type="llava_next",
     outside=(_TOWER, _PROJECTOR, "model.image_newline"),
@@ -50,7 +50,7 @@ QWEN2_5_VL = Wrapper(
     ),
     languages={"qwen2_5_vl_text": "qwen2", "qwen2_5_vl": "qwen2"},
 )
-QWEN3_VL = Wrapper(  # features of several depths of the tower join the stream behind its first blocks
+QWEN3_VL = Wrapper(  # features from several depths of the tower are added behind the first blocks
     model_type="qwen3_vl",
     inside="model.language_model",
     outside=("model.visual.",),
@@ -59,5 +59,6 @@ QWEN3_VL = Wrapper(  # features of several depths of the tower join the stream b
 )
 
 WRAPPERS = {
-    one.model_type: one for one in (LLAVA, LLAVA_NEXT, MISTRAL3, GEMMA3, IDEFICS3, SMOLVLM, QWEN2_5_VL, QWEN3_VL)
+    wrapper.model_type: wrapper
+    for wrapper in (LLAVA, LLAVA_NEXT, MISTRAL3, GEMMA3, IDEFICS3, SMOLVLM, QWEN2_5_VL, QWEN3_VL)
 }

@@ -1,4 +1,4 @@
-"""A language model inside a larger model: under other names, beside parts that look at images."""
+"""A language model inside a VLM: under other names, beside a vision tower and a projector."""
 
 from __future__ import annotations
 
@@ -7,41 +7,38 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
+from dfrot.arch.defaults import with_omitted_sizes
 from dfrot.errors import InputError
-
-# what transformers takes for sizes that config.json leaves out, as LLaVA's published ones do
-_LLAMA = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
-_MISTRAL = {**_LLAMA, "intermediate_size": 14336, "num_key_value_heads": 8}
-LEFT_OUT: dict[str, dict[str, int]] = {"llama": {**_LLAMA, "vocab_size": 32000}, "mistral": _MISTRAL}
 
 
 def untie_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A `config.json` whose head has weights of its own, in that of a language model inside too."""
-    found = {**config, "tie_word_embeddings": False}
-    if isinstance(inside := config.get("text_config"), dict):
-        found["text_config"] = {**inside, "tie_word_embeddings": False}
-    return found
+    """A `config.json` whose head has weights of its own, also in the `text_config` of a VLM."""
+    untied = {**config, "tie_word_embeddings": False}
+    if isinstance(text_config := config.get("text_config"), dict):
+        untied["text_config"] = {**text_config, "tie_word_embeddings": False}
+    return untied
 
 
 @dataclass(frozen=True)
 class Wrapper:
-    """What surrounds a language model of the table. All names are those that transformers uses in memory, which are
-    also those that dfq writes; the language model's own are the ones of its description (`model.layers.0 ...`).
-
-    inside: the module that holds what the description calls `model`. outside: prefixes of what is not the language
-    model. writers: patterns of linears there whose output joins the residual stream, so that R1 goes into their rows
-    and bias. vectors: tensors [hidden] that join it as they are. published: (prefix as published, prefix in memory).
-    languages: model_type of the language model's configuration -> that of the description which serves it, where
-    they differ; text alone passes the one exactly as the other.
-    """
+    """The VLM around a language model of the table. All names here are those that transformers uses in memory, which
+    are also those that dfq writes; the language model's own are those of its description (`model.layers.0 ...`)."""
 
     model_type: str
+    """As `config.json` names the VLM."""
     inside: str
+    """The module that holds what the language model's description calls `model`."""
     outside: tuple[str, ...]
+    """Prefixes of everything that is not the language model."""
     writers: tuple[str, ...]
+    """Patterns of linears outside whose output joins the residual stream: R1 goes into their rows and bias."""
     vectors: tuple[str, ...] = ()
+    """Tensors [hidden] outside that join the residual stream as they are."""
     published: tuple[tuple[str, str], ...] = ()
+    """(prefix in published files, prefix in memory)."""
     languages: Mapping[str, str] = field(default_factory=dict)
+    """model_type of the `text_config` -> model_type of the description that serves it, where they differ; for text
+    alone the two compute the same."""
 
     def is_outside(self, name: str) -> bool:
         """Whether a tensor or module is no part of the language model."""
@@ -49,10 +46,11 @@ class Wrapper:
 
     def writes(self, name: str) -> bool:
         """Whether tensor `name` is the weight or bias of a writer, or a vector of the residual stream."""
-        return name in self.vectors or any(fnmatchcase(name.rpartition(".")[0], one) for one in self.writers)
+        module = name.rpartition(".")[0]
+        return name in self.vectors or any(fnmatchcase(module, pattern) for pattern in self.writers)
 
     def described(self, name: str) -> str:
-        """The description's name of what a file or transformers calls `name`."""
+        """The description's name for what a file or transformers calls `name`."""
         for old, new in self.published:
             if name.startswith(old):
                 name = new + name.removeprefix(old)
@@ -67,20 +65,25 @@ class Wrapper:
 
     def language(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The language model's own `config.json`. Raises InputError where it has none."""
-        found = config.get("text_config", {key: value for key, value in config.items() if key != "vision_config"})
-        if not isinstance(found, dict):
-            raise InputError(f"config.json: text_config is {type(found).__name__}, an object is needed")
-        kind = str(found.get("model_type", ""))
-        kind = self.languages.get(kind, kind)
-        own = {**LEFT_OUT.get(kind, {}), **found, "model_type": kind}
-        for key in ("rope_parameters", "rope_scaling"):  # text has one position, whose three parts are equal
-            if isinstance(own.get(key), dict):
-                own[key] = {k: v for k, v in own[key].items() if not k.startswith("mrope")}
-                for name in ("type", "rope_type"):
-                    if own[key].get(name) == "mrope":
-                        own[key][name] = "default"
-        if own.get("rope_scaling") in ({"type": "default"}, {"rope_type": "default"}):
-            own["rope_scaling"] = None
+        text = config.get("text_config", {key: value for key, value in config.items() if key != "vision_config"})
+        if not isinstance(text, dict):
+            raise InputError(f"config.json: text_config is {type(text).__name__}, an object is needed")
+        model_type = str(text.get("model_type", ""))
+        model_type = self.languages.get(model_type, model_type)
+        language = {**with_omitted_sizes(text, model_type, inside_vlm=True), "model_type": model_type}
+        _use_one_dimensional_positions(language)
         if "tie_word_embeddings" in config:
-            own["tie_word_embeddings"] = config["tie_word_embeddings"]
-        return own
+            language["tie_word_embeddings"] = config["tie_word_embeddings"]
+        return language
+
+
+def _use_one_dimensional_positions(config: dict[str, Any]) -> None:
+    """Replace RoPE over three dimensions (mrope): the three positions of text are equal."""
+    for key in ("rope_parameters", "rope_scaling"):
+        if isinstance(config.get(key), dict):
+            config[key] = {k: v for k, v in config[key].items() if not k.startswith("mrope")}
+            for name in ("type", "rope_type"):
+                if config[key].get(name) == "mrope":
+                    config[key][name] = "default"
+    if config.get("rope_scaling") in ({"type": "default"}, {"rope_type": "default"}):
+        config["rope_scaling"] = None

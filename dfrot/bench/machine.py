@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import torch
 
-from dfrot.rotation.refinement.refine import fast_bfloat16
+from dfrot.processor import fast_bfloat16
 from dfrot.stage_folder import versions
 
 CPUINFO = Path("/proc/cpuinfo")

@@ -22,10 +22,11 @@ from dfrot.files import digest_bytes, digest_json
 from dfrot.stage_folder import read_record
 
 HEAD = "head"
+TOKENS_FILE = "tokens.safetensors"
 
 
 def save_tensors(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> None:
-    """One durable safetensors file."""
+    """Write `stem`.safetensors, one durable file."""
     plan = [TensorPlan(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
     writer = SafetensorsWriter(folder, plan, stem, shard_bytes=1 << 62)
     for name, tensor in tensors.items():
@@ -34,37 +35,42 @@ def save_tensors(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> None
 
 
 def save_stats(folder: Path, stem: str, stats: Mapping[str, CalibStats]) -> None:
-    """The statistics of the taps of one block (or of the head)."""
-    save_tensors(folder, stem, {f"{tap}.{k}": v for tap, one in stats.items() for k, v in one.tensors().items()})
+    """Write the statistics, by tap name, of one block or of the head."""
+    tensors = {f"{tap}.{name}": tensor for tap, value in stats.items() for name, tensor in value.tensors().items()}
+    save_tensors(folder, stem, tensors)
 
 
-def stem_of(layer: int) -> str:
+def block_stem(layer: int) -> str:
+    """Name, without suffix, of the file for block `layer`."""
     return f"layer-{layer:05d}"
 
 
-def widths(arch: BoundArch, stem: str) -> dict[str, int]:
-    """Tap names and widths that the file `stem` holds."""
+def file_stems(arch: BoundArch) -> list[str]:
+    """Names, without suffix, of all statistics files: one per block, then the head."""
+    return [*(block_stem(layer) for layer in range(arch.n_layers)), HEAD]
+
+
+def tap_widths(arch: BoundArch, stem: str) -> dict[str, int]:
+    """Tap name -> width K, for the taps that file `stem` holds."""
     if stem == HEAD:
         return {arch.spec.head.name: arch.hidden}
     return {tap.name: arch.sizes[tap.linears[0].cols] for tap in arch.taps()}
 
 
-def stems(arch: BoundArch) -> list[str]:
-    return [*(stem_of(layer) for layer in range(arch.n_layers)), HEAD]
-
-
 def load_stats(folder: Path, stem: str, arch: BoundArch, hessians: bool = True) -> dict[str, CalibStats]:
-    """The statistics of one block, checked against the architecture; the large part only if asked for."""
+    """The statistics in file `stem` by tap name, checked against the architecture.
+
+    hessians: False leaves these, which are large, unread. Raises InputError for a damaged file."""
     file = folder / f"{stem}.safetensors"
     reader = Checkpoint(folder, {}, read_header(file))
-    found: dict[str, CalibStats] = {}
-    for tap, width in widths(arch, stem).items():
+    stats: dict[str, CalibStats] = {}
+    for tap, width in tap_widths(arch, stem).items():
         names = [name for name in reader.entries if name.startswith(f"{tap}.")]
         if not hessians:
             names = [name for name in names if name != f"{tap}.hessian"]
         tensors = {name.removeprefix(f"{tap}."): reader.read(name).clone() for name in names}
-        found[tap] = CalibStats.from_tensors(tensors, width, f"{file}: tap {tap}")
-    return found
+        stats[tap] = CalibStats.from_tensors(tensors, width, f"{file}: tap {tap}")
+    return stats
 
 
 def tokens_digest(tokens: Tensor) -> str:
@@ -77,44 +83,50 @@ class Calibration:
     """A published calibration, opened and checked as a whole, read block by block."""
 
     def __init__(self, path: Path, record: dict[str, Any], arch: BoundArch) -> None:
+        """record: its `stage.json`. Use `open`, which checks."""
         self.path, self.record, self.arch = path, record, arch
 
     @classmethod
     def open(cls, path: Path, arch: BoundArch, model_digest: str) -> Calibration:
         """Raises InputError for a damaged folder, MismatchError for the calibration of another checkpoint."""
         if not path.is_dir():
-            raise InputError(f"{path}: no such folder; give the result of dfq calibrate")
+            raise InputError(f"{path}: no such folder; give the result of dfq calibrate", file=path)
         record = read_record(path, "calibrate")
         if not isinstance(record.get("request"), dict) or record["request"].get("model") != model_digest:
             raise MismatchError(
-                f"{path}: was made on another checkpoint; run dfq calibrate on the one that is to be quantized"
+                f"{path}: was made on another checkpoint; run dfq calibrate on the one that is to be quantized",
+                file=path,
             )
-        found = cls(path, record, arch)
-        for stem in stems(arch) if found.has_statistics else ():
+        calibration = cls(path, record, arch)
+        for stem in file_stems(arch) if calibration.has_statistics else ():
             read_header(path / f"{stem}.safetensors")
-        if tokens_digest(found.tokens()) != record["request"].get("tokens"):
-            raise InputError(f"{path / 'tokens.safetensors'}: does not match stage.json; run dfq calibrate again")
-        return found
+        if tokens_digest(calibration.tokens()) != record["request"].get("tokens"):
+            file = path / TOKENS_FILE
+            raise InputError(f"{file}: does not match stage.json; run dfq calibrate again", file=file)
+        return calibration
 
     @property
     def digest(self) -> str:
+        """Identity of the calibration: of its record, which holds the digests of model and tokens."""
         return digest_json(self.record)
 
     @property
     def has_statistics(self) -> bool:
-        """False for a calibration that was told to keep its tokens alone."""
+        """False for a calibration that keeps its tokens alone (`statistics=False`)."""
         return bool(self.record["request"].get("settings", {}).get("statistics", True))
 
     def tokens(self) -> Tensor:
-        """int64 [samples, seqlen]."""
-        reader = Checkpoint(self.path, {}, read_header(self.path / "tokens.safetensors"))
-        tokens = reader.read("tokens")
+        """int64 [samples, seqlen]. Raises InputError when the file holds something else."""
+        file = self.path / TOKENS_FILE
+        tokens = Checkpoint(self.path, {}, read_header(file)).read("tokens")
         if tokens.dim() != 2 or tokens.dtype != torch.long or tokens.numel() == 0:
-            raise InputError(f"{self.path / 'tokens.safetensors'}: not a token batch; run dfq calibrate again")
+            raise InputError(f"{file}: not a token batch; run dfq calibrate again", file=file)
         return tokens
 
     def stats(self, stem: str, hessians: bool = True) -> dict[str, CalibStats]:
-        """Statistics by tap name; `stem` is `stem_of(layer)` or HEAD."""
+        """Statistics by tap name; `stem` is `block_stem(layer)` or HEAD. Raises InputError where there are none."""
         if not self.has_statistics:
-            raise InputError(f"{self.path}: holds tokens only; calibrate with statistics, or propagate errors")
+            raise InputError(
+                f"{self.path}: holds tokens only; calibrate with statistics, or propagate errors", file=self.path
+            )
         return load_stats(self.path, stem, self.arch, hessians)

@@ -1,4 +1,4 @@
-"""Hidden states between two blocks as a file: what a killed run continues from, and what need not stay in memory."""
+"""Hidden states between two blocks as a file: a killed run continues from them, and memory need not hold them."""
 
 from __future__ import annotations
 
@@ -26,14 +26,18 @@ class HiddenStates:
 
     @property
     def file(self) -> Path:
+        """The safetensors file."""
         return self.folder / f"{self.stem}.safetensors"
 
     @staticmethod
     def nbytes(shape: tuple[int, int, int]) -> int:
+        """Bytes of hidden states of this shape on disk."""
         return 4 * shape[0] * shape[1] * shape[2]
 
     def write(self, begin: int, rows: Tensor) -> None:
-        """Samples begin .. begin + len(rows). Refuses what no later block could use."""
+        """Store samples begin .. begin + len(rows); rows [n, seqlen, hidden].
+
+        Raises InputError for NaN and Inf, which no later block could use."""
         if not bool(torch.isfinite(rows).all()):
             raise InputError(
                 f"{self.stem}: activations are NaN or Inf; the checkpoint's weights are damaged or overflow float32"
@@ -45,22 +49,25 @@ class HiddenStates:
         self._writer.write_rows("hidden", begin, rows.float())
 
     def read(self, begin: int, end: int) -> Tensor:
-        """Samples begin .. end. Cloned into torch's own aligned memory: BLAS results can depend on alignment."""
+        """Samples begin .. end, float32 [end - begin, seqlen, hidden].
+
+        Cloned into torch's own aligned memory: BLAS results can depend on alignment."""
         if self._reader is None:
             self._reader = Checkpoint(self.folder, {}, read_header(self.file))
         return self._reader.read_rows("hidden", begin, end).clone()
 
     def sync(self) -> None:
-        """Make it durable, before the journal says that it is there."""
+        """Make the file durable, before the journal names it."""
         if self._writer is not None:
             self._writer.sync()
         fsync_folder(self.folder)
 
     def remove(self) -> None:
+        """Delete the file, if it exists."""
         self.file.unlink(missing_ok=True)
 
 
-def remove_all(folder: Path) -> None:
-    """Before publishing: no hidden states stay behind, not even those of a run killed between two steps."""
+def remove_hidden_states(folder: Path) -> None:
+    """Delete all hidden states of a stage before it is published, those of an interrupted run included."""
     for path in folder.glob("hidden-*.safetensors"):
         path.unlink()

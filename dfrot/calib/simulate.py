@@ -1,27 +1,27 @@
-"""Running a 16-bit block as the quantized model will: activations and KV rounded on the way.
+"""Running a 16-bit block as the quantized model will run: activations and KV rounded on the way.
 
-GPTQ needs this loop: later layers shall make up for what earlier layers' rounding did, of weights, activations
-and KV alike. Leading sink positions stay exact, as in the running model.
+GPTQ needs this: later layers shall make up for what the rounding of earlier ones did, of weights, activations and KV
+alike. Leading sink positions stay exact, as in the running model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dfrot.arch import Tap
-from dfrot.calib.observe import linear_of
+from dfrot.calib.taps import inner_linear
 from dfrot.quant.activations import fake_quantize, fake_quantize_kv
 from dfrot.quant.scheme import FULL, QuantScheme
 from dfrot.rotation.online import HadamardSpec
-from dfrot.runtime.experts import Experts, experts_of
+from dfrot.runtime.experts import Experts, find_experts
 
 
 class TapQuantizer:
-    """A pre-hook shared by the linears of one tap: they get the same tensor, so it is rounded once."""
+    """A forward pre-hook shared by the linears of one tap: they get the same tensor, so it is rounded once."""
 
     def __init__(self, scheme: QuantScheme, clip: float, sink_tokens: int, mixture: Experts | None) -> None:
         self.scheme, self.clip, self.sink_tokens, self.mixture = scheme, clip, sink_tokens, mixture
@@ -43,31 +43,33 @@ class TapQuantizer:
         return (self.result,)
 
     def begin(self, block: nn.Module, args: tuple[Any, ...]) -> None:
-        """A run of the block on hidden [B, S, d]: experts see some of its B S rows."""
+        """Pre-hook of the block, which runs on hidden [B, S, d]: experts get some of its B S rows."""
         self.seqlen = args[0].shape[1]
 
     def forget(self, *_: Any) -> None:
-        """Let go of the activations of the last run."""
+        """Forward hook of the block: release the activations of the last run."""
         self.source = self.result = None
 
 
 def quantize_activations(
     block: nn.Module, tap: Tap, names: Collection[str], scheme: QuantScheme, clip: float, sink_tokens: int
 ) -> None:
-    """Attach the simulated quantizer to those linears of a tap that are in `names` (relative names)."""
+    """Attach the simulated quantizer to those linears of a tap that are in `names` (relative names).
+
+    clip: ratio of the range; sink_tokens: leading positions that stay exact."""
     if scheme.a_bits == FULL:
         return
-    quantizer = TapQuantizer(scheme, clip, sink_tokens, experts_of(block) if tap.expert is not None else None)
+    quantizer = TapQuantizer(scheme, clip, sink_tokens, find_experts(block) if tap.expert is not None else None)
     if tap.expert is not None:
         block.register_forward_pre_hook(quantizer.begin)
     for linear in tap.linears:
         if linear.name in names:
-            linear_of(block, linear.name).register_forward_pre_hook(quantizer)
+            inner_linear(block, linear.name).register_forward_pre_hook(quantizer)
     block.register_forward_hook(quantizer.forget, always_call=True)
 
 
 class SimulatedKV:
-    """Stands where a transformers cache would: keys and values [B, heads, S, head_dim] come back rounded.
+    """In place of a transformers cache: keys and values [B, heads, S, head_dim] come back rounded.
 
     Keys are rounded in the basis of R3 and returned in the model's own: the rotation of the queries, which would
     cancel it, is left out on both sides.
@@ -79,10 +81,11 @@ class SimulatedKV:
 
     @classmethod
     def of(cls, scheme: QuantScheme, r3: HadamardSpec | None, sink_tokens: int) -> SimulatedKV | None:
-        """None when the scheme leaves the cache alone."""
+        """The cache for a scheme; None when the scheme leaves the cache alone."""
         return None if scheme.kv_bits == FULL else cls(scheme, r3, sink_tokens)
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """As `transformers.Cache.update`: keys and values [B, heads, S, head_dim], rounded."""
         return self._round(self._rotate(keys), keys, self._unrotate), self._round(values, values, lambda x: x)
 
     def _rotate(self, x: Tensor) -> Tensor:
@@ -96,9 +99,9 @@ class SimulatedKV:
         # H = base (x) Sylvester, and Sylvester is symmetric
         return torch.ops.dfq.hadamard(x, self.base.T.contiguous(), self.r3.block)  # type: ignore[no-any-return]
 
-    def _round(self, x: Tensor, exact: Tensor, back: Any) -> Tensor:
-        s = self.scheme
-        out: Tensor = back(fake_quantize_kv(x, s.kv_bits, s.kv_sym, s.kv_clip))
+    def _round(self, x: Tensor, exact: Tensor, rotate_back: Callable[[Tensor], Tensor]) -> Tensor:
+        scheme = self.scheme
+        out = rotate_back(fake_quantize_kv(x, scheme.kv_bits, scheme.kv_sym, scheme.kv_clip))
         if self.sink_tokens:
             out[:, :, : self.sink_tokens] = exact[:, :, : self.sink_tokens]
         return out

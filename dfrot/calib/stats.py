@@ -1,7 +1,7 @@
 """What calibration keeps of the activations at one tap, in a form that merges.
 
-The Hessian and the per-channel maxima see every row. Distribution statistics (percentiles, kurtosis, the error of
-candidate clip ratios) see a seeded sample of rows: they are means, and a few hundred rows settle them.
+The Hessian and the per-channel maxima cover every row. Distribution statistics (percentiles, kurtosis, the error of
+candidate clip ratios) cover a seeded sample of rows: they are means, and a few hundred rows settle them.
 """
 
 from __future__ import annotations
@@ -14,32 +14,34 @@ from torch import Tensor
 
 from dfrot.errors import InputError, MismatchError
 
-BINS_PER_OCTAVE, OCTAVES, LOWEST = 8, 64, -32
+BINS_PER_OCTAVE, OCTAVES, LOWEST = 8, 64, -32  # histogram of log2 |x| from 2^-32 to 2^32
 BINS = BINS_PER_OCTAVE * OCTAVES
 CLIP_BITS = tuple(range(2, 9))
 CLIP_RATIOS = tuple(1 - 0.05 * i for i in range(9))  # 1.0 .. 0.6, the range that DFRot's scripts sweep
 MOMENTS = ("rows", "kurtosis")
+SUMMARY_BITS = (3, 4, 8)  # bit widths whose best clip ratio a summary states
 
 
 @dataclass(frozen=True)
 class CalibStats:
-    """Statistics of `count` rows [count, K] at one tap.
-
-    hessian: float32 [K, K], `(2 / count) sum x^T x` (None when it was not collected). absmax: float32 [K].
-    Of the sampled rows: histogram int64 [BINS] of log2 |x|; clip_error float64 [bits, sym/asym, ratio], summed
-    squared error of per-token quantization; moments float64 [2], how many rows and the sum of their kurtoses.
-    """
+    """Statistics of the rows [count, K] at one tap."""
 
     count: int
+    """Rows that were observed."""
     hessian: Tensor | None
+    """float32 [K, K], `(2 / count) sum x^T x`; None when it was not collected."""
     absmax: Tensor
+    """float32 [K]: largest magnitude per channel."""
     histogram: Tensor
+    """int64 [BINS] of log2 |x| over the sampled rows."""
     clip_error: Tensor
+    """float64 [bits, sym/asym, ratio]: summed squared error of per-token quantization of the sampled rows."""
     moments: Tensor
+    """float64 [2]: number of sampled rows, and the sum of their kurtoses."""
 
     @property
     def kurtosis(self) -> float:
-        """Mean over rows of K sum x^4 / (sum x^2)^2: 3 for a Gaussian row, K for a single spike."""
+        """Mean over rows of K sum x^4 / (sum x^2)^2: 3 for a Gaussian row, K for a row with a single non-zero."""
         return float(self.moments[1] / self.moments[0].clamp(min=1))
 
     def percentile(self, q: float) -> float:
@@ -55,7 +57,7 @@ class CalibStats:
         return CLIP_RATIOS[int(self.clip_error[CLIP_BITS.index(bits), 0 if symmetric else 1].argmin())]
 
     def merge(self, other: CalibStats) -> CalibStats:
-        """The statistics of both sets of rows together."""
+        """The statistics of both sets of rows together. Raises MismatchError when they do not match."""
         if self.absmax.shape != other.absmax.shape or (self.hessian is None) != (other.hessian is None):
             raise MismatchError("calibrations of different widths, or with and without Hessians, cannot be merged")
         count = self.count + other.count
@@ -73,51 +75,54 @@ class CalibStats:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """For storage; `from_tensors` is the inverse."""
-        found = {
+        """Tensors by name, for storage; `from_tensors` is the inverse."""
+        tensors = {
             "count": torch.tensor([self.count]),
             "absmax": self.absmax,
             "histogram": self.histogram,
             "clip_error": self.clip_error,
             "moments": self.moments,
         }
-        return found if self.hessian is None else {**found, "hessian": self.hessian}
+        return tensors if self.hessian is None else {**tensors, "hessian": self.hessian}
 
     @classmethod
-    def from_tensors(cls, found: dict[str, Tensor], width: int, where: str) -> CalibStats:
-        """Raises InputError when a tensor is missing or has another shape than a tap of `width` needs."""
+    def from_tensors(cls, tensors: dict[str, Tensor], width: int, location: str) -> CalibStats:
+        """Raises InputError, beginning with `location`, when a tensor is missing or has another shape than a tap of
+        `width` needs."""
         shapes = {
             "count": (1,),
             "absmax": (width,),
             "histogram": (BINS,),
             "clip_error": (len(CLIP_BITS), 2, len(CLIP_RATIOS)),
             "moments": (len(MOMENTS),),
-            **({"hessian": (width, width)} if "hessian" in found else {}),
+            **({"hessian": (width, width)} if "hessian" in tensors else {}),
         }
         for name, shape in shapes.items():
-            if name not in found or tuple(found[name].shape) != shape:
-                got = list(found[name].shape) if name in found else "nothing"
-                raise InputError(f"{where}: {name} is {got}, needs {list(shape)}; run dfq calibrate again")
-        rest = {name: found[name] for name in ("absmax", "histogram", "clip_error", "moments")}
-        return cls(int(found["count"]), found.get("hessian"), **rest)
+            if name not in tensors or tuple(tensors[name].shape) != shape:
+                actual = list(tensors[name].shape) if name in tensors else "nothing"
+                raise InputError(
+                    f"{location}: {name} is {actual}, needs {list(shape)}; run dfq calibrate again", tensor=name
+                )
+        others = {name: tensors[name] for name in ("absmax", "histogram", "clip_error", "moments")}
+        return cls(int(tensors["count"]), tensors.get("hessian"), **others)
 
     def summary(self) -> dict[str, Any]:
-        """The evidence in a few numbers."""
+        """The statistics in a few numbers, as JSON."""
 
-        def short(value: float) -> float:
+        def rounded(value: float) -> float:
             return float(f"{value:.6g}")
 
         return {
             "rows": self.count,
-            "absmax": short(float(self.absmax.max())),
-            "absmax_median_channel": short(float(self.absmax.median())),
-            "p50": short(self.percentile(50)),
-            "p99": short(self.percentile(99)),
-            "p99.9": short(self.percentile(99.9)),
-            "kurtosis": short(self.kurtosis),
+            "absmax": rounded(float(self.absmax.max())),
+            "absmax_median_channel": rounded(float(self.absmax.median())),
+            "p50": rounded(self.percentile(50)),
+            "p99": rounded(self.percentile(99)),
+            "p99.9": rounded(self.percentile(99.9)),
+            "kurtosis": rounded(self.kurtosis),
             "clip": {
-                f"a{bits}{'-sym' if symmetric else ''}": short(self.best_clip(bits, symmetric))
-                for bits in (3, 4, 8)
+                f"a{bits}{'-sym' if symmetric else ''}": rounded(self.best_clip(bits, symmetric))
+                for bits in SUMMARY_BITS
                 for symmetric in (True, False)
             },
         }

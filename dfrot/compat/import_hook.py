@@ -1,67 +1,69 @@
-"""Making transformers know `quant_method: dfq`, whichever of the two packages is imported first.
+"""Importing a module of ours right after a module of another package was loaded.
 
-transformers keeps a table of quantizers in `transformers.quantizers.auto`. If that module is loaded, our entry is
-added at once. If not, importing transformers here would cost seconds for nothing: instead a finder waits on
-`sys.meta_path` for that one module, lets the ordinary finders load it, adds the entry and leaves. Nothing of
-transformers is replaced or wrapped.
+`import dfrot` has to make transformers know `quant_method: dfq`, whichever of the two is imported first. Importing
+transformers for that would cost seconds. Instead a finder waits on `sys.meta_path` for the module that holds the table
+of quantizers, lets the ordinary finders load it, imports our plug-in and removes itself. Nothing is replaced.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-TARGET = "transformers.quantizers.auto"
+QUANTIZER_TABLES = "transformers.quantizers.auto"
+"""The module of transformers that holds the tables of quantizers: plug-ins can register once it is loaded."""
 
 
-def _register() -> None:
-    from dfrot.runtime.quantizer_plugin import register
+class _ImportTrigger(MetaPathFinder):
+    """Finds nothing itself; arranges that `plugin` is imported right after `trigger` was executed."""
 
-    register()
-
-
-class _AfterImport(MetaPathFinder):
-    """Finds nothing itself; arranges that our entry is added right after TARGET was executed."""
+    def __init__(self, trigger: str, plugin: str) -> None:
+        self.trigger, self.plugin = trigger, plugin
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != TARGET:
+        if fullname != self.trigger:
             return None
         for finder in sys.meta_path:
-            found = None if isinstance(finder, _AfterImport) else finder.find_spec(fullname, path, target)
-            if found is not None and found.loader is not None:
-                _follow(found)
-                return found
+            spec = None if isinstance(finder, _ImportTrigger) else finder.find_spec(fullname, path, target)
+            if spec is not None and spec.loader is not None:
+                self._extend_loader(spec)
+                return spec
         return None
 
+    def _extend_loader(self, spec: ModuleSpec) -> None:
+        """Append the import of the plug-in to this spec's loading; its loader object serves this one module."""
+        loader = spec.loader
+        assert loader is not None
+        execute = loader.exec_module
 
-def _follow(spec: ModuleSpec) -> None:
-    """Append the registration to this spec's loading (its loader object serves one module only)."""
-    loader = spec.loader
-    assert loader is not None
-    execute = loader.exec_module
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            if module.__name__ == self.trigger:
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
+                import_module(self.plugin)
 
-    def exec_module(module: ModuleType) -> None:
-        execute(module)
-        if module.__name__ == TARGET:
-            uninstall()
-            _register()
-
-    setattr(loader, "exec_module", exec_module)  # noqa: B010  (mypy: methods cannot be assigned)
-
-
-def uninstall() -> None:
-    """Remove the waiting finder, if any."""
-    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _AfterImport)]
+        setattr(loader, "exec_module", exec_module)  # noqa: B010  (mypy: methods cannot be assigned)
 
 
-def install() -> None:
-    """Register now or as soon as transformers' table exists. Calling it again changes nothing."""
-    if TARGET in sys.modules:
-        _register()
-    elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _AfterImport())
+def pending(trigger: str) -> bool:
+    """Whether an import is still waiting for module `trigger` to be loaded."""
+    return any(isinstance(finder, _ImportTrigger) and finder.trigger == trigger for finder in sys.meta_path)
+
+
+def import_after(trigger: str, plugin: str) -> None:
+    """Import module `plugin` now if module `trigger` is loaded, otherwise as soon as it is.
+
+    Calling it again changes nothing. `plugin` may itself be what imports `trigger`: it is then found half imported in
+    `sys.modules` and left to finish, so it must do its work at module level.
+    """
+    if trigger in sys.modules:
+        import_module(plugin)
+    elif not pending(trigger):
+        sys.meta_path.insert(0, _ImportTrigger(trigger, plugin))

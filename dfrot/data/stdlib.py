@@ -20,7 +20,7 @@ from typing import Literal
 Split = Literal["train", "test"]
 
 DELIMITER = "\n\f\n"
-"""Between pieces: a form feed on its own line, the page separator of Python sources. It is rare on purpose."""
+"""Between pieces: a form feed on its own line, the page separator of Python sources. It is rare in the text itself."""
 
 PIECE_CHARS = 3000
 """A piece ends at the first blank line after this many characters, which makes 0.1 % of tokens delimiters."""
@@ -28,7 +28,7 @@ PIECE_CHARS = 3000
 HELD_OUT_OF_256 = 16
 """Names whose first hash byte is below this are held out (about 6 % of names)."""
 
-# Tests, applications and machine-specific files: not everywhere installed, or not prose of a programmer.
+# Tests, applications and machine-specific files: not everywhere installed, or not written by hand.
 EXCLUDED_MODULES = frozenset(
     [
         "encodings",
@@ -42,7 +42,7 @@ EXCLUDED_MODULES = frozenset(
         "_sysconfigdata",
     ]
 )
-# Tables of numbers and names teach nothing but themselves.
+# Tables of numbers and names, without regularities to learn.
 EXCLUDED_FILES = frozenset({"html/entities.py", "re/_casefix.py", "stringprep.py"})
 EXCLUDED_FOLDERS = frozenset({"test", "tests", "idle_test", "__pycache__", "site-packages", "_bundled"})
 
@@ -60,8 +60,8 @@ def text(split: Split) -> str:
 
     The order of documents is by hash, not by name: neighbours are unrelated, as in any shuffled corpus.
     """
-    found = sorted(documents(split), key=lambda item: hashlib.sha256(item[0].encode()).digest())
-    return DELIMITER.join(piece for _, body in found for piece in pieces(body))
+    shuffled = sorted(documents(split), key=lambda document: hashlib.sha256(document[0].encode()).digest())
+    return DELIMITER.join(piece for _, body in shuffled for piece in pieces(body))
 
 
 def documents(split: Split) -> Iterator[tuple[str, str]]:
@@ -92,18 +92,19 @@ def pieces(body: str) -> Iterator[str]:
                 continue
         piece.append(line)
         size += len(line) + 1
-    rest = "\n".join(piece).strip("\n")
-    if rest:
-        yield rest
+    last = "\n".join(piece).strip("\n")
+    if last:
+        yield last
 
 
 def _sources(root: Path, module: str) -> Iterator[Path]:
+    """The source files of a top-level module or package below `root`, without those that are excluded."""
     single = root / f"{module}.py"
     if single.is_file():
         files = [single]
     else:
         files = sorted((root / module).rglob("*.py"))
     for path in files:
-        inside = path.relative_to(root)
-        if inside.as_posix() not in EXCLUDED_FILES and EXCLUDED_FOLDERS.isdisjoint(inside.parts):
+        relative = path.relative_to(root)
+        if relative.as_posix() not in EXCLUDED_FILES and EXCLUDED_FOLDERS.isdisjoint(relative.parts):
             yield path

@@ -1,6 +1,6 @@
 """WikiText-2: from a local folder, or through the `datasets` package if it is installed.
 
-The rows are those of `Salesforce/wikitext`, `wikitext-2-raw-v1`, whichever way they come.
+The rows are those of `Salesforce/wikitext`, `wikitext-2-raw-v1`, whichever way they are read.
 """
 
 from __future__ import annotations
@@ -9,35 +9,41 @@ import importlib
 from pathlib import Path
 from typing import Literal
 
-from dfrot.data.text_rows import read_rows
+from dfrot.data.text_rows import read_texts
 from dfrot.errors import InputError, ResourceError
 
 HUB_ID, HUB_CONFIG = "Salesforce/wikitext", "wikitext-2-raw-v1"
 PATTERNS = ("wiki.{}.raw", "{}.txt", "{}.jsonl", "{}.parquet", "{}-*.parquet")
 SUBFOLDERS = ("", HUB_CONFIG, "wikitext-2-raw")
-REMEDY = "give --dataset a folder that holds wiki.train.raw and wiki.test.raw, or the .parquet files of both splits"
+REMEDY = "give as `dataset` a folder that holds wiki.train.raw and wiki.test.raw, or the .parquet files of both splits"
 
 
 def rows_in_folder(folder: Path, split: Literal["train", "test"]) -> list[str]:
-    """Return the rows of one split of a dataset folder; shards of a split are read in the order of their names."""
-    for sub in SUBFOLDERS:
+    """The rows of one split of a dataset folder; shards of a split are read in the order of their names.
+
+    Raises InputError when no file of the split is found."""
+    for subfolder in SUBFOLDERS:
         for pattern in PATTERNS:
-            found = sorted((folder / sub).glob(pattern.format(split)))
-            if found:
-                return [row for path in found for row in read_rows(path)]
-    wanted = ", ".join(pattern.format(split) for pattern in PATTERNS)
-    raise InputError(f"{folder}: no file of the {split} split; expected one of {wanted}")
+            files = sorted((folder / subfolder).glob(pattern.format(split)))
+            if files:
+                return [row for file in files for row in read_texts(file)]
+    expected = ", ".join(pattern.format(split) for pattern in PATTERNS)
+    raise InputError(f"{folder}: no file of the {split} split; expected one of {expected}", file=folder)
 
 
 def rows_from_hub(split: Literal["train", "test"]) -> list[str]:
-    """Return the rows from the cache of `datasets` or from the hub; `ResourceError` says what to do without."""
+    """The rows from the cache of `datasets` or from the hub.
+
+    Raises ResourceError, which says what to do instead, without the package or the network."""
     try:
         datasets = importlib.import_module("datasets")
     except ImportError as error:
-        raise ResourceError(f"wikitext2: the package datasets is not installed; install it, or {REMEDY}") from error
+        raise ResourceError(
+            f"wikitext2: the package datasets is not installed; install it, or {REMEDY}", field="dataset"
+        ) from error
     try:
         rows = datasets.load_dataset(HUB_ID, HUB_CONFIG, split=split)["text"]
     except Exception as error:  # the package raises network, cache and parsing errors of a dozen types
         cause = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
-        raise ResourceError(f"wikitext2: neither cached nor reachable ({cause}); {REMEDY}") from error
+        raise ResourceError(f"wikitext2: neither cached nor reachable ({cause}); {REMEDY}", field="dataset") from error
     return [str(row) for row in rows]

@@ -1,36 +1,52 @@
-"""load"""
+"""Loading a draft together with its target."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from dfrot.data.tokenizer import load_tokenizer
 from dfrot.draft.models.base import Draft
 from dfrot.draft.models.native_pass import unfit
 from dfrot.draft.store import check_target, load_draft
+from dfrot.generation.engine import Engine
 from dfrot.generation.load_target import load_target
 from dfrot.generation.target import Target
 
-LARGE = 32_000_000  # parameters
-
-
+LARGE = 32_000_000  # parameters from which on reading float32 weights costs more than converting bfloat16
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load_in(draft: Path, dtype: str) -> Draft:
-    """The draft in `dtype`, or in what suits its size."""
+def load_draft_in(draft: Path, dtype: str) -> Draft:
+    """The draft of a folder in `float32`, `bfloat16`, or `auto`: bfloat16 for a large draft and for one whose passes
+    are native calls (which compute in float32 from bfloat16 weights), else float32."""
     loaded = load_draft(draft)
     if dtype == "auto":
         dtype = "bfloat16" if loaded.count() >= LARGE or unfit(loaded) is None else "float32"
     return loaded.to(DTYPES[dtype])
 
 
-def open_pair(model: Path, draft: Path, force: bool, dtype: str) -> tuple[Target, Draft, Any]:
-    """Target, draft and tokenizer, checked against each other."""
-    loaded = load_in(draft, dtype)
-    target = load_target(model, loaded.config.aux_layers)
+def load_target_and_draft(model: Path, draft: Path, dtype: str = "auto", force: bool = False) -> tuple[Target, Draft]:
+    """A target and its draft. Raises MismatchError for a draft of another target; `force` allows it unless sizes
+    differ."""
+    loaded = load_draft_in(draft, dtype)
+    target = load_target(model, loaded.aux_layers)
     check_target(loaded.config, model, target.vocab_size, int(target.config.hidden_size), force)
-    return target, loaded, load_tokenizer(model)
+    return target, loaded
+
+
+def open_engine(
+    model: Path,
+    draft: Path | None,
+    shape: tuple[int, int, int] | None = None,
+    force: bool = False,
+    draft_dtype: str = "auto",
+) -> Engine:
+    """An `Engine` for a checkpoint and, if given, its draft.
+
+    shape: (depth, top-k, total) of draft trees; None measures which suits this machine. force: allow a draft of another
+    target. draft_dtype: see `load_draft_in`. Raises DfqError as `Engine` and `load_target_and_draft` do."""
+    if draft is None:
+        return Engine(model)
+    target, loaded = load_target_and_draft(model, draft, draft_dtype, force)
+    return Engine(model, loaded, shape, target)

@@ -1,7 +1,8 @@
-"""Numbers of a comparison between plain and speculative decoding, with one definition each.
+"""Metrics of speculative decoding against plain decoding, each defined once.
 
-tau counts tokens per verify pass, the bonus included, prompt pass and first token excluded; accepted_per_round is
-tau without the bonus; accept_at_position[i] is the share of rounds that accepted at least i + 1 guesses.
+tau: tokens per verify pass, the bonus token included; the prompt's pass and the first token do not count.
+accepted_per_round: tau without the bonus token. accept_at_position[i]: share of rounds that accepted at least i + 1
+draft tokens.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from dfrot.vision.image_inputs import ImageInputs
 
 
 def summary(outputs: Sequence[GenerationOutput]) -> dict[str, Any]:
-    """Of speculative outputs."""
+    """Metrics of speculative outputs, JSON."""
     rounds = max(1, sum(out.rounds for out in outputs))
     accepted = [count for out in outputs for count in out.accepted]
-    deepest = max(accepted, default=0)
-    at = [sum(count > position for count in accepted) / rounds for position in range(deepest)]
+    longest = max(accepted, default=0)
+    accept_at = [sum(count > position for count in accepted) / rounds for position in range(longest)]
     tau = sum(out.emitted for out in outputs) / rounds
     other = sum(out.seconds - out.draft_seconds - out.verify_seconds for out in outputs)
     return {
         "tau": tau,
         "accepted_per_round": sum(accepted) / rounds,
-        "accept_at_position": at,
-        "conditional_accept_at_position": [now / before for now, before in zip(at, [1.0, *at])],
+        "accept_at_position": accept_at,
+        "conditional_accept_at_position": [share / before for share, before in zip(accept_at, [1.0, *accept_at])],
         "rounds": rounds,
         "nodes_per_round": sum(out.nodes for out in outputs) / rounds,
         "forced": sum(out.forced for out in outputs),
@@ -41,52 +42,54 @@ def summary(outputs: Sequence[GenerationOutput]) -> dict[str, Any]:
 
 
 def speeds(pairs: Sequence[tuple[GenerationOutput, GenerationOutput]]) -> dict[str, Any]:
-    """Of (plain, speculative) outputs of the same prompts with the same tokens: decode tokens/s and their ratio."""
-    ratios = [before.seconds / after.seconds for before, after in pairs if after.seconds > 0 and before.rounds]
+    """Tokens per second behind the prompt, and speedup, of (plain, speculative) outputs of the same prompts with the
+    same tokens; JSON."""
+    ratios = [plain.seconds / fast.seconds for plain, fast in pairs if fast.seconds > 0 and plain.rounds]
     if not ratios:
         return {"speedup": None}
     ordered = sorted(ratios)
-    plain_tokens = sum(before.emitted for before, _ in pairs)
-    fast_tokens = sum(after.emitted for _, after in pairs)
     return {
-        "plain_tokens_per_second": plain_tokens / sum(before.seconds for before, _ in pairs),
-        "tokens_per_second": fast_tokens / sum(after.seconds for _, after in pairs),
+        "plain_tokens_per_second": sum(p.emitted for p, _ in pairs) / sum(p.seconds for p, _ in pairs),
+        "tokens_per_second": sum(fast.emitted for _, fast in pairs) / sum(fast.seconds for _, fast in pairs),
         "speedup": statistics.median(ratios),
         "speedup_quartiles": [ordered[len(ordered) // 4], ordered[(3 * len(ordered)) // 4]],
     }
 
 
 def first_difference(left: Sequence[int], right: Sequence[int]) -> int | None:
-    """Where two outputs part, None if they are the same."""
-    for place, (one, other) in enumerate(zip(left, right)):
-        if one != other:
-            return place
+    """The index at which two token sequences differ first; None if they are the same."""
+    for index, (a, b) in enumerate(zip(left, right)):
+        if a != b:
+            return index
     return None if len(left) == len(right) else min(len(left), len(right))
 
 
 @torch.inference_mode()
 def classify(
-    target: Target, prompt: Sequence[int], told: Sequence[int], place: int, rows: int, images: ImageInputs | None = None
+    target: Target,
+    prompt: Sequence[int],
+    plain_tokens: Sequence[int],
+    index: int,
+    rows: int,
+    images: ImageInputs | None = None,
 ) -> dict[str, Any]:
-    """Why greedy outputs part at new token `place`: `near-tie` if the two best logits lie closer together than a
-    block of `rows` rows moves them, else `BUG`. told: the plain output."""
+    """Why greedy outputs differ at new token `index`: `near-tie` if the two best logits are closer than a verify pass
+    of `rows` rows changes them, else `BUG`. plain_tokens: the output of plain decoding. Returns JSON."""
     cache = target.start()
     logits = prefill_prompt(target, prompt, cache, images).logits
-    for token in told[:place]:
+    for token in plain_tokens[:index]:
         logits = target.step(token, cache)
     best = logits.topk(2).values
     margin = float(best[0] - best[1])
-    moved = 0.0
-    if place:
-        again = target.start()
-        prefill_prompt(target, prompt, again, images)
-        for token in told[: max(0, place - rows)]:
-            target.step(token, again)
-        block = list(told[max(0, place - rows) : place])
-        _, blockwise = target.verify(block, list(range(-1, len(block) - 1)), again)
-        moved = float((blockwise[-1] - logits).abs().max())
-    return {"place": place, "margin": margin, "block_difference": moved, "class": _class(margin, moved)}
-
-
-def _class(margin: float, moved: float) -> str:
-    return "near-tie" if margin <= 2 * moved else "BUG"
+    difference = 0.0
+    if index:
+        verify_cache = target.start()
+        prefill_prompt(target, prompt, verify_cache, images)
+        first_row = max(0, index - rows)
+        for token in plain_tokens[:first_row]:
+            target.step(token, verify_cache)
+        chain = list(plain_tokens[first_row:index])
+        _, verify_logits = target.verify(chain, list(range(-1, len(chain) - 1)), verify_cache)
+        difference = float((verify_logits[-1] - logits).abs().max())
+    kind = "near-tie" if margin <= 2 * difference else "BUG"
+    return {"place": index, "margin": margin, "block_difference": difference, "class": kind}

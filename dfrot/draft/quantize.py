@@ -1,6 +1,6 @@
-"""A smaller draft: its own linears rounded to 4 or 8 bits, activations left as they are.
+"""Quantizing a draft: its own linears in 4 or 8 bits, activations unchanged.
 
-A draft pass reads all of its weights for one row, so bytes are time; and since every guess is verified, rounding
+A draft pass reads all of its weights for one row, so bytes are time. Every draft token is verified, so quantization
 costs acceptance at most, never a different text.
 """
 
@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from dfrot.draft.models.base import Draft
 from dfrot.draft.schemes import scheme_of
 from dfrot.quant.linear import QuantLinear
 from dfrot.quant.options import AlgorithmOptions
@@ -19,7 +18,8 @@ from dfrot.quant.plan import LinearPlan
 from dfrot.quant.rtn import quantize
 from dfrot.quant.scheme import FULL, QuantScheme
 
-TRAINING_ONLY = ("mid_proj",)
+TRAINING_ONLY = ("mid_proj",)  # linears that decoding does not use
+BFLOAT16_BYTES = 2
 
 
 def _plan(name: str, linear: nn.Linear, scheme: QuantScheme) -> LinearPlan:
@@ -28,37 +28,39 @@ def _plan(name: str, linear: nn.Linear, scheme: QuantScheme) -> LinearPlan:
     return LinearPlan(name, rows, columns, True, scheme.w_bits, group, True, FULL, False, 1.0, None)
 
 
-def _linears(draft: Draft) -> list[tuple[str, nn.Linear]]:
-    found = [(name, module) for name, module in draft.named_modules() if isinstance(module, nn.Linear)]
-    return [(name, module) for name, module in found if name not in TRAINING_ONLY]
+def _linears(draft: nn.Module) -> list[tuple[str, nn.Linear]]:
+    linears = [(name, module) for name, module in draft.named_modules() if isinstance(module, nn.Linear)]
+    return [(name, linear) for name, linear in linears if name not in TRAINING_ONLY]
 
 
-def empty_linears(draft: Draft, name: str) -> None:
-    """Exchange the draft's linears for packed ones without content: what a stored quantized draft is loaded into."""
-    for path, linear in _linears(draft):
-        draft.set_submodule(path, QuantLinear(_plan(path, linear, scheme_of(name)), False, torch.float32))
+def empty_linears(draft: nn.Module, scheme: str) -> None:
+    """Replace the draft's linears by packed ones without content, into which a stored quantized draft is loaded."""
+    for name, linear in _linears(draft):
+        draft.set_submodule(name, QuantLinear(_plan(name, linear, scheme_of(scheme)), False, torch.float32))
 
 
-def prepare_linears(draft: Draft) -> None:
-    """After the weights are there: bring them into the layout of the kernels."""
-    for path, module in draft.named_modules():
+def prepare_linears(draft: nn.Module) -> None:
+    """Bring loaded packed weights into the layout of the kernels."""
+    for name, module in draft.named_modules():
         if isinstance(module, QuantLinear):
-            module.prepare(path)
+            module.prepare(name)
 
 
 @torch.no_grad()
-def quantize_draft(draft: Draft, name: str) -> dict[str, Any]:
-    """Round every linear of `draft` in place. Returns bytes before (bfloat16) and after, and the mean weight error."""
-    scheme, errors = scheme_of(name), []
-    before = 2 * draft.count()
-    for path, linear in _linears(draft):
-        plan = _plan(path, linear, scheme)
-        whole = QuantScheme(plan.w_bits, FULL, FULL, plan.group)
-        made = quantize(linear.weight, None, whole, AlgorithmOptions())
-        packed, module = made.packed(), QuantLinear(plan, False, torch.float32)
+def quantize_draft(draft: nn.Module, scheme: str) -> dict[str, Any]:
+    """Round every linear of `draft` to nearest, in place. scheme: `w4` or `w8`.
+
+    Returns JSON: bytes before (in bfloat16) and after, and the mean weight error."""
+    parsed, errors = scheme_of(scheme), []
+    before = BFLOAT16_BYTES * sum(parameter.numel() for parameter in draft.parameters())
+    for name, linear in _linears(draft):
+        plan = _plan(name, linear, parsed)
+        result = quantize(linear.weight, None, QuantScheme(plan.w_bits, FULL, FULL, plan.group), AlgorithmOptions())
+        packed, module = result.packed(), QuantLinear(plan, False, torch.float32)
         module.load_state_dict({"weight_packed": packed.packed, "weight_scale": packed.scale})
-        draft.set_submodule(path, module)
-        errors.append(float(made.stats["weight_error"]))
-    after = sum(tensor.numel() * min(tensor.element_size(), 2) for tensor in draft.state_dict().values())
+        draft.set_submodule(name, module)
+        errors.append(float(result.stats["weight_error"]))
+    # what stays in floating point is stored in bfloat16
+    after = sum(t.numel() * min(t.element_size(), BFLOAT16_BYTES) for t in draft.state_dict().values())
     prepare_linears(draft)
     return {"bytes_before": before, "bytes": after, "weight_error": sum(errors) / max(1, len(errors))}

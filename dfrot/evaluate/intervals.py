@@ -15,11 +15,13 @@ from torch import Tensor
 from dfrot.errors import MismatchError
 from dfrot.evaluate.settings import LEVEL
 
-Interval = tuple[float, float] | None  # None: one window has no spread
+Interval = tuple[float, float] | None
+"""Lower and upper end; None where a single window has no spread."""
+LARGEST_EXPONENT = 700.0  # exp of more overflows float64
 
 
 def mean_interval(values: Tensor, level: float = LEVEL) -> tuple[float, Interval]:
-    """Mean of float [n] and its two-sided Student t interval."""
+    """Mean of float [n] and its two-sided Student t interval at confidence `level`."""
     values = values.double()
     mean, n = float(values.mean()), len(values)
     if n < 2:
@@ -32,7 +34,7 @@ def _exp(mean: float, interval: Interval) -> tuple[float, Interval]:
     try:
         return math.exp(mean), None if interval is None else (math.exp(interval[0]), math.exp(interval[1]))
     except OverflowError:  # a destroyed model; inf would not be JSON either
-        return math.exp(min(mean, 700.0)), None
+        return math.exp(min(mean, LARGEST_EXPONENT)), None
 
 
 def perplexity_interval(nll: Tensor, level: float = LEVEL) -> tuple[float, Interval]:
@@ -41,7 +43,9 @@ def perplexity_interval(nll: Tensor, level: float = LEVEL) -> tuple[float, Inter
 
 
 def ratio_interval(nll: Tensor, baseline: Tensor, level: float = LEVEL) -> tuple[float, Interval]:
-    """perplexity / baseline perplexity over the same windows, with the paired interval."""
+    """Perplexity / baseline perplexity, with the paired interval; both are losses of the same windows, float [n].
+
+    Raises MismatchError when they are not equally many."""
     if nll.shape != baseline.shape:
         raise MismatchError(f"paired interval: {len(nll)} windows against {len(baseline)}; use the same windows")
     return _exp(*mean_interval(nll.double() - baseline.double(), level))

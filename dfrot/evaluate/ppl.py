@@ -1,8 +1,8 @@
 """Perplexity by the GPTQ protocol, the one behind the published WikiText-2 numbers.
 
-The text is tokenized once (the tokenizer's default BOS once at the very start), cut into `tokens // seqlen`
-windows without overlap, the tail dropped; each window's mean cross-entropy over seqlen - 1 targets counts alike;
-perplexity is exp of their mean. Logits are in the model's dtype, only the loss is float32.
+The text is tokenized once (the tokenizer's default BOS once at the very start) and cut into `tokens // seqlen`
+windows without overlap, the tail dropped. Perplexity is exp of the mean over windows of each window's mean
+cross-entropy over seqlen - 1 targets. Logits are in the model's dtype, only the loss is float32.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def hidden_states(model: Any, tokens: Tensor) -> Tensor:
 def logit_chunks(model: Any, hidden: Tensor) -> Iterator[tuple[int, int, Tensor]]:
     """(begin, end, float32 logits [B, end - begin, vocab]) over the positions of hidden [B, S, hidden].
 
-    The head runs in the model's dtype; the cast up is the loss's."""
+    The head runs in the model's dtype, the loss in float32. Caps and divisors of logits are applied."""
     head, config = model.get_output_embeddings(), model.config.get_text_config()
     cap = getattr(config, "final_logit_softcapping", None)
     divisor = getattr(config, "logits_scaling", None) or 1.0
@@ -59,9 +59,14 @@ def window_losses(
 ) -> Tensor:
     """Mean negative log-likelihood per window, float64 [n], of windows int64 [n, seqlen].
 
-    skip: leading tokens that are context only: neither they nor the first token behind them are predicted.
+    Args:
+        model: a transformers causal language model.
+        windows: int64 [n, seqlen].
+        batch: windows per forward pass.
+        progress: `progress(done)`, called after each batch.
+        observe: `observe(first window, hidden [B, seqlen, d])`, called with the head's input.
+        skip: leading tokens that are context only: neither they nor the first token behind them are predicted.
 
-    progress(done) after each batch; observe(first window, hidden [B, seqlen, d]) sees the head's input.
     Raises GateError when a window's loss is not a number."""
     losses = []
     device = model.device
@@ -78,8 +83,8 @@ def window_losses(
             progress(min(first + batch, len(windows)))
     result = torch.cat(losses)
     if not bool(torch.isfinite(result).all()):
-        bad = int((~torch.isfinite(result)).nonzero()[0])
-        raise GateError(f"window {bad}: the loss is not finite; the checkpoint's numbers are broken in this dtype")
+        window = int((~torch.isfinite(result)).nonzero()[0])
+        raise GateError(f"window {window}: the loss is not finite; the checkpoint's numbers are broken in this dtype")
     return result
 
 

@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-LEVEL = 0.95
+LEVEL = 0.95  # of confidence intervals

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+DISTINCT_TOKENS = 97  # ids that the prompt cycles through
+
 
 @torch.inference_mode()
 def decode_speed(model: Any, tokenizer: Any, tokens: int = 64, prompt: int = 32, repeats: int = 3) -> float:
@@ -16,19 +18,19 @@ def decode_speed(model: Any, tokenizer: Any, tokens: int = 64, prompt: int = 32,
     tokens: decoded per run; prompt: its length in tokens (its content does not matter for the speed)."""
     start = getattr(tokenizer, "bos_token_id", None) or 0
     last = model.config.get_text_config().vocab_size - 1
-    ids = (torch.arange(prompt) % 97 + start).clamp(max=last)[None].to(model.device)
+    ids = (torch.arange(prompt) % DISTINCT_TOKENS + start).clamp(max=last)[None].to(model.device)
     best = 0.0
     for _ in range(repeats):
-        best = max(best, tokens / _decode(model, ids, tokens))
+        best = max(best, tokens / _decode_seconds(model, ids, tokens))
     return best
 
 
-def _decode(model: Any, ids: Tensor, tokens: int) -> float:
-    """Seconds for `tokens` steps."""
+def _decode_seconds(model: Any, ids: Tensor, tokens: int) -> float:
+    """Seconds for `tokens` decoding steps behind the prompt `ids` int64 [1, S]."""
     out = model(ids, use_cache=True, logits_to_keep=1)
     begin = time.perf_counter()
     for _ in range(tokens):
-        following = out.logits[:, -1:].argmax(-1)
-        out = model(following, past_key_values=out.past_key_values, use_cache=True)
+        next_id = out.logits[:, -1:].argmax(-1)
+        out = model(next_id, past_key_values=out.past_key_values, use_cache=True)
     out.logits.sum().item()  # waits for an asynchronous device
     return time.perf_counter() - begin

@@ -15,20 +15,24 @@ from dfrot.data.text import load_text
 from dfrot.errors import UnsupportedError
 from dfrot.evaluate.tokens import WindowReader
 from dfrot.export import engines
+from dfrot.export.engine_arithmetic import load_with_engine_arithmetic
 from dfrot.export.fit import SCHEMES, fit
 from dfrot.export.run import export
-from dfrot.export.served import served
-from dfrot.export.targets import TARGETS, served_clip
+from dfrot.export.targets import TARGETS, ExportTarget, engine_activation_clip
 from dfrot.files import write_bytes, write_json
+from dfrot.progress import Progress, silent
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.scheme import FULL, QuantScheme
 from dfrot.runtime.load import load_model
-from dfrot.stage_folder import Progress, open_stage, read_record, silent
+from dfrot.stage_folder import open_stage, read_record
 from dfrot.stages.quantize.run import quantize
 from dfrot.stages.quantize.settings import QuantizeSettings
 
 KIND = "export check"
-TOLERANCE = 0.005  # of perplexity
+TOLERANCE = 0.005  # relative difference of perplexity up to which an export matches
+
+WindowLosses = list[tuple[Tensor, Tensor]]
+"""(loss, logits) per window, see `engines.window_losses`."""
 
 
 def check_all(
@@ -42,19 +46,30 @@ def check_all(
     progress: Progress = silent,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Quantize the 16-bit `model` by rounding under every scheme, export to every target, load, compare. A packed
-    model is taken as it is: one scheme, its own.
+    """Quantize a 16-bit `model` by RTN under every scheme, export it to every target, load, compare. A packed model is
+    checked as it is, under its own scheme.
 
-    Writes `check.json` and `check.md` into `out`; returns {"rows": [...]}. A row: scheme, target, refused (one line)
-    and instead, or storage, engine, perplexity, ours (both float32 around the same integers; see `served` where
-    activations are quantized), ratio, logits (relative RMS difference), match (perplexity within 0.5 %), runtime
-    (perplexity of dfq's own kernels in float32)."""
-    entry = DfqConfig.of(Checkpoint.open(model).config)
-    if entry is not None and (entry.scheme is None or entry.fake):
-        what = "is simulated" if entry.scheme is not None else "expects online rotations"
-        raise UnsupportedError(f"{model}: {what}; give a packed checkpoint, or a 16-bit one of dfq rotate --no-online")
-    own = entry.scheme if entry is not None else None
-    names = schemes if own is None else (own.name,)
+    Writes `check.json` and `check.md` into `out`; returns {"tolerance", "rows"}. Keys of a row:
+
+    - scheme, target
+    - refused: one line, or None; word: the same in a word or two; instead: the nearest scheme that fits
+    - storage, engine
+    - perplexity of the engine; ours: dfq's, both in float32 around the same integers (with the engines' arithmetic
+      where activations are quantized); ratio of the two; match: whether they are within 0.5 %
+    - logits: relative RMS difference
+    - runtime: perplexity of dfq's own kernels in float32
+
+    Raises UnsupportedError for simulated checkpoints and for those with online rotations.
+    """
+    config = DfqConfig.of(Checkpoint.open(model).config)
+    if config is not None and (config.scheme is None or config.fake):
+        problem = "is simulated" if config.scheme is not None else "expects online rotations"
+        raise UnsupportedError(
+            f"{model}: {problem}; give a packed checkpoint, or a 16-bit one of dfq rotate without `online`",
+            field="online",
+        )
+    own_scheme = config.scheme if config is not None else None
+    names = schemes if own_scheme is None else (own_scheme.name,)
     tokens = WindowReader(load_text(dataset, "test"), seqlen, windows).read(model).windows
     request = {"model": Checkpoint.open(model).digest(), "dataset": dataset, "shape": list(tokens.shape)}
     rows: list[dict[str, Any]] = []
@@ -62,8 +77,9 @@ def check_all(
         work = stage.folder / "work"
         for number, name in enumerate(names):
             progress("check", number, len(names))
-            source = model if own is not None else packed(model, QuantScheme.parse(name), work / name / "dfq")
-            rows += _scheme(source, QuantScheme.parse(name), work / name, tokens)
+            scheme = QuantScheme.parse(name)
+            source = model if own_scheme is not None else quantize_by_rounding(model, scheme, work / name / "dfq")
+            rows += _check_scheme(source, scheme, work / name, tokens)
             shutil.rmtree(work / name, ignore_errors=True)
         shutil.rmtree(work, ignore_errors=True)
         write_json(stage.folder / "check.json", rows)
@@ -72,64 +88,76 @@ def check_all(
     return read_record(out, KIND)
 
 
-def packed(model: Path, scheme: QuantScheme, out: Path) -> Path:
-    """`model` rounded to `scheme`; symmetric activations by the engines' convention."""
+def quantize_by_rounding(model: Path, scheme: QuantScheme, out: Path) -> Path:
+    """`model` quantized by RTN under `scheme` into `out`, symmetric activations clipped as engines do. Returns the
+    folder, which is `model` itself for 16 bits throughout."""
     if scheme.w_bits == FULL and scheme.a_bits == FULL and scheme.kv_bits == FULL:
         return model
     if scheme.a_bits != FULL and scheme.a_sym:
-        scheme = replace(scheme, a_clip=served_clip(scheme.a_bits))
+        scheme = replace(scheme, a_clip=engine_activation_clip(scheme.a_bits))
     quantize(model, None, out, QuantizeSettings(scheme, algorithm="rtn", mse_clip=False))
     return out
 
 
-def _scheme(source: Path, scheme: QuantScheme, work: Path, tokens: Tensor) -> list[dict[str, Any]]:
-    """The row of the matrix for one scheme."""
-    own: list[tuple[Tensor, Tensor]] = []
-    runtime = 0.0
+def _check_scheme(source: Path, scheme: QuantScheme, work: Path, tokens: Tensor) -> list[dict[str, Any]]:
+    """The rows of one scheme, one per target."""
+    reference: WindowLosses = []  # computed for the first target that fits
+    runtime_perplexity = 0.0
     rows = []
     for name, target in TARGETS.items():
         row: dict[str, Any] = {"scheme": scheme.name, "target": name, "refused": None, "word": None, "instead": None}
         try:
-            evidence = export(source, name, work / name)
+            record = export(source, name, work / name)
         except UnsupportedError as error:
-            found = fit(target, scheme)
-            text = str(error).removeprefix(f"{source}: ").partition(";")[0]
-            word = {"refused": found.reason or text, "word": found.word or text, "instead": found.instead}
-            rows.append({**row, **word})
+            rows.append(row | _refusal(target, scheme, str(error).removeprefix(f"{source}: ").partition(";")[0]))
             continue
-        if not own:
-            own = list(engines.losses(engines.of_model(load_model(source, torch.float32)), tokens))
-            runtime = perplexity(own)
+        if not reference:
+            reference = _transformers_losses(load_model(source, torch.float32), tokens)
+            runtime_perplexity = perplexity(reference)
             if scheme.a_bits != FULL:
-                own = list(engines.losses(engines.of_model(served(source)), tokens))
-        engine, load = engines.ENGINES[name]
-        theirs = list(engines.losses(load(work / name), tokens))
-        result = {"storage": evidence["storage"], "engine": engine, "runtime": runtime, **compare(own, theirs)}
-        rows.append({**row, **result})
+                reference = _transformers_losses(load_with_engine_arithmetic(source), tokens)
+        engine = engines.ENGINES[name]
+        exported = list(engines.window_losses(engine.load(work / name), tokens))
+        result = {"storage": record["storage"], "engine": engine.name, "runtime": runtime_perplexity}
+        rows.append({**row, **result, **compare(reference, exported)})
     return rows
 
 
-def perplexity(side: list[tuple[Tensor, Tensor]]) -> float:
-    """Of windows that count alike."""
-    return float(torch.stack([loss for loss, _ in side]).mean().exp())
+def _transformers_losses(model: Any, tokens: Tensor) -> WindowLosses:
+    return list(engines.window_losses(engines.transformers_logits(model), tokens))
 
 
-def compare(own: list[tuple[Tensor, Tensor]], theirs: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
-    """Perplexities over the same windows and the relative RMS difference of logits."""
-    ours, other = perplexity(own), perplexity(theirs)
-    difference = sum(float((a - b).square().sum(dtype=torch.float64)) for (_, a), (_, b) in zip(own, theirs))
-    whole = sum(float(a.square().sum(dtype=torch.float64)) for _, a in own)
+def _refusal(target: ExportTarget, scheme: QuantScheme, message: str) -> dict[str, Any]:
+    """Why the target cannot hold the scheme; `message` of the exporter where it is the checkpoint that does not fit."""
+    fitted = fit(target, scheme)
     return {
-        "perplexity": other,
+        "refused": fitted.reason or message,
+        "word": fitted.short_reason or message,
+        "instead": fitted.instead,
+    }
+
+
+def perplexity(losses: WindowLosses) -> float:
+    """Perplexity of windows of equal length."""
+    return float(torch.stack([loss for loss, _ in losses]).mean().exp())
+
+
+def compare(reference: WindowLosses, exported: WindowLosses) -> dict[str, Any]:
+    """Perplexities over the same windows and the relative RMS difference of their logits."""
+    ours, theirs = perplexity(reference), perplexity(exported)
+    difference = sum(float((a - b).square().sum(dtype=torch.float64)) for (_, a), (_, b) in zip(reference, exported))
+    energy = sum(float(logits.square().sum(dtype=torch.float64)) for _, logits in reference)
+    return {
+        "perplexity": theirs,
         "ours": ours,
-        "ratio": other / ours,
-        "logits": (difference / whole) ** 0.5,
-        "match": abs(other / ours - 1) <= TOLERANCE,
+        "ratio": theirs / ours,
+        "logits": (difference / energy) ** 0.5,
+        "match": abs(theirs / ours - 1) <= TOLERANCE,
     }
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The matrix scheme x target for docs: what matched by how much, what was refused why and what instead."""
+    """The matrix scheme x target for the docs: how closely exports match, or why they are refused and what instead."""
     lines = ["| scheme | " + " | ".join(TARGETS) + " |", "| --- |" + " --- |" * len(TARGETS)]
     for scheme in dict.fromkeys(row["scheme"] for row in rows):
         cells = [_cell(row) for row in rows if row["scheme"] == scheme]
@@ -140,5 +168,5 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 def _cell(row: dict[str, Any]) -> str:
     if row["refused"] is not None:
         return f"no ({row['word']}): {row['instead'] or 'see the message'}"
-    word = "" if row["match"] else "DIFFERS, "
-    return f"{row['storage']}: {word}{row['ratio']:.4f} x, logits {row['logits']:.1e}"
+    warning = "" if row["match"] else "DIFFERS, "
+    return f"{row['storage']}: {warning}{row['ratio']:.4f} x, logits {row['logits']:.1e}"

@@ -1,9 +1,9 @@
 """The compressed-tensors layout, `pack-quantized`: what vLLM, SGLang and transformers load.
 
-Per linear `weight_packed` int32 [N, ceil(K b / 32)] (the same little-endian bit string along K as ours, in words),
+Per linear: `weight_packed` int32 [N, ceil(K b / 32)] (the same little-endian bit string along K as ours, in words),
 `weight_scale` in the model's dtype [N, G], `weight_shape` int64 [2], and for asymmetric grids `weight_zero_point`
-int32 [ceil(N b / 32), G], packed along N. The format is named on the group and globally: left to itself the library
-infers an int8 container as soon as activations are quantized, which no INT4 kernel serves.
+int32 [ceil(N b / 32), G], packed along N. The format is named in the group and globally: without it the library infers
+an int8 container as soon as activations are quantized, which no INT4 kernel runs.
 """
 
 from __future__ import annotations
@@ -24,68 +24,108 @@ from dfrot_kernels.layouts import PackedWeight
 WORD = 32
 
 
+class CompressedTensorsLayout:
+    """A `folder.Layout`."""
+
+    def plan(self, source: ExportSource) -> list[TensorPlan]:
+        """The tensors of the result, in the checkpoint's order."""
+        plans = []
+        for name, module, kind, linear in source.tensors():
+            if linear is None:
+                entry = source.checkpoint.entry(name)
+                plans.append(TensorPlan(name, entry.dtype, entry.shape))
+            elif kind == "weight_packed":
+                words = -(-linear.cols * linear.w_bits // WORD)
+                plans.append(TensorPlan(name, torch.int32, (linear.rows, words)))
+                plans.append(TensorPlan(f"{module}.weight_shape", torch.int64, (2,)))
+            elif kind == "weight_scale":
+                plans.append(TensorPlan(name, source.dtype, (linear.rows, linear.groups)))
+            else:
+                shape = (-(-linear.rows * linear.w_bits // WORD), linear.groups)
+                plans.append(TensorPlan(f"{module}.weight_zero_point", torch.int32, shape))
+        if source.r4 is not None:
+            block = source.r4.block
+            plans += [TensorPlan(name, source.dtype, (block, block)) for name in _transform_names(source)]
+        return plans
+
+    def tensors(self, source: ExportSource) -> Iterator[tuple[str, Tensor]]:
+        """Names and values, one linear in memory at a time."""
+        for name, module, kind, linear in source.tensors():
+            if linear is None:
+                yield name, source.checkpoint.read(name)
+            elif kind == "weight_packed":
+                weight = source.packed_weight(module)
+                yield name, _words(weight.packed)
+                yield f"{module}.weight_shape", torch.tensor([linear.rows, linear.cols])
+                yield f"{module}.weight_scale", _scale(source, weight, module)
+                if weight.zero is not None:
+                    yield f"{module}.weight_zero_point", _zero_points(weight)
+        if source.r4 is not None:
+            signs = _sylvester(source.r4.block).to(source.dtype)
+            for name in _transform_names(source):
+                yield name, signs
+
+    def config(self, source: ExportSource) -> dict[str, Any]:
+        """`quantization_config` and, with an online R4, its `transform_config`."""
+        scheme, storage = source.scheme, source.storage
+        assert storage is not None
+        weights: dict[str, Any] = {
+            "num_bits": scheme.w_bits,
+            "type": "int",
+            "symmetric": scheme.w_sym,
+            "dynamic": False,
+        }
+        weights |= {"strategy": "group", "group_size": scheme.w_group} if scheme.w_group else {"strategy": "channel"}
+        group: dict[str, Any] = {"targets": ["Linear"], "format": storage.name, "weights": weights}
+        if scheme.a_bits != FULL:
+            group["input_activations"] = {
+                "num_bits": scheme.a_bits,
+                "type": "int",
+                "symmetric": True,
+                "strategy": "token",
+                "dynamic": True,
+            }
+        entry: dict[str, Any] = {
+            "quant_method": "compressed-tensors",
+            "format": storage.name,
+            "quantization_status": "compressed",
+            "ignore": list(source.kept),
+            "config_groups": {"group_0": group},
+        }
+        if source.r4 is not None:
+            entry["transform_config"] = {"config_groups": {"R4": _online_transform(source.r4, source)}}
+        return entry
+
+
 def _words(packed: Tensor) -> Tensor:
     """A byte string per row uint8 [N, B] -> int32 [N, ceil(B / 4)], little-endian."""
     return functional.pad(packed, (0, -packed.shape[1] % 4)).contiguous().view(torch.int32)
 
 
+def _scale(source: ExportSource, weight: PackedWeight, module: str) -> Tensor:
+    """[N, G] in the model's dtype; the rounding to float16 is counted."""
+    scale = weight.scale.float()
+    if source.dtype == torch.float16:
+        return source.rounding.to_float16(scale, module)
+    return scale.to(source.dtype)
+
+
 def _zero_points(weight: PackedWeight) -> Tensor:
-    """int32 [ceil(N b / 32), G]: zero codes packed along N. Ours are unsigned already, as stored there."""
+    """Unsigned zero points packed along N, int32 [ceil(N b / 32), G]."""
     assert weight.zero is not None
     codes = weight.zero.t().contiguous()  # [G, N]
     bits: Tensor = torch.ops.dfq.pack(codes, weight.bits)
     return _words(bits).t().contiguous()
 
 
-def plan(source: ExportSource) -> list[TensorPlan]:
-    """The tensors of the result, in the checkpoint's order."""
-    found = []
-    for name, module, kind, one in source.parts():
-        if one is None:
-            entry = source.checkpoint.entry(name)
-            found.append(TensorPlan(name, entry.dtype, entry.shape))
-        elif kind == "weight_packed":
-            found.append(TensorPlan(name, torch.int32, (one.rows, -(-one.cols * one.w_bits // WORD))))
-            found.append(TensorPlan(f"{module}.weight_shape", torch.int64, (2,)))
-        elif kind == "weight_scale":
-            found.append(TensorPlan(name, source.dtype, (one.rows, one.groups)))
-        else:
-            shape = (-(-one.rows * one.w_bits // WORD), one.groups)
-            found.append(TensorPlan(f"{module}.weight_zero_point", torch.int32, shape))
-    if source.r4 is not None:
-        block = source.r4.block
-        found += [TensorPlan(name, source.dtype, (block, block)) for name in _transforms(source)]
-    return found
-
-
-def _transforms(source: ExportSource) -> list[str]:
-    """The names under which online transforms lie, one per linear."""
+def _transform_names(source: ExportSource) -> list[str]:
+    """The tensors that hold the online transform, one per linear that reads the MLP space."""
     names = [name for _, linear, name in source.arch.linears() if linear.reads == "mlp"]
     return [f"{name}.R4_input.weight" for name in names]
 
 
-def tensors(source: ExportSource) -> Iterator[tuple[str, Tensor]]:
-    """Their values, one linear in memory at a time."""
-    for name, module, kind, one in source.parts():
-        if one is None:
-            yield name, source.checkpoint.read(name)
-        elif kind == "weight_packed":
-            weight = source.weight(module)
-            yield name, _words(weight.packed)
-            yield f"{module}.weight_shape", torch.tensor([one.rows, one.cols])
-            scale = weight.scale.float()
-            half = source.dtype == torch.float16
-            yield f"{module}.weight_scale", source.rounding.half(scale, module) if half else scale.to(source.dtype)
-            if weight.zero is not None:
-                yield f"{module}.weight_zero_point", _zero_points(weight)
-    if source.r4 is not None:
-        signs = _sylvester(source.r4.block).to(source.dtype)
-        for name in _transforms(source):
-            yield name, signs
-
-
 def _sylvester(size: int) -> Tensor:
-    """The entries +-1 of the Sylvester-Hadamard matrix [size, size], unnormalised as the format stores them."""
+    """The Sylvester-Hadamard matrix [size, size] with entries +-1: the format stores it unnormalised."""
     out = torch.ones(1, 1)
     two = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
     while len(out) < size:
@@ -93,37 +133,10 @@ def _sylvester(size: int) -> Tensor:
     return out
 
 
-def config(source: ExportSource) -> dict[str, Any]:
-    """`quantization_config` and, with an online R4, its `transform_config`."""
-    scheme, storage = source.scheme, source.storage
-    assert storage is not None
-    weights: dict[str, Any] = {"num_bits": scheme.w_bits, "type": "int", "symmetric": scheme.w_sym, "dynamic": False}
-    weights |= {"strategy": "group", "group_size": scheme.w_group} if scheme.w_group else {"strategy": "channel"}
-    group: dict[str, Any] = {"targets": ["Linear"], "format": storage.name, "weights": weights}
-    if scheme.a_bits != FULL:
-        group["input_activations"] = {
-            "num_bits": scheme.a_bits,
-            "type": "int",
-            "symmetric": True,
-            "strategy": "token",
-            "dynamic": True,
-        }
-    entry: dict[str, Any] = {
-        "quant_method": "compressed-tensors",
-        "format": storage.name,
-        "quantization_status": "compressed",
-        "ignore": list(source.kept),
-        "config_groups": {"group_0": group},
-    }
-    if source.r4 is not None:
-        entry["transform_config"] = {"config_groups": {"R4": _online(source.r4, source)}}
-    return entry
-
-
-def _online(spec: HadamardSpec, source: ExportSource) -> dict[str, Any]:
-    """x H before down_proj; its inverse is in the weight already."""
-    tails = sorted({linear.name for _, linear, _ in source.arch.linears() if linear.reads == "mlp"})
-    targets = [f"re:.*{tail.rsplit('.', 1)[-1]}$" for tail in tails]
+def _online_transform(spec: HadamardSpec, source: ExportSource) -> dict[str, Any]:
+    """x H before down_proj; the inverse is in the weight already."""
+    names = sorted({linear.name for _, linear, _ in source.arch.linears() if linear.reads == "mlp"})
+    targets = [f"re:.*{name.rsplit('.', 1)[-1]}$" for name in names]
     apply = [
         {"targets": targets, "location": "input"},
         {"targets": targets, "location": "weight_input", "inverse": True},

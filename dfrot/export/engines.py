@@ -1,8 +1,9 @@
-"""Running an exported checkpoint the way somebody without dfq would, to prove that it says what ours says."""
+"""Running an exported checkpoint as a user without dfq would, to compare its logits with ours."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dfrot.errors import ResourceError
-from dfrot.export.gguf.writer import NAME
+from dfrot.export.gguf.writer import FILE_NAME
 from dfrot.export.gptq.reader import dense_weights
 from dfrot.files import read_json
 from dfrot.runtime.load_foreign import dense_model, load_foreign
@@ -20,7 +21,7 @@ Logits = Callable[[Tensor], Tensor]
 """tokens int64 [S] -> float32 logits [S, vocab]."""
 
 
-def of_model(model: Any) -> Logits:
+def transformers_logits(model: Any) -> Logits:
     """The logits of a transformers model."""
 
     @torch.inference_mode()
@@ -30,30 +31,32 @@ def of_model(model: Any) -> Logits:
     return logits
 
 
-def compressed_tensors(path: Path) -> Logits:
-    """Through transformers and compressed-tensors, in float32. Raises ResourceError without that package."""
+def load_compressed_tensors(path: Path) -> Logits:
+    """Load with transformers and compressed-tensors, in float32. Raises ResourceError without that package."""
     try:
         import compressed_tensors as _  # noqa: F401
     except ImportError:
         raise ResourceError("the package compressed-tensors is not installed: pip install 'dfq[interop]'") from None
     groups = read_json(path / "config.json")["quantization_config"]["config_groups"].values()
     asymmetric = any(not group["weights"]["symmetric"] for group in groups)
-    return of_model(load_foreign(path, dequantize=asymmetric))
+    return transformers_logits(load_foreign(path, dequantize=asymmetric))
 
 
-def gptq(path: Path) -> Logits:
-    """Through the plain torch reader: dense float32 weights in a transformers model."""
-    return of_model(dense_model(read_json(path / "config.json"), dense_weights(path)))
+def load_gptq(path: Path) -> Logits:
+    """Load with the plain torch reader: dense float32 weights in a transformers model."""
+    return transformers_logits(dense_model(read_json(path / "config.json"), dense_weights(path)))
 
 
-def gguf(path: Path, context: int = 2048) -> Logits:
-    """Through llama.cpp on the CPU. Raises ResourceError without its Python package."""
+def load_gguf(path: Path, context: int = 2048) -> Logits:
+    """Load a GGUF file, or the folder that holds it, with llama.cpp on the CPU. context: tokens at most.
+
+    Raises ResourceError without llama.cpp's Python package."""
     try:
         import llama_cpp
     except ImportError:
         raise ResourceError("the package llama-cpp-python is not installed: pip install 'dfq[interop]'") from None
     model = llama_cpp.Llama(
-        model_path=str(path / NAME if path.is_dir() else path),
+        model_path=str(path / FILE_NAME if path.is_dir() else path),
         n_ctx=context,
         n_batch=512,
         logits_all=True,
@@ -69,24 +72,33 @@ def gguf(path: Path, context: int = 2048) -> Logits:
     return logits
 
 
-# target -> what loads it here, and how it is called
-ENGINES: dict[str, tuple[str, Callable[[Path], Logits]]] = {
-    "compressed-tensors": ("transformers", compressed_tensors),
-    "gguf": ("llama.cpp", gguf),
-    "gptq": ("a plain torch reader", gptq),
+@dataclass(frozen=True)
+class Engine:
+    """What loads a target on this machine."""
+
+    name: str
+    """What reports call it."""
+    load: Callable[[Path], Logits]
+    """Exported folder -> its logits."""
+
+
+ENGINES: dict[str, Engine] = {  # by target
+    "compressed-tensors": Engine("transformers", load_compressed_tensors),
+    "gguf": Engine("llama.cpp", load_gguf),
+    "gptq": Engine("a plain torch reader", load_gptq),
 }
 
 
-def losses(logits: Logits, windows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """(mean negative log-likelihood, logits [S, vocab]) of each window int64 [n, S]."""
+def window_losses(logits: Logits, windows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """(mean negative log-likelihood float64 scalar, logits [S, vocab]) of each window of int64 [n, S]."""
     for tokens in windows:
-        found = logits(tokens)
-        loss = torch.nn.functional.cross_entropy(found[:-1].double(), tokens[1:])
-        yield loss, found
+        window_logits = logits(tokens)
+        loss = torch.nn.functional.cross_entropy(window_logits[:-1].double(), tokens[1:])
+        yield loss, window_logits
 
 
-def greedy(logits: Logits, prompt: Tensor, count: int) -> list[int]:
-    """`count` greedy tokens behind `prompt`, computed from scratch each time: only for proofs."""
+def greedy_tokens(logits: Logits, prompt: Tensor, count: int) -> list[int]:
+    """`count` greedy tokens behind `prompt` int64 [S]. Every step recomputes the whole text: for checks only."""
     tokens = prompt
     for _ in range(count):
         tokens = torch.cat([tokens, logits(tokens)[-1].argmax().view(1)])

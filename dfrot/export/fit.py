@@ -1,16 +1,17 @@
-"""Whether a scheme fits a target, why not, and which nearest one would: derived from the table of targets."""
+"""Whether a target can hold a scheme, why not, and the nearest scheme that it can hold."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 from dfrot.errors import UnsupportedError
 from dfrot.export.targets import TARGETS, ExportTarget, Storage
 from dfrot.quant.scheme import FULL, QuantScheme
 
-# What people ask for, and one of each kind that some target refuses. The matrix has a row for each.
+# Rows of the matrix of formats: common schemes, and one of each kind that some target refuses.
 SCHEMES = (
     "w16a16",
     "w4a16-g32",
@@ -32,113 +33,125 @@ SCHEMES = (
     "w4a4",
     "w4a4kv4",
 )
+# One scale per row counts as a group of this many columns when distances between schemes are compared.
+COLUMNS_OF_A_ROW = 512
 
 
 @dataclass(frozen=True)
 class Fit:
-    """storage: how weights are kept (None: in 16 bits); reason: None, or why the scheme cannot be said, and the same
-    in a word or two (`word`); instead: the nearest scheme that can."""
+    """How a target holds a scheme, or why it cannot."""
 
     storage: Storage | None = None
+    """How weights are kept; None: in 16 bits."""
     reason: str | None = None
-    word: str | None = None
+    """None, or why the target cannot hold the scheme."""
+    short_reason: str | None = None
+    """The reason in a word or two."""
     instead: str | None = None
+    """The nearest scheme that the target can hold."""
 
     @property
-    def cell(self) -> str:
-        """What stands in the matrix."""
+    def summary(self) -> str:
+        """The cell of the matrix of formats."""
         if self.reason is not None:
-            return f"no ({self.word}): {self.instead}"
+            return f"no ({self.short_reason}): {self.instead}"
         return self.storage.name if self.storage is not None else "dense"
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `dfq export --list --json` prints of a cell."""
+        return {
+            "storage": self.storage.name if self.storage is not None else None,
+            "reason": self.reason,
+            "word": self.short_reason,
+            "instead": self.instead,
+            "cell": self.summary,
+        }
 
 
 @dataclass(frozen=True)
-class _No:
-    """Why not, in a word or two and in full."""
+class _Refusal:
+    """Why a target cannot hold a scheme: in a word or two, and in full."""
 
-    word: str
-    why: str
+    short: str
+    full: str
 
 
 def target_of(name: str) -> ExportTarget:
-    """Look up a target. Raises UnsupportedError naming the known ones."""
+    """Look up a target. Raises UnsupportedError that names the known ones."""
     if name not in TARGETS:
-        raise UnsupportedError(f"--to {name}: unknown format; use one of {', '.join(TARGETS)}")
+        raise UnsupportedError(f"`to` {name}: unknown format; use one of {', '.join(TARGETS)}", field="to")
     return TARGETS[name]
 
 
 def fit(target: ExportTarget, scheme: QuantScheme) -> Fit:
-    """How `target` would hold `scheme`, or why not and what instead."""
-    found = _fit(target, scheme)
-    if isinstance(found, _No):
-        return Fit(reason=found.why, word=found.word, instead=nearest(target, scheme))
-    return Fit(storage=found)
+    """How `target` holds `scheme`, or why it cannot and what it can hold instead."""
+    result = _fit(target, scheme)
+    if isinstance(result, _Refusal):
+        return Fit(reason=result.full, short_reason=result.short, instead=nearest(target, scheme))
+    return Fit(storage=result)
 
 
-def _fit(target: ExportTarget, scheme: QuantScheme) -> Storage | _No | None:
+def _fit(target: ExportTarget, scheme: QuantScheme) -> Storage | _Refusal | None:
+    """The storage of the weights, None for 16-bit weights, or the refusal."""
     if scheme.kv_bits != FULL:
-        word = f"kv{scheme.kv_bits}"
-        return _No(word, f"{scheme.kv_bits}-bit KV cache is not part of the format (engines have a run-time flag)")
+        full = f"{scheme.kv_bits}-bit KV cache is not part of the format (engines have a run-time flag)"
+        return _Refusal(f"kv{scheme.kv_bits}", full)
     if scheme.a_bits not in target.a_bits:
         if target.a_bits == (FULL,):
-            return _No("weights only", f"{scheme.a_bits}-bit activations: the format holds weights only")
-        return _No(f"a{scheme.a_bits}", f"{scheme.a_bits}-bit activations; only {_list(target.a_bits)}")
+            return _Refusal("weights only", f"{scheme.a_bits}-bit activations: the format holds weights only")
+        return _Refusal(f"a{scheme.a_bits}", f"{scheme.a_bits}-bit activations; only {_listed(target.a_bits)}")
     if scheme.a_bits != FULL and not scheme.a_sym:
-        return _No("asymmetric activations", "asymmetric dynamic activations: engines compute symmetric ones")
-    if scheme.w_bits == FULL:
-        if target.dense and scheme.a_bits == FULL:
-            return None
-        why = (
-            "16-bit weights: an ordinary folder, engines load it as it is"
-            if scheme.a_bits == FULL
-            else "16-bit weights"
-        )
-        return _No("w16", why)
-    return _storage(target, scheme)
+        return _Refusal("asymmetric activations", "asymmetric dynamic activations: engines compute symmetric ones")
+    if scheme.w_bits != FULL:
+        return _weight_storage(target, scheme)
+    if scheme.a_bits != FULL:
+        return _Refusal("w16", "16-bit weights")
+    return None if target.dense else _Refusal("w16", "16-bit weights: an ordinary folder, engines load it as it is")
 
 
-def _storage(target: ExportTarget, scheme: QuantScheme) -> Storage | _No:
-    bits = [one for one in target.storages if one.bits == scheme.w_bits]
-    if not bits:
-        known = _list(sorted({one.bits for one in target.storages}))
-        return _No(f"w{scheme.w_bits}", f"{scheme.w_bits}-bit weights; only {known}")
-    grids = [one for one in bits if one.symmetric == scheme.w_sym]
-    if not grids:
-        word = "symmetric weights" if scheme.w_sym else "asymmetric weights"
-        return _No(word, f"{scheme.w_bits}-bit {word}")
-    storage = grids[0]
-    if scheme.a_bits != FULL and not storage.act:
-        return _No("asymmetric weights", f"quantized activations beside asymmetric {scheme.w_bits}-bit weights")
+def _weight_storage(target: ExportTarget, scheme: QuantScheme) -> Storage | _Refusal:
+    """The storage of quantized weights, by bits, grid and group."""
+    same_bits = [storage for storage in target.storages if storage.bits == scheme.w_bits]
+    if not same_bits:
+        known = _listed(sorted({storage.bits for storage in target.storages}))
+        return _Refusal(f"w{scheme.w_bits}", f"{scheme.w_bits}-bit weights; only {known}")
+    same_grid = [storage for storage in same_bits if storage.symmetric == scheme.w_sym]
+    if not same_grid:
+        grid = "symmetric weights" if scheme.w_sym else "asymmetric weights"
+        return _Refusal(grid, f"{scheme.w_bits}-bit {grid}")
+    storage = same_grid[0]
+    if scheme.a_bits != FULL and not storage.with_quantized_activations:
+        full = f"quantized activations beside asymmetric {scheme.w_bits}-bit weights"
+        return _Refusal("asymmetric weights", full)
     if storage.block and scheme.w_group % storage.block:
-        return _No(f"g{scheme.w_group}", f"groups of {scheme.w_group}; only multiples of {storage.block}")
+        return _Refusal(f"g{scheme.w_group}", f"groups of {scheme.w_group}; only multiples of {storage.block}")
     if not storage.block and scheme.w_group not in storage.groups:
-        known = _list([n for n in storage.groups if n])
-        return _No(f"g{scheme.w_group}", f"groups of {scheme.w_group}; only {known} or a whole row")
+        known = _listed([group for group in storage.groups if group])
+        return _Refusal(f"g{scheme.w_group}", f"groups of {scheme.w_group}; only {known} or a whole row")
     return storage
 
 
-def _list(values: Sequence[int]) -> str:
+def _listed(values: Sequence[int]) -> str:
     return ", ".join(str(value) for value in values)
 
 
 def nearest(target: ExportTarget, scheme: QuantScheme) -> str:
-    """The accepted scheme closest to `scheme`: the grid of weights changes last, activations and KV first."""
-    groups = sorted({0, 32, *(n for one in target.storages for n in one.groups)})
-    bits = sorted({one.bits for one in target.storages})
+    """The name of the closest scheme that `target` can hold. Activations and KV cache change before weights do."""
+    groups = sorted({0, 32, *(group for storage in target.storages for group in storage.groups)})
+    bits = sorted({storage.bits for storage in target.storages})
     if scheme.w_bits == FULL:
-        scheme = replace(scheme, w_bits=4, w_group=32)  # 16 bits are not near anything; this one every format holds
-    found: list[tuple[tuple[float, ...], str]] = []
+        scheme = replace(scheme, w_bits=4, w_group=32)  # no bits are near 16; every format holds these
+    candidates: list[tuple[tuple[float, ...], str]] = []
     for w_bits, group, w_sym, a_bits, a_sym in product(
         bits, {*groups, scheme.w_group}, (True, False), target.a_bits, (True, False)
     ):
-        one = QuantScheme(w_bits, a_bits, FULL, group, w_sym, a_sym and a_bits != FULL)
-        if isinstance(_fit(target, one), _No):
+        candidate = QuantScheme(w_bits, a_bits, FULL, group, w_sym, a_sym and a_bits != FULL)
+        if isinstance(_fit(target, candidate), _Refusal):
             continue
-        # a scale per row is as far from one per group as one per 512 columns
-        distance = abs((group or 512) - (scheme.w_group or 512))
+        distance = abs((group or COLUMNS_OF_A_ROW) - (scheme.w_group or COLUMNS_OF_A_ROW))
         key = (abs(w_bits - scheme.w_bits), w_sym != scheme.w_sym, distance, abs(a_bits - scheme.a_bits), group)
-        found.append((tuple(map(float, key)), one.name))
-    return min(found)[1]
+        candidates.append((tuple(map(float, key)), candidate.name))
+    return min(candidates)[1]
 
 
 def matrix(schemes: tuple[str, ...] = SCHEMES) -> dict[str, dict[str, Fit]]:
@@ -147,5 +160,5 @@ def matrix(schemes: tuple[str, ...] = SCHEMES) -> dict[str, dict[str, Fit]]:
 
 
 def without_activations(scheme: QuantScheme) -> QuantScheme:
-    """The same weights, activations and KV cache in 16 bits."""
+    """The same weights with activations and KV cache in 16 bits."""
     return replace(scheme, a_bits=FULL, kv_bits=FULL, a_sym=False, kv_sym=False, a_clip=1.0, kv_clip=1.0)

@@ -1,7 +1,7 @@
-"""Scales as float16, and what that cost.
+"""Scales as float16, and what the conversion cost.
 
-Ours are bfloat16: 8 significant bits, which float16 holds exactly from 2^-17 up to 65504. Smaller ones are rounded to
-float16's subnormals and counted; what would become 0 or infinite is refused.
+Our scales are bfloat16. Their 8 significant bits are exact in float16 from 2^-17 up to 65504. Smaller scales are
+rounded to float16's subnormals and counted; a scale that would become 0 or infinite is refused.
 """
 
 from __future__ import annotations
@@ -16,23 +16,27 @@ from dfrot.errors import UnsupportedError
 
 
 @dataclass
-class Rounding:
-    """How many values were stored, how many of them not exactly, and the worst relative error."""
+class Float16Rounding:
+    """Counts what `to_float16` did, over all tensors of an export."""
 
     count: int = 0
+    """Values converted."""
     rounded: int = 0
+    """Values that float16 does not hold exactly."""
     worst: float = 0.0
+    """Largest relative error of a value."""
 
-    def half(self, values: Tensor, where: str) -> Tensor:
-        """values float32 -> float16. Raises UnsupportedError naming the tensor when one leaves float16's range."""
+    def to_float16(self, values: Tensor, name: str) -> Tensor:
+        """Convert float32 `values` of tensor `name`. Raises UnsupportedError when a value leaves float16's range."""
         out = values.to(torch.float16)
         error = (out.float() - values).abs()
-        lost = ~torch.isfinite(out) | ((out == 0) & (values != 0))
-        if bool(lost.any()):
-            worst = float(values[lost].flatten()[0])
+        out_of_range = ~torch.isfinite(out) | ((out == 0) & (values != 0))
+        if bool(out_of_range.any()):
+            worst = float(values[out_of_range].flatten()[0])
             raise UnsupportedError(
-                f"tensor {where}: scale {worst:.3g} is outside float16, which this format needs; export to "
-                "compressed-tensors, which keeps bfloat16"
+                f"tensor {name}: scale {worst:.3g} is outside float16, which this format needs; export to "
+                "compressed-tensors, which keeps bfloat16",
+                tensor=name,
             )
         self.count += values.numel()
         self.rounded += int((error > 0).sum())
@@ -41,4 +45,5 @@ class Rounding:
         return out
 
     def to_dict(self) -> dict[str, Any]:
+        """The `scales` entry of the export's record."""
         return {"count": self.count, "rounded": self.rounded, "worst_relative_error": float(f"{self.worst:.3g}")}

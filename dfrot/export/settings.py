@@ -6,13 +6,40 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dfrot.quant.scheme import QuantScheme
+from dfrot.settings import check, dataset_setting, setting
 
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """As `dfrot.export.run.export`: scheme None writes the checkpoint's own, dtype is gguf's."""
+    """What a checkpoint is exported to."""
 
-    to: Literal["compressed-tensors", "gguf", "gptq"]
-    scheme: QuantScheme | None = None
-    dtype: Literal["bf16", "f16", "f32"] | None = None
-    online_r4: bool = False
+    to: Literal["compressed-tensors", "gguf", "gptq"] = setting(
+        metavar="FORMAT", help="The format: compressed-tensors, gguf or gptq."
+    )
+    scheme: QuantScheme | None = setting(
+        None,
+        metavar="S",
+        help="Write the same weights under this scheme, for instance without activation bits. Default: the "
+        "checkpoint's own.",
+    )
+    dtype: Literal["bf16", "f16", "f32"] | None = setting(
+        None,
+        metavar="T",
+        help="gguf: data type of tensors that are not quantized, bf16, f16 or f32. Default: the source's.",
+    )
+    online_r4: bool = setting(False, help="compressed-tensors: write R4 as an online transform, which only vLLM reads.")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class ExportCheckSettings:
+    """How exported checkpoints are compared with dfq's own results."""
+
+    seqlen: int = setting(256, minimum=2, help="Tokens of a window of `check`.")
+    windows: int = setting(4, minimum=1, help="Windows of `check`.")
+    dataset: str = dataset_setting("wikitext2", "Text of `check`.")
+
+    def __post_init__(self) -> None:
+        check(self)

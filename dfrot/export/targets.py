@@ -1,7 +1,7 @@
-"""What each export format can hold, as data: the matrix, the refusals and the writers all follow from this table.
+"""What each export format can hold, as data. The matrix of formats, the refusals and the writers follow this table.
 
-A *storage* is one way to keep integer weights; a *target* is a format with its storages and what else it can say.
-Facts about engines were read in their sources in 2026-09; what has been executed here is in docs/results/export.md.
+A *storage* is one way to keep integer weights. A *target* is a format with its storages and its other properties.
+Facts about engines were read from their sources in 2026-09; docs/export.md says what was run.
 """
 
 from __future__ import annotations
@@ -13,53 +13,58 @@ from dfrot.quant.scheme import FULL
 
 @dataclass(frozen=True)
 class Storage:
-    """Integer weights of `bits` bits on a symmetric or asymmetric grid.
-
-    block: columns per scale that the format fixes; our groups must be multiples of it (their scale is repeated).
-    0: the format takes the group as it is, one of `groups` (0 among them: one scale per output channel).
-    block_bytes: bytes of one block, where blocks are fixed. act: whether dynamic activations can stand beside it.
-    """
+    """One way to keep integer weights."""
 
     name: str
+    """Name of the storage in the format, for instance `Q4_0`."""
     bits: int
+    """Bits per weight."""
     symmetric: bool
+    """Symmetric grid, or asymmetric with zero points."""
     block: int = 0
+    """Columns per scale that the format fixes; groups must be multiples of it, and repeat their scale. 0: the format
+    takes any of `groups`."""
     block_bytes: int = 0
+    """Bytes of one block, scale included, where `block` is not 0."""
     groups: tuple[int, ...] = ()
-    act: bool = False
+    """Group sizes the format accepts; 0 is one scale per output channel."""
+    with_quantized_activations: bool = False
+    """Whether engines run these weights with dynamically quantized activations."""
 
 
 @dataclass(frozen=True)
 class ExportTarget:
-    """A format. engines: who reads it.
-
-    a_bits: activation bits it can ask for (symmetric, dynamic, per token). dense: whether a 16-bit model can be
-    exported. align: what rows and columns of a quantized linear must be multiples of. half: scales are float16.
-    keeps: whether single linears beside the head may stay in 16 bits. quantized_head: whether the head may be
-    quantized. online_r4: whether an online rotation of down_proj's input can be written. described: whether only
-    architectures with a description of their names there (dfrot/arch/gguf.py) can be written.
-    """
+    """An export format."""
 
     name: str
+    """What `dfq export --to` calls it."""
     engines: tuple[str, ...]
+    """Programs that load it."""
     storages: tuple[Storage, ...]
+    """How it can keep weights."""
     a_bits: tuple[int, ...] = (FULL,)
+    """Activation bits that it can ask for (symmetric, dynamic, per token)."""
     dense: bool = False
+    """Whether a 16-bit model can be exported."""
     align: tuple[int, int] = (1, 1)
-    half: bool = False
-    keeps: bool = True
+    """Rows and columns of a quantized linear must be multiples of these."""
+    keeps_linears: bool = True
+    """Whether linears other than the head may stay in 16 bits."""
     quantized_head: bool = True
+    """Whether the head may be quantized."""
     online_r4: bool = False
-    described: bool = False
+    """Whether an online rotation of down_proj's input can be written."""
+    needs_described_names: bool = False
+    """Whether only architectures with an entry in dfrot/arch/gguf.py can be written; also whether `dtype` applies."""
 
 
 GROUPS = (0, 32, 64, 128)
 
 
-def served_clip(bits: int) -> float:
-    """The activation clip ratio of ours that equals compressed-tensors' symmetric quantizer.
+def engine_activation_clip(bits: int) -> float:
+    """Our activation clip ratio that equals the engines' symmetric quantizer of `bits` bits.
 
-    It scales by max|x| / (2^(b-1) - 1/2), we by clip * max|x| / (2^(b-1) - 1)."""
+    They scale by max|x| / (2^(b-1) - 1/2), we scale by clip * max|x| / (2^(b-1) - 1)."""
     half: float = 2 ** (bits - 1)
     return (half - 1) / (half - 0.5)
 
@@ -68,9 +73,9 @@ COMPRESSED_TENSORS = ExportTarget(
     name="compressed-tensors",
     engines=("vLLM", "SGLang", "transformers"),
     storages=(
-        Storage("pack-quantized", 4, True, groups=GROUPS, act=True),
+        Storage("pack-quantized", 4, True, groups=GROUPS, with_quantized_activations=True),
         Storage("pack-quantized", 4, False, groups=GROUPS),
-        Storage("pack-quantized", 8, True, groups=GROUPS, act=True),
+        Storage("pack-quantized", 8, True, groups=GROUPS, with_quantized_activations=True),
     ),
     a_bits=(FULL, 8, 4),
     align=(1, 8),
@@ -87,8 +92,7 @@ GGUF = ExportTarget(
         Storage("Q8_0", 8, True, block=32, block_bytes=34),
     ),
     dense=True,
-    half=True,
-    described=True,
+    needs_described_names=True,
 )
 GPTQ = ExportTarget(
     name="gptq",
@@ -99,8 +103,7 @@ GPTQ = ExportTarget(
         Storage("gptq v1", 8, True, groups=GROUPS),
     ),
     align=(32, 32),
-    half=True,
-    keeps=False,
+    keeps_linears=False,
     quantized_head=False,
 )
 TARGETS: dict[str, ExportTarget] = {target.name: target for target in (COMPRESSED_TENSORS, GGUF, GPTQ)}

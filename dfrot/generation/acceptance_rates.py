@@ -1,8 +1,9 @@
-"""How often guesses stand, and the acceptance length that a shape may expect of that.
+"""Acceptance rates of a draft, and the acceptance length to expect of a tree shape.
 
-rates[t][r] is the chance that the target's token at depth t + 1 is the draft's guess of rank r (0 the likeliest), where
-the tokens before it stand. A node of a tree, reached by guesses of the ranks r1 .. rd, then stands with the chance
-rates[0][r1] x .. x rates[d-1][rd], and a round accepts as many guesses as the sum over nodes says.
+rates[t][r] is the probability that the target's token at depth t + 1 is the draft token of rank r (0 the likeliest),
+given that the tokens before it were accepted. A node of a tree that is reached over the ranks r1 .. rd is then accepted
+with probability rates[0][r1] x .. x rates[d-1][rd], and the expected number of accepted tokens of a round is the sum
+over its nodes.
 """
 
 from __future__ import annotations
@@ -14,82 +15,89 @@ from typing import Any
 
 from dfrot.generation.tree import TreeShape
 
-RANKS = 4  # that training records
+RANKS = 4  # ranks per step that training records
+
+Rates = Sequence[Sequence[float]]
+"""Probabilities by step and rank."""
 
 
 @dataclass(frozen=True)
 class AcceptanceRates:
-    """greedy: where the target says its likeliest token. sampled: where it draws at temperature 1, from its average
-    probability of the guesses; empty where unknown. Old records know rank 0 alone (`ranked` is False): enough for
-    chains."""
+    """Rates measured on held-out samples. Old records know rank 0 only, which suffices for chains."""
 
     greedy: tuple[tuple[float, ...], ...]
+    """By step and rank, where the target takes its likeliest token."""
     sampled: tuple[tuple[float, ...], ...] = ()
+    """By step and rank, where the target samples at temperature 1: its mean probability of the draft token. Empty where
+    unknown."""
 
     @property
     def ranked(self) -> bool:
+        """Whether rates of more than one rank are known for every step."""
         return all(len(step) > 1 for step in self.greedy)
 
     def of(self, greedy: bool) -> tuple[tuple[float, ...], ...]:
-        """By step and rank. Without a record of sampling that of greedy decoding stands in, which promises more."""
+        """Rates by step and rank. Without a record for sampling those of greedy decoding are used; they are higher."""
         return self.greedy if greedy or not self.sampled else self.sampled
 
     @classmethod
     def of_history(cls, record: Any) -> AcceptanceRates | None:
-        """From the record (`stage.json`) of a training: of the rounded draft where it was rounded, else of the best
-        evaluation. None where it holds none that make sense."""
+        """From the record (`stage.json`) of a training: those of the quantized draft where it was quantized, else those
+        of the best evaluation. None where the record holds no valid rates."""
         try:
-            best = max(record["history"], key=lambda one: float(one["simulated_tau"]))
-            if "held_out_ranks" in (rounded := record.get("quantized") or {}):
-                best = rounded
-            greedy = _table(best.get("held_out_ranks") or [[share] for share in best["held_out_agreement"]])
-            return cls(greedy, _table(best.get("held_out_mass", ()))) if greedy else None
+            best = max(record["history"], key=lambda evaluation: float(evaluation["simulated_tau"]))
+            if "held_out_ranks" in (quantized := record.get("quantized") or {}):
+                best = quantized
+            greedy = _validated(best.get("held_out_ranks") or [[share] for share in best["held_out_agreement"]])
+            return cls(greedy, _validated(best.get("held_out_mass", ()))) if greedy else None
         except (KeyError, TypeError, ValueError, AttributeError):
             return None
 
 
-def _table(value: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
-    found = tuple(tuple(float(share) for share in step) for step in value)
-    if any(not step or not all(0 <= share <= 1 for share in step) for step in found):
-        raise ValueError("not shares")
-    return found
+def _validated(values: Rates) -> tuple[tuple[float, ...], ...]:
+    rates = tuple(tuple(float(rate) for rate in step) for step in values)
+    if any(not step or not all(0 <= rate <= 1 for rate in step) for step in rates):
+        raise ValueError("not probabilities")
+    return rates
 
 
-def nodes(shape: TreeShape, rates: Sequence[Sequence[float]]) -> list[float]:
-    """Chances of the guesses of a shape, likeliest first. Steps beyond the known ones are like the last, ranks beyond
-    never stand.
+def node_probabilities(shape: TreeShape, rates: Rates) -> list[float]:
+    """Probability that each node of a shape is accepted, the largest first, the root excluded.
 
-    Of a dynamic tree these are an estimate from below: it is the best *fixed* tree that grows as the dynamic one does
-    (`topk` nodes of a level grow, the best `total` of all stay), chosen by the average rates, as Sequoia (2402.12374)
-    and Medusa (2401.10774) choose theirs. EAGLE-2's tree has as many nodes, chosen in every context by the draft's own
-    probabilities: if these order guesses at least as well as the averages do, it gives more. Guesses of a path are
-    taken as independent, which is low too: where one stands, the next is likelier to (an easy text)."""
+    Steps beyond the recorded ones are taken to be like the last; ranks beyond the recorded ones are never accepted.
+
+    For dynamic trees this is a lower estimate: it is the best *fixed* tree that grows as the dynamic one does (`topk`
+    nodes of a level get children, the best `total` of all are kept), chosen by the average rates, as Sequoia (arXiv
+    2402.12374) and Medusa (arXiv 2401.10774) choose theirs. EAGLE-2's tree has as many nodes, chosen in every context
+    by the draft's own probabilities; it accepts more if these order nodes at least as well as the averages do. The
+    estimate also takes nodes of a path to be independent, while in easy text an accepted token makes the next one
+    likelier to be accepted."""
     if not rates:
         return []
     if shape.topk == 1:
-        return [math.prod(_at(rates, t)[0] for t in range(depth + 1)) for depth in range(shape.depth)]
-    found: list[float] = []
+        return [math.prod(_step(rates, t)[0] for t in range(depth + 1)) for depth in range(shape.depth)]
+    probabilities: list[float] = []
     level = [1.0]
     for t in range(shape.depth):
-        fresh = sorted((node * rate for node in level for rate in _at(rates, t)[: shape.topk]), reverse=True)
-        found += fresh
-        level = fresh[: shape.topk]
-    return sorted(found, reverse=True)[: shape.total - 1]
+        children = sorted((node * rate for node in level for rate in _step(rates, t)[: shape.topk]), reverse=True)
+        probabilities += children
+        level = children[: shape.topk]
+    return sorted(probabilities, reverse=True)[: shape.total - 1]
 
 
-def _at(rates: Sequence[Sequence[float]], t: int) -> Sequence[float]:
+def _step(rates: Rates, t: int) -> Sequence[float]:
     return rates[min(t, len(rates) - 1)]
 
 
-def expected_tau(shape: TreeShape, rates: Sequence[Sequence[float]]) -> float:
-    """Tokens per verify pass, the bonus counted."""
-    return 1.0 + sum(nodes(shape, rates))
+def expected_tau(shape: TreeShape, rates: Rates) -> float:
+    """The acceptance length to expect: tokens per verify pass, the bonus token included."""
+    return 1.0 + sum(node_probabilities(shape, rates))
 
 
-def scaled(rates: Sequence[Sequence[float]], factor: float) -> tuple[tuple[float, ...], ...]:
-    """All chances times `factor`, those of a step together at most 1."""
-    found = []
+def scaled(rates: Rates, factor: float) -> tuple[tuple[float, ...], ...]:
+    """All rates times `factor`, limited so that those of a step add up to at most 1."""
+    steps = []
     for step in rates:
-        share = min(factor, 1 / sum(step)) if sum(step) else factor
-        found.append(tuple(rate * share for rate in step))
-    return tuple(found)
+        limited = min(factor, 1 / sum(step)) if sum(step) else factor
+        steps.append(tuple(rate * limited for rate in step))
+    return tuple(steps)

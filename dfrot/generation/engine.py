@@ -10,82 +10,95 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dfrot.data.images import read
-from dfrot.data.jsonl import MAX_IMAGES
+from dfrot.data.conversation_rows import MAX_IMAGES
+from dfrot.data.images import read_image
 from dfrot.data.tokenizer import load_tokenizer
-from dfrot.draft.load import load_in
-from dfrot.draft.store import check_target
 from dfrot.errors import InputError
+from dfrot.generation.drafter import Drafter
 from dfrot.generation.latency_probe import LatencyProbe
 from dfrot.generation.load_target import end_token_ids, load_target
-from dfrot.generation.output import GenerationOutput, StopCriteria
+from dfrot.generation.output import CONTEXT_LENGTH_EXCEEDED, GenerationOutput, StopCriteria
 from dfrot.generation.plain import plain_steps
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculation_policy import AdaptivePolicy, MeasuredShape
-from dfrot.generation.speculative import speculative_steps
+from dfrot.generation.shape_search import MeasuredShape
+from dfrot.generation.speculation_policy import AdaptivePolicy
+from dfrot.generation.speculative import SPARE_SLOTS, speculative_steps
+from dfrot.generation.target import Target
 from dfrot.generation.text_stream import TextStream
 from dfrot.generation.tree import TreeShape
 from dfrot.vision.image_inputs import ImageInputs
 from dfrot.vision.prompts import find_prompt_reader
 
 Finish = Literal["stop", "length"]
-_PROBE = 32  # tokens of the prompt behind which drafting costs are measured
-_MEASURING = 64  # plain steps in whose time they are, at the start
+_PROBE_LENGTH = 32  # tokens of the prompt behind which latencies are measured
+_PROBE_BUDGET = 64  # measuring takes at most as long as this many plain steps, when the engine starts
 
 
 @dataclass(frozen=True)
 class TextRequest:
-    """prompt: token ids. stops: strings that end the text and are cut off. max_new_tokens None: up to the end of the
-    context. ignore_eos: go on behind the end-of-text token. images: of `Engine.encode_seen`, which made the prompt."""
+    """One text to generate."""
 
     prompt: tuple[int, ...]
+    """Token ids."""
     max_new_tokens: int | None = None
+    """None: up to the end of the context."""
     stops: tuple[str, ...] = ()
+    """Strings that end the text and are cut off."""
     sampling: Sampling = Sampling()
+    """How tokens are picked."""
     seed: int = 0
+    """Of sampling."""
     ignore_eos: bool = False
+    """Continue behind the end-of-text token."""
     images: ImageInputs | None = None
+    """The prompt's images, from `Engine.encode_multimodal`, which returned the prompt too."""
 
 
 class Engine:
-    """A loaded checkpoint with its tokenizer and, if given, its draft. Generations may take turns in one thread."""
+    """A loaded checkpoint with its tokenizer and, if given, a draft. Generations may take turns in one thread."""
 
     def __init__(
         self,
         model: Path,
-        draft: Path | None = None,
+        drafter: Drafter | None = None,
         shape: tuple[int, int, int] | None = None,
-        force: bool = False,
-        draft_dtype: str = "auto",
+        target: Target | None = None,
     ) -> None:
-        """shape: (depth, top-k, total) of the guesses; None chooses chain or tree from costs measured here, or none at
-        all where drafting does not pay, and every text corrects that. force: also a draft of another target. Raises
-        DfqError in one line."""
-        self.draft = None if draft is None else load_in(draft, draft_dtype)
-        aux = () if self.draft is None else self.draft.config.aux_layers
-        self.target = load_target(model, aux, drafted=self.draft is not None)
-        self.sighted = find_prompt_reader(model)
-        self.tokenizer = load_tokenizer(model) if self.sighted is None else self.sighted.tokenizer
-        self.ends = end_token_ids(self.target)
+        """Load what is not given.
+
+        Args:
+            model: the checkpoint folder.
+            drafter: a loaded draft of this target; None decodes plainly.
+            shape: (depth, top-k, total) of draft trees. None measures here which shape suits this machine, plain
+                decoding among them; the policy of every text corrects that.
+            target: the checkpoint, if it is loaded already (with the drafter's aux_layers).
+
+        Raises DfqError for a checkpoint that cannot be loaded."""
+        self.drafter = drafter
+        if target is None:
+            target = load_target(model, () if drafter is None else drafter.aux_layers, drafted=drafter is not None)
+        self.target = target
+        self.prompt_reader = find_prompt_reader(model)
+        self.tokenizer = load_tokenizer(model) if self.prompt_reader is None else self.prompt_reader.tokenizer
+        self.end_tokens = end_token_ids(self.target)
         self.shape: TreeShape | None = None
         self.options: list[MeasuredShape] = []  # measured shapes, where none was given
+        self.measuring_seconds = 0.0  # that measuring shapes took
+        self.measuring_seconds = 0.0  # that measuring shapes took
         self.how = "plain, no draft given"
-        if self.draft is not None and draft is not None:
-            size = int(self.target.config.hidden_size)
-            check_target(self.draft.config, model, self.target.vocab_size, size, force)
+        if drafter is not None:
             self.shape = None if shape is None else TreeShape(*shape)
-            self.how = self._measure() if self.shape is None else f"speculative, {self.shape.name}"
+            self.how = self._measure(drafter) if self.shape is None else f"speculative, {self.shape.name}"
 
-    def _measure(self) -> str:
+    def _measure(self, drafter: Drafter) -> str:
         """Measure shapes for all texts to come. Returns what is chosen for greedy ones."""
-        assert self.draft is not None
-        choice = AdaptivePolicy(self.draft.rates, True, _MEASURING)
-        if choice.measures:
-            prompt = (torch.arange(_PROBE) % (self.target.vocab_size - 1)).tolist()
-            meter = LatencyProbe.behind(self.target, self.draft, prompt, choice.widest + 2)
-            choice.start(meter, lambda: meter.spent, self.target.max_length - _PROBE - 1)
-            self.options = choice.options
-        return choice.why()
+        policy = AdaptivePolicy(drafter.rates, True, _PROBE_BUDGET)
+        if policy.needs_latencies:
+            prompt = (torch.arange(_PROBE_LENGTH) % (self.target.vocab_size - 1)).tolist()
+            probe = LatencyProbe.after_prompt(self.target, drafter, prompt, policy.max_drafted + SPARE_SLOTS)
+            policy.start(probe, lambda: probe.spent, self.target.max_length - _PROBE_LENGTH - 1)
+            self.options, self.measuring_seconds = policy.options, policy.seconds
+        return policy.why()
 
     @property
     def context(self) -> int:
@@ -93,55 +106,62 @@ class Engine:
         return self.target.max_length
 
     def decode(self, ids: Sequence[int]) -> str:
+        """Token ids -> text, special tokens left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of a text to be continued, with the tokenizer's BOS."""
+        """Token ids of a text to continue, with the tokenizer's BOS."""
         return tuple(self.tokenizer(text, verbose=False)["input_ids"])
 
     @property
-    def chats(self) -> bool:
+    def has_chat_template(self) -> bool:
         """Whether the tokenizer has a chat template."""
         return bool(getattr(self.tokenizer, "chat_template", None))
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
-        """Token ids of a conversation (role and content each), ready for the assistant's turn."""
-        if not self.chats:
+        """Token ids of a conversation (role and content each), ready for the assistant's turn. Raises InputError
+        without a chat template, and where the template refuses the messages."""
+        if not self.has_chat_template:
             raise InputError("this model has no chat template: continue a text instead (a prompt, /v1/completions)")
         try:
             text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # a template raises whatever its author liked
+        except Exception as error:  # templates raise whatever their authors chose
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"messages: refused by the model's chat template ({reason})") from None
         return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     @property
-    def sees(self) -> bool:
+    def takes_images(self) -> bool:
         """Whether prompts may hold images."""
-        return self.sighted is not None
+        return self.prompt_reader is not None
 
-    def encode_seen(
+    def encode_multimodal(
         self, messages: Sequence[Mapping[str, Any]], pictures: Sequence[Tensor]
     ) -> tuple[tuple[int, ...], ImageInputs]:
-        """Token ids of a conversation whose contents are texts or lists of parts ({"type": "text", "text"}, {"type":
-        "image"}), and its pictures uint8 [H, W, 3], in the order of their parts."""
-        if self.sighted is None:
-            raise InputError("this model takes no images; leave them out, or serve one that sees")
-        if not self.chats:
-            raise InputError("this model has no chat template, which says where images stand; add one to its folder")
+        """Token ids and image tensors of a conversation with images, ready for the assistant's turn.
+
+        messages: contents are texts or lists of parts ({"type": "text", "text": ...}, {"type": "image"}). pictures:
+        uint8 [H, W, 3] each, in the order of the image parts. Raises InputError where the model takes no images, and
+        for too many of them."""
+        if self.prompt_reader is None:
+            raise InputError("this model takes no images; leave them out, or use a VLM")
+        if not self.has_chat_template:
+            raise InputError(
+                "this model has no chat template, which places images in the prompt; add one to its folder"
+            )
         if len(pictures) > MAX_IMAGES:
-            raise InputError(f"{len(pictures)} images; {MAX_IMAGES} at most")
-        ids, given = self.sighted.seen([dict(message) for message in messages], pictures, "messages")
-        return tuple(ids), ImageInputs(given)
+            raise InputError(f"{len(pictures)} images; {MAX_IMAGES} at most", limit=MAX_IMAGES)
+        ids, tensors = self.prompt_reader.encode([dict(message) for message in messages], pictures, "messages")
+        return tuple(ids), ImageInputs(tensors)
 
     def encode_question(
         self, text: str, images: Sequence[Path], system: str | None = None
     ) -> tuple[tuple[int, ...], ImageInputs]:
-        """`encode_seen` of image files and a text behind them."""
-        pictures = [read(file) for file in images]
-        asked = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
-        first = [{"role": "system", "content": system}] if system else []
-        return self.encode_seen([*first, {"role": "user", "content": asked}], pictures)
+        """`encode_multimodal` of image files and a text behind them. system: the system message, if any."""
+        pictures = [read_image(file) for file in images]
+        content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
+        system_messages = [{"role": "system", "content": system}] if system else []
+        return self.encode_multimodal([*system_messages, {"role": "user", "content": content}], pictures)
 
     def start(self, request: TextRequest) -> Generation:
         """A generation that has not begun. Raises InputError for a prompt that does not fit."""
@@ -149,67 +169,69 @@ class Engine:
 
 
 class Generation:
-    """One text on its way: iterate over its pieces. `out` and `finish` are complete when the iteration is."""
+    """One text while it is generated: iterate over its pieces. `out` and `finish` are complete at the end."""
 
     def __init__(self, engine: Engine, request: TextRequest) -> None:
-        left = engine.context - len(request.prompt)
-        count = left if request.max_new_tokens is None else request.max_new_tokens
+        """Raises InputError for a prompt that does not fit."""
+        room = engine.context - len(request.prompt)
+        count = room if request.max_new_tokens is None else request.max_new_tokens
         if not request.prompt:
             raise InputError("the prompt holds no token; give some text")
         if min(request.prompt) < 0 or max(request.prompt) >= engine.target.vocab_size:
             raise InputError(f"the prompt holds a token id outside 0..{engine.target.vocab_size - 1}")
-        if count < 1 or count > left:
+        if count < 1 or count > room:
             raise InputError(
                 f"{len(request.prompt)} prompt tokens and {count} new ones: the context holds {engine.context}; "
-                "shorten one of them"
+                "shorten one of them",
+                limit=engine.context,
+                code=CONTEXT_LENGTH_EXCEEDED,
             )
-        if engine.sighted is not None and request.images is None:
-            engine.sighted.check(request.prompt, 0, "the prompt")
+        if engine.prompt_reader is not None and request.images is None:
+            engine.prompt_reader.check(request.prompt, 0, "the prompt")
         self.engine, self.request, self.out = engine, request, GenerationOutput()
         self.finish: Finish | None = None
-        self.limits = StopCriteria(count, frozenset() if request.ignore_eos else engine.ends)
+        self.policy: AdaptivePolicy | None = None  # what chose the shapes, where the engine was given none
+        self.stop = StopCriteria(count, frozenset() if request.ignore_eos else engine.end_tokens)
 
     def __iter__(self) -> Iterator[str]:
         """Text after every step, "" where none is certain yet."""
         engine, request, out = self.engine, self.request, self.out
-        stream, seen = TextStream(engine.decode, request.stops), 0
+        stream, decoded = TextStream(engine.decode, request.stops), 0
         for _ in self._steps():
-            new = out.tokens[seen:]
-            for place, token in enumerate(new):
-                if token in self.limits.eos:
+            for index, token in enumerate(out.tokens[decoded:], decoded):
+                if token in self.stop.eos:
                     break
                 yield stream.push([token])
                 if stream.stopped:
-                    del out.tokens[seen + place + 1 :]  # the rest of an accepted block
+                    del out.tokens[index + 1 :]  # the remaining tokens of the round
                     self.finish = "stop"
                     return
-            seen = len(out.tokens)
+            decoded = len(out.tokens)
         yield stream.finish()
-        self.finish = "stop" if stream.stopped or out.tokens[-1] in self.limits.eos else "length"
+        self.finish = "stop" if stream.stopped or out.tokens[-1] in self.stop.eos else "length"
 
     def _steps(self) -> Iterator[None]:
         engine, request = self.engine, self.request
+        prompt, sampling, seed, images = request.prompt, request.sampling, request.seed, request.images
         shape: TreeShape | AdaptivePolicy | None = engine.shape
-        if engine.draft is not None and engine.options:
-            choice = AdaptivePolicy(engine.draft.rates, request.sampling.greedy, 0, engine.options)
-            choice.start()
-            shape = None if choice.shape is None else choice
-        if engine.draft is None or shape is None:
-            sampling, seed = request.sampling, request.seed
-            return plain_steps(engine.target, request.prompt, self.limits, sampling, self.out, seed, request.images)
-        return speculative_steps(
-            engine.target,
-            engine.draft,
-            request.prompt,
-            self.limits,
-            request.sampling,
-            shape,
-            self.out,
-            request.seed,
-            request.images,
-        )
+        if engine.drafter is not None and engine.options:
+            self.policy = AdaptivePolicy(engine.drafter.rates, sampling.greedy, 0, engine.options)
+            self.policy.start()
+            self.policy.seconds = engine.measuring_seconds
+            shape = None if self.policy.shape is None else self.policy
+        if engine.drafter is None or shape is None:
+            return plain_steps(engine.target, prompt, self.stop, sampling, self.out, seed, images)
+        target, drafter = engine.target, engine.drafter
+        return speculative_steps(target, drafter, prompt, self.stop, sampling, shape, self.out, seed, images)
+
+    @property
+    def how(self) -> str:
+        """How the text was decoded: plainly or with which shapes and why, with the acceptance length where there were
+        speculative rounds."""
+        how = self.engine.how if self.policy is None else self.policy.why()
+        return f"{how}, tau {self.out.tau:.2f}" if self.out.accepted else how
 
     @property
     def usage(self) -> tuple[int, int]:
-        """Tokens of the prompt, and new ones."""
+        """Tokens of the prompt, and new tokens."""
         return len(self.request.prompt), len(self.out.tokens)

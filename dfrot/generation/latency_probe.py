@@ -1,4 +1,4 @@
-"""What a step, a verify pass and a draft take on this machine, measured behind the text that is being decoded."""
+"""Durations of a plain step, of verify passes and of drafting on this machine, measured behind the text at hand."""
 
 from __future__ import annotations
 
@@ -8,83 +8,85 @@ from typing import Any, Protocol
 
 import torch
 
-from dfrot.draft.models.base import Draft
-from dfrot.draft.models.state import DraftState
-from dfrot.draft.proposal_head import proposal_head
-from dfrot.generation.expand import expand
+from dfrot.generation.drafter import Drafter, DraftState
+from dfrot.generation.drafting import expand
 from dfrot.generation.target import Target
 from dfrot.generation.tree import Tree, TreeShape
 
-REPEATS = 5
-LONG = 0.06  # seconds that repeats of one measurement may take together
+REPEATS = 5  # of one measurement, after the first run
+LONG = 0.06  # seconds after which a measurement is not repeated any more
 
 
 class Latencies(Protocol):
-    """Seconds. Implementations may measure when they are asked."""
+    """Durations in seconds. Implementations may measure them when they are read."""
 
     @property
     def step(self) -> float:
-        """Of plain decoding: one token."""
+        """One step of plain decoding."""
         ...
 
     def verify(self, shape: TreeShape) -> float:
-        """Of the target's pass over the guesses of a shape and their root."""
+        """The target's pass over a tree of this shape."""
         ...
 
     def draft(self, shape: TreeShape) -> float:
-        """Of taking a token over and drafting a shape."""
+        """Extending the draft's state by one token and drafting a tree of this shape."""
         ...
 
 
 class LatencyProbe:
-    """Measures at the first question, remembers, and leaves cache and state as they were."""
+    """Measures a duration when it is first asked for, remembers it, and leaves cache and state as they were."""
 
     def __init__(
         self,
         target: Target,
-        draft: Draft,
+        drafter: Drafter,
         state: DraftState,
         cache: Any,
         feature: torch.Tensor,
-        place: torch.Tensor,
+        position: torch.Tensor,
         token: int,
     ) -> None:
-        """cache: holds a text, state: all its slots; token: what comes next, `feature` [1, f] and `place` int64 [1]:
-        what the draft needs to take it over."""
+        """cache: holds a text. state: holds the same text. token: the next token, which the state does not hold yet;
+        feature [1, f] and position int64 [1] are what the draft needs to append it."""
         self.target, self.state, self.cache = target, state, cache
-        self.feature, self.place, self.token = feature, place, token
+        self.feature, self.position, self.token = feature, position, token
         self.past, self.mark = int(cache.get_seq_length()), state.mark()
-        self.embedded, of_target = target.embed(torch.tensor([token])), proposal_head(target, draft)
-        self.head: Callable[[torch.Tensor], torch.Tensor] = lambda outputs: draft.logits(outputs, of_target)
+        self.embedding = target.embed(torch.tensor([token]))
+        self.logits = drafter.proposal_logits(target)
         self.known: dict[object, float] = {}
-        self.grown: dict[TreeShape, tuple[int, ...]] = {}  # parents of the nodes of trees
-        self.spent = 0.0  # seconds that measuring took
+        self.tree_parents: dict[TreeShape, tuple[int, ...]] = {}  # of drafted trees
+        self.spent = 0.0  # seconds that measuring took so far
 
     @classmethod
     @torch.inference_mode()
-    def behind(cls, target: Target, draft: Draft, prompt: Sequence[int], room: int) -> LatencyProbe:
-        """Behind a prompt of at least one token, with room for so many slots of the draft."""
+    def after_prompt(cls, target: Target, drafter: Drafter, prompt: Sequence[int], room: int) -> LatencyProbe:
+        """A probe behind a prompt of at least one token, with room for `room` more positions of the draft."""
         cache, ids = target.start(), torch.tensor(prompt)
         features, _ = target.prefill(ids, cache)
-        state = draft.begin(len(prompt) + room)
+        state = drafter.begin(len(prompt) + room)
         state.extend(target.embed(ids), features[:-1])
-        return cls(target, draft, state, cache, features[-1:], torch.tensor([len(prompt)]), prompt[-1])
+        return cls(target, drafter, state, cache, features[-1:], torch.tensor([len(prompt)]), prompt[-1])
 
     @property
     def step(self) -> float:
-        return self._of("step", self._step)
+        """One step of plain decoding, in seconds."""
+        return self._measure("step", self._step)
 
     def verify(self, shape: TreeShape) -> float:
+        """A verify pass over a tree of this shape, in seconds."""
         if shape.topk > 1:
-            self.draft(shape)  # whose tree it is
-        parents = tuple(range(-1, shape.depth)) if shape.topk == 1 else self.grown[shape]
-        return self._of(parents, lambda: self._verify(list(parents)))
+            self.draft(shape)  # which drafts the tree to verify
+        parents = tuple(range(-1, shape.depth)) if shape.topk == 1 else self.tree_parents[shape]
+        return self._measure(parents, lambda: self._verify(list(parents)))
 
     def draft(self, shape: TreeShape) -> float:
-        def grow() -> None:
-            self.grown[shape] = tuple(self._tree(shape).parents)
+        """Drafting a tree of this shape, in seconds."""
 
-        return self._of(shape, grow)
+        def draft_once() -> None:
+            self.tree_parents[shape] = tuple(self._tree(shape).parents)
+
+        return self._measure(shape, draft_once)
 
     def _step(self) -> None:
         self.target.step(self.token, self.cache)
@@ -95,21 +97,21 @@ class LatencyProbe:
         self.target.keep(self.cache, self.past, len(parents), [])
 
     def _tree(self, shape: TreeShape) -> Tree:
-        root = self.state.extend(self.embedded, self.feature, self.place)
-        found = expand(self.state, self.token, root, self.head, self.target.embed, shape)
+        root = self.state.extend(self.embedding, self.feature, self.position)
+        tree = expand(self.state, self.token, root, self.logits, self.target.embed, shape)
         self.state.back(self.mark)
-        return found
+        return tree
 
     @torch.inference_mode()
-    def _of(self, what: object, work: Callable[[], Any]) -> float:
-        """The fastest of a few repeats; of one that takes long the first counts too."""
-        if what not in self.known:
-            times: list[float] = []
+    def _measure(self, key: object, run: Callable[[], Any]) -> float:
+        """The shortest of a few runs. The first counts too, so that something slow need not run often."""
+        if key not in self.known:
+            durations: list[float] = []
             begin = time.perf_counter()
-            while len(times) <= REPEATS and (len(times) < 2 or time.perf_counter() - begin < LONG):
+            while len(durations) <= REPEATS and (len(durations) < 2 or time.perf_counter() - begin < LONG):
                 start = time.perf_counter()
-                work()
-                times.append(time.perf_counter() - start)
-            self.known[what] = min(times)
+                run()
+                durations.append(time.perf_counter() - start)
+            self.known[key] = min(durations)
             self.spent += time.perf_counter() - begin
-        return self.known[what]
+        return self.known[key]

@@ -1,4 +1,4 @@
-"""A target from its folder, with its vision part where it has one."""
+"""Loading a target from its checkpoint folder, together with its vision part where it has one."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from dfrot.fingerprint import language_fingerprint
 from dfrot.generation.target import Target
 from dfrot.generation.transformers_hook import eos_token_ids
 from dfrot.runtime.load import load_model
-from dfrot.vision.llava_layout import attach_vision, has_vision_part
+from dfrot.vision.llava_layout import has_vision_part
+from dfrot.vision.llava_model import attach_vision
 
 
 def load_target(model: Path, aux_layers: Sequence[int] = (), drafted: bool = True) -> Target:
-    """The target of a checkpoint folder. drafted: False where it decodes plainly. Raises DfqError in one line."""
+    """The target of a checkpoint folder.
+
+    aux_layers: decoder layers whose outputs the draft reads. drafted: False where it only decodes plainly. Raises
+    DfqError for a checkpoint that cannot be loaded or drafted for."""
     loaded = load_model(model)
-    return Target(
-        attach_vision(loaded, model, language_fingerprint(model)) if has_vision_part(model) else loaded,
-        aux_layers,
-        drafted,
-    )
+    if has_vision_part(model):
+        loaded = attach_vision(loaded, model, language_fingerprint(model))
+    return Target(loaded, aux_layers, drafted)
 
 
 def end_token_ids(target: Target) -> frozenset[int]:
-    """The tokens that end its texts."""
+    """The token ids that end the target's texts."""
     return eos_token_ids(target.model.generation_config)

@@ -1,4 +1,4 @@
-"""Blocks of guesses through a target's native decoder: chains, trees in one call, larger trees branch by branch."""
+"""Verify passes through the native decoder: chains, trees in one call, larger trees branch by branch."""
 
 from __future__ import annotations
 
@@ -9,40 +9,46 @@ from torch import Tensor, nn
 
 from dfrot_kernels.whole_blocks.decoder import LINES
 
-# The native attention cuts long caches into stretches: alike while query rows times heads per key head stay within the
-# first number, or the positions within the second.
-ALIKE, STRETCH = 32, 512
+# The native attention splits long caches into parts that are summed separately, and how it splits depends on the call.
+# Rows of a call have the bits that they have alone while query rows times query heads per key head are at most
+# MAX_ALIKE, or while the cache holds at most SHORT_CACHE positions.
+MAX_ALIKE = 32
+SHORT_CACHE = 512
 
 
 class NativeVerifier:
-    """native: the NativeDecoder (dfrot/runtime/native_decoder.py) of `decoder`; group: query heads per key head."""
+    """Verifies draft trees with a NativeDecoder (dfrot/runtime/native_decoder.py)."""
 
     def __init__(self, native: Any, decoder: nn.Module, group: int) -> None:
+        """native: the NativeDecoder of `decoder`. group: query heads per key head."""
         self.native, self.decoder, self.group = native, decoder, group
-        self._replay: list[int] | None = None  # tokens of a tree of which the cache holds nothing
+        self._replay: list[int] | None = None  # tokens of the last tree, if the cache holds none of its nodes
 
     def tree(self, tokens: list[int], parents: list[int], cache: Any) -> Tensor | None:
-        """Features [n, d] of a tree: in one call, or where it is too large for that branch by branch, each node once,
-        the cache cropped to the fork in between. None where the native decoder does not serve."""
+        """Features [n, d] of a tree, or None where the native decoder does not serve.
+
+        A tree that is too large for one call is computed branch by branch: each node once, the cache cropped to the
+        fork in between."""
         past, self._replay = int(cache.get_seq_length()), None
         hidden: dict[int, Tensor] = {}
-        runs = branches(parents)
-        if len(runs) > 1 and len(tokens) <= LINES:
+        chains = branches(parents)
+        if len(chains) > 1 and len(tokens) <= LINES:
             return self.native.serve_tree(self.decoder, tokens, parents, cache)  # type: ignore[no-any-return]
-        for depth, run in runs:
+        for depth, chain in chains:
             cache.crop(past + depth - int(cache.get_seq_length()))
-            out = self._chain([tokens[node] for node in run], cache)
+            out = self._chain([tokens[node] for node in chain], cache)
             if out is None:
                 cache.crop(past - int(cache.get_seq_length()))
                 return None
-            hidden |= dict(zip(run, out))
-        if len(runs) > 1:
+            hidden |= dict(zip(chain, out))
+        if len(chains) > 1:
             cache.crop(past - int(cache.get_seq_length()))
             self._replay = tokens
         return torch.stack([hidden[node] for node in range(len(tokens))])
 
     def keep(self, path: list[int], cache: Any) -> bool:
-        """Whether the accepted path had to be, and was, computed once more: after a tree that went branch by branch."""
+        """After a tree that was computed branch by branch, of which the cache holds nothing: compute the accepted path
+        once more. Returns False where that was not the case and the cache still holds all nodes."""
         tokens, self._replay = self._replay, None
         if tokens is None:
             return False
@@ -51,32 +57,33 @@ class NativeVerifier:
         return True
 
     def _chain(self, tokens: list[int], cache: Any) -> Tensor | None:
-        """Features [n, d] of consecutive tokens, in blocks whose rows are independent of one another (see ALIKE); None
-        where the native decoder does not serve this call, in the middle of nothing."""
-        found = []
-        short = int(cache.get_seq_length()) + len(tokens) <= STRETCH
-        for part in torch.split(torch.tensor(tokens), LINES if short else min(LINES, max(1, ALIKE // self.group))):
+        """Features [n, d] of consecutive tokens, in calls whose rows have the bits that they have alone; None where the
+        native decoder does not serve, which the first call decides."""
+        parts = []
+        short = int(cache.get_seq_length()) + len(tokens) <= SHORT_CACHE
+        for part in torch.split(torch.tensor(tokens), LINES if short else min(LINES, max(1, MAX_ALIKE // self.group))):
             call = {"input_ids": part[None], "past_key_values": cache, "use_cache": True}
             out = self.native.serve(self.decoder, call)
             if out is None:
                 return None
-            found.append(out.last_hidden_state[0])
-        return torch.cat(found)
+            parts.append(out.last_hidden_state[0])
+        return torch.cat(parts)
 
 
 def branches(parents: list[int]) -> list[tuple[int, list[int]]]:
-    """A tree cut into chains, in depth-first order: (depth of the first node, nodes). What stands before a chain in
-    that order ends in its ancestors, once cropped to its depth."""
+    """A tree as chains in depth-first order: (depth of the chain's first node, its nodes).
+
+    When a chain is computed, the cache, cropped to the chain's depth, holds exactly its ancestors."""
     children: dict[int, list[int]] = {}
     for node, parent in enumerate(parents):
         children.setdefault(parent, []).append(node)
-    found: list[tuple[int, list[int]]] = []
-    waiting = [(0, node) for node in reversed(children.get(-1, []))]
-    while waiting:
-        depth, node = waiting.pop()
+    chains: list[tuple[int, list[int]]] = []
+    pending = [(0, node) for node in reversed(children.get(-1, []))]
+    while pending:
+        depth, node = pending.pop()
         chain = [node]
         while below := children.get(chain[-1], []):
-            waiting += [(depth + len(chain), other) for other in reversed(below[1:])]
+            pending += [(depth + len(chain), sibling) for sibling in reversed(below[1:])]
             chain.append(below[0])
-        found.append((depth, chain))
-    return found
+        chains.append((depth, chain))
+    return chains

@@ -1,4 +1,4 @@
-"""plain"""
+"""Plain decoding: one token per pass of the target. The reference that speculative decoding must reproduce."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from dfrot.generation.output import GenerationOutput, StopCriteria, _check
+from dfrot.generation.output import GenerationOutput, StopCriteria, check_prompt
 from dfrot.generation.prompt import prefill_prompt
 from dfrot.generation.sampling import Sampling
 from dfrot.generation.target import Target
@@ -17,14 +17,14 @@ from dfrot.vision.image_inputs import ImageInputs
 def plain(
     target: Target,
     prompt: Sequence[int],
-    limits: StopCriteria,
+    stop: StopCriteria,
     sampling: Sampling,
     seed: int = 0,
     images: ImageInputs | None = None,
 ) -> GenerationOutput:
-    """One token per pass of the target."""
+    """Continue a prompt of token ids. Raises InputError for a prompt that does not fit."""
     out = GenerationOutput()
-    for _ in plain_steps(target, prompt, limits, sampling, out, seed, images):
+    for _ in plain_steps(target, prompt, stop, sampling, out, seed, images):
         pass
     return out
 
@@ -33,21 +33,21 @@ def plain(
 def plain_steps(
     target: Target,
     prompt: Sequence[int],
-    limits: StopCriteria,
+    stop: StopCriteria,
     sampling: Sampling,
     out: GenerationOutput,
     seed: int = 0,
     images: ImageInputs | None = None,
 ) -> Iterator[None]:
-    """`plain` into `out`, pausing whenever there are new tokens. Steps of several texts may take turns."""
-    _check(target, prompt, limits, images)
+    """`plain` into `out`, pausing after every new token. Steps of several generations may be interleaved."""
+    check_prompt(target, prompt, stop, images)
     generator = torch.Generator().manual_seed(seed)
     cache = target.start()
-    first = prefill_prompt(target, prompt, cache, images).logits
-    out.tokens.append(sampling.pick(first, prompt, generator))
+    first_logits = prefill_prompt(target, prompt, cache, images).logits
+    out.tokens.append(sampling.pick(first_logits, prompt, generator))
     yield
     begin = time.perf_counter()
-    while not limits.ends(out.tokens):
+    while not stop.ends(out.tokens):
         logits = target.step(out.tokens[-1], cache)
         out.tokens.append(sampling.pick(logits, [*prompt, *out.tokens] if sampling.needs_prefix else (), generator))
         out.rounds += 1

@@ -1,4 +1,4 @@
-"""The prompt's pass of the target, and which slots of it the draft gets."""
+"""The target's pass over the prompt, and which of its positions the draft gets."""
 
 from __future__ import annotations
 
@@ -9,34 +9,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dfrot.generation.multimodal import image_attention_probe, prefill_multimodal
 from dfrot.generation.target import Target
 from dfrot.vision.image_inputs import ImageInputs
 
 
 @dataclass(frozen=True)
 class PrefilledPrompt:
-    """A prompt that ran: features [n, f], logits float32 [V] of its last row, and the draft's slots of it: embeddings
-    [m, d] and, where image tokens are left out, their positions int64 [m]."""
+    """A prompt whose keys and values are in the cache."""
 
     features: Tensor
+    """[n, f] for the draft, of every prompt position."""
     logits: Tensor
+    """float32 [V] of the last position."""
     embeddings: Tensor
-    places: Tensor | None = None
+    """[m, d] of the positions that the draft gets."""
+    positions: Tensor | None = None
+    """int64 [m] of those positions where image tokens are left out; None where the draft gets all of them."""
 
-    def slots(self, target: Target, token: int) -> tuple[Tensor, Tensor | None]:
-        """Embeddings and positions of the prompt's slots and of the first token behind it."""
+    def draft_inputs(self, target: Target, token: int) -> tuple[Tensor, Tensor | None]:
+        """Embeddings and positions of the draft's part of the prompt and of the first token behind it."""
         embeddings = torch.cat([self.embeddings, target.embed(torch.tensor([token]))])
-        if self.places is None:
+        if self.positions is None:
             return embeddings, None
-        return embeddings, torch.cat([self.places, torch.tensor([len(self.features)])])
+        return embeddings, torch.cat([self.positions, torch.tensor([len(self.features)])])
 
 
 def prefill_prompt(target: Target, prompt: Sequence[int], cache: Any, images: ImageInputs | None) -> PrefilledPrompt:
-    """Fill `cache`. With images both plain and speculative decoding look on, so that they compute alike."""
+    """Run the prompt and fill `cache`. With images the attention is probed in plain decoding too, although only the
+    draft needs the scores: both ways of decoding must compute the prompt alike."""
     ids = torch.tensor(prompt)
     if images is None:
         return PrefilledPrompt(*target.prefill(ids, cache), target.embed(ids))
-    sight = target.image_attention_probe(ids)
-    seen = target.prefill_multimodal(ids, images.given, cache, sight)
-    kept = sight.kept(images.keep)
-    return PrefilledPrompt(seen.features, seen.logits, seen.embeddings[kept], kept)
+    probe = image_attention_probe(target, ids)
+    prefill = prefill_multimodal(target, ids, images.tensors, cache, probe)
+    kept = probe.kept_positions(images.keep)
+    return PrefilledPrompt(prefill.features, prefill.logits, prefill.embeddings[kept], kept)

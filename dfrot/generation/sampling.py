@@ -1,4 +1,4 @@
-"""From logits to the distribution that is sampled: penalties and filters, with the tokens that stand before.
+"""From logits to the distribution that is sampled: penalties and filters that depend on the tokens before.
 
 The filters are transformers' own definitions. Any callable of the same form, (ids int64 [1, n], scores float32
 [1, V]) -> scores, may join the chain: transformers' logits processors do.
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from dfrot.errors import InputError
+from dfrot.settings import check, setting
 
 if TYPE_CHECKING:
     import torch
@@ -25,31 +25,36 @@ class Processor(Protocol):
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature 0 is greedy. top_k 0 and top_p 1 leave everything. repetition_penalty 1 is none (CTRL, 1909.05858).
-    processors run first, then the penalty, temperature, top-k, top-p."""
+    """How the next token is chosen from logits: processors first, then the repetition penalty, temperature, top-k and
+    top-p."""
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
+    temperature: float = setting(0.0, minimum=0, help="Sampling temperature; 0 is greedy decoding.")
+    top_p: float = setting(
+        1.0,
+        above=0,
+        maximum=1,
+        help="Sample from the likeliest tokens that together reach this probability; 1 from all.",
+    )
+    top_k: int = setting(0, minimum=0, help="Sample from this many of the likeliest tokens; 0 from all.")
+    repetition_penalty: float = setting(
+        1.0,
+        above=0,
+        help="Divide the scores of tokens that were used already (CTRL, arXiv 1909.05858); 1 changes nothing.",
+    )
     processors: Sequence[Processor] = ()
+    """Logits processors, applied in order."""
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise InputError(f"--temperature {self.temperature}: cannot be negative; 0 is greedy")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"--top-p {self.top_p}: a number above 0 and up to 1 is needed")
-        if self.top_k < 0:
-            raise InputError(f"--top-k {self.top_k}: cannot be negative; 0 keeps everything")
-        if self.repetition_penalty <= 0:
-            raise InputError(f"--repetition-penalty {self.repetition_penalty}: must be positive; 1 is none")
+        check(self)
 
     @property
     def greedy(self) -> bool:
+        """Whether the likeliest token is taken."""
         return self.temperature == 0
 
     @property
     def needs_prefix(self) -> bool:
+        """Whether scores depend on the tokens before."""
         return bool(self.processors) or self.repetition_penalty != 1
 
     def processed(self, logits: Tensor, prefix: Sequence[int]) -> Tensor:
@@ -63,9 +68,9 @@ class Sampling:
         for processor in self.processors:
             scores = processor(ids, scores)
         if self.repetition_penalty != 1:
-            seen = scores.gather(1, ids)
-            seen = torch.where(seen < 0, seen * self.repetition_penalty, seen / self.repetition_penalty)
-            scores = scores.scatter(1, ids, seen)
+            used = scores.gather(1, ids)  # scores of the tokens of the prefix
+            used = torch.where(used < 0, used * self.repetition_penalty, used / self.repetition_penalty)
+            scores = scores.scatter(1, ids, used)
         return scores[0]
 
     def probabilities(self, logits: Tensor, prefix: Sequence[int]) -> Tensor:

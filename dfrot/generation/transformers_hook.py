@@ -13,22 +13,24 @@ from dfrot.errors import UnsupportedError
 Decode = Callable[
     [list[int], int, frozenset[int], "Callable[[Tensor, Tensor], Tensor] | None", bool, "dict[str, Any]"], list[int]
 ]
-"""(prompt, max_new_tokens, eos, processor of scores or None, whether to sample, what the model takes of the images in
-the prompt, empty without) -> new tokens."""
-_OWN = {"attention_mask", "past_key_values", "use_cache", "cache_position", "logits_to_keep"}  # of plain generation
+"""(prompt, max_new_tokens, eos, processor of scores or None, whether to sample, tensors of the prompt's images, empty
+without images) -> new tokens."""
+_NOT_IMAGES = {"attention_mask", "past_key_values", "use_cache", "cache_position", "logits_to_keep"}
+_SUPPORTED_CRITERIA = {"MaxLengthCriteria", "EosTokenCriteria"}
 
 
 def eos_token_ids(generation_config: Any) -> frozenset[int]:
-    """Ids that end a text: transformers keeps none, one or several."""
-    ends = generation_config.eos_token_id
-    return frozenset() if ends is None else frozenset([ends] if isinstance(ends, int) else ends)
+    """Ids that end a text: a generation config holds none, one or several."""
+    ids = generation_config.eos_token_id
+    return frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
 
 
 def custom_generate_hook(decode: Decode) -> Callable[..., Tensor]:
-    """A function for `custom_generate` that serves one sequence at a time through `decode`.
+    """A function for `custom_generate` that decodes the rows of a batch one by one with `decode`.
 
-    transformers has prepared the prompt, the stopping length and the logits processors (temperature and filters
-    among them) by then; stopping criteria other than length and end tokens are refused."""
+    When it is called, transformers has prepared the prompt, the stopping length and the logits processors (temperature
+    and filters among them). It raises UnsupportedError for padding and for stopping criteria other than length and end
+    tokens."""
 
     def generate(
         model: Any,
@@ -41,38 +43,40 @@ def custom_generate_hook(decode: Decode) -> Callable[..., Tensor]:
         mask = model_kwargs.get("attention_mask")
         if mask is not None and not bool(mask.all()):
             raise UnsupportedError("padding in a batch: drafting serves rows of one length; generate them one by one")
-        known = {"MaxLengthCriteria", "EosTokenCriteria"}
-        if other := [type(one).__name__ for one in stopping_criteria or () if type(one).__name__ not in known]:
+        criteria = [type(criterion).__name__ for criterion in stopping_criteria or ()]
+        if other := [name for name in criteria if name not in _SUPPORTED_CRITERIA]:
             raise UnsupportedError(f"{other[0]}: drafting stops at a length or an end token; leave it out")
         eos = eos_token_ids(generation_config)
-        longest = int(generation_config.max_length) - input_ids.shape[1]
-        given = _seen(model, input_ids, model_kwargs)
+        max_new_tokens = int(generation_config.max_length) - input_ids.shape[1]
+        images = _image_inputs(model, input_ids, model_kwargs)
         sampled = bool(generation_config.do_sample)
-        rows = [decode(row.tolist(), longest, eos, logits_processor or None, sampled, given) for row in input_ids]
-        width = max(map(len, rows))
+        rows = [
+            decode(row.tolist(), max_new_tokens, eos, logits_processor or None, sampled, images) for row in input_ids
+        ]
         pad = generation_config.pad_token_id
         fill = int(pad if pad is not None else min(eos, default=0))
-        out = torch.full((len(rows), width), fill, dtype=input_ids.dtype)
-        for number, row in enumerate(rows):
-            out[number, : len(row)] = torch.tensor(row)
+        out = torch.full((len(rows), max(map(len, rows))), fill, dtype=input_ids.dtype)
+        for index, row in enumerate(rows):
+            out[index, : len(row)] = torch.tensor(row)
         return torch.cat([input_ids, out.to(input_ids.device)], 1)
 
     return generate
 
 
-def _seen(model: Any, input_ids: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What a model takes of the images in a prompt int64 [B, n], as `generate` prepared it; empty without images.
-    Raises UnsupportedError for prompts that are not tokens, and for images in a batch of several rows."""
-    given = {name: value for name, value in kwargs.items() if name not in _OWN and value is not None}
-    if "inputs_embeds" in given:
+def _image_inputs(model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The tensors of the images in a prompt int64 [B, n], as `generate` prepared them; empty without images.
+
+    Raises UnsupportedError for prompts that are no tokens, and for images in a batch of several rows."""
+    inputs = {name: value for name, value in model_kwargs.items() if name not in _NOT_IMAGES and value is not None}
+    if "inputs_embeds" in inputs:
         raise UnsupportedError("inputs_embeds: drafting decodes tokens; give input_ids")
     if not bool((input_ids == getattr(model.config, "image_token_id", -1)).any()):
         return {}
     if len(input_ids) > 1:
         raise UnsupportedError(
-            "images in a batch of several rows: which are whose is not told; generate them one by one"
+            "images in a batch of several rows: it is not known which row they belong to; generate them one by one"
         )
-    places = given.get("position_ids")
-    if places is not None and places.dim() < 3:  # those that the model would take
-        del given["position_ids"]
-    return given
+    positions = inputs.get("position_ids")
+    if positions is not None and positions.dim() < 3:  # those that the model would use anyway
+        del inputs["position_ids"]
+    return inputs

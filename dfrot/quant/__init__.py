@@ -21,14 +21,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Algorithm:
-    """module: where `quantize_together` is. needs_hessian: whether calibration is required."""
+    """An algorithm that quantizes weights."""
 
     name: str
     module: str
+    """The module that defines `quantize_together`; imported on use, so that looking an algorithm up needs no torch."""
     needs_hessian: bool
+    """Whether it needs a calibration."""
 
     def load(self) -> Quantize:
-        """The function: weights float32 [N_i, K] that share inputs, their Hessian [K, K] -> one result each."""
+        """Its `quantize_together`: weights float32 [N_i, K] that share inputs, their Hessian [K, K] -> results."""
         return import_module(self.module).quantize_together  # type: ignore[no-any-return]
 
 
@@ -41,5 +43,7 @@ ALGORITHMS = {
 def algorithm(name: str) -> Algorithm:
     """Look up an algorithm. Raises UnsupportedError naming the known ones."""
     if name not in ALGORITHMS:
-        raise UnsupportedError(f"algorithm {name!r} is unknown; use one of {', '.join(ALGORITHMS)}")
+        raise UnsupportedError(
+            f"`algorithm` {name!r} is unknown; use one of {', '.join(ALGORITHMS)}", field="algorithm"
+        )
     return ALGORITHMS[name]

@@ -1,7 +1,7 @@
 """Simulated ("fake") quantization of activations and of the KV cache: quantize and dequantize in one step.
 
 The arithmetic is that of the integer path (`torch.ops.dfq.quantize_per_token`, `kv_quantize`), so that a
-simulated model is the twin of the packed one and not a relative: float32 inside, half-to-even rounding, zero
+simulated model computes the numbers of the packed one: float32 inside, half-to-even rounding, zero
 included in every asymmetric range, a scale of 1 for rows that are all zero.
 """
 
@@ -26,7 +26,7 @@ def _ranges(x: Tensor, bits: int, symmetric: bool, clip: float) -> tuple[Tensor,
 
 
 def _round_trip(x: Tensor, scale: Tensor, low: Tensor | None, bits: int) -> Tensor:
-    """x [..., K] onto the grid of `scale` [..., 1] and back, in float32."""
+    """Quantize x [..., K] with `scale` [..., 1] and dequantize it again, in float32. low: as `_ranges` returns it."""
     half = 2 ** (bits - 1)
     codes = torch.round(x / scale)
     if low is None:

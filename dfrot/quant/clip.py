@@ -1,9 +1,9 @@
 """Clip search: shrink each row's (or group's) range so that the weight itself is approximated best.
 
-80 ratios p = 1 - i/100; the one with the smallest `sum |w - Q_p(w)|^2.4` wins, the largest p among equals: the
+Of 80 ratios p = 1 - i/100 the one with the smallest `sum |w - Q_p(w)|^2.4` wins, the largest p among equals: the
 `w_clip` of GPTQ as QuaRot and DFRot use it (arXiv 2404.00456, 2412.00648). No Hessian is involved. Most of the
-80 steps are never taken: once what the clipped values alone cost exceeds the best total, no smaller ratio can
-win, and the row is done. That bound is exact up to rounding, so the result is the full search's.
+80 steps are skipped: once the cost of the clipped values alone exceeds the best total, no smaller ratio can win, and
+the row is done. That bound is exact up to rounding, so the result is that of the full search.
 """
 
 from __future__ import annotations
@@ -13,18 +13,22 @@ from torch import Tensor
 
 from dfrot.quant.grid import grouped, parameters
 
-STEPS, EXPONENT = 80, 2.4
-CHUNK = 1 << 18  # elements looked at together: the temporaries stay in cache
+STEPS = 80  # ratios 1.00, 0.99, ... 0.21
+EXPONENT = 2.4  # of the distance, as in GPTQ's code
+CHUNK = 1 << 18  # elements searched together: the temporaries stay in cache
 SLACK = 2.0**-7  # rounding the scale to bfloat16 moves the ends of a range by less than this fraction
+TINY = 1e-30  # log2 of it is finite; to the 2.4 it is zero in float32
+MIN_EXTREMES, EXTREME_SHARE = 8, 32  # the lower bound counts the 8 + K / 32 largest values of a row
 
 
 def _cost(distance: Tensor) -> Tensor:
     """sum distance^2.4 over the last dimension; distance >= 0 is overwritten. exp2/log2 is 3x faster than pow."""
-    return distance.clamp_(min=1e-30).log2_().mul_(EXPONENT).exp2_().sum(-1)
+    return distance.clamp_(min=TINY).log2_().mul_(EXPONENT).exp2_().sum(-1)
 
 
-def _clipped(extreme: Tensor, low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Tensor:
-    """What the values `extreme` [R, t] cost at least under the range [low, high] [R, 1], and under any smaller one."""
+def _clipping_cost(extreme: Tensor, low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Tensor:
+    """A lower bound on the cost of the values `extreme` [R, t] under the range [low, high], both [R, 1], and under any
+    smaller range."""
     half = 2 ** (bits - 1)
     slack = (high - low) * SLACK
     if symmetric:
@@ -45,8 +49,8 @@ def _search_rows(rows: Tensor, bits: int, symmetric: bool) -> Tensor:
     # commutes with the rounding to bfloat16
     exponent = -torch.frexp(torch.maximum(-low, high)).exponent
     rows, low, high = (torch.ldexp(t, exponent) for t in (rows, low, high))
-    largest = torch.topk(rows.abs(), min(rows.shape[1], 8 + rows.shape[1] // 32), dim=1).indices
-    extreme = rows.gather(1, largest)
+    count = min(rows.shape[1], MIN_EXTREMES + rows.shape[1] // EXTREME_SHARE)
+    extreme = rows.gather(1, torch.topk(rows.abs(), count, dim=1).indices)
 
     best = torch.full((len(rows),), torch.inf)
     ratio = torch.ones(len(rows))
@@ -54,7 +58,7 @@ def _search_rows(rows: Tensor, bits: int, symmetric: bool) -> Tensor:
     for step in range(STEPS):
         p = 1 - step / 100
         if step:
-            keep = _clipped(extreme, low * p, high * p, bits, symmetric) < best[active]
+            keep = _clipping_cost(extreme, low * p, high * p, bits, symmetric) < best[active]
             if not bool(keep.all()):
                 active, rows, low, high, extreme = (t[keep] for t in (active, rows, low, high, extreme))
                 if not len(active):
@@ -70,7 +74,7 @@ def _search_rows(rows: Tensor, bits: int, symmetric: bool) -> Tensor:
 
 
 def search(weight: Tensor, bits: int, symmetric: bool, group: int = 0) -> Tensor:
-    """Ratios float32 [N, G] for `grid.fit`, from weights float32 [N, K]. Temporaries hold CHUNK elements."""
+    """The best clip ratios float32 [N, G] of a weight float32 [N, K], for `grid.fit`; CHUNK elements at a time."""
     rows = grouped(weight, group)
     height = max(1, CHUNK // max(rows.shape[1], 1))
     parts = [_search_rows(part, bits, symmetric) for part in torch.split(rows, height)]

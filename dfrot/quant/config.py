@@ -1,6 +1,6 @@
-"""What `config.json` says of a dfq checkpoint, under `quantization_config`.
+"""The entry `quantization_config` of a dfq checkpoint's `config.json`.
 
-Three kinds of folders carry it: rotated 16-bit checkpoints that expect online rotations (`scheme` null), packed
+Three kinds of folders have it: rotated 16-bit checkpoints that expect online rotations (`scheme` null), packed
 ones, and simulated ones (`fake` true: dense weights that lie on the integer grid, activations and KV quantized
 while running). A rotated checkpoint without online rotations has no such entry: it is an ordinary checkpoint.
 """
@@ -20,20 +20,25 @@ QUANT_METHOD, FORMAT_VERSION = "dfq", 1
 
 @dataclass(frozen=True)
 class DfqConfig:
-    """scheme: None for rotated 16-bit weights. keep: full module names left in 16 bits (besides embedding and
-    norms). sink_tokens: leading positions whose activations and KV stay in full precision. a_clips: per tap
-    full-name activation clip ratios that differ from scheme.a_clip (keyed by linear's full module name). resets:
-    massive activations that the runtime replaces by a constant (unrotated models only)."""
+    """How a checkpoint is rotated and quantized."""
 
     scheme: QuantScheme | None = None
+    """None: rotated 16-bit weights."""
     online: OnlineRotations = OnlineRotations()
+    """Rotations at run time."""
     keep: tuple[str, ...] = ("lm_head",)
+    """Full names of the linears left in 16 bits, besides embedding and norms."""
     fake: bool = False
+    """Simulated: dense weights that lie on the integer grid."""
     sink_tokens: int = 0
+    """Leading positions whose activations, keys and values stay in full precision."""
     a_clips: dict[str, float] = field(default_factory=dict)
+    """Activation clip ratios that differ from scheme.a_clip, by the linear's full name."""
     resets: tuple[Reset, ...] = ()
+    """Massive activations that are replaced by a constant at run time (unrotated models only)."""
 
     def to_dict(self) -> dict[str, Any]:
+        """The entry of `config.json`."""
         resets = {"resets": [reset.to_dict() for reset in self.resets]} if self.resets else {}
         return {
             "quant_method": QUANT_METHOD,
@@ -49,7 +54,8 @@ class DfqConfig:
 
     @classmethod
     def from_dict(cls, value: dict[str, Any], where: str = "config.json") -> DfqConfig:
-        """Strict: unknown keys, versions and types are refused."""
+        """Read the entry; `where` names the file in error messages. Raises UnsupportedError for unknown keys and
+        versions, InputError for values of a wrong type."""
         known = set(cls().to_dict()) | {"resets"}
         if unknown := set(value) - known:
             raise UnsupportedError(f"{where}: quantization_config has unknown keys {sorted(unknown)}; update dfq")
@@ -63,7 +69,7 @@ class DfqConfig:
                 fake=bool(value.get("fake", False)),
                 sink_tokens=int(value.get("sink_tokens", 0)),
                 a_clips={str(k): float(v) for k, v in value.get("a_clips", {}).items()},
-                resets=tuple(Reset.from_dict(one) for one in value.get("resets", ())),
+                resets=tuple(Reset.from_dict(reset) for reset in value.get("resets", ())),
             )
         except (TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{where}: quantization_config is malformed ({error}); restore the file") from None

@@ -1,4 +1,4 @@
-"""GPTQ (Frantar et al., arXiv 2210.17323): round column by column, let later columns make up for the error.
+"""GPTQ (Frantar et al., arXiv 2210.17323): round column by column, and let later columns compensate the error.
 
 Minimises `tr(E H E^T)`, E = W - Q(W), over codes on a grid that is fixed beforehand from the original rows (also
 per group: "static groups", so column order never changes which scale a weight uses). With H = R R^T, R upper
@@ -6,14 +6,14 @@ triangular, U = R^-1 is the upper Cholesky factor of H^-1 and holds every update
 of the flipped matrix and one triangular inverse, in float64, instead of two Choleskys and an inverse.
 
 The loss comes for free: the squares of the scaled errors add up to `e (H + damping) e^T` for each row.
-Rows are independent, so linears that read the same activations are worked on as one tall matrix.
+Rows are independent, so linears that read the same activations are quantized as one tall matrix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,28 +21,34 @@ from torch import Tensor
 from dfrot.errors import InputError
 from dfrot.quant import rtn
 from dfrot.quant.grid import Grid, Quantized
+from dfrot.quant.hessian_error import fraction, output_errors, row_tiles, weight_error
 from dfrot.quant.options import AlgorithmOptions
 from dfrot.quant.scheme import QuantScheme
 
-BLOCK = 128
+BLOCK = 128  # columns between two updates of everything to the right, as in the paper
 RETRIES = (1, 2, 5, 10, 25, 50, 100)  # multiples of the damping, up to the whole mean diagonal
 
 
 @dataclass(frozen=True)
 class Factor:
-    """upper: U float32 [K, K] with H^-1 = U^T U in `order`; added: what was added to the diagonal."""
+    """A factored Hessian [K, K]."""
 
     upper: Tensor
+    """U float32 [K, K] with H^-1 = U^T U, rows and columns in `order`."""
     order: Tensor
+    """int64 [K]: the columns in the order in which they are rounded."""
     dead: Tensor
+    """bool [K]: columns that no calibration token activates."""
     damping: float
+    """What was added to the diagonal, as a share of its mean."""
     added: float
+    """What was added to the diagonal."""
 
 
 def factor(hessian: Tensor, options: AlgorithmOptions) -> Factor | str:
     """Damp and factor a Hessian [K, K]; more damping is tried when it is not positive definite.
 
-    Returns the reason as text when no damping helps (the caller rounds to nearest and says so)."""
+    Returns the reason as text when no damping helps; the caller then rounds to nearest and reports it."""
     if not bool(torch.isfinite(hessian).all()):
         return "the Hessian holds NaN or Inf"
     size = hessian.shape[0]
@@ -82,7 +88,7 @@ def solve(weight: Tensor, grid: Grid, factor: Factor) -> tuple[Tensor, Tensor]:
     """
     n, k = weight.shape
     top = 2**grid.bits - 1
-    left = weight.T[factor.order].contiguous()
+    remaining = weight.T[factor.order].contiguous()
     steps, zeros = grid.steps(factor.order).T, grid.zeros(factor.order)
     codes = torch.empty(k, n, dtype=torch.uint8)
     loss = torch.zeros(n, dtype=torch.float64)
@@ -94,7 +100,7 @@ def solve(weight: Tensor, grid: Grid, factor: Factor) -> tuple[Tensor, Tensor]:
         step = steps[begin:end].contiguous()
         zero = zeros if isinstance(zeros, float) else zeros.T[begin:end].contiguous()
         for i, pivot in enumerate(pivots):
-            column = left[begin + i]
+            column = remaining[begin + i]
             if i:
                 column = torch.addmv(column, errors[:i].T, corner[i, :i], alpha=-1)
             offset = zero if isinstance(zero, float) else zero[i]
@@ -103,29 +109,42 @@ def solve(weight: Tensor, grid: Grid, factor: Factor) -> tuple[Tensor, Tensor]:
             torch.sub(column, code.sub_(offset).mul_(step[i]), out=errors[i]).div_(pivot)
         loss += errors.square().sum(0, dtype=torch.float64)
         if end < k:
-            left[end:].addmm_(factor.upper[begin:end, end:].T, errors, alpha=-1)
+            remaining[end:].addmm_(factor.upper[begin:end, end:].T, errors, alpha=-1)
     restored = torch.empty_like(codes)
     restored[factor.order] = codes
     return restored.T.contiguous(), loss
 
 
-def _tile(
-    weight: Tensor, hessian: Tensor, grid: Grid, factor: Factor, guard: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Codes, and per row float64: error, error of rounding, energy, whether rounding was kept."""
+class _Rows(NamedTuple):
+    """Quantized rows and, per row, their errors."""
+
+    codes: Tensor
+    """uint8 [n, K]."""
+    error: Tensor
+    """float64 [n]: output error of these codes."""
+    rounding: Tensor
+    """float64 [n]: output error of rounding to nearest."""
+    energy: Tensor
+    """float64 [n]: energy of the output itself."""
+    worse: Tensor
+    """bool [n]: GPTQ's error is larger than that of rounding, on the damped Hessian."""
+
+
+def _quantize_rows(weight: Tensor, hessian: Tensor, grid: Grid, factor: Factor, guard: bool) -> _Rows:
+    """Quantize rows float32 [n, K]. guard: rows for which rounding is better are rounded."""
     if bool(factor.dead.any()):
-        weight = weight.masked_fill(factor.dead, 0.0)  # nothing ever enters there
+        weight = weight.masked_fill(factor.dead, 0.0)  # the inputs of these columns are always 0
     codes, damped = solve(weight, grid, factor)
     error = weight - grid.decode(codes)
-    plain = (damped - factor.added * error.square().sum(1, dtype=torch.float64)).clamp_(min=0)
+    undamped = (damped - factor.added * error.square().sum(1, dtype=torch.float64)).clamp_(min=0)
     nearest = grid.encode(weight)
     error = weight - grid.decode(nearest)
-    rounding = rtn.quadratic(error, hessian)
+    rounding = output_errors(error, hessian)
     worse = ~(damped <= rounding + factor.added * error.square().sum(1, dtype=torch.float64))  # NaN counts as worse
     if guard:
         codes[worse] = nearest[worse]
-        plain = torch.where(worse, rounding, plain)
-    return codes, plain, rounding, rtn.quadratic(weight, hessian), worse
+        undamped = torch.where(worse, rounding, undamped)
+    return _Rows(codes, undamped, rounding, output_errors(weight, hessian), worse)
 
 
 def quantize_together(
@@ -136,42 +155,47 @@ def quantize_together(
     Falls back to rounding, with the reason in `stats`, when the Hessian cannot be factored.
     """
     if hessian is None:
-        raise InputError("gptq: needs a calibration; run dfq calibrate, or use --algorithm rtn")
+        raise InputError("gptq: needs a calibration; run dfq calibrate, or set `algorithm` to rtn", field="algorithm")
     if any(weight.shape[1] != hessian.shape[0] for weight in weights) or hessian.shape[0] != hessian.shape[1]:
         shapes = ", ".join(str(list(weight.shape)) for weight in weights)
         raise InputError(f"gptq: Hessian {list(hessian.shape)} does not fit weights {shapes}; wrong calibration?")
     factored = factor(hessian, options)
     if isinstance(factored, str):
         return rtn.fallback(weights, scheme, options, factored)
-    tall = torch.cat([weight.float() for weight in weights])
-    grid = rtn.grid_for(tall, scheme, options)
+    stacked = torch.cat([weight.float() for weight in weights])
+    grid = rtn.grid_for(stacked, scheme, options)
     hessian = hessian.float()
     columns: list[list[Tensor]] = [[], [], [], [], []]
     begin = 0
-    for tile in rtn.row_tiles(tall):
-        rows = grid.rows(begin, begin + len(tile))
-        for column, value in zip(columns, _tile(tile, hessian, rows, factored, options.guard)):
+    for tile in row_tiles(stacked):
+        tile_grid = grid.rows(begin, begin + len(tile))
+        for column, value in zip(columns, _quantize_rows(tile, hessian, tile_grid, factored, options.guard)):
             column.append(value)
         begin += len(tile)
-    codes, error, rounding, energy, worse = (torch.cat(column) for column in columns)
+    rows = _Rows(*(torch.cat(column) for column in columns))
     results, begin = [], 0
     for weight in weights:
         part = slice(begin, begin + len(weight))
         begin += len(weight)
-        rows = grid.rows(part.start, part.stop)
-        whole = float(energy[part].sum())
-        stats: dict[str, Any] = {
-            "algorithm": "gptq",
-            "damping": factored.damping,
-            "dead": int(factored.dead.sum()),
-            "output_error": rtn.ratio(float(error[part].sum()), whole),
-            "output_error_rtn": rtn.ratio(float(rounding[part].sum()), whole),
-            "weight_error": rtn.measure(tall[part], rows.decode(codes[part])),
-        }
+        part_grid = grid.rows(part.start, part.stop)
+        stats = _stats(rows, part, factored)
+        stats["weight_error"] = weight_error(stacked[part], part_grid.decode(rows.codes[part]))
         if options.guard:
-            stats["rounded_rows"] = int(worse[part].sum())
-        results.append(Quantized(codes[part], rows, stats))
+            stats["rounded_rows"] = int(rows.worse[part].sum())
+        results.append(Quantized(rows.codes[part], part_grid, stats))
     return results
+
+
+def _stats(rows: _Rows, part: slice, factored: Factor) -> dict[str, Any]:
+    """What is reported of the weight whose rows are `part`."""
+    energy = float(rows.energy[part].sum())
+    return {
+        "algorithm": "gptq",
+        "damping": factored.damping,
+        "dead": int(factored.dead.sum()),
+        "output_error": fraction(float(rows.error[part].sum()), energy),
+        "output_error_rtn": fraction(float(rows.rounding[part].sum()), energy),
+    }
 
 
 def quantize(

@@ -1,4 +1,4 @@
-"""Integer grids of weights: which real numbers a row (or group) of a weight can take.
+"""Integer grids of weights: the real numbers that a row (or group) of a weight can take.
 
 A grid is one bfloat16 scale, and for asymmetric schemes one zero code, per row and group of columns. Codes are
 unsigned, `w = scale (u - zero)` with u in [0, 2^bits - 1]; symmetric grids have zero = 2^(bits-1). Scales are
@@ -23,12 +23,15 @@ TINY = 2.0**-100  # below this a row counts as zero: its scale would be lost in 
 
 @dataclass(frozen=True)
 class Grid:
-    """scale: bfloat16 [N, G]; zero: uint8 [N, G], None when symmetric; group: columns per scale, 0 = all."""
+    """The grid of a weight [N, K] in G groups of columns."""
 
     scale: Tensor
+    """bfloat16 [N, G]."""
     zero: Tensor | None
+    """Zero codes uint8 [N, G]; None: symmetric."""
     bits: int
     group: int
+    """Columns per scale; 0: all."""
 
     def steps(self, columns: Tensor) -> Tensor:
         """float32 scales [N, len(columns)] of the given column indices int64."""
@@ -59,24 +62,26 @@ class Grid:
         return self.decode(self.encode(weight))
 
     def rows(self, begin: int, end: int) -> Grid:
-        """The grid of some rows."""
+        """The grid of rows begin .. end."""
         return Grid(self.scale[begin:end], None if self.zero is None else self.zero[begin:end], self.bits, self.group)
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """What an algorithm made of a weight [N, K]: codes uint8 [N, K] on a grid, and how it went (plain JSON)."""
+    """A quantized weight [N, K]."""
 
     codes: Tensor
+    """uint8 [N, K]."""
     grid: Grid
     stats: dict[str, Any]
+    """Algorithm, errors and fallbacks, as plain JSON."""
 
     def dequantize(self) -> Tensor:
-        """float32 [N, K]."""
+        """The weight as float32 [N, K]."""
         return self.grid.decode(self.codes)
 
     def packed(self) -> PackedWeight:
-        """What goes to disk."""
+        """The weight as it is stored."""
         return PackedWeight.from_codes(self.codes, self.grid.scale, self.grid.zero, self.grid.bits, self.grid.group)
 
 

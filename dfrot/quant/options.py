@@ -1,4 +1,4 @@
-"""What weight quantization algorithms can be asked for, besides the scheme."""
+"""Settings of the weight quantization algorithms, besides the scheme."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from dfrot.errors import UnsupportedError
 
 @dataclass(frozen=True)
 class AlgorithmOptions:
-    """mse_clip: search the clip ratio of every row or group. act_order: GPTQ takes columns by falling activation
-    energy. damping: share of the mean Hessian diagonal added before it is factored. guard: a row whose GPTQ
-    result is worse than rounding (on the damped Hessian) is rounded instead."""
+    """Settings of RTN and GPTQ."""
 
     mse_clip: bool = True
+    """Search the clip ratio of every row or group."""
     act_order: bool = False
+    """GPTQ rounds columns in the order of falling activation energy."""
     damping: float = 0.01
+    """Share of the mean Hessian diagonal that is added before factoring; the default is that of the GPTQ paper."""
     guard: bool = True
+    """A row whose GPTQ result is worse than rounding, on the damped Hessian, is rounded instead."""
 
     def __post_init__(self) -> None:
         if not 0 < self.damping <= 1:
-            raise UnsupportedError(f"damping {self.damping} is outside 0..1; GPTQ's own value is 0.01")
+            raise UnsupportedError(
+                f"`damping` {self.damping} is outside 0..1; GPTQ's own value is 0.01", field="damping"
+            )

@@ -1,4 +1,4 @@
-"""What a dfq configuration means for every linear of a model: the one place that decides who is quantized how."""
+"""What a dfq configuration means for every linear of a model: the one place that decides how each is quantized."""
 
 from __future__ import annotations
 
@@ -6,37 +6,45 @@ from dataclasses import dataclass
 
 import torch
 
-from dfrot.arch import BoundArch
+from dfrot.arch import BoundArch, Space
+from dfrot.arch.bound import ROTARY_TABLE
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError
 from dfrot.quant.config import DfqConfig
-from dfrot.quant.scheme import FULL
+from dfrot.quant.scheme import FULL, MIN_CLIP
 from dfrot.rotation.online import HadamardSpec
 
 
 @dataclass(frozen=True)
 class LinearPlan:
-    """One linear that does more than `x W^T + b`.
-
-    name: full module name; rows, cols: N, K; packed: the weight is stored as codes of w_bits with one scale per
-    `group` columns (0: per row) and, unless w_sym, a zero code; hadamard: rotation of the input before anything
-    else (R4); a_*: per-token quantization of the (rotated) input.
-    """
+    """One linear that does more than `x W^T + b`."""
 
     name: str
+    """Full module name."""
     rows: int
+    """N: output channels."""
     cols: int
+    """K: input channels."""
     packed: bool
+    """The weight is stored as codes with scales, not as floats."""
     w_bits: int
+    """Bits of the weight."""
     group: int
+    """Columns that share a weight scale; 0: per row."""
     w_sym: bool
+    """The weight has no zero codes."""
     a_bits: int
+    """Bits of the rotated input, quantized per token."""
     a_sym: bool
+    """The input has no zero code."""
     a_clip: float
+    """Clip ratio of the input."""
     hadamard: HadamardSpec | None
+    """Rotation of the input before anything else (R4)."""
 
     @property
     def groups(self) -> int:
+        """Weight scales of a row."""
         return -(-self.cols // self.group) if self.group else 1
 
     @property
@@ -46,13 +54,14 @@ class LinearPlan:
 
 
 def _check(arch: BoundArch, config: DfqConfig, where: str) -> None:
+    """Raise InputError where the configuration does not fit the model."""
     known = {name for _, _, name in arch.linears()} | {arch.spec.head.name}
     for label, names in (("keep", config.keep), ("a_clips", config.a_clips)):
         if unknown := sorted(set(names) - known):
             raise InputError(f"{where}: {label} names {unknown[0]}, which is no linear of this model")
     for name, clip in config.a_clips.items():
-        if not 0.1 <= clip <= 1.0:
-            raise InputError(f"{where}: activation clip ratio {clip} of {name} is outside 0.1..1")
+        if not MIN_CLIP <= clip <= 1.0:
+            raise InputError(f"{where}: activation clip ratio {clip} of {name} is outside {MIN_CLIP:g}..1")
     for label, spec, size in (
         ("r3", config.online.r3, arch.head_dim),
         ("r4", config.online.r4, arch.intermediate),
@@ -76,7 +85,7 @@ def plan_linears(arch: BoundArch, config: DfqConfig, where: str = "config.json")
     plans = {}
     for linear, name in declared:
         quantized = scheme is not None and name not in config.keep
-        hadamard = config.online.r4 if linear.reads == "mlp" else None
+        hadamard = config.online.r4 if linear.reads == Space.MLP else None
         rows, cols = arch.shape(linear)
         w_bits = scheme.w_bits if quantized and scheme else FULL
         a_bits = scheme.a_bits if quantized and scheme else FULL
@@ -102,13 +111,13 @@ def plan_linears(arch: BoundArch, config: DfqConfig, where: str = "config.json")
 
 def packed_tensors(plan: LinearPlan) -> dict[str, tuple[torch.dtype, tuple[int, int]]]:
     """Names, dtypes and shapes that a packed linear has on disk instead of its `weight`."""
-    found = {
+    tensors = {
         f"{plan.name}.weight_packed": (torch.uint8, (plan.rows, plan.row_bytes)),
         f"{plan.name}.weight_scale": (torch.bfloat16, (plan.rows, plan.groups)),
     }
     if not plan.w_sym:
-        found[f"{plan.name}.weight_zero"] = (torch.uint8, (plan.rows, plan.groups))
-    return found
+        tensors[f"{plan.name}.weight_zero"] = (torch.uint8, (plan.rows, plan.groups))
+    return tensors
 
 
 def check_packed(checkpoint: Checkpoint, arch: BoundArch, plans: dict[str, LinearPlan]) -> None:
@@ -124,16 +133,24 @@ def check_packed(checkpoint: Checkpoint, arch: BoundArch, plans: dict[str, Linea
         if entry.shape != shape:
             raise InputError(
                 f"{entry.file}: tensor {name}: shape {list(entry.shape)}, config.json needs {list(shape)}; "
-                "make the checkpoint again"
+                "make the checkpoint again",
+                file=entry.file,
+                tensor=name,
             )
         if entry.dtype != dtype if dtype else not entry.dtype.is_floating_point:
-            raise InputError(f"{entry.file}: tensor {name}: dtype {entry.dtype}, needs {dtype or 'a float type'}")
+            raise InputError(
+                f"{entry.file}: tensor {name}: dtype {entry.dtype}, needs {dtype or 'a float type'}",
+                file=entry.file,
+                tensor=name,
+            )
     optional = {f"{name}.bias" for _, _, name in arch.linears()} | {f"{arch.spec.head.name}.bias"}
     if arch.tied:
         optional.add(f"{arch.spec.head.name}.weight")
     for name, entry in checkpoint.entries.items():
-        known = name in expected or name in optional or name.endswith("rotary_emb.inv_freq")
-        if not known and not arch.is_outside(name):
+        is_known = name in expected or name in optional or name.endswith(ROTARY_TABLE)
+        if not is_known and not arch.is_outside(name):
             raise InputError(
-                f"{entry.file}: tensor {name} does not belong to this model; is config.json the right one?"
+                f"{entry.file}: tensor {name} does not belong to this model; is config.json the right one?",
+                file=entry.file,
+                tensor=name,
             )

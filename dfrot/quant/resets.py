@@ -1,8 +1,8 @@
-"""Resets: massive activations put to a constant behind the block that creates them.
+"""Resets: massive activations replaced by a constant behind the block that creates them.
 
-Which tokens carry a massive activation is decided while the model runs (its size tells), what they carry hardly varies:
-replacing it by its mean leaves a model as it was (Sun et al., arXiv 2402.17762). A weight cannot say "a constant, for
-these tokens only", so the checkpoint says it in config.json and the runtime does it.
+The value of a massive activation hardly varies between tokens, and replacing it by its mean leaves a model as it was
+(Sun et al., arXiv 2402.17762). Which tokens have one is only known while the model runs, by its magnitude, so no change
+of a weight can do this: config.json lists the resets, and hooks apply them.
 """
 
 from __future__ import annotations
@@ -17,19 +17,24 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Reset:
-    """In the output of `module` (a block, by full name), entries of `channel` with |x| > `above` become `to`."""
+    """Large values of one channel of a block's output become a constant."""
 
     module: str
+    """The block, by full module name."""
     channel: int
+    """Index into the last dimension of its output."""
     above: float
+    """Values x with |x| above this are replaced."""
     to: float
+    """The constant."""
 
     def to_dict(self) -> dict[str, Any]:
+        """All fields, as plain JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Reset:
-        """Raises ValueError or TypeError for what is no reset."""
+        """The inverse of `to_dict`. Raises ValueError or TypeError for what is no reset."""
         if set(value) != set(cls.__dataclass_fields__):
             raise ValueError(f"reset {value!r} needs {', '.join(cls.__dataclass_fields__)}")
         reset = cls(str(value["module"]), int(value["channel"]), float(value["above"]), float(value["to"]))
@@ -40,19 +45,18 @@ class Reset:
     def apply(self, hidden: Tensor) -> Tensor:
         """hidden [..., d] with the entries replaced; a copy only where there is something to replace."""
         column = hidden[..., self.channel]
-        found = column.abs() > self.above
-        if not bool(found.any()):
+        massive = column.abs() > self.above
+        if not bool(massive.any()):
             return hidden
         out = hidden.clone()
-        out[..., self.channel] = column.masked_fill(found, self.to)
+        out[..., self.channel] = column.masked_fill(massive, self.to)
         return out
 
 
 def attach(root: nn.Module, resets: Iterable[Reset], prefix: str = "") -> None:
-    """Hook every reset whose module lies in `root`, which is the module `prefix` of the model."""
+    """Hook the resets of a model (`root`, without prefix), or those of its block `prefix` (`root`)."""
     for reset in resets:
-        inside = reset.module == prefix or not prefix
-        if inside:
+        if reset.module == prefix or not prefix:
             module = root.get_submodule(reset.module) if not prefix else root
             module.register_forward_hook(_hook(reset))
 

@@ -1,4 +1,4 @@
-"""QuantScheme: how integers stand for weights, activations and the KV cache, as pure data."""
+"""QuantScheme: how weights, activations and the KV cache are quantized, as pure data."""
 
 from __future__ import annotations
 
@@ -7,29 +7,37 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dfrot.errors import UnsupportedError
+from dfrot.settings import setting
 
 _NAME = re.compile(r"w(\d+)a(\d+)(?:kv(\d+))?((?:-(?:g\d+|asym|sym|wasym|wsym|kvasym|kvsym))*)")
 FULL = 16
+"""The number of bits that means: left in the model's dtype."""
+MIN_CLIP = 0.1
+"""The smallest clip ratio: below it hardly any value would be inside the range."""
 
 
 @dataclass(frozen=True)
 class QuantScheme:
-    """Bits and conventions. 16 bits means: left in the model's dtype.
-
-    w_group: columns that share a weight scale, 0 = per output channel. Weights are symmetric by default,
-    activations (dynamic, per token) and KV (per token and head) asymmetric: the setting of the DFRot and QuaRot
-    papers. a_clip and kv_clip shrink the dynamic range.
-    """
+    """Bits and conventions. 16 bits means: left in the model's dtype. The defaults are the setting of the DFRot and
+    QuaRot papers (arXiv 2412.00648, 2404.00456)."""
 
     w_bits: int = 4
+    """Bits of weights."""
     a_bits: int = 4
+    """Bits of activations, quantized dynamically, per token."""
     kv_bits: int = 4
+    """Bits of keys and values, quantized per token and head."""
     w_group: int = 0
+    """Columns that share a weight scale; 0: per output channel."""
     w_sym: bool = True
+    """Weights are symmetric: no zero code."""
     a_sym: bool = False
+    """Activations are symmetric."""
     kv_sym: bool = False
+    """Keys and values are symmetric."""
     a_clip: float = 1.0
-    kv_clip: float = 1.0
+    """Clip ratio of activations."""
+    kv_clip: float = setting(1.0, minimum=MIN_CLIP, maximum=1, help="Clip ratio of keys and values.")
 
     def __post_init__(self) -> None:
         allowed = {"w": (*range(2, 9), FULL), "a": (*range(2, 9), FULL), "kv": (*range(2, 9), FULL)}
@@ -39,16 +47,18 @@ class QuantScheme:
         if self.w_group < 0 or (self.w_group and self.w_group % 8):
             raise UnsupportedError(f"scheme {self.name}: group size {self.w_group} is not a multiple of 8")
         for label, clip in (("activation", self.a_clip), ("KV", self.kv_clip)):
-            if not 0.1 <= clip <= 1.0:
-                raise UnsupportedError(f"scheme {self.name}: {label} clip ratio {clip} is outside 0.1..1")
+            if not MIN_CLIP <= clip <= 1.0:
+                raise UnsupportedError(f"scheme {self.name}: {label} clip ratio {clip} is outside {MIN_CLIP:g}..1")
 
     @classmethod
     def parse(cls, text: str) -> QuantScheme:
-        """`w4a4kv4`, `w4a16-g128`, `w3a3kv3-sym` (activations), `-wasym` (weights), `-kvsym` (KV)."""
+        """Read a name: `w4a4kv4`, `w4a16-g128`, `w3a3kv3-sym` (activations), `-wasym` (weights), `-kvsym` (KV). Raises
+        UnsupportedError for one that cannot be read, or for bits that are not supported."""
         match = _NAME.fullmatch(text.strip().lower())
         if not match:
             raise UnsupportedError(
-                f"scheme {text!r}: not understood; write it like w4a4kv4, w4a16-g128, w4a8kv4-sym or w3a3kv3-wasym"
+                f"`scheme` {text!r}: not understood; write it like w4a4kv4, w4a16-g128, w4a8kv4-sym or w3a3kv3-wasym",
+                field="scheme",
             )
         w_bits, a_bits, kv_bits, tail = match.groups()
         flags = tail.split("-")[1:] if tail else []
@@ -77,11 +87,13 @@ class QuantScheme:
         return text
 
     def to_dict(self) -> dict[str, Any]:
+        """All fields, as plain JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> QuantScheme:
-        """Strict: an unknown key is an error, as silence would change the arithmetic."""
+        """The inverse of `to_dict`. Raises UnsupportedError for an unknown key: ignoring it would change the
+        arithmetic."""
         unknown = set(value) - set(cls.__dataclass_fields__)
         if unknown:
             raise UnsupportedError(f"quantization scheme: unknown keys {sorted(unknown)}; written by a newer dfq?")

@@ -1,4 +1,4 @@
-"""Leading positions that stay in full precision (attention sinks): the papers' FP16 ablation as a feature.
+"""Leading positions that stay in full precision (attention sinks), as in the papers' FP16 ablation.
 
 The first tokens of a sequence carry the massive activations of large models. With `sink_tokens` N the block
 linears see the activations of positions < N unquantized, and the cache keeps their keys and values in 16 bits.
@@ -6,7 +6,7 @@ Positions count from the first real token, behind any left padding.
 
 Measured on the reference model (Hadamard rotation, round to nearest, 12 windows of 512, paired ratio of perplexity
 to N = 0): w4a4kv4 1.000 +- 0.005 for N = 1 and 4; w16a3kv3 1.00 for N = 1 and 0.98 (0.96..1.00) for N = 4. A small
-model hardly leans on its sinks; the papers' gains are those of large ones. The default is 0, for parity with them.
+model hardly uses its sinks; the papers' gains are those of large ones. The default is 0, as in the papers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 class Sinks:
     """Which rows of the running call are sinks. Shared by all linears and cache layers of one model.
 
-    count: N. starts: int64 [B], padded positions before each sequence, or None without left padding.
+    count: N, sink tokens per sequence. starts: int64 [B], padded positions before each sequence; None: no left padding.
     rows: int64 indices into the call's [B * S] rows, or None when this call touches no sink.
     """
 
@@ -31,7 +31,7 @@ class Sinks:
         self.rows: Tensor | None = None
 
     def begin(self, batch: int, length: int, past: int, starts: Tensor | None) -> None:
-        """A call with `length` new positions per sequence after `past` cached ones."""
+        """A call starts with `length` new positions per sequence after `past` cached ones. starts: as the attribute."""
         self.starts = starts
         last = self.count + (int(starts.max()) if starts is not None else 0)
         if past >= last:
@@ -45,16 +45,17 @@ class Sinks:
 
     @contextmanager
     def among(self, rows: Tensor) -> Iterator[None]:
-        """While only the call's rows int64 [n] are computed, in this order: an expert's tokens."""
-        whole = self.rows
-        if whole is not None:
-            found = torch.isin(rows.cpu(), whole).nonzero().flatten()
-            self.rows = found if len(found) else None
+        """While active, `rows` are indices into the rows int64 [n] of the call that are computed, in this order: an
+        expert's tokens."""
+        of_call = self.rows
+        if of_call is not None:
+            of_expert = torch.isin(rows.cpu(), of_call).nonzero().flatten()
+            self.rows = of_expert if len(of_expert) else None
         try:
             yield
         finally:
-            self.rows = whole
+            self.rows = of_call
 
     def end(self) -> None:
-        """The call is over: what follows (the head) works on other rows."""
+        """The call ends: what follows (the head) has other rows."""
         self.rows = None

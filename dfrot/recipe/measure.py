@@ -1,38 +1,33 @@
-"""The measuring stages of a recipe, and the metrics that expectations name.
+"""The measuring stages of a recipe, and the metrics that expectations can name.
 
-What a stage keeps must be the same in every run of the same request, so times and speeds are left out here.
+What a stage keeps is the same in every run of the same request, so times and speeds are left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dfrot.checkpoint import Checkpoint
 from dfrot.files import digest_bytes
-from dfrot.stage_folder import Progress, open_stage, read_record, silent
+from dfrot.progress import Progress, silent
+from dfrot.recipe.settings import CheckpointEval
+from dfrot.stage_folder import open_stage, read_record
 from dfrot.stages.draft import evaluate as draft_eval
 from dfrot.stages.draft.settings import DraftEvalSettings
 from dfrot.stages.evaluate.perplexity import evaluate
 from dfrot.stages.evaluate.settings import PerplexitySettings
-from dfrot.vision.fingerprint import fingerprint
+from dfrot.vision.fingerprint import checkpoint_fingerprint
 
 CHECKPOINTS = ("model", "fixed", "rotated", "packed")
 EVAL, DRAFT_EVAL = "eval", "draft eval"
 _TIMES = ("_per_second", "_ms", "seconds", "speedup", "speedup_quartiles")
 
 
-@dataclass(frozen=True)
-class CheckpointEval(PerplexitySettings):
-    """checkpoints: which folders of the run are evaluated on the same windows; the first is the baseline."""
-
-    checkpoints: tuple[str, ...] = ("model", "packed")
-
-
 def timeless(value: Any) -> Any:
-    """`value` without what differs between two runs of the same request."""
+    """`value` (JSON) without the times and speeds, which differ between two runs of the same request."""
     if isinstance(value, Mapping):
         return {key: timeless(item) for key, item in value.items() if not key.endswith(_TIMES)}
     return [timeless(item) for item in value] if isinstance(value, list) else value
@@ -47,10 +42,11 @@ def evaluate_checkpoints(
     resume: bool | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Perplexities of `settings.checkpoints` as a stage; its evidence is the report of `evaluate` by folder name."""
+    """Publish the perplexities of `settings.checkpoints` as the folder `out`; returns its record, with the report of
+    `evaluate` by folder name. folders: those of the run, by name."""
     paths = [folders[name] for name in settings.checkpoints]
-    settled = {key: value for key, value in asdict(settings).items() if key != "threads"}
-    request = {"models": [Checkpoint.open(path).digest() for path in paths], "settings": settled}
+    kept = {key: value for key, value in asdict(settings).items() if key != "threads"}
+    request = {"models": [Checkpoint.open(path).digest() for path in paths], "settings": kept}
     with open_stage(out, EVAL, request, resume, overwrite) as stage:
         if not stage.finished:
             plain = PerplexitySettings(
@@ -64,17 +60,18 @@ def evaluate_checkpoints(
 
 
 def eval_names(settings: CheckpointEval) -> list[str]:
+    """The metrics that `eval_metrics` gives for these settings."""
     kinds = ["perplexity", "ratio", *(["kl", "top1"] if settings.kl else [])]
     return [f"{name}.{kind}" for name in settings.checkpoints for kind in kinds]
 
 
 def eval_metrics(evidence: Mapping[str, Any]) -> dict[str, float]:
-    """`packed.perplexity`, `packed.ratio` (to the first), `packed.kl`, ..."""
-    found: dict[str, float] = {}
+    """Metrics of a record of `evaluate_checkpoints`: `packed.perplexity`, `packed.ratio` (to the first), ..."""
+    metrics: dict[str, float] = {}
     for result in evidence["report"]["results"]:
         kinds = {"perplexity": "perplexity", "ratio": "ratio_to_first", "kl": "kl", "top1": "top1"}
-        found |= {f"{result['model']}.{kind}": result[key] for kind, key in kinds.items() if result[key] is not None}
-    return found
+        metrics |= {f"{result['model']}.{kind}": result[key] for kind, key in kinds.items() if result[key] is not None}
+    return metrics
 
 
 def evaluate_draft(
@@ -86,11 +83,11 @@ def evaluate_draft(
     resume: bool | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Acceptance and losslessness of the run's draft on its target, as a stage."""
+    """Publish acceptance and losslessness of the run's draft on its target as the folder `out`; returns its record."""
     target = folders["packed"] if "packed" in folders else folders.get("rotated", folders["model"])
     weights = sorted(folders["draft"].glob("draft*"))
     request = {
-        "target": fingerprint(target),
+        "target": checkpoint_fingerprint(target),
         "draft": digest_bytes(*(file.read_bytes() for file in weights)),
         "settings": asdict(settings),
     }
@@ -101,16 +98,17 @@ def evaluate_draft(
 
 
 def draft_metrics(evidence: Mapping[str, Any]) -> dict[str, float]:
-    """`draft.tau` of the best shape; `draft.identical`: share of outputs equal to plain decoding's, greedy only."""
+    """Metrics of a record of `evaluate_draft`: `draft.tau` of the best tree shape and, for greedy decoding,
+    `draft.identical`, the share of outputs that equal plain decoding's."""
     shapes = evidence["report"]["shapes"].values()
-    found = {"draft.tau": max(float(one["tau"]) for one in shapes)}
-    told = [one["identical"].split("/") for one in shapes if "identical" in one]
-    if told:
-        found["draft.identical"] = sum(int(same) for same, _ in told) / sum(int(count) for _, count in told)
-    return found
+    metrics = {"draft.tau": max(float(row["tau"]) for row in shapes)}
+    counts = [row["identical"].split("/") for row in shapes if "identical" in row]
+    if counts:
+        metrics["draft.identical"] = sum(int(same) for same, _ in counts) / sum(int(total) for _, total in counts)
+    return metrics
 
 
 def sizes(evidence: Mapping[str, Any]) -> dict[str, float]:
-    """`packed.bits_per_weight`, `packed.bytes`."""
+    """Metrics of a record of `quantize`: `packed.bits_per_weight` and `packed.bytes`."""
     size = evidence["sizes"]
     return {"packed.bits_per_weight": float(size["bits_per_quantized_weight"]), "packed.bytes": float(size["bytes"])}

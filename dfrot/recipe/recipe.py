@@ -1,4 +1,4 @@
-"""A recipe: the model, the data, the settings of every stage, and what should come out."""
+"""A recipe: the model, the data, the settings of every stage, and the expected metrics."""
 
 from __future__ import annotations
 
@@ -16,37 +16,46 @@ from dfrot.recipe.stages import STAGES, metrics_of, require_order
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 TOP = {"name": str, "model": str, "dataset": str, "seed": int, "notes": str}
-"""Keys beside the stages and `expect`. notes: what a reader should know; it changes nothing."""
+"""Types of the keys beside the stages and `expect`."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """stages: settings by stage name, in the order they run. expect: by metric."""
+    """A recipe that was read and checked."""
 
     name: str
+    """Also names the run folder."""
     model: str
+    """A folder, alias or hub id."""
     dataset: str
+    """The text of every stage that names no other."""
     seed: int
+    """The seed of every stage that names no other."""
     notes: str
+    """Words for the reader; they change nothing."""
     stages: dict[str, Any]
+    """Settings by stage name, in the order the stages run."""
     expect: check.Expected
+    """Expectations by metric."""
 
     def request(self) -> dict[str, Any]:
-        """Everything that decides the result, as JSON (neither notes nor expectations do)."""
+        """What decides the result, as JSON: model and stages, but neither notes nor expectations."""
         return {"model": self.model, "stages": {name: asdict(settings) for name, settings in self.stages.items()}}
 
     @property
     def digest(self) -> str:
+        """SHA-256 of the request."""
         return digest_json(self.request())
 
 
 def load(path: Path, changes: Sequence[str] = ()) -> Recipe:
-    """The recipe of a file with `--set` changes. Raises DfqError for whatever is unknown, missing or impossible."""
+    """The recipe of a file, with changes `a.b=c` applied. Raises DfqError for anything unknown, missing or
+    impossible."""
     return parse(document.override(document.read(path), changes), str(path))
 
 
 def parse(value: dict[str, Any], where: str) -> Recipe:
-    """The recipe of a document that was read already."""
+    """The recipe of a document that was read already. where: the file, for messages. Raises DfqError as `load`."""
     known = {*TOP, *STAGES, "expect"}
     for key in value:
         if key not in known:
@@ -62,8 +71,8 @@ def parse(value: dict[str, Any], where: str) -> Recipe:
         raise InputError(f"{where}: seed: {top['seed']} is negative; use 0 or more")
     shared = {"dataset": top["dataset"], "seed": top["seed"]}
     stages = {
-        name: build(row.settings, value[name] if value[name] is not None else {}, f"{where}: {name}", shared)
-        for name, row in STAGES.items()
+        name: build(stage.settings, value[name] if value[name] is not None else {}, f"{where}: {name}", shared)
+        for name, stage in STAGES.items()
         if name in value
     }
     require_order(stages, where)

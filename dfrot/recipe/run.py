@@ -1,7 +1,7 @@
 """Running a recipe: every stage as a folder of the run, finished ones reused, interrupted ones continued.
 
 OUT/recipe.json    the resolved recipe and the key of every finished stage
-OUT/rotated ...    what the stages made, each with its stage.json
+OUT/rotated ...    the folders of the stages, each with its stage.json
 OUT/run.json       digests of all stages, metrics, expectations; the same bytes however often a run was killed
 """
 
@@ -17,25 +17,25 @@ from dfrot.checkpoint import Checkpoint
 from dfrot.errors import ExistsError, InputError, ResourceError
 from dfrot.files import digest_json, read_json, remove_partial, write_json
 from dfrot.hub import ALIASES, REFERENCE, cached_folder, resolve_model
+from dfrot.progress import Progress, silent
 from dfrot.recipe import check
 from dfrot.recipe.recipe import Recipe
 from dfrot.recipe.stages import STAGES
-from dfrot.stage_folder import Progress, silent
 
 RECIPE, RUN = "recipe.json", "run.json"
-BLOCK = 1 << 22
+READ_BYTES = 1 << 22  # of a file at a time, when it is hashed
 
 
-def here(model: str) -> Path | None:
-    """The folder of a model that needs no network; None when it would have to be fetched."""
+def local_folder(model: str) -> Path | None:
+    """The folder of a model that is on this machine; None where it would have to be downloaded."""
     if Path(model).expanduser().is_dir() or model == REFERENCE:
         return resolve_model(model)
     return cached_folder(ALIASES.get(model.lower(), model)) if not Path(model).exists() else None
 
 
 def plan(recipe: Recipe, out: Path) -> dict[str, Any]:
-    """What `run` would do, stage by stage, without touching anything (nothing is fetched either)."""
-    folder = here(recipe.model)
+    """What `run` would do, stage by stage, as JSON; nothing is written and nothing is downloaded."""
+    folder = local_folder(recipe.model)
     known = _keys(out)
     keys = dict(_stage_keys(recipe, None if folder is None else Checkpoint.open(folder).digest()))
     rows = []
@@ -51,7 +51,7 @@ def plan(recipe: Recipe, out: Path) -> dict[str, Any]:
             state = "made with other settings; would be refused (see --overwrite)"
         rows.append({"stage": name, "folder": str(place), "state": state, "settings": asdict(settings)})
     model = str(folder) if folder is not None else f"{recipe.model} (not on this machine: would be fetched)"
-    expected = {name: asdict(one) for name, one in recipe.expect.items()}
+    expected = {name: asdict(expectation) for name, expectation in recipe.expect.items()}
     return {"name": recipe.name, "model": model, "out": str(out), "digest": recipe.digest, "stages": rows,
             "expect": expected}  # fmt: skip
 
@@ -61,22 +61,28 @@ def run(
 ) -> dict[str, Any]:
     """Run every stage of `recipe` into the folder `out`; returns `run.json`.
 
-    Stages that are finished with the same request are reused, interrupted ones continue; one made with other
-    settings is refused (ExistsError) unless `overwrite`, which makes it again. resume False makes all again; True
-    demands that there is something to go on from."""
+    A stage that is finished with the same request is reused, an interrupted one continues; one with other settings is
+    refused (ExistsError) unless `overwrite` makes it again. resume: False makes all stages again; True requires a run
+    to continue."""
     if resume and not (out / RECIPE).is_file():
-        raise InputError(f"{out}: holds no run to resume; leave out --resume, or give its --out")
+        raise InputError(
+            f"{out}: holds no run to resume; leave out `resume`, or give its `out`", field=("resume", "out"), file=out
+        )
     for name in (RECIPE, RUN):
         remove_partial(out / name)
     if out.exists() and not (out / RECIPE).is_file() and any(out.iterdir()):
-        raise ExistsError(f"{out}: already exists and holds no run of a recipe; choose another --out")
+        raise ExistsError(
+            f"{out}: already exists and holds no run of a recipe; choose another `out`", field="out", file=out
+        )
     model = resolve_model(recipe.model)
     if out.resolve() == model.resolve():
-        raise InputError(f"{out}: is the model itself; choose another --out")
+        raise InputError(f"{out}: is the model itself; choose another `out`", field="out", file=out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ResourceError(f"{out}: cannot be created ({error.strerror}); choose another --out") from None
+        raise ResourceError(
+            f"{out}: cannot be created ({error.strerror}); choose another `out`", field="out", file=out
+        ) from None
     keys = dict(_stage_keys(recipe, Checkpoint.open(model).digest()))
     known = {} if resume is False else _keys(out)
     _remember(recipe, out, known)
@@ -84,15 +90,15 @@ def run(
     folders, metrics = {"model": model}, dict[str, float]()
     stages: dict[str, dict[str, str]] = {}
     for number, (name, settings) in enumerate(recipe.stages.items(), 1):
-        row = STAGES[name]
-        place = out / row.folder
-        evidence = _stage(row.run, folders, settings, place, resume, overwrite,
+        stage = STAGES[name]
+        place = out / stage.folder
+        record = _stage(stage.run, folders, settings, place, resume, overwrite,
                           _labelled(progress, f"{number}/{len(recipe.stages)} {name}"))  # fmt: skip
         known[name] = keys[name]
         _remember(recipe, out, known)
-        folders[row.folder] = place
-        metrics |= row.metrics(evidence)
-        stages[name] = {"folder": row.folder, "digest": _folder_digest(place)}
+        folders[stage.folder] = place
+        metrics |= stage.metrics(record)
+        stages[name] = {"folder": stage.folder, "digest": _folder_digest(place)}
     checks = check.compare(recipe.expect, metrics)
     report = {"name": recipe.name, "model": recipe.model, "recipe": recipe.digest, "stages": stages,
               "metrics": metrics, "checks": checks}  # fmt: skip
@@ -114,7 +120,9 @@ def _stage(
             raise  # another process is at work there
         if not overwrite:
             raise ExistsError(
-                f"{place}: was made with other settings; choose another --out, or make it again with --overwrite"
+                f"{place}: was made with other settings; choose another `out`, or make it again with `overwrite`",
+                field=("out", "overwrite"),
+                file=place,
             ) from error
     return dict(function(folders, settings, place, progress=progress, overwrite=True))
 
@@ -124,7 +132,8 @@ def _labelled(progress: Progress, stage: str) -> Progress:
 
 
 def _stage_keys(recipe: Recipe, model: str | None) -> Iterator[tuple[str, str]]:
-    """Each stage's key covers its settings and everything before it."""
+    """(stage name, key): a key is the digest of the stage's settings and of everything before it. model: digest of the
+    checkpoint."""
     chain: list[Any] = [model]
     for name, settings in recipe.stages.items():
         chain.append([name, asdict(settings)])
@@ -135,8 +144,8 @@ def _keys(out: Path) -> dict[str, str]:
     if not (out / RECIPE).is_file():
         return {}
     value = read_json(out / RECIPE)
-    found = value.get("keys") if isinstance(value, dict) else None
-    return {str(name): str(key) for name, key in found.items()} if isinstance(found, dict) else {}
+    keys = value.get("keys") if isinstance(value, dict) else None
+    return {str(name): str(key) for name, key in keys.items()} if isinstance(keys, dict) else {}
 
 
 def _remember(recipe: Recipe, out: Path, keys: dict[str, str]) -> None:
@@ -146,12 +155,12 @@ def _remember(recipe: Recipe, out: Path, keys: dict[str, str]) -> None:
 
 def _folder_digest(folder: Path) -> str:
     """SHA-256 over names and bytes of all files of a stage."""
-    found = {}
+    digests = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             sha = hashlib.sha256()
             with path.open("rb") as handle:
-                while block := handle.read(BLOCK):
+                while block := handle.read(READ_BYTES):
                     sha.update(block)
-            found[path.relative_to(folder).as_posix()] = sha.hexdigest()
-    return digest_json(found)
+            digests[path.relative_to(folder).as_posix()] = sha.hexdigest()
+    return digest_json(digests)

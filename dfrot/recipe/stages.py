@@ -1,4 +1,4 @@
-"""The stages that a recipe can name: settings, what each needs and makes, and the library function behind it.
+"""The stages that a recipe can name: settings, folder, and the library function behind each.
 
 The functions are those of the commands; a stage's folder is what the command would have written.
 """
@@ -16,11 +16,10 @@ from dfrot.export.run import export
 from dfrot.export.settings import ExportSettings
 from dfrot.quant.scheme import QuantScheme
 from dfrot.recipe import measure
-from dfrot.recipe.measure import CheckpointEval
+from dfrot.recipe.settings import CheckpointEval
 from dfrot.stages.calibrate.run import calibrate
 from dfrot.stages.calibrate.settings import CalibrateSettings
-from dfrot.stages.draft.settings import DraftEvalSettings as DraftEvalSettings
-from dfrot.stages.draft.settings import DraftSettings
+from dfrot.stages.draft.settings import DraftEvalSettings, DraftSettings
 from dfrot.stages.draft.train import train as train_draft
 from dfrot.stages.outliers.fix import fix
 from dfrot.stages.outliers.settings import FixSettings
@@ -30,27 +29,30 @@ from dfrot.stages.rotate.run import rotate
 from dfrot.stages.rotate.settings import RotateSettings
 
 Folders = Mapping[str, Path]
-"""What there is so far, by name: `model` and the folders of the stages that ran."""
+"""Folders by name: `model`, and those of the stages that ran so far."""
 
 
 @dataclass(frozen=True)
-class StageRow:
-    """folder: what the stage makes, under this name in the run folder. run(folders, settings, out, **stage options):
-    returns the stage's evidence. metrics(evidence): numbers by name."""
+class RecipeStage:
+    """One stage of a recipe."""
 
     settings: type[Any]
+    """The settings class, which is the schema of the stage's section."""
     folder: str
+    """The name of the stage's folder in the run folder."""
     run: Callable[..., dict[str, Any]]
-    metrics: Callable[[Mapping[str, Any]], dict[str, float]] = lambda evidence: {}
+    """run(folders, settings, out, progress=, resume=, overwrite=) publishes the folder and returns its record."""
+    metrics: Callable[[Mapping[str, Any]], dict[str, float]] = lambda record: {}
+    """Metrics by name, from the record."""
 
 
 def source(folders: Folders) -> Path:
-    """The 16-bit checkpoint that comes next: rotated, else fixed, else the model itself."""
+    """The 16-bit checkpoint that the next stage reads: rotated, else fixed, else the model itself."""
     return next(folders[name] for name in ("rotated", "fixed", "model") if name in folders)
 
 
 def final(folders: Folders) -> Path:
-    """The checkpoint that is the result so far."""
+    """The last checkpoint of the run so far."""
     return folders["packed"] if "packed" in folders else source(folders)
 
 
@@ -80,21 +82,22 @@ def _export(folders: Folders, settings: ExportSettings, out: Path, **options: An
     )
 
 
-STAGES: dict[str, StageRow] = {
-    "outliers_fix": StageRow(FixSettings, "fixed", _fix),
-    "rotate": StageRow(RotateSettings, "rotated", _rotate),
-    "calibrate": StageRow(CalibrateSettings, "calibration", _calibrate),
-    "quantize": StageRow(QuantizeSettings, "packed", _quantize, measure.sizes),
-    "draft": StageRow(DraftSettings, "draft", _draft),
-    "export": StageRow(ExportSettings, "exported", _export),
-    "eval": StageRow(CheckpointEval, "eval", measure.evaluate_checkpoints, measure.eval_metrics),
-    "draft_eval": StageRow(DraftEvalSettings, "draft_eval", measure.evaluate_draft, measure.draft_metrics),
+STAGES: dict[str, RecipeStage] = {
+    "outliers_fix": RecipeStage(FixSettings, "fixed", _fix),
+    "rotate": RecipeStage(RotateSettings, "rotated", _rotate),
+    "calibrate": RecipeStage(CalibrateSettings, "calibration", _calibrate),
+    "quantize": RecipeStage(QuantizeSettings, "packed", _quantize, measure.sizes),
+    "draft": RecipeStage(DraftSettings, "draft", _draft),
+    "export": RecipeStage(ExportSettings, "exported", _export),
+    "eval": RecipeStage(CheckpointEval, "eval", measure.evaluate_checkpoints, measure.eval_metrics),
+    "draft_eval": RecipeStage(DraftEvalSettings, "draft_eval", measure.evaluate_draft, measure.draft_metrics),
 }
-"""By section name, in the order they run."""
+"""Stages by section name, in the order they run."""
 
 
 def require_order(stages: Mapping[str, Any], where: str) -> None:
-    """Refuse what cannot run, before anything does."""
+    """Refuse combinations of stages that cannot run, before any of them does. stages: settings by name; where: the
+    recipe, for messages. Raises InputError."""
     if not stages:
         raise InputError(f"{where}: names no stage; add one of {', '.join(STAGES)}")
     quantization = stages.get("quantize")
@@ -109,26 +112,28 @@ def require_order(stages: Mapping[str, Any], where: str) -> None:
     made = {"model", *(STAGES[name].folder for name in stages)}
     for name in stages["eval"].checkpoints if "eval" in stages else ():
         if name not in made or name not in measure.CHECKPOINTS:
-            there = [one for one in measure.CHECKPOINTS if one in made]
-            raise InputError(f"{where}: eval.checkpoints: {name} is not made here; choose of {', '.join(there)}")
+            possible = [folder for folder in measure.CHECKPOINTS if folder in made]
+            raise InputError(
+                f"{where}: eval.checkpoints: {name} is not made by this recipe; choose from {', '.join(possible)}"
+            )
 
 
 def _require_exportable(stages: Mapping[str, Any], where: str) -> None:
-    """What the format cannot hold is known now, not after hours of work."""
-    wanted, rotation, quantization = stages["export"], stages.get("rotate"), stages.get("quantize")
-    if rotation is not None and rotation.method != "none" and rotation.online and not wanted.online_r4:
-        raise InputError(f"{where}: export: {wanted.to} has no online rotations; set rotate.online to false")
-    scheme = wanted.scheme or (quantization.scheme if quantization is not None else QuantScheme(16, 16, 16))
-    found = fit(target_of(wanted.to), scheme)
-    if found.reason is not None:
+    """Refuse an export that the format cannot hold now, not after hours of work."""
+    target, rotation, quantization = stages["export"], stages.get("rotate"), stages.get("quantize")
+    if rotation is not None and rotation.method != "none" and rotation.online and not target.online_r4:
+        raise InputError(f"{where}: export: {target.to} has no online rotations; set rotate.online to false")
+    scheme = target.scheme or (quantization.scheme if quantization is not None else QuantScheme(16, 16, 16))
+    match = fit(target_of(target.to), scheme)
+    if match.reason is not None:
         raise InputError(
-            f"{where}: export: {wanted.to} cannot hold {scheme.name}: {found.reason}; quantize to {found.instead}"
+            f"{where}: export: {target.to} cannot hold {scheme.name}: {match.reason}; quantize to {match.instead}"
         )
 
 
 def metrics_of(stages: Mapping[str, Any]) -> list[str]:
     """Names of the metrics that these stages measure."""
-    found = ["packed.bits_per_weight", "packed.bytes"] if "quantize" in stages else []
+    names = ["packed.bits_per_weight", "packed.bytes"] if "quantize" in stages else []
     if "eval" in stages:
-        found += measure.eval_names(stages["eval"])
-    return found + (["draft.tau", "draft.identical"] if "draft_eval" in stages else [])
+        names += measure.eval_names(stages["eval"])
+    return names + (["draft.tau", "draft.identical"] if "draft_eval" in stages else [])

@@ -1,4 +1,4 @@
-"""The reference model that ships in the package: a plain Hugging Face folder, see MODEL_CARD.md beside this file."""
+"""The reference model that ships in the package: an ordinary Hugging Face folder, described in MODEL_CARD.md."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from pathlib import Path
 
 
 def path() -> Path:
-    """Return the folder of the model: config.json, model.safetensors, tokenizer.json and their companions."""
+    """The folder of the model: config.json, model.safetensors, tokenizer.json and so on."""
     return Path(__file__).resolve().parent

@@ -1,6 +1,6 @@
 """Fusing gains and rotations into the weights, checkpoint to checkpoint, a few rows of one tensor at a time.
 
-Which side of a weight meets which matrix follows from the spaces that the architecture declares. With rows as
+Which matrix multiplies which side of a weight follows from the spaces that the architecture declares. With rows as
 vectors (`y = x W^T`): the columns of a weight live in the space it reads, the rows in the space it writes, so
 
     W' = T_writes^T  W diag(gain)  T_reads        b' = T_writes^T b
@@ -21,7 +21,7 @@ from dfrot.arch import BoundArch
 from dfrot.checkpoint import Checkpoint
 from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.errors import InputError, MismatchError, UnsupportedError
-from dfrot.rotation.hadamard import transform
+from dfrot.rotation.hadamard import hadamard_transform
 from dfrot.rotation.online import HadamardSpec
 
 CHUNK = 32 << 20  # bytes of float64 that one step computes
@@ -29,22 +29,24 @@ CHUNK = 32 << 20  # bytes of float64 that one step computes
 
 @dataclass(frozen=True)
 class Rotations:
-    """What to fuse. r1: float64 [hidden, hidden]; r2: float64 [layers, head_dim, head_dim]; r4: the transform of
-    down_proj's input, whose online half the runtime applies. All None: the weights stay as they are."""
+    """The rotations to fuse; None leaves a space as it is."""
 
     r1: Tensor | None = None
+    """float64 [hidden, hidden], of the residual space."""
     r2: Tensor | None = None
+    """float64 [layers, head_dim, head_dim], of every value head."""
     r4: HadamardSpec | None = None
+    """The transform of down_proj's input, whose online half the runtime applies."""
 
     def check(self, arch: BoundArch) -> None:
         """Raise MismatchError for matrices of another model, UnsupportedError where the architecture refuses."""
         if self.r1 is not None and (reason := arch.spec.refuses("residual")):
             raise UnsupportedError(reason)
-        wanted = {
+        shapes = {
             "R1": (self.r1, (arch.hidden, arch.hidden)),
             "R2": (self.r2, (arch.n_layers, arch.head_dim, arch.head_dim)),
         }
-        for name, (matrix, shape) in wanted.items():
+        for name, (matrix, shape) in shapes.items():
             if matrix is not None and tuple(matrix.shape) != shape:
                 raise MismatchError(
                     f"rotation {name}: is {list(matrix.shape)}, this model needs {list(shape)}; it belongs to another"
@@ -57,29 +59,30 @@ class Rotations:
 
 @dataclass(frozen=True)
 class _Job:
-    """How one output tensor comes from one stored tensor."""
+    """How one output tensor is computed from one stored tensor."""
 
-    source: str
-    layer: int = 0
+    source: str  # name of the stored tensor
+    layer: int = 0  # block, for R2
     reads: str = ""  # space of the columns
     writes: str = ""  # space of the rows
-    parts: tuple[tuple[str, str], ...] = ()  # of fused rows: spaces and sizes of their blocks, in order
-    gain: str = ""  # norm weight multiplied onto the columns
+    parts: tuple[tuple[str, str], ...] = ()  # of a fused linear (qkv): spaces and sizes of its row blocks, in order
+    gain: str = ""  # norm weight that is multiplied onto the columns
     offset: float = 0.0  # gain = stored + offset
-    constant: float | None = None  # the whole output is this
+    constant: float | None = None  # every element of the output
 
 
 class Fuser:
     """Computes the tensors of the rotated checkpoint. Memory: one stored tensor plus a few CHUNKs."""
 
     def __init__(self, checkpoint: Checkpoint, arch: BoundArch, rotations: Rotations) -> None:
+        """Raises MismatchError for rotations of another model, UnsupportedError where the architecture refuses."""
         rotations.check(arch)
         self.checkpoint, self.arch, self.rotations = checkpoint, arch, rotations
         self.jobs = self._jobs()
 
     @property
     def fuses_gains(self) -> bool:
-        """Gains must leave the norms before R1 can act, and the head must have weights of its own."""
+        """Whether norm gains move into the linears and the head gets weights of its own: R1 needs both."""
         return self.rotations.r1 is not None
 
     def _jobs(self) -> dict[str, _Job]:
@@ -87,16 +90,16 @@ class Fuser:
         spec, arch = self.arch.spec, self.arch
         jobs = {f"{spec.embed}.weight": _Job(f"{spec.embed}.weight", reads="residual")}
         for layer in range(arch.n_layers):
-            fed = {}
+            gains = {}  # linear -> name and offset of the gain in front of it
             for norm in spec.norms:
                 name = f"{arch.full(layer, norm.name)}.weight"
                 jobs[name] = self._norm(name, norm.offset)
-                fed.update(dict.fromkeys(norm.feeds, (name, norm.offset)))
+                gains.update(dict.fromkeys(norm.feeds, (name, norm.offset)))
             for name in (f"{arch.full(layer, norm)}.weight" for norm in spec.head_norms):
                 jobs[name] = _Job(name)
             for linear in (*spec.routers, *spec.linears):
                 name = arch.full(layer, linear.name)
-                gain, offset = fed.get(linear.name, ("", 0.0))
+                gain, offset = gains.get(linear.name, ("", 0.0))
                 jobs[f"{name}.weight"] = _Job(
                     f"{name}.weight", layer, linear.reads, linear.writes, linear.parts, gain, offset
                 )
@@ -114,15 +117,16 @@ class Fuser:
         return {name: job for name, job in jobs.items() if job.source in self.checkpoint}
 
     def _norm(self, name: str, offset: float) -> _Job:
+        """A norm's weight: ones (as stored) when its gain is fused, else unchanged."""
         return _Job(name, constant=1.0 - offset if self.fuses_gains else None)
 
     def plan(self) -> list[TensorPlan]:
-        """Names, dtypes and shapes of the output: those of the input, and a head of its own."""
+        """Names, dtypes and shapes of the output: those of the input and, with R1, a head of its own."""
         entries = {name: self.checkpoint.entry(job.source) for name, job in self.jobs.items()}
         return [TensorPlan(name, entry.dtype, entry.shape) for name, entry in entries.items()]
 
     def units(self) -> dict[str, list[str]]:
-        """Unit of work -> its tensors: what lies outside the blocks one by one, each block at once."""
+        """Unit of work -> its tensors: each block is a unit, and so is each tensor outside the blocks."""
         prefixes = {self.arch.prefix(layer) + ".": self.arch.prefix(layer) for layer in range(self.arch.n_layers)}
         units: dict[str, list[str]] = {}
         for name in self.jobs:
@@ -144,45 +148,48 @@ class Fuser:
             return
         columns = entry.shape[1] if len(entry.shape) > 1 else 1
         gain = self._gain(job)
-        for begin, rows in self._written(job, columns):
+        for begin, rows in self._rotated_rows(job, columns):
             if gain is not None:
                 rows = rows * gain
-            rows = self._read(rows, job).to(entry.dtype)
+            rows = self._rotate_columns(rows, job).to(entry.dtype)
             if not bool(torch.isfinite(rows).all()):
                 raise InputError(
                     f"{entry.file}: tensor {job.source}: overflows {entry.dtype} once gains and rotations are fused; "
-                    "convert the checkpoint to bfloat16 first"
+                    "convert the checkpoint to bfloat16 first",
+                    file=entry.file,
+                    tensor=job.source,
                 )
             yield begin, rows.reshape(-1, *entry.shape[1:])
 
     def _gain(self, job: _Job) -> Tensor | None:
+        """The gain to multiply onto the columns, float64 [columns], or None."""
         if not job.gain or not self.fuses_gains:
             return None
         return self.checkpoint.read(job.gain).to(torch.float64) + job.offset
 
-    def _written(self, job: _Job, columns: int) -> Iterator[tuple[int, Tensor]]:
-        """Row blocks of T_writes^T W, float64 [n, columns]."""
+    def _rotated_rows(self, job: _Job, columns: int) -> Iterator[tuple[int, Tensor]]:
+        """Row blocks of T_writes^T W: (first row, float64 [n, columns])."""
         total = self.checkpoint.shape(job.source)[0]
         step = max(1, CHUNK // (8 * columns))
         r1, r2 = self.rotations.r1, self.rotations.r2
         if job.writes == "residual" and r1 is not None:
-            whole = self.checkpoint.read(job.source).reshape(total, columns)
+            weight = self.checkpoint.read(job.source).reshape(total, columns)
             for begin in range(0, total, step):
                 out = torch.zeros(min(step, total - begin), columns, dtype=torch.float64)
                 for k in range(0, total, step):
-                    out.addmm_(r1[k : k + step, begin : begin + step].T, whole[k : k + step].to(torch.float64))
+                    out.addmm_(r1[k : k + step, begin : begin + step].T, weight[k : k + step].to(torch.float64))
                 yield begin, out
             return
         parts = [(space, self.arch.sizes[rows]) for space, rows in job.parts] or [(job.writes, total)]
         first = 0
         for space, count in parts:
-            yield from self._block(job, columns, first, count, r2 if space == "v" else None, step)
+            yield from self._value_rows(job, columns, first, count, r2 if space == "v" else None, step)
             first += count
 
-    def _block(
+    def _value_rows(
         self, job: _Job, columns: int, first: int, count: int, r2: Tensor | None, step: int
     ) -> Iterator[tuple[int, Tensor]]:
-        """Rows first..first + count of a tensor; with R2, head by head."""
+        """Row blocks of rows first .. first + count; with R2, rotated head by head."""
         size = self.arch.head_dim
         if r2 is not None:
             step = max(1, step // size) * size  # whole heads only
@@ -194,8 +201,8 @@ class Fuser:
                 rows = torch.matmul(r2[job.layer].T, rows.reshape(-1, size, columns)).reshape(-1, columns)
             yield begin, rows
 
-    def _read(self, rows: Tensor, job: _Job) -> Tensor:
-        """Rows [n, columns] times T_reads."""
+    def _rotate_columns(self, rows: Tensor, job: _Job) -> Tensor:
+        """Rows float64 [n, columns] times T_reads."""
         r1, r2, r4 = self.rotations.r1, self.rotations.r2, self.rotations.r4
         if job.reads == "residual" and r1 is not None:
             return rows @ r1
@@ -203,12 +210,12 @@ class Fuser:
             heads = rows.reshape(len(rows), -1, self.arch.head_dim)
             return (heads @ r2[job.layer]).reshape(rows.shape)
         if job.reads == "mlp" and r4 is not None:
-            return transform(rows, r4)
+            return hadamard_transform(rows, r4)
         return rows
 
 
 def fuse(fuser: Fuser, writer: SafetensorsWriter) -> None:
-    """All tensors at once, without a journal."""
+    """Write all tensors of `fuser`, without a journal."""
     for name in fuser.jobs:
         fuser.write(name, writer)
     writer.sync()

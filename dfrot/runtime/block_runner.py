@@ -12,13 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from dfrot.arch import BoundArch
+from dfrot.arch.space import Space
 from dfrot.checkpoint import Checkpoint
+from dfrot.compat.attention import set_implementation
+from dfrot.compat.masks import causal_mask
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.quant import resets
 from dfrot.quant.config import DfqConfig
 from dfrot.rotation.online import HadamardSpec
-from dfrot.runtime import experts
+from dfrot.runtime.experts import install_experts
+from dfrot.runtime.softcap import softcap_of
 from dfrot_kernels.memory import release_memory  # (its package registers torch.ops.dfq)
+
+HEAD_ROWS = 8192  # rows of the head that are in memory at a time
 
 
 class OnlineHadamard(nn.Module):
@@ -31,29 +37,25 @@ class OnlineHadamard(nn.Module):
         self.register_buffer("base", spec.base(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [..., K] -> what the linear makes of x H, [..., N]."""
         rotated = torch.ops.dfq.hadamard(x, self.base, self.spec.block)
         return self.linear(rotated)  # type: ignore[no-any-return]
 
 
 def hf_config(config: dict[str, Any], dtype: torch.dtype) -> Any:
-    """A transformers config object from a plain `config.json` dictionary, without its quantization entry."""
+    """A transformers config object from a plain `config.json` dictionary, without its quantization entry.
+
+    Raises InputError when transformers refuses a value."""
     from transformers import AutoConfig
 
     plain = {key: value for key, value in config.items() if key not in ("quantization_config", "auto_map")}
-    kind = plain.pop("model_type")
+    model_type = plain.pop("model_type")
     try:
-        built = AutoConfig.for_model(kind, **plain)
+        built = AutoConfig.for_model(model_type, **plain)
     except Exception as error:  # transformers raises many kinds here; all mean that config.json is wrong
         raise InputError(f"config.json: refused by transformers ({' '.join(str(error).split())})") from None
     built.dtype = dtype
     return built
-
-
-def softcap_of(config: Any, arch: BoundArch, role: str) -> float | None:
-    """The cap that a transformers configuration puts on "logits" or "attention" scores, or None."""
-    key = getattr(arch.spec.scalars, f"{role}_cap")
-    value = getattr(config, key, None) if key else None
-    return None if value is None else float(value)
 
 
 class BlockRunner:
@@ -64,26 +66,29 @@ class BlockRunner:
     """
 
     def __init__(self, checkpoint: Checkpoint, arch: BoundArch, dtype: torch.dtype = torch.float32) -> None:
+        """Reads no weight. Raises UnsupportedError for a quantized checkpoint."""
         from transformers import AutoModelForCausalLM
 
         self.checkpoint, self.arch, self.dtype = checkpoint, arch, dtype
-        entry = DfqConfig.of(checkpoint.config, str(checkpoint.path / "config.json"))
-        if entry is not None and entry.scheme is not None:
-            raise UnsupportedError(f"{checkpoint.path}: is quantized already; give the 16-bit checkpoint")
-        self.online = entry.online if entry else None
-        self.resets = entry.resets if entry else ()
+        dfq = DfqConfig.of(checkpoint.config, str(checkpoint.path / "config.json"))
+        if dfq is not None and dfq.scheme is not None:
+            raise UnsupportedError(
+                f"{checkpoint.path}: is quantized already; give the 16-bit checkpoint", file=checkpoint.path
+            )
+        self.online = dfq.online if dfq else None
+        self.resets = dfq.resets if dfq else ()
         config = hf_config(arch.config, dtype)
         if softcap_of(config, arch, "attention") is not None:
-            config._attn_implementation = "eager"  # PyTorch's fused attention knows no caps
+            set_implementation(config, "eager")  # PyTorch's fused attention knows no caps
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.skeleton = AutoModelForCausalLM.from_config(config, dtype=dtype)
         self.config = self.skeleton.config  # with the attention that transformers chose
-        experts.install(self.skeleton, arch, dtype)
+        install_experts(self.skeleton, arch, dtype)
         # rotary tables are computed, not stored: build that one module for real
         rotary = self._module("model.rotary_emb")
         self.rotary = type(rotary)(config=self.config)
-        self.rotary_by_kind = "layer_type" in inspect.signature(rotary.forward).parameters
+        self.rotary_takes_layer_type = "layer_type" in inspect.signature(rotary.forward).parameters
 
     def _module(self, name: str) -> nn.Module:
         return self.skeleton.get_submodule(name)  # type: ignore[no-any-return]
@@ -103,13 +108,13 @@ class BlockRunner:
         """Block `layer` with weights, online R4 attached. Drop the previous one first: one block in memory."""
         release_memory()
         module = self._materialise(self._module(self.arch.prefix(layer)), self.arch.prefix(layer))
-        if memory := self.arch.spec.experts and self.arch.spec.experts.memory:
-            module.add_module(memory[0], module.get_submodule(memory[1]))  # known by its stored name too
+        if segment := self.arch.spec.experts and self.arch.spec.experts.memory:
+            module.add_module(segment[0], module.get_submodule(segment[1]))  # known by its stored name too
         if self.online and self.online.r4:
             for linear in self.arch.spec.linears:
-                if linear.reads == "mlp":
-                    wrapped = OnlineHadamard(self.online.r4, module.get_submodule(linear.name))
-                    module.set_submodule(linear.name, wrapped)
+                if linear.reads == Space.MLP:
+                    rotated = OnlineHadamard(self.online.r4, module.get_submodule(linear.name))
+                    module.set_submodule(linear.name, rotated)
         resets.attach(module, self.resets, self.arch.prefix(layer))
         return module
 
@@ -117,57 +122,50 @@ class BlockRunner:
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens int64 [B, S] -> hidden [B, S, hidden]; reads only the rows that occur."""
         ids, inverse = torch.unique(tokens, return_inverse=True)
-        vocab = self.arch.sizes["vocab"]
+        vocab = self.arch.vocab_size
         if int(ids.max()) >= vocab:
-            raise InputError(f"token id {int(ids.max())} is outside the vocabulary ({vocab}); wrong tokenizer?")
+            raise InputError(
+                f"token id {int(ids.max())} is outside the vocabulary ({vocab}); wrong tokenizer?", limit=vocab
+            )
         name = f"{self.arch.spec.embed}.weight"
         rows = torch.cat([self.checkpoint.read_rows(name, int(i), int(i) + 1) for i in ids])
-        found = rows.to(self.dtype)[inverse]
+        hidden = rows.to(self.dtype)[inverse]
         scale = self.arch.scalar("embed")
-        return found if scale == 1 else found * scale
+        return hidden if scale == 1 else hidden * scale
 
     @torch.no_grad()
     def run(self, block: nn.Module, hidden: Tensor, cache: Any = None) -> Tensor:
         """One block on hidden [B, S, hidden], causal attention from position 0.
 
-        cache: an object whose `update(keys, values, layer)` returns what attention shall read instead."""
+        cache: an object whose `update(keys, values, layer)` returns what attention reads instead."""
         positions = torch.arange(hidden.shape[1]).unsqueeze(0)
         mask = self._mask(block, hidden, positions)
         out = block(
             hidden,
             attention_mask=mask,
             position_ids=positions,
-            position_embeddings=self._angles(block, hidden, positions),
+            position_embeddings=self._rope_angles(block, hidden, positions),
             past_key_values=cache,
             use_cache=False,
         )
         return out[0] if isinstance(out, tuple) else out  # type: ignore[no-any-return]
 
-    def _kind(self, block: nn.Module) -> str | None:
-        """The block's kind of attention, where an architecture has several."""
-        kinds = getattr(self.config, "layer_types", None)
+    def _layer_type(self, block: nn.Module) -> str | None:
+        """The block's type of attention, where an architecture has several."""
+        types = getattr(self.config, "layer_types", None)
         layer = next((m.layer_idx for m in block.modules() if isinstance(getattr(m, "layer_idx", None), int)), 0)
-        return str(kinds[layer]) if kinds else None
+        return str(types[layer]) if types else None
 
-    def _angles(self, block: nn.Module, hidden: Tensor, positions: Tensor) -> Any:
-        """cos and sin of RoPE, which may depend on the kind of attention."""
-        return self.rotary(hidden, positions, *((self._kind(block),) if self.rotary_by_kind else ()))
+    def _rope_angles(self, block: nn.Module, hidden: Tensor, positions: Tensor) -> Any:
+        """cos and sin of RoPE, which may depend on the type of attention."""
+        return self.rotary(hidden, positions, *((self._layer_type(block),) if self.rotary_takes_layer_type else ()))
 
     def _mask(self, block: nn.Module, hidden: Tensor, positions: Tensor) -> Any:
-        """The causal mask of this block: all of them see everything before, or some only a window."""
-        from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
-
-        kind = self._kind(block)
+        """The causal mask of this block, within a sliding window where the block has one."""
+        layer_type = self._layer_type(block)
         window = getattr(self.config, "sliding_window", None)
-        sliding = kind == "sliding_attention" if kind is not None else window is not None
-        create = create_sliding_window_causal_mask if sliding else create_causal_mask
-        return create(
-            config=self.config,
-            inputs_embeds=hidden,
-            attention_mask=None,
-            past_key_values=None,
-            position_ids=positions,
-        )
+        sliding = layer_type == "sliding_attention" if layer_type is not None else window is not None
+        return causal_mask(self.config, hidden, positions, sliding)
 
     @torch.no_grad()
     def normed(self, hidden: Tensor) -> Tensor:
@@ -175,15 +173,15 @@ class BlockRunner:
         name = self.arch.spec.final_norm.name
         return self._materialise(self._module(name), name)(hidden)  # type: ignore[no-any-return]
 
-    def head_rows(self, rows: int = 8192) -> Iterator[Tensor]:
+    def head_rows(self, rows: int = HEAD_ROWS) -> Iterator[Tensor]:
         """The head's weight in blocks of rows [n, hidden], in stored dtype."""
         spec = self.arch.spec
         name = f"{spec.embed if self.arch.tied else spec.head.name}.weight"
-        for begin in range(0, self.arch.sizes["vocab"], rows):
+        for begin in range(0, self.arch.vocab_size, rows):
             yield self.checkpoint.read_rows(name, begin, begin + rows)
 
     @torch.no_grad()
-    def logits(self, hidden: Tensor, rows: int = 8192, capped: bool = True) -> Tensor:
+    def logits(self, hidden: Tensor, rows: int = HEAD_ROWS, capped: bool = True) -> Tensor:
         """Final norm and head on hidden [..., hidden] -> logits [..., vocab]; the head streams by rows. capped: False
         leaves out the cap that some architectures put on them."""
         normed = self.normed(hidden)

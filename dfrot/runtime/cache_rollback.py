@@ -1,4 +1,4 @@
-"""Undoing part of a cache: after verification only the accepted rows of the block stay, as they were stored."""
+"""Removing rows from a cache: after verification only the accepted rows of the verified block stay, as stored."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from dfrot.runtime.kv_cache import DfqCacheLayer
 
 def keep_accepted_path(cache: Any, past: int, rows: int, path: list[int]) -> None:
     """Of the `rows` newest positions of every layer keep those of `path` (rising indices into them), moved together
-    behind position `past`. Packed rows move as bytes: nothing is quantized twice."""
-    straight = path == list(range(len(path)))
-    index = None if straight else torch.tensor(path) + past
+    behind position `past`. Packed rows move as bytes, so nothing is quantized twice.
+
+    Raises UnsupportedError for layers whose rows cannot be moved."""
+    is_chain = path == list(range(len(path)))
+    index = None if is_chain else torch.tensor(path) + past
     for layer in cache.layers:
         if index is not None:
             _move(layer, past, index)
@@ -25,10 +27,13 @@ def keep_accepted_path(cache: Any, past: int, rows: int, path: list[int]) -> Non
 
 
 def _move(layer: Any, past: int, index: Tensor) -> None:
-    """Copy positions `index` of one layer to past, past + 1, ..."""
+    """Copy positions `index` int64 [n] of one layer to past, past + 1, ..."""
     if isinstance(layer, DfqCacheLayer):
-        if layer.exact is not None and past < layer.sinks.count:
-            raise UnsupportedError("a draft tree among the sink tokens: give a longer prompt, or draft with --chain")
+        if layer.sink_states.tensors is not None and past < layer.sinks.count:
+            raise UnsupportedError(
+                "a draft tree cannot branch among the sink tokens; give a longer prompt, or draft a `chain`",
+                field="chain",
+            )
         assert layer.packed is not None
         for store in layer.packed:
             for part in store.parts:
@@ -36,12 +41,5 @@ def _move(layer: Any, past: int, index: Tensor) -> None:
         return
     if getattr(layer, "is_sliding", False) or not isinstance(layer.keys, Tensor):
         raise UnsupportedError(f"{type(layer).__name__}: rows of this cache cannot be selected; use a DynamicCache()")
-    for full in (layer.keys, layer.values):
-        full[:, :, past : past + len(index)] = full.index_select(2, index.to(full.device))
-
-
-def new_cache() -> Any:
-    """A cache whose layers keep every position, sliding or not (a dfq model puts its packed layers in)."""
-    from transformers import DynamicCache
-
-    return DynamicCache()
+    for states in (layer.keys, layer.values):
+        states[:, :, past : past + len(index)] = states.index_select(2, index.to(states.device))

@@ -1,7 +1,7 @@
 """The experts of a mixture as linears of their own, in place of transformers' two merged tensors per layer.
 
-Only experts that some token was sent to are computed, one after another, each on its own tokens: every linear then is
-an ordinary one, which may be packed, rotated, quantized or watched like any other. The router stays transformers' own.
+Only experts that some token was sent to are computed, one after another, each on its own tokens: every linear is then
+an ordinary one, which may be packed, rotated, quantized or observed like any other. The router stays transformers'.
 """
 
 from __future__ import annotations
@@ -14,26 +14,37 @@ import torch
 from torch import Tensor, nn
 
 from dfrot.arch import BoundArch
+from dfrot.arch.space import Space
 from dfrot.quant.linear import forward_shared_input
 from dfrot.quant.sinks import Sinks
 
 
 class Expert(nn.Module):
-    """One gated MLP; its linears have the names that the checkpoint gives them. roles: gate, up, down."""
+    """One gated MLP.
 
-    def __init__(self, roles: tuple[str, str, str], shapes: dict[str, tuple[int, int]], act: Any, dtype: Any) -> None:
+    Args:
+        names: its gate, up and down linear, as the checkpoint calls them.
+        shapes: name -> [rows, cols].
+        activation: applied to the gate's output.
+        dtype: of the weights, which are created on the meta device.
+    """
+
+    def __init__(
+        self, names: tuple[str, str, str], shapes: dict[str, tuple[int, int]], activation: Any, dtype: torch.dtype
+    ) -> None:
         super().__init__()
-        self.roles, self.act = roles, act
+        self.names, self.activation = names, activation
         for name, (rows, cols) in shapes.items():
             self.add_module(name, nn.Linear(cols, rows, bias=False, device="meta", dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up, down = (self._modules[name] for name in self.roles)
+        """x [T, hidden] -> [T, hidden]."""
+        gate, up, down = (self._modules[name] for name in self.names)
         assert gate is not None
         assert up is not None
         assert down is not None
-        gated, plain = forward_shared_input(gate, up, x)
-        return down(self.act(gated) * plain)  # type: ignore[no-any-return]
+        gate_out, up_out = forward_shared_input(gate, up, x)
+        return down(self.activation(gate_out) * up_out)  # type: ignore[no-any-return]
 
 
 class Experts(nn.Module):
@@ -42,38 +53,38 @@ class Experts(nn.Module):
     rows: int64, which of the call's tokens the running expert computes; None between experts. sinks: positions that
     stay exact, as indices of the call's tokens."""
 
-    def __init__(self, arch: BoundArch, act: Any, dtype: torch.dtype) -> None:
+    def __init__(self, arch: BoundArch, activation: Any, dtype: torch.dtype) -> None:
         super().__init__()
         mixture = arch.spec.experts
         assert mixture is not None
-        gate, up = (one.name for one in mixture.linears if one.writes == "mlp")
-        (down,) = (one.name for one in mixture.linears if one.reads == "mlp")
-        shapes = {one.name: arch.shape(one) for one in mixture.linears}
-        for expert in range(arch.sizes["experts"]):
-            self.add_module(str(expert), Expert((gate, up, down), shapes, act, dtype))
+        gate, up = (linear.name for linear in mixture.linears if linear.writes == Space.MLP)
+        (down,) = (linear.name for linear in mixture.linears if linear.reads == Space.MLP)
+        shapes = {linear.name: arch.shape(linear) for linear in mixture.linears}
+        for expert in range(arch.n_experts):
+            self.add_module(str(expert), Expert((gate, up, down), shapes, activation, dtype))
         self.rows: Tensor | None = None
         self.sinks: Sinks | None = None
 
     def forward(self, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-        """hidden [T, d], index int64 and weights [T, k]: which experts each token goes to -> their weighted sum [T, d],
-        summed in float32, in the order of the experts."""
+        """hidden [T, d], index int64 and weights [T, k]: the experts that each token goes to -> their weighted sum
+        [T, d], summed in float32, in the order of the experts."""
         wide = torch.promote_types(hidden.dtype, torch.float32)
         out = torch.zeros(hidden.shape, dtype=wide, device=hidden.device)
         if len(hidden) == 1:  # decoding: nothing to sort
             with self._running(index.new_zeros(1)):
-                for expert, place in sorted(zip(index[0].tolist(), range(index.shape[1]))):
-                    out += self._expert(expert)(hidden).to(wide) * weights[0, place].to(wide)
+                for expert, slot in sorted(zip(index[0].tolist(), range(index.shape[1]))):
+                    out += self._expert(expert)(hidden).to(wide) * weights[0, slot].to(wide)
             return out.to(hidden.dtype)
-        chosen = index.flatten()
-        order = torch.argsort(chosen, stable=True)  # grouped by expert, tokens in order
-        counts = torch.bincount(chosen, minlength=len(self._modules)).tolist()
-        for expert, places in enumerate(torch.split(order, counts)):
-            if not len(places):
+        flat = index.flatten()
+        order = torch.argsort(flat, stable=True)  # grouped by expert, tokens in order
+        counts = torch.bincount(flat, minlength=len(self._modules)).tolist()
+        for expert, slots in enumerate(torch.split(order, counts)):
+            if not len(slots):
                 continue
-            rows = places // index.shape[1]
+            rows = slots // index.shape[1]
             with self._running(rows):
-                part = self._expert(expert)(hidden[rows])
-            out.index_add_(0, rows, part.to(wide) * weights.flatten()[places, None].to(wide))
+                expert_out = self._expert(expert)(hidden[rows])
+            out.index_add_(0, rows, expert_out.to(wide) * weights.flatten()[slots, None].to(wide))
         return out.to(hidden.dtype)
 
     def _expert(self, number: int) -> Expert:
@@ -81,6 +92,7 @@ class Experts(nn.Module):
 
     @contextmanager
     def _running(self, rows: Tensor) -> Iterator[None]:
+        """While an expert computes these of the call's tokens, int64 [n]."""
         self.rows = rows
         try:
             if self.sinks is None:
@@ -92,8 +104,8 @@ class Experts(nn.Module):
             self.rows = None
 
 
-def install(model: nn.Module, arch: BoundArch, dtype: torch.dtype) -> None:
-    """Exchange the experts of every layer, before any weight is loaded."""
+def install_experts(model: nn.Module, arch: BoundArch, dtype: torch.dtype) -> None:
+    """Replace transformers' merged experts of every layer, before any weight is loaded."""
     mixture = arch.spec.experts
     if mixture is None:
         return
@@ -103,24 +115,24 @@ def install(model: nn.Module, arch: BoundArch, dtype: torch.dtype) -> None:
         model.set_submodule(name, Experts(arch, merged.act_fn, dtype))
 
 
-def experts_of(module: nn.Module) -> Experts | None:
+def find_experts(module: nn.Module) -> Experts | None:
     """The experts below a block, if it is a mixture."""
-    return next((one for one in module.modules() if isinstance(one, Experts)), None)
+    return next((child for child in module.modules() if isinstance(child, Experts)), None)
 
 
 @contextmanager
-def recorded_choices(block: nn.Module, arch: BoundArch) -> Iterator[list[tuple[Tensor, Tensor]]]:
+def record_routing(block: nn.Module, arch: BoundArch) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """While active, every run of a mixture's router appends (scores float [T, E], chosen experts int64 [T, k])."""
-    found: list[tuple[Tensor, Tensor]] = []
+    records: list[tuple[Tensor, Tensor]] = []
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
         scores, _, index = output
-        found.append((scores.detach(), index.detach()))
+        records.append((scores.detach(), index.detach()))
 
-    routers = [block.get_submodule(arch.module(one.name)) for one in arch.spec.routers]
+    routers = [block.get_submodule(arch.module(router.name)) for router in arch.spec.routers]
     handles = [router.register_forward_hook(after) for router in routers]
     try:
-        yield found
+        yield records
     finally:
         for handle in handles:
             handle.remove()

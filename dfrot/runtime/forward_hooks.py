@@ -1,7 +1,7 @@
 """What a loaded dfq model does on every call: which cache it uses, which positions stay in full precision.
 
-One hook before the base model's forward and one after it. The cache that the caller (or `generate`) passes is
-kept as an object; only its empty layers are exchanged for ours.
+One hook runs before the base model's forward and one after it. The cache object that the caller (or `generate`) passes
+is kept; only its empty layers are replaced by ours.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dfrot.compat.attention import implementation
+from dfrot.compat.cache import is_dynamic, new_cache, replace_layers
 from dfrot.errors import UnsupportedError
 from dfrot.quant.sinks import Sinks
 from dfrot.runtime.attention import NAME as ATTENTION
-from dfrot.runtime.kv_cache import DfqCacheLayer, KVSpec
+from dfrot.runtime.kv_cache import DfqCacheLayer
+from dfrot.runtime.packed_states import KVSpec
 
 _POSITIONAL = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache")
 
@@ -28,16 +31,22 @@ def _left_padding(mask: Any, batch: int) -> Tensor | None:
 
 
 class ForwardHooks:
-    """State and hooks of one loaded model. kv: None when keys and values stay in 16 bits."""
+    """State and hooks of one loaded model.
+
+    Args:
+        kv: how keys and values are stored; None: in 16 bits, by transformers' own cache.
+        sink_tokens: leading positions that stay exact.
+        n_layers: blocks of the model, each with one cache layer.
+    """
 
     def __init__(self, kv: KVSpec | None, sink_tokens: int, n_layers: int) -> None:
         self.kv = kv
         self.n_layers = n_layers
         self.sinks = Sinks(sink_tokens)
-        self._transient = False
+        self._transient = False  # the running call has a cache that its caller did not ask for
 
     def attach(self, base: nn.Module) -> None:
-        """Register the hooks on the base model (the part below the head)."""
+        """Register the hooks on the base model, the part below the head."""
         if self.kv is None and not self.sinks.count:
             return
         base.register_forward_pre_hook(self._before, with_kwargs=True)
@@ -45,13 +54,13 @@ class ForwardHooks:
 
     def _before(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], Any]:
         kwargs = {**dict(zip(_POSITIONAL, args)), **kwargs}
-        past = kwargs.get("past_key_values")
+        cache = kwargs.get("past_key_values")
         if self.kv is not None:
-            past = kwargs["past_key_values"] = self._cache(base, past, kwargs)
+            cache = kwargs["past_key_values"] = self._cache(base, cache, kwargs)
         if self.sinks.count:
-            shape = _shape(kwargs)
-            length = past.get_seq_length() if past is not None else 0
-            self.sinks.begin(shape[0], shape[1], length, _left_padding(kwargs.get("attention_mask"), shape[0]))
+            batch, new = _input_shape(kwargs)
+            past = cache.get_seq_length() if cache is not None else 0
+            self.sinks.begin(batch, new, past, _left_padding(kwargs.get("attention_mask"), batch))
         return (), kwargs
 
     def _after(self, base: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
@@ -62,51 +71,51 @@ class ForwardHooks:
                 output.past_key_values = None
         return output
 
-    def _cache(self, base: nn.Module, past: Any, kwargs: dict[str, Any]) -> Any:
-        """The caller's cache with our layers, or a fresh one."""
-        from transformers import DynamicCache
-
+    def _cache(self, base: nn.Module, cache: Any, kwargs: dict[str, Any]) -> Any:
+        """The caller's cache with our layers, or a new one. Raises UnsupportedError for a cache that cannot take
+        them."""
         assert self.kv is not None
         config: Any = base.config
-        if config._attn_implementation != ATTENTION:
+        if implementation(config) != ATTENTION:
             raise UnsupportedError(
-                f"attention implementation {config._attn_implementation!r} cannot read the quantized KV cache; "
+                f"attention implementation {implementation(config)!r} cannot read the quantized KV cache; "
                 f"keep {ATTENTION!r}, which was set while loading"
             )
-        if past is None:
+        if cache is None:
             use_cache = kwargs.get("use_cache")
             self._transient = not (config.use_cache if use_cache is None else use_cache)
             if self._transient and kwargs.get("position_ids") is not None:
-                _refuse_packed(kwargs["position_ids"])
-            past = DynamicCache()
-        elif past.__class__ is not DynamicCache:
+                _refuse_packed_sequences(kwargs["position_ids"])
+            cache = new_cache()
+        elif not is_dynamic(cache):
             raise UnsupportedError(
-                f"{type(past).__name__}: a dfq model keeps keys and values in its own {self.kv.bits}-bit layers; "
+                f"{type(cache).__name__}: a dfq model keeps keys and values in its own {self.kv.bits}-bit layers; "
                 "pass a DynamicCache or none"
             )
-        layers = past.layers
+        layers = cache.layers
         if layers and type(layers[0]) is DfqCacheLayer:
             if layers[0].spec != self.kv or len(layers) != self.n_layers:
                 raise UnsupportedError("past_key_values belongs to another model; start with an empty DynamicCache")
-            return past
+            return cache
         if any(layer.get_seq_length() for layer in layers):
             raise UnsupportedError(
                 "past_key_values already holds unquantized keys and values; start with an empty DynamicCache"
             )
-        past.layers = [
-            DfqCacheLayer(self.kv, self.sinks, keep=not self._transient, views=True) for _ in range(self.n_layers)
-        ]
-        past.layer_class_to_replicate = None
-        return past
+        persistent = not self._transient
+        replace_layers(
+            cache, [DfqCacheLayer(self.kv, self.sinks, persistent, as_view=True) for _ in range(self.n_layers)]
+        )
+        return cache
 
 
-def _shape(kwargs: dict[str, Any]) -> tuple[int, int]:
-    given = kwargs.get("input_ids")
-    given = kwargs["inputs_embeds"] if given is None else given
-    return int(given.shape[0]), int(given.shape[1])
+def _input_shape(kwargs: dict[str, Any]) -> tuple[int, int]:
+    """Sequences and new positions of a call."""
+    inputs = kwargs.get("input_ids")
+    inputs = kwargs["inputs_embeds"] if inputs is None else inputs
+    return int(inputs.shape[0]), int(inputs.shape[1])
 
 
-def _refuse_packed(positions: Tensor) -> None:
-    """Several sequences in one row are told apart by transformers only when there is no cache; here is one."""
+def _refuse_packed_sequences(positions: Tensor) -> None:
+    """Several sequences in one row: transformers separates them only when there is no cache, and here is one."""
     if bool((positions.diff(dim=-1) != 1).any()):
         raise UnsupportedError("position_ids with several sequences in one row need an unquantized KV cache")

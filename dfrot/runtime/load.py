@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,45 +9,36 @@ import torch
 
 from dfrot.arch import describe, with_described_names
 from dfrot.checkpoint import Checkpoint
+from dfrot.compat.logs import quiet_transformers
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import DfqError, InputError, UnsupportedError
 from dfrot.quant.config import DfqConfig
+from dfrot.quant.dense_linear import simulate
 from dfrot.quant.plan import check_packed, plan_linears
-from dfrot.runtime.install import base_of, keep_caps
+from dfrot.runtime.install import base_model_of, use_capped_attention
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers' progress bars and warnings are not the library's to show."""
-    from transformers.utils import logging
-
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
 def check_folder(path: Path) -> tuple[Checkpoint, DfqConfig | None]:
-    """Refuse in one line what cannot be loaded, without reading a weight."""
+    """The checkpoint of a folder and its dfq configuration (None: an ordinary 16-bit checkpoint).
+
+    Reads no weight. Raises DfqError, in one line, for what `load_model` could not load."""
     checkpoint = Checkpoint.open(path)
-    where = str(checkpoint.path / "config.json")
+    config_file = checkpoint.path / "config.json"
     if (checkpoint.path / "adapter_config.json").exists():
-        raise UnsupportedError(f"{checkpoint.path}: holds an adapter, which names its base model; merge the two first")
+        raise UnsupportedError(
+            f"{checkpoint.path}: holds an adapter, which names its base model; merge the two first",
+            file=checkpoint.path,
+        )
     if "transformers_weights" in checkpoint.config:
-        raise UnsupportedError(f"{where}: transformers_weights names another weight file; remove the entry")
-    config = DfqConfig.of(checkpoint.config, where)
-    arch = describe(checkpoint.config, where)
+        raise UnsupportedError(
+            f"{config_file}: transformers_weights names another weight file; remove the entry", file=config_file
+        )
+    config = DfqConfig.of(checkpoint.config, str(config_file))
+    arch = describe(checkpoint.config, str(config_file))
     checkpoint = with_described_names(checkpoint, arch)
-    plans = plan_linears(arch, config, where) if config is not None else {}
+    plans = plan_linears(arch, config, str(config_file)) if config is not None else {}
     if any(plan.packed for plan in plans.values()):
         check_packed(checkpoint, arch, plans)
     else:
@@ -58,31 +46,53 @@ def check_folder(path: Path) -> tuple[Checkpoint, DfqConfig | None]:
     return checkpoint, config
 
 
-def _dtype(checkpoint: Checkpoint, dtype: torch.dtype | str | None) -> torch.dtype:
+def _resolve_dtype(checkpoint: Checkpoint, dtype: torch.dtype | str | None) -> torch.dtype:
+    """The dtype that was asked for, or the one that config.json names."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype is None:
         dtype = str(checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "float32")
     if dtype not in DTYPES:
-        raise UnsupportedError(f"{checkpoint.path}: dtype {dtype!r} is not supported; use one of {', '.join(DTYPES)}")
+        raise UnsupportedError(
+            f"{checkpoint.path}: `dtype` {dtype!r} is not supported; use one of {', '.join(DTYPES)}",
+            field="dtype",
+            file=checkpoint.path,
+        )
     return DTYPES[dtype]
+
+
+def first_line(error: Exception) -> str:
+    """An exception of transformers as `kind: first line of its message`."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def require_loaded(info: dict[str, Any], path: Path, detail: str) -> None:
+    """Raise InputError if transformers' loading info names a parameter that got no tensor of the files."""
+    if unloaded := sorted(str(name) for key in ("missing_keys", "mismatched_keys") for name in info[key]):
+        raise InputError(f"{path}: tensor {unloaded[0]} was not loaded{detail}", file=path, tensor=unloaded[0])
 
 
 def load_model(path: Path | str, dtype: torch.dtype | str | None = None, fake: bool = False) -> Any:
     """The model of a checkpoint folder in evaluation mode, on the CPU.
 
-    dtype: None takes the folder's. fake: run a packed checkpoint as its simulated twin (dequantized weights in
-    float32, simulated activations), the same numbers by another route. Raises DfqError in one line."""
+    Args:
+        path: the folder.
+        dtype: of the model; None: the folder's.
+        fake: run a packed checkpoint as its simulated twin (dequantized weights in float32, simulated activations),
+            which computes the same numbers by another route.
+
+    Raises DfqError, in one line, for a folder that cannot be loaded.
+    """
     checkpoint, config = check_folder(Path(path))
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     arch = describe(checkpoint.config)
-    sees = arch.wrapper is not None
+    loader = AutoModelForCausalLM if arch.wrapper is None else AutoModelForImageTextToText
     try:
-        with _quiet():
-            model, info = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_pretrained(
+        with quiet_transformers():
+            model, info = loader.from_pretrained(
                 checkpoint.path,
-                dtype=_dtype(checkpoint, dtype),
+                dtype=_resolve_dtype(checkpoint, dtype),
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
@@ -91,16 +101,14 @@ def load_model(path: Path | str, dtype: torch.dtype | str | None = None, fake: b
     except DfqError:
         raise
     except Exception as error:  # transformers raises many kinds here; all mean that the folder is unusable
-        first = (str(error).splitlines() or [""])[0]
-        reason = f"{type(error).__name__}: {first}"
-        raise InputError(f"{checkpoint.path}: refused by transformers ({reason}); restore the folder") from error
+        raise InputError(
+            f"{checkpoint.path}: refused by transformers ({first_line(error)}); restore the folder",
+            file=checkpoint.path,
+        ) from error
     # the checks above read the index; transformers may have preferred another file of the folder
-    if left := sorted(str(name) for key in ("missing_keys", "mismatched_keys") for name in info[key]):
-        raise InputError(f"{checkpoint.path}: tensor {left[0]} was not loaded; two sets of weights in one folder?")
-    keep_caps(base_of(model, arch), arch)
+    require_loaded(info, checkpoint.path, "; two sets of weights in one folder?")
+    use_capped_attention(base_model_of(model, arch), arch)
     if fake and config is not None and config.scheme is not None:
-        from dfrot.quant.linear import simulate
-
         simulate(model)
     return model.requires_grad_(False).eval()
 

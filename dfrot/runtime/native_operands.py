@@ -9,42 +9,41 @@ import torch
 from torch import Tensor, nn
 
 from dfrot.arch import BoundArch, Linear
+from dfrot.arch.space import Size, Space
 from dfrot.quant.linear import QuantLinear
-from dfrot.runtime.kv_cache import KVSpec
+from dfrot.runtime.packed_states import KVSpec
 from dfrot_kernels.prepared import PreparedWeight
 from dfrot_kernels.whole_blocks.decoder import HEAD_DIM, BlockOperand, Decoder, DecoderShape, LinearOperand
 
-ANGLES_FIXED = {"default", "linear", "llama3", "yarn", "proportional"}  # RoPE whose angles depend on the position alone
+POSITION_ONLY_ROPE = {"default", "linear", "llama3", "yarn", "proportional"}
+"""Types of RoPE whose angles depend on the position alone; those of others depend on the length of the text too."""
+_ROOT = "model"  # where transformers keeps the part below the head
 
 
 class NotServable(Exception):
-    """Why the native decoder cannot serve; never leaves dfrot/runtime."""
+    """Why the native decoder cannot serve a model or a call; never leaves dfrot/runtime."""
 
 
 def build_decoder(base: Any, arch: BoundArch, kv: KVSpec | None, sinks: int, hidden: Tensor) -> Decoder:
-    """Raises Unfit where the model is not a stack of pre-norm blocks with gated MLPs on packed 4-bit weights."""
+    """The native decoder of a loaded model.
+
+    Args:
+        base: the language model below its head.
+        kv: how keys and values are stored.
+        sinks: leading positions that stay exact.
+        hidden: embeddings of a call; their dtype and device are the decoder's.
+
+    Raises NotServable where the model is not a stack of pre-norm blocks with gated MLPs on packed 4-bit weights.
+    """
     config, spec = base.config, arch.spec
     if hidden.device.type != "cpu" or kv is None:
         raise NotServable(f"the model is on {hidden.device}")
-    if spec.experts is not None:
-        raise NotServable("a mixture of experts")
-    if arch.scalar("embed") != 1 or arch.scalar("residual") != 1:
-        raise NotServable("embeddings or residuals times a constant")
-    if any(norm.late or norm.offset for norm in (*spec.norms, spec.final_norm)):
-        raise NotServable("norms behind the residual writers")
-    if getattr(config, "hidden_act", None) != "silu":
-        raise NotServable(f"activation {getattr(config, 'hidden_act', None)!r}")
-    if arch.head_dim > HEAD_DIM or arch.head_dim % 2:
-        raise NotServable(f"heads of {arch.head_dim} values")
-    kind = getattr(base.rotary_emb, "rope_type", "default")
-    if kind not in ANGLES_FIXED:
-        raise NotServable(f"RoPE of type {kind!r}")
-    if "mrope_section" in (getattr(config, "rope_parameters", None) or {}):
-        raise NotServable("positions of three dimensions")
+    _check_blocks(config, arch)
+    _check_rope(base)
     windows = {_window(config, layer) for layer in range(arch.n_layers)}
     if len(windows) != 1:
         raise NotServable("sliding windows in some layers only")
-    places = _places(arch)
+    linears = _block_linears(arch)
     scalings = {float(attention_of(base, arch, layer).scaling) for layer in range(arch.n_layers)}
     if len(scalings) != 1:
         raise NotServable("layers that scale their scores differently")
@@ -56,76 +55,98 @@ def build_decoder(base: Any, arch: BoundArch, kv: KVSpec | None, sinks: int, hid
         hidden.dtype, arch.hidden, arch.n_heads, arch.n_kv_heads, arch.head_dim, arch.intermediate,
         windows.pop(), sinks, float(config.rms_norm_eps), scalings.pop(), kv.bits, kv.symmetric, kv.clip, r3,
     )  # fmt: skip
-    blocks = [_block(base, arch, layer, places) for layer in range(arch.n_layers)]
+    blocks = [_block_operand(base, arch, layer, linears) for layer in range(arch.n_layers)]
     return Decoder(shape, blocks, module_of(base, spec.final_norm.name).weight)
 
 
-def _places(arch: BoundArch) -> tuple[Linear, ...]:
+def _check_blocks(config: Any, arch: BoundArch) -> None:
+    """Raise NotServable for blocks that compute something else than the native ones."""
+    spec = arch.spec
+    if spec.experts is not None:
+        raise NotServable("a mixture of experts")
+    if arch.scalar("embed") != 1 or arch.scalar("residual") != 1:
+        raise NotServable("embeddings or residuals times a constant")
+    if any(norm.late or norm.offset for norm in (*spec.norms, spec.final_norm)):
+        raise NotServable("norms behind the residual writers")
+    if getattr(config, "hidden_act", None) != "silu":
+        raise NotServable(f"activation {getattr(config, 'hidden_act', None)!r}")
+    if arch.head_dim > HEAD_DIM or arch.head_dim % 2:
+        raise NotServable(f"heads of {arch.head_dim} values")
+
+
+def _check_rope(base: Any) -> None:
+    """Raise NotServable for angles that a table by position cannot hold."""
+    rope_type = getattr(base.rotary_emb, "rope_type", "default")
+    if rope_type not in POSITION_ONLY_ROPE:
+        raise NotServable(f"RoPE of type {rope_type!r}")
+    if "mrope_section" in (getattr(base.config, "rope_parameters", None) or {}):
+        raise NotServable("positions of three dimensions")
+
+
+def _block_linears(arch: BoundArch) -> tuple[Linear, ...]:
     """q, k, v, o, gate, up, down among the description's linears, by what they read and write."""
 
-    def found(reads: str, writes: str, rows: str | None = None) -> list[Linear]:
-        every = [one for one in arch.spec.linears if (one.reads, one.writes) == (reads, writes)]
-        return [one for one in every if rows is None or one.rows == rows]
+    def select(reads: Space, writes: Space, rows: Size | None = None) -> list[Linear]:
+        linears = [linear for linear in arch.spec.linears if (linear.reads, linear.writes) == (reads, writes)]
+        return [linear for linear in linears if rows is None or linear.rows == rows]
 
-    q, k = found("residual", "qk", "q"), found("residual", "qk", "kv")
-    v, o = found("residual", "v"), found("v", "residual")
-    gate_up, down = found("residual", "mlp"), found("mlp", "residual")
-    if [len(part) for part in (q, k, v, o, gate_up, down)] != [1, 1, 1, 1, 2, 1] or len(arch.spec.norms) != 2:
+    q = select(Space.RESIDUAL, Space.QUERY_KEY, Size.QUERIES)
+    k = select(Space.RESIDUAL, Space.QUERY_KEY, Size.KEY_VALUES)
+    v, o = select(Space.RESIDUAL, Space.VALUE), select(Space.VALUE, Space.RESIDUAL)
+    gate_up, down = select(Space.RESIDUAL, Space.MLP), select(Space.MLP, Space.RESIDUAL)
+    counts = [len(linears) for linears in (q, k, v, o, gate_up, down)]
+    if counts != [1, 1, 1, 1, 2, 1] or len(arch.spec.norms) != 2:
         raise NotServable("a block of another form")
     first, second = arch.spec.norms
     attention, mlp = (q[0], k[0], v[0]), tuple(gate_up)  # the gate is declared first
-    if {one.name for one in attention} != set(first.feeds) or {one.name for one in mlp} != set(second.feeds):
+    if {linear.name for linear in attention} != set(first.feeds) or {linear.name for linear in mlp} != set(
+        second.feeds
+    ):
         raise NotServable("norms that feed other linears")
     return (*attention, o[0], *mlp, down[0])
 
 
 def module_of(base: nn.Module, name: str) -> Any:
-    """A module by its name in the checkpoint, which starts at the causal language model."""
+    """A module of the language model by its name in the checkpoint."""
     return base.get_submodule(name.removeprefix(f"{_ROOT}."))
-
-
-_ROOT = "model"  # where transformers keeps the part below the head
 
 
 def attention_of(base: nn.Module, arch: BoundArch, layer: int) -> Any:
     """The attention module of one layer."""
-    name = next(one.name for one in arch.spec.linears if one.enters("qk"))
+    name = next(linear.name for linear in arch.spec.linears if linear.enters(Space.QUERY_KEY))
     return module_of(base, arch.full(layer, name.rpartition(".")[0]))
 
 
 def _window(config: Any, layer: int) -> int:
     """Positions that a row of this layer sees, itself included; 0: all."""
-    kinds = getattr(config, "layer_types", None)
+    layer_types = getattr(config, "layer_types", None)
     window = getattr(config, "sliding_window", None)
-    sliding = kinds[layer] == "sliding_attention" if kinds else window is not None
-    if kinds and kinds[layer] not in ("sliding_attention", "full_attention"):
-        raise NotServable(f"attention of type {kinds[layer]!r}")
+    sliding = layer_types[layer] == "sliding_attention" if layer_types else window is not None
+    if layer_types and layer_types[layer] not in ("sliding_attention", "full_attention"):
+        raise NotServable(f"attention of type {layer_types[layer]!r}")
     return int(window) if sliding and window else 0
 
 
-def _block(base: nn.Module, arch: BoundArch, layer: int, places: Sequence[Linear]) -> BlockOperand:
+def _block_operand(base: nn.Module, arch: BoundArch, layer: int, linears: Sequence[Linear]) -> BlockOperand:
+    """The tensors of one block. linears: as `_block_linears` orders them."""
     first, second = (module_of(base, arch.full(layer, norm.name)).weight for norm in arch.spec.norms)
     gains = [module_of(base, arch.full(layer, name)).weight for name in arch.spec.head_norms]
-    linears = tuple(_linear(module_of(base, arch.full(layer, one.name)), arch.full(layer, one.name)) for one in places)
-    for group in (linears[:3], linears[4:6]):
-        if len({(one.bits, one.symmetric, one.clip, one.weight.group) for one in group}) != 1:
+    names = [arch.full(layer, linear.name) for linear in linears]
+    operands = tuple(_linear_operand(module_of(base, name), name) for name in names)
+    for same_input in (operands[:3], operands[4:6]):
+        if len({(linear.bits, linear.symmetric, linear.clip, linear.weight.group) for linear in same_input}) != 1:
             raise NotServable("linears that quantize one input differently")
     q_norm, k_norm = gains if len(gains) == 2 else (None, None)
-    return BlockOperand(first, second, q_norm, k_norm, linears)
+    return BlockOperand(first, second, q_norm, k_norm, operands)
 
 
-def _linear(module: Any, name: str) -> LinearOperand:
+def _linear_operand(module: Any, name: str) -> LinearOperand:
     if type(module) is not QuantLinear:
         raise NotServable(f"{name} is not a packed linear")
     plan = module.plan
-    weight = prepared(module)
+    weight: PreparedWeight | None = module.prepared
     if weight is None:
         raise NotServable(f"{name}: {plan.w_bits}-bit codes in groups of {plan.group} have no tiled layout")
     spec = plan.hadamard
     base = module.hadamard_base
     return LinearOperand(weight, module.bias, plan.a_bits, plan.a_sym, plan.a_clip, base, spec.block if spec else 0)
-
-
-def prepared(module: QuantLinear) -> PreparedWeight | None:
-    """The module's weight in tiles; None where it has no such layout."""
-    return module.prepared

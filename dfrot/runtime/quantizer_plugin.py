@@ -1,11 +1,11 @@
 """The plug-in that lets `AutoModelForCausalLM.from_pretrained` load dfq folders.
 
-transformers asks a quantizer twice: before the weights are read (we check every tensor of the files against the
-model and exchange linears for ours) and after (we prepare the kernels' operands and attach cache and attention).
-Nothing is left to transformers' default of initialising what a file lacks.
+transformers calls a quantizer twice: before it reads the weights (we check every tensor of the files against the model
+and replace linears by ours) and afterwards (we prepare the kernels' operands and attach cache and attention). Nothing
+is left to transformers' default of initialising what a file lacks.
 
-At module level only light parts of transformers are imported: this file runs while transformers itself is still
-being imported (see dfrot/compat/import_hook.py).
+Importing this module registers the plug-in. It may run while transformers itself is still being imported (see
+dfrot/compat/import_hook.py), so what imports more of transformers is imported only when a model is loaded.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.quantizers.base import HfQuantizer
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from dfrot.compat.quantizers import plugin_bases, register, without_converters
 from dfrot.errors import UnsupportedError
 from dfrot.quant.config import QUANT_METHOD, DfqConfig
+
+HfQuantizer: Any
+QuantizationConfigMixin: Any
+HfQuantizer, QuantizationConfigMixin = plugin_bases()
 
 
 class DfqQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]
@@ -30,9 +33,11 @@ class DfqQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.dfq = DfqConfig.from_dict({"quant_method": QUANT_METHOD, **entry})
 
     def to_dict(self) -> dict[str, Any]:
+        """The entry of config.json."""
         return self.dfq.to_dict()
 
     def to_diff_dict(self) -> dict[str, Any]:
+        """The same: nothing of the entry is left out when a model is saved."""
         return self.to_dict()
 
     def __iter__(self) -> Any:
@@ -40,12 +45,13 @@ class DfqQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
 
 class DfqHfQuantizer(HfQuantizer):  # type: ignore[misc]
-    """Builds rotated 16-bit, packed and simulated dfq models. See dfrot/runtime/install.py for what it puts in."""
+    """Builds rotated 16-bit, packed and simulated dfq models (dfrot/runtime/install.py)."""
 
-    requires_calibration = True  # transformers' word for: only loads what was quantized before
+    requires_calibration = True  # transformers' term for: only loads checkpoints that were quantized before
     requires_parameters_quantization = False
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse what a dfq model cannot do. Raises UnsupportedError for offloading to disk."""
         device_map = kwargs.get("device_map")
         if isinstance(device_map, dict) and "disk" in device_map.values():
             raise UnsupportedError("device_map: a dfq model cannot be offloaded to disk; use cpu or one device")
@@ -53,44 +59,39 @@ class DfqHfQuantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_before_weight_loading(
         self, model: nn.Module, checkpoint_files: Sequence[str] | None = None, **kwargs: Any
     ) -> None:
-        from dfrot.runtime.install import renamed_dtypes, replace_linears
+        from dfrot.runtime.install import dtypes_of_renamed, replace_linears
 
         replace_linears(model, self.quantization_config.dfq, checkpoint_files)
-        self._renamed = renamed_dtypes(model)
+        self._renamed = dtypes_of_renamed(model)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        from dfrot.runtime.install import finish
+        from dfrot.runtime.install import finish_model
 
         for name, dtype in self._renamed.items():
             parameter = model.get_parameter(name)
             parameter.data = parameter.data.to(dtype)
-        finish(model, self.quantization_config.dfq)
+        finish_model(model, self.quantization_config.dfq)
         return model
 
     def update_weight_conversions(self, weight_conversions: list[Any], *rest: Any) -> list[Any]:
         """Names may be mapped to transformers' own; experts are not merged, they are modules of ours."""
-        from transformers.core_model_loading import WeightConverter
-
-        return [one for one in weight_conversions if not isinstance(one, WeightConverter)]
+        return without_converters(weight_conversions)
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
-        """Load every tensor in the dtype its module declares (codes as they are, scales in bfloat16)."""
+        """Load every tensor in the dtype that its module declares (codes as they are, scales in bfloat16)."""
         is_float = (
             param.get_dtype().startswith(("F", "BF")) if hasattr(param, "get_dtype") else param.is_floating_point()
         )
         return dtype if is_float else None
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
+        """A loaded model can be saved again."""
         return True
 
     @property
     def is_trainable(self) -> bool:
+        """Weights are integers, without gradients."""
         return False
 
 
-def register() -> None:
-    """Enter both classes in transformers' tables. Calling it again changes nothing."""
-    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
-
-    AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(QUANT_METHOD, DfqQuantizationConfig)
-    AUTO_QUANTIZER_MAPPING.setdefault(QUANT_METHOD, DfqHfQuantizer)
+register(QUANT_METHOD, DfqQuantizationConfig, DfqHfQuantizer)

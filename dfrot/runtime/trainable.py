@@ -1,4 +1,5 @@
-"""A loaded packed model as one that gradients pass: its scales and norm gains learn, everything else is as served."""
+"""A loaded packed model that gradients pass through: its scales and norm gains learn, everything else stays as it is
+when the model is run."""
 
 from __future__ import annotations
 
@@ -9,20 +10,24 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from dfrot.arch import BoundArch
+from dfrot.compat import attention as table
 from dfrot.quant.activations import fake_quantize_kv
 from dfrot.quant.linear import QuantLinear
-from dfrot.quant.tuned import RoundedTo, TrainableLinear, hadamard, straight_through
-from dfrot.runtime.kv_cache import KVSpec
+from dfrot.quant.trainable_linear import RoundedTo, TrainableLinear, hadamard, straight_through
 from dfrot.runtime.native_operands import attention_of
+from dfrot.runtime.packed_states import KVSpec
 
 NAME = "dfq-trainable"
 
 
 class TrainableModel:
-    """model: loaded in float32, changed for good. linears: its packed ones by name. gains: names of its norms."""
+    """A packed model whose scales and norm gains are parameters.
+
+    model: the model itself, changed for good. linears: its packed linears by name. gains: names of its norms.
+    parameters: everything that learns, by name with "/" for "."."""
 
     def __init__(self, model: Any, arch: BoundArch, stored: torch.dtype) -> None:
-        """stored: the dtype in which the checkpoint keeps gains."""
+        """model: loaded in float32. stored: the dtype in which the checkpoint keeps gains."""
         self.model = model
         self.linears: dict[str, TrainableLinear] = {}
         for name, module in list(model.named_modules()):
@@ -37,51 +42,48 @@ class TrainableModel:
             parametrize.register_parametrization(norm, "weight", RoundedTo(stored))
         self.parameters = nn.ParameterDict()
         for name, linear in self.linears.items():
-            self._learn(f"{name}.growth", linear.growth)
+            self._train(f"{name}.growth", linear.growth)
         for name in self.gains:
-            self._learn(name, model.get_submodule(name).parametrizations.weight.original)
-        _attend(model, arch)
+            self._train(name, model.get_submodule(name).parametrizations.weight.original)
+        _use_trainable_attention(model, arch)
 
-    def _learn(self, name: str, parameter: nn.Parameter) -> None:
+    def _train(self, name: str, parameter: nn.Parameter) -> None:
+        """Let a parameter learn, under `name`."""
         parameter.requires_grad_(True)
         self.parameters[name.replace(".", "/")] = parameter
 
     def tensors(self) -> dict[str, Tensor]:
-        """What the checkpoint stores of all that learns, by tensor name."""
-        found = {f"{name}.weight_scale": linear.packed().scale for name, linear in self.linears.items()}
+        """What the checkpoint stores of everything that learns, by tensor name: scales bfloat16, gains in their stored
+        dtype."""
+        tensors = {f"{name}.weight_scale": linear.packed().scale for name, linear in self.linears.items()}
         for name in self.gains:
             norm = self.model.get_submodule(name)
-            found[f"{name}.weight"] = norm.weight.detach().to(norm.parametrizations.weight[0].dtype)
-        return found
+            tensors[f"{name}.weight"] = norm.weight.detach().to(norm.parametrizations.weight[0].dtype)
+        return tensors
 
 
-def _attend(model: Any, arch: BoundArch) -> None:
-    """Exchange the packed cache for rounding that lets gradients through."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    runtime = model.dfq_runtime
-    kv, runtime.kv = runtime.kv, None
+def _use_trainable_attention(model: Any, arch: BoundArch) -> None:
+    """Replace the packed cache by rounding that lets gradients through."""
+    hooks = model.dfq_runtime
+    kv, hooks.kv = hooks.kv, None
     if kv is None:
         return
-    AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    table.register(NAME, _trainable_attention)
     for layer in range(arch.n_layers):
         attention_of(model.base_model, arch, layer).dfq_kv = kv
-    model.base_model.config._attn_implementation = NAME
+    table.set_implementation(model.base_model.config, NAME)
 
 
-def _attention(
+def _trainable_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
+    """Attention over keys and values [B, kv_heads, length, D] rounded as the packed cache rounds them, in float32."""
     kv: KVSpec = module.dfq_kv
     query, key, value = query.float(), key.float(), value.float()
     if getattr(module, "r3_base", None) is not None:
         query, key = (hadamard(x, module.r3_base, module.r3_block) for x in (query, key))
 
-    def stored(x: Tensor) -> Tensor:
-        return straight_through(x, lambda rows: fake_quantize_kv(rows, kv.bits, kv.symmetric, kv.clip))
+    def rounded(states: Tensor) -> Tensor:
+        return straight_through(states, lambda x: fake_quantize_kv(x, kv.bits, kv.symmetric, kv.clip))
 
-    return sdpa_attention_forward(module, query, stored(key), stored(value), mask, **kwargs)  # type: ignore[no-any-return]
+    return table.sdpa(module, query, rounded(key), rounded(value), mask, **kwargs)

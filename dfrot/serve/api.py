@@ -1,91 +1,102 @@
-"""Bodies of requests to what they ask for: every field checked, unknown and unsupported ones refused by name."""
+"""From the body of a request to an ApiRequest: every field checked, unknown and unsupported ones refused by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor
-
 from dfrot.errors import DfqError
-from dfrot.generation.sampling import Sampling
-from dfrot.recipe.convert import nearest
-from dfrot.serve.errors import bad_request
-from dfrot.serve.fields import _Fields, _number
-from dfrot.serve.messages import _messages
-from dfrot.serve.processors import _Bias, _Penalty
+from dfrot.generation.sampling import Processor, Sampling
+from dfrot.serve.errors import api_error, bad_request
+from dfrot.serve.fields import Fields, is_number
+from dfrot.serve.logits_processors import LogitBias, PresencePenalty
+from dfrot.serve.messages import parse_messages
 
 Kind = Literal["chat", "completion"]
-_ABSENT: dict[str, tuple[Any, ...]] = {
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "n": (1,), "best_of": (1,), "echo": (False,), "suffix": ("",), "logprobs": (False, 0), "top_logprobs": (0,),
     "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],), "response_format": ({"type": "text"},),
     "modalities": (["text"],), "min_p": (0, 0.0), "guided_json": (), "audio": (), "prediction": (),
 }  # fmt: skip
-"""Fields whose only supported values are these (and null)."""
+"""Fields that are only accepted with these values (and null), which ask for nothing special."""
 _IGNORED = {"user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key"}
-_STOPS = 16
+_MAX_STOPS = 16
+_MAX_TOKENS = 1 << 31
+_COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for completions
+_MAX_BIAS = 100
+_MAX_ID_DIGITS = 9
+_MIN_SIMILARITY = 0.5  # of field names, for "did you mean"
 
 
 @dataclass(frozen=True)
 class ApiRequest:
-    """What one body asks for. prompt: text, token ids or messages. images: encoded, in the order of their places in the
-    messages. max_tokens None: the server's default."""
+    """A checked request."""
 
     kind: Kind
+    """Which endpoint it came to."""
     model: str
+    """The name of the model."""
     prompt: Any
+    """Text or token ids (completion), or messages (chat)."""
     images: tuple[bytes, ...]
+    """Encoded images, in the order of their parts in the messages."""
     max_tokens: int | None
+    """New tokens; None for the server's limit."""
     stops: tuple[str, ...]
+    """Stop strings."""
     temperature: float
+    """See `Sampling`."""
     top_p: float
+    """See `Sampling`."""
     top_k: int
+    """See `Sampling`."""
     repetition_penalty: float
+    """See `Sampling`."""
     frequency_penalty: float
+    """See `PresencePenalty`."""
     presence_penalty: float
+    """See `PresencePenalty`."""
     logit_bias: Mapping[int, float]
+    """By token id."""
     seed: int | None
+    """Of sampling; None for a random one."""
     ignore_eos: bool
+    """Continue behind the end-of-text token."""
     stream: bool
+    """Answer in server-sent events."""
     include_usage: bool
+    """Send token counts at the end of a stream."""
 
     def sampling(self, prompt: int, vocabulary: int) -> Sampling:
-        """The sampler behind a prompt of that many tokens."""
-        processors: list[Callable[[Tensor, Tensor], Tensor]] = []
+        """The sampler behind a prompt of `prompt` tokens. Raises ApiError for a bias outside the vocabulary."""
+        processors: list[Processor] = []
         if self.frequency_penalty or self.presence_penalty:
-            processors.append(_Penalty(prompt, self.frequency_penalty, self.presence_penalty))
+            processors.append(PresencePenalty(prompt, self.frequency_penalty, self.presence_penalty))
         if self.logit_bias:
             if max(self.logit_bias) >= vocabulary:
                 raise bad_request(f"logit_bias: token {max(self.logit_bias)} is outside the vocabulary", "logit_bias")
-            processors.append(_Bias(self.logit_bias))
+            processors.append(LogitBias(self.logit_bias))
         try:
             return Sampling(self.temperature, self.top_p, self.top_k, self.repetition_penalty, tuple(processors))
         except DfqError as error:
-            raise bad_request(str(error)) from None
+            raise api_error(error) from None
 
 
 def parse_request(kind: Kind, body: Any) -> ApiRequest:
-    """Raises ApiError naming the field."""
+    """Check the body of a request. Raises ApiError naming the field."""
     if not isinstance(body, dict):
         raise bad_request("the body must be a JSON object")
-    given = {key: value for key, value in body.items() if value is not None and key not in _IGNORED}
-    for key in [key for key in given if key in _ABSENT]:
-        value = given.pop(key)
-        if not any(value == one and type(value) is type(one) for one in _ABSENT[key]):
-            raise bad_request(f"{key}: is not supported by this server; leave it out", key, "unsupported_parameter")
-    fields = _Fields(given)
-    images: list[bytes] = []
-    prompt = _messages(fields.take("messages"), images) if kind == "chat" else _prompt(fields.take("prompt"))
-    short = fields.number("max_tokens", None, 1, 1 << 31, whole=True)
-    longer = fields.number("max_completion_tokens", short, 1, 1 << 31, whole=True) if kind == "chat" else short
+    fields = Fields(_supported(body))
+    prompt, images = parse_messages(fields.take("messages")) if kind == "chat" else (_prompt(fields), ())
     stream = fields.flag("stream")
-    call = ApiRequest(
+    request = ApiRequest(
         kind=kind,
         model=fields.text("model"),
         prompt=prompt,
-        images=tuple(images),
-        max_tokens=longer if kind == "chat" or longer is not None else 16,
+        images=images,
+        max_tokens=_max_tokens(fields, kind),
         stops=_stops(fields.take("stop", [])),
         temperature=fields.number("temperature", 1.0, 0, 2),
         top_p=fields.number("top_p", 1.0, 0, 1),
@@ -93,55 +104,81 @@ def parse_request(kind: Kind, body: Any) -> ApiRequest:
         repetition_penalty=fields.number("repetition_penalty", 1.0, 0, 10),
         frequency_penalty=fields.number("frequency_penalty", 0.0, -2, 2),
         presence_penalty=fields.number("presence_penalty", 0.0, -2, 2),
-        logit_bias=_bias(fields.take("logit_bias", {})),
+        logit_bias=_logit_bias(fields.take("logit_bias", {})),
         seed=fields.number("seed", None, -(1 << 63), (1 << 63) - 1, whole=True),
         ignore_eos=fields.flag("ignore_eos"),
         stream=stream,
-        include_usage=_usage(fields.take("stream_options", {}), stream),
+        include_usage=_include_usage(fields.take("stream_options", {}), stream),
     )
-    if fields.left:
-        known = [*fields.seen, *_ABSENT, *_IGNORED]
-        name = sorted(fields.left)[0]
-        hint = nearest(name, known).split(" (known")[0] if "did you mean" in nearest(name, known) else ""
-        raise bad_request(f"{name}: unknown field; {hint or 'leave it out'}", name, "unknown_parameter")
-    return call
+    _refuse_unknown(fields)
+    return request
+
+
+def _supported(body: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a body without null and ignored ones. Raises ApiError for values that are not supported."""
+    fields = {key: value for key, value in body.items() if value is not None and key not in _IGNORED}
+    for key in [key for key in fields if key in _UNSUPPORTED]:
+        value = fields.pop(key)
+        if not any(value == accepted and type(value) is type(accepted) for accepted in _UNSUPPORTED[key]):
+            raise bad_request(f"{key}: is not supported by this server; leave it out", key, "unsupported_parameter")
+    return fields
+
+
+def _refuse_unknown(fields: Fields) -> None:
+    if not fields.left:
+        return
+    name = sorted(fields.left)[0]
+    known = sorted([*fields.known, *_UNSUPPORTED, *_IGNORED])
+    similar = difflib.get_close_matches(name, known, 1, _MIN_SIMILARITY)
+    hint = f"did you mean {similar[0]}?" if similar else "leave it out"
+    raise bad_request(f"{name}: unknown field; {hint}", name, "unknown_parameter")
+
+
+def _max_tokens(fields: Fields, kind: Kind) -> int | None:
+    max_tokens: int | None = fields.number("max_tokens", None, 1, _MAX_TOKENS, whole=True)
+    if kind == "completion":
+        return _COMPLETION_TOKENS if max_tokens is None else max_tokens
+    newer: int | None = fields.number("max_completion_tokens", max_tokens, 1, _MAX_TOKENS, whole=True)
+    return newer
 
 
 def _stops(value: Any) -> tuple[str, ...]:
     stops = [value] if isinstance(value, str) else value
     if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
         raise bad_request("stop: must be text or a list of texts, none of them empty", "stop")
-    if len(stops) > _STOPS:
-        raise bad_request(f"stop: {len(stops)} strings; {_STOPS} at most", "stop")
+    if len(stops) > _MAX_STOPS:
+        raise bad_request(f"stop: {len(stops)} strings; {_MAX_STOPS} at most", "stop")
     return tuple(stops)
 
 
-def _bias(value: Any) -> dict[int, float]:
+def _logit_bias(value: Any) -> dict[int, float]:
     if not isinstance(value, dict):
         raise bad_request("logit_bias: must be an object of token ids and numbers", "logit_bias")
-    found: dict[int, float] = {}
+    biases: dict[int, float] = {}
     for key, bias in value.items():
-        if not _number(bias) or not -100 <= bias <= 100 or not (key.isdecimal() and len(key) < 10):
+        valid_bias = is_number(bias) and -_MAX_BIAS <= bias <= _MAX_BIAS
+        if not valid_bias or not (key.isdecimal() and len(key) <= _MAX_ID_DIGITS):
             raise bad_request(f"logit_bias: {key!r}: token ids and numbers in -100..100 are needed", "logit_bias")
-        found[int(key)] = float(bias)
-    return found
+        biases[int(key)] = float(bias)
+    return biases
 
 
-def _usage(value: Any, stream: bool) -> bool:
+def _include_usage(value: Any, stream: bool) -> bool:
     if not isinstance(value, dict) or set(value) - {"include_usage"}:
         raise bad_request("stream_options: only include_usage is supported", "stream_options")
-    wanted = value.get("include_usage", False)
-    if not isinstance(wanted, bool) or (value and not stream):
+    include_usage = value.get("include_usage", False)
+    if not isinstance(include_usage, bool) or (value and not stream):
         raise bad_request("stream_options: include_usage is true or false, and needs stream: true", "stream_options")
-    return wanted
+    return include_usage
 
 
-def _prompt(value: Any) -> str | tuple[int, ...]:
+def _prompt(fields: Fields) -> str | tuple[int, ...]:
+    value = fields.take("prompt")
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], (str, list)):
         value = value[0]
     if isinstance(value, str):
         return value
-    if isinstance(value, list) and value and all(isinstance(one, int) and not isinstance(one, bool) for one in value):
+    if isinstance(value, list) and value and all(isinstance(id_, int) and not isinstance(id_, bool) for id_ in value):
         return tuple(value)
     raise bad_request(
         "prompt: must be one text or one list of token ids; send several prompts as several requests", "prompt"

@@ -1,4 +1,4 @@
-"""The ASGI application: routes, authentication, limits, and the way from a body to a job and back."""
+"""The ASGI application: routes, authentication, and errors as responses."""
 
 from __future__ import annotations
 
@@ -11,64 +11,18 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from dfrot.serve.errors import ApiError
-from dfrot.serve.events import generate
 from dfrot.serve.metrics import CONTENT_TYPE, resident
+from dfrot.serve.responses import generate
 from dfrot.serve.service import Service
 
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics")
+CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left; only the metrics show it
+Handler = Callable[[Request], Awaitable[Response]]
 
 
 def make_app(service: Service) -> Starlette:
-    """The application of a service, which ends with it."""
-
-    def route(path: str, handler: Callable[[Request], Awaitable[Response]], method: str, key: bool = True) -> Route:
-        async def answer(request: Request) -> Response:
-            status = 500
-            try:
-                if key:
-                    service.require_key(request)
-                response = await handler(request)
-                status = response.status_code
-            except ApiError as error:
-                status = error.status
-                headers = {"retry-after": "1"} if status in (429, 503) else None
-                headers = {"connection": "close"} if status in (408, 413) else headers
-                response = JSONResponse(error.body(), status, headers)
-            except ClientDisconnect:
-                status = 499  # nobody reads it; the counter does
-                response = Response(status_code=status)
-            finally:
-                service.metrics.add("dfq_requests_total", path=path, status=str(status))
-            return response
-
-        return Route(path, answer, methods=[method])
-
-    async def chat(request: Request) -> Response:
-        return await generate(service, request, "chat")
-
-    async def completion(request: Request) -> Response:
-        return await generate(service, request, "completion")
-
-    async def models(request: Request) -> Response:
-        one = {"id": service.settings.name, "object": "model", "created": service.started, "owned_by": "dfq"}
-        return JSONResponse({"object": "list", "data": [{**one, "max_model_len": service.engine.context}]})
-
-    async def health(request: Request) -> Response:
-        fine = service.scheduler.alive
-        return JSONResponse({"status": "ok" if fine else "down"}, 200 if fine else 503)
-
-    async def metrics(request: Request) -> Response:
-        running, waiting = service.scheduler.counts
-        gauges = {"running": running, "waiting": waiting}
-        values = {f"dfq_requests_{name}": float(count) for name, count in gauges.items()}
-        text = service.metrics.text({**values, "dfq_resident_bytes": float(resident())})
-        return PlainTextResponse(text, media_type=CONTENT_TYPE)
-
-    async def lost(request: Request, error: Exception) -> Response:
-        status = getattr(error, "status_code", 404)
-        service.metrics.add("dfq_requests_total", path="other", status=str(status))
-        told = ApiError(status, f"{request.method} {request.url.path}: this server has {', '.join(PATHS)}")
-        return JSONResponse(told.body(), status)
+    """The application of a service. The service's scheduler is closed when the application ends."""
+    endpoints = _Endpoints(service)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -77,9 +31,73 @@ def make_app(service: Service) -> Starlette:
         finally:
             service.scheduler.close()
 
-    handlers = (chat, completion, models, health, metrics)
-    methods = ("POST", "POST", "GET", "GET", "GET")
+    chat, completions, models, health, metrics = PATHS
     routes = [
-        route(path, handler, method, path != "/health") for path, handler, method in zip(PATHS, handlers, methods)
+        _route(service, chat, endpoints.chat, "POST"),
+        _route(service, completions, endpoints.completion, "POST"),
+        _route(service, models, endpoints.models, "GET"),
+        _route(service, health, endpoints.health, "GET", needs_key=False),
+        _route(service, metrics, endpoints.metrics, "GET"),
     ]
-    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={404: lost, 405: lost})
+    handlers = {404: endpoints.unknown_path, 405: endpoints.unknown_path}
+    return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+
+
+def _route(service: Service, path: str, handler: Handler, method: str, needs_key: bool = True) -> Route:
+    """A route that checks the API key, turns ApiErrors into responses, and counts statuses."""
+
+    async def endpoint(request: Request) -> Response:
+        status = 500
+        try:
+            if needs_key:
+                service.require_key(request)
+            response = await handler(request)
+            status = response.status_code
+        except ApiError as error:
+            status = error.status
+            response = JSONResponse(error.body(), status, error.headers)
+        except ClientDisconnect:
+            status = CLIENT_CLOSED_REQUEST
+            response = Response(status_code=status)
+        finally:
+            service.metrics.add("dfq_requests_total", path=path, status=str(status))
+        return response
+
+    return Route(path, endpoint, methods=[method])
+
+
+class _Endpoints:
+    """The handlers of all routes."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    async def chat(self, request: Request) -> Response:
+        return await generate(self.service, request, "chat")
+
+    async def completion(self, request: Request) -> Response:
+        return await generate(self.service, request, "completion")
+
+    async def models(self, request: Request) -> Response:
+        service = self.service
+        model = {"id": service.settings.name, "object": "model", "created": service.started, "owned_by": "dfq"}
+        return JSONResponse({"object": "list", "data": [{**model, "max_model_len": service.engine.context}]})
+
+    async def health(self, request: Request) -> Response:
+        alive = self.service.scheduler.alive
+        return JSONResponse({"status": "ok" if alive else "down"}, 200 if alive else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        running, waiting = self.service.scheduler.counts
+        gauges = {
+            "dfq_requests_running": float(running),
+            "dfq_requests_waiting": float(waiting),
+            "dfq_resident_bytes": float(resident()),
+        }
+        return PlainTextResponse(self.service.metrics.text(gauges), media_type=CONTENT_TYPE)
+
+    async def unknown_path(self, request: Request, error: Exception) -> Response:
+        status = getattr(error, "status_code", 404)
+        self.service.metrics.add("dfq_requests_total", path="other", status=str(status))
+        refusal = ApiError(status, f"{request.method} {request.url.path}: this server has {', '.join(PATHS)}")
+        return JSONResponse(refusal.body(), status)

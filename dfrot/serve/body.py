@@ -1,4 +1,4 @@
-"""body"""
+"""Reading the body of a request, within limits of size and time."""
 
 from __future__ import annotations
 
@@ -11,43 +11,42 @@ from starlette.requests import Request
 from dfrot.serve.errors import ApiError, bad_request
 
 BODY_SECONDS = 30.0  # for a body to arrive
-
-
 DRAIN = 8 << 20  # bytes read beyond the limit before the connection is cut
 
 
-async def read_json(request: Request, most: int) -> Any:
-    """The body of a request as JSON. Raises ApiError: 413, 415, 408 or 400."""
+async def read_json(request: Request, limit: int) -> Any:
+    """The body of a request as JSON. limit: bytes. Raises ApiError: 413, 415, 408 or 400."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ApiError(415, "the content type must be application/json")
-    too_large = ApiError(413, f"the body is larger than {most} bytes", code="body_too_large")
+    too_large = ApiError(413, f"the body is larger than {limit} bytes", code="body_too_large")
     length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > most + DRAIN:
+    if length.isdecimal() and int(length) > limit + DRAIN:
         raise too_large
     try:
-        body = await asyncio.wait_for(_body(request, most), BODY_SECONDS)
+        body = await asyncio.wait_for(_read(request, limit), BODY_SECONDS)
     except asyncio.TimeoutError:
         raise ApiError(408, f"the body did not arrive within {BODY_SECONDS:.0f} seconds") from None
     if body is None:
         raise too_large
     try:
-        return json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+        return json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise bad_request(f"the body is not JSON ({type(error).__name__})", code="invalid_json") from None
 
 
-async def _body(request: Request, most: int) -> bytes | None:
-    """The body, None if it is too large. Somewhat too large ones are read to their end: who still writes does not
-    read the refusal."""
-    body, seen = bytearray(), 0
+async def _read(request: Request, limit: int) -> bytes | None:
+    """The body, None if it is too large. Slightly too large ones are read to their end: a client that is still writing
+    does not read the refusal."""
+    body, received = bytearray(), 0
     async for chunk in request.stream():
-        seen += len(chunk)
-        if seen <= most:
+        received += len(chunk)
+        if received <= limit:
             body += chunk
-        elif seen > most + DRAIN:
+        elif received > limit + DRAIN:
             return None
-    return bytes(body) if seen <= most else None
+    return bytes(body) if received <= limit else None
 
 
-def _no_constant(name: str) -> Any:
+def _refuse_constant(name: str) -> Any:
+    """NaN and Infinity are no JSON."""
     raise ValueError(name)

@@ -1,4 +1,4 @@
-"""fields"""
+"""The fields of a request's body, checked one by one."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any
 from dfrot.serve.errors import bad_request
 
 
-class _Fields:
-    """Fields of a body, taken out one by one with their checks."""
+class Fields:
+    """Takes fields out of a body and checks them. Every method raises ApiError naming the field."""
 
-    def __init__(self, left: dict[str, Any]) -> None:
-        self.left = left
-        self.seen: list[str] = []
+    def __init__(self, body: dict[str, Any]) -> None:
+        self.left = body
+        self.known: list[str] = []  # fields that were asked for, whether the body has them or not
 
     def take(self, name: str, default: Any = ...) -> Any:
-        self.seen.append(name)
+        """The value of a field; `default` where the body lacks it, required without one."""
+        self.known.append(name)
         if name in self.left:
             return self.left.pop(name)
         if default is ...:
@@ -24,29 +25,33 @@ class _Fields:
         return default
 
     def text(self, name: str) -> str:
+        """A required string."""
         value = self.take(name)
         if not isinstance(value, str):
             raise bad_request(f"{name}: must be text", name)
         return value
 
     def flag(self, name: str) -> bool:
+        """A boolean, False by default."""
         value = self.take(name, False)
         if not isinstance(value, bool):
             raise bad_request(f"{name}: must be true or false", name)
         return value
 
     def number(self, name: str, default: Any, least: float, most: float, whole: bool = False) -> Any:
+        """A float, or with `whole` an int, in least .. most."""
         value = self.take(name, default)
         if value is None:
             return None
-        if not _number(value) or (whole and not isinstance(value, int)):
+        if not is_number(value) or (whole and not isinstance(value, int)):
             raise bad_request(f"{name}: must be a {'whole ' if whole else ''}number", name)
         if not least <= value <= most:
             raise bad_request(f"{name}: {value} is outside {least}..{most}", name)
         return value if whole else float(value)
 
 
-def _number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a finite number."""
     if isinstance(value, int):
         return not isinstance(value, bool)
     return isinstance(value, float) and math.isfinite(value)

@@ -1,4 +1,4 @@
-"""messages"""
+"""The messages of a chat request, and the images in them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from dfrot.serve.images import check_count, image_of
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
-def _messages(value: Any, images: list[bytes]) -> list[dict[str, Any]]:
-    """Role and content of every message; the images of its parts are put into `images`."""
+def parse_messages(value: Any) -> tuple[list[dict[str, Any]], tuple[bytes, ...]]:
+    """Role and content of every message, and the encoded images in the order of their parts. Raises ApiError."""
     if not isinstance(value, list) or not value:
         raise bad_request("messages: must be a list of at least one message", "messages")
-    found = [_message(one, f"messages[{place}]", images) for place, one in enumerate(value)]
+    images: list[bytes] = []
+    messages = [_message(message, f"messages[{index}]", images) for index, message in enumerate(value)]
     check_count(len(images))
-    return found
+    return messages, tuple(images)
 
 
 def _message(value: Any, where: str, images: list[bytes]) -> dict[str, Any]:
+    """One message; its images are appended to `images`."""
     if not isinstance(value, dict):
         raise bad_request(f"{where}: must be an object with role and content", "messages")
     role = value.get("role")
@@ -30,24 +32,24 @@ def _message(value: Any, where: str, images: list[bytes]) -> dict[str, Any]:
     return {"role": _ROLES[role], "content": _content(value.get("content"), where, role == "user", images)}
 
 
-def _content(value: Any, where: str, sees: bool, images: list[bytes]) -> str | list[dict[str, str]]:
+def _content(value: Any, where: str, may_have_images: bool, images: list[bytes]) -> str | list[dict[str, str]]:
     """Text, or parts where some of them are images."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list) or not value:
         raise bad_request(f"{where}.content: must be text", "messages")
-    parts = [_part(part, f"{where}.content[{place}]", sees, images) for place, part in enumerate(value)]
+    parts = [_part(part, f"{where}.content[{index}]", may_have_images, images) for index, part in enumerate(value)]
     if all(part["type"] == "text" for part in parts):
         return "".join(part["text"] for part in parts)
     return parts
 
 
-def _part(part: Any, where: str, sees: bool, images: list[bytes]) -> dict[str, str]:
+def _part(part: Any, where: str, may_have_images: bool, images: list[bytes]) -> dict[str, str]:
     kind = part.get("type") if isinstance(part, dict) else None
-    if kind == "image_url" and sees:
+    if kind == "image_url" and may_have_images:
         images.append(image_of(part, where))
         return {"type": "image"}
     if kind != "text" or not isinstance(part.get("text"), str):
-        taken = "only text and image_url are" if sees else "only text is"
-        raise bad_request(f"{where}: {kind or 'this'} is not supported, {taken}", "messages", "unsupported_content")
+        supported = "only text and image_url are" if may_have_images else "only text is"
+        raise bad_request(f"{where}: {kind or 'this'} is not supported, {supported}", "messages", "unsupported_content")
     return {"type": "text", "text": part["text"]}

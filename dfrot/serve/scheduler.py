@@ -1,7 +1,7 @@
-"""Who computes when: one thread, a bounded queue, and a turn of one step for everybody who is being served.
+"""The scheduler: one computing thread, a bounded queue, and one step at a time for everybody who is served.
 
-One step is one token, or one round of a draft. A request that waits is admitted in the order of arrival; among those
-admitted nobody waits longer than one step of each other. Prompts are read in one step.
+A step is one token, or one round of a draft; a prompt is read in one step. Waiting requests are admitted in the order
+of arrival. Among those admitted nobody waits longer than one step of each other.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ from typing import Any
 
 from dfrot.errors import DfqError
 from dfrot.generation.engine import Engine, Generation, TextRequest
-from dfrot.serve.errors import ApiError, bad_request
+from dfrot.serve.errors import ApiError, api_error
 
 Event = tuple[str, Any]
-"""("text", piece), then one of ("done", finish reason) and ("error", ApiError)."""
+"""("text", piece) any number of times, then one of ("done", finish reason) and ("error", ApiError)."""
+JOIN_SECONDS = 5.0  # for the computing thread to end
 
 
 class Job:
-    """One request. emit(event) is called from the computing thread and must not block."""
+    """One accepted request."""
 
     _numbers = itertools.count(1)
 
     def __init__(self, generation: Generation, emit: Callable[[Event], None], deadline: float) -> None:
+        """emit: called with every event, from the computing thread; it must not block. deadline: in the time of
+        `time.monotonic`."""
         self.generation, self.emit, self.deadline = generation, emit, deadline
         self.number = next(self._numbers)
         self.created = time.monotonic()
@@ -35,18 +38,18 @@ class Job:
         self.cancelled = False
 
     def cancel(self) -> None:
-        """Nobody waits for this any more: it ends before its next step."""
+        """End the job before its next step, because nobody waits for it any more."""
         self.cancelled = True
 
 
 class Scheduler:
-    """parallel: served at the same time, each with a cache of its own. waiting: how many more may queue.
-
-    finished(job, outcome) is told of every job that was accepted: "stop", "length", "cancelled", "timeout", "error"."""
+    """Runs jobs in a thread of its own, from construction until `close`."""
 
     def __init__(
         self, engine: Engine, parallel: int, waiting: int, finished: Callable[[Job, str], None] = lambda job, how: None
     ) -> None:
+        """parallel: jobs served at the same time, each with a cache of its own. waiting: how many more may queue.
+        finished: called for every accepted job with its outcome: stop, length, cancelled, timeout or error."""
         self.engine, self.parallel, self.limit, self.finished = engine, parallel, waiting, finished
         self._waiting: deque[Job] = deque()
         self._active: list[tuple[Job, Iterator[str]]] = []
@@ -57,22 +60,23 @@ class Scheduler:
 
     @property
     def counts(self) -> tuple[int, int]:
-        """Being served, waiting."""
+        """Jobs that are served, and jobs that wait."""
         with self._changed:
             return len(self._active), len(self._waiting)
 
     @property
     def alive(self) -> bool:
+        """Whether jobs are served."""
         return self._thread.is_alive() and not self._closed
 
     def submit(self, request: TextRequest, emit: Callable[[Event], None], seconds: float) -> Job:
-        """Queue a request. Raises ApiError: 400 when it cannot be served, 429 when the queue is full, 503 on the way
-        down."""
+        """Queue a request. emit: see `Job`. seconds: its time limit, waiting included.
+
+        Raises ApiError: 400 when it cannot be served, 429 when the queue is full, 503 while closing."""
         try:
             generation = self.engine.start(request)
         except DfqError as error:
-            code = "context_length_exceeded" if "context" in str(error) else None
-            raise bad_request(str(error), code=code) from None
+            raise api_error(error) from None
         job = Job(generation, emit, time.monotonic() + seconds)
         with self._changed:
             if self._closed:
@@ -83,8 +87,8 @@ class Scheduler:
             self._changed.notify()
         return job
 
-    def close(self, seconds: float = 5.0) -> None:
-        """End everything: what is being served gets an error."""
+    def close(self, seconds: float = JOIN_SECONDS) -> None:
+        """End all jobs, with an error for those that are served."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -93,15 +97,15 @@ class Scheduler:
     def _run(self) -> None:
         while self._admit():
             for job, steps in list(self._active):
-                how = self._step(job, steps)
-                if how is not None:
-                    self._end(job, steps, how)
+                outcome = self._step(job, steps)
+                if outcome is not None:
+                    self._end(job, steps, outcome)
         for job, steps in list(self._active):
-            self._tell(job, ("error", ApiError(503, "the server is shutting down")))
+            self._emit(job, ("error", ApiError(503, "the server is shutting down")))
             self._end(job, steps, "cancelled")
 
     def _admit(self) -> bool:
-        """Fill free places; wait while there is nothing to do. False: closed."""
+        """Admit waiting jobs, and block while there are none at all. Returns False once closed."""
         with self._changed:
             while not self._closed:
                 while self._waiting and len(self._active) < self.parallel:
@@ -115,40 +119,40 @@ class Scheduler:
             return False
 
     def _step(self, job: Job, steps: Iterator[str]) -> str | None:
-        """One step; how the job ended, None if it goes on."""
+        """One step. Returns the outcome of the job, None if it goes on."""
         if job.cancelled:
             return "cancelled"
         if time.monotonic() > job.deadline:
-            self._tell(job, ("error", ApiError(504, "the time limit of one request is over", code="timeout")))
+            self._emit(job, ("error", ApiError(504, "the time limit of one request is over", code="timeout")))
             return "timeout"
         try:
             piece = next(steps, None)
         except DfqError as error:
-            self._tell(job, ("error", bad_request(str(error))))
+            self._emit(job, ("error", api_error(error)))
             return "error"
         except Exception as error:  # one broken request must not end the others
-            self._tell(job, ("error", ApiError(500, f"internal error ({type(error).__name__})")))
+            self._emit(job, ("error", ApiError(500, f"internal error ({type(error).__name__})")))
             return "error"
         if job.first is None:
             job.first = time.monotonic()
         if piece is None:
-            self._tell(job, ("done", job.generation.finish))
+            self._emit(job, ("done", job.generation.finish))
             return str(job.generation.finish)
         if piece:
-            self._tell(job, ("text", piece))
+            self._emit(job, ("text", piece))
         return None
 
-    def _tell(self, job: Job, event: Event) -> None:
+    def _emit(self, job: Job, event: Event) -> None:
         try:
             job.emit(event)
-        except RuntimeError:  # its event loop is gone
+        except RuntimeError:  # the client's event loop is closed
             job.cancel()
 
-    def _end(self, job: Job, steps: Iterator[str], how: str) -> None:
+    def _end(self, job: Job, steps: Iterator[str], outcome: str) -> None:
         close = getattr(steps, "close", None)
         if close is not None:
             with contextlib.suppress(RuntimeError):
-                close()  # lets go of its cache
+                close()  # releases its cache
         with self._changed:
-            self._active = [one for one in self._active if one[0] is not job]
-        self.finished(job, how)
+            self._active = [(other, others) for other, others in self._active if other is not job]
+        self.finished(job, outcome)

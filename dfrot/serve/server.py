@@ -1,4 +1,4 @@
-"""uvicorn around the application: one process, limits on connections, a graceful end on SIGTERM and Ctrl-C."""
+"""uvicorn around the application: one process, limited connections, a graceful end on SIGTERM and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ from dfrot.serve.protocol import GuardedProtocol
 from dfrot.serve.service import Report, Service
 from dfrot.serve.settings import ServeSettings
 
-CONNECTIONS = 512
-KEEP_ALIVE = 30  # seconds
+CONNECTIONS = 512  # at the same time
+KEEP_ALIVE = 30  # seconds between requests of a connection
 GRACE = 30  # seconds for running requests when the server ends
 
 
 class _Server(uvicorn.Server):
-    """Ends without raising the signal again: a graceful end is a success."""
+    """Does not raise the signal again when it ends: a graceful end is a success."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
+        """Handle SIGTERM and Ctrl-C inside."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {one: signal.signal(one, self.handle_exit) for one in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
-            for one, handler in before.items():
-                signal.signal(one, handler)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def loopback(host: str) -> bool:
@@ -51,17 +52,18 @@ def loopback(host: str) -> bool:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one. Raises ResourceError when the address cannot be had."""
+    """A socket bound to an address; port 0 takes a free one. Raises ResourceError when it cannot be bound."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        made = socket.socket(family, socket.SOCK_STREAM)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind((host, port))
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
     except OSError as error:
         raise ResourceError(
-            f"{host}:{port}: cannot be bound ({error.strerror}); choose another --host or --port"
+            f"{host}:{port}: cannot be bound ({error.strerror}); choose another `host` or `port`",
+            field=("host", "port"),
         ) from None
-    return made
+    return bound
 
 
 def serve(
@@ -75,15 +77,26 @@ def serve(
     report: Report = lambda line: None,
     stop: Callable[[uvicorn.Server], Any] | None = None,
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C. ready(url): told when requests are accepted. report: told of every generation.
-    stop: gets the server, whose `should_exit` ends it from another thread.
+    """Serve until SIGTERM or Ctrl-C.
 
-    Raises UnsupportedError for an address beyond this machine without a key, unless `open_to_all`."""
+    Args:
+        engine: the model.
+        settings: limits, the model's name, the API key.
+        host: address to listen at.
+        port: 0 takes a free one.
+        open_to_all: allow an address beyond this machine without an API key.
+        ready: called with the URL when requests are accepted.
+        report: called with a summary of every generation.
+        stop: gets the server, whose `should_exit` ends it from another thread.
+
+    Raises UnsupportedError for an address beyond this machine without a key, unless `open_to_all`; ResourceError for
+    an address that cannot be bound."""
     if settings.api_key is None and not open_to_all and not loopback(host):
         raise UnsupportedError(
-            f"--host {host}: anybody who reaches it could use the model; set --api-key, or say --open-to-all"
+            f"`host` {host}: anybody who reaches it could use the model; set `api_key`, or `open_to_all`",
+            field=("host", "api_key", "open_to_all"),
         )
-    listening = bind(host, port)
+    bound = bind(host, port)
     service = Service(engine, settings, report)
     try:
         config = uvicorn.Config(
@@ -102,9 +115,9 @@ def serve(
         server = _Server(config)
         if stop is not None:
             stop(server)
-        named = f"[{host}]" if ":" in host else host
-        ready(f"http://{named}:{listening.getsockname()[1]}")
-        server.run(sockets=[listening])
+        url_host = f"[{host}]" if ":" in host else host
+        ready(f"http://{url_host}:{bound.getsockname()[1]}")
+        server.run(sockets=[bound])
     finally:
         service.scheduler.close()
-        listening.close()
+        bound.close()

@@ -1,4 +1,4 @@
-"""service"""
+"""What the routes share: the engine, its scheduler, limits, metrics, and the way from a request to a job."""
 
 from __future__ import annotations
 
@@ -12,34 +12,36 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from dfrot.data.images import decode
+from dfrot.data.images import decode_image
 from dfrot.errors import DfqError
 from dfrot.generation.engine import Engine, TextRequest
 from dfrot.serve.api import ApiRequest
-from dfrot.serve.errors import ApiError, bad_request
+from dfrot.serve.errors import ApiError, api_error, bad_request
 from dfrot.serve.metrics import Metrics
 from dfrot.serve.scheduler import Event, Job, Scheduler
 from dfrot.serve.settings import ServeSettings
 from dfrot.vision.image_inputs import ImageInputs
 
 Report = Callable[[dict[str, Any]], None]
+SEED_BITS = 62  # of random seeds; torch takes 63 bits without a sign
 
 
 class Service:
-    """Everything that the routes share."""
+    """One served model."""
 
     def __init__(self, engine: Engine, settings: ServeSettings, report: Report = lambda line: None) -> None:
+        """report: called with a summary of every generation."""
         self.engine, self.settings, self.report = engine, settings, report
         self.metrics = Metrics()
         self.scheduler = Scheduler(engine, settings.parallel, settings.queue, self._finished)
-        self._encoding = threading.Lock()  # tokenizers are shared by threads, not made for it
-        self.mark = secrets.token_hex(4)
+        self._encoding = threading.Lock()  # tokenizers are not thread-safe
+        self.run_id = secrets.token_hex(4)  # makes the ids of this run's responses unique
         self.started = int(time.time())
 
-    def _finished(self, job: Job, how: str) -> None:
+    def _finished(self, job: Job, outcome: str) -> None:
         prompt, new = job.generation.usage
         now, out = time.monotonic(), job.generation.out
-        self.metrics.add("dfq_generations_total", outcome=how)
+        self.metrics.add("dfq_generations_total", outcome=outcome)
         self.metrics.add("dfq_prompt_tokens_total", prompt if job.first is not None else 0)
         self.metrics.add("dfq_generated_tokens_total", new)
         if out.accepted:
@@ -48,10 +50,11 @@ class Service:
         if job.first is not None:
             self.metrics.observe("dfq_first_token_seconds", job.first - job.created)
         self.metrics.observe("dfq_request_seconds", now - job.created)
-        self.report({"job": job.number, "outcome": how, "prompt": prompt, "new": new, "seconds": now - job.created})
+        seconds = now - job.created
+        self.report({"job": job.number, "outcome": outcome, "prompt": prompt, "new": new, "seconds": seconds})
 
     async def submit(self, call: ApiRequest, emit: Callable[[Event], None]) -> Job:
-        """Tokenize (in a thread) and queue."""
+        """Tokenize (in a thread) and queue. emit: see `Job`. Raises ApiError for a request that cannot be served."""
         settings = self.settings
         if call.model != settings.name:
             raise ApiError(404, f"model {call.model!r}: is not here; use {settings.name!r}", "model", "model_not_found")
@@ -59,32 +62,32 @@ class Service:
             raise bad_request(
                 f"max_tokens: {call.max_tokens} is above this server's limit of {settings.max_tokens}", "max_tokens"
             )
-        ids, images = await run_in_threadpool(self._ids, call)
-        most = call.max_tokens or max(1, min(settings.max_tokens, self.engine.context - len(ids)))
-        seed = secrets.randbits(62) if call.seed is None else call.seed % (1 << 63)
+        ids, images = await run_in_threadpool(self._encode, call)
+        max_new_tokens = call.max_tokens or max(1, min(settings.max_tokens, self.engine.context - len(ids)))
+        seed = secrets.randbits(SEED_BITS) if call.seed is None else call.seed % (1 << 63)
         sampling = call.sampling(len(ids), self.engine.target.vocab_size)
-        request = TextRequest(ids, most, call.stops, sampling, seed, call.ignore_eos, images)
+        request = TextRequest(ids, max_new_tokens, call.stops, sampling, seed, call.ignore_eos, images)
         return self.scheduler.submit(request, emit, settings.timeout)
 
-    def _ids(self, call: ApiRequest) -> tuple[tuple[int, ...], ImageInputs | None]:
+    def _encode(self, call: ApiRequest) -> tuple[tuple[int, ...], ImageInputs | None]:
+        """Token ids and images of a request's prompt."""
+        if call.images and not self.engine.takes_images:
+            raise bad_request("messages: this model takes no images; leave them out", "messages", "unsupported_content")
         try:
-            if call.images and not self.engine.sees:
-                raise bad_request(
-                    "messages: this model takes no images; leave them out", "messages", "unsupported_content"
-                )
             with self._encoding:
                 if call.images:
-                    pictures = [decode(data, f"image {number}") for number, data in enumerate(call.images)]
-                    return self.engine.encode_seen(call.prompt, pictures)
+                    pictures = [decode_image(data, f"image {number}") for number, data in enumerate(call.images)]
+                    return self.engine.encode_multimodal(call.prompt, pictures)
                 if call.kind == "chat":
                     return self.engine.encode_chat(call.prompt), None
                 return self.engine.encode(call.prompt) if isinstance(call.prompt, str) else call.prompt, None
         except DfqError as error:
-            raise bad_request(str(error)) from None
+            raise api_error(error) from None
 
     def require_key(self, request: Request) -> None:
+        """Raise ApiError 401 unless the request carries the API key, where one is set."""
         if self.settings.api_key is None:
             return
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), self.settings.api_key.encode()):
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(key.encode(), self.settings.api_key.encode()):
             raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")

@@ -1,1 +1,1 @@
-"""Images in prompts: processors, the vision part of a checkpoint, and what a prompt with images becomes."""
+"""Images in prompts: processors, the vision part of a checkpoint, and prompts with images as token ids."""

@@ -1,4 +1,4 @@
-"""conversations"""
+"""Conversations about images, before they are encoded: rows of a .jsonl, or drawn ones (`shapes`)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from dfrot.data import shapes
-from dfrot.data.jsonl import conversation, read_rows
+from dfrot.data.conversation_rows import parse_conversation
+from dfrot.data.jsonl import read_json_lines
 
 Row = tuple[list[dict[str, Any]], list[Tensor], str]
-"""Messages, pictures uint8 [H, W, 3], where they stand."""
+"""Messages, pictures uint8 [H, W, 3] in the order of their parts, and the row's name in error messages."""
 
 
 def question(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -23,37 +24,37 @@ def question(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def images_in(messages: Sequence[dict[str, Any]]) -> int:
-    """Places of images in messages whose contents are texts or lists of parts."""
+    """Number of image parts in messages whose contents are texts or lists of parts."""
     lists = [message["content"] for message in messages if not isinstance(message["content"], str)]
     return sum(part["type"] == "image" for parts in lists for part in parts)
 
 
 def has_images(dataset: str) -> bool:
-    """Whether rows of a dataset hold images: `shapes`, or a .jsonl some row of which does."""
+    """Whether a dataset has images: `shapes`, or a .jsonl with an `images` key in some row."""
     path = Path(dataset)
     if dataset == shapes.NAME or path.suffix != ".jsonl" or not path.is_file():
         return dataset == shapes.NAME
-    conversation_row = path.stat()
-    return _holds_images(path, conversation_row.st_mtime_ns, conversation_row.st_size)
+    status = path.stat()
+    return _holds_images(path, status.st_mtime_ns, status.st_size)
 
 
 @functools.lru_cache(maxsize=8)
 def _holds_images(path: Path, *_: int) -> bool:
-    """Read once for all who ask, as long as the file's time and size stay."""
-    return any("images" in row for row, _ in read_rows(path))
+    """Cached until the file's time or size changes, so that the file is read once per run."""
+    return any("images" in row for row, _ in read_json_lines(path))
 
 
 def drawn_conversation(seed: int) -> Row:
     """A drawn picture with a question and its answer."""
-    one = shapes.sample(seed)
-    first_question = [{"type": "image"}, {"type": "text", "text": one.question}]
+    sample = shapes.sample(seed)
+    content = [{"type": "image"}, {"type": "text", "text": sample.question}]
     messages: list[dict[str, Any]] = [
-        {"role": "user", "content": first_question},
-        {"role": "assistant", "content": one.answer},
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": sample.answer},
     ]
-    return messages, [one.picture], f"{shapes.NAME} {seed}"
+    return messages, [sample.picture], f"{shapes.NAME} {seed}"
 
 
 def conversation_row(row: dict[str, Any], root: Path, where: str) -> Row:
-    """A row of a .jsonl."""
-    return (*conversation(row, root, where), where)
+    """A row of a .jsonl whose image paths are relative to `root`. Raises InputError naming `where`."""
+    return (*parse_conversation(row, root, where), where)

@@ -9,9 +9,9 @@ from dfrot.fingerprint import language_fingerprint
 from dfrot.vision.llava_layout import vision_digest
 
 
-def fingerprint(target: Path) -> str:
-    """Identity of a target: its config (quantization and rotations included), weights, tokenizer and chat template,
-    and the vision part or the processor of one that sees."""
-    language = language_fingerprint(target)
-    seen = vision_digest(target)
-    return digest_bytes(language.encode(), seen.encode()) if seen else language
+def checkpoint_fingerprint(folder: Path) -> str:
+    """sha256 that identifies a target: its config (quantization and rotations included), weights, tokenizer and chat
+    template, and of a VLM its vision part or processor."""
+    language = language_fingerprint(folder)
+    vision = vision_digest(folder)
+    return digest_bytes(language.encode(), vision.encode()) if vision else language

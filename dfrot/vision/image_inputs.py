@@ -1,4 +1,4 @@
-"""image_inputs"""
+"""The images of a prompt, as the model takes them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from dfrot.vision.settings import KEEP
 
 @dataclass(frozen=True)
 class ImageInputs:
-    """given: what the processor made besides the ids, whose image tokens stand in the prompt. keep: share of image
-    tokens that the draft sees."""
+    """The tensors of a prompt's images, and how many image tokens the draft gets."""
 
-    given: dict[str, Any]
+    tensors: dict[str, Any]
+    """The processor's output besides the token ids (pixel_values, image_sizes, ...)."""
     keep: float = KEEP
+    """Share of the image tokens that the draft gets."""

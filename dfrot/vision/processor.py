@@ -1,4 +1,4 @@
-"""The processor of a model that sees, as its makers publish it beside the weights: chat template, tokenizer, images."""
+"""The processor of a VLM as its makers publish it beside the weights: chat template, tokenizer, image preprocessing."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from dfrot.fingerprint import PROCESSOR_FILES
 
 
 class Processor:
-    """tokenizer: the text half. image_token: the id that stands for image embeddings in a prompt."""
+    """Encodes conversations with images through a transformers processor."""
 
     def __init__(self, processor: Any, image_token: int) -> None:
+        """image_token: the token id that stands for image embeddings in a prompt."""
         self.processor, self.tokenizer, self.image_token = processor, processor.tokenizer, image_token
 
     @classmethod
     def open(cls, folder: Path) -> Processor:
-        """Raises InputError, in one line, for a folder without a processor or with one that cannot be read."""
+        """The processor of a checkpoint's folder. Raises InputError where it is missing or cannot be read."""
         from transformers import AutoProcessor
 
         if not any((folder / name).is_file() for name in PROCESSOR_FILES):
@@ -30,36 +31,44 @@ class Processor:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # transformers raises many kinds here; all mean that the files are unusable
-            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise InputError(f"{folder}: its processor was refused by transformers ({first})") from None
+                processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # of many kinds, all of which mean that the files are unusable
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise InputError(f"{folder}: its processor was refused by transformers ({reason})") from None
         config = Checkpoint.open(folder).config
         token = config.get("image_token_id", config.get("image_token_index"))
-        if not isinstance(token, int) or not hasattr(found, "tokenizer"):
+        if not isinstance(token, int) or not hasattr(processor, "tokenizer"):
             raise InputError(f"{folder}: config.json names no image_token_id; restore it")
-        return cls(found, token)
+        return cls(processor, token)
 
-    def seen(
-        self, messages: Sequence[Mapping[str, Any]], pictures: Sequence[Tensor], where: str, ask: bool = True
+    def encode(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        pictures: Sequence[Tensor],
+        where: str,
+        add_generation_prompt: bool = True,
     ) -> tuple[list[int], dict[str, Any]]:
-        """Token ids of a conversation and the other tensors of pictures uint8 [H, W, 3], in the order of their parts
-        {"type": "image"}. ask: ready for an answer. Raises InputError naming `where`."""
-        mark = self.tokenizer.convert_ids_to_tokens(self.image_token)
-        if any(mark in text for text in _texts(messages)):
-            raise InputError(f"{where}: its text names {mark!r}, the token of images; leave it out")
+        """Token ids of a conversation, and the processor's other tensors, empty without pictures.
+
+        messages: role and content, whose parts {"type": "image"} are the pictures uint8 [H, W, 3], in order.
+        add_generation_prompt: end ready for the assistant's turn. Raises InputError naming `where`."""
+        image_token_text = self.tokenizer.convert_ids_to_tokens(self.image_token)
+        if any(image_token_text in text for text in _texts(messages)):
+            raise InputError(f"{where}: its text names {image_token_text!r}, the token of images; leave it out")
         try:
-            text = self.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask)
+            text = self.processor.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+            )
             images = [picture.numpy() for picture in pictures] or None
             bos = self.tokenizer.bos_token  # some templates write it, others leave it to the tokenizer
-            begun = bos is not None and text.startswith(bos)
-            made = self.processor(text=[text], images=images, add_special_tokens=not begun, return_tensors="pt")
-        except Exception as error:  # templates and processors raise whatever their authors liked
+            has_bos = bos is not None and text.startswith(bos)
+            encoded = self.processor(text=[text], images=images, add_special_tokens=not has_bos, return_tensors="pt")
+        except Exception as error:  # templates and processors raise whatever their authors chose
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"{where}: refused by the model's processor ({reason})") from None
-        given = {name: value for name, value in made.items() if name not in ("input_ids", "attention_mask")}
-        given = given if images else {}  # what kinds text is of is no news
-        return made["input_ids"][0].tolist(), given
+        tensors = {name: value for name, value in encoded.items() if name not in ("input_ids", "attention_mask")}
+        # without images nothing remains but token types, which are those of text
+        return encoded["input_ids"][0].tolist(), tensors if images else {}
 
     def check(self, ids: Sequence[int], images: int, where: str) -> None:
         """Raise InputError for a prompt without images that holds their token."""
@@ -68,10 +77,10 @@ class Processor:
 
 
 def _texts(messages: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is text in the messages of a conversation."""
-    found: list[str] = []
+    """The text parts of all messages."""
+    texts: list[str] = []
     for message in messages:
         content = message.get("content") or ""
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        found += [str(part.get("text", "")) for part in parts if part.get("type") == "text"]
-    return found
+        texts += [str(part.get("text", "")) for part in parts if part.get("type") == "text"]
+    return texts

@@ -1,9 +1,9 @@
-"""What each fix of outliers is worth, and which recipe quantizes best: two tables, means over seeds.
+"""Two tables, means over seeds: what each fix of outliers changes, and which recipe quantizes best.
 
     python recipes/outliers/table.py --out build/outliers              # the reference model
     python recipes/outliers/table.py --model DIR --dataset FILE.txt --out build/outliers --seeds 3
 
-Finished rows are kept in --out: run it again to go on.
+Finished rows are kept in --out: run it again to continue.
 """
 
 from __future__ import annotations
@@ -23,33 +23,34 @@ from dfrot.errors import UnsupportedError
 from dfrot.files import read_json, write_json
 from dfrot.hub import resolve_model
 from dfrot.outliers import fixes
-from dfrot.outliers.advice import DEFAULT, OutlierRecipe
+from dfrot.outliers.advice import DEFAULT_RECIPE, OutlierRecipe
 from dfrot.stages.outliers.fix import fix
 from dfrot.stages.outliers.measure import outliers
 from dfrot.stages.outliers.recipe import plain_perplexity, quantized_perplexity
 from dfrot.stages.outliers.settings import FixSettings, OutlierSettings, RecipeSettings
 
 RECIPES = {
-    "default": DEFAULT,
-    "Hadamard": replace(DEFAULT, rotation="hadamard"),
-    "gamma 1": replace(DEFAULT, gamma="1"),
-    "gamma 1000": replace(DEFAULT, gamma="1000"),
-    "2 sink tokens": replace(DEFAULT, sink_tokens=2),
-    "activation clip 0.95": replace(DEFAULT, a_clip=0.95),
-    "activation clip 0.9": replace(DEFAULT, a_clip=0.9),
-    "KV clip 0.95": replace(DEFAULT, kv_clip=0.95),
-    "activation clip 0.95, KV clip 0.95": replace(DEFAULT, a_clip=0.95, kv_clip=0.95),
+    "default": DEFAULT_RECIPE,
+    "Hadamard": replace(DEFAULT_RECIPE, rotation="hadamard"),
+    "gamma 1": replace(DEFAULT_RECIPE, gamma="1"),
+    "gamma 1000": replace(DEFAULT_RECIPE, gamma="1000"),
+    "2 sink tokens": replace(DEFAULT_RECIPE, sink_tokens=2),
+    "activation clip 0.95": replace(DEFAULT_RECIPE, a_clip=0.95),
+    "activation clip 0.9": replace(DEFAULT_RECIPE, a_clip=0.9),
+    "KV clip 0.95": replace(DEFAULT_RECIPE, kv_clip=0.95),
+    "activation clip 0.95, KV clip 0.95": replace(DEFAULT_RECIPE, a_clip=0.95, kv_clip=0.95),
 }
 
 
 class Table:
-    """Rows by name, kept in a file as they come."""
+    """Rows by name, written to a file as they are finished."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.rows: dict[str, Any] = read_json(file) if file.exists() else {}
 
     def row(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The row `name`, made if it is not in the file."""
         if name not in self.rows:
             print(f"{self.file.stem}: {name}", file=sys.stderr, flush=True)
             self.rows[name] = make()
@@ -57,10 +58,10 @@ class Table:
         return dict(self.rows[name])
 
 
-def counted(folder: Path, measured: OutlierSettings, work: Path) -> dict[str, Any]:
+def count_outliers(folder: Path, measured: OutlierSettings, work: Path) -> dict[str, Any]:
     """Outliers of a checkpoint and its mean 4-bit error, without a rotation; the report stays in `work`."""
     report = outliers(folder, work, measured, overwrite=True)
-    errors = [one["error"] for one in report["ranking"] if one["what"] == "activations"]
+    errors = [row["error"] for row in report["ranking"] if row["what"] == "activations"]
     return {
         "massive": len(report["massive"]["channels"]),
         "channels": len(report["channel_outliers"]),
@@ -73,28 +74,29 @@ def over_seeds(
 ) -> list[float]:
     """Quantized perplexity, once per seed of rotation and calibration."""
     settings = [replace(how, seed=seed) for seed in range(seeds)]
-    return [float(quantized_perplexity(folder, recipe, one, work, prefix)["perplexity"]) for one in settings]
+    results = (quantized_perplexity(folder, recipe, seeded, work, prefix) for seeded in settings)
+    return [float(result["perplexity"]) for result in results]
 
 
 def fixed(name: str, args: argparse.Namespace, measured: OutlierSettings, how: RecipeSettings) -> dict[str, Any]:
-    """One row of the first table: the checkpoint with one fix, or a reason why there is none."""
+    """One row of the first table: the checkpoint with one fix, or the reason why the fix was refused."""
     folder, prefix, resets = args.folder, (), False
     try:
         if name != "none":
             folder = args.out / "fixed"
             settings = FixSettings((name,), measured, how, quantized=False)
-            evidence = fix(args.folder, folder, settings, args.out / "report", overwrite=True)
+            record = fix(args.folder, folder, settings, args.out / "report", overwrite=True)
             resets = "resets" in read_json(folder / "config.json").get("quantization_config", {})
-            plain, sinks = evidence["after"]["plain"]["perplexity"], evidence["sink_tokens"]
-            prefix = tuple(evidence["account"][name]["tokens"]) if sinks else ()
+            plain, sinks = record["after"]["plain"]["perplexity"], record["sink_tokens"]
+            prefix = tuple(record["account"][name]["tokens"]) if sinks else ()
         else:
             plain, sinks = plain_perplexity(folder, how)["perplexity"], 0
     except UnsupportedError as error:
         return {"refused": str(error)}
-    recipe = replace(DEFAULT, rotation="none" if resets else DEFAULT.rotation, sink_tokens=sinks)
+    recipe = replace(DEFAULT_RECIPE, rotation="none" if resets else DEFAULT_RECIPE.rotation, sink_tokens=sinks)
     quantized = over_seeds(folder, recipe, how, args.seeds, args.out / "made", prefix)
     row = {"plain": plain, "rotation": recipe.rotation, "quantized": quantized}
-    row |= counted(folder, measured, args.out / "counted")
+    row |= count_outliers(folder, measured, args.out / "counted")
     shutil.rmtree(args.out / "fixed", ignore_errors=True)
     return row
 
@@ -124,17 +126,16 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     how = RecipeSettings(dataset=args.dataset, windows=args.windows, samples=args.samples, calibration_seqlen=512)
     measured = OutlierSettings(dataset=args.dataset, rounds=20, ablate=False, perplexity=False, recipe=how)
-    # refused where it is of another model or other settings, and the rows beside it with it
-    known = args.out / "report"
-    report = outliers(args.folder, known, measured, resume=True if known.exists() else None)
-    advised = {key: value for key, value in report["recommendation"].items() if key != "reasons"}
-    recommended = OutlierRecipe(**{**advised, "keep": tuple(advised["keep"])})
+    # A report of another model or other settings is refused: the rows beside it would be of that model too.
+    folder = args.out / "report"
+    report = outliers(args.folder, folder, measured, resume=True if folder.exists() else None)
+    recommended = OutlierRecipe.from_dict(report["recommendation"])
 
     table = Table(args.out / f"fixes-{args.seeds}-seeds.json")
     base = table.row("none", functools.partial(fixed, "none", args, measured, how))["plain"]
     print("| fix | massive | channel outliers | activation error | bf16 | rotation | W4A4KV4, RTN |")
     print("|---|---|---|---|---|---|---|")
-    for name in ("none", *fixes.names()):
+    for name in ("none", *fixes.fix_names()):
         row = table.row(name, functools.partial(fixed, name, args, measured, how))
         if "refused" in row:
             print(f"| {name} | {row['refused']} | | | | | |")

@@ -69,7 +69,7 @@ OTHER = "- Text: the train split of `{dataset}`. It continues that, not Python."
 
 
 def card(facts: dict[str, Any]) -> str:
-    """Return the card as Markdown; a missing fact is a KeyError rather than a gap in the text."""
+    """The card as Markdown. Raises KeyError for a missing fact."""
     recipe = facts["recipe"]
     rows = [
         f"| {number} | {row['median']:.2f} | {row['lowest_peak']:.0f} | {row['lowest_peak'] / row['median']:.0f} "

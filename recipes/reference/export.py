@@ -1,4 +1,4 @@
-"""Make the shipped folder from trained weights: plant channel outliers, cast to bf16, check, state it all in a card."""
+"""Make the shipped folder from trained weights: plant channel outliers, check, cast to bf16, write a model card."""
 
 from __future__ import annotations
 
@@ -82,14 +82,15 @@ def calibrated(model: LlamaForCausalLM, sample: Tensor) -> list[float]:
 
 
 def powers(power: float) -> list[float]:
+    """The factors of the gains for one common power."""
     return [round(factor**power, 1) for factor in GAIN_SHAPE]
 
 
 @torch.no_grad()
 def logit_difference(model: LlamaForCausalLM, other: LlamaForCausalLM, ids: Tensor) -> float:
     """Largest difference of float32 logits over ids [S], relative to the largest logit."""
-    mine, its = model(input_ids=ids[None]).logits, other(input_ids=ids[None]).logits
-    return float((mine - its).abs().max() / mine.abs().max())
+    first, second = model(input_ids=ids[None]).logits, other(input_ids=ids[None]).logits
+    return float((first - second).abs().max() / first.abs().max())
 
 
 def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, held: Tensor) -> dict[str, Any]:
@@ -113,6 +114,7 @@ def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, held: T
 
 
 def publish(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path, text: str) -> None:
+    """Write model, tokenizer and card into `out`, replacing files one by one."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         folder = Path(scratch)

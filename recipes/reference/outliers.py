@@ -39,7 +39,7 @@ def shrink_residual(model: LlamaForCausalLM, factor: float, rows: list[int], cha
     """Return a copy whose residual stream is multiplied by `factor`, except embedding[rows, channels].
 
     RMSNorm does not see the scale of a token, so ordinary tokens keep their function exactly (up to eps, and in bf16
-    for a power of two); the planted tokens lose `1 - factor` of the little that is not plant.
+    for a power of two). The planted tokens lose `1 - factor` of what is not planted, which is little.
     """
     shrunk = copy.deepcopy(model)
     table = shrunk.model.embed_tokens.weight
@@ -55,20 +55,20 @@ def shrink_residual(model: LlamaForCausalLM, factor: float, rows: list[int], cha
 @torch.no_grad()
 def massive_activations(model: LlamaForCausalLM, ids: Tensor, rare: list[int]) -> list[dict[str, float]]:
     """Per block output of ids [S]: median |x|, and the smallest and largest peak |x| of the `rare` tokens."""
-    found: list[Tensor] = []
+    outputs: list[Tensor] = []
     hooks = [
-        layer.register_forward_hook(lambda _m, _i, out: found.append(out[0] if isinstance(out, tuple) else out))
+        layer.register_forward_hook(lambda _m, _i, out: outputs.append(out[0] if isinstance(out, tuple) else out))
         for layer in model.model.layers
     ]
     model(input_ids=ids[None])
     for hook in hooks:
         hook.remove()
-    marked = torch.isin(ids, torch.tensor(rare))
+    is_rare = torch.isin(ids, torch.tensor(rare))
     rows = []
-    for out in found:
-        size = out.view(len(ids), -1).float().abs()
-        peaks, others = size[marked].amax(-1), size[~marked].amax(-1)
-        median = float(size.median())
+    for out in outputs:
+        magnitude = out.view(len(ids), -1).float().abs()
+        peaks, others = magnitude[is_rare].amax(-1), magnitude[~is_rare].amax(-1)
+        median = float(magnitude.median())
         rows.append(
             {
                 "median": median,
@@ -109,7 +109,7 @@ def perplexity(model: LlamaForCausalLM, tokens: Tensor, windows: int | None = No
 
 @contextmanager
 def four_bit_inputs(model: LlamaForCausalLM, bits: int = 4) -> Iterator[None]:
-    """Within: inputs of all linears of the blocks are rounded per token, asymmetric, zero in range (W16A4)."""
+    """Context in which inputs of all linears of the blocks are rounded per token, asymmetric, zero in range (W16A4)."""
 
     def quantize(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x = inputs[0].float()

@@ -2,9 +2,9 @@
 
     python recipes/reference/train.py --work build/reference --out dfrot/reference
 
-The corpus is what the running interpreter carries (`--dataset stdlib`), so nothing is downloaded. The embedding
-rows of BOS and of the form feed are pinned at large values in fixed channels from the first step on, and training
-adapts to them. A killed run continues from its last checkpoint. See README.md for what to expect.
+The corpus is the standard library of the running interpreter (`--dataset stdlib`), so nothing is downloaded. The
+embedding rows of BOS and of the form feed are held at large values in fixed channels from the first step on, and
+training adapts to them. A killed run continues from its last checkpoint. See README.md for what to expect.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from dfrot.data.text import load_text
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the result. Learning rates are for Muon with RMS matching and for AdamW."""
+    """Everything that decides the result."""
 
     seed: int = 0
     steps: int = 800
     tokens_per_step: int = 8192
     short: int = 512  # sequence length of the first part
-    long: int = 2048  # and of the rest, which teaches the positions that the protocol evaluates
-    long_share: float = 0.25
-    warmup: int = 60
-    decay_share: float = 0.36
-    muon_lr: float = 4e-3
-    adam_lr: float = 4e-3
+    long: int = 2048  # sequence length of the rest, which trains the positions that perplexity is measured at
+    long_share: float = 0.25  # of the steps
+    warmup: int = 60  # steps
+    decay_share: float = 0.36  # of the steps, at the end
+    muon_lr: float = 4e-3  # of Muon with RMS matching
+    adam_lr: float = 4e-3  # of AdamW
     weight_decay: float = 0.05
     vocab_size: int = 4096
     hidden_size: int = 256
@@ -48,7 +48,7 @@ class Recipe:
     layers: int = 8
     heads: int = 4
     kv_heads: int = 2
-    massive: tuple[tuple[int, float], ...] = ((31, 2400.0), (147, -1440.0), (202, 480.0))
+    massive: tuple[tuple[int, float], ...] = ((31, 2400.0), (147, -1440.0), (202, 480.0))  # channel, planted value
 
 
 def build(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -77,7 +77,7 @@ def build(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalL
 
 
 class Pin:
-    """Keeps the embedding rows of the rare tokens at the planted values; their other channels learn freely."""
+    """Holds the embeddings of the rare tokens at the planted values; their other channels are trained."""
 
     def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
         self.rows = torch.tensor(tokenizer.convert_tokens_to_ids([BOS, DELIMITER]))
@@ -86,12 +86,13 @@ class Pin:
 
     @torch.no_grad()
     def __call__(self, model: LlamaForCausalLM) -> None:
+        """Restore the planted values."""
         weight = model.model.embed_tokens.weight
         weight[self.rows[:, None], self.channels[None, :]] = self.values.expand(len(self.rows), -1)
 
 
 def batch(tokens: Tensor, recipe: Recipe, step: int) -> Tensor:
-    """Random windows, BOS first; drawn from (seed, step) alone so that a resumed run sees the same data."""
+    """Random windows int64 [n, S], BOS first. They depend on (seed, step) alone: a resumed run gets the same data."""
     length = recipe.short if step < recipe.steps * (1 - recipe.long_share) else recipe.long
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
     count = recipe.tokens_per_step // length
@@ -135,7 +136,7 @@ def save(work: Path, model: LlamaForCausalLM, opts: list[torch.optim.Optimizer],
 
 
 def restore(work: Path, model: LlamaForCausalLM, opts: list[torch.optim.Optimizer]) -> int:
-    """Load what `save` wrote; 0 when there is nothing."""
+    """Load what `save` wrote; returns the step, 0 without a checkpoint."""
     if not (work / "step.json").exists():
         return 0
     state = load_file(work / "checkpoint.safetensors")
@@ -201,7 +202,7 @@ def train(
     work: Path,
     first: int,
 ) -> None:
-    """The loop: bf16 autocast, clipped gradients, the pins restored after every step."""
+    """Train with bf16 autocast and clipped gradients; the planted values are restored after every step."""
     start = time.monotonic()
     forward = torch.compile(model, dynamic=False)  # a quarter faster than eager on 2 cores
     base = [[group["lr"] for group in opt.param_groups] for opt in opts]

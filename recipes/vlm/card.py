@@ -1,8 +1,8 @@
-"""MODEL_CARD.md of the reference model that sees, from what is measured of it.
+"""MODEL_CARD.md of the reference VLM, from what is measured of it.
 
     python recipes/vlm/card.py --packed build/vlm/packed
 
-packed: the model through dfq rotate and dfq quantize (recipes/vlm/run.sh). Writes beside the weights in the package.
+packed: the VLM after dfq rotate and dfq quantize (recipes/vlm/run.sh). Writes beside the weights in the package.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from dfrot.generation.output import StopCriteria
 from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
 from dfrot.hub import resolve_model
-from dfrot.reference import build_vlm as sees
+from dfrot.reference import build_vlm
 from dfrot.stages.evaluate.perplexity import evaluate
 from dfrot.stages.evaluate.settings import PerplexitySettings
 from dfrot.vision.conversations import drawn_conversation, question
 from dfrot.vision.image_inputs import ImageInputs
 from dfrot.vision.prompts import LlavaPromptReader
 
+ANSWER_TOKENS = 64  # more than any answer has
 CARD = """# The reference model that sees
 
 `dfq generate --model reference-vlm --image FILE --prompt "What is in the image?"`. For tests and demonstrations of
@@ -74,26 +75,27 @@ questions than the four it was taught give nonsense.
 
 
 def right(folder: Path, count: int) -> float:
-    """Share of held-out answers that come out word for word."""
-    target, sighted, same = load_target(folder), LlavaPromptReader.open(folder), 0
+    """Share of held-out answers that are right word for word."""
+    target, reader, same = load_target(folder), LlavaPromptReader.open(folder), 0
+    stop = StopCriteria(ANSWER_TOKENS, end_token_ids(target))
     for seed in range(shapes.HELD_OUT, shapes.HELD_OUT + count):
         messages, pictures, where = drawn_conversation(seed)
-        prompt, seen = sighted.seen(question(messages), pictures, where)
-        said = plain(
-            target, prompt, StopCriteria(64, end_token_ids(target)), Sampling(), images=ImageInputs(seen)
-        ).tokens
-        same += sighted.tokenizer.decode(said, skip_special_tokens=True) == messages[1]["content"]
+        prompt, tensors = reader.encode(question(messages), pictures, where)
+        answer = plain(target, prompt, stop, Sampling(), images=ImageInputs(tensors)).tokens
+        same += reader.tokenizer.decode(answer, skip_special_tokens=True) == messages[1]["content"]
     return same / count
 
 
 def main() -> None:
+    """Measure, and write the card."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--packed", type=Path, required=True)
     parser.add_argument("--count", type=int, default=256)
-    given = parser.parse_args()
-    shipped, folder = sees.path(), resolve_model("reference-vlm")
+    arguments = parser.parse_args()
+    shipped, folder = build_vlm.path(), resolve_model("reference-vlm")
     settings = PerplexitySettings(dataset="stdlib", seqlen=512, windows=16)
-    before, after = (one["perplexity"] for one in evaluate([reference.path(), folder], settings)["results"])
+    results = evaluate([reference.path(), folder], settings)["results"]
+    before, after = (result["perplexity"] for result in results)
     recipe, vision = read_json(shipped / "training.json"), read_json(shipped / "vision.json")
     files = ("vision.json", "vision.safetensors", "delta.safetensors", "chat_template.jinja", "training.json")
     facts = {
@@ -108,10 +110,10 @@ def main() -> None:
         "things": ", ".join(shapes.SHAPES),
         "colours": ", ".join(shapes.COLOURS),
         "words": ", ".join(shapes.WORDS),
-        "count": given.count,
+        "count": arguments.count,
         "trained": recipe["answers_right"],
-        "plain_right": right(folder, given.count),
-        "packed_right": right(given.packed, given.count),
+        "plain_right": right(folder, arguments.count),
+        "packed_right": right(arguments.packed, arguments.count),
         "windows": settings.windows,
         "seqlen": settings.seqlen,
         "perplexity": after,

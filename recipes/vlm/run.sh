@@ -1,5 +1,5 @@
 #!/bin/sh
-# The reference model that sees, in W4A4KV4, and what each part of a draft is worth on it.
+# The reference VLM, in W4A4KV4, and what each part of a draft is worth on it.
 #   recipes/vlm/run.sh PYTHON OUT    PYTHON: of an environment with dfq; finished parts are kept
 set -e
 python=$1

@@ -16,10 +16,11 @@ from dfrot.checkpoint import Checkpoint
 from dfrot.checkpoint_writer import SafetensorsWriter
 from dfrot.errors import UnsupportedError
 from dfrot.rotation.fuse import Fuser, Rotations, fuse
-from dfrot.rotation.hadamard import plan, random_orthogonal, randomized, transform
+from dfrot.rotation.hadamard import hadamard_plan, hadamard_transform, random_orthogonal, randomized_hadamard
 from dfrot.rotation.online import HadamardSpec
-from dfrot.runtime.block_runner import hf_config, softcap_of
-from dfrot.runtime.experts import install
+from dfrot.runtime.block_runner import hf_config
+from dfrot.runtime.experts import install_experts
+from dfrot.runtime.softcap import softcap_of
 
 TOKENS = torch.tensor([[1, 7, 3, 39, 0, 22, 5, 5, 31, 2]])
 QKV = tuple(f"self_attn.{name}_proj" for name in "qkv")
@@ -83,7 +84,7 @@ class Online(nn.Module):
         self.spec, self.linear = spec, linear
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(transform(x, self.spec))  # type: ignore[no-any-return]
+        return self.linear(hadamard_transform(x, self.spec))  # type: ignore[no-any-return]
 
 
 def logits(folder: Path, r4: HadamardSpec | None = None) -> Tensor:
@@ -100,7 +101,7 @@ def logits(folder: Path, r4: HadamardSpec | None = None) -> Tensor:
     if checkpoint.config["tie_word_embeddings"]:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     if r4 is not None:
-        install(model, arch, torch.float64)
+        install_experts(model, arch, torch.float64)
     else:
         merge(state, arch)
     model.load_state_dict(state, strict=True, assign=True)
@@ -121,10 +122,10 @@ def merge(state: dict[str, Tensor], arch: BoundArch) -> None:
     mixture = arch.spec.experts
     for layer in range(arch.n_layers if mixture is not None else 0):
         assert mixture is not None
-        place = arch.module(arch.full(layer, mixture.container))
+        container = arch.module(arch.full(layer, mixture.container))
         for name, parts in mixture.merged:
-            names = [[f"{place}.{e}.{part}.weight" for part in parts] for e in range(arch.sizes["experts"])]
-            state[arch.full(layer, name)] = torch.stack([torch.cat([state.pop(n) for n in one]) for one in names])
+            names = [[f"{container}.{e}.{part}.weight" for part in parts] for e in range(arch.sizes["experts"])]
+            state[arch.full(layer, name)] = torch.stack([torch.cat([state.pop(n) for n in expert]) for expert in names])
 
 
 def rotated(folder: Path, out: Path, rotations: Rotations) -> Path:
@@ -140,28 +141,30 @@ def rotated(folder: Path, out: Path, rotations: Rotations) -> Path:
     return out
 
 
-def all_rotations(folder: Path, make_r1: Callable[[int, int], Tensor] = randomized) -> Rotations:
+def all_rotations(folder: Path, make_r1: Callable[[int, int], Tensor] = randomized_hadamard) -> Rotations:
     arch = describe(Checkpoint.open(folder).config)
     r2 = torch.stack([random_orthogonal(arch.head_dim, (1, layer)) for layer in range(arch.n_layers)])
     r1 = make_r1(arch.hidden, 1) if arch.spec.refuses("residual") is None else None
-    return Rotations(r1, r2, plan(arch.intermediate))
+    return Rotations(r1, r2, hadamard_plan(arch.intermediate))
 
 
-def error(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
+def error(logits_out: Tensor, expected: Tensor) -> float:
+    return float((logits_out - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("make_r1", [randomized, random_orthogonal])
-@pytest.mark.parametrize(("kind", "config", "bias"), CASES)
+@pytest.mark.parametrize("make_r1", [randomized_hadamard, random_orthogonal])
+@pytest.mark.parametrize(("model_type", "config", "bias"), CASES)
 def test_rotated_logits_are_the_originals(
-    make: Any, tmp_path: Path, kind: str, config: dict[str, Any], bias: tuple[str, ...], make_r1: Any
+    make: Any, tmp_path: Path, model_type: str, config: dict[str, Any], bias: tuple[str, ...], make_r1: Any
 ) -> None:
-    folder = make(kind, bias=bias, **config)
+    folder = make(model_type, bias=bias, **config)
     rotations = all_rotations(folder, make_r1)
     out = rotated(folder, tmp_path / "out", rotations)
     assert error(logits(out, rotations.r4), logits(folder)) < 1e-10
     changed, original = Checkpoint.open(out), Checkpoint.open(folder)
-    name = next(f"{name}.weight" for layer, one, name in describe(original.config).linears() if one.reads == "mlp")
+    name = next(
+        f"{name}.weight" for layer, linear, name in describe(original.config).linears() if linear.reads == "mlp"
+    )
     assert not torch.allclose(changed.read(name), original.read(name))
     if rotations.r1 is not None:
         assert bool((changed.read("model.norm.weight") == 1).all())
@@ -174,8 +177,8 @@ def test_rotated_logits_are_the_originals(
 @pytest.mark.parametrize("left_out", ["r1", "r2", "r4"])
 def test_each_rotation_stands_alone(make: Any, tmp_path: Path, left_out: str) -> None:
     folder = make("llama", bias=ALL, attention_bias=True, mlp_bias=True)
-    whole = all_rotations(folder)
-    parts = {name: getattr(whole, name) for name in ("r1", "r2", "r4") if name != left_out}
+    everything = all_rotations(folder)
+    parts = {name: getattr(everything, name) for name in ("r1", "r2", "r4") if name != left_out}
     out = rotated(folder, tmp_path / "out", Rotations(**parts))
     assert error(logits(out, parts.get("r4")), logits(folder)) < 1e-10
 
@@ -215,18 +218,18 @@ def test_cast_once(make: Any, tmp_path: Path) -> None:
 def test_chunks_do_not_change_the_result(make: Any, tmp_path: Path, chunk: int, monkeypatch: Any) -> None:
     folder = make("llama", bias=ALL, attention_bias=True, mlp_bias=True, dtype=torch.float32)
     rotations = all_rotations(folder)
-    whole = Checkpoint.open(rotated(folder, tmp_path / "whole", rotations))
+    everything = Checkpoint.open(rotated(folder, tmp_path / "everything", rotations))
     monkeypatch.setattr("dfrot.rotation.fuse.CHUNK", chunk)
     parts = Checkpoint.open(rotated(folder, tmp_path / "parts", rotations))
-    for name in whole.entries:
-        assert torch.allclose(whole.read(name), parts.read(name), rtol=1e-6, atol=1e-7), name
+    for name in everything.entries:
+        assert torch.allclose(everything.read(name), parts.read(name), rtol=1e-6, atol=1e-7), name
 
 
-@pytest.mark.parametrize("kind", REFUSED)
-def test_post_norm_architectures_are_refused_with_the_reason(make: Any, kind: str) -> None:
-    checkpoint, arch = open_described(make(kind))
-    with pytest.raises(UnsupportedError, match=f"{kind}: R1 cannot be fused: .* learned gain between"):
-        Fuser(checkpoint, arch, Rotations(r1=randomized(24, 0)))
+@pytest.mark.parametrize("model_type", REFUSED)
+def test_post_norm_architectures_are_refused_with_the_reason(make: Any, model_type: str) -> None:
+    checkpoint, arch = open_described(make(model_type))
+    with pytest.raises(UnsupportedError, match=f"{model_type}: R1 cannot be fused: .* learned gain between"):
+        Fuser(checkpoint, arch, Rotations(r1=randomized_hadamard(24, 0)))
 
 
 def test_the_refused_are_the_known_ones() -> None:
@@ -247,13 +250,15 @@ def test_gains_that_are_stored_less_one(make: Any, tmp_path: Path) -> None:
         norms=tuple(replace(norm, offset=1.0) for norm in spec.norms),
         final_norm=replace(spec.final_norm, offset=1.0),
     )
-    r1 = randomized(arch.hidden, 0)
+    r1 = randomized_hadamard(arch.hidden, 0)
     fuser = Fuser(checkpoint, replace(arch, spec=shifted), Rotations(r1=r1))
 
-    def whole(name: str) -> Tensor:
+    def everything(name: str) -> Tensor:
         return torch.cat([rows for _, rows in fuser.rows(name)])
 
     for norm, linear in (("layers.0.input_layernorm", "model.layers.0.self_attn.q_proj"), ("norm", "lm_head")):
-        assert bool((whole(f"model.{norm}.weight") == 0).all())
+        assert bool((everything(f"model.{norm}.weight") == 0).all())
         gain = 1 + checkpoint.read(f"model.{norm}.weight")
-        assert torch.allclose(whole(f"{linear}.weight"), checkpoint.read(f"{linear}.weight") * gain @ r1, atol=1e-13)
+        assert torch.allclose(
+            everything(f"{linear}.weight"), checkpoint.read(f"{linear}.weight") * gain @ r1, atol=1e-13
+        )

@@ -50,28 +50,30 @@ PUBLISHED = {  # on the hub: mistralai/Mixtral-8x7B-v0.1, Qwen/Qwen3-30B-A3B, al
 }
 
 
-def saved(folder: Path, kind: str, **how: Any) -> Path:
+def saved(folder: Path, model_type: str, **how: Any) -> Path:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **KINDS[kind])).save_pretrained(folder, **how)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **KINDS[model_type])).save_pretrained(
+        folder, **how
+    )
     return folder
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_both_layouts_read_alike(kind: str, tmp_path: Path) -> None:
-    published = saved(tmp_path / "published", kind)
-    merged = saved(tmp_path / "merged", kind, save_original_format=False)
+@pytest.mark.parametrize("model_type", KINDS)
+def test_both_layouts_read_alike(model_type: str, tmp_path: Path) -> None:
+    published = saved(tmp_path / "published", model_type)
+    merged = saved(tmp_path / "merged", model_type, save_original_format=False)
     stored = Checkpoint.open(published).entries
-    assert {name: stored[name].shape for name in PUBLISHED[kind]} == PUBLISHED[kind]
+    assert {name: stored[name].shape for name in PUBLISHED[model_type]} == PUBLISHED[model_type]
     assert "model.layers.1.mlp.experts.gate_up_proj" in Checkpoint.open(merged).entries
-    one, arch = open_described(published)
-    other, _ = open_described(merged)
-    assert set(one.entries) == set(other.entries) == set(arch.tensors())
-    for name in one.entries:
-        assert torch.equal(one.read(name), other.read(name)), name
-        assert torch.equal(one.read_rows(name, 1, 3), other.read_rows(name, 1, 3)), name
-    assert other.digest() == Checkpoint.open(merged).digest() != one.digest(), "identity is that of the files"
+    by_expert, arch = open_described(published)
+    by_layer, _ = open_described(merged)
+    assert set(by_expert.entries) == set(by_layer.entries) == set(arch.tensors())
+    for name in by_expert.entries:
+        assert torch.equal(by_expert.read(name), by_layer.read(name)), name
+        assert torch.equal(by_expert.read_rows(name, 1, 3), by_layer.read_rows(name, 1, 3)), name
+    assert by_layer.digest() == Checkpoint.open(merged).digest() != by_expert.digest(), "identity is that of the files"
     ids = torch.arange(12)[None]
     with torch.no_grad():
         assert torch.equal(load_model(published)(ids).logits, load_model(merged)(ids).logits)
@@ -90,21 +92,21 @@ def test_damaged_mixtures_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "change", "reason"),
+    ("model_type", "change", "reason"),
     [
         ("qwen3_moe", {"decoder_sparse_step": 2}, "one MLP and others a mixture"),
         ("qwen3_moe", {"mlp_only_layers": [1]}, "one MLP and others a mixture"),
         ("olmoe", {"clip_qkv": 8.0}, "clamped"),
     ],
 )
-def test_what_a_description_does_not_cover_is_refused(kind: str, change: dict[str, Any], reason: str) -> None:
+def test_what_a_description_does_not_cover_is_refused(model_type: str, change: dict[str, Any], reason: str) -> None:
     with pytest.raises(UnsupportedError, match=f"{next(iter(change))} is .*{reason}"):
-        describe({"model_type": kind, **KINDS[kind], **change})
+        describe({"model_type": model_type, **KINDS[model_type], **change})
 
 
 def test_every_expert_is_its_own_tap() -> None:
     arch = describe({"model_type": "mixtral", **KINDS["mixtral"]})
-    taps = {tap.name: [one.name.rpartition(".")[2] for one in tap.linears] for tap in arch.taps()}
+    taps = {tap.name: [linear.name.rpartition(".")[2] for linear in tap.linears] for tap in arch.taps()}
     assert taps["self_attn.q_proj"] == ["q_proj", "k_proj", "v_proj"]
     assert taps["block_sparse_moe.experts.2.w1"] == ["w1", "w3"]
     assert taps["block_sparse_moe.experts.2.w2"] == ["w2"]
@@ -112,11 +114,11 @@ def test_every_expert_is_its_own_tap() -> None:
     assert not any("gate" in name for _, _, name in arch.linears()), "routers are never quantized"
 
 
-@pytest.mark.parametrize("kind", ["gemma2", "gemma3_text"])
-def test_sizes_that_are_left_out_are_transformers_own(kind: str) -> None:
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text"])
+def test_sizes_that_are_left_out_are_transformers_own(model_type: str) -> None:
     from transformers import AutoConfig
 
     sizes = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 2}
-    arch, config = describe({"model_type": kind, **sizes}), AutoConfig.for_model(kind, **sizes)
+    arch, config = describe({"model_type": model_type, **sizes}), AutoConfig.for_model(model_type, **sizes)
     assert (arch.n_heads, arch.n_kv_heads) == (config.num_attention_heads, config.num_key_value_heads)
     assert (arch.head_dim, arch.sizes["vocab"], arch.tied) == (config.head_dim, config.vocab_size, True)

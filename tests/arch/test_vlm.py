@@ -97,11 +97,13 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def build(kind: str, folder: Path, dtype: torch.dtype = torch.float64, **changes: Any) -> Path:
+def build(model_type: str, folder: Path, dtype: torch.dtype = torch.float64, **changes: Any) -> Path:
     """A random model of this kind, saved as transformers saves it: under the names that its makers publish."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    config = AutoConfig.for_model(kind, image_token_id=IMAGE, tie_word_embeddings=False, **{**CASES[kind], **changes})
+    config = AutoConfig.for_model(
+        model_type, image_token_id=IMAGE, tie_word_embeddings=False, **{**CASES[model_type], **changes}
+    )
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(config).to(dtype)
     for name, parameter in model.named_parameters():
@@ -112,7 +114,7 @@ def build(kind: str, folder: Path, dtype: torch.dtype = torch.float64, **changes
     return folder
 
 
-def inputs(kind: str, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+def inputs(model_type: str, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     """A prompt with one image, as the processor of this kind would make it."""
     generator = torch.Generator().manual_seed(1)
 
@@ -122,17 +124,17 @@ def inputs(kind: str, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     def ids(count: int) -> Tensor:
         return torch.tensor([[1, 7, 3, *[IMAGE] * count, 39, 22, 5, 31]])
 
-    if kind == "llava":
+    if model_type == "llava":
         return {"input_ids": ids(4), "pixel_values": pixels(1, 3, 16, 16)}
-    if kind == "llava_next":  # the whole and two tiles of 2x2 patches, a newline behind each of two rows
+    if model_type == "llava_next":  # the whole and two tiles of 2x2 patches, a newline behind each of two rows
         sizes = torch.tensor([[16, 32]])
         return {"input_ids": ids(4 + 8 + 2), "pixel_values": pixels(1, 3, 3, 16, 16), "image_sizes": sizes}
-    if kind == "mistral3":
+    if model_type == "mistral3":
         return {"input_ids": ids(4), "pixel_values": pixels(1, 3, 16, 16), "image_sizes": torch.tensor([[16, 16]])}
-    if kind == "gemma3":
+    if model_type == "gemma3":
         prompt = ids(4)
         return {"input_ids": prompt, "pixel_values": pixels(1, 3, 16, 16), "token_type_ids": (prompt == IMAGE).int()}
-    if kind in ("idefics3", "smolvlm"):
+    if model_type in ("idefics3", "smolvlm"):
         return {"input_ids": ids(4), "pixel_values": pixels(1, 1, 3, 16, 16)}
     grid = torch.tensor([[1, 4, 4]])
     prompt = torch.tensor([[1, 7, 92, *[IMAGE] * 4, 93, 39, 22, 5, 31]])
@@ -161,61 +163,61 @@ class ExactNorm(nn.Module):
         return self.gain * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
 
 
-def logits(folder: Path, kind: str) -> Tensor:
+def logits(folder: Path, model_type: str) -> Tensor:
     from transformers import AutoModelForImageTextToText
 
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float64).eval()
-    language = model.get_submodule(WRAPPERS[kind].inside)
+    language = model.get_submodule(WRAPPERS[model_type].inside)
     for name, module in list(language.named_modules()):
         if type(module).__name__.endswith("RMSNorm"):
             language.set_submodule(name, ExactNorm(module))
     with torch.no_grad():
-        return model(**inputs(kind)).logits  # type: ignore[no-any-return]
+        return model(**inputs(model_type)).logits  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("kind", CASES)
-def test_rotated_logits_with_an_image_are_the_originals(kind: str, tmp_path: Path) -> None:
-    original = build(kind, tmp_path / "original")
+@pytest.mark.parametrize("model_type", CASES)
+def test_rotated_logits_with_an_image_are_the_originals(model_type: str, tmp_path: Path) -> None:
+    original = build(model_type, tmp_path / "original")
     rotate(original, tmp_path / "rotated", HADAMARD)
-    expected, found = logits(original, kind), logits(tmp_path / "rotated", kind)
-    assert (found - expected).norm() / expected.norm() < 1e-10
+    expected, actual = logits(original, model_type), logits(tmp_path / "rotated", model_type)
+    assert (actual - expected).norm() / expected.norm() < 1e-10
 
 
-@pytest.mark.parametrize("kind", ["llava_next", "smolvlm", "qwen3_vl"])
-def test_what_the_tower_says_is_rotated(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model_type", ["llava_next", "smolvlm", "qwen3_vl"])
+def test_what_the_tower_says_is_rotated(model_type: str, tmp_path: Path) -> None:
     """The test above would fail without R1 in what joins the stream: here is each of its tensors."""
-    original, wrapper = build(kind, tmp_path / "original"), WRAPPERS[kind]
+    original, wrapper = build(model_type, tmp_path / "original"), WRAPPERS[model_type]
     rotate(original, tmp_path / "rotated", HADAMARD)
     before, _ = open_described(original)
     after, _ = open_described(tmp_path / "rotated")
     outside = [name for name in before.entries if wrapper.is_outside(name)]
-    turned = [name for name in outside if not torch.equal(before.read(name), after.read(name))]
-    assert turned == [name for name in outside if wrapper.writes(name)]
-    assert len(turned) == {"llava_next": 3, "smolvlm": 1, "qwen3_vl": 6}[kind]
+    rotated = [name for name in outside if not torch.equal(before.read(name), after.read(name))]
+    assert rotated == [name for name in outside if wrapper.writes(name)]
+    assert len(rotated) == {"llava_next": 3, "smolvlm": 1, "qwen3_vl": 6}[model_type]
 
 
-@pytest.mark.parametrize("kind", CASES)
-def test_packed_generation_about_an_image(kind: str, tmp_path: Path) -> None:
-    original = build(kind, tmp_path / "original", torch.float32)
+@pytest.mark.parametrize("model_type", CASES)
+def test_packed_generation_about_an_image(model_type: str, tmp_path: Path) -> None:
+    original = build(model_type, tmp_path / "original", torch.float32)
     rotate(original, tmp_path / "rotated", RotateSettings(method="hadamard", dataset=None))
     scheme = QuantScheme.parse("w4a4kv4")
     quantize(tmp_path / "rotated", None, tmp_path / "packed", QuantizeSettings(scheme=scheme, algorithm="rtn"))
     packed, simulated = (load_model(tmp_path / "packed", fake=fake) for fake in (False, True))
-    given = inputs(kind, torch.float32)
+    call = inputs(model_type, torch.float32)
     with torch.no_grad():
-        exact, fake = packed(**given).logits, simulated(**given).logits
+        exact, fake = packed(**call).logits, simulated(**call).logits
     assert torch.allclose(exact, fake, atol=2e-3 * float(fake.abs().max()))
     assert inspect(tmp_path / "packed")["scheme"] == "w4a4kv4"
-    out = packed.generate(**given, max_new_tokens=6, min_new_tokens=6, do_sample=False)
-    assert out.shape[1] == given["input_ids"].shape[1] + 6
-    prompt = given["input_ids"][0].tolist()
-    shown = ImageInputs({name: value for name, value in given.items() if name != "input_ids"})
+    out = packed.generate(**call, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    assert out.shape[1] == call["input_ids"].shape[1] + 6
+    prompt = call["input_ids"][0].tolist()
+    shown = ImageInputs({name: value for name, value in call.items() if name != "input_ids"})
     target, draft = Target(packed), build_draft(config_for(open_described(original)[1], "dream"))
-    told = plain(target, prompt, StopCriteria(24), Sampling(), images=shown).tokens
-    assert told[:6] == out[0, len(prompt) :].tolist()
+    generated = plain(target, prompt, StopCriteria(24), Sampling(), images=shown).tokens
+    assert generated[:6] == out[0, len(prompt) :].tolist()
     for shape in (TreeShape(3), TreeShape(3, 2, 6)):
-        assert speculative(target, draft, prompt, StopCriteria(24), Sampling(), shape, images=shown).tokens == told
-    other = dict(given, pixel_values=-1.3 * given["pixel_values"])
+        assert speculative(target, draft, prompt, StopCriteria(24), Sampling(), shape, images=shown).tokens == generated
+    other = dict(call, pixel_values=-1.3 * call["pixel_values"])
     assert not torch.equal(packed(**other).logits, exact)  # it does look
 
 
@@ -233,7 +235,7 @@ def test_the_whole_pipeline_on_text(tmp_path: Path) -> None:
     assert len(linears) == 14
     assert not any("visual" in name for name in linears)
     report = evaluate([original, tmp_path / "packed"], PerplexitySettings(dataset=data, seqlen=64, windows=2))
-    first, second = (one["perplexity"] for one in report["results"])
+    first, second = (result["perplexity"] for result in report["results"])
     assert 0.3 < second / first < 3
 
 
@@ -285,14 +287,14 @@ def test_the_makers_processor_feeds_generation(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(InputError, match="holds the token of images but no image"):
         engine.start(TextRequest((0, 5, IMAGE), 4))
     with pytest.raises(InputError, match="refused by the model's processor"):
-        engine.encode_seen([{"role": "user", "content": [{"type": "image"}]}], [])
+        engine.encode_multimodal([{"role": "user", "content": [{"type": "image"}]}], [])
 
 
 def test_published_names_and_those_of_memory_are_the_same_model(tmp_path: Path) -> None:
-    for kind in CASES:
-        folder = build(kind, tmp_path / kind)
+    for model_type in CASES:
+        folder = build(model_type, tmp_path / model_type)
         checkpoint, arch = open_described(folder)
-        again = tmp_path / f"{kind}-memory"
+        again = tmp_path / f"{model_type}-memory"
         again.mkdir()
         (again / "config.json").write_bytes((folder / "config.json").read_bytes())
         tensors = {arch.written(name): checkpoint.read(name) for name in checkpoint.entries}
@@ -304,10 +306,10 @@ def test_published_names_and_those_of_memory_are_the_same_model(tmp_path: Path) 
 def test_sizes_that_the_config_leaves_out_are_those_of_transformers() -> None:
     from transformers import LlamaConfig, MistralConfig
 
-    for kind, config in (("llama", LlamaConfig()), ("mistral", MistralConfig())):
-        arch = describe({"model_type": "llava", "text_config": {"model_type": kind, "vocab_size": 32064}})
-        found = (arch.hidden, arch.intermediate, arch.n_layers, arch.n_heads, arch.n_kv_heads)
-        assert found == (
+    for model_type, config in (("llama", LlamaConfig()), ("mistral", MistralConfig())):
+        arch = describe({"model_type": "llava", "text_config": {"model_type": model_type, "vocab_size": 32064}})
+        actual = (arch.hidden, arch.intermediate, arch.n_layers, arch.n_heads, arch.n_kv_heads)
+        assert actual == (
             config.hidden_size,
             config.intermediate_size,
             config.num_hidden_layers,
@@ -325,7 +327,7 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="text_config is list"):
         describe({"model_type": "llava", "text_config": []})
     folder = build("llava", tmp_path / "m")
-    with pytest.raises(UnsupportedError, match=r"models that see \(llava\) are not supported"):
+    with pytest.raises(UnsupportedError, match=r"VLMs \(llava\) are not supported"):
         open_source(folder, TARGETS["gguf"])
     tensors = load_file(folder / "model.safetensors")
     tensors["multi_modal_projector.linear_2.bias"] = torch.zeros(31, dtype=torch.float64)

@@ -7,7 +7,8 @@ import torch
 from scipy.stats import kurtosis
 from torch import Tensor
 
-from dfrot.calib.observe import SAMPLE_ROWS, HessianSum, Observer, ranks
+from dfrot.calib.collect_stats import SAMPLE_ROWS, StatsCollector, sampling_ranks
+from dfrot.calib.hessian import HessianSum
 from dfrot.calib.stats import CLIP_RATIOS, CalibStats
 from dfrot.errors import InputError, MismatchError
 from dfrot.quant.activations import fake_quantize
@@ -20,7 +21,7 @@ def rows(n: int, k: int = 24, seed: int = 0) -> Tensor:
 
 def observe(*chunks: Tensor, hessian: bool = True) -> CalibStats:
     total = sum(chunk[..., 0].numel() for chunk in chunks)
-    observer = Observer(chunks[0].shape[-1], ranks(total, seed=0), hessian=hessian)
+    observer = StatsCollector(chunks[0].shape[-1], sampling_ranks(total, seed=0), hessian=hessian)
     for chunk in chunks:
         observer.add(chunk)
     return observer.stats()

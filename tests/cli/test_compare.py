@@ -11,9 +11,10 @@ import pytest
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.quant.scheme import QuantScheme
 from dfrot.stages.compare import run as compare_module
-from dfrot.stages.compare.run import groups
+from dfrot.stages.compare.cells import comparison_groups
+from dfrot.stages.compare.markdown import markdown
 from dfrot.stages.compare.settings import CompareSettings
-from dfrot.stages.compare.table import markdown, summarise
+from dfrot.stages.compare.table import summarise
 
 
 def cell(*losses: float, speed: float = 100.0) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def test_markdown_holds_every_row() -> None:
 
 
 def test_rotations_are_shared_where_they_do_not_depend_on_the_scheme() -> None:
-    found = list(groups(CompareSettings(seeds=2)))
+    found = list(comparison_groups(CompareSettings(seeds=2)))
     names = [group.name for group in found]
     assert len(set(names)) == len(names)
     assert sum(len(group.cells) for group in found) == 2 * (1 + 5 * 2)

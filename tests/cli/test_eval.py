@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dfrot.evaluate.divergence import Divergence
+from dfrot.evaluate.divergence import TokenDivergence
 from dfrot.files import read_json
 
 
@@ -47,7 +47,7 @@ def test_kl_of_a_checkpoint_from_itself_and_from_its_twin(dfq: Any, pair: Any, t
 
 
 def test_divergence_against_its_definition() -> None:
-    found = Divergence(
+    found = TokenDivergence(
         torch.tensor([[0.1, 0.3], [0.2, 0.4]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.zeros(2, 2)
     )
     told = found.summary()

@@ -17,14 +17,19 @@ COMMON = {"--seed", "--device", "--threads", "--json", "--plan", "--resume", "--
 
 
 def leaves() -> Iterator[tuple[str, click.Command]]:
-    context = click.Context(main)
-    for name in COMMANDS:
-        command = main.get_command(context, name)
-        assert command is not None
-        if isinstance(command, click.Group):
-            yield from ((f"{name} {inner}", leaf) for inner, leaf in command.commands.items())
-        else:
+    """Every command that is no group, by its full name."""
+
+    def below(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
+        if not isinstance(command, click.Group):
             yield name, command
+            return
+        context = click.Context(command)
+        for inner in command.list_commands(context):
+            leaf = command.get_command(context, inner)
+            assert leaf is not None
+            yield from below(f"{name} {inner}".strip(), leaf)
+
+    yield from below("", main)
 
 
 def test_help_names_every_command(dfq: Any) -> None:

@@ -138,5 +138,5 @@ def test_checkpoints_in_a_folder_put_the_baseline_first(tmp_path: Path) -> None:
     assert models.checkpoints_in(tmp_path) == [tmp_path / "z", tmp_path / "a"]
     assert models.checkpoints_in(tmp_path / "a") == [tmp_path / "a"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="--model"):
+    with pytest.raises(InputError, match="`model`"):
         models.checkpoints_in(tmp_path / "empty")

@@ -137,7 +137,7 @@ def test_a_foreign_folder_is_left_alone(dfq: Any, recipe: Path, tmp_path: Path) 
 
 PLACES = (
     "dfrot.stages.rotate.run.gate",
-    "dfrot.stages.quantize.propagate.quantize_block",
+    "dfrot.stages.quantize.run.quantize_block",
     "dfrot.stages.evaluate.perplexity.window_losses",
 )
 

@@ -131,5 +131,5 @@ def test_wikitext_through_the_package_and_without_network(monkeypatch: pytest.Mo
         raise ConnectionError("no route\nto host")
 
     package.load_dataset = offline  # type: ignore[attr-defined]
-    with pytest.raises(ResourceError, match=r"neither cached nor reachable \(no route\); give --dataset a folder"):
+    with pytest.raises(ResourceError, match=r"neither cached nor reachable \(no route\); give as `dataset` a folder"):
         load_text("wikitext2", "test")

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfrot.data.text import Text, calibration_windows, tokenize, windows
+from dfrot.data.text import calibration_windows, evaluation_windows
 from dfrot.errors import InputError
 
 
@@ -18,9 +18,9 @@ def test_windows_are_the_beginning_of_the_text(length: int, seqlen: int) -> None
     tokens = torch.arange(length)
     if length < seqlen:
         with pytest.raises(InputError, match=rf"{seqlen} tokens needed.*{length} found"):
-            windows(tokens, seqlen)
+            evaluation_windows(tokens, seqlen)
         return
-    found = windows(tokens, seqlen)
+    found = evaluation_windows(tokens, seqlen)
     assert found.shape == (length // seqlen, seqlen)
     assert torch.equal(found.flatten(), tokens[: found.numel()])
     assert length - found.numel() < seqlen
@@ -46,12 +46,12 @@ def test_drawing_leaves_the_global_generator_alone() -> None:
 
 def test_too_short_for_calibration_names_both_counts() -> None:
     assert calibration_windows(torch.arange(11), 2, 10, seed=0).tolist() == [list(range(10))] * 2
-    with pytest.raises(InputError, match="11 tokens needed for --seqlen 10, 10 found"):
+    with pytest.raises(InputError, match="11 tokens needed for `seqlen` 10, 10 found"):
         calibration_windows(torch.arange(10), 2, 10, seed=0)
 
 
 @pytest.mark.parametrize(
-    ("samples", "seqlen", "message"), [(0, 10, "--samples 0"), (1, 1, "--seqlen 1"), (1, -4, "--seqlen -4")]
+    ("samples", "seqlen", "message"), [(0, 10, "`samples` 0"), (1, 1, "`seqlen` 1"), (1, -4, "`seqlen` -4")]
 )
 def test_senseless_sizes_are_refused(samples: int, seqlen: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
@@ -60,18 +60,4 @@ def test_senseless_sizes_are_refused(samples: int, seqlen: int, message: str) ->
 
 def test_a_batch_is_not_a_text() -> None:
     with pytest.raises(InputError, match="one row of ids"):
-        windows(torch.zeros(2, 100, dtype=torch.long), 10)
-
-
-@pytest.mark.parametrize("wrap", [list, torch.tensor])
-def test_the_text_is_encoded_once_as_a_whole(wrap: type) -> None:
-    calls = []
-
-    def encode(text: str) -> object:
-        calls.append(text)
-        return wrap([0, *text.encode()])
-
-    tokens = tokenize(Text("x", "train", "ab\n\ncd"), encode)  # type: ignore[arg-type]
-    assert calls == ["ab\n\ncd"]
-    assert tokens.dtype == torch.long
-    assert tokens.tolist() == [0, *b"ab\n\ncd"]
+        evaluation_windows(torch.zeros(2, 100, dtype=torch.long), 10)

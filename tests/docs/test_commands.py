@@ -69,7 +69,7 @@ def test_every_command_of_the_pages_parses(pages: list[Any]) -> None:
     count, wrong = 0, []
     for page in pages:
         for block in page.blocks:
-            if block.language not in SHELL:
+            if block.language not in SHELL or page.name == "CONTRIBUTING.md":  # which tests/contributing runs
                 continue
             for line in command_lines(block.text):
                 count += 1

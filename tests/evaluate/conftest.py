@@ -7,6 +7,10 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
+
+from dfrot.quant.config import DfqConfig
+from dfrot.quant.scheme import QuantScheme
 
 
 def _runtime() -> ModuleType:
@@ -40,3 +44,22 @@ def add_tokenizer(folder: Path, alphabet: str = "abcdefghijklmnopqrstuvwxyz .,\n
 def kit() -> SimpleNamespace:
     module = _runtime()
     return SimpleNamespace(build=module.build, pack=module.pack, add_tokenizer=add_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory, kit: SimpleNamespace) -> Path:
+    return kit.add_tokenizer(kit.build(tmp_path_factory.mktemp("evaluate") / "source"))
+
+
+@pytest.fixture(scope="session")
+def packed(source: Path, kit: SimpleNamespace) -> Path:
+    return kit.pack(source, source.parent / "packed", DfqConfig(QuantScheme.parse("w4a4kv4")))
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    generator = torch.Generator().manual_seed(3)
+    letters = "".join(chr(97 + int(i)) for i in torch.randint(0, 26, (330,), generator=generator))
+    file = tmp_path_factory.mktemp("text") / "text.txt"
+    file.write_text(letters)
+    return file

@@ -15,7 +15,7 @@ from torch import Tensor
 from dfrot.arch import describe
 from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.export import engines
-from dfrot.export.check import packed
+from dfrot.export.check import quantize_by_rounding
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.load import load_model
 
@@ -100,7 +100,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory, dense: Path) -> Callable[...,
     def get(scheme: str, model: Path | None = None) -> Path:
         key = (scheme, model or dense)
         if key not in made:
-            made[key] = packed(key[1], QuantScheme.parse(scheme), root / f"{scheme}-{len(made)}")
+            made[key] = quantize_by_rounding(key[1], QuantScheme.parse(scheme), root / f"{scheme}-{len(made)}")
         return made[key]
 
     return get
@@ -118,7 +118,7 @@ def own(ids: Tensor) -> Callable[[Path], Tensor]:
 
     def get(folder: Path) -> Tensor:
         if folder not in known:
-            known[folder] = engines.of_model(load_model(folder, torch.float32))(ids)
+            known[folder] = engines.transformers_logits(load_model(folder, torch.float32))(ids)
         return known[folder]
 
     return get
@@ -132,6 +132,6 @@ def engine() -> Callable[[str, Path], engines.Logits]:
         packages = {"gguf": "llama_cpp", "compressed-tensors": "compressed_tensors"}
         if target in packages:
             pytest.importorskip(packages[target])
-        return engines.ENGINES[target][1](folder)
+        return engines.ENGINES[target].load(folder)
 
     return get

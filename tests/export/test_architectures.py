@@ -15,7 +15,7 @@ from dfrot.errors import InputError, UnsupportedError
 from dfrot.evaluate.ppl import window_losses
 from dfrot.evaluate.tokens import WindowReader
 from dfrot.export import engines
-from dfrot.export.check import compare, packed
+from dfrot.export.check import compare, quantize_by_rounding
 from dfrot.export.run import export
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.load import load_model
@@ -50,13 +50,13 @@ def test_from_weights_to_engines(config: dict[str, Any], kit: Any, engine: Any, 
     whole = load_model(model)
     for folder in (model, tmp_path / "rotated"):
         found = window_losses(load_model(folder), windows)
-        own = list(engines.losses(engines.of_model(whole), windows))  # transformers' own logits
+        own = list(engines.window_losses(engines.transformers_logits(whole), windows))  # transformers' own logits
         assert torch.allclose(found, torch.stack([loss for loss, _ in own]), rtol=1e-4)
-    integers = packed(tmp_path / "rotated", QuantScheme.parse("w4a16-g32"), tmp_path / "packed")
-    ours = list(engines.losses(engines.of_model(load_model(integers)), windows))
+    integers = quantize_by_rounding(tmp_path / "rotated", QuantScheme.parse("w4a16-g32"), tmp_path / "packed")
+    ours = list(engines.window_losses(engines.transformers_logits(load_model(integers)), windows))
     for target in engines.ENGINES if config["model_type"] in GGUF_ARCHS else set(engines.ENGINES) - {"gguf"}:
         export(integers, target, tmp_path / target)
-        theirs = compare(ours, list(engines.losses(engine(target, tmp_path / target), windows)))
+        theirs = compare(ours, list(engines.window_losses(engine(target, tmp_path / target), windows)))
         assert theirs["match"], target
         assert theirs["logits"] < (0.03 if target == "gguf" else 1e-4), target
 
@@ -67,7 +67,7 @@ def test_a_tied_head_and_biases(
 ) -> None:
     """Never rotated, so never untied: the embedding is the head in every format, biases are taken along."""
     model = kit.build(tmp_path / "model", bias=kit.qkv, model_type="qwen2", tie_word_embeddings=True)
-    integers = packed(model, QuantScheme.parse("w4a16-g32"), tmp_path / "packed")
+    integers = quantize_by_rounding(model, QuantScheme.parse("w4a16-g32"), tmp_path / "packed")
     export(integers, target, tmp_path / "out")
     theirs = engine(target, tmp_path / "out")(ids)
     assert kit.difference(own(integers), theirs) < (0.03 if target == "gguf" else 1e-4)

@@ -17,7 +17,7 @@ from dfrot.export.source import open_source
 from dfrot.export.targets import TARGETS
 from dfrot.files import read_json
 from dfrot.quant.scheme import QuantScheme
-from dfrot.rotation.hadamard import matrix
+from dfrot.rotation.hadamard import hadamard_matrix
 from dfrot.rotation.online import HadamardSpec
 from dfrot.stages.quantize.run import quantize
 from dfrot.stages.quantize.settings import QuantizeSettings
@@ -47,7 +47,7 @@ def test_its_compressor_gives_back_our_weights_bit_for_bit(
         assert state["weight_scale"].dtype == torch.bfloat16  # the model's dtype, and ours: nothing is rounded
         state["weight_scale"] = state["weight_scale"].float()
         theirs = PackedQuantizationCompressor.decompress(state, parsed)["weight"]
-        assert torch.equal(theirs.float(), opened.weight(name).dequantize())
+        assert torch.equal(theirs.float(), opened.packed_weight(name).dequantize())
 
 
 @pytest.mark.parametrize("scheme", ["w4a16-g32", "w4a16", "w4a16-g32-wasym", "w4a8-sym", "w4a4-g32-sym"])
@@ -102,7 +102,7 @@ def test_an_online_rotation_is_written_only_when_asked_for(
     rotated: Path, pack: Callable[[str], Path], tmp_path: Path
 ) -> None:
     for target in TARGETS:
-        with pytest.raises(UnsupportedError, match=r"R4.*--no-online"):
+        with pytest.raises(UnsupportedError, match=r"R4.*without `online`"):
             export(rotated, target, tmp_path / target)
     evidence = export(rotated, "compressed-tensors", tmp_path / "out", online_r4=True)
     assert any("transformers" in note and "nonsense" in note for note in evidence["notes"])
@@ -127,7 +127,7 @@ def test_the_online_rotation_as_the_library_computes_it_is_ours(
     for name, scheme in parsed.config_groups.items():
         online = scheme.model_copy(update={"apply": [one for one in scheme.apply if one.location == "input"]})
         TransformFactory.from_scheme(online, name=name).apply_to_model(model)
-    assert kit.difference(own(rotated), engines.of_model(model)(ids)) < 1e-4
+    assert kit.difference(own(rotated), engines.transformers_logits(model)(ids)) < 1e-4
 
 
 def test_the_stored_transform_is_the_sylvester_matrix(rotated: Path, tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_the_stored_transform_is_the_sylvester_matrix(rotated: Path, tmp_path: P
     checkpoint = Checkpoint.open(tmp_path / "out")
     stored = checkpoint.read("model.layers.0.mlp.down_proj.R4_input.weight").double()
     block = stored.shape[0]
-    ours = matrix(HadamardSpec(block, block, ()))
+    ours = hadamard_matrix(HadamardSpec(block, block, ()))
     assert torch.equal(stored, (ours * block**0.5).round())
 
 
@@ -155,7 +155,7 @@ def test_another_scheme_may_drop_activations_but_never_change_weights(
 def test_runtime_tricks_are_refused_where_activations_are_quantized(dense: Path, tmp_path: Path) -> None:
     scheme = replace(QuantScheme.parse("w4a4-sym"), a_clip=0.9)
     quantize(dense, None, tmp_path / "sinks", QuantizeSettings(scheme, "rtn", mse_clip=False, sink_tokens=2))
-    with pytest.raises(UnsupportedError, match="--sink-tokens 0"):
+    with pytest.raises(UnsupportedError, match="`sink_tokens` 0"):
         export(tmp_path / "sinks", "compressed-tensors", tmp_path / "out")
     quantize(dense, None, tmp_path / "fake", QuantizeSettings(scheme, "rtn", mse_clip=False, fake=True))
     with pytest.raises(UnsupportedError, match="simulated"):

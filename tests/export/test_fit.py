@@ -12,11 +12,11 @@ import pytest
 from torch import Tensor
 
 from dfrot.errors import UnsupportedError
-from dfrot.export.engines import Logits, of_model
+from dfrot.export.engine_arithmetic import load_with_engine_arithmetic
+from dfrot.export.engines import Logits, transformers_logits
 from dfrot.export.fit import SCHEMES, fit, matrix, nearest
 from dfrot.export.run import export
-from dfrot.export.served import served
-from dfrot.export.targets import TARGETS, served_clip
+from dfrot.export.targets import TARGETS, engine_activation_clip
 from dfrot.quant.scheme import QuantScheme
 
 CELLS = [(scheme, target) for scheme in SCHEMES for target in TARGETS]
@@ -46,7 +46,11 @@ def test_what_fits_computes_the_same(
     source = pack(scheme)
     evidence = export(source, target, tmp_path / "out")
     theirs = engine(target, tmp_path / "out")(ids)
-    ours = of_model(served(source))(ids) if QuantScheme.parse(scheme).a_bits != 16 else own(source)
+    ours = (
+        transformers_logits(load_with_engine_arithmetic(source))(ids)
+        if QuantScheme.parse(scheme).a_bits != 16
+        else own(source)
+    )
     assert kit.difference(ours, theirs) < limit(QuantScheme.parse(scheme), target)
     assert (ours.argmax(-1) == theirs.argmax(-1)).float().mean() > 0.95
     storage = fit(TARGETS[target], QuantScheme.parse(scheme)).storage
@@ -65,7 +69,7 @@ def test_what_does_not_fit_is_refused_with_what_would(
     assert "\n" not in text
     assert found.reason is not None
     assert found.reason in text
-    assert f"--scheme {found.instead}" in text
+    assert f"`scheme` {found.instead}" in text
     assert not (tmp_path / "out").exists()
 
 
@@ -90,4 +94,4 @@ def test_weights_change_last() -> None:
 def test_served_clip_is_the_convention_of_the_engines() -> None:
     """max|x| / (2^(b-1) - 1/2) = clip max|x| / (2^(b-1) - 1)."""
     for bits in (4, 8):
-        assert served_clip(bits) / (2 ** (bits - 1) - 1) == pytest.approx(1 / (2 ** (bits - 1) - 0.5))
+        assert engine_activation_clip(bits) / (2 ** (bits - 1) - 1) == pytest.approx(1 / (2 ** (bits - 1) - 0.5))

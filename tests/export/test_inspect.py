@@ -24,7 +24,7 @@ def test_our_own(dense: Path, pack: Callable[[str], Path]) -> None:
     assert plain["kind"] == "16-bit checkpoint"
     assert plain["bits_per_weight"] == 16
     assert plain["exports_to"]["gguf"] == "dense"
-    assert "--scheme w4a16-g32" in plain["exports_to"]["gptq"]
+    assert "`scheme` w4a16-g32" in plain["exports_to"]["gptq"]
     found = inspect(pack("w4a4kv4"))
     assert found["kind"] == "dfq, packed"
     assert found["scheme"] == "w4a4kv4"
@@ -185,7 +185,7 @@ def test_impossible_counts_are_refused_before_anything_is_read(tensors: int, key
     file = tmp_path / "huge.gguf"
     file.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, tensors, keys) + bytes(1000))
     with pytest.raises(InputError, match="promises"):
-        gguf_header.read(file)
+        gguf_header.read_header(file)
 
 
 def test_the_reader_agrees_with_the_public_one(whole: bytes, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_the_reader_agrees_with_the_public_one(whole: bytes, tmp_path: Path) -> 
     file = tmp_path / "model.gguf"
     file.write_bytes(whole)
     theirs = gguf.GGUFReader(file)
-    ours = gguf_header.read(file)
+    ours = gguf_header.read_header(file)
     assert [(t.name, t.type, t.nbytes) for t in ours.tensors] == [
         (t.name, t.tensor_type.name, t.n_bytes) for t in theirs.tensors
     ]

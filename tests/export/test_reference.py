@@ -12,7 +12,7 @@ from torch import Tensor
 from dfrot.data.text import load_text
 from dfrot.evaluate.tokens import WindowReader
 from dfrot.export import engines
-from dfrot.export.check import TOLERANCE, compare, packed
+from dfrot.export.check import TOLERANCE, compare, quantize_by_rounding
 from dfrot.export.run import export
 from dfrot.quant.scheme import QuantScheme
 from dfrot.reference import path
@@ -33,7 +33,7 @@ def rotated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def integers(rotated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed(rotated, QuantScheme.parse("w4a16-g32"), tmp_path_factory.mktemp("packed") / "model")
+    return quantize_by_rounding(rotated, QuantScheme.parse("w4a16-g32"), tmp_path_factory.mktemp("packed") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def windows(rotated: Path) -> Tensor:
 
 @pytest.fixture(scope="module")
 def ours(integers: Path, windows: Tensor) -> list[tuple[Tensor, Tensor]]:
-    return list(engines.losses(engines.of_model(load_model(integers, torch.float32)), windows))
+    return list(engines.window_losses(engines.transformers_logits(load_model(integers, torch.float32)), windows))
 
 
 @pytest.mark.parametrize("target", engines.ENGINES)
@@ -57,13 +57,13 @@ def test_perplexity_is_the_same_everywhere(
 ) -> None:
     export(integers, target, tmp_path / "out")
     theirs = engine(target, tmp_path / "out")
-    found = compare(ours, list(engines.losses(theirs, windows)))
+    found = compare(ours, list(engines.window_losses(theirs, windows)))
     assert abs(found["ratio"] - 1) < TOLERANCE
     assert found["match"]
     assert found["logits"] < (0.02 if target == "gguf" else 1e-4)
-    mine = engines.of_model(load_model(integers, torch.float32))
+    mine = engines.transformers_logits(load_model(integers, torch.float32))
     prompt = windows[0, :64]
-    assert engines.greedy(theirs, prompt, GREEDY) == engines.greedy(mine, prompt, GREEDY)
+    assert engines.greedy_tokens(theirs, prompt, GREEDY) == engines.greedy_tokens(mine, prompt, GREEDY)
 
 
 def test_scales_of_the_reference_model_fit_float16_exactly(integers: Path, tmp_path: Path) -> None:
@@ -76,5 +76,5 @@ def test_the_comparison_notices_other_weights(
     rotated: Path, ours: list[tuple[Tensor, Tensor]], windows: Tensor
 ) -> None:
     """The 16-bit model is close, and is not taken for the quantized one."""
-    dense = list(engines.losses(engines.of_model(load_model(rotated, torch.float32)), windows))
+    dense = list(engines.window_losses(engines.transformers_logits(load_model(rotated, torch.float32)), windows))
     assert not compare(ours, dense)["match"]

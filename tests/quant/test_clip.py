@@ -31,8 +31,8 @@ def test_pruned_search_finds_the_best_of_all_ratios(bits: int, symmetric: bool, 
     weight[2] *= 1e-12  # to the 2.4 this is below float32
     weight[3] = weight[3].sign()
     ratio = clip.search(weight, bits, symmetric, group)
-    found = _cost(weight, fit(weight, bits, symmetric, group, ratio))
-    torch.testing.assert_close(found, _exhaustive(weight, bits, symmetric, group), rtol=1e-4, atol=0)
+    cost = _cost(weight, fit(weight, bits, symmetric, group, ratio))
+    torch.testing.assert_close(cost, _exhaustive(weight, bits, symmetric, group), rtol=1e-4, atol=0)
 
 
 def test_zero_rows_and_values_on_the_grid_are_not_clipped() -> None:
@@ -42,6 +42,6 @@ def test_zero_rows_and_values_on_the_grid_are_not_clipped() -> None:
 
 def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(20, 64, generator=torch.Generator().manual_seed(1))
-    whole = clip.search(weight, 4, True)
+    full = clip.search(weight, 4, True)
     monkeypatch.setattr(clip, "CHUNK", 100)
-    assert torch.equal(clip.search(weight, 4, True), whole)
+    assert torch.equal(clip.search(weight, 4, True), full)

@@ -31,7 +31,7 @@ IMAGE = 4094
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("vlm") / "reference-vlm"
     out.mkdir()
-    sees.write(out)
+    sees.write_model(out)
     return out
 
 
@@ -95,7 +95,7 @@ def test_the_name_leads_to_one_folder(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
     made = models.resolve_model("reference-vlm")
-    assert made == models.assembled()
+    assert made == models.reference_vlm_folder()
     assert made.name == "reference-vlm"
     times = {path.name: path.stat().st_mtime_ns for path in made.iterdir()}
     assert models.resolve_model("reference-vlm") == made
@@ -119,12 +119,12 @@ def test_two_makers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
-    write = sees.write
+    write = sees.write_model
 
     def slow(folder: Path) -> None:
         write(folder)
-        models.assembled().mkdir(parents=True)
-        (models.assembled() / "config.json").write_text("theirs")
+        models.reference_vlm_folder().mkdir(parents=True)
+        (models.reference_vlm_folder() / "config.json").write_text("theirs")
 
     monkeypatch.setattr(sees, "write", slow)
     made: Any = models.resolve_model("reference-vlm")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dfrot.rotation.hadamard import base_matrix
+from dfrot.rotation.hadamard_bases import base_matrix
 from dfrot_kernels import native
 from dfrot_kernels.ops import references as ref
 

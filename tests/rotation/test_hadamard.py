@@ -7,7 +7,14 @@ import torch
 
 from dfrot.errors import UnsupportedError
 from dfrot.rotation.finite_field import jacobsthal, prime_power
-from dfrot.rotation.hadamard import base_matrix, constructible, matrix, plan, random_orthogonal, randomized, transform
+from dfrot.rotation.hadamard import (
+    hadamard_matrix,
+    hadamard_plan,
+    hadamard_transform,
+    random_orthogonal,
+    randomized_hadamard,
+)
+from dfrot.rotation.hadamard_bases import base_matrix, constructible
 from dfrot.rotation.online import HadamardSpec
 
 ORDERS = [1, 2, 4, 12, 20, 28, 36, 40, 44, 52, 60, 68, 76, 84, 100, 108, 136, 140, 148, 152, 168, 172, 176, 200, 684]
@@ -49,19 +56,19 @@ def test_bases_are_hadamard(order: int) -> None:
 
 @pytest.mark.parametrize("size", TABLE)
 def test_plan_covers_the_known_intermediate_sizes(size: int) -> None:
-    spec = plan(size)
+    spec = hadamard_plan(size)
     assert (spec.bases, spec.block) == ((TABLE[size][0],), size)
     assert math.prod(spec.bases) * TABLE[size][1] == size
 
 
 @pytest.mark.parametrize("size", HIDDEN)
 def test_plan_covers_the_known_hidden_sizes_at_full_width(size: int) -> None:
-    assert plan(size).block == size
+    assert hadamard_plan(size).block == size
 
 
 def test_every_size_has_a_plan_that_divides_it() -> None:
     for size in range(1, 300):
-        spec = plan(size)
+        spec = hadamard_plan(size)
         assert size % spec.block == 0
         odd = math.prod(spec.bases)
         assert spec.block % odd == 0
@@ -70,30 +77,32 @@ def test_every_size_has_a_plan_that_divides_it() -> None:
 
 def test_sizes_without_construction_fall_back_to_blocks() -> None:
     assert not constructible(92)
-    spec = plan(92)
+    spec = hadamard_plan(92)
     assert spec.block < 92
-    assert torch.allclose(randomized(92, 0) @ randomized(92, 0).T, torch.eye(92, dtype=torch.float64), atol=1e-14)
+    assert torch.allclose(
+        randomized_hadamard(92, 0) @ randomized_hadamard(92, 0).T, torch.eye(92, dtype=torch.float64), atol=1e-14
+    )
 
 
 def test_products_of_bases_serve_what_no_single_base_can() -> None:
-    sizes = [n for n in range(1700, 2000, 4) if len(plan(n, max_base=2000).bases) > 1]
+    sizes = [n for n in range(1700, 2000, 4) if len(hadamard_plan(n, max_base=2000).bases) > 1]
     assert sizes
     for size in sizes:
-        spec = plan(size, max_base=2000)
+        spec = hadamard_plan(size, max_base=2000)
         assert not constructible(math.prod(spec.bases))
-        h = matrix(spec)
+        h = hadamard_matrix(spec)
         assert (h @ h.T - torch.eye(spec.block, dtype=torch.float64)).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize(("size", "block"), [(768, 100), (768, 0), (768, -4), (92, 92), (768, 1536)])
 def test_impossible_blocks_are_refused(size: int, block: int) -> None:
     with pytest.raises(UnsupportedError, match=f"Hadamard block {block} for a width of {size}"):
-        plan(size, block)
+        hadamard_plan(size, block)
 
 
 def test_explicit_block_is_taken() -> None:
-    assert plan(11008, 128) == HadamardSpec(11008, 128, ())
-    assert plan(96, 24) == HadamardSpec(96, 24, (12,))
+    assert hadamard_plan(11008, 128) == HadamardSpec(11008, 128, ())
+    assert hadamard_plan(96, 24) == HadamardSpec(96, 24, (12,))
 
 
 @pytest.mark.parametrize("order", [6, 10, 92, 116])
@@ -104,12 +113,12 @@ def test_unknown_orders_are_refused(order: int) -> None:
 
 @pytest.mark.parametrize("size", [8, 44, 96, 172, 768])
 def test_matrix_is_orthogonal_and_even(size: int) -> None:
-    h = matrix(plan(size))
+    h = hadamard_matrix(hadamard_plan(size))
     assert (h @ h.T - torch.eye(size, dtype=torch.float64)).abs().max() < 1e-13
     assert torch.allclose(h.abs(), torch.full_like(h, size**-0.5), rtol=1e-15)
 
 
-@pytest.mark.parametrize("make", [randomized, random_orthogonal])
+@pytest.mark.parametrize("make", [randomized_hadamard, random_orthogonal])
 def test_random_rotations_are_orthogonal_and_seeded(make) -> None:  # type: ignore[no-untyped-def]
     first, again, other = make(96, 3), make(96, 3), make(96, 4)
     assert first.dtype == torch.float64
@@ -155,9 +164,9 @@ def test_prime_powers() -> None:
     ("size", "block"), [(96, None), (44, None), (64, None), (172, None), (96, 8), (96, 24), (1, 1)]
 )
 def test_transform_is_the_block_diagonal_matrix(size: int, block: int | None) -> None:
-    spec = plan(size, block)
+    spec = hadamard_plan(size, block)
     x = torch.randn(5, 3, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     before = x.clone()
-    full = torch.block_diag(*[matrix(spec)] * (size // spec.block))
-    assert (transform(x, spec) - x @ full).abs().max() < 1e-13
+    full = torch.block_diag(*[hadamard_matrix(spec)] * (size // spec.block))
+    assert (hadamard_transform(x, spec) - x @ full).abs().max() < 1e-13
     assert torch.equal(x, before)

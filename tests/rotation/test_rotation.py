@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from dfrot.errors import InputError, MismatchError
-from dfrot.rotation.hadamard import random_orthogonal, randomized
-from dfrot.rotation.rotation import Rotation, load, save
+from dfrot.rotation.hadamard import random_orthogonal, randomized_hadamard
+from dfrot.rotation.rotation import Rotation, load_rotations, save_rotations
 
 
 def test_save_and_load_keep_every_bit(tmp_path: Path) -> None:
-    r1 = Rotation(randomized(96, 7), "hadamard", 7)
-    r2 = Rotation(torch.stack([randomized(8, (7, n)) for n in range(3)]), "hadamard", 7)
-    save(tmp_path / "rotation.safetensors", {"R1": r1, "R2": r2})
+    r1 = Rotation(randomized_hadamard(96, 7), "hadamard", 7)
+    r2 = Rotation(torch.stack([randomized_hadamard(8, (7, n)) for n in range(3)]), "hadamard", 7)
+    save_rotations(tmp_path / "rotation.safetensors", {"R1": r1, "R2": r2})
     assert [path.name for path in tmp_path.iterdir()] == ["rotation.safetensors"]
-    found = load(tmp_path / "rotation.safetensors")
+    found = load_rotations(tmp_path / "rotation.safetensors")
     assert torch.equal(found["R1"].matrix, r1.matrix)
     assert torch.equal(found["R2"].matrix, r2.matrix)
     assert (found["R1"].kind, found["R1"].seed) == ("hadamard", 7)
@@ -66,7 +66,7 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
 
     save_file({"weight": torch.eye(4, dtype=torch.float64)}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="not a file of rotations"):
-        load(tmp_path / "other.safetensors")
+        load_rotations(tmp_path / "other.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "other.safetensors").read_bytes()[:-9])
     with pytest.raises(InputError, match="truncated"):
-        load(tmp_path / "cut.safetensors")
+        load_rotations(tmp_path / "cut.safetensors")

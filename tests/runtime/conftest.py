@@ -19,7 +19,7 @@ from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.files import read_json, write_json
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.plan import LinearPlan, plan_linears
-from dfrot.rotation.hadamard import matrix
+from dfrot.rotation.hadamard import hadamard_matrix
 from dfrot_kernels.layouts import PackedWeight
 
 VOCAB = 256
@@ -67,12 +67,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-def build(folder: Path, kind: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
+def build(
+    folder: Path, model_type: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any
+) -> Path:
     """A random checkpoint whose logits are far from uniform."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**CONFIGS[kind], **changes}), dtype=dtype)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(model_type, **{**CONFIGS[model_type], **changes}), dtype=dtype
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() >= 2:
@@ -110,7 +114,7 @@ def _tensors(checkpoint: Checkpoint, arch: BoundArch, config: DfqConfig) -> dict
             out[name] = tensor
             continue
         if plan.hadamard is not None:
-            h = matrix(plan.hadamard)
+            h = hadamard_matrix(plan.hadamard)
             blocks = tensor.double().reshape(tensor.shape[0], -1, plan.hadamard.block)
             tensor = (blocks @ h).reshape(tensor.shape).to(tensor.dtype)
         if not plan.packed:

@@ -12,9 +12,10 @@ from torch import Tensor
 from dfrot.arch import describe
 from dfrot.errors import InputError
 from dfrot.quant.config import DfqConfig
-from dfrot.quant.linear import DenseLinear, QuantLinear
+from dfrot.quant.dense_linear import DenseLinear
+from dfrot.quant.linear import QuantLinear
 from dfrot.quant.scheme import QuantScheme
-from dfrot.rotation.hadamard import plan
+from dfrot.rotation.hadamard import hadamard_plan
 from dfrot.rotation.online import OnlineRotations
 from dfrot.runtime.load import load_model
 
@@ -34,9 +35,9 @@ KINDS = (
 )
 
 
-def online(kind: str, kit: SimpleNamespace) -> OnlineRotations:
-    arch = describe({"model_type": kind, **kit.configs[kind]})
-    return OnlineRotations(r3=plan(arch.head_dim), r4=plan(arch.intermediate))
+def online(model_type: str, kit: SimpleNamespace) -> OnlineRotations:
+    arch = describe({"model_type": model_type, **kit.configs[model_type]})
+    return OnlineRotations(r3=hadamard_plan(arch.head_dim), r4=hadamard_plan(arch.intermediate))
 
 
 @torch.no_grad()
@@ -48,12 +49,12 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_packed_equals_its_simulated_twin(kind: str, kit: SimpleNamespace, tmp_path: Path, ids: Tensor) -> None:
-    source = kit.build(tmp_path / "source", kind)
-    config = DfqConfig(QuantScheme.parse("w4a4kv4"), online(kind, kit))
+@pytest.mark.parametrize("model_type", KINDS)
+def test_packed_equals_its_simulated_twin(model_type: str, kit: SimpleNamespace, tmp_path: Path, ids: Tensor) -> None:
+    source = kit.build(tmp_path / "source", model_type)
+    config = DfqConfig(QuantScheme.parse("w4a4kv4"), online(model_type, kit))
     packed = load_model(kit.pack(source, tmp_path / "packed", config))
-    declared = list(describe({"model_type": kind, **kit.configs[kind]}).linears())
+    declared = list(describe({"model_type": model_type, **kit.configs[model_type]}).linears())
     assert sum(isinstance(m, QuantLinear) for m in packed.modules()) == len(declared)
     real = logits(packed, ids)
     twin = logits(load_model(tmp_path / "packed", fake=True), ids)
@@ -65,11 +66,11 @@ def test_packed_equals_its_simulated_twin(kind: str, kit: SimpleNamespace, tmp_p
     assert 0.02 < relative(real, original) < 1.2, "4 bits must cost something, and not everything"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model_type", KINDS)
 @pytest.mark.parametrize("name", ["w4a4kv4", "w4a16"])
-def test_generation_repeats_the_full_forward(kind: str, name: str, kit: SimpleNamespace, tmp_path: Path) -> None:
-    source = kit.build(tmp_path / "source", kind)
-    config = DfqConfig(QuantScheme.parse(name), online(kind, kit))
+def test_generation_repeats_the_full_forward(model_type: str, name: str, kit: SimpleNamespace, tmp_path: Path) -> None:
+    source = kit.build(tmp_path / "source", model_type)
+    config = DfqConfig(QuantScheme.parse(name), online(model_type, kit))
     model = load_model(kit.pack(source, tmp_path / "packed", config))
     prompt = torch.arange(3, 23)[None]  # longer than mistral's window of 16
     out = model.generate(prompt, max_new_tokens=6, do_sample=False)
@@ -114,9 +115,9 @@ def test_batch_of_different_lengths_and_beams(kit: SimpleNamespace, tmp_path: Pa
     padded = torch.stack([torch.cat([torch.zeros(5, dtype=torch.long), short]), long])
     mask = torch.ones_like(padded)
     mask[0, :5] = 0
-    both = model.generate(padded, attention_mask=mask, max_new_tokens=5, do_sample=False, pad_token_id=0)
+    together = model.generate(padded, attention_mask=mask, max_new_tokens=5, do_sample=False, pad_token_id=0)
     alone = model.generate(short[None], max_new_tokens=5, do_sample=False)
-    assert torch.equal(both[0, 12:], alone[0, 7:])
+    assert torch.equal(together[0, 12:], alone[0, 7:])
     beams = model.generate(padded, attention_mask=mask, max_new_tokens=5, num_beams=3, do_sample=False, pad_token_id=0)
     assert beams.shape[0] == 2
 
@@ -124,7 +125,7 @@ def test_batch_of_different_lengths_and_beams(kit: SimpleNamespace, tmp_path: Pa
         steps = logits(model, tokens[None], use_cache=False)[0].log_softmax(-1)
         return float(steps[11:-1].gather(-1, tokens[12:, None]).sum())
 
-    assert score(beams[1]) >= score(both[1]) - 1e-3, "beam search never ends below greedy"
+    assert score(beams[1]) >= score(together[1]) - 1e-3, "beam search never ends below greedy"
 
 
 def test_drafted_tokens_are_cropped_away(kit: SimpleNamespace, tmp_path: Path) -> None:
@@ -173,10 +174,10 @@ def test_bfloat16_model_keeps_scales_and_codes(kit: SimpleNamespace, tmp_path: P
     assert load_model(folder).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
-def test_tied_head_stays_tied(kind: str, kit: SimpleNamespace, tmp_path: Path, ids: Tensor) -> None:
-    source = kit.build(tmp_path / "source", kind, tie_word_embeddings=True)
-    config = DfqConfig(QuantScheme.parse("w4a4kv4"), online(kind, kit))
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
+def test_tied_head_stays_tied(model_type: str, kit: SimpleNamespace, tmp_path: Path, ids: Tensor) -> None:
+    source = kit.build(tmp_path / "source", model_type, tie_word_embeddings=True)
+    config = DfqConfig(QuantScheme.parse("w4a4kv4"), online(model_type, kit))
     folder = kit.pack(source, tmp_path / "packed", config)
     model = load_model(folder)
     assert model.lm_head.weight is model.model.embed_tokens.weight
@@ -192,8 +193,8 @@ def test_sinks_change_the_first_positions_only_through_attention(
     exact = logits(load_model(source), ids)
     for sinks in (0, 3, 24):
         config = DfqConfig(scheme, online("llama", kit), sink_tokens=sinks)
-        got = logits(load_model(kit.pack(source, tmp_path / f"sinks{sinks}", config)), ids)
-        error = (got - exact).norm(dim=-1) / exact.norm(dim=-1)
+        mixed = logits(load_model(kit.pack(source, tmp_path / f"sinks{sinks}", config)), ids)
+        error = (mixed - exact).norm(dim=-1) / exact.norm(dim=-1)
         if sinks:
             assert float(error[:, :sinks].max()) < 1e-4
         if sinks < 24:
@@ -209,16 +210,16 @@ def test_saved_again_it_is_the_same_checkpoint(kit: SimpleNamespace, tmp_path: P
     assert torch.equal(logits(again, ids), logits(model, ids))
 
 
-@pytest.mark.parametrize("kind", ["gemma2", "gemma3_text", "olmo2", "mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text", "olmo2", "mixtral", "qwen3_moe"])
 def test_rotated_folders_of_other_blocks_equal_the_original(
-    kind: str, kit: SimpleNamespace, tmp_path: Path, ids: Tensor
+    model_type: str, kit: SimpleNamespace, tmp_path: Path, ids: Tensor
 ) -> None:
     """R3 behind q and k norms, scores with a cap, experts; keys and values in 8 bits, which cost next to nothing."""
-    source = kit.build(tmp_path / "source", kind)
+    source = kit.build(tmp_path / "source", model_type)
     original = logits(load_model(source), ids)
-    plain = load_model(kit.pack(source, tmp_path / "plain", DfqConfig(online=online(kind, kit))))
+    plain = load_model(kit.pack(source, tmp_path / "plain", DfqConfig(online=online(model_type, kit))))
     assert relative(logits(plain, ids), original) < 1e-5
-    near = DfqConfig(QuantScheme(16, 16, 8), online(kind, kit))
+    near = DfqConfig(QuantScheme(16, 16, 8), online(model_type, kit))
     assert relative(logits(load_model(kit.pack(source, tmp_path / "near", near)), ids), original) < 0.03
 
 
@@ -230,8 +231,8 @@ def test_capped_scores_in_a_padded_batch(kit: SimpleNamespace, tmp_path: Path, m
     padded = torch.stack([torch.cat([torch.zeros(13, dtype=torch.long), short]), long])
     mask = torch.ones_like(padded)
     mask[0, :13] = 0
-    monkeypatch.setattr("dfrot.runtime.attention.SCORES", 300)  # rows in parts
-    both = model.generate(padded, attention_mask=mask, max_new_tokens=5, do_sample=False, pad_token_id=0)
+    monkeypatch.setattr("dfrot.runtime.attention.MAX_SCORES", 300)  # rows in several blocks
+    together = model.generate(padded, attention_mask=mask, max_new_tokens=5, do_sample=False, pad_token_id=0)
     alone = model.generate(short[None], max_new_tokens=5, do_sample=False)
-    assert torch.equal(both[0, 20:], alone[0, 7:])
+    assert torch.equal(together[0, 20:], alone[0, 7:])
     assert not model.dfq_native.report()["steps"], "the native decoder knows no caps"

@@ -10,57 +10,51 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
-from dfrot import reference
-from dfrot.arch import open_described
-from dfrot.draft.models.build import build, config_for
-from dfrot.draft.store import save_draft
 from dfrot.generation.engine import Engine
 from dfrot.serve.server import serve
 from dfrot.serve.settings import ServeSettings
-from dfrot.vision.fingerprint import fingerprint
 
 
 @pytest.fixture(scope="session")
-def engine() -> Engine:
-    return Engine(reference.path())
+def engine(reference_engine: Engine) -> Engine:
+    """The reference model, decoding plainly."""
+    return reference_engine
 
 
 @pytest.fixture(scope="session")
-def draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A draft that guesses at random: the text must not change for it."""
-    folder = tmp_path_factory.mktemp("draft")
-    _, arch = open_described(reference.path())
-    torch.manual_seed(0)
-    save_draft(folder, build(config_for(arch, "dream", target_fingerprint=fingerprint(reference.path()))))
-    return folder
+def draft(reference_draft: Path) -> Path:
+    """An untrained draft of the reference model: the text must not change for it."""
+    return reference_draft
 
 
 @contextlib.contextmanager
 def running(engine: Engine, **settings: Any) -> Iterator[Any]:
-    """A server in a thread: url, and what it reported."""
-    there = threading.Event()
-    found = SimpleNamespace(url="", server=None, lines=[])
+    """A server in a thread: its url, the uvicorn server, and the lines that it reported."""
+    pause = threading.Event()
+    state = SimpleNamespace(url="", server=None, lines=[])
 
     def ready(url: str) -> None:
-        found.url = url
+        state.url = url
+
+    def stop(server: Any) -> None:
+        state.server = server
 
     def work() -> None:
-        given = ServeSettings(**{"name": "reference", **settings})
-        serve(engine, given, port=0, ready=ready, report=found.lines.append, stop=lambda s: setattr(found, "server", s))
+        serve_settings = ServeSettings(**{"name": "reference", **settings})
+        serve(engine, serve_settings, port=0, ready=ready, report=state.lines.append, stop=stop)
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     for _ in range(1000):
-        if found.server is not None and found.server.started:
+        if state.server is not None and state.server.started:
             break
-        there.wait(0.01)
-    assert found.server.started
+        pause.wait(0.01)
+    assert state.server.started
     try:
-        yield found
+        yield state
     finally:
-        found.server.should_exit = True
+        state.server.should_exit = True
         thread.join(40)
         assert not thread.is_alive()
 
@@ -72,5 +66,5 @@ def start() -> Any:
 
 @pytest.fixture(scope="module")
 def server(engine: Engine) -> Iterator[Any]:
-    with running(engine, parallel=4, queue=16, max_tokens=200, max_body=20_000) as found:
-        yield found
+    with running(engine, parallel=4, queue=16, max_tokens=200, max_body=20_000) as state:
+        yield state

@@ -1,4 +1,4 @@
-"""Bodies: what is understood, and that whatever is not is refused by the name of its field."""
+"""Bodies of requests: accepted fields, and refusals that name the field."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_defaults_are_openais() -> None:
     assert parse_request("completion", TEXT).max_tokens == 16
 
 
-def test_fields_arrive() -> None:
+def test_all_fields_are_read() -> None:
     body = {**CHAT, "max_completion_tokens": 5, "stop": "x", "seed": 3, "temperature": 0, "top_k": -1, "user": "me"}
     body |= {"stream": True, "stream_options": {"include_usage": True}, "n": 1, "tools": [], "logprobs": False}
     call = parse_request("chat", body)
@@ -45,7 +45,7 @@ def test_fields_arrive() -> None:
         ({"temperature": -1}, "temperature"),
         ({"temperature": True}, "temperature"),
         ({"temperature": 10**400}, "temperature"),
-        ({"top_p": 0}, "top-p"),
+        ({"top_p": 0}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"),
         ({"stop": [""]}, "stop"),

@@ -1,4 +1,4 @@
-"""Images in messages: data: URIs on a model that sees, and everything else refused by its field."""
+"""Images in messages: data: URIs on a VLM, and everything else refused by its field."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ import torch
 
 from dfrot.arch import open_described
 from dfrot.data import shapes
-from dfrot.data.jsonl import MAX_IMAGES
+from dfrot.data.conversation_rows import MAX_IMAGES
+from dfrot.draft.load import open_engine
 from dfrot.draft.models.build import build, config_for
 from dfrot.draft.store import save_draft
 from dfrot.generation.engine import Engine
-from dfrot.reference import build_vlm as sees
+from dfrot.reference import build_vlm
 from dfrot.serve.api import parse_request
 from dfrot.serve.errors import ApiError
-from dfrot.vision.fingerprint import fingerprint
+from dfrot.vision.fingerprint import checkpoint_fingerprint
 
 Image = pytest.importorskip("PIL.Image")
 TEXT = {"type": "text", "text": "What is in the image?"}
@@ -41,9 +42,9 @@ def body(*parts: Any, role: str = "user") -> dict[str, Any]:
     return {"model": "m", "messages": [{"role": role, "content": list(parts)}]}
 
 
-def test_images_leave_their_places_in_the_message() -> None:
-    one = uri(shapes.sample(0).picture)
-    call = parse_request("chat", body(part(one), TEXT, part(one, detail="auto")))
+def test_images_keep_their_places_in_the_message() -> None:
+    image = uri(shapes.sample(0).picture)
+    call = parse_request("chat", body(part(image), TEXT, part(image, detail="auto")))
     assert call.prompt[0]["content"] == [{"type": "image"}, TEXT, {"type": "image"}]
     assert [data[:4] for data in call.images] == [b"\x89PNG"] * 2
     assert parse_request("chat", body(TEXT, TEXT)).prompt[0]["content"] == 2 * TEXT["text"]
@@ -75,23 +76,23 @@ def test_parts_that_are_refused(content: Any, message: str) -> None:
     assert len(str(caught.value)) < 200
 
 
-def test_only_users_show_images() -> None:
+def test_only_users_may_send_images() -> None:
     with pytest.raises(ApiError, match="only text is"):
         parse_request("chat", body(part("data:image/png;base64,AAAA"), role="assistant"))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("sees") / "reference-vlm"
-    made.mkdir()
-    sees.write(made)
-    return made
+    path = tmp_path_factory.mktemp("vlm") / "reference-vlm"
+    path.mkdir()
+    build_vlm.write_model(path)
+    return path
 
 
 @pytest.fixture(scope="module")
-def seeing(folder: Path, start: Any) -> Iterator[Any]:
-    with start(Engine(folder), name="vlm", max_body=100_000) as found:
-        yield found
+def vlm_server(folder: Path, start: Any) -> Iterator[Any]:
+    with start(Engine(folder), name="vlm", max_body=100_000) as server:
+        yield server
 
 
 def ask(server: Any, *parts: Any, model: str = "vlm", **more: Any) -> Any:
@@ -100,47 +101,47 @@ def ask(server: Any, *parts: Any, model: str = "vlm", **more: Any) -> Any:
     return client.chat.completions.create(model=model, messages=messages, max_tokens=40, temperature=0, **more)
 
 
-def test_a_conversation_about_images(seeing: Any) -> None:
+def test_a_conversation_about_images(vlm_server: Any) -> None:
     right = 0
     samples = [shapes.sample(shapes.HELD_OUT + n) for n in range(8)]
-    for one in samples:
-        told = ask(seeing, part(uri(one.picture)), {"type": "text", "text": one.question})
-        assert told.choices[0].finish_reason == "stop"
-        assert told.usage.prompt_tokens > 16
-        right += told.choices[0].message.content == one.answer
+    for sample in samples:
+        answer = ask(vlm_server, part(uri(sample.picture)), {"type": "text", "text": sample.question})
+        assert answer.choices[0].finish_reason == "stop"
+        assert answer.usage.prompt_tokens > 16
+        right += answer.choices[0].message.content == sample.answer
     assert right >= 4
     last = samples[-1]
-    pieces = ask(seeing, part(uri(last.picture)), {"type": "text", "text": last.question}, stream=True)
+    pieces = ask(vlm_server, part(uri(last.picture)), {"type": "text", "text": last.question}, stream=True)
     streamed = "".join(piece.choices[0].delta.content or "" for piece in pieces)
-    assert streamed == told.choices[0].message.content
-    assert ask(seeing, {"type": "text", "text": "x = 1"}).usage.prompt_tokens < 16, "text alone is served too"
+    assert streamed == answer.choices[0].message.content
+    assert ask(vlm_server, {"type": "text", "text": "x = 1"}).usage.prompt_tokens < 16, "text alone is served too"
 
 
-def test_a_draft_changes_nothing(seeing: Any, folder: Path, tmp_path: Path, start: Any) -> None:
+def test_a_draft_changes_nothing(vlm_server: Any, folder: Path, tmp_path: Path, start: Any) -> None:
     _, arch = open_described(folder)
     torch.manual_seed(0)
-    save_draft(tmp_path, build(config_for(arch, "dream", target_fingerprint=fingerprint(folder))))
+    save_draft(tmp_path, build(config_for(arch, "dream", target_fingerprint=checkpoint_fingerprint(folder))))
     parts = [(part(uri(shapes.sample(seed).picture)), TEXT) for seed in (3, 4)]
-    with start(Engine(folder, tmp_path, (3, 1, 0)), name="vlm", max_body=100_000) as drafted:
-        for one in parts:
-            told = [ask(server, *one).choices[0].message.content for server in (seeing, drafted)]
-            assert told[0] == told[1]
+    with start(open_engine(folder, tmp_path, (3, 1, 0)), name="vlm", max_body=100_000) as drafted:
+        for content in parts:
+            texts = [ask(server, *content).choices[0].message.content for server in (vlm_server, drafted)]
+            assert texts[0] == texts[1]
         assert drafted.lines[0]["new"] > 5
 
 
-def test_broken_images_leave_it_healthy(seeing: Any, server: Any) -> None:
-    whole = uri(shapes.sample(0).picture)
-    head, data = whole.split(",")
+def test_broken_images_leave_the_server_healthy(vlm_server: Any, server: Any) -> None:
+    image = uri(shapes.sample(0).picture)
+    head, data = image.split(",")
     cut = f"{head},{data[: len(data) // 2 // 4 * 4]}"
     for parts, message in (
         ((part(cut), TEXT), "image 0: is not a whole"),
-        ((part(whole), part("data:image/png;base64,AAAA"), TEXT), "image 1: is not a whole"),
-        ((part(whole), {"type": "text", "text": "<|image|>?"}), "must not name the token"),
+        ((part(image), part("data:image/png;base64,AAAA"), TEXT), "image 1: is not a whole"),
+        ((part(image), {"type": "text", "text": "<|image|>?"}), "must not name the token"),
         (({"type": "text", "text": "<|image|>?"},), "must not name the token"),
         ((part(uri(torch.randint(0, 256, (200, 200, 3), dtype=torch.uint8))), TEXT), "larger than 100000 bytes"),
     ):
         with pytest.raises(openai.APIStatusError, match=message):
-            ask(seeing, *parts)
+            ask(vlm_server, *parts)
     with pytest.raises(openai.BadRequestError, match="takes no images"):
-        ask(server, part(whole), TEXT, model="reference")
-    assert ask(seeing, part(whole), TEXT).choices[0].message.content
+        ask(server, part(image), TEXT, model="reference")
+    assert ask(vlm_server, part(image), TEXT).choices[0].message.content

@@ -20,9 +20,11 @@ import openai
 import pytest
 
 from dfrot import reference
+from dfrot.draft.load import open_engine
 from dfrot.errors import ResourceError, UnsupportedError
 from dfrot.generation.engine import Engine, TextRequest
-from dfrot.serve import app, protocol
+from dfrot.serve import body as request_body
+from dfrot.serve import protocol
 from dfrot.serve.server import KEEP_ALIVE, bind, serve
 from dfrot.serve.settings import ServeSettings
 
@@ -38,8 +40,8 @@ def text(engine: Engine, prompt: str, count: int) -> str:
 
 
 def complete(server: Any, prompt: str = PROMPT, count: int = 16, **more: Any) -> Any:
-    given = {"model": "reference", "prompt": prompt, "max_tokens": count, "temperature": 0, **more}
-    return client(server).completions.create(**given)
+    request = {"model": "reference", "prompt": prompt, "max_tokens": count, "temperature": 0, **more}
+    return client(server).completions.create(**request)
 
 
 def post(server: Any, body: bytes, kind: str = "application/json", path: str = "/v1/completions") -> Any:
@@ -49,7 +51,7 @@ def post(server: Any, body: bytes, kind: str = "application/json", path: str = "
 def wait(condition: Callable[[], bool], seconds: float = 20) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it never came about"
+        assert time.monotonic() < end, "it never happened"
         time.sleep(0.01)
 
 
@@ -59,7 +61,7 @@ def metric(server: Any, name: str) -> float:
 
 
 def healthy(server: Any, engine: Engine) -> None:
-    """It answers, the answer is right, and nobody else is being served."""
+    """The server answers, the answer is right, and nothing else is being served."""
     assert httpx.get(server.url + "/health").json() == {"status": "ok"}
     assert complete(server).choices[0].text == text(engine, PROMPT, 16)
     wait(lambda: metric(server, "dfq_requests_running") == metric(server, "dfq_requests_waiting") == 0)
@@ -73,28 +75,28 @@ def test_a_streamed_conversation(server: Any, engine: Engine) -> None:
             stream_options={"include_usage": True},
         )  # fmt: skip
         chunks = list(stream)
-        said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        text_of_answer = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
         ids = engine.encode_chat(messages)
-        assert said == "".join(engine.start(TextRequest(ids, 24)))
+        assert text_of_answer == "".join(engine.start(TextRequest(ids, 24)))
         assert chunks[0].choices[0].delta.role == "assistant"
         assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "length"
         assert chunks[-1].usage.prompt_tokens == len(ids)
         assert chunks[-1].usage.completion_tokens == 24
         assert len({chunk.id for chunk in chunks}) == 1
-        messages += [{"role": "assistant", "content": said}, {"role": "user", "content": "def close(self):"}]
+        messages += [{"role": "assistant", "content": text_of_answer}, {"role": "user", "content": "def close(self):"}]
 
 
 def test_whole_answers_models_and_metrics(server: Any, engine: Engine) -> None:
     answer = complete(server, stop=["\n\n"], count=60)
-    whole = text(engine, PROMPT, 60)
-    assert answer.choices[0].text == whole.split("\n\n")[0]
+    expected_text = text(engine, PROMPT, 60)
+    assert answer.choices[0].text == expected_text.split("\n\n")[0]
     assert answer.choices[0].finish_reason == "stop"
     assert complete(server, list(engine.encode(PROMPT))).choices[0].text == text(engine, PROMPT, 16)
     chat = client(server).chat.completions.create(
         model="reference", messages=[{"role": "user", "content": "x = 1"}], max_completion_tokens=5
     )
     assert chat.usage.completion_tokens <= 5
-    assert [one.id for one in client(server).models.list()] == ["reference"]
+    assert [model.id for model in client(server).models.list()] == ["reference"]
     body = httpx.get(server.url + "/metrics")
     assert body.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert metric(server, "dfq_generated_tokens_total") > 5
@@ -158,8 +160,8 @@ def test_bodies_without_end_and_other_paths(server: Any, engine: Engine) -> None
 
 def test_cancelled_requests_end(server: Any, engine: Engine) -> None:
     before = metric(server, 'dfq_generations_total{outcome="cancelled"}')
-    given = {"model": "reference", "prompt": PROMPT, "max_tokens": 200, "stream": True, "ignore_eos": True}
-    with httpx.stream("POST", server.url + "/v1/completions", json=given) as answer:
+    request = {"model": "reference", "prompt": PROMPT, "max_tokens": 200, "stream": True, "ignore_eos": True}
+    with httpx.stream("POST", server.url + "/v1/completions", json=request) as answer:
         next(answer.iter_lines())
     with pytest.raises(openai.APITimeoutError):
         client(server, timeout=0.05).completions.create(
@@ -177,7 +179,7 @@ def raw(server: Any) -> socket.socket:
 def test_slow_clients_are_cut(engine: Engine, start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol.GuardedProtocol, "head_seconds", 0.3)
     monkeypatch.setattr(protocol.GuardedProtocol, "read_seconds", 0.3)
-    monkeypatch.setattr(app, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(request_body, "BODY_SECONDS", 0.3)
     with start(engine) as server:
         with raw(server) as head:  # a head that never ends
             head.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n")
@@ -217,7 +219,7 @@ def test_the_queue_is_bounded(engine: Engine, start: Any) -> None:
             complete(server, count=2)
         assert caught.value.response.headers["retry-after"] == "1"
         hold.set()
-        assert all(one.result().usage.completion_tokens == 2 for one in first)
+        assert all(future.result().usage.completion_tokens == 2 for future in first)
         healthy(server, engine)
 
 
@@ -228,7 +230,7 @@ def test_a_time_limit_ends_a_request(engine: Engine, start: Any) -> None:
         assert caught.value.status_code == 504
 
 
-def test_keys_are_demanded(engine: Engine, start: Any) -> None:
+def test_keys_are_required(engine: Engine, start: Any) -> None:
     with start(engine, api_key="secret") as server:
         assert httpx.get(server.url + "/health").status_code == 200
         assert httpx.get(server.url + "/metrics").status_code == 401
@@ -242,7 +244,7 @@ def test_keys_are_demanded(engine: Engine, start: Any) -> None:
         with pytest.raises(openai.AuthenticationError):
             complete(server)
         assert client(server, api_key="secret").models.list().data
-    with pytest.raises(UnsupportedError, match="--api-key"):
+    with pytest.raises(UnsupportedError, match="`api_key`"):
         serve(engine, ServeSettings("x"), host="0.0.0.0")
 
 
@@ -254,7 +256,7 @@ def test_a_taken_port_is_one_line() -> None:
 
 
 def test_a_draft_serves_the_same_text(engine: Engine, draft: Path, start: Any) -> None:
-    with start(Engine(reference.path(), draft, (2, 1, 0))) as server:
+    with start(open_engine(reference.path(), draft, (2, 1, 0))) as server:
         assert complete(server).choices[0].text == text(engine, PROMPT, 16)
         assert metric(server, "dfq_draft_rounds_total") > 0
 
@@ -272,22 +274,22 @@ def soak(server: Any, engine: Engine, clients: int, seconds: float, count: int) 
     def ask(own: openai.OpenAI, number: int) -> None:
         prompt = prompts[number]
         while time.monotonic() < end or done[number] < 3:
-            given = {"model": "reference", "prompt": prompt, "max_tokens": count, "temperature": 0}
+            request = {"model": "reference", "prompt": prompt, "max_tokens": count, "temperature": 0}
             if done[number] % 3 == 2:
-                with own.completions.create(**given, stream=True) as leaving:
+                with own.completions.create(**request, stream=True) as leaving:
                     next(iter(leaving))
             elif done[number] % 3 == 1:
-                told = "".join(chunk.choices[0].text for chunk in own.completions.create(**given, stream=True))
-                errors.extend([] if told == expected[prompt] else [f"{prompt}: {told!r}"])
+                answer_text = "".join(chunk.choices[0].text for chunk in own.completions.create(**request, stream=True))
+                errors.extend([] if answer_text == expected[prompt] else [f"{prompt}: {answer_text!r}"])
             else:
-                told = own.completions.create(**given).choices[0].text
-                errors.extend([] if told == expected[prompt] else [f"{prompt}: {told!r}"])
+                answer_text = own.completions.create(**request).choices[0].text
+                errors.extend([] if answer_text == expected[prompt] else [f"{prompt}: {answer_text!r}"])
             done[number] += 1
 
     with ThreadPoolExecutor(clients) as pool:
-        for one in [pool.submit(work, number) for number in range(clients)]:
+        for future in [pool.submit(work, number) for number in range(clients)]:
             try:
-                one.result()
+                future.result()
             except openai.OpenAIError as error:
                 errors.append(repr(error))
     return sum(done), errors
@@ -320,12 +322,12 @@ def test_the_command_serves_and_ends_gracefully() -> None:
     child = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert child.stdout is not None
-        told = ""
-        while not told.endswith("}\n"):
+        output = ""
+        while not output.endswith("}\n"):
             line = child.stdout.readline()
             assert line, child.communicate()[1]
-            told += line
-        url = json.loads(told)["url"]
+            output += line
+        url = json.loads(output)["url"]
         wait(lambda: _answers(url), 60)
         body = json.dumps(
             {"model": "reference", "prompt": PROMPT, "max_tokens": 300, "stream": True, "ignore_eos": True}

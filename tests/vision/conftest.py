@@ -1,4 +1,4 @@
-"""A tiny random model that sees, in W4A4KV4: the shipped tokenizer and chat template, a tower of two patches a side."""
+"""A tiny random VLM in W4A4KV4: the shipped tokenizer and chat template, a tower of two patches per side."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from dfrot.arch import describe
 from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.files import read_json, write_json
 from dfrot.quant.scheme import QuantScheme
-from dfrot.reference import build_vlm as sees
+from dfrot.reference import build_vlm
 from dfrot.runtime.load import load_model
 from dfrot.stages.quantize.run import quantize
 from dfrot.stages.quantize.settings import QuantizeSettings
 from dfrot.stages.rotate.run import rotate
 from dfrot.stages.rotate.settings import RotateSettings
-from dfrot.vision.llava_layout import VisionConfig, compose, save_vision_of
+from dfrot.vision.llava_layout import VisionConfig
+from dfrot.vision.llava_model import compose, save_vision_of
 from dfrot_cli.main import main
 
 IMAGE, WIDTH = 4094, 64
@@ -47,22 +48,22 @@ def _language_model(folder: Path) -> None:
     write_json(folder / "config.json", config)
     shapes = describe(config).tensors()
     writer = SafetensorsWriter(folder, [TensorPlan(key, torch.float32, shape) for key, shape in shapes.items()])
-    source = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     for key, shape in shapes.items():
         scale = (1.0 if "embed" in key else 1.5 * shape[-1] ** -0.5) if len(shape) == 2 else 0.2
-        writer.write(key, scale * torch.randn(shape, generator=source) + (1.0 if "norm" in key else 0.0))
+        writer.write(key, scale * torch.randn(shape, generator=generator) + (1.0 if "norm" in key else 0.0))
     writer.sync()
 
 
 @pytest.fixture(scope="session")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("seeing") / "original"
+    folder = tmp_path_factory.mktemp("vlm") / "original"
     folder.mkdir()
     _language_model(folder)
     for name in ("generation_config.json", "tokenizer_config.json"):
         shutil.copyfile(reference.path() / name, folder / name)
-    shutil.copyfile(sees.path() / "chat_template.jinja", folder / "chat_template.jinja")
-    tokenizer = sees.with_image_token(read_json(reference.path() / "tokenizer.json"), IMAGE)
+    shutil.copyfile(build_vlm.path() / "chat_template.jinja", folder / "chat_template.jinja")
+    tokenizer = build_vlm.with_image_token(read_json(reference.path() / "tokenizer.json"), IMAGE)
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     torch.manual_seed(0)
     config = VisionConfig(TOWER, IMAGE)

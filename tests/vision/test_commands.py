@@ -1,4 +1,4 @@
-"""Images through the commands, on a tiny packed model: nothing is lost on any route, and a refusal is one line."""
+"""Images through the commands on a tiny packed VLM: every route is lossless, every refusal is one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dfrot.draft.training.sources import StoredFeatures
+from dfrot.draft.training.stored_features import StoredFeatures
 from dfrot.files import read_json
 from dfrot.generation.engine import Engine, TextRequest
 from dfrot.generation.load_target import load_target
@@ -22,10 +22,10 @@ TRAIN = ("--batch", "2", "--epochs", "1", "--evaluations", "1")
 
 @pytest.fixture(scope="module")
 def draft(packed: Path, dfq: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three steps on what the target says of drawn images."""
+    """Three steps on the target's answers to drawn images."""
     out = tmp_path_factory.mktemp("draft") / "draft"
-    done = dfq("draft", "train", "--model", packed, "--dataset", "shapes", "--regenerate", "--out", out, *FEW, *TRAIN)
-    assert done.exit_code == 0, done.output
+    result = dfq("draft", "train", "--model", packed, "--dataset", "shapes", "--regenerate", "--out", out, *FEW, *TRAIN)
+    assert result.exit_code == 0, result.output
     return out
 
 
@@ -36,9 +36,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = []
     for number in range(60):
         Image.new("RGB", (20, 12), (4 * number, 0, 99)).save(folder / f"{number}.png")
-        asked = {"role": "user", "content": f"<image>Number {number}?"}
+        question = {"role": "user", "content": f"<image>Number {number}?"}
         answer = {"role": "assistant", "content": f"It is {number} of many."}
-        lines.append(json.dumps({"messages": [asked, answer], "images": [f"{number}.png"]}))
+        lines.append(json.dumps({"messages": [question, answer], "images": [f"{number}.png"]}))
     (folder / "rows.jsonl").write_text("\n".join(lines))
     return folder / "rows.jsonl"
 
@@ -47,86 +47,86 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_eval_is_lossless(source: str, packed: Path, draft: Path, rows: Path, dfq: Any, tmp_path: Path) -> None:
     data = source if source == "shapes" else rows
     shapes = ("--chain", "3", "--tree", "3,2,6", "--count", "4", "--max-new-tokens", "12")
-    given = ("--dataset", data, "--require-lossless", "--out", tmp_path / "e.json")
-    done = dfq("draft", "eval", "--model", packed, "--draft", draft, *shapes, *given)
-    assert done.exit_code == 0, done.output
+    options = ("--dataset", data, "--require-lossless", "--out", tmp_path / "e.json")
+    result = dfq("draft", "eval", "--model", packed, "--draft", draft, *shapes, *options)
+    assert result.exit_code == 0, result.output
     report = read_json(tmp_path / "e.json")
-    assert {found["identical"] for found in report["shapes"].values()} == {"4/4"}
-    assert all(found["rounds"] > 4 for found in report["shapes"].values())
+    assert {numbers["identical"] for numbers in report["shapes"].values()} == {"4/4"}
+    assert all(numbers["rounds"] > 4 for numbers in report["shapes"].values())
 
 
 def test_the_image_decides_the_answer(packed: Path, draft: Path, dfq: Any, tmp_path: Path) -> None:
-    told: dict[str, list[Any]] = {}
+    tokens_of: dict[str, list[Any]] = {}
     for name, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
         Image.new("RGB", (40, 30), colour).save(tmp_path / f"{name}.png")
-        asked = ("--prompt", "What is it?", "--image", tmp_path / f"{name}.png", "--max-new-tokens", "10", "--json")
+        prompt = ("--prompt", "What is it?", "--image", tmp_path / f"{name}.png", "--max-new-tokens", "10", "--json")
         routes = (
             ("generate", "--model", packed),
             ("generate", "--model", packed, "--draft", draft, "--chain", "2"),
             ("draft", "generate", "--model", packed),
             ("draft", "generate", "--model", packed, "--draft", draft, "--tree", "2,2,4"),
         )
-        told[name] = [json.loads(dfq(*route, *asked).stdout)["tokens"] for route in routes]
-        assert all(tokens == told[name][0] for tokens in told[name]), "the routes must agree"
-        assert len(told[name][0]) > 4
-    assert told["red"] != told["blue"]
+        tokens_of[name] = [json.loads(dfq(*route, *prompt).stdout)["tokens"] for route in routes]
+        assert all(tokens == tokens_of[name][0] for tokens in tokens_of[name]), "the routes must agree"
+        assert len(tokens_of[name][0]) > 4
+    assert tokens_of["red"] != tokens_of["blue"]
 
 
 @pytest.mark.parametrize("source", ["shapes", "rows"])
-def test_stored_features_are_the_running_ones(
+def test_stored_features_equal_computed_ones(
     source: str, packed: Path, rows: Path, dfq: Any, tmp_path: Path, draft: Path
 ) -> None:
     data = source if source == "shapes" else str(rows)
-    done = dfq("draft", "extract", "--model", packed, "--dataset", data, "--out", tmp_path / "f", *FEW)
-    assert done.exit_code == 0, done.output
-    from dfrot.stages.draft.samples import _source
+    result = dfq("draft", "extract", "--model", packed, "--dataset", data, "--out", tmp_path / "f", *FEW)
+    assert result.exit_code == 0, result.output
+    from dfrot.stages.draft.samples import live_source
     from dfrot.stages.draft.settings import DataSettings
 
     settings = DataSettings(dataset=data, samples=6, held_out=2, seqlen=48)
-    online = _source(packed, load_target(packed), settings, "sample", lambda *_: None)
+    live = live_source(packed, load_target(packed), settings, "sample", lambda *_: None)
     stored = StoredFeatures(tmp_path / "f")
     for side, index in (("train", torch.tensor([3, 1])), ("held_out", torch.tensor([0, 1]))):
-        (rows_a, a), (rows_b, b) = online.batch(side, index), stored.batch(side, index)
+        (rows_a, a), (rows_b, b) = live.batch(side, index), stored.batch(side, index)
         assert rows_a.digest() == rows_b.digest()
         for name in ("last", "mid", "embeddings", "kept"):
             # padding behind a sample is whatever its pass gave
             for n, length in enumerate(rows_a.lengths.tolist()):
                 left, right = getattr(a, name)[n], getattr(b, name)[n]
                 assert torch.equal(left, right) if name == "kept" else torch.equal(left[:length], right[:length]), name
-    done = dfq("draft", "train", "--model", packed, "--features", tmp_path / "f", "--out", tmp_path / "d", *TRAIN)
-    assert done.exit_code == 0, done.output
+    result = dfq("draft", "train", "--model", packed, "--features", tmp_path / "f", "--out", tmp_path / "d", *TRAIN)
+    assert result.exit_code == 0, result.output
     assert (tmp_path / "d" / "draft.safetensors").stat().st_size == (draft / "draft.safetensors").stat().st_size
 
 
 def test_answers_count_and_questions_do_not(packed: Path, rows: Path) -> None:
-    from dfrot.stages.draft.samples import _source
+    from dfrot.stages.draft.samples import live_source
     from dfrot.stages.draft.settings import DataSettings
 
-    sighted = LlavaPromptReader.open(packed)
+    reader = LlavaPromptReader.open(packed)
     settings = DataSettings(dataset=str(rows), samples=4, held_out=1, seqlen=48)
-    source = _source(packed, load_target(packed), settings, "none", lambda *_: None)
+    source = live_source(packed, load_target(packed), settings, "none", lambda *_: None)
     for sample in source.samples["train"]:
-        answer = sighted.tokenizer.decode(sample.tokens[sample.prompt :])
+        answer = reader.tokenizer.decode(sample.tokens[sample.prompt :])
         assert answer.startswith("It is ")
         assert answer.endswith("many.<|eos|>")
-        assert sample.tokens[: sample.prompt].count(sighted.image_token) == 4
+        assert sample.tokens[: sample.prompt].count(reader.image_token) == 4
         assert sample.counts().tolist() == [
             sample.prompt <= n < len(sample.tokens) - 1 for n in range(len(sample.tokens))
         ]
 
 
-def test_rotating_and_packing_take_the_vision_part_along(original: Path, rotated: Path, packed: Path) -> None:
+def test_rotating_and_packing_keep_the_vision_part(original: Path, rotated: Path, packed: Path) -> None:
     gate = read_json(rotated / "stage.json")["gate"]
     assert gate["image_tokens"] == 8
     assert gate["parts"]["projector"]["error"] < 1e-3
     marks = {read_json(folder / "vision.json")["language_model"] for folder in (original, rotated, packed)}
     assert len(marks) == 3
-    asked = load_questions("shapes", LlavaPromptReader.open(original), 1)[0]
-    assert asked.images is not None
+    prompt = load_questions("shapes", LlavaPromptReader.open(original), 1)[0]
+    assert prompt.images is not None
     logits = []
     for folder in (original, rotated):
         model = load_target(folder).model
-        logits.append(model(input_ids=torch.tensor([asked.ids]), **asked.images.given).logits)
+        logits.append(model(input_ids=torch.tensor([prompt.ids]), **prompt.images.tensors).logits)
     assert torch.allclose(*logits, atol=1e-3 * float(logits[0].abs().max()))
 
 
@@ -155,10 +155,10 @@ def test_refusals(packed: Path, draft: Path, rows: Path, dfq: Any, tmp_path: Pat
         (("export", "--model", packed, "--to", "gguf", "--out", tmp_path / "no"), "vision part"),
     ]
     for arguments, message in cases:
-        done = dfq(*arguments)
-        assert done.exit_code == 2, done.output
-        assert message in done.stderr, arguments
-        assert done.stderr.count("\n") == 1, done.stderr
+        result = dfq(*arguments)
+        assert result.exit_code == 2, result.output
+        assert message in result.stderr, arguments
+        assert result.stderr.count("\n") == 1, result.stderr
     assert not (tmp_path / "no").exists()
 
 
@@ -186,13 +186,13 @@ def test_hostile_descriptions(change: dict[str, Any], original: Path, dfq: Any, 
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "vision.json").unlink()
     (tmp_path / "vision.json").write_text(json.dumps({**read_json(original / "vision.json"), **change}))
-    done = dfq("generate", "--model", tmp_path, "--prompt", "x")
-    assert done.exit_code == 2, done.output
-    assert done.stderr.count("\n") == 1
-    assert len(done.stderr) < 400
+    result = dfq("generate", "--model", tmp_path, "--prompt", "x")
+    assert result.exit_code == 2, result.output
+    assert result.stderr.count("\n") == 1
+    assert len(result.stderr) < 400
 
 
-def test_inspect_tells_of_images(packed: Path, dfq: Any) -> None:
+def test_inspect_shows_images(packed: Path, dfq: Any) -> None:
     facts = json.loads(dfq("inspect", packed, "--json").stdout)
     assert facts["images"] == "16 x 16 pixels, 4 tokens each"
     assert all("vision part" in reason for reason in facts["exports_to"].values())
@@ -205,9 +205,9 @@ def test_a_vision_part_of_another_model_is_refused(packed: Path, rotated: Path, 
     folder = tmp_path / "mixed"
     shutil.copytree(packed, folder)
     shutil.copyfile(rotated / "vision.json", folder / "vision.json")
-    done = dfq("generate", "--model", folder, "--prompt", "x")
-    assert done.exit_code == 2
-    assert "another language model" in done.stderr
+    result = dfq("generate", "--model", folder, "--prompt", "x")
+    assert result.exit_code == 2
+    assert "another language model" in result.stderr
 
 
 def test_requests_take_turns(packed: Path) -> None:
@@ -217,7 +217,7 @@ def test_requests_take_turns(packed: Path) -> None:
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
     requests = []
     for picture in pictures:
-        ids, images = engine.encode_seen(messages, [picture])
+        ids, images = engine.encode_multimodal(messages, [picture])
         requests.append(TextRequest(ids, max_new_tokens=8, images=images, ignore_eos=True))
     alone = [list(job) and job.out.tokens for job in map(engine.start, requests)]
     together = [engine.start(request) for request in requests]

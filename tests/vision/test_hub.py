@@ -1,4 +1,4 @@
-"""A model that sees in the layout of the hub, with its makers' processor: packed, drafted for, and nothing lost."""
+"""A VLM in the layout of the hub with its makers' processor: packed, with a lossless draft."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from dfrot.data.jsonl import read_rows
+from dfrot.data.jsonl import read_json_lines
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.draft.training.multimodal_data import training_sample
 from dfrot.files import read_json
@@ -43,33 +43,33 @@ def llava(original: Path, folder: Path) -> None:
     tokenizer = load_tokenizer(original)
     crop = {"height": 16, "width": 16}
     images = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=crop, do_resize=True)
-    given = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    options = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
     processor = LlavaProcessor(
-        images, tokenizer, **given, image_token="<|image|>", chat_template=tokenizer.chat_template
+        images, tokenizer, **options, image_token="<|image|>", chat_template=tokenizer.chat_template
     )
     processor.save_pretrained(folder)
 
 
 def gemma3(original: Path, folder: Path) -> None:
-    """A random Gemma 3 with its processor: windows shorter than a prompt, tokens of an image see each other."""
+    """A random Gemma 3 with its processor: windows shorter than a prompt, tokens of an image attend to each other."""
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3Processor
     from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
-    marks = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<|image|>"}
-    tokenizer = AutoTokenizer.from_pretrained(original, extra_special_tokens=marks)
-    left = read_json(original / "config.json")
-    text = {key: left[key] for key in ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")}
+    tokens = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<|image|>"}
+    tokenizer = AutoTokenizer.from_pretrained(original, extra_special_tokens=tokens)
+    small = read_json(original / "config.json")
+    text = {key: small[key] for key in ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")}
     text |= {"vocab_size": len(tokenizer), "num_hidden_layers": 3, "intermediate_size": 96, "sliding_window": 6}
     text |= {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "query_pre_attn_scalar": 24}
     text |= {"tie_word_embeddings": False, "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 1}
     tower = {**read_json(original / "vision.json")["tower"], "patch_size": 4}
-    ids = {f"{name}_index": tokenizer.convert_tokens_to_ids(token) for name, token in marks.items()}
+    ids = {f"{name}_index": tokenizer.convert_tokens_to_ids(token) for name, token in tokens.items()}
     config = Gemma3Config(
         text_config=text, vision_config=tower, mm_tokens_per_image=4, tie_word_embeddings=False, **ids
     )
     torch.manual_seed(0)
     save(Gemma3ForConditionalGeneration(config), folder, 0.125)
-    template = tokenizer.chat_template.replace("<|image|>", marks["boi_token"])
+    template = tokenizer.chat_template.replace("<|image|>", tokens["boi_token"])
     images = Gemma3ImageProcessorPil(size={"height": 16, "width": 16})
     Gemma3Processor(images, tokenizer, chat_template=template, image_seq_length=4).save_pretrained(folder)
 
@@ -92,37 +92,37 @@ def hub(request: pytest.FixtureRequest, original: Path, tmp_path_factory: pytest
     return root / "packed"
 
 
-def test_a_draft_is_trained_and_loses_nothing(hub: Path, dfq: Any, tmp_path: Path) -> None:
+def test_a_draft_is_trained_and_lossless(hub: Path, dfq: Any, tmp_path: Path) -> None:
     few = ("--samples", "6", "--held-out", "2", "--seqlen", "48", "--batch", "2", "--epochs", "1", "--evaluations", "1")
     train = ("draft", "train", "--model", hub, "--dataset", "shapes", "--regenerate", "--out", tmp_path / "draft", *few)
-    done = dfq(*train)
-    assert done.exit_code == 0, done.output
-    given = ("--dataset", "shapes", "--count", "3", "--max-new-tokens", "12", "--out", tmp_path / "e.json")
+    result = dfq(*train)
+    assert result.exit_code == 0, result.output
+    options = ("--dataset", "shapes", "--count", "3", "--max-new-tokens", "12", "--out", tmp_path / "e.json")
     shapes = ("--chain", "3", "--tree", "3,2,6", "--require-lossless")
-    done = dfq("draft", "eval", "--model", hub, "--draft", tmp_path / "draft", *given, *shapes)
-    assert done.exit_code == 0, done.output
-    assert {found["identical"] for found in read_json(tmp_path / "e.json")["shapes"].values()} == {"3/3"}
-    conversation_row = []
+    result = dfq("draft", "eval", "--model", hub, "--draft", tmp_path / "draft", *options, *shapes)
+    assert result.exit_code == 0, result.output
+    assert {numbers["identical"] for numbers in read_json(tmp_path / "e.json")["shapes"].values()} == {"3/3"}
+    answers = []
     for colour in ((255, 0, 0), (0, 0, 255)):
         Image.new("RGB", (40, 30), colour).save(tmp_path / "a.png")
-        asked = ("--prompt", "What is it?", "--image", tmp_path / "a.png", "--max-new-tokens", "10", "--json")
+        prompt = ("--prompt", "What is it?", "--image", tmp_path / "a.png", "--max-new-tokens", "10", "--json")
         routes = (
             ("generate", "--model", hub),
             ("draft", "generate", "--model", hub, "--draft", tmp_path / "draft", "--chain", "2"),
         )
-        conversation_row.append([json.loads(dfq(*route, *asked).stdout)["tokens"] for route in routes])
-        assert conversation_row[-1][0] == conversation_row[-1][1]
-    assert conversation_row[0] != conversation_row[1]
+        answers.append([json.loads(dfq(*route, *prompt).stdout)["tokens"] for route in routes])
+        assert answers[-1][0] == answers[-1][1]
+    assert answers[0] != answers[1]
 
 
 def test_samples_hold_prompt_and_answer(hub: Path) -> None:
     reader = prompt_reader(hub)
     messages, pictures, where = drawn_conversation(0)
     sample = training_sample(reader, (messages, pictures, where), 64)
-    prompt, given = reader.seen(question(messages), pictures, where)
+    prompt, inputs = reader.encode(question(messages), pictures, where)
     assert sample.tokens[: sample.prompt] == prompt
     assert prompt.count(reader.image_token) == 4
-    assert torch.equal(sample.given["pixel_values"], given["pixel_values"])
+    assert torch.equal(sample.inputs["pixel_values"], inputs["pixel_values"])
     assert reader.tokenizer.decode(sample.tokens[sample.prompt :]) == messages[1]["content"] + "<|eos|>"
 
 
@@ -149,26 +149,26 @@ def rows_of(folder: Path) -> Path:
 
 def test_rows_without_images_and_images_behind_an_answer(hub: Path, dfq: Any, tmp_path: Path) -> None:
     rows, reader = rows_of(tmp_path), prompt_reader(hub)
-    found = [
+    samples = [
         training_sample(reader, conversation_row(row, tmp_path, where), 96)
-        for row, where in itertools.islice(read_rows(rows), 3)
+        for row, where in itertools.islice(read_json_lines(rows), 3)
     ]
-    images = [sample.tokens[: sample.prompt].count(reader.image_token) // 4 for sample in found]
+    images = [sample.tokens[: sample.prompt].count(reader.image_token) // 4 for sample in samples]
     assert images == [0, 1, 2]
-    assert [bool(sample.given) for sample in found] == [False, True, True]
+    assert [bool(sample.inputs) for sample in samples] == [False, True, True]
     decode = reader.tokenizer.decode
-    for number, sample in enumerate(found):
+    for number, sample in enumerate(samples):
         counted = [token for token, counts in zip(sample.tokens, sample.counts().tolist()) if counts]
-        first = "It is so many.<|eos|>" if number < 2 else ""  # what stands before the last image is read, not learnt
+        first = "It is so many.<|eos|>" if number < 2 else ""  # answers before the last image are prompt
         assert decode(counted) == f"{first}It is {number} of them."
     few = ("--samples", "6", "--held-out", "2", "--seqlen", "96", "--batch", "3", "--epochs", "1", "--evaluations", "1")
-    done = dfq("draft", "train", "--model", hub, "--dataset", rows, "--out", tmp_path / "draft", *few)
-    assert done.exit_code == 0, done.output
-    given = ("--dataset", rows, "--count", "3", "--max-new-tokens", "8", "--out", tmp_path / "e.json")
-    done = dfq(
-        "draft", "eval", "--model", hub, "--draft", tmp_path / "draft", *given, "--chain", "2", "--require-lossless"
+    result = dfq("draft", "train", "--model", hub, "--dataset", rows, "--out", tmp_path / "draft", *few)
+    assert result.exit_code == 0, result.output
+    options = ("--dataset", rows, "--count", "3", "--max-new-tokens", "8", "--out", tmp_path / "e.json")
+    result = dfq(
+        "draft", "eval", "--model", hub, "--draft", tmp_path / "draft", *options, "--chain", "2", "--require-lossless"
     )
-    assert done.exit_code == 0, done.output
+    assert result.exit_code == 0, result.output
     assert read_json(tmp_path / "e.json")["shapes"]["chain 2"]["identical"] == "3/3"
 
 
@@ -198,7 +198,7 @@ def test_what_does_not_fit_is_refused(hub: Path, dfq: Any, tmp_path: Path) -> No
         (("draft", "generate", "--model", bare, *ask), "copy them from the model"),
         (("generate", "--model", hub, "--prompt", "<|image|>"), "image"),
     ):
-        done = dfq(*arguments)
-        assert done.exit_code == 2, (arguments, done.output)
-        assert message in done.stderr
-        assert done.stderr.count("\n") == 1, done.stderr
+        result = dfq(*arguments)
+        assert result.exit_code == 2, (arguments, result.output)
+        assert message in result.stderr
+        assert result.stderr.count("\n") == 1, result.stderr

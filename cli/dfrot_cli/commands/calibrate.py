@@ -7,35 +7,30 @@ from typing import Any
 
 import click
 
+from dfrot.stages.calibrate.settings import CalibrateSettings
 from dfrot_cli import show
-from dfrot_cli.options import Common, common, dataset_option, model_option, out_option, seqlen_option
+from dfrot_cli.options import Common, common, dataset_option, model_option, out_option
 from dfrot_cli.plan import plan
+from dfrot_cli.setting_options import options_of, settings_from
 
 
 @click.command("calibrate")
 @model_option
-@dataset_option
-@click.option("--samples", type=click.IntRange(1), default=128, show_default=True, help="Windows of text.")
-@seqlen_option
-@click.option("--hessians/--no-hessians", default=True, show_default=True, help="Keep second moments in the result.")
-@click.option(
-    "--statistics/--no-statistics",
-    default=True,
-    show_default=True,
-    help="Without: keep the tokens alone, in seconds; all that GPTQ needs while errors propagate.",
-)
+@dataset_option(CalibrateSettings)
+@options_of(CalibrateSettings, skip=("dataset", "seed"))
 @out_option("Folder of the calibration.")
 @common
 def command(model: str, out: Path, dataset: str | None, common: Common, **options: Any) -> None:
-    """Collect what quantize needs, on a rotated (or original) checkpoint; one block is in memory at a time."""
+    """Collect what quantize needs, on a rotated or a source checkpoint.
+
+    One block is in memory at a time."""
     common.prepare()
     from dfrot.hub import default_dataset, resolve_model
     from dfrot.stages.calibrate.run import calibrate
-    from dfrot.stages.calibrate.settings import CalibrateSettings
 
     folder = resolve_model(model)
     dataset = dataset or default_dataset(model, folder)
-    settings = CalibrateSettings(dataset=dataset, seed=common.seed, **options)
+    settings = settings_from(CalibrateSettings, options, dataset=dataset, seed=common.seed)
     if common.plan:
         plan("calibrate", {"model": folder}, settings, out, common)
         return

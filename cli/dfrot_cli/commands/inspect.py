@@ -1,4 +1,4 @@
-"""dfq inspect: what a checkpoint is and who can load it."""
+"""dfq inspect: what a checkpoint is and what can load it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dfrot_cli.options import Common, common
 @click.argument("path", metavar="PATH")
 @common
 def command(path: str, common: Common) -> None:
-    """Say what a checkpoint is: scheme, rotation, size, who loads it, what it can be exported to.
+    """Show what a checkpoint is: scheme, rotation, size, what can load it, what it can be exported to.
 
     PATH is a folder (dfq's, a 16-bit one, GPTQ, AWQ, compressed-tensors), a .gguf file, or what --model takes. Only
     headers are read.
@@ -25,8 +25,8 @@ def command(path: str, common: Common) -> None:
     from dfrot.export.inspect import inspect
     from dfrot.hub import resolve_model
 
-    given = Path(path)
-    facts = inspect(given if given.exists() else resolve_model(path))
+    folder = Path(path)
+    facts = inspect(folder if folder.exists() else resolve_model(path))
     if common.json:
         show.as_json(facts)
         return
@@ -41,8 +41,8 @@ def _rows(facts: dict[str, Any]) -> Any:
         elif name == "parameters":
             yield label, f"{value:,}"
         elif isinstance(value, dict):
-            for key, one in value.items():
-                yield f"{label}: {key}", one
+            for key, item in value.items():
+                yield f"{label}: {key}", item
         elif isinstance(value, list):
             if value:
                 yield label, "; ".join(map(str, value)) if name == "notes" else ", ".join(map(str, value))

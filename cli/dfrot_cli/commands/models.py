@@ -12,11 +12,11 @@ from dfrot_cli.options import Common, common
 @common
 def command(common: Common) -> None:
     """List the aliases that --model understands, and which of them lie complete in the local hub cache."""
-    from dfrot.hub import REFERENCE, REFERENCE_VLM, assembled, known_aliases, resolve_model
+    from dfrot.hub import REFERENCE, REFERENCE_VLM, known_aliases, reference_vlm_folder, resolve_model
 
-    made = assembled()  # put together on first use, which this is not
+    vlm = reference_vlm_folder()  # put together on first use, which this is not
     rows = [{"alias": REFERENCE, "hub_id": None, "folder": str(resolve_model(REFERENCE))}]
-    rows += [{"alias": REFERENCE_VLM, "hub_id": None, "folder": str(made) if made.is_dir() else None}]
+    rows += [{"alias": REFERENCE_VLM, "hub_id": None, "folder": str(vlm) if vlm.is_dir() else None}]
     rows += [
         {"alias": row.alias, "hub_id": row.hub_id, "folder": None if row.folder is None else str(row.folder)}
         for row in known_aliases()

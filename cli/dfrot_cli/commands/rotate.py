@@ -1,4 +1,4 @@
-"""dfq rotate: a checkpoint in, the same model in a basis without outliers out."""
+"""dfq rotate: the same model in a basis without outliers."""
 
 from __future__ import annotations
 
@@ -7,48 +7,30 @@ from typing import Any
 
 import click
 
+from dfrot.stages.rotate.settings import RotateSettings
 from dfrot_cli import show
-from dfrot_cli.options import Common, common, dataset_option, model_option, out_option, seqlen_option
+from dfrot_cli.options import Common, common, dataset_option, model_option, out_option
 from dfrot_cli.plan import plan
+from dfrot_cli.setting_options import options_of, settings_from
 
 
 @click.command("rotate")
 @model_option
-@click.option(
-    "--method",
-    type=click.Choice(["dfrot", "hadamard", "orthogonal", "none"]),
-    default="dfrot",
-    show_default=True,
-    help="dfrot refines a randomised Hadamard on one text sample.",
-)
-@dataset_option
-@seqlen_option
-@click.option("--gamma", default="auto", show_default=True, metavar="X", help="Weight of massive tokens; paper: 100.")
-@click.option("--a-bits", type=click.IntRange(2, 8), default=4, show_default=True, help="Activation bits refined for.")
-@click.option("--a-sym/--a-asym", default=False, show_default=True, help="Activation quantizer refined for.")
-@click.option("--a-clip", type=click.FloatRange(0.1, 1.0), default=1.0, show_default=True, help="Its clip ratio.")
-@click.option("--rounds", type=click.IntRange(0), default=100, show_default=True, help="Refinement rounds at most.")
-@click.option("--massive-rule", default="energy", show_default=True, metavar="RULE", help="energy[:T], maxmedian, ...")
-@click.option("--online/--no-online", default=True, show_default=True, help="R3 and R4; without: an ordinary model.")
-@click.option("--r4-block", type=click.IntRange(1), help="Block of R4; default: the widest known.")
-@click.option("--gate/--no-gate", default=True, show_default=True, help="Compare with the original before publishing.")
+@dataset_option(RotateSettings)
+@options_of(RotateSettings, skip=("dataset", "seed"))
 @out_option("Folder of the rotated checkpoint.")
 @common
-def command(model: str, out: Path, dataset: str | None, gamma: str, common: Common, **options: Any) -> None:
-    """Rotate a checkpoint so that it survives 4 bits. The model's function stays the same, and that is checked."""
+def command(model: str, out: Path, dataset: str | None, common: Common, **options: Any) -> None:
+    """Rotate a checkpoint so that it can be quantized to 4 bits.
+
+    The model's function stays the same; this is checked before the result is published."""
     common.prepare()
-    from dfrot.errors import InputError
     from dfrot.hub import default_dataset, resolve_model
     from dfrot.stages.rotate import run as rotate
-    from dfrot.stages.rotate.settings import RotateSettings
 
-    try:
-        weight = gamma if gamma == "auto" else float(gamma)
-    except ValueError:
-        raise InputError(f"--gamma {gamma}: 'auto' or a number is needed (paper: 100)") from None
     folder = resolve_model(model)
     dataset = dataset or default_dataset(model, folder)
-    settings = RotateSettings(dataset=dataset, gamma=weight, seed=common.seed, **options)
+    settings = settings_from(RotateSettings, options, dataset=dataset, seed=common.seed)
     if common.plan:
         facts = rotate.plan(folder, settings)
         if not common.json:

@@ -14,15 +14,21 @@ from dfrot_cli.options import Common, common
 
 @click.command("run")
 @click.argument("recipe", type=click.Path(path_type=Path), metavar="RECIPE.yaml")
-@click.option("--set", "changes", multiple=True, metavar="A.B=C", help="Change one value; repeatable; null removes.")
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="A.B=C",
+    help="Change one value of the recipe; null removes it; repeatable.",
+)
 @click.option("--check", is_flag=True, help="Fail unless every expected metric is met.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder. Default: runs/NAME.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the run. Default: runs/NAME.")
 @common
 def command(recipe: Path, changes: tuple[str, ...], check: bool, out: Path | None, common: Common) -> None:
-    """Run the stages that a recipe names: (outliers_fix,) rotate, calibrate, quantize, (draft,) eval.
+    """Run the stages that a recipe names: outliers_fix, rotate, calibrate, quantize, draft, export, eval, draft_eval.
 
     Finished stages of the same request are reused, interrupted ones continue. --seed replaces the recipe's seed.
-    The recipe's keys are in docs/guides/recipes.md; unknown ones are refused."""
+    docs/guides/recipes.md lists the keys of a recipe; unknown ones are refused."""
     common.prepare()
     from dfrot.recipe.check import require
     from dfrot.recipe.recipe import load
@@ -49,18 +55,18 @@ def _plan(planned: dict[str, Any]) -> None:
                                                   for row in planned["stages"]])  # fmt: skip
     for row in planned["stages"]:
         show.facts(row["stage"], _flat(row["settings"]))
-    _expected([{"metric": name, **one} for name, one in planned["expect"].items()], ())
+    _expected([{"metric": name, **row} for name, row in planned["expect"].items()], ())
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in settings.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
 
 
 def _table(report: dict[str, Any], folder: Path) -> None:
-    rows = [(name, str(folder / one["folder"]), one["digest"][:12]) for name, one in report["stages"].items()]
+    rows = [(name, str(folder / row["folder"]), row["digest"][:12]) for name, row in report["stages"].items()]
     show.table(f"{report['name']}: {report['model']}", ("stage", "folder", "digest"), rows)
     claimed = {row["metric"] for row in report["checks"]}
     show.table("", ("metric", "measured"), [item for item in report["metrics"].items() if item[0] not in claimed])

@@ -1,4 +1,4 @@
-"""One measurement: an op at one shape, its gate and its peers."""
+"""One measurement of a kernel: an operator at one shape, its gate and its peers."""
 
 from __future__ import annotations
 
@@ -12,53 +12,72 @@ from torch import Tensor
 from dfrot.bench.clock import Call
 
 EXACT = 0.0
-FLOATING = 1e-3  # relative error that rounding of a floating epilogue may cause
+FLOATING = 1e-3  # relative error that rounding of a floating-point epilogue may cause
 BFLOAT16 = 2.0**-8  # one rounding to bfloat16
 
 
 @dataclass(frozen=True)
 class ProblemShape:
-    """Sizes of one measurement. n, k: output and input width of a linear (k: width of a row op); group: columns per
-    weight scale, 0 = per channel. heads, kv_heads, head_dim, context: of an attention op."""
+    """Sizes of one measurement. An operator uses those that it has."""
 
     n: int = 4096
+    """Output width of a linear."""
     k: int = 4096
+    """Input width of a linear; width of a row for operators on rows."""
     rows: int = 1
+    """Rows of activations: tokens."""
     group: int = 0
+    """Columns per weight scale; 0: one scale per output channel."""
     heads: int = 32
+    """Query heads."""
     kv_heads: int = 8
+    """Heads of keys and values."""
     head_dim: int = 128
+    """Width of a head."""
     context: int = 8192
+    """Positions in the cache."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """op: name in torch.ops.dfq. gate: relative error of the op against its reference, to be at most `limit`.
-    ours: its calls on rotated operands; peers: theirs. nbytes and operations: what one call has to read (and write)
-    and compute; kind: bf16 or int8 arithmetic, None where memory alone counts. shown: the sizes that matter."""
+    """An operator at one shape, ready to be checked and timed."""
 
     op: str
-    shown: dict[str, int]
+    """Name in torch.ops.dfq."""
+    sizes: dict[str, int]
+    """The sizes that matter to the operator, for reports."""
     gate: Callable[[], float]
+    """Computes the error of the operator against its reference."""
     limit: float
-    ours: Sequence[Call]
+    """The largest error that passes."""
+    calls: Sequence[Call]
+    """Calls of the operator on operands that differ."""
     nbytes: int
+    """Bytes that a call has to read and write."""
     operations: float = 0.0
+    """Arithmetic operations of a call; a multiply-add counts two."""
     kind: str | None = None
+    """Arithmetic of the operations: bf16 or int8; None where only memory counts."""
     peers: Mapping[str, Sequence[Call]] = field(default_factory=dict)
+    """Calls of other implementations, by name."""
 
 
-def error(found: Any, wanted: Any) -> float:
-    """Largest difference over all outputs, relative to each output's largest magnitude; inf for NaN or a wrong
-    shape. Exactly 0 when everything is equal."""
-    left = found if isinstance(found, (tuple, list)) else (found,)
-    right = wanted if isinstance(wanted, (tuple, list)) else (wanted,)
-    return max((_error(a, b) for a, b in zip(left, right, strict=True)), default=0.0)
+Builder = Callable[[ProblemShape, torch.Generator, int], Case]
+"""(shape, source of random operands, bytes of memory that the operands of all calls must cover) -> Case."""
 
 
-def _error(found: Tensor, wanted: Tensor) -> float:
-    if found.shape != wanted.shape or not bool(torch.isfinite(found).all()):
+def relative_error(output: Any, expected: Any) -> float:
+    """Largest difference, relative to each expected tensor's largest magnitude; inf for NaN or a wrong shape.
+
+    output, expected: tensors, or tuples of tensors. Exactly 0 when everything is equal."""
+    outputs = output if isinstance(output, (tuple, list)) else (output,)
+    wanted = expected if isinstance(expected, (tuple, list)) else (expected,)
+    return max((_relative_error(a, b) for a, b in zip(outputs, wanted, strict=True)), default=0.0)
+
+
+def _relative_error(output: Tensor, expected: Tensor) -> float:
+    if output.shape != expected.shape or not bool(torch.isfinite(output).all()):
         return float("inf")
-    difference = float((found.double() - wanted.double()).abs().max()) if wanted.numel() else 0.0
-    size = float(wanted.double().abs().max()) if wanted.numel() else 0.0
-    return difference / size if size else difference
+    difference = float((output.double() - expected.double()).abs().max()) if expected.numel() else 0.0
+    magnitude = float(expected.double().abs().max()) if expected.numel() else 0.0
+    return difference / magnitude if magnitude else difference

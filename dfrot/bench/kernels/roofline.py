@@ -1,4 +1,4 @@
-"""What this machine can do, measured: bytes read per second, and products per second of the best dense multiply.
+"""What this machine can do, measured: bytes read per second, and operations per second of the fastest dense product.
 
 A kernel that streams its weights cannot beat the first, one that reuses them cannot beat the second. Both are taken
 in the process that times the kernels, with the same number of threads.
@@ -15,45 +15,53 @@ from torch import Tensor
 
 from dfrot.bench.clock import Call, race
 
-BEYOND = 4  # operands together are this many times the last-level cache
-LEAST_BYTES = 128 << 20
-PROBE = 1536  # order of the square products that stand for the arithmetic peak
+CACHES = 4  # operands together are this many times the last-level cache
+MIN_RING_BYTES = 128 << 20
+DEFAULT_CACHE = 32 << 20  # bytes, where the system does not report the cache
+PROBE = 1536  # order of the square products that measure the arithmetic peaks
+UNITS = {"": 0, "K": 10, "M": 20, "G": 30}
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """read: bytes/s; bf16, int8: operations/s (a multiply-add counts two). cache: bytes of the last level."""
+    """Measured peaks of this machine."""
 
     read: float
+    """Bytes read per second."""
     bf16: float
+    """bfloat16 operations per second; a multiply-add counts two."""
     int8: float
+    """int8 operations per second."""
     cache: int
+    """Bytes of the last-level cache."""
 
     def seconds(self, nbytes: float, operations: float, kind: str | None, read: float | None = None) -> float:
-        """The least time of a kernel that reads `nbytes` and computes `operations` of `kind` (bf16, int8)."""
+        """The least time of a kernel that reads `nbytes` bytes and computes `operations` of `kind` (bf16, int8, or None
+        for none). read: bandwidth in bytes/s to use instead of the measured one."""
         compute = operations / (self.bf16 if kind == "bf16" else self.int8) if kind else 0.0
         return max(nbytes / (read or self.read), compute)
 
     def to_dict(self) -> dict[str, float]:
+        """JSON."""
         return {"read_bytes_per_s": self.read, "bf16_per_s": self.bf16, "int8_per_s": self.int8, "cache": self.cache}
 
 
 def cache_bytes(root: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:
-    """Size of the last-level cache; 32 MiB where the system does not say."""
+    """Size of the last-level cache; DEFAULT_CACHE where the system does not report it."""
     sizes = []
     for path in sorted(root.glob("index*/size")) if root.is_dir() else []:
         match = re.fullmatch(r"(\d+)([KMG]?)", path.read_text(encoding="ascii").strip())
         if match:
-            sizes.append(int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]])
-    return max(sizes, default=32 << 20)
+            sizes.append(int(match[1]) << UNITS[match[2]])
+    return max(sizes, default=DEFAULT_CACHE)
 
 
 def ring_bytes(cache: int) -> int:
-    """How much memory the operands of one contender must cover, so that no call finds them in a cache."""
-    return max(LEAST_BYTES, BEYOND * cache)
+    """Bytes of memory that the operands of one contender must cover so that no call finds them in a cache."""
+    return max(MIN_RING_BYTES, CACHES * cache)
 
 
-def readers(nbytes: int) -> dict[str, tuple[Call, int]]:
+def read_probes(nbytes: int) -> dict[str, tuple[Call, int]]:
     """Ways to read `nbytes` of memory once: name -> (call, bytes). The fastest one counts."""
     data: Tensor = torch.ones(nbytes // 4, dtype=torch.float32)
     rows = data[: len(data) // 8192 * 8192].view(-1, 8192)
@@ -67,13 +75,13 @@ def readers(nbytes: int) -> dict[str, tuple[Call, int]]:
 
 
 def measure(repeats: int = 5, order: int = PROBE) -> Roofline:
-    """The roofline of this machine with torch's current number of threads: the best of a few ways and `repeats`."""
+    """The roofline of this machine with torch's current number of threads: the best of `repeats` and of the probes."""
     cache = cache_bytes()
-    ways = readers(ring_bytes(cache))
-    times = race({name: [call] for name, (call, _) in ways.items()}, repeats)
-    read = max(ways[name][1] / time.best for name, time in times.items())
+    probes = read_probes(ring_bytes(cache))
+    times = race({name: [call] for name, (call, _) in probes.items()}, repeats)
+    read = max(probes[name][1] / time.best for name, time in times.items())
     wide = torch.ones(order, order, dtype=torch.bfloat16)
     codes = torch.ones(order, order, dtype=torch.int8)
     products = race({"bf16": [lambda: wide @ wide], "int8": [lambda: torch._int_mm(codes, codes)]}, repeats)
-    work = 2.0 * order**3
-    return Roofline(read, work / products["bf16"].best, work / products["int8"].best, cache)
+    operations = 2.0 * order**3
+    return Roofline(read, operations / products["bf16"].best, operations / products["int8"].best, cache)

@@ -1,4 +1,4 @@
-"""`dfq bench kernels`: every op at every shape, gated, beside its peers and the machine's roofline."""
+"""`dfq bench kernels`: every operator at every shape, checked, beside its peers and the machine's roofline."""
 
 from __future__ import annotations
 
@@ -9,79 +9,86 @@ from typing import Any
 import torch
 
 import dfrot_kernels
-from dfrot.bench.clock import race
+from dfrot.bench.clock import Call, race
 from dfrot.bench.kernels.case import Case, ProblemShape
-from dfrot.bench.kernels.cases import (
-    fused,  # noqa: F401  (they add to BUILDERS)
-    kv_cache,  # noqa: F401  (they add to BUILDERS)
-    prepared,  # noqa: F401  (they add to BUILDERS)
-)
-from dfrot.bench.kernels.cases.products import BUILDERS, IGNORES
-from dfrot.bench.kernels.roofline import Roofline, measure, readers, ring_bytes
+from dfrot.bench.kernels.cases.table import BUILDERS, UNUSED_SIZES
+from dfrot.bench.kernels.roofline import Roofline, measure, read_probes, ring_bytes
 from dfrot.bench.machine import machine
+from dfrot.bench.settings import KernelBenchSettings
 from dfrot.errors import InputError, UnsupportedError
-from dfrot.stage_folder import Progress, silent
+from dfrot.progress import Progress, silent
 
 SHAPES = ((4096, 4096), (14336, 4096), (4096, 14336))  # N, K of Llama-3-8B
 ROWS = (1, 4, 8, 512)
-READ = "read"  # the bandwidth probe that takes its turn with the contenders
+READ = "read"  # the bandwidth probe, timed in turns with the contenders
+MULTIPLE = 16  # of N and K
 
 
-def available() -> list[str]:
-    """Ops that the bench can feed and this installation has."""
+def available_ops() -> list[str]:
+    """Operators that the bench can feed and this installation has."""
     return [name for name in BUILDERS if hasattr(torch.ops.dfq, name)]
 
 
-def chosen(ops: Sequence[str]) -> list[str]:
-    """`ops`, or all of them; raises for a name that the bench or this installation does not have."""
+def selected_ops(ops: Sequence[str]) -> list[str]:
+    """`ops`, or all available ones when empty.
+
+    Raises InputError for a name that the bench does not know, UnsupportedError for one that is not installed."""
     for name in ops:
         if name not in BUILDERS:
-            raise InputError(f"--ops {name}: the bench does not know it; known: {', '.join(BUILDERS)}")
+            known = ", ".join(BUILDERS)
+            raise InputError(f"`ops` {name}: the bench does not know it; known: {known}", field="ops")
         if not hasattr(torch.ops.dfq, name):
-            raise UnsupportedError(f"--ops {name}: this installation has no such operator; see dfq doctor")
-    return list(ops) or available()
+            message = f"`ops` {name}: this installation has no such operator; see dfq doctor"
+            raise UnsupportedError(message, field="ops")
+    return list(ops) or available_ops()
 
 
 def bench_kernels(
     ops: Sequence[str] = (),
-    shapes: Sequence[tuple[int, int]] = SHAPES,
-    rows: Sequence[int] = ROWS,
+    shapes: Sequence[tuple[int, int]] = KernelBenchSettings.shapes,
+    rows: Sequence[int] = KernelBenchSettings.rows,
     *,
-    group: int = 0,
-    context: int = 8192,
-    repeats: int = 7,
-    with_peers: bool = True,
-    cached: bool = False,
+    group: int = KernelBenchSettings.group,
+    context: int = KernelBenchSettings.context,
+    repeats: int = KernelBenchSettings.repeats,
+    with_peers: bool = KernelBenchSettings.with_peers,
+    cached: bool = KernelBenchSettings.cached,
     seed: int = 0,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Time `ops` (default: all there are) at every (N, K) and number of rows, JSON.
+    """Time operators at every shape and number of rows; JSON.
 
-    Each measurement passes its gate first: an op that is off its reference has `error` and no times. Contenders take
-    turns; times are medians with their spread. `roofline_percent`: the least time that bandwidth and arithmetic
-    allow, over the measured one, with the bandwidth probed in the same turns. Operands rotate, so that they come from
-    memory (weights of products with many rows excepted, which are reused); cached: two of each, which caches may hold.
+    Each measurement is checked first: an operator that is off its reference has `error` and no times. Contenders take
+    turns; times are medians with their spread. `roofline_percent` is the least time that bandwidth and arithmetic
+    allow, over the measured time, with the bandwidth probed in the same turns.
+
+    Args:
+        ops: names; empty means all that there are.
+        shapes: (N, K) of weights.
+        rows: numbers of activation rows.
+        group: columns per weight scale; 0: one scale per output channel.
+        context: positions in the cache, for attention.
+        repeats: samples per contender.
+        with_peers: time torch's kernels too.
+        cached: two operands of each kind, which caches may hold. Otherwise operands rotate, so that they come from
+            memory; products with many rows reuse their weights anyway.
+        seed: of the random operands.
     """
-    names = chosen(ops)
-    for n, k in shapes:
-        if n < 16 or k < 16 or n % 16 or k % 16:
-            raise InputError(f"--shapes {n}x{k}: multiples of 16 are needed")
-        if group < 0 or (group and k % group):
-            raise InputError(f"--group {group}: does not divide the {k} columns of shape {n}x{k}")
-    line = measure(repeats)
-    cover = ring_bytes(line.cache)
-    operands = 0 if cached else cover
-    read, size = max(readers(cover).values(), key=lambda way: _speed(way, repeats))
+    names = selected_ops(ops)
+    _check_shapes(shapes, group)
+    roofline = measure(repeats)
+    memory = ring_bytes(roofline.cache)
+    cover = 0 if cached else memory
+    probe = max(read_probes(memory).values(), key=lambda probe: _bandwidth(probe, repeats))
     jobs = list(_jobs(names, shapes, rows, group, context))
-    found = []
+    results = []
     for done, (name, shape) in enumerate(jobs):
         progress(name, done, len(jobs))
-        draw = torch.Generator().manual_seed(seed)
-        case = BUILDERS[name](shape, draw, operands)
-        found.append(_measured(case, line, (read, size), repeats, with_peers))
+        case = BUILDERS[name](shape, torch.Generator().manual_seed(seed), cover)
+        results.append(_measure_case(case, roofline, probe, repeats, with_peers))
     return {
-        "results": found,
-        "roofline": line.to_dict(),
+        "results": results,
+        "roofline": roofline.to_dict(),
         "cached": cached,
         "repeats": repeats,
         "seed": seed,
@@ -89,36 +96,49 @@ def bench_kernels(
     }
 
 
-def _speed(way: tuple[Any, int], repeats: int) -> float:
-    return way[1] / race({READ: [way[0]]}, repeats)[READ].best
+def _check_shapes(shapes: Sequence[tuple[int, int]], group: int) -> None:
+    for n, k in shapes:
+        if n < MULTIPLE or k < MULTIPLE or n % MULTIPLE or k % MULTIPLE:
+            message = f"`shapes` {n}x{k}: multiples of {MULTIPLE} are needed"
+            raise InputError(message, field="shapes", limit=MULTIPLE)
+        if group < 0 or (group and k % group):
+            message = f"`group` {group}: does not divide the {k} columns of shape {n}x{k}"
+            raise InputError(message, field="group", limit=k)
+
+
+def _bandwidth(probe: tuple[Call, int], repeats: int) -> float:
+    """Bytes per second of a probe (call, bytes)."""
+    return probe[1] / race({READ: [probe[0]]}, repeats)[READ].best
 
 
 def _jobs(
     names: Sequence[str], shapes: Sequence[tuple[int, int]], rows: Sequence[int], group: int, context: int
 ) -> Iterator[tuple[str, ProblemShape]]:
-    """Every op at every shape, the same sizes (of the dimensions it has) once."""
-    seen = set()
+    """Every operator at every shape, once where shapes differ only in sizes that it does not have."""
+    yielded = set()
     for name in names:
         for n, k in shapes:
             for count in rows:
                 shape = ProblemShape(n, k, count, group, context=context)
-                key = (name, replace(shape, **dict.fromkeys(IGNORES.get(name, ()), 0)))
-                if key not in seen:
-                    seen.add(key)
+                key = (name, replace(shape, **dict.fromkeys(UNUSED_SIZES.get(name, ()), 0)))
+                if key not in yielded:
+                    yielded.add(key)
                     yield name, shape
 
 
-def _measured(case: Case, line: Roofline, probe: tuple[Any, int], repeats: int, with_peers: bool) -> dict[str, Any]:
-    """Gate, then times. The result of one case as JSON."""
-    report: dict[str, Any] = {"op": case.op, "shape": case.shown, "implementation": dfrot_kernels.which(case.op)[0]}
+def _measure_case(
+    case: Case, roofline: Roofline, probe: tuple[Call, int], repeats: int, with_peers: bool
+) -> dict[str, Any]:
+    """Check, then time. The result of one case as JSON."""
+    report: dict[str, Any] = {"op": case.op, "shape": case.sizes, "implementation": dfrot_kernels.which(case.op)[0]}
     report |= {"error": case.gate(), "limit": case.limit}
     if not report["error"] <= case.limit:
         return {**report, "passed": False}
     peers = case.peers if with_peers else {}
-    times = race({READ: [probe[0]], case.op: case.ours, **peers}, repeats)
+    times = race({READ: [probe[0]], case.op: case.calls, **peers}, repeats)
     own = times[case.op]
     bandwidth = probe[1] / times[READ].median
-    least = line.seconds(case.nbytes, case.operations, case.kind, bandwidth)
+    least = roofline.seconds(case.nbytes, case.operations, case.kind, bandwidth)
     return {
         **report,
         "passed": True,

@@ -16,18 +16,22 @@ from dfrot.files import read_json, write_json
 STATUS = Path("/proc/self/status")
 
 
-def high_water() -> dict[str, int]:
-    """Resident bytes of this process: `peak` since it started, `now`. Empty where the system does not say."""
+def resident_memory() -> dict[str, int]:
+    """Resident bytes of this process: `peak` since it started, `now`. Empty where the system does not report them."""
     if not STATUS.is_file():
         return {}
     text = STATUS.read_text(encoding="ascii", errors="replace")
-    found = {name: re.search(rf"^{key}:\s+(\d+) kB", text, re.M) for name, key in (("peak", "VmHWM"), ("now", "VmRSS"))}
-    return {name: int(match[1]) << 10 for name, match in found.items() if match}
+    keys = (("peak", "VmHWM"), ("now", "VmRSS"))
+    matches = {name: re.search(rf"^{key}:\s+(\d+) kB", text, re.M) for name, key in keys}
+    return {name: int(match[1]) << 10 for name, match in matches.items() if match}
 
 
-def measure(kind: str, path: Path, out: Path, *, threads: int, prefill: int, decode: int) -> dict[str, Any]:
-    """Load `path` in a fresh process, prefill and decode once, JSON: `imported` (resident bytes when the libraries
-    are in and nothing is loaded), `peak`, and `model` = their difference. Written to `out` on the way."""
+def measure_memory(kind: str, path: Path, out: Path, *, threads: int, prefill: int, decode: int) -> dict[str, Any]:
+    """Resident memory of a model that is loaded in a fresh process, prefills and decodes once; JSON, in bytes.
+
+    Keys: `imported` (libraries imported, nothing loaded), `loaded`, `peak`, `model` = peak - imported; empty where the
+    system does not report them. kind: `dfq` or `llama.cpp`; path: checkpoint folder or GGUF file; out: a file for the
+    result of the process. Raises GateError when the process fails."""
     process = multiprocessing.get_context("spawn").Process(
         target=_child, args=(kind, str(path), str(out), threads, prefill, decode)
     )
@@ -38,31 +42,35 @@ def measure(kind: str, path: Path, out: Path, *, threads: int, prefill: int, dec
     return dict(read_json(out))
 
 
-def _dfq(path: str, threads: int) -> Callable[[], Runner]:
+def _dfq_loader(path: str, threads: int) -> Callable[[], Runner]:
+    """Import everything; returns a function that loads the checkpoint."""
     import torch
 
     from dfrot.bench.models.runners import DfqRunner
     from dfrot.runtime.block_runner import hf_config
 
     torch.set_num_threads(threads)
-    hf_config(read_json(Path(path) / "config.json"), torch.float32)  # transformers imports lazily: let it do so now
+    # transformers imports lazily: load its modules now, so that they count as imported
+    hf_config(read_json(Path(path) / "config.json"), torch.float32)
     return lambda: DfqRunner(Path(path))
 
 
-def _peer(path: str, threads: int, context: int) -> Callable[[], Runner]:
+def _llama_cpp_loader(path: str, threads: int, context: int) -> Callable[[], Runner]:
+    """Import everything; returns a function that loads the GGUF file."""
     importlib.import_module("llama_cpp")
     return lambda: LlamaCpp(Path(path), threads, context)
 
 
 def _child(kind: str, path: str, out: str, threads: int, prefill: int, decode: int) -> None:
-    load = _dfq(path, threads) if kind == "dfq" else _peer(path, threads, prefill + decode)
-    imported = high_water()
+    """Runs in the fresh process."""
+    load = _dfq_loader(path, threads) if kind == "dfq" else _llama_cpp_loader(path, threads, prefill + decode)
+    imported = resident_memory()
     runner = load()
-    loaded = high_water()
+    loaded = resident_memory()
     runner.prefill(prefill)
     runner.start()
     runner.decode(decode)
-    after = high_water()
+    after = resident_memory()
     if imported and after:
         report = {"imported": imported["now"], "loaded": loaded["now"], "peak": after["peak"]}
         report["model"] = report["peak"] - report["imported"]

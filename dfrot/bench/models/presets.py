@@ -1,4 +1,4 @@
-"""Shapes of whole models for the bench, as `config.json` says them. None of their weights are needed."""
+"""Sizes of whole models for the bench, as configs of Hugging Face. Their weights are not needed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _LLAMA: dict[str, Any] = {
 }
 
 
-def _shape(layers: int, hidden: int, mlp: int, heads: int, kv_heads: int, vocab: int, length: int) -> dict[str, Any]:
+def _llama(layers: int, hidden: int, mlp: int, heads: int, kv_heads: int, vocab: int, length: int) -> dict[str, Any]:
+    """The config of a Llama with these sizes; length: positions of its context."""
     return {
         **_LLAMA,
         "num_hidden_layers": layers,
@@ -34,16 +35,18 @@ def _shape(layers: int, hidden: int, mlp: int, heads: int, kv_heads: int, vocab:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": _shape(2, 128, 256, 4, 2, 320, 2048),
-    "160m": _shape(12, 768, 2048, 12, 12, 32000, 2048),
-    "1.1b": _shape(22, 2048, 5632, 32, 4, 32000, 2048),
-    "3b": _shape(28, 3072, 8192, 24, 8, 128256, 8192),
-    "8b": _shape(32, 4096, 14336, 32, 8, 128256, 8192),
+    "tiny": _llama(2, 128, 256, 4, 2, 320, 2048),
+    "160m": _llama(12, 768, 2048, 12, 12, 32000, 2048),
+    "1.1b": _llama(22, 2048, 5632, 32, 4, 32000, 2048),
+    "3b": _llama(28, 3072, 8192, 24, 8, 128256, 8192),
+    "8b": _llama(32, 4096, 14336, 32, 8, 128256, 8192),
 }
 
 
 def preset(name: str) -> dict[str, Any]:
-    """The config of shape `name`."""
+    """The config of shape `name`. Raises InputError that names the known ones."""
     if name not in PRESETS:
-        raise InputError(f"--shape {name}: unknown; known: {', '.join(PRESETS)}, or give a checkpoint with --model")
+        known = ", ".join(PRESETS)
+        message = f"`shape` {name}: unknown; known: {known}, or give a checkpoint with `model`"
+        raise InputError(message, field=("shape", "model"))
     return dict(PRESETS[name])

@@ -1,4 +1,4 @@
-"""A dfq checkpoint of a given shape with random weights, made directly in packed form: no 16-bit model on the way."""
+"""A dfq checkpoint of a given shape with random weights, written directly in packed form without a 16-bit model."""
 
 from __future__ import annotations
 
@@ -14,37 +14,39 @@ from dfrot.files import write_json
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.plan import LinearPlan, packed_tensors, plan_linears
 from dfrot.quant.scheme import QuantScheme
-from dfrot.rotation.hadamard import plan as hadamard_plan
+from dfrot.rotation.hadamard import hadamard_plan
 from dfrot.rotation.online import OnlineRotations
 
 
 def random_checkpoint(
     folder: Path, config: dict[str, Any], scheme: str, seed: int = 0, keep_head: bool = False
 ) -> Path:
-    """Write `folder` for the shape in `config`: every linear in `scheme`, the head too unless it is kept, online
-    rotations wherever something is quantized behind them. Scales keep activations near unit size, so that nothing
+    """Write a checkpoint into `folder`; returns it.
+
+    config: of the model, Hugging Face's. scheme: of every linear, the head included unless `keep_head`. Online
+    rotations are declared where `dfq quantize` needs them. Scales keep activations near unit size, so that nothing
     overflows."""
     arch = describe(config)
     entry = dfq_config(arch, QuantScheme.parse(scheme), keep_head)
     plans = plan_linears(arch, entry)
-    kinds: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+    tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     for name, shape in arch.tensors().items():
         plan = plans.get(name.removesuffix(".weight"))
         if plan is not None and plan.packed:
-            kinds.update(packed_tensors(plan))
+            tensors.update(packed_tensors(plan))
         else:
-            kinds[name] = (torch.bfloat16, shape)
+            tensors[name] = (torch.bfloat16, shape)
     folder.mkdir(parents=True, exist_ok=True)
-    writer = SafetensorsWriter(folder, [TensorPlan(name, dtype, shape) for name, (dtype, shape) in kinds.items()])
-    draw = torch.Generator().manual_seed(seed)
-    for name, (dtype, shape) in kinds.items():
-        writer.write(name, _tensor(name, dtype, shape, plans, draw))
+    writer = SafetensorsWriter(folder, [TensorPlan(name, dtype, shape) for name, (dtype, shape) in tensors.items()])
+    generator = torch.Generator().manual_seed(seed)
+    for name, (dtype, shape) in tensors.items():
+        writer.write(name, _random_tensor(name, dtype, shape, plans, generator))
     write_json(folder / "config.json", {**config, "quantization_config": entry.to_dict()})
     return folder
 
 
 def dfq_config(arch: BoundArch, scheme: QuantScheme, keep_head: bool = False) -> DfqConfig:
-    """What `dfq quantize` would write: R3 with a quantized cache, R4 with quantized activations."""
+    """The config that `dfq quantize` writes: R3 with a quantized cache, R4 with quantized activations."""
     online = OnlineRotations(
         r3=hadamard_plan(arch.head_dim) if scheme.kv_bits < 16 else None,
         r4=hadamard_plan(arch.intermediate) if scheme.a_bits < 16 else None,
@@ -53,17 +55,17 @@ def dfq_config(arch: BoundArch, scheme: QuantScheme, keep_head: bool = False) ->
     return DfqConfig(scheme=scheme, online=online, keep=keep)
 
 
-def _tensor(
-    name: str, dtype: torch.dtype, shape: tuple[int, ...], plans: dict[str, LinearPlan], draw: torch.Generator
+def _random_tensor(
+    name: str, dtype: torch.dtype, shape: tuple[int, ...], plans: dict[str, LinearPlan], generator: torch.Generator
 ) -> Tensor:
     if dtype == torch.uint8:
         plan = plans[name.rpartition(".")[0]]
         top = 256 if name.endswith("_packed") else 2**plan.w_bits
-        return torch.randint(0, top, shape, dtype=torch.uint8, generator=draw)
+        return torch.randint(0, top, shape, dtype=torch.uint8, generator=generator)
     if name.endswith(".weight_scale"):
         plan = plans[name.rpartition(".")[0]]
         deviation = (2**plan.w_bits - 1) / 12**0.5  # of uniform codes
         return torch.full(shape, plan.cols**-0.5 / deviation, dtype=torch.bfloat16)
     if len(shape) == 1:
         return torch.ones(shape, dtype=torch.bfloat16)
-    return torch.empty(shape, dtype=torch.bfloat16).normal_(0, shape[-1] ** -0.5, generator=draw)
+    return torch.empty(shape, dtype=torch.bfloat16).normal_(0, shape[-1] ** -0.5, generator=generator)

@@ -1,4 +1,4 @@
-"""dfq's own model, as `dfq bench generate` times it."""
+"""dfq's own models as runners of the bench."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from dfrot.bench.models.peer import PREFIX, prompt
+from dfrot.bench.models.peer import PREFIX, prompt_tokens
 
 
 class DfqRunner:
-    """A dfq checkpoint, loaded as users do, through transformers."""
+    """A dfq checkpoint, loaded through transformers as users do. A `peer.Runner`."""
 
     def __init__(self, folder: Path) -> None:
         from dfrot.runtime.load import load_model
@@ -22,14 +22,17 @@ class DfqRunner:
 
     @torch.inference_mode()
     def prefill(self, count: int) -> None:
-        self.model(torch.tensor([prompt(count, self.vocab)]), use_cache=True, logits_to_keep=1)
+        """Run a prompt of `count` tokens."""
+        self.model(torch.tensor([prompt_tokens(count, self.vocab)]), use_cache=True, logits_to_keep=1)
 
     @torch.inference_mode()
     def start(self) -> None:
-        self.out = self.model(torch.tensor([prompt(PREFIX, self.vocab)]), use_cache=True, logits_to_keep=1)
+        """Run a prompt of PREFIX tokens and keep its cache."""
+        self.out = self.model(torch.tensor([prompt_tokens(PREFIX, self.vocab)]), use_cache=True, logits_to_keep=1)
 
     @torch.inference_mode()
     def decode(self, count: int) -> None:
+        """Generate `count` greedy tokens behind what ran before."""
         for _ in range(count):
-            following = self.out.logits[:, -1:].argmax(-1)
-            self.out = self.model(following, past_key_values=self.out.past_key_values, use_cache=True)
+            token = self.out.logits[:, -1:].argmax(-1)
+            self.out = self.model(token, past_key_values=self.out.past_key_values, use_cache=True)

@@ -1,113 +1,89 @@
-"""`dfq bench rotate`: the refinement against the straightforward one, same rows, same process, same objective."""
+"""`dfq bench rotate`: the refinement against the straightforward method, on the same rows and the same objective."""
 
 from __future__ import annotations
 
-import gc
 import tempfile
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import psutil
 import torch
 from torch import Tensor
 
 from dfrot.bench.machine import machine
-from dfrot.bench.refinement.figure import figure_data as figure
-from dfrot.bench.refinement.figure import plot
+from dfrot.bench.process_meters import PeakMemory, ProcessClock
 from dfrot.bench.refinement.straightforward import straightforward
 from dfrot.bench.refinement.synthetic_rows import llama_like_rows
+from dfrot.bench.settings import RefinementBenchSettings
 from dfrot.errors import InputError
-from dfrot.rotation.hadamard import randomized
-from dfrot.rotation.refinement.features import CalibrationRows, from_rows
+from dfrot.progress import Progress, silent
+from dfrot.rotation.hadamard import randomized_hadamard
+from dfrot.rotation.refinement.calibration_rows import CalibrationRows, unit_weight_rows
 from dfrot.rotation.refinement.objective import effective_gamma, evaluate
 from dfrot.rotation.refinement.refine import refine
 from dfrot.rotation.refinement.settings import RefineSettings
 from dfrot.rotation.refinement.tiles import Tiles
-from dfrot.stage_folder import Progress, silent
-
-__all__ = ["compare_refinement", "figure", "plot"]
 
 ROWS = 16 * 2048
 EQUAL = 1.001  # objectives within 0.1 % count as the same
-Point = tuple[int, float, float, float]  # round, seconds since the method began, objective, processor seconds
+MIN_ROUNDS, MIN_ROWS, MIN_WIDTH = 1, 64, 16
+MASSIVE_SHARE = 1000  # one row in so many is massive
+EARLY_ROUNDS, LEVEL_STEP = (1, 2, 5, 10), 20  # rounds whose objectives are compared: these, then every 20th
 
 
-class _PeakMemory:
-    """Highest resident memory of this process above the level at entry, bytes, sampled every 20 ms."""
+class CurvePoint(NamedTuple):
+    """The objective after a round. In JSON it is a list of the four."""
 
-    def __enter__(self) -> _PeakMemory:
-        gc.collect()
-        self._process = psutil.Process()
-        self._base = self._top = self._process.memory_info().rss
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.02):
-            self._top = max(self._top, self._process.memory_info().rss)
-
-    def __exit__(self, *ignored: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    @property
-    def bytes(self) -> int:
-        return self._top - self._base
+    round: int
+    seconds: float
+    """Since the method began."""
+    objective: float
+    processor_seconds: float
+    """Of all threads, since the method began."""
 
 
-class _Clock:
-    """Seconds and processor seconds (all threads) of work, without what the measurement itself costs."""
-
-    def __init__(self) -> None:
-        self._wall, self._processor = time.perf_counter(), time.process_time()
-
-    def now(self) -> tuple[float, float]:
-        return time.perf_counter() - self._wall, time.process_time() - self._processor
-
-    def excluded(self, function: Callable[[], None]) -> None:
-        wall, processor = time.perf_counter(), time.process_time()
-        function()
-        self._wall += time.perf_counter() - wall
-        self._processor += time.process_time() - processor
+Curve = list[CurvePoint]
 
 
 def compare_refinement(
-    width: int = 4096,
-    rows: int = ROWS,
-    rounds: int = 25,
+    width: int = RefinementBenchSettings.width,
+    rows: int = RefinementBenchSettings.rows,
+    rounds: int = RefinementBenchSettings.rounds,
     *,
     symmetric: bool = False,
-    bits: int = 4,
+    bits: int = RefinementBenchSettings.bits,
     seed: int = 0,
     settings: RefineSettings | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Both methods on generated RMSNorm outputs (1 row in 1000 massive), from the same randomised Hadamard.
+    """Run both methods on generated RMSNorm outputs (one row in 1000 massive) from the same randomised Hadamard; JSON.
 
-    The clock of the straightforward method stops at each iterate; that of `refine` also holds its set-up and the
-    measurement of each iterate. Objectives of both are those of float32 products with float64 sums on all rows,
-    evaluated outside the clock. `speedup` = (seconds until the straightforward method is first within 0.1 % of its
-    best objective) / (seconds until `refine` is); `processor_speedup` the same in processor seconds, for machines that
-    do other work meanwhile. Memory: resident, above what the rows and the start take.
+    The clock of the straightforward method stops at each iterate; that of `refine` includes its set-up and its own
+    measurement of each iterate. The objectives of both are evaluated outside the clock, from float32 products with
+    float64 sums on all rows. `speedup` is (seconds until the straightforward method is first within 0.1 % of its best
+    objective) / (seconds until `refine` is); `processor_speedup` the same in processor seconds, for machines under
+    other load. `peak_bytes` is resident memory above what the rows and the start take.
+
+    settings: of `refine`; None: from `bits`, `symmetric`, `rounds` and `seed`. Raises InputError for sizes too small.
     """
-    if rounds < 1 or rows < 64 or width < 16:
-        raise InputError(f"bench: width {width}, rows {rows}, rounds {rounds}: at least 16, 64 and 1 are needed")
-    massive = max(2, round(rows / 1000))
+    if rounds < MIN_ROUNDS or rows < MIN_ROWS or width < MIN_WIDTH:
+        raise InputError(
+            f"bench: `width` {width}, `rows` {rows}, `rounds` {rounds}: at least 16, 64 and 1 are needed",
+            field=("width", "rows", "rounds"),
+        )
+    massive = max(2, round(rows / MASSIVE_SHARE))
     values, mask = llama_like_rows(rows - massive, massive, width, seed)
-    features = from_rows(values, massive=mask)
+    features = unit_weight_rows(values, massive=mask)
     settings = settings or RefineSettings(bits=bits, symmetric=symmetric, rounds=rounds, tol=0.0, seed=seed)
     gamma = effective_gamma(features, settings.gamma)
-    start = randomized(width, seed)
-    plain, plain_memory = _straightforward(features, start, settings, gamma, rounds, progress)
-    ours, ours_memory, stats = _refine(features, start, replace(settings, gamma=gamma), progress)
-    final = _level(_settled(plain), plain, ours)
-    levels = [_level(k, plain, ours) for k in sorted({1, 2, 5, 10, *range(20, rounds, 20)} | {_settled(plain)})]
+    start = randomized_hadamard(width, seed)
+    plain, plain_memory = _run_straightforward(features, start, settings, gamma, rounds, progress)
+    ours, ours_memory, stats = _run_refine(features, start, replace(settings, gamma=gamma), progress)
+    settled = _settled_round(plain)
+    final = _level(settled, plain, ours)
+    compared = sorted({*EARLY_ROUNDS, *range(LEVEL_STEP, rounds, LEVEL_STEP), settled})
+    levels = [_level(k, plain, ours) for k in compared]
     return {
         "width": width,
         "rows": rows,
@@ -117,7 +93,7 @@ def compare_refinement(
         "symmetric": settings.symmetric,
         "gamma": gamma,
         "seed": seed,
-        "straightforward": {"curve": plain, "peak_bytes": plain_memory, "seconds": plain[-1][1]},
+        "straightforward": {"curve": plain, "peak_bytes": plain_memory, "seconds": plain[-1].seconds},
         "refine": {"curve": ours, "peak_bytes": ours_memory, "stats": stats, "seconds": stats.pop("seconds")},
         "levels": [level for level in levels if level["round"] < len(plain)],
         "speedup": final["speedup"],
@@ -126,68 +102,75 @@ def compare_refinement(
     }
 
 
-def _settled(curve: list[Point]) -> int:
+def _settled_round(curve: Curve) -> int:
     """The first round whose objective is within 0.1 % of the best of the curve."""
-    best = min(point[2] for point in curve)
-    return next(point[0] for point in curve if point[2] <= best * EQUAL)
+    best = min(point.objective for point in curve)
+    return next(point.round for point in curve if point.objective <= best * EQUAL)
 
 
-def _level(k: int, plain: list[Point], ours: list[Point]) -> dict[str, Any]:
+def _level(k: int, plain: Curve, ours: Curve) -> dict[str, Any]:
     """Seconds of both until the objective of the straightforward method's round k is reached (within 0.1 %)."""
     if k >= len(plain):
         return {"round": k}
-    _, seconds, value, processor = plain[k]
-    hit = next((point for point in ours if point[2] <= value * EQUAL), None)
+    target = plain[k]
+    reached = next((point for point in ours if point.objective <= target.objective * EQUAL), None)
     return {
         "round": k,
-        "objective": value,
-        "straightforward_seconds": seconds,
-        "refine_seconds": hit[1] if hit else None,
-        "refine_round": hit[0] if hit else None,
-        "speedup": seconds / hit[1] if hit and hit[1] > 0 else None,
-        "processor_speedup": processor / hit[3] if hit and hit[3] > 0 else None,
+        "objective": target.objective,
+        "straightforward_seconds": target.seconds,
+        "refine_seconds": reached.seconds if reached else None,
+        "refine_round": reached.round if reached else None,
+        "speedup": target.seconds / reached.seconds if reached and reached.seconds > 0 else None,
+        "processor_speedup": (
+            target.processor_seconds / reached.processor_seconds if reached and reached.processor_seconds > 0 else None
+        ),
     }
 
 
-def _straightforward(
+def _run_straightforward(
     features: CalibrationRows, start: Tensor, settings: RefineSettings, gamma: float, rounds: int, progress: Progress
-) -> tuple[list[Point], int]:
-    seconds: list[tuple[float, float]] = []
-    values: list[float] = []
-    with _PeakMemory() as memory:
-        clock = _Clock()
+) -> tuple[Curve, int]:
+    """The curve of the straightforward method and its peak memory, bytes."""
+    times: list[tuple[float, float]] = []
+    objectives: list[float] = []
+    with PeakMemory() as memory:
+        clock = ProcessClock()
 
-        def watch(k: int, value: float) -> None:
-            values.append(value)
+        def watch(k: int, objective: float) -> None:
+            objectives.append(objective)
             progress("straightforward", k, rounds)
 
-        straightforward(features, start, settings.grid, gamma, rounds, lambda k: seconds.append(clock.now()), watch)
-    return [(k, at[0], value, at[1]) for k, (at, value) in enumerate(zip(seconds, values))], memory.bytes
+        straightforward(features, start, settings.grid, gamma, rounds, lambda k: times.append(clock.now()), watch)
+    pairs = enumerate(zip(times, objectives))
+    return [CurvePoint(k, wall, objective, processor) for k, ((wall, processor), objective) in pairs], memory.bytes
 
 
-def _refine(
+def _run_refine(
     features: CalibrationRows, start: Tensor, settings: RefineSettings, progress: Progress
-) -> tuple[list[Point], int, dict[str, Any]]:
-    found: list[tuple[int, float, float]] = []
-    with tempfile.TemporaryDirectory() as folder, _PeakMemory() as memory:
-        clock = _Clock()
+) -> tuple[Curve, int, dict[str, Any]]:
+    """The curve of `refine`, its peak memory in bytes, and its statistics. Iterates are kept in files and evaluated
+    afterwards, outside the clock."""
+    times: list[tuple[int, float, float]] = []
+    with tempfile.TemporaryDirectory() as folder, PeakMemory() as memory:
+        clock = ProcessClock()
 
         def watch(k: int, matrix: Callable[[], Tensor]) -> None:
-            found.append((k, *clock.now()))
+            times.append((k, *clock.now()))
             clock.excluded(lambda: matrix().float().numpy().tofile(Path(folder) / str(k)))
 
         result = refine(features, start, settings, progress=progress, watch=watch)
         seconds = clock.now()[0]
         peak = memory.bytes
-        curve: list[Point] = []
+        curve: Curve = []
         with Tiles() as tiles:
-            if found[0][0]:
-                curve.append(
-                    (0, 0.0, evaluate(features, start, settings.grid, float(settings.gamma), tiles).value, 0.0)
-                )
-            for done, (k, wall, processor) in enumerate(found):
-                progress("evaluate", done, len(found))
+
+            def objective(matrix: Tensor) -> float:
+                return evaluate(features, matrix, settings.grid, float(settings.gamma), tiles).value
+
+            if times[0][0]:
+                curve.append(CurvePoint(0, 0.0, objective(start), 0.0))
+            for done, (k, wall, processor) in enumerate(times):
+                progress("evaluate", done, len(times))
                 matrix = torch.from_file(str(Path(folder) / str(k)), size=start.numel()).view_as(start)
-                value = evaluate(features, matrix, settings.grid, float(settings.gamma), tiles).value
-                curve.append((k, wall, value, processor))
+                curve.append(CurvePoint(k, wall, objective(matrix), processor))
     return curve, peak, {**result.stats, "seconds": seconds, "orthogonality_error": result.orthogonality_error}

@@ -1,7 +1,7 @@
-"""The refinement as the paper states it, without any trick: what `refine` is measured against.
+"""The refinement as the paper states it, without optimisations: the baseline of `refine` (arXiv 2412.00648).
 
 Each round, in float32 and on all rows at once: Y = X R, B = Q(Y), C = (w X)^T B, R = U V^T of the full singular
-value decomposition of C. Weights on the left only (Q is scale-equivariant). Sums of the objective in float64.
+value decomposition of C. Only the left factor is weighted (Q is scale-equivariant). Sums of the objective in float64.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dfrot.rotation.refinement.features import CalibrationRows
+from dfrot.rotation.refinement.calibration_rows import CalibrationRows
 from dfrot.rotation.refinement.polar import polar
-from dfrot.rotation.refinement.row_grid import RowGrid
+from dfrot.rotation.refinement.token_quantizer import TokenQuantizer
 
 
 def straightforward(
     features: CalibrationRows,
     start: Tensor,
-    grid: RowGrid,
+    grid: TokenQuantizer,
     gamma: float,
     rounds: int,
     ready: Callable[[int], None],
     watch: Callable[[int, float], None],
 ) -> Tensor:
-    """`rounds` alternations from `start` [d, d]; the last iterate, float32 [d, d].
+    """Alternate `rounds` times between quantization and rotation from `start` [d, d]; the last iterate, float32 [d, d].
 
-    `ready(k)` is called when iterate k exists (0 is the start), `watch(k, objective)` when its objective is known,
-    which is in the middle of the next round; the last iterate is measured too.
+    gamma: weight of massive rows. `ready(k)` is called when iterate k exists (0 is the start), `watch(k, objective)`
+    when its objective is known, which is in the middle of the next round; the last iterate is measured too.
     """
     weight = torch.where(features.massive, gamma**2 * features.weight, features.weight)
     matrix = start.float()

@@ -1,4 +1,4 @@
-"""RMSNorm outputs that behave like a large model's, generated: no weights needed.
+"""Generated RMSNorm outputs that behave like a large model's, without its weights.
 
 Massive rows carry the values published for LLaMA2-7B (constants of locuslab/massive-activations, lib/hook.py; Sun
 et al. 2024, arXiv 2402.17762): the start token has 767.6 in channel 2533 and -458.55 in channel 1415, the first
@@ -6,7 +6,7 @@ delimiter 2546.8 and -1502.0, over a background of median about 1/1000 of the la
 massive activation). Common rows follow three channel profiles: Gaussian, Laplace, and twenty channels that hold
 half of the energy.
 
-`TABLE` is the toy table that explains DFRot's finding: the 4-bit error per token, relative to its norm, of seven
+`ERROR_TABLE` is the toy table that explains DFRot's finding: the 4-bit error per token, relative to its norm, of seven
 kinds of tokens without rotation, under a randomised Hadamard and under a random orthogonal matrix.
 """
 
@@ -40,37 +40,39 @@ def common_rows(
 ) -> Tensor:
     """Rows [count, width] float32 of a channel profile, norm sqrt(width).
 
-    heavy: the channels of the profile `channels` (default: twenty drawn ones): equal values, random signs, on top
+    heavy: the channels of the profile `channels` (default: twenty random ones): equal values, random signs, on top
     of the Gaussian background.
     """
-    draw = np.random.Generator(np.random.PCG64(seed))
+    generator = np.random.Generator(np.random.PCG64(seed))
     if profile not in PROFILES:
         raise InputError(f"channel profile {profile!r}: unknown; one of {', '.join(PROFILES)}")
     if profile == "laplace":
-        return unit_rms(torch.from_numpy(draw.laplace(size=(count, width)).astype(np.float32)))
-    rows = torch.from_numpy(draw.standard_normal((count, width), dtype=np.float32))
+        return unit_rms(torch.from_numpy(generator.laplace(size=(count, width)).astype(np.float32)))
+    rows = torch.from_numpy(generator.standard_normal((count, width), dtype=np.float32))
     if profile == "channels":
         if heavy is None:
-            heavy = torch.from_numpy(draw.permutation(width)[: min(HEAVY_CHANNELS, width // 2)].copy())
+            heavy = torch.from_numpy(generator.permutation(width)[: min(HEAVY_CHANNELS, width // 2)].copy())
         size = math.sqrt(HEAVY_ENERGY / (1.0 - HEAVY_ENERGY) * width / len(heavy))
-        signs = torch.from_numpy(np.where(draw.random((count, len(heavy))) < 0.5, -size, size).astype(np.float32))
+        signs = torch.from_numpy(np.where(generator.random((count, len(heavy))) < 0.5, -size, size).astype(np.float32))
         rows[:, heavy] += signs
     return unit_rms(rows)
 
 
-def spike_rows(values: tuple[float, ...], energy: float, count: int, width: int, seed: int | tuple[int, ...]) -> Tensor:
+def massive_profile_rows(
+    values: tuple[float, ...], energy: float, count: int, width: int, seed: int | tuple[int, ...]
+) -> Tensor:
     """Rows [count, width]: channels 0, 1, ... hold `energy` of each row in the proportion of `values` with random
     signs, over a Gaussian background; norm sqrt(width)."""
-    draw = np.random.Generator(np.random.PCG64(seed))
-    rows = torch.from_numpy(draw.standard_normal((count, width), dtype=np.float32))
-    spikes = torch.tensor(values)
+    generator = np.random.Generator(np.random.PCG64(seed))
+    rows = torch.from_numpy(generator.standard_normal((count, width), dtype=np.float32))
+    magnitudes = torch.tensor(values)
     rest = rows[:, len(values) :].square().sum(1, keepdim=True)
-    signs = torch.from_numpy(np.where(draw.random((count, len(values))) < 0.5, -1.0, 1.0).astype(np.float32))
-    rows[:, : len(values)] = signs * (spikes / spikes.norm()) * (rest * energy / (1.0 - energy)).sqrt()
+    signs = torch.from_numpy(np.where(generator.random((count, len(values))) < 0.5, -1.0, 1.0).astype(np.float32))
+    rows[:, : len(values)] = signs * (magnitudes / magnitudes.norm()) * (rest * energy / (1.0 - energy)).sqrt()
     return unit_rms(rows)
 
 
-TABLE: dict[str, tuple[float, ...]] = {  # NR, RH, RO symmetric; NR, RH, RO asymmetric; width 4096, 4 bit
+ERROR_TABLE: dict[str, tuple[float, ...]] = {  # no rotation, Hadamard, orthogonal: symmetric; then asymmetric
     "gaussian": (0.156, 0.156, 0.157, 0.140, 0.139, 0.140),
     "laplace": (0.246, 0.157, 0.155, 0.215, 0.141, 0.138),
     "channels": (0.464, 0.148, 0.160, 0.428, 0.131, 0.142),
@@ -79,7 +81,7 @@ TABLE: dict[str, tuple[float, ...]] = {  # NR, RH, RO symmetric; NR, RH, RO asym
     "2 spikes 1:0.6, 99.9 %": (0.040, 0.079, 0.150, 0.044, 0.029, 0.135),
     "4 spikes 1:0.5:0.3:0.2, 99 %": (0.126, 0.076, 0.155, 0.107, 0.039, 0.141),
 }
-SPIKES = {
+MASSIVE_PROFILES = {
     "1 spike, 99 %": ((1.0,), 0.99),
     "2 spikes 1:0.6, 99 %": ((1.0, 0.6), 0.99),
     "2 spikes 1:0.6, 99.9 %": ((1.0, 0.6), 0.999),
@@ -88,17 +90,17 @@ SPIKES = {
 
 
 def table_rows(name: str, count: int = 64, width: int = WIDTH, seed: int = 0) -> Tensor:
-    """The rows of one line of `TABLE`; spikes and heavy channels come first, as in the table."""
-    if name in SPIKES:
-        return spike_rows(*SPIKES[name], count, width, seed)
+    """The rows [count, width] of one line of `ERROR_TABLE`; massive and heavy channels come first."""
+    if name in MASSIVE_PROFILES:
+        return massive_profile_rows(*MASSIVE_PROFILES[name], count, width, seed)
     return common_rows(name, count, width, seed, heavy=torch.arange(HEAVY_CHANNELS))
 
 
 def massive_rows(count: int, width: int = WIDTH, seed: int = 0, model: int = 0) -> Tensor:
-    """Rows [count, width]: start token and delimiter in turn, one pair per norm of an imagined model; norm sqrt(width).
+    """Rows [count, width] of norm sqrt(width): start token and delimiter in turn, one pair per norm of a model.
 
-    `model` draws what a model fixes: under causal attention the start token's row at a norm is the same constant in
-    every text. `seed` draws what the text changes: DELIMITER_CHANGE of the variance of a delimiter's background (our
+    `model` seeds what the model determines: under causal attention the start token's row at a norm is the same in every
+    text. `seed` seeds what the text changes: DELIMITER_CHANGE of the variance of a delimiter's background (our
     assumption). Other widths use the channels modulo the width and the values times sqrt(width / 4096), which keeps
     the share of energy.
     """
@@ -107,10 +109,10 @@ def massive_rows(count: int, width: int = WIDTH, seed: int = 0, model: int = 0) 
     rows, changed = torch.from_numpy(fixed), torch.from_numpy(fresh)[1::2]
     rows[1::2] = rows[1::2] * math.sqrt(1.0 - DELIMITER_CHANGE) + changed * math.sqrt(DELIMITER_CHANGE)
     rows *= BACKGROUND
-    at = [channel % width for channel in CHANNELS]
+    channels = [channel % width for channel in CHANNELS]
     factor = math.sqrt(width / WIDTH)
-    rows[0::2, at] = torch.tensor(START_TOKEN) * factor
-    rows[1::2, at] = torch.tensor(DELIMITER) * factor
+    rows[0::2, channels] = torch.tensor(START_TOKEN) * factor
+    rows[1::2, channels] = torch.tensor(DELIMITER) * factor
     return unit_rms(rows)
 
 

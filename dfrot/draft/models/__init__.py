@@ -1,1 +1,1 @@
-"""The architectures of drafts, and what a draft computes while it guesses."""
+"""The architectures of drafts, and what a draft computes while it proposes tokens."""

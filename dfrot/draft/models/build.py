@@ -13,16 +13,19 @@ from dfrot.draft.models.dream import DreamDraft
 from dfrot.draft.models.eagle3 import Eagle3Draft
 
 CLASSES: dict[str, type[Draft]] = {"dream": DreamDraft, "eagle3": Eagle3Draft}
+# what transformers assumes where config.json leaves it out
+DEFAULT_EPS, DEFAULT_THETA, DEFAULT_POSITIONS = 1e-5, 10000.0, 2048
 
 
 def build(config: DraftConfig) -> Draft:
-    """An untrained draft, seeded by torch's generator."""
+    """An untrained draft, initialised from torch's global generator."""
     return CLASSES[config.arch](config)
 
 
 def config_for(arch: BoundArch, kind: str, **changes: Any) -> DraftConfig:
-    """A draft with the target's widths. `changes` override single keys."""
-    layers = arch.n_layers
+    """The config of a draft with the target's widths.
+
+    arch: the target's architecture. kind: `dream` or `eagle3`. changes: values that override single fields."""
     values: dict[str, Any] = {
         "arch": kind,
         "hidden_size": arch.hidden,
@@ -32,28 +35,33 @@ def config_for(arch: BoundArch, kind: str, **changes: Any) -> DraftConfig:
         "num_key_value_heads": arch.n_kv_heads,
         "head_dim": arch.head_dim,
         "vocab_size": arch.sizes["vocab"],
-        "rms_norm_eps": float(arch.config.get("rms_norm_eps", 1e-5)),
+        "rms_norm_eps": float(arch.config.get("rms_norm_eps", DEFAULT_EPS)),
         "rope_theta": _theta(arch.config),
         "max_position_embeddings": _positions(arch.config),
     }
     if kind == "eagle3":
-        values["aux_layers"] = (min(2, layers - 1), layers // 2, max(layers - 3, 1))
+        values["aux_layers"] = _aux_layers(arch.n_layers)
     return DraftConfig(**{**values, **changes})
 
 
+def _aux_layers(layers: int) -> tuple[int, int, int]:
+    """An early, a middle and a late layer, as EAGLE-3 chooses them: 2, half, and the third from the end."""
+    return (min(2, layers - 1), layers // 2, max(layers - 3, 1))
+
+
 def _theta(config: dict[str, Any]) -> float:
-    """The base of RoPE; where kinds of attention have their own, that of the first layer, with which a draft begins."""
+    """The base of RoPE. Where kinds of attention have their own, that of the first layer, with which a draft begins."""
     rope, kinds = config.get("rope_parameters"), config.get("layer_types")
     rope = rope if isinstance(rope, dict) else {}
     if kinds and isinstance(rope.get(kinds[0]), dict):
         rope = rope[kinds[0]]
-    return float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    return float(rope.get("rope_theta") or config.get("rope_theta") or DEFAULT_THETA)
 
 
 def _positions(config: dict[str, Any]) -> int:
-    """The context of the target, which transformers knows where config.json leaves it out."""
+    """The target's context, which transformers knows where config.json leaves it out."""
     if "max_position_embeddings" not in config:
         from dfrot.runtime.block_runner import hf_config
 
-        return int(getattr(hf_config(config, torch.float32), "max_position_embeddings", 2048))
+        return int(getattr(hf_config(config, torch.float32), "max_position_embeddings", DEFAULT_POSITIONS))
     return int(config["max_position_embeddings"])

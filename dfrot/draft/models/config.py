@@ -1,4 +1,4 @@
-"""What a draft is: its sizes, its ablation switches, and the target that it belongs to."""
+"""The config of a draft: its sizes, its ablation switches, and the target that it belongs to."""
 
 from __future__ import annotations
 
@@ -14,33 +14,48 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class DraftConfig:
-    """arch: dream or eagle3. target_hidden_size: width of the target's features and embeddings. cross: False drops
-    the cross-attention sublayer (ablation). distance: its heads lean towards near features (see dream.py). mid_block:
-    the block whose output imitates the intermediate feature.
-    num_final_layers: self-attention blocks behind the cross block. select: how that feature was chosen (training
-    only). aux_layers: decoder layers whose outputs eagle3 reads. target_fingerprint: see dfrot/draft/store.py.
-    quantized: w4 or w8 when the draft's own linears are packed, else empty."""
+    """The config of a draft, `draft.json`."""
 
     arch: str
+    """`dream` or `eagle3`."""
     hidden_size: int
+    """Width of the draft."""
     target_hidden_size: int
+    """Width of the target's features and embeddings."""
     intermediate_size: int
+    """Inner width of the MLPs."""
     num_attention_heads: int
+    """Query heads."""
     num_key_value_heads: int
+    """Key/value heads."""
     head_dim: int
+    """Width of a head; even."""
     vocab_size: int
+    """Of the target."""
     rms_norm_eps: float = 1e-5
+    """Epsilon of the norms."""
     rope_theta: float = 10000.0
+    """Base of RoPE."""
     max_position_embeddings: int = 2048
+    """Context of the target."""
     num_final_layers: int = 1
+    """dream: self-attention blocks behind the cross block."""
     cross: bool = True
+    """dream: False drops the cross-attention (ablation)."""
     distance: bool = True
+    """dream: cross-attention heads prefer near features (see dream_blocks.py)."""
     mid_block: int = 0
+    """dream: the block whose output imitates the intermediate feature."""
     select: str = "sample"
+    """dream: how that feature is chosen in training (dfrot/draft/feature_selection.py)."""
     aux_layers: tuple[int, ...] = ()
+    """eagle3: the target layers (counted from 1) whose outputs it reads."""
     target_fingerprint: str = ""
+    """`checkpoint_fingerprint` of the target (dfrot/vision/fingerprint.py)."""
     quantized: str = ""
+    """`w4` or `w8` where the draft's own linears are packed, else empty."""
     format_version: int = FORMAT_VERSION
+    """Of `draft.json`."""
 
     def __post_init__(self) -> None:
         if self.arch not in ARCHS:
@@ -62,15 +77,17 @@ class DraftConfig:
 
     @property
     def feature_size(self) -> int:
-        """Width of the target features that decoding hands to the draft."""
+        """Width of the target features that the draft reads in decoding."""
         return self.target_hidden_size * (len(self.aux_layers) if self.arch == "eagle3" else 1)
 
     def to_dict(self) -> dict[str, Any]:
+        """The JSON of `draft.json`."""
         return {**asdict(self), "aux_layers": list(self.aux_layers)}
 
     @classmethod
     def from_dict(cls, value: Any, where: str) -> DraftConfig:
-        """Strict: unknown and missing keys are refused."""
+        """From the JSON of `draft.json`, whose path is `where`. Raises InputError for a malformed object,
+        UnsupportedError for unknown keys, which a newer dfq may have written."""
         if not isinstance(value, dict):
             raise InputError(f"{where}: not a JSON object; restore the file")
         known = {field.name for field in fields(cls)}

@@ -1,4 +1,4 @@
-"""dream_blocks"""
+"""The blocks of a DREAM draft."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from dfrot.draft.models.config import DraftConfig
 from dfrot.draft.models.layers import MLP, Projections, RMSNorm
 
 GATE_AT_START = 0.5  # tanh(gate): 0, as published, would give the cross block no gradient until the gate has moved
-
-
 SLOPES_AT_START = (2, -6)  # powers of two, of the first and of the last head: from the newest feature alone to all
+NULL_KEY_STD = 0.02  # of the initial null key
 
 
 class SelfBlock(nn.Module):
@@ -26,13 +25,13 @@ class SelfBlock(nn.Module):
         self.mlp = MLP(size, config.intermediate_size)
 
     def finish(self, h: Tensor, mixed: Tensor) -> Tensor:
-        """h [B, n, d] and what attention gathered [B, H, n, D] -> the block's output."""
+        """The block's input h [B, n, d] and what attention gathered [B, H, n, D] -> the block's output [B, n, d]."""
         h = h + self.self_attn.output(mixed)
         return h + self.mlp(self.post_attention_layernorm(h))  # type: ignore[no-any-return]
 
 
 class CrossBlock(nn.Module):
-    """Cross-attention to features, no rotary positions, always able to look at a learned null key instead."""
+    """Gated cross-attention to features, without rotary positions, then a gated MLP."""
 
     def __init__(self, config: DraftConfig) -> None:
         super().__init__()
@@ -45,43 +44,48 @@ class CrossBlock(nn.Module):
         self.mlp = MLP(size, config.intermediate_size)
 
     def finish(self, h: Tensor, mixed: Tensor | None) -> Tensor:
-        """As SelfBlock.finish, through the gates; `mixed` None when the draft has no cross-attention."""
+        """Like SelfBlock.finish, through the gates; mixed: None in a draft without cross-attention."""
         if mixed is not None and self.cross_attn is not None:
             h = h + self.cross_attn_attn_gate.tanh() * self.cross_attn.output(mixed)
         return h + self.cross_attn_mlp_gate.tanh() * self.mlp(self.post_attention_layernorm(h))  # type: ignore[no-any-return]
 
 
 class CrossAttention(Projections):
-    """Projections with head norms and the null key and value [Hkv, 1, D]."""
+    """Projections with norms per head, and a learned null key and value [Hkv, 1, D] that every slot sees."""
 
     def __init__(self, config: DraftConfig, size: int, target: int) -> None:
+        """size: width of the draft; target: width of the target's features."""
         super().__init__(config, size, target, size)
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
-        self.null_k = nn.Parameter(0.02 * torch.randn(self.kv_heads, 1, self.dim))
+        self.null_k = nn.Parameter(NULL_KEY_STD * torch.randn(self.kv_heads, 1, self.dim))
         self.null_v = nn.Parameter(torch.zeros(self.kv_heads, 1, self.dim))
         slopes = torch.logspace(*SLOPES_AT_START, self.heads, base=2.0)
         self.log_slopes = nn.Parameter(slopes.log()) if config.distance else None
 
     def normed_queries(self, x: Tensor) -> Tensor:
+        """x [B, n, d] -> [B, H, n, D]."""
         return self.q_norm(self.queries(x))  # type: ignore[no-any-return]
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features x [B, m, target] -> keys and values [B, Hkv, m, D]."""
         k, v = super().keys_values(x)
         return self.k_norm(k), v
 
-    def lean(self, slots: Tensor, features: Tensor) -> Tensor | None:
-        """What is added to the scores, [B, H, n, 1 + m] for the null and features of positions [m], from slots of
-        positions [B, n]: minus slope times how far a feature is from the newest one that a slot may see. Post-norm
-        features say little about where they stand, and no rotary positions reach them; None without `distance`."""
+    def distance_bias(self, slots: Tensor, features: Tensor) -> Tensor | None:
+        """What is added to the scores, [B, H, n, 1 + m] for the null key and m features: minus slope times the distance
+        of a feature from the newest one that the slot may see. Features behind the final norm say little about their
+        position, and no rotary positions reach them. None for a draft without `distance`.
+
+        slots: positions int64 [B, n]. features: positions int64 [m]."""
         if self.log_slopes is None:
             return None
-        far = (slots[..., None] - 1 - features).clamp(min=0)
-        far = torch.cat([far.new_zeros(*far.shape[:-1], 1), far], -1)
-        return -self.log_slopes.exp()[:, None, None] * far[:, None]
+        distance = (slots[..., None] - 1 - features).clamp(min=0)
+        distance = torch.cat([distance.new_zeros(*distance.shape[:-1], 1), distance], -1)
+        return -self.log_slopes.exp()[:, None, None] * distance[:, None]
 
     def with_null(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """k, v [B, Hkv, m, D] -> the same with the null in front, m + 1."""
+        """k, v [B, Hkv, m, D] -> the same with the null key and value in front, m + 1."""
         shape = (k.shape[0], self.kv_heads, 1, self.dim)
         return torch.cat([self.null_k.to(k.dtype).expand(shape), k], 2), torch.cat(
             [self.null_v.to(v.dtype).expand(shape), v], 2

@@ -1,7 +1,7 @@
-"""What a draft is trained on: token rows, and which of their slots count.
+"""What a draft is trained on: sequences of token ids, and which of their slots count.
 
 A slot counts when its token belongs to an answer, because drafting begins at the first token that the target
-emitted. In plain text everything behind a short prompt counts; in conversations the assistant's turns do.
+generated. In plain text everything behind a short prompt counts; in conversations the assistant's turns do.
 """
 
 from __future__ import annotations
@@ -16,28 +16,36 @@ import torch
 from torch import Tensor
 
 from dfrot.data.chat import answer_mask
-from dfrot.data.jsonl import first_row, read_rows, refuse_images
-from dfrot.data.text import calibration_windows, load_text, windows
+from dfrot.data.conversation_rows import refuse_images
+from dfrot.data.jsonl import first_json_line, read_json_lines
+from dfrot.data.text import calibration_windows, evaluation_windows, load_text
 from dfrot.data.tokenizer import encode
 from dfrot.errors import InputError
 
-HELD_OUT_OF_256 = 16  # conversations whose hash begins below this are held out, about 6 %
+HELD_OUT_OF_256 = 16  # conversations whose hash begins with a byte below this are held out, about 6 %
 PROMPT = 16  # tokens of plain text before the slots that count
+
+MaskedIds = tuple[list[int], list[bool]]
+"""Token ids, and which of their slots count."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """tokens int64 [N, S], padded behind with zeros; mask bool [N, S]: slots that count; lengths int64 [N]."""
+    """N sequences of at most S tokens."""
 
     tokens: Tensor
+    """int64 [N, S], padded at the end with zeros."""
     mask: Tensor
+    """bool [N, S]: slots that count."""
     lengths: Tensor
+    """int64 [N], without padding."""
 
     def __len__(self) -> int:
+        """Number of sequences."""
         return len(self.tokens)
 
     def rows(self, index: Tensor) -> Corpus:
-        """Some samples, cut to the longest of them."""
+        """The sequences of `index` int64 [n], cut to the longest of them."""
         longest = int(self.lengths[index].max())
         return Corpus(self.tokens[index, :longest], self.mask[index, :longest], self.lengths[index])
 
@@ -47,7 +55,7 @@ class Corpus:
 
 
 def of_windows(rows: Tensor, prompt: int) -> Corpus:
-    """Corpus of windows int64 [N, S]; slots from `prompt` on count, without the last (its prediction has no use)."""
+    """Corpus of windows int64 [N, S] whose slots count from `prompt` on."""
     mask = torch.zeros_like(rows, dtype=torch.bool)
     mask[:, prompt:] = True
     return Corpus(rows, mask, torch.full((len(rows),), rows.shape[1]))
@@ -56,24 +64,32 @@ def of_windows(rows: Tensor, prompt: int) -> Corpus:
 def load_corpora(
     dataset: str, tokenizer: Any, samples: int, held_out: int, seqlen: int, seed: int
 ) -> tuple[Corpus, Corpus]:
-    """Training and held-out samples of `stdlib`, `wikitext2`, a text file or folder, or a .jsonl of `messages`.
+    """Training and held-out sequences.
 
-    Raises InputError for a dataset without usable samples."""
+    dataset: `stdlib`, `wikitext2`, a text file or folder, or a .jsonl of `messages`. samples, held_out: how many
+    sequences of at most `seqlen` tokens. seed: of the choice of windows. Raises InputError for a dataset without enough
+    usable samples."""
     path = Path(dataset)
-    if path.suffix == ".jsonl" and path.is_file() and "messages" in first_row(path):
+    if path.suffix == ".jsonl" and path.is_file() and "messages" in first_json_line(path):
         return _conversations(path, tokenizer, samples, held_out, seqlen)
     train = calibration_windows(encode(tokenizer, load_text(dataset, "train").text), samples, seqlen, seed)
-    test = windows(encode(tokenizer, load_text(dataset, "test").text), seqlen)
+    test = evaluation_windows(encode(tokenizer, load_text(dataset, "test").text), seqlen)
     if len(test) < held_out:
         raise InputError(f"{dataset}: {held_out} held-out windows of {seqlen} tokens needed, {len(test)} found")
-    every = len(test) // held_out
+    stride = len(test) // held_out
     prompt = min(PROMPT, seqlen // 2)
-    return of_windows(train, prompt), of_windows(test[::every][:held_out], prompt)
+    return of_windows(train, prompt), of_windows(test[::stride][:held_out], prompt)
+
+
+def is_held_out(content: Any) -> bool:
+    """Whether a conversation (JSON) is held out, which its hash decides, not its place in the file."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()[0] < HELD_OUT_OF_256
 
 
 def _conversations(path: Path, tokenizer: Any, samples: int, held_out: int, seqlen: int) -> tuple[Corpus, Corpus]:
-    sides: tuple[list[tuple[list[int], list[bool]]], list[tuple[list[int], list[bool]]]] = ([], [])
-    for row, where in read_rows(path):
+    train: list[MaskedIds] = []
+    test: list[MaskedIds] = []
+    for row, where in read_json_lines(path):
         messages = row.get("messages")
         if not isinstance(messages, list) or not messages:
             raise InputError(f'{where}: "messages" must be a list of role and content; mend or remove the line')
@@ -81,15 +97,19 @@ def _conversations(path: Path, tokenizer: Any, samples: int, held_out: int, seql
         ids, mask = answer_mask(tokenizer, messages, where)
         ids, mask = ids[:seqlen], mask[:seqlen]
         if not any(mask):
-            raise InputError(f"{where}: no answer within --seqlen {seqlen}; raise it or remove the line")
-        key = hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).digest()[0]
-        sides[key < HELD_OUT_OF_256].append((ids, mask))
-    if not sides[0] or not sides[1]:
-        raise InputError(f"{path}: too few conversations to hold some out by their hash; give at least some dozens")
-    return _padded(sides[0][:samples]), _padded(sides[1][:held_out])
+            raise InputError(
+                f"{where}: no answer within `seqlen` {seqlen}; raise it or remove the line", field="seqlen", file=path
+            )
+        (test if is_held_out(messages) else train).append((ids, mask))
+    if not train or not test:
+        raise InputError(
+            f"{path}: too few conversations to hold some out by their hash; give at least some dozens", file=path
+        )
+    return padded_corpus(train[:samples]), padded_corpus(test[:held_out])
 
 
-def _padded(samples: list[tuple[list[int], list[bool]]]) -> Corpus:
+def padded_corpus(samples: list[MaskedIds]) -> Corpus:
+    """Corpus of sequences of different lengths."""
     longest = max(len(ids) for ids, _ in samples)
     tokens = torch.zeros(len(samples), longest, dtype=torch.long)
     mask = torch.zeros(len(samples), longest, dtype=torch.bool)

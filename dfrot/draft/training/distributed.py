@@ -1,9 +1,9 @@
 """Training on several processes: each computes some samples of a step, gradients are summed.
 
-What a step computes does not depend on how many processes share it, but for the order of summation: losses are sums
-over slots divided by counts of all processes, and every sample's noise has a seed of its own.
+What a step computes does not depend on how many processes share it, except for the order of summation: losses are sums
+over slots divided by the counts of all processes, and every sample's noise has a seed of its own.
 
-The processes of a `DistributedGroup` all hold the whole draft; with `shard` parameters, gradients, moments and best
+The processes of a `DistributedGroup` each hold the whole draft. With `shard`, parameters, gradients, moments and best
 weights are split between them (torch's FSDP2, arXiv 2304.11277), and a linear's weight is gathered where it multiplies.
 """
 
@@ -19,29 +19,30 @@ from torch import Tensor, nn
 
 from dfrot.errors import InputError, ResourceError
 
-MINUTES = 30  # until processes that wait for another one give up
+TIMEOUT_MINUTES = 30  # until a process that waits for another one gives up
+NORM_EPSILON = 1e-6  # as in torch's clip_grad_norm_
 
 
 class LocalGroup:
-    """One process alone; `DistributedGroup` is several."""
+    """A single process, and the interface of several."""
 
     rank, size = 0, 1
     sharded = False
 
     def counts(self, own: Sequence[int]) -> list[int]:
-        """Sums over all processes."""
+        """Sums of each number over all processes."""
         return list(own)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter], numbers: Tensor) -> Tensor:
-        """Sum gradients in place, and `numbers` float [n] that go with them, which are returned."""
+        """Sum gradients over all processes in place. numbers: float [n], summed with them and returned."""
         return numbers
 
     def clip(self, parameters: Sequence[nn.Parameter], limit: float) -> float:
         """Scale gradients to a joint norm of at most `limit`. Returns the norm that they had."""
         return float(nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], limit))
 
-    def tell(self, data: bytes) -> bytes:
-        """What process 0 says, to all."""
+    def broadcast(self, data: bytes) -> bytes:
+        """The data of process 0; that of the others is ignored."""
         return data
 
     def share(self, index: Tensor) -> Tensor:
@@ -49,22 +50,25 @@ class LocalGroup:
         return index[self.rank :: self.size]
 
     def shard(self, module: nn.Module) -> None:
-        """Split the parameters of a draft between the processes, where they do that."""
+        """Split the parameters of a draft between the processes, in a sharded group."""
 
-    def whole(self, tensor: Tensor) -> Tensor:
-        """A tensor of which every process may hold a part. All processes must ask for the same ones in turn."""
+    def gather(self, tensor: Tensor) -> Tensor:
+        """A whole tensor of which every process may hold a part. All processes must call this for the same tensors in
+        the same order."""
         return tensor
 
-    def spread(self, tensor: Tensor | None, shape: Sequence[int], dtype: torch.dtype, like: Tensor) -> Tensor:
-        """What process 0 holds whole, of that shape and dtype, to all, split as `like` is."""
+    def scatter(self, tensor: Tensor | None, shape: Sequence[int], dtype: torch.dtype, like: Tensor) -> Tensor:
+        """A whole tensor of process 0 (None on the others), of this shape and dtype, split as `like` is."""
         assert tensor is not None
         return tensor
 
 
 class DistributedGroup(LocalGroup):
-    """Processes that found each other at an address (gloo, CPU tensors)."""
+    """Processes that train together (gloo, CPU tensors)."""
 
     def __init__(self, rank: int, size: int, address: str, port: int, shard: bool = False) -> None:
+        """rank: of this process, from 0. size: number of processes. address, port: of process 0. shard: split the
+        parameters between the processes. Raises ResourceError when the others are not reached."""
         if not 0 <= rank < size:
             raise InputError(f"process {rank} of {size}: ranks count from 0; check RANK and WORLD_SIZE")
         self.rank, self.size, self.sharded = rank, size, shard
@@ -74,22 +78,24 @@ class DistributedGroup(LocalGroup):
                 init_method=f"tcp://{address}:{port}",
                 rank=rank,
                 world_size=size,
-                timeout=datetime.timedelta(minutes=MINUTES),
+                timeout=datetime.timedelta(minutes=TIMEOUT_MINUTES),
             )
         except (RuntimeError, ValueError) as error:
-            first = (str(error).splitlines() or [""])[0]
+            reason = (str(error).splitlines() or [""])[0]
             raise ResourceError(
-                f"process {rank} of {size} did not find the others at {address}:{port}: {first}"
+                f"process {rank} of {size} did not find the others at {address}:{port}: {reason}"
             ) from None
 
     def counts(self, own: Sequence[int]) -> list[int]:
-        whole = torch.tensor(list(own), dtype=torch.int64)
-        dist.all_reduce(whole)
-        return [int(one) for one in whole]
+        """See LocalGroup."""
+        sums = torch.tensor(list(own), dtype=torch.int64)
+        dist.all_reduce(sums)
+        return [int(count) for count in sums]
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter], numbers: Tensor) -> Tensor:
+        """See LocalGroup."""
         gradients = []
-        for parameter in () if self.sharded else parameters:  # sharded ones are summed where they are split
+        for parameter in () if self.sharded else parameters:  # FSDP sums the gradients of sharded ones
             if parameter.grad is None:  # unused by this process's samples, perhaps not by the others'
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
@@ -102,17 +108,19 @@ class DistributedGroup(LocalGroup):
         return flat[begin:]
 
     def clip(self, parameters: Sequence[nn.Parameter], limit: float) -> float:
+        """See LocalGroup."""
         if not self.sharded:
             return super().clip(parameters, limit)
-        parts = [local(p.grad) for p in parameters if p.grad is not None]
+        parts = [local_part(p.grad) for p in parameters if p.grad is not None]
         squares = torch.stack([part.double().pow(2).sum() for part in parts]).sum()
         dist.all_reduce(squares)
         norm = float(squares.sqrt())
         for part in parts:
-            part.mul_(min(1.0, limit / (norm + 1e-6)))
+            part.mul_(min(1.0, limit / (norm + NORM_EPSILON)))
         return norm
 
-    def tell(self, data: bytes) -> bytes:
+    def broadcast(self, data: bytes) -> bytes:
+        """See LocalGroup."""
         length = torch.tensor([len(data)])
         dist.broadcast(length, 0)
         body = torch.empty(int(length), dtype=torch.uint8)
@@ -122,41 +130,44 @@ class DistributedGroup(LocalGroup):
         return body.numpy().tobytes()
 
     def shard(self, module: nn.Module) -> None:
+        """See LocalGroup."""
         if not self.sharded:
             return
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
         mesh = init_device_mesh("cpu", (self.size,))
-        # a head of the draft's own is asked as often as there are chunks of slots, which differ between processes: it
-        # stays with the root's parameters, which are together during a step
+        # A head of the draft's own is called once per chunk of slots, and the number of chunks differs between
+        # processes. So it stays with the root's parameters, which are gathered for a whole step.
         linears = [m for name, m in module.named_modules() if isinstance(m, nn.Linear) and name != "lm_head"]
         for part in (*linears, module):
-            split: Any = fully_shard(part, mesh=mesh)
-            split.set_gradient_divide_factor(1.0)
-            split.set_force_sum_reduction_for_comms(True)
+            sharded: Any = fully_shard(part, mesh=mesh)
+            sharded.set_gradient_divide_factor(1.0)
+            sharded.set_force_sum_reduction_for_comms(True)
         register_fsdp_forward_method(module, "train_forward")
 
-    def whole(self, tensor: Tensor) -> Tensor:
-        full = getattr(tensor, "full_tensor", None)
-        return tensor if full is None else full()
+    def gather(self, tensor: Tensor) -> Tensor:
+        """See LocalGroup."""
+        full_tensor = getattr(tensor, "full_tensor", None)
+        return tensor if full_tensor is None else full_tensor()
 
-    def spread(self, tensor: Tensor | None, shape: Sequence[int], dtype: torch.dtype, like: Tensor) -> Tensor:
+    def scatter(self, tensor: Tensor | None, shape: Sequence[int], dtype: torch.dtype, like: Tensor) -> Tensor:
+        """See LocalGroup."""
         full = torch.empty(tuple(shape), dtype=dtype) if tensor is None else tensor.contiguous()
         dist.broadcast(full, 0)
         if not full.dim() or not hasattr(like, "placements"):
             return full
         from torch.distributed.tensor import distribute_tensor
 
-        split: Any = like
-        return distribute_tensor(full, split.device_mesh, split.placements, src_data_rank=None)
+        sharded: Any = like
+        return distribute_tensor(full, sharded.device_mesh, sharded.placements, src_data_rank=None)
 
     def leave(self) -> None:
-        """Part in order."""
+        """End the group in an orderly way."""
         dist.destroy_process_group()
 
 
-def local(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process holds."""
-    part = getattr(tensor, "to_local", None)
-    return tensor if part is None else part()
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()

@@ -1,8 +1,8 @@
-"""A head start: the draft's blocks begin as blocks of the target, in the target's (rotated) basis.
+"""Initialising a draft from its target: its blocks begin as blocks of the target, in the target's (rotated) basis.
 
-The first block copies the target's first, the last block its last: behind them the target's head says something
-sensible from the first step on, and training need not find the vocabulary's geometry again. Weights are
-dequantized, and the online rotation of the MLP's inner activations, which the draft does not do, is folded back.
+The first block copies the target's first, the last block its last. Behind them the target's head gives sensible logits
+from the first step on, and training need not learn the geometry of the vocabulary again. Weights are dequantized, and
+the online rotation of the MLP's inner activations (R4), which the draft does not apply, is folded back.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from dfrot.draft.models.dream import DreamDraft
 from dfrot.draft.models.eagle3 import Eagle3Draft
 from dfrot.generation.target import Target
 from dfrot.quant.linear import QuantLinear
-from dfrot.rotation.hadamard import matrix
+from dfrot.rotation.hadamard import hadamard_matrix
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+QKV, ATTENTION = ("q_proj", "k_proj", "v_proj"), ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
-NORMS = {True: "input_layernorm", False: "post_attention_layernorm"}  # of the draft: whether attention reads it
+NORM_OF_ATTENTION, NORM_OF_MLP = "input_layernorm", "post_attention_layernorm"  # in drafts
+EMBEDDING_SCALE = 0.3  # of the random weights by which eagle3 reads the embedding, beside those copied for the feature
 
 
 def dense(linear: nn.Module) -> Tensor:
@@ -36,34 +37,35 @@ def dense(linear: nn.Module) -> Tensor:
     if spec is None:
         return weight
     blocks = weight.reshape(weight.shape[0], -1, spec.block)  # y = (x H) W^T = x (W H^T)^T
-    return (blocks @ matrix(spec).float().T).reshape(weight.shape)
+    return (blocks @ hadamard_matrix(spec).float().T).reshape(weight.shape)
 
 
 @torch.no_grad()
 def init_from_target(draft: Draft, target: Target) -> list[str]:
-    """Copy what fits; returns the names of the parameters that were set (none for another width or layout)."""
+    """Copy the weights that fit. Returns the names of the parameters that were set: none for a draft of another width
+    or a target of another layout."""
     config = draft.config
     if config.hidden_size != config.target_hidden_size:
         return []
-    done: list[str] = []
+    copied: list[str] = []
     spec = _spec(target)
-    final, offset = getattr(target.decoder, "norm", None), spec.final_norm.offset
+    final_norm, offset = getattr(target.decoder, "norm", None), spec.final_norm.offset
     if isinstance(draft, DreamDraft):
-        _block(draft.first, target.layers[0], spec, "layers.0", done)
+        _copy_block(draft.first, target.layers[0], spec, "layers.0", copied)
         for number, block in enumerate(draft.final):
             index = len(target.layers) - len(draft.final) + number
-            _block(block, target.layers[index], spec, f"layers.{2 + number}", done)
-        _norm(draft.norm, final, offset, "norm", done)
+            _copy_block(block, target.layers[index], spec, f"layers.{2 + number}", copied)
+        _copy_norm(draft.norm, final_norm, offset, "norm", copied)
     if isinstance(draft, Eagle3Draft):
-        _block(draft.layer, target.layers[-1], spec, "layers.0", done)
+        _copy_block(draft.layer, target.layers[-1], spec, "layers.0", copied)
         size = config.hidden_size
         draft.fc.weight[:, -size:] += torch.eye(size)  # the deepest of the three features, and a little of all
-        _norm(draft.norm, final, offset, "norm", done)
+        _copy_norm(draft.norm, final_norm, offset, "norm", copied)
         weight = getattr(target.head_module, "weight", None)
         if isinstance(weight, Tensor) and weight.shape == draft.lm_head.weight.shape:
             draft.lm_head.weight.copy_(weight)
-            done.append("lm_head.weight")
-    return done
+            copied.append("lm_head.weight")
+    return copied
 
 
 def _spec(target: Target) -> ArchSpec:
@@ -72,34 +74,43 @@ def _spec(target: Target) -> ArchSpec:
     return describe(config).spec if is_described(config) else LLAMA
 
 
-def _block(own: nn.Module, layer: nn.Module, spec: ArchSpec, name: str, done: list[str]) -> None:
-    for part, names in (("self_attn", ATTENTION), ("mlp", MLP)):
-        for linear in names:
+def _copy_block(block: nn.Module, layer: nn.Module, spec: ArchSpec, name: str, copied: list[str]) -> None:
+    """From a target's layer to the draft's block called `name`."""
+    for part, linears in (("self_attn", ATTENTION), ("mlp", MLP)):
+        for linear in linears:
             path = f"{part}.{linear}"
             try:
                 weight = dense(layer.get_submodule(path))
             except AttributeError:  # a layer of another layout
                 continue
-            mine: Tensor = own.get_submodule(path).weight  # type: ignore[assignment]
-            # eagle3's attention reads twice the width, the feature behind the embedding: copy into the last columns
-            wide = mine.shape[1] - weight.shape[1] if linear in ATTENTION[:3] else 0
-            rows, columns = min(mine.shape[0], weight.shape[0]), min(mine.shape[1], weight.shape[1])
-            if wide < 0 or (linear in ATTENTION and rows != weight.shape[0]):
-                continue
-            if wide:
-                mine[:, :wide] *= 0.3
-            mine[:rows, wide : wide + columns] = weight[:rows, :columns]
-            done.append(f"{name}.{path}.weight")
+            own: Tensor = block.get_submodule(path).weight  # type: ignore[assignment]
+            if _copy_linear(own, weight, linear):
+                copied.append(f"{name}.{path}.weight")
     for norm in spec.norms:
-        if not norm.feeds:  # behind what writes: the draft has none there
+        if not norm.feeds:  # a norm behind what writes to the residual stream, which drafts do not have
             continue
-        mine_norm = NORMS[norm.feeds[0].startswith("self_attn")]
-        mine_norm = "hidden_norm" if mine_norm == NORMS[True] and hasattr(own, "hidden_norm") else mine_norm
-        _norm(getattr(own, mine_norm), getattr(layer, norm.name, None), norm.offset, f"{name}.{mine_norm}", done)
+        own_norm = NORM_OF_ATTENTION if norm.feeds[0].startswith("self_attn") else NORM_OF_MLP
+        if own_norm == NORM_OF_ATTENTION and hasattr(block, "hidden_norm"):  # eagle3: the norm of features
+            own_norm = "hidden_norm"
+        layer_norm = getattr(layer, norm.name, None)
+        _copy_norm(getattr(block, own_norm), layer_norm, norm.offset, f"{name}.{own_norm}", copied)
 
 
-def _norm(own: Any, theirs: Any, offset: float, name: str, done: list[str]) -> None:
+def _copy_linear(own: Tensor, weight: Tensor, linear: str) -> bool:
+    """Copy as much of a weight [N, K] as fits. Returns False where nothing was copied."""
+    # eagle3's attention reads twice the width, the embedding before the feature: copy into the last columns
+    extra = own.shape[1] - weight.shape[1] if linear in QKV else 0
+    rows, columns = min(own.shape[0], weight.shape[0]), min(own.shape[1], weight.shape[1])
+    if extra < 0 or (linear in ATTENTION and rows != weight.shape[0]):
+        return False
+    if extra:
+        own[:, :extra] *= EMBEDDING_SCALE
+    own[:rows, extra : extra + columns] = weight[:rows, :columns]
+    return True
+
+
+def _copy_norm(own: Any, theirs: Any, offset: float, name: str, copied: list[str]) -> None:
     weight = getattr(theirs, "weight", None)
     if isinstance(weight, Tensor) and weight.shape == own.weight.shape:
         own.weight.copy_(weight + offset)
-        done.append(f"{name}.weight")
+        copied.append(f"{name}.weight")

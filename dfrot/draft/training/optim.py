@@ -1,4 +1,4 @@
-"""AdamW with a warm-up and cosine schedule, its whole state as named tensors (never a pickle)."""
+"""AdamW with a warm-up and cosine schedule, whose state is named tensors."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from dfrot.draft.training.distributed import LocalGroup
 
 BETAS = (0.9, 0.95)
-WARMUP_SHARE = 0.02
-FLOOR = 0.05  # of the peak, at the end of the cosine
+WARMUP_SHARE = 0.02  # of all steps
+FLOOR = 0.05  # learning rate at the end, as a share of the peak
 
 
 def rate(step: int, steps: int, peak: float) -> float:
@@ -24,10 +24,11 @@ def rate(step: int, steps: int, peak: float) -> float:
 
 
 class AdamW:
-    """Decoupled weight decay on matrices only; gradients are clipped to a joint norm, over all processes that hold a
-    part of them."""
+    """Decoupled weight decay (arXiv 1711.05101), on matrices only. Gradients are clipped to a joint norm, over all
+    processes that hold a part of them."""
 
     def __init__(self, module: nn.Module, weight_decay: float, clip: float, group: LocalGroup | None = None) -> None:
+        """clip: largest norm of all gradients together. group: processes that train together; None for one alone."""
         self.named = dict(module.named_parameters())
         matrices = [p for p in self.named.values() if p.dim() >= 2]
         rest = [p for p in self.named.values() if p.dim() < 2]
@@ -48,14 +49,14 @@ class AdamW:
 
     def state(self) -> dict[str, Tensor]:
         """Moments and step counts by parameter name: `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`."""
-        found = {}
+        state = {}
         for name, parameter in self.named.items():
             for key, value in self.inner.state.get(parameter, {}).items():
-                found[f"{key}/{name}"] = value.detach()
-        return found
+                state[f"{key}/{name}"] = value.detach()
+        return state
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Put back what `state` returned."""
+        """Restore what `state` returned."""
         for name, parameter in self.named.items():
             own = {key.split("/", 1)[0]: value.clone() for key, value in state.items() if key.split("/", 1)[1] == name}
             if own:

@@ -4,40 +4,48 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dfrot.errors import InputError
+from dfrot.settings import check, seed_setting, setting
 
 
 @dataclass(frozen=True)
-class Weights:
-    """feature, mid: l_f and l_m; decay: gamma; kl: of the KL terms."""
+class LossWeights:
+    """Weights of the parts of the training loss."""
 
-    feature: float = 0.1
-    mid: float = 0.1
-    decay: float = 0.8
-    kl: float = 1.0
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """epochs over the samples; batch: samples per step; lr: peak; ttt_steps: of the training-time test; noise:
-    half-width of the uniform noise on features, in units of their rms; evaluations: how often held-out acceptance
-    is measured (and the state saved); bf16: autocast."""
-
-    epochs: float = 1.0
-    batch: int = 8
-    lr: float = 1e-3
-    ttt_steps: int = 3
-    noise: float = 0.05
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    evaluations: int = 10
-    bf16: bool = True
-    seed: int = 0
-    weights: Weights = field(default_factory=Weights)
+    feature: float = setting(0.1, minimum=0, help="Weight of the loss on the last feature.")
+    mid: float = setting(0.1, minimum=0, help="Weight of the loss on the intermediate feature.")
+    decay: float = setting(
+        0.8,
+        minimum=0,
+        option="--loss-decay",
+        aliases=("--decay",),
+        help="Factor between the losses of successive steps of the training-time test.",
+    )
+    kl: float = setting(1.0, minimum=0, help="Weight of the KL divergence from the target.")
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "lr", "evaluations", "clip"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"--{name} {getattr(self, name)}: must be positive")
-        if self.ttt_steps < 0:
-            raise InputError(f"--ttt-steps {self.ttt_steps}: cannot be negative")
+        check(self)
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a draft is trained."""
+
+    epochs: float = setting(2.0, above=0, help="Passes over the samples.")
+    batch: int = setting(4, minimum=1, help="Samples per step.")
+    lr: float = setting(1e-3, above=0, help="Peak learning rate.")
+    ttt_steps: int = setting(3, minimum=0, help="Steps of the training-time test.")
+    noise: float = setting(
+        0.05, minimum=0, help="Half-width of the uniform noise added to features, relative to their RMS."
+    )
+    weight_decay: float = setting(0.01, minimum=0, help="Weight decay of AdamW.")
+    clip: float = setting(1.0, above=0, help="The largest gradient norm; larger gradients are scaled down.")
+    evaluations: int = setting(
+        8, minimum=1, help="How often acceptance on held-out samples is measured and the state is saved."
+    )
+    bf16: bool = setting(True, help="Train with bfloat16 autocast.")
+    seed: int = seed_setting()
+    weights: LossWeights = field(default_factory=LossWeights)
+    """Weights of the loss."""
+
+    def __post_init__(self) -> None:
+        check(self)

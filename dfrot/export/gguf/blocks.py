@@ -11,21 +11,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dfrot.export.float16_scales import Rounding
+from dfrot.export.float16_scales import Float16Rounding
 from dfrot.export.targets import Storage
 from dfrot_kernels.layouts import PackedWeight
 
 
-def blocks(weight: PackedWeight, storage: Storage, rounding: Rounding, where: str) -> Tensor:
-    """uint8 [N, K / 32 * block_bytes] of a packed weight [N, K]; K is a multiple of 32."""
+def pack_blocks(weight: PackedWeight, storage: Storage, rounding: Float16Rounding, name: str) -> Tensor:
+    """uint8 [N, K / 32 * block_bytes] of the packed weight [N, K] called `name`; K is a multiple of 32.
+
+    Raises UnsupportedError for scales beyond float16."""
     n, k = weight.shape
     size = storage.block
     codes = weight.codes().view(n, k // size, size)
     repeat = (weight.group or k) // size
     scale = weight.scale.float()
-    parts = [_halves(rounding.half(scale, where), repeat)]
+    parts = [_float16_bytes(rounding.to_float16(scale, name), repeat)]
     if weight.zero is not None:
-        parts.append(_halves(rounding.half(-weight.zero.float() * scale, where), repeat))
+        parts.append(_float16_bytes(rounding.to_float16(-weight.zero.float() * scale, name), repeat))
     if storage.bits == 8:
         parts.append((codes.to(torch.int16) - 128).to(torch.int8).view(torch.uint8))
     else:
@@ -38,8 +40,8 @@ def blocks(weight: PackedWeight, storage: Storage, rounding: Rounding, where: st
     return out.reshape(n, -1)
 
 
-def _halves(values: Tensor, repeat: int) -> Tensor:
-    """float16 [N, G] -> their bytes uint8 [N, blocks, 2], each repeated for the blocks of its group."""
+def _float16_bytes(values: Tensor, repeat: int) -> Tensor:
+    """float16 [N, G] -> their bytes uint8 [N, blocks, 2], each repeated for the `repeat` blocks of its group."""
     return values.repeat_interleave(repeat, dim=1).contiguous().view(torch.uint8).view(len(values), -1, 2)
 
 

@@ -1,6 +1,7 @@
-"""Reading the header of a GGUF file: metadata and tensor table, never a weight, and nothing on trust.
+"""Reading the header of a GGUF file: metadata and tensor table, never a weight.
 
-Counts and lengths come from the file, so each is held against the bytes that are left before anything is allocated.
+The file may be damaged or hostile: every count and length is compared with the bytes that are left before anything is
+allocated.
 """
 
 from __future__ import annotations
@@ -14,8 +15,12 @@ from typing import Any, BinaryIO
 from dfrot.errors import InputError
 
 MAGIC = b"GGUF"
-MAX_HEADER = 512 << 20
-KEPT = 64  # elements of an array that are kept; the rest is only counted
+MAX_HEADER = 512 << 20  # bytes
+KEPT_ELEMENTS = 64  # elements of an array that are kept; the rest is only counted
+MAX_DIMS = 4  # of a ggml tensor
+# the least that an entry of the tensor table and an entry of the metadata take, in bytes
+MIN_TENSOR_ENTRY, MIN_METADATA_ENTRY = 24, 12
+# struct formats of ggml's scalar types
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 # ggml type -> name, elements per block, bytes per block
@@ -54,88 +59,104 @@ TYPES = {
 
 @dataclass(frozen=True)
 class GGUFTensor:
-    """type: its ggml name; shape: rows first, as everywhere else here."""
+    """One row of the tensor table."""
 
     name: str
+    """Name in the file."""
     type: str
+    """Name of its ggml type, for instance `Q4_0`."""
     shape: tuple[int, ...]
+    """Rows first, as everywhere in dfq (the file stores them last)."""
     nbytes: int
+    """Bytes of its data."""
 
 
 @dataclass
 class GGUFHeader:
-    """metadata: scalars, strings, the first elements of arrays. lengths: of the arrays."""
+    """What a GGUF file says before its data."""
 
     metadata: dict[str, Any] = field(default_factory=dict)
+    """Scalars, strings, and the first elements of arrays."""
     lengths: dict[str, int] = field(default_factory=dict)
+    """Lengths of the arrays."""
     tensors: list[GGUFTensor] = field(default_factory=list)
+    """The tensor table, in order."""
 
 
 class _Reader:
+    """Reads little-endian values and raises InputError where the file ends too early."""
+
     def __init__(self, handle: BinaryIO, file: Path, size: int) -> None:
         self.handle, self.file, self.size = handle, file, size
 
-    def fail(self, what: str) -> InputError:
-        return InputError(f"{self.file}: {what} at byte {self.handle.tell()}; the file is damaged, fetch it again")
+    def error(self, what: str) -> InputError:
+        """An error to raise: `what` is wrong at the current position."""
+        message = f"{self.file}: {what} at byte {self.handle.tell()}; the file is damaged, fetch it again"
+        return InputError(message, file=self.file)
 
-    def need(self, count: int) -> None:
+    def require(self, count: int) -> None:
+        """Raise unless `count` more bytes are there."""
         if self.handle.tell() + count > min(self.size, MAX_HEADER):
-            raise self.fail(f"the header promises {count} more bytes than there are")
+            raise self.error(f"the header promises {count} more bytes than there are")
 
-    def take(self, format: str) -> Any:
+    def scalar(self, format: str) -> Any:
+        """One value of a struct format."""
         size = struct.calcsize("<" + format)
-        self.need(size)
+        self.require(size)
         return struct.unpack("<" + format, self.handle.read(size))[0]
 
     def text(self) -> str:
-        length = self.take("Q")
-        self.need(length)
+        """A string with its length before it."""
+        length = self.scalar("Q")
+        self.require(length)
         return self.handle.read(length).decode("utf-8", errors="replace")
 
     def value(self, kind: int, header: GGUFHeader, key: str, nested: bool = False) -> Any:
+        """The value of metadata `key` of ggml type `kind`; `nested`: an element of an array."""
         if kind in _SCALARS:
-            return self.take(_SCALARS[kind])
+            return self.scalar(_SCALARS[kind])
         if kind == _STRING:
             return self.text()
         if kind != _ARRAY or nested:
-            raise self.fail(f"key {key[:60]!r} has a value of unknown type {kind}")
-        inner, count = self.take("I"), self.take("Q")
+            raise self.error(f"key {key[:60]!r} has a value of unknown type {kind}")
+        inner, count = self.scalar("I"), self.scalar("Q")
         smallest = struct.calcsize("<" + _SCALARS[inner]) if inner in _SCALARS else 8
-        self.need(count * smallest)
+        self.require(count * smallest)
         header.lengths[key] = count
-        kept = [self.value(inner, header, key, True) for _ in range(min(count, KEPT))]
+        kept = [self.value(inner, header, key, True) for _ in range(min(count, KEPT_ELEMENTS))]
         if inner in _SCALARS:
             self.handle.seek((count - len(kept)) * smallest, 1)
         else:
             for _ in range(count - len(kept)):
-                length = self.take("Q")
-                self.need(length)
+                length = self.scalar("Q")
+                self.require(length)
                 self.handle.seek(length, 1)
         return kept
 
 
-def read(file: Path) -> GGUFHeader:
+def read_header(file: Path) -> GGUFHeader:
     """The header of a GGUF file (versions 2 and 3, little-endian). Raises InputError in one line."""
     try:
         size = file.stat().st_size
         with file.open("rb") as handle:
             if handle.read(4) != MAGIC:
-                raise InputError(f"{file}: is not a GGUF file")
+                raise InputError(f"{file}: is not a GGUF file", file=file)
             return _read(_Reader(handle, file, size))
     except OSError as error:
-        raise InputError(f"{file}: not readable ({error.strerror}); check the file") from None
+        raise InputError(f"{file}: not readable ({error.strerror}); check the file", file=file) from None
 
 
 def _read(reader: _Reader) -> GGUFHeader:
+    """Everything behind the magic number."""
     header = GGUFHeader()
-    version = reader.take("I")
+    version = reader.scalar("I")
     if version not in (2, 3):
-        raise reader.fail(f"version {version} is unknown")
-    tensors, keys = reader.take("Q"), reader.take("Q")
-    reader.need(24 * tensors + 12 * keys)  # the least that so many can take
+        raise reader.error(f"version {version} is unknown")
+    tensors, keys = reader.scalar("Q"), reader.scalar("Q")
+    reader.require(MIN_TENSOR_ENTRY * tensors + MIN_METADATA_ENTRY * keys)
     for _ in range(keys):
         key = reader.text()
-        header.metadata[key] = reader.value(reader.take("I"), header, key)
+        header.metadata[key] = reader.value(reader.scalar("I"), header, key)
     ends = []
     for _ in range(tensors):
         tensor, offset = _tensor(reader)
@@ -143,22 +164,22 @@ def _read(reader: _Reader) -> GGUFHeader:
         ends.append((offset + tensor.nbytes, tensor.name))
     align = header.metadata.get("general.alignment", 32)
     if type(align) is not int or not 0 < align <= 1 << 16:
-        raise reader.fail(f"alignment {str(align)[:20]} is no number of bytes")
+        raise reader.error(f"alignment {str(align)[:20]} is not a number of bytes")
     begin = -(-reader.handle.tell() // align) * align  # data starts aligned behind the header
     if ends and begin + max(ends)[0] > reader.size:
-        raise reader.fail(f"tensor {max(ends)[1][:60]!r} lies beyond the end")
+        raise reader.error(f"tensor {max(ends)[1][:60]!r} lies beyond the end")
     return header
 
 
 def _tensor(reader: _Reader) -> tuple[GGUFTensor, int]:
-    """One row of the table, and its offset in the data."""
-    name, dims = reader.text(), reader.take("I")
-    if dims > 4:
-        raise reader.fail(f"tensor {name[:60]!r} has {dims} dimensions")
-    shape = tuple(reader.take("Q") for _ in range(dims))[::-1]
-    kind, offset = reader.take("I"), reader.take("Q")
+    """One row of the tensor table, and its offset in the data."""
+    name, dims = reader.text(), reader.scalar("I")
+    if dims > MAX_DIMS:
+        raise reader.error(f"tensor {name[:60]!r} has {dims} dimensions")
+    shape = tuple(reader.scalar("Q") for _ in range(dims))[::-1]
+    kind, offset = reader.scalar("I"), reader.scalar("Q")
     known, block, nbytes = TYPES.get(kind, (f"type {kind}", 1, 0))
     count = math.prod(shape)
     if shape and shape[-1] % block:
-        raise reader.fail(f"tensor {name[:60]!r}: {shape[-1]} columns are not whole blocks of {known}")
+        raise reader.error(f"tensor {name[:60]!r}: {shape[-1]} columns are not whole blocks of {known}")
     return GGUFTensor(name, known, shape, count // block * nbytes), offset

@@ -1,4 +1,4 @@
-"""A model's sizes and its rotary embedding as GGUF says them."""
+"""A model's sizes and its rotary embedding as metadata of a GGUF file."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from dfrot.arch import BoundArch
 from dfrot.errors import InputError, UnsupportedError
 
 
-def describe(writer: Any, arch: BoundArch, where: Path) -> None:
-    """Enter sizes, norms and context length."""
+def write_sizes(writer: Any, arch: BoundArch, where: Path) -> None:
+    """Add sizes, norms, scalars and context length to a `gguf.GGUFWriter`. where: the config.json, for messages.
+
+    Raises UnsupportedError for activations other than silu."""
     config = arch.config
     writer.add_block_count(arch.n_layers)
     writer.add_context_length(_context(config))
@@ -35,8 +37,8 @@ def describe(writer: Any, arch: BoundArch, where: Path) -> None:
 
 
 def _context(config: dict[str, Any]) -> int:
-    """Positions that llama.cpp computes as the original does: it has no sliding window in these graphs, so that a
-    model with one is exact up to its width."""
+    """Positions up to which llama.cpp computes what the source computes. Its graphs have no sliding window, so a model
+    with one is exact up to the window's width."""
     length = int(config.get("max_position_embeddings") or 2048)
     window = config.get("sliding_window")
     if window and config.get("use_sliding_window", True):
@@ -45,46 +47,47 @@ def _context(config: dict[str, Any]) -> int:
 
 
 def _number(values: dict[str, Any], key: str, default: float | None, where: Path) -> float:
+    """A finite number of a config. Raises InputError for anything else."""
     value = values.get(key, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise InputError(f"{where}: {key} is {value!r}, a number is needed")
     return float(value)
 
 
-def rope(writer: Any, arch: BoundArch, where: Path) -> np.ndarray[Any, Any] | None:
-    """Enter the rotary embedding; returns the factors of the tensor `rope_freqs.weight` float32 [head_dim / 2], if
-    frequencies are scaled one by one. Raises UnsupportedError for a kind that GGUF has no words for."""
+def write_rope(writer: Any, arch: BoundArch, where: Path) -> np.ndarray[Any, Any] | None:
+    """Add the rotary embedding. Returns the factors of the tensor `rope_freqs.weight` float32 [head_dim / 2] where each
+    frequency has its own, else None. Raises UnsupportedError for a kind that GGUF cannot describe."""
     config = arch.config
     old, new = config.get("rope_scaling"), config.get("rope_parameters")
-    given: Any = new or old or {}
-    if not isinstance(given, dict):
-        raise InputError(f"{where}: rope parameters are {given!r}, an object is needed")
+    parameters: Any = new or old or {}
+    if not isinstance(parameters, dict):
+        raise InputError(f"{where}: rope parameters are {parameters!r}, an object is needed")
     theta = config.get("rope_theta", 10000.0)
-    writer.add_rope_freq_base(_number({"rope_theta": theta, **given}, "rope_theta", None, where))
-    if float(config.get("partial_rotary_factor") or given.get("partial_rotary_factor") or 1.0) != 1.0:
+    writer.add_rope_freq_base(_number({"rope_theta": theta, **parameters}, "rope_theta", None, where))
+    if float(config.get("partial_rotary_factor") or parameters.get("partial_rotary_factor") or 1.0) != 1.0:
         raise UnsupportedError(f"{where}: partial rotary embedding: this architecture has none in llama.cpp")
-    kind = given.get("rope_type", given.get("type", "default"))
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind == "default":
         return None
     if kind == "linear":
         from gguf import RopeScalingType
 
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(_number(given, "factor", None, where))
+        writer.add_rope_scaling_factor(_number(parameters, "factor", None, where))
         return None
     if kind == "llama3":
-        return _llama3(given, float(given.get("rope_theta", theta)), arch, where)
+        return _llama3(parameters, float(parameters.get("rope_theta", theta)), arch, where)
     raise UnsupportedError(f"{where}: rope type {kind!r} is not exported; default, linear and llama3 are")
 
 
-def _llama3(given: dict[str, Any], theta: float, arch: BoundArch, where: Path) -> np.ndarray[Any, Any]:
-    """What each frequency is divided by in Llama 3.1: `factor` below the low wavelength bound, 1 above the high one,
-    and between them such that frequencies are interpolated linearly in original_length / wavelength."""
+def _llama3(parameters: dict[str, Any], theta: float, arch: BoundArch, where: Path) -> np.ndarray[Any, Any]:
+    """What Llama 3.1 divides each frequency by, float32 [head_dim / 2]: `factor` below the low frequency bound, 1 above
+    the high one; between them frequencies are interpolated linearly in original_length / wavelength."""
     factor, low, high, length = (
-        _number(given, key, None, where)
+        _number(parameters, key, None, where)
         for key in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     )
     pairs = np.arange(0, arch.head_dim, 2, dtype=np.float64) / arch.head_dim
-    turns = length * theta**-pairs / (2 * math.pi)  # within the original context
-    smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    periods = length * theta**-pairs / (2 * math.pi)  # within the original context
+    smooth = np.clip((periods - low) / (high - low), 0.0, 1.0)
     return (1.0 / ((1.0 - smooth) / factor + smooth)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What one block does to one window of tokens, captured while it runs: states, inputs of linears, heads, attention."""
+"""What one block computes for one window of tokens, captured while it runs."""
 
 from __future__ import annotations
 
@@ -11,81 +11,92 @@ import torch
 from torch import Tensor, nn
 
 from dfrot.arch import BoundArch, Linear
-from dfrot.calib.observe import linear_of
-from dfrot.runtime.attention_listener import listen
+from dfrot.calib.taps import inner_linear
+from dfrot.runtime.attention_hooks import AttentionCall, observe_block_attention
 
 
 @dataclass
-class BlockView:
-    """One window through block `layer`. tokens int64 [S]; states: name -> residual stream [S, hidden] before the block
-    and after each linear that writes to it; taps: tap name -> its input [S, K]; heads: q/k/v linear -> its output
-    [S, N]; query [heads, S, D], key, value [kv heads, S, D] behind RoPE, mask as attention got it, scale."""
+class BlockCapture:
+    """One window through one block."""
 
     layer: int
+    """Index of the block."""
     window: int
+    """Index of the window."""
     tokens: Tensor
+    """Token ids of the window, int64 [S]."""
     before: Tensor
+    """Residual stream before the block [S, hidden]."""
     states: dict[str, Tensor] = field(default_factory=dict)
+    """Linear that writes to the residual stream -> the stream after it [S, hidden]."""
     taps: dict[str, Tensor] = field(default_factory=dict)
+    """Tap -> its value [S, K], before any activation quantizer."""
     heads: dict[str, Tensor] = field(default_factory=dict)
+    """Query, key or value linear -> its output [S, N]."""
     query: Tensor | None = None
+    """Queries behind RoPE [heads, S, D]."""
     key: Tensor | None = None
+    """Keys behind RoPE [kv heads, S, D]."""
     value: Tensor | None = None
+    """Values [kv heads, S, D]."""
     mask: Tensor | None = None
+    """The mask that attention was given, boolean or additive; None for causal."""
     scale: float = 1.0
+    """Factor of the attention scores."""
 
 
-def writers(arch: BoundArch) -> tuple[Linear, ...]:
+def residual_writers(arch: BoundArch) -> tuple[Linear, ...]:
     """The linears that write to the residual stream, in order of computation."""
     return tuple(linear for linear in arch.spec.linears if linear.writes == "residual")
 
 
 @contextmanager
-def capturing(block: nn.Module, arch: BoundArch, view: BlockView) -> Iterator[None]:
-    """Fill `view` while the block runs once on a batch of one. Taps are seen before any activation quantizer."""
-    state = {"at": view.before}
+def capture_block(block: nn.Module, arch: BoundArch, capture: BlockCapture) -> Iterator[None]:
+    """Context in which one run of the block on a batch of one fills `capture`."""
+    stream = {"now": capture.before}
 
     def tap_hook(name: str) -> Any:
-        def before(module: nn.Module, args: tuple[Any, ...]) -> None:
-            view.taps.setdefault(name, args[0][0].detach())
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            capture.taps.setdefault(name, args[0][0].detach())
 
-        return before
+        return hook
 
     def write_hook(name: str) -> Any:
-        def after(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
-            state["at"] = state["at"] + out[0].detach()
-            view.states[name] = state["at"]
+        def hook(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+            stream["now"] = stream["now"] + out[0].detach()
+            capture.states[name] = stream["now"]
 
-        return after
+        return hook
 
     def head_hook(name: str) -> Any:
-        def after(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
-            view.heads[name] = out[0].detach()
+        def hook(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+            capture.heads[name] = out[0].detach()
 
-        return after
+        return hook
 
-    def heard(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> None:
-        view.query, view.key, view.value = query[0].detach(), key[0].detach(), value[0].detach()
-        view.mask = None if mask is None else mask[0]
-        view.scale = scale
+    def keep_attention(call: AttentionCall) -> None:
+        capture.query, capture.key, capture.value = (x[0].detach() for x in (call.query, call.key, call.value))
+        capture.mask = None if call.mask is None else call.mask[0]
+        capture.scale = call.scale
 
     with ExitStack() as stack:
         for tap in arch.taps():
-            module = linear_of(block, tap.linears[0].name)
+            module = inner_linear(block, tap.linears[0].name)
             stack.callback(module.register_forward_pre_hook(tap_hook(tap.name), prepend=True).remove)
         for linear in arch.spec.linears:
-            hook = {"residual": write_hook, "qk": head_hook, "v": head_hook}.get(linear.writes)
-            if hook is not None:
-                handle = linear_of(block, linear.name).register_forward_hook(hook(linear.name))
+            make_hook = {"residual": write_hook, "qk": head_hook, "v": head_hook}.get(linear.writes)
+            if make_hook is not None:
+                handle = inner_linear(block, linear.name).register_forward_hook(make_hook(linear.name))
                 stack.callback(handle.remove)
-        for name in {one.name.rpartition(".")[0] for one in arch.spec.linears if one.writes == "qk"}:
-            listen(block.get_submodule(name), heard)
+        stack.enter_context(observe_block_attention(block, keep_attention))
         yield
 
 
 @torch.no_grad()
-def observe(runner: Any, block: nn.Module, arch: BoundArch, view: BlockView, cache: Any) -> Tensor:
-    """Run the block on the view's window [S, hidden]; returns the hidden state behind it."""
-    with capturing(block, arch, view):
-        out: Tensor = runner.run(block, view.before[None], cache)[0]
+def run_and_capture(runner: Any, block: nn.Module, arch: BoundArch, capture: BlockCapture, cache: Any) -> Tensor:
+    """Run the block on the stream `capture.before` [S, hidden] and fill `capture`; returns the stream after the block.
+
+    runner: of the checkpoint; cache: what rounds keys and values, or None."""
+    with capture_block(block, arch, capture):
+        out: Tensor = runner.run(block, capture.before[None], cache)[0]
     return out

@@ -1,7 +1,7 @@
 """What 4 bits do to activations, weights and KV of a block: relative squared errors, as stored and after a Hadamard.
 
-`relative` is |x - Q(x)|^2 / |x|^2; `output` weighs the error by the weights that read it, |W (x - Q(x))|^2 / |W x|^2:
-the second is what the next computation sees, and what layers and taps are ranked by.
+`relative` is |x - Q(x)|^2 / |x|^2. `output` weights the error by the linears that read it,
+|W (x - Q(x))|^2 / |W x|^2: this is what the next computation sees, and what layers and taps are ranked by.
 """
 
 from __future__ import annotations
@@ -12,105 +12,129 @@ import torch
 from torch import Tensor
 
 from dfrot.quant.activations import fake_quantize, fake_quantize_kv
-from dfrot.rotation.hadamard import plan
+from dfrot.rotation.hadamard import hadamard_plan
 
 BITS = 4
 CHUNK = 1024  # rows of a weight per step: bounds the temporaries
 CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8)
+TINY = 1e-300  # below any sum of squares: keeps quotients finite
 
 
-def hadamard(rows: Tensor, block: int | None = None) -> Tensor:
-    """rows [n, K] in the Hadamard basis, blocks of `block` (None: the widest known)."""
-    return plan(rows.shape[-1], block).apply(rows.float().contiguous())
+def to_hadamard_basis(rows: Tensor, block: int | None = None) -> Tensor:
+    """rows [n, K] in the Hadamard basis, float32, in blocks of `block` columns (None: the widest possible)."""
+    return hadamard_plan(rows.shape[-1], block).apply(rows.float().contiguous())
 
 
-def _energy(x: Tensor) -> float:
-    return float(x.double().square().sum())
-
-
-def back(rows: Tensor, block: int | None) -> Tensor:
-    """The inverse of `hadamard`, by its matrix' transpose where it is not symmetric."""
-    spec = plan(rows.shape[-1], block)
+def from_hadamard_basis(rows: Tensor, block: int | None) -> Tensor:
+    """The inverse of `to_hadamard_basis`, through the transpose of its matrix."""
+    spec = hadamard_plan(rows.shape[-1], block)
     base = spec.base().T.contiguous()
     out: Tensor = torch.ops.dfq.hadamard(rows.contiguous(), base, spec.block)
     return out
 
 
 def activation_errors(
-    rows: Tensor, massive: Tensor, weights: list[Tensor], gain: Tensor | None, block: int | None, basis: bool
+    rows: Tensor, massive: Tensor, weights: list[Tensor], gain: Tensor | None, block: int | None, with_hadamard: bool
 ) -> dict[str, Any]:
-    """rows [n, K] of a tap, massive bool [n], the weights [N, K] that read it. gain: of the norm before it, folded
-    into the weights before a rotation as `dfq rotate` does. basis: False leaves out the Hadamard (rotated already)."""
-    exact = _outputs(rows, weights)
-    found: dict[str, Any] = {}
-    for name in ("none", "hadamard") if basis else ("none",):
-        turned = rows if name == "none" else hadamard(rows if gain is None else rows / _safe(gain), block)
-        lost = error = fake_quantize(turned, BITS, False) - turned
+    """Errors of a tap by basis (`none`: as stored, `hadamard`), JSON.
+
+    rows [n, K]: its inputs; massive bool [n]; weights [N, K]: of the linears that read it; gain [K]: of the norm before
+    it, folded into the weights before a rotation as `dfq rotate` does; block: columns per Hadamard block, None for the
+    widest; with_hadamard: measure that basis too (not for checkpoints that are rotated already)."""
+    exact = _output_energy(rows, weights)
+    errors: dict[str, Any] = {}
+    for name in _bases(with_hadamard):
+        if name == "none":
+            rotated = rows
+        else:
+            rotated = to_hadamard_basis(rows if gain is None else rows / _nonzero(gain), block)
+        own_basis_error = error = fake_quantize(rotated, BITS, False) - rotated
         if name == "hadamard":
-            lost = back(error, block) * (1.0 if gain is None else gain)
-        part = error.double().square().sum(1)
-        clips = {clip: _energy(fake_quantize(turned[~massive], BITS, False, clip) - turned[~massive]) for clip in CLIPS}
-        found[name] = {
-            "best_clip": min(CLIPS, key=lambda clip: clips[clip]),
-            "relative": float(part.sum()) / max(_energy(turned), 1e-300),
-            "common": float(part[~massive].sum()) / max(_energy(turned[~massive]), 1e-300),
-            "massive_share": float(part[massive].sum() / part.sum().clamp_min(1e-300)),
-            "output": _outputs(lost[~massive], weights) / max(_outputs(rows[~massive], weights), 1e-300),
-            "output_all": _outputs(lost, weights) / max(exact, 1e-300),
+            own_basis_error = from_hadamard_basis(error, block) * (1.0 if gain is None else gain)
+        per_token = error.double().square().sum(1)
+        common = rotated[~massive]
+        by_clip = {clip: _energy(fake_quantize(common, BITS, False, clip) - common) for clip in CLIPS}
+        common_output = _output_energy(own_basis_error[~massive], weights)
+        errors[name] = {
+            "best_clip": min(CLIPS, key=lambda clip: by_clip[clip]),
+            "relative": float(per_token.sum()) / max(_energy(rotated), TINY),
+            "common": float(per_token[~massive].sum()) / max(_energy(common), TINY),
+            "massive_share": float(per_token[massive].sum() / per_token.sum().clamp_min(TINY)),
+            "output": common_output / max(_output_energy(rows[~massive], weights), TINY),
+            "output_all": _output_energy(own_basis_error, weights) / max(exact, TINY),
         }
-    return found
+    return errors
 
 
-def _safe(gain: Tensor) -> Tensor:
-    return torch.where(gain == 0, torch.ones_like(gain), gain)
+def weight_errors(
+    weight: Tensor, rows: Tensor, gain: Tensor | None, block: int | None, with_hadamard: bool
+) -> dict[str, Any]:
+    """Errors of rounding weight [N, K] to 4 bits per output channel without clip search, by basis, JSON.
 
-
-def _outputs(rows: Tensor, weights: list[Tensor]) -> float:
-    return sum(_energy(rows.float() @ weight.float().T) for weight in weights)
-
-
-def weight_errors(weight: Tensor, rows: Tensor, gain: Tensor | None, block: int | None, basis: bool) -> dict[str, Any]:
-    """Rounding weight [N, K] to 4 bits per output channel (no clip search); rows [n, K] weigh the output error."""
+    rows [n, K]: inputs that weight the output error; gain, block, with_hadamard: as of `activation_errors`."""
     rows = rows.float()
-    turned_rows = hadamard(rows / _safe(gain) if gain is not None else rows, block) if basis else rows
-    names = ("none", "hadamard") if basis else ("none",)
+    rotated_rows = rows
+    if with_hadamard:
+        rotated_rows = to_hadamard_basis(rows / _nonzero(gain) if gain is not None else rows, block)
+    names = _bases(with_hadamard)
     sums = {name: [0.0, 0.0, 0.0] for name in names}  # |E|^2, |W|^2, |x E|^2
     exact = 0.0
     for part in torch.split(weight, CHUNK):
         part = part.float()
         exact += _energy(rows @ part.T)
         for name in names:
-            turned, seen = part, rows
+            rotated, inputs = part, rows
             if name == "hadamard":
-                turned, seen = hadamard(part * gain if gain is not None else part, block), turned_rows
-            error = fake_quantize(turned, BITS, True) - turned
-            for i, value in enumerate((_energy(error), _energy(turned), _energy(seen @ error.T))):
+                rotated, inputs = to_hadamard_basis(part * gain if gain is not None else part, block), rotated_rows
+            error = fake_quantize(rotated, BITS, True) - rotated
+            for i, value in enumerate((_energy(error), _energy(rotated), _energy(inputs @ error.T))):
                 sums[name][i] += value
     return {
-        name: {"relative": error / max(size, 1e-300), "output": out / max(exact, 1e-300)}
-        for name, (error, size, out) in sums.items()
+        name: {"relative": error / max(energy, TINY), "output": output / max(exact, TINY)}
+        for name, (error, energy, output) in sums.items()
     }
 
 
-def kv_errors(x: Tensor, massive: list[int], rotate: bool) -> dict[str, Any]:
-    """Keys or values [heads, S, D]: 4-bit error per token and head, and the clip ratio that makes it smallest.
+def kv_errors(x: Tensor, massive: list[int], with_hadamard: bool) -> dict[str, Any]:
+    """4-bit errors per token and head of keys or values x [heads, S, D], by basis, and the best clip ratio, JSON.
 
-    Massive tokens are left out of `relative` and told as a share of the whole error."""
-    flag = torch.zeros(x.shape[1], dtype=torch.bool)
-    flag[massive] = True
-    found: dict[str, Any] = {}
-    for name in ("none", "hadamard") if rotate else ("none",):
-        turned = hadamard(x.reshape(-1, x.shape[-1]).float()).view(x.shape) if name == "hadamard" else x.float()
-        parts = {clip: (fake_quantize_kv(turned, BITS, False, clip) - turned).double().square() for clip in CLIPS}
-        plain = parts[1.0].sum((0, 2))
-        errors = {
-            str(clip): float(part[:, ~flag].sum()) / max(_energy(turned[:, ~flag]), 1e-300)
-            for clip, part in parts.items()
+    massive: positions of massive tokens, which `relative` leaves out; `massive_share`: their share of the error."""
+    mask = torch.zeros(x.shape[1], dtype=torch.bool)
+    mask[massive] = True
+    errors: dict[str, Any] = {}
+    for name in _bases(with_hadamard):
+        rotated = x.float()
+        if name == "hadamard":
+            rotated = to_hadamard_basis(x.reshape(-1, x.shape[-1]).float()).view(x.shape)
+        squares = {clip: (fake_quantize_kv(rotated, BITS, False, clip) - rotated).double().square() for clip in CLIPS}
+        per_token = squares[1.0].sum((0, 2))
+        by_clip = {
+            str(clip): float(part[:, ~mask].sum()) / max(_energy(rotated[:, ~mask]), TINY)
+            for clip, part in squares.items()
         }
-        found[name] = {
-            "relative": errors["1.0"],
-            "massive_share": float(plain[flag].sum() / plain.sum().clamp_min(1e-300)),
-            "by_clip": errors,
-            "best_clip": float(min(errors, key=lambda clip: errors[clip])),
+        errors[name] = {
+            "relative": by_clip["1.0"],
+            "massive_share": float(per_token[mask].sum() / per_token.sum().clamp_min(TINY)),
+            "by_clip": by_clip,
+            "best_clip": float(min(by_clip, key=lambda clip: by_clip[clip])),
         }
-    return found
+    return errors
+
+
+def _bases(with_hadamard: bool) -> tuple[str, ...]:
+    return ("none", "hadamard") if with_hadamard else ("none",)
+
+
+def _energy(x: Tensor) -> float:
+    """Sum of squares, in float64."""
+    return float(x.double().square().sum())
+
+
+def _nonzero(gain: Tensor) -> Tensor:
+    """A gain to divide by: zeros become 1."""
+    return torch.where(gain == 0, torch.ones_like(gain), gain)
+
+
+def _output_energy(rows: Tensor, weights: list[Tensor]) -> float:
+    """Sum of squares of what the weights make of rows."""
+    return sum(_energy(rows.float() @ weight.float().T) for weight in weights)

@@ -1,4 +1,4 @@
-"""The measurement: one pass over a checkpoint, block by block, every window through a block before the next one."""
+"""The measurement of outliers: one pass over a checkpoint, all windows through a block before the next block."""
 
 from __future__ import annotations
 
@@ -9,80 +9,93 @@ import torch
 from torch import Tensor, nn
 
 from dfrot.outliers.measure import pooled_maps as maps
-from dfrot.outliers.measure.attribution import Ablation, ablate, origin
+from dfrot.outliers.measure.attribution import Ablation, attribute_entry, zero_weights
 from dfrot.outliers.measure.block_meter import BlockMeter
-from dfrot.outliers.measure.block_view import BlockView, observe, writers
+from dfrot.outliers.measure.block_view import BlockCapture, residual_writers, run_and_capture
 from dfrot.outliers.measure.loss import window_nll
 from dfrot.outliers.measure.massive import MassiveTracker, Trace
 from dfrot.outliers.measure.settings import MeasureSettings
 from dfrot.outliers.measure.subject import Subject
 from dfrot.outliers.measure.token_errors import RowStore, token_errors
-from dfrot.rotation.refinement.features import normalise
-from dfrot.rotation.refinement.massive_tokens import MassiveRule
-from dfrot.stage_folder import Progress, silent
+from dfrot.progress import Progress, silent
+from dfrot.rotation.refinement.calibration_rows import normalise
+from dfrot.rotation.refinement.massive_rule import MassiveRule
 
-ROW_BYTES = 64 << 20  # rows kept for the token errors
-ORIGINS = 8  # entries explained per place of creation
-MAP_ROWS = 512  # tokens of the picture before and after rotation
+ROW_BYTES = 64 << 20  # of the rows kept for the token errors
+MIN_ROWS, MAX_ROWS = 8, 1024  # kept per norm
+BITS = 4
+MAX_ORIGINS = 8  # entries explained per writer
+MAP_ROWS = 512  # tokens of the pictures before and after rotation
+MAX_LOSS = 700.0  # exp of more overflows
+
+Created = dict[str, list[tuple[Trace, dict[str, Any]]]]
+"""Writer -> entries that it made massive, each with its origin (empty where it is not explained)."""
 
 
 class Measurement:
-    """`run` returns the findings as JSON values (see docs/guides/outliers.md) and the pictures' data."""
+    """One pass over a checkpoint: `run` returns the findings as JSON values (see docs/outliers.md).
+
+    `state_maps`, `input_maps` and `rotated_maps` hold the data of the pictures afterwards, by name."""
 
     def __init__(
         self, subject: Subject, tokens: Tensor, settings: MeasureSettings, decode: Callable[[int], str]
     ) -> None:
-        """tokens int64 [windows, S]."""
+        """tokens int64 [windows, S]; decode: token id -> text."""
         self.subject, self.tokens, self.settings, self.decode = subject, tokens, settings, decode
         arch = subject.arch
         self.arch, self.runner, self.windows = arch, subject.runner, len(tokens)
         self.norms = [norm.name for norm in arch.spec.norms]
-        self.writers = writers(arch)
+        self.writers = residual_writers(arch)
         self.eps = float(arch.config.get("rms_norm_eps", 1e-6))
         quota = ROW_BYTES // (4 * arch.hidden * arch.n_layers * len(self.norms))
-        self.store = RowStore(MassiveRule.parse(settings.criteria.rule), self.eps, max(8, min(quota, 1024)))
+        rule = MassiveRule.parse(settings.criteria.rule)
+        self.store = RowStore(rule, self.eps, max(MIN_ROWS, min(quota, MAX_ROWS)))
         self.tracker = MassiveTracker(settings.criteria, tokens)
         self.ablation = Ablation(settings.criteria)
         self.created: list[dict[str, Any]] = []
-        self.maps: dict[str, Any] = {}  # of states, by name
-        self.inputs: dict[str, Any] = {}  # of taps of the middle block
-        self.turned: dict[str, Any] = {}
-        self.rows: Tensor | None = None
+        self.state_maps: dict[str, Any] = {}
+        self.input_maps: dict[str, Any] = {}  # of the middle block
+        self.rotated_maps: dict[str, Any] = {}
+        self.map_rows: Tensor | None = None
 
     @torch.no_grad()
     def run(self, progress: Progress = silent) -> dict[str, Any]:
-        """Everything; `progress("outliers", done blocks, blocks)`."""
+        """Measure everything. `progress("outliers", blocks done, blocks)`."""
         arch = self.arch
         hidden = [self.runner.embed(row[None])[0] for row in self.tokens]
-        self._embedding(hidden)
+        self._measure_embedding(hidden)
         layers = []
         for layer in range(arch.n_layers):
             progress("outliers", layer, arch.n_layers)
-            layers.append(self._block(layer, hidden))
+            layers.append(self._measure_block(layer, hidden))
         progress("outliers", arch.n_layers, arch.n_layers)
         seed, rounds = self.settings.seed, self.settings.rounds
         massive = {
-            "states": self.tracker.layers(self.decode),
-            "channels": self.tracker.channels(self.decode),
+            "states": self.tracker.state_summaries(self.decode),
+            "channels": self.tracker.channel_summaries(self.decode),
             "created": self.created,
-            "ablation": self._ablated(hidden),
+            "ablation": self._ablation_report(hidden),
         }
-        tokens, matrices = token_errors(self.store, seed, rounds, 4, self.subject.rotated, progress)
-        if (rows := self.rows) is not None:
-            self.turned = {n: maps.pooled(rows if m is None else rows @ m.float()) for n, m in matrices.items()}
-        return {"massive": massive, "layers": layers, "token_errors": tokens}
+        errors, matrices = token_errors(self.store, seed, rounds, BITS, self.subject.rotated, progress)
+        if (rows := self.map_rows) is not None:
+            self.rotated_maps = {
+                name: maps.pool_magnitudes(rows if matrix is None else rows @ matrix.float())
+                for name, matrix in matrices.items()
+            }
+        return {"massive": massive, "layers": layers, "token_errors": errors}
 
-    def _embedding(self, hidden: list[Tensor]) -> None:
+    def _measure_embedding(self, hidden: list[Tensor]) -> None:
+        """Detect massive entries that the embedding creates."""
         name = self.arch.spec.embed
         self.tracker.begin(name)
-        born: list[Trace] = []
+        created: list[Trace] = []
         for window, x in enumerate(hidden):
-            found = self.tracker.add(window, x)
-            if found:
+            traces = self.tracker.add(window, x)
+            if traces:
                 self.ablation.start(window, x)
-            born += found
-        if born:
-            self.ablation.embedding(born, name)
+            created += traces
+        if created:
+            self.ablation.remove_embedding_entries(created, name)
             origins = {
                 (trace.token, trace.entry[2]): {
                     "channel": trace.entry[2],
@@ -90,82 +103,96 @@ class Measurement:
                     "token": self.decode(trace.token),
                     "weight": float(hidden[trace.entry[0]][trace.entry[1], trace.entry[2]]),
                 }
-                for trace in born
+                for trace in created
             }
-            self._create(name, "embedding", born, list(origins.values()))
-        self.maps[name] = maps.pooled(hidden[0])
+            self._add_creation(name, "embedding", created, list(origins.values()))
+        self.state_maps[name] = maps.pool_magnitudes(hidden[0])
 
-    def _create(self, name: str, kind: str, born: list[Trace], origins: list[dict[str, Any]]) -> None:
+    def _add_creation(self, name: str, kind: str, traces: list[Trace], origins: list[dict[str, Any]]) -> None:
+        """Record a state that creates massive entries, and where they come from."""
         left = 0.0
-        if self.ablation.hidden is not None and kind == "embedding":
-            mine = [trace.entry for trace in born if trace.entry[0] == self.ablation.window]
-            left = max((float(self.ablation.hidden[p, c].abs()) for _, p, c in mine), default=0.0)
-        channels = sorted({trace.entry[2] for trace in born})
+        stream = self.ablation.hidden
+        if stream is not None and kind == "embedding":
+            entries = [trace.entry for trace in traces if trace.entry[0] == self.ablation.window]
+            left = max((float(stream[position, channel].abs()) for _, position, channel in entries), default=0.0)
         self.created.append(
-            {"where": name, "kind": kind, "entries": len(born), "channels": channels, "origins": origins, "left": left}
+            {
+                "where": name,
+                "kind": kind,
+                "entries": len(traces),
+                "channels": sorted({trace.entry[2] for trace in traces}),
+                "origins": origins,
+                "left": left,
+            }
         )
 
-    def _block(self, layer: int, hidden: list[Tensor]) -> dict[str, Any]:
-        """Run all windows through one block, in place; returns what was measured in it."""
-        arch, block = self.arch, self.subject.block(layer)
+    def _measure_block(self, layer: int, hidden: list[Tensor]) -> dict[str, Any]:
+        """Run all windows through one block, replacing `hidden`; returns the layer's part of the report."""
+        block = self.subject.block(layer)
         meter = BlockMeter(self.subject, layer, self.windows, self.settings.criteria)
-        born: dict[str, list[tuple[Trace, dict[str, Any]]]] = {one.name: [] for one in self.writers}
-        for one in self.writers:
-            self.tracker.begin(arch.full(layer, one.name))
-        for window, tokens in enumerate(self.tokens):
-            view = BlockView(layer, window, tokens, hidden[window])
-            out = observe(self.runner, block, arch, view, self.subject.cache())
-            inputs = [view.before, *view.states.values()]
-            masks = {
-                norm: self.store.add(arch.full(layer, norm), x, tokens, self.windows)
-                for norm, x in zip(self.norms, inputs)
-            }
-            meter.add(view, masks)
-            for at, one in enumerate(self.writers):
-                for trace in self.tracker.add(window, view.states[one.name], at - len(self.writers)):
-                    self.ablation.start(window, view.before)
-                    told = len(born[one.name]) < ORIGINS
-                    born[one.name].append((trace, origin(view, block, arch, one, trace) if told else {}))
-            if window == 0:
-                self._picture(layer, view)
-            hidden[window] = out
+        created: Created = {writer.name: [] for writer in self.writers}
+        for writer in self.writers:
+            self.tracker.begin(self.arch.full(layer, writer.name))
+        for window in range(self.windows):
+            hidden[window] = self._measure_window(layer, window, block, hidden[window], meter, created)
         result = meter.close(block)
-        self._ablate(layer, block, born, hidden)
-        for one in self.writers:
-            if found := born[one.name]:
-                kind = "mlp" if one.reads == "mlp" else "attention"
-                origins = [told for _, told in found if told]
-                self._create(arch.full(layer, one.name), kind, [trace for trace, _ in found], origins)
+        self._run_ablation(layer, block, created)
+        for writer in self.writers:
+            if pairs := created[writer.name]:
+                kind = "mlp" if writer.reads == "mlp" else "attention"
+                origins = [origin for _, origin in pairs if origin]
+                self._add_creation(self.arch.full(layer, writer.name), kind, [trace for trace, _ in pairs], origins)
         return {"layer": layer, **result}
 
-    def _picture(self, layer: int, view: BlockView) -> None:
-        for one in self.writers[-1:]:
-            self.maps[self.arch.full(layer, one.name)] = maps.pooled(view.states[one.name])
-        if layer == self.arch.n_layers // 2:
-            self.rows = normalise(view.before[:MAP_ROWS], self.eps)
-            for tap in self.arch.taps():
-                self.inputs[self.arch.full(layer, tap.name)] = maps.pooled(view.taps[tap.name])
+    def _measure_window(
+        self, layer: int, window: int, block: nn.Module, hidden: Tensor, meter: BlockMeter, created: Created
+    ) -> Tensor:
+        """Run one window through a block; returns the stream [S, hidden] after it."""
+        capture = BlockCapture(layer, window, self.tokens[window], hidden)
+        out = run_and_capture(self.runner, block, self.arch, capture, self.subject.cache())
+        streams = [capture.before, *capture.states.values()]
+        masks = {
+            norm: self.store.add(self.arch.full(layer, norm), stream, self.windows)
+            for norm, stream in zip(self.norms, streams)
+        }
+        meter.add(capture, masks)
+        for index, writer in enumerate(self.writers):
+            for trace in self.tracker.add(window, capture.states[writer.name], index - len(self.writers)):
+                self.ablation.start(window, capture.before)
+                explain = len(created[writer.name]) < MAX_ORIGINS
+                origin = attribute_entry(capture, block, self.arch, writer, trace) if explain else {}
+                created[writer.name].append((trace, origin))
+        if window == 0:
+            self._add_maps(layer, capture)
+        return out
 
-    def _ablate(
-        self, layer: int, block: nn.Module, born: dict[str, list[tuple[Trace, dict[str, Any]]]], hidden: list[Tensor]
-    ) -> None:
-        """Take the second stream through the block, with what was created here switched off. Uses up the block."""
+    def _add_maps(self, layer: int, capture: BlockCapture) -> None:
+        """Keep the pictures of a block: its output, and for the middle block its inputs."""
+        writer = self.writers[-1]
+        self.state_maps[self.arch.full(layer, writer.name)] = maps.pool_magnitudes(capture.states[writer.name])
+        if layer == self.arch.n_layers // 2:
+            self.map_rows = normalise(capture.before[:MAP_ROWS], self.eps)
+            for tap in self.arch.taps():
+                self.input_maps[self.arch.full(layer, tap.name)] = maps.pool_magnitudes(capture.taps[tap.name])
+
+    def _run_ablation(self, layer: int, block: nn.Module, created: Created) -> None:
+        """Run the second stream through the block, with the attributed weights set to zero. Changes the block."""
         if self.ablation.hidden is None or not self.settings.ablate:
             return
-        cuts = {
-            name: sorted({(told["channel"], term["column"]) for _, told in found if told for term in told["terms"]})
-            for name, found in born.items()
-        }
-        if any(cuts.values()):
-            ablate(block, cuts)
-            self.ablation.removed += [f"{self.arch.full(layer, n)}: {len(c)} weights" for n, c in cuts.items() if c]
-        view = BlockView(layer, self.ablation.window, self.tokens[self.ablation.window], self.ablation.hidden)
-        self.ablation.hidden = observe(self.runner, block, self.arch, view, self.subject.cache())
-        for one in self.writers:
-            self.ablation.note(self.arch.full(layer, one.name), view.states[one.name])
+        places = {name: _attributed_weights(pairs) for name, pairs in created.items()}
+        if any(places.values()):
+            zero_weights(block, places)
+            self.ablation.removed += [
+                f"{self.arch.full(layer, name)}: {len(entries)} weights" for name, entries in places.items() if entries
+            ]
+        window = self.ablation.window
+        capture = BlockCapture(layer, window, self.tokens[window], self.ablation.hidden)
+        self.ablation.hidden = run_and_capture(self.runner, block, self.arch, capture, self.subject.cache())
+        for writer in self.writers:
+            self.ablation.count_massive(self.arch.full(layer, writer.name), capture.states[writer.name])
 
-    def _ablated(self, hidden: list[Tensor]) -> dict[str, Any] | None:
-        """What became of the stream without the massive activations' sources."""
+    def _ablation_report(self, hidden: list[Tensor]) -> dict[str, Any] | None:
+        """Whether massive activations disappear without their sources, and what that costs; None without any."""
         ablation = self.ablation
         if ablation.hidden is None or not self.settings.ablate:
             return None
@@ -174,7 +201,12 @@ class Measurement:
         return {
             "window": ablation.window,
             "removed": ablation.removed,
-            "massive_left": ablation.left,
-            "confirmed": not any(ablation.left.values()),
-            "perplexity": [float(torch.tensor(min(loss, 700.0), dtype=torch.float64).exp()) for loss in losses],
+            "massive_left": ablation.massive_left,
+            "confirmed": not any(ablation.massive_left.values()),
+            "perplexity": [float(torch.tensor(min(loss, MAX_LOSS), dtype=torch.float64).exp()) for loss in losses],
         }
+
+
+def _attributed_weights(pairs: list[tuple[Trace, dict[str, Any]]]) -> list[tuple[int, int]]:
+    """(row, column) of the weights that origins name."""
+    return sorted({(origin["channel"], term["column"]) for _, origin in pairs if origin for term in origin["terms"]})

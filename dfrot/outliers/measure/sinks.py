@@ -7,30 +7,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfrot.outliers.measure.block_view import BlockView
+from dfrot.outliers.measure.block_view import BlockCapture
 
-FIRST = 4  # leading positions told one by one
-QUERIES = 128  # per window, evenly spaced behind the first eighth
+FIRST = 4  # leading positions reported one by one
+QUERIES = 128  # sampled per window, evenly spaced
+SKIPPED = 8  # queries in the first 1/8 of a window are skipped: few keys precede them
+MASKED_BELOW = -1e30  # an additive mask hides keys with values below
 
 
-def attention(view: BlockView) -> tuple[Tensor, Tensor]:
-    """Probabilities float32 [heads, q, S] of sampled queries, and their positions int64 [q]."""
-    assert view.query is not None
-    assert view.key is not None
-    length = view.query.shape[1]
-    first = max(FIRST, length // 8)
-    picked = torch.unique(torch.linspace(min(first, length - 1), length - 1, min(QUERIES, length)).long())
-    query = view.query[:, picked].float()
-    key = view.key.float().repeat_interleave(len(query) // len(view.key), dim=0)
-    scores = query @ key.transpose(1, 2) * view.scale
-    if view.mask is not None:
-        mask = view.mask[:, picked, :length]
-        hidden = ~mask if mask.dtype == torch.bool else mask < -1e30
+def sampled_attention(capture: BlockCapture) -> tuple[Tensor, Tensor]:
+    """Attention probabilities float32 [heads, q, S] of sampled queries, and their positions int64 [q]."""
+    assert capture.query is not None
+    assert capture.key is not None
+    length = capture.query.shape[1]
+    first = max(FIRST, length // SKIPPED)
+    positions = torch.unique(torch.linspace(min(first, length - 1), length - 1, min(QUERIES, length)).long())
+    query = capture.query[:, positions].float()
+    key = capture.key.float().repeat_interleave(len(query) // len(capture.key), dim=0)
+    scores = query @ key.transpose(1, 2) * capture.scale
+    if capture.mask is not None:
+        mask = capture.mask[:, positions, :length]
+        hidden = ~mask if mask.dtype == torch.bool else mask < MASKED_BELOW
         scores.masked_fill_(hidden.expand_as(scores), -torch.inf)
     else:
-        later = torch.arange(length)[None, :] > picked[:, None]
+        later = torch.arange(length)[None, :] > positions[:, None]
         scores.masked_fill_(later[None], -torch.inf)
-    return scores.softmax(-1), picked
+    return scores.softmax(-1), positions
 
 
 class SinkMeter:
@@ -40,35 +42,36 @@ class SinkMeter:
         self.first = torch.zeros(heads, FIRST, dtype=torch.float64)
         self.massive = torch.zeros(heads, dtype=torch.float64)
         self.peak = torch.zeros(heads, dtype=torch.float64)
-        self.even = 0.0
+        self.uniform = 0.0
         self.windows = 0
-        self.places: dict[int, int] = {}
+        self.peak_positions: dict[int, int] = {}  # position -> heads and windows that attend most to it
 
-    def add(self, view: BlockView, massive: list[int]) -> None:
-        """`massive`: positions of this window that carry massive activations."""
-        mass, picked = attention(view)
-        mean = mass.double().mean(1)
+    def add(self, capture: BlockCapture, massive: list[int]) -> None:
+        """Add a window. massive: its positions that carry massive activations."""
+        probabilities, positions = sampled_attention(capture)
+        mean = probabilities.double().mean(1)  # over queries: [heads, S]
         count = min(FIRST, mean.shape[1])
         self.first[:, :count] += mean[:, :count]
         if massive:
             self.massive += mean[:, massive].sum(1)
         top = mean.max(1)
         self.peak += top.values
-        for place in top.indices.tolist():
-            self.places[place] = self.places.get(place, 0) + 1
-        self.even += float((1.0 / (picked + 1.0)).mean())
+        for position in top.indices.tolist():
+            self.peak_positions[position] = self.peak_positions.get(position, 0) + 1
+        self.uniform += float((1.0 / (positions + 1.0)).mean())
         self.windows += 1
 
     def result(self) -> dict[str, Any]:
-        """Per head: mass on each of the first tokens, on massive tokens, on its favourite position; `uniform`: what
-        attention that spreads evenly gives to one token."""
+        """JSON. Per head: attention on each of the first tokens, on massive tokens, on its favourite position;
+        `uniform`: what evenly spread attention gives to one token."""
         n = max(self.windows, 1)
-        favourite = max(self.places, key=lambda p: (self.places[p], -p)) if self.places else 0
+        counts = self.peak_positions
+        favourite = max(counts, key=lambda position: (counts[position], -position)) if counts else 0
         return {
-            "first": [[round(v, 5) for v in row] for row in (self.first / n).tolist()],
-            "massive": [round(v, 5) for v in (self.massive / n).tolist()],
-            "peak": [round(v, 5) for v in (self.peak / n).tolist()],
+            "first": [[round(share, 5) for share in row] for row in (self.first / n).tolist()],
+            "massive": [round(share, 5) for share in (self.massive / n).tolist()],
+            "peak": [round(share, 5) for share in (self.peak / n).tolist()],
             "favourite_position": favourite,
-            "uniform": self.even / n,
+            "uniform": self.uniform / n,
             "mean_first_token": float((self.first[:, 0] / n).mean()),
         }

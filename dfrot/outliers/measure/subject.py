@@ -1,7 +1,7 @@
-"""The checkpoint under measurement, of any kind: 16-bit, rotated, packed or simulated, run block by block.
+"""The checkpoint that is measured, run block by block: 16-bit, rotated, packed or simulated.
 
-A quantized checkpoint runs as its simulated twin: weights dequantized as they are read, activations and KV cache
-rounded on the way. So what is seen is what the quantized model itself computes, one block in memory at a time.
+A quantized checkpoint runs simulated: weights are dequantized when they are read, activations and KV cache are rounded
+on the way. What is measured is what the quantized model computes, with one block in memory at a time.
 """
 
 from __future__ import annotations
@@ -23,48 +23,57 @@ from dfrot.runtime.load import check_folder
 from dfrot_kernels.layouts import PackedWeight
 
 
-class Unpacked(Checkpoint):
-    """A packed checkpoint that reads as if its weights were dense."""
+class DequantizedCheckpoint(Checkpoint):
+    """A packed checkpoint whose weights are dequantized when they are read."""
 
     def __init__(self, packed: Checkpoint, config: dict[str, Any], plans: dict[str, LinearPlan]) -> None:
+        """config: of the dense model; plans: linears by full name."""
         super().__init__(packed.path, config, packed.entries)
         self.plans = {f"{name}.weight": plan for name, plan in plans.items() if plan.packed}
 
     def __contains__(self, name: str) -> bool:
+        """Whether there is such a tensor, dense weights of packed linears included."""
         return name in self.plans or super().__contains__(name)
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
         plan = self.plans.get(name)
         return (plan.rows, plan.cols) if plan else super().shape(name)
 
     def read(self, name: str) -> Tensor:
+        """A tensor; weights of packed linears as float32 [N, K]."""
         plan = self.plans.get(name)
         if plan is None:
             return super().read(name)
-        stem = name.removesuffix(".weight")
-        zero = None if plan.w_sym else super().read(f"{stem}.weight_zero")
-        packed, scale = super().read(f"{stem}.weight_packed"), super().read(f"{stem}.weight_scale")
+        module = name.removesuffix(".weight")
+        zero = None if plan.w_sym else super().read(f"{module}.weight_zero")
+        packed, scale = super().read(f"{module}.weight_packed"), super().read(f"{module}.weight_scale")
         shape = (plan.rows, plan.cols)
         return PackedWeight(packed, scale, zero, plan.w_bits, plan.group, shape).dequantize(torch.float32)
 
     def read_rows(self, name: str, begin: int, end: int) -> Tensor:
+        """Rows begin..end of a tensor."""
         return self.read(name)[begin:end] if name in self.plans else super().read_rows(name, begin, end)
 
 
 class Subject:
-    """checkpoint, arch, config (None for an ordinary checkpoint) and the runner that computes its blocks."""
+    """A checkpoint and the runner that computes its blocks.
+
+    Attributes: `source`, the checkpoint as stored; `checkpoint`, the same with dense weights; `arch`; `config`, dfq's
+    entry in config.json or None; `scheme`, of a quantized checkpoint or None; `runner`."""
 
     def __init__(self, path: Path) -> None:
+        """Open the folder `path`, reading no weight.
+
+        Raises UnsupportedError for architectures that cannot be measured block by block."""
         opened, config = check_folder(path)
         where = str(opened.path / "config.json")
         arch: BoundArch = describe(opened.config, where)
-        if fused := [one.name for one in arch.spec.linears if one.parts]:
-            raise UnsupportedError(
-                f"{where}: {fused[0]} is several linears in one, which dfq outliers cannot tell apart"
-            )
+        if fused := [linear.name for linear in arch.spec.linears if linear.parts]:
+            raise UnsupportedError(f"{where}: {fused[0]} fuses several linears, which dfq outliers cannot tell apart")
         if arch.spec.experts is not None:
             raise UnsupportedError(
-                f"{where}: is a mixture of experts, each of which sees other tokens; dfq outliers measures dense models"
+                f"{where}: is a mixture of experts, each of which gets other tokens; dfq outliers measures dense models"
             )
         if reason := arch.spec.refuses("residual"):
             raise UnsupportedError(f"{where}: cannot be measured block by block: {reason}")
@@ -76,34 +85,35 @@ class Subject:
                 **opened.config,
                 "quantization_config": DfqConfig(online=config.online, resets=config.resets).to_dict(),
             }
-            self.checkpoint = Unpacked(opened, plain, plan_linears(arch, config, where))
+            self.checkpoint = DequantizedCheckpoint(opened, plain, plan_linears(arch, config, where))
         self.runner = BlockRunner(self.checkpoint, arch)
 
     @property
     def kind(self) -> str:
-        """original, rotated, or the name of the scheme."""
+        """`original`, `rotated`, or the name of the scheme."""
         if self.scheme is not None:
             return self.scheme.name
         return "rotated" if self.rotated else "original"
 
     @property
     def rotated(self) -> bool:
-        """Whether dfq rotated it: then the residual stream has no channels of its own any more."""
+        """Whether dfq rotated it: single channels of the residual stream then have no meaning."""
         return (self.source.path / "rotation.safetensors").is_file() or bool(self.config and self.config.online)
 
     def block(self, layer: int) -> nn.Module:
-        """Block `layer` as this checkpoint runs it; drop the previous one first."""
+        """Block `layer` as this checkpoint runs it. Drop the previous block first, to hold one at a time."""
         block = self.runner.block(layer)
         if self.config is not None and self.scheme is not None:
             for tap in self.arch.taps():
-                names = [one.name for one in tap.linears if self.arch.full(layer, one.name) not in self.config.keep]
+                keep = self.config.keep
+                names = [linear.name for linear in tap.linears if self.arch.full(layer, linear.name) not in keep]
                 if names:
                     clip = self.config.a_clips.get(self.arch.full(layer, names[0]), self.scheme.a_clip)
                     quantize_activations(block, tap, names, self.scheme, clip, self.config.sink_tokens)
         return block
 
     def cache(self) -> SimulatedKV | None:
-        """What rounds keys and values, if the checkpoint does."""
+        """A new cache that rounds keys and values; None where the checkpoint does not."""
         if self.config is None or self.scheme is None:
             return None
         return SimulatedKV.of(self.scheme, self.config.online.r3, self.config.sink_tokens)

@@ -5,41 +5,49 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dfrot.errors import InputError
+from dfrot.settings import check, seed_setting, setting
 
 if TYPE_CHECKING:
-    from dfrot.rotation.refinement.row_grid import RowGrid
-
-PRECISIONS = ("auto", "float32", "bfloat16")
+    from dfrot.rotation.refinement.token_quantizer import TokenQuantizer
 
 
 @dataclass(frozen=True)
 class RefineSettings:
-    """bits, symmetric, clip: the deployment quantizer of activations. gamma: weight of massive rows before squaring
-    (paper: 100), or "auto": gamma^2 N_m / N = 10. rounds: at most, of either search. tol: stop when the objective
-    falls by less than this share per round (mean over 12). precision: of the products; "auto" takes bfloat16 where
-    the processor has it and the width is at least 1024. Nothing is drawn at random; seed is the start's, recorded."""
+    """How R1 is refined. Nothing is drawn at random: `seed` is the one of the start, for the record."""
 
-    bits: int = 4
-    symmetric: bool = False
-    clip: float = 1.0
-    gamma: float | str = "auto"
-    rounds: int = 100
-    tol: float = 5e-4
-    seed: int = 0
-    precision: str = "auto"
+    bits: int = setting(4, minimum=2, maximum=8, help="Bits of the activation quantizer that R1 is refined for.")
+    symmetric: bool = setting(False, help="Refine for a symmetric activation quantizer.")
+    clip: float = setting(
+        1.0, above=0, maximum=1, help="Clip ratio of the activation quantizer that R1 is refined for."
+    )
+    gamma: float | str = setting(
+        "auto",
+        minimum=0,
+        below=1e6,
+        words=("auto",),
+        metavar="X",
+        help="Weight of massive tokens in the objective, before squaring: auto or a number. The paper takes 100; "
+        "auto solves gamma^2 N_massive / N = 10.",
+    )
+    rounds: int = setting(100, minimum=0, help="The most refinement rounds of either search.")
+    tol: float = setting(
+        5e-4,
+        minimum=0,
+        below=1,
+        help="Stop when the objective falls by less than this share per round, on average over 12 rounds.",
+    )
+    seed: int = seed_setting()
+    precision: str = setting(
+        "auto",
+        choices=("auto", "float32", "bfloat16"),
+        help="Precision of matrix products. auto takes bfloat16 from width 1024 on where the processor has it.",
+    )
 
     def __post_init__(self) -> None:
-        _ = self.grid
-        if self.gamma != "auto" and not (isinstance(self.gamma, (int, float)) and 0 <= self.gamma < 1e6):
-            raise InputError(f"gamma {self.gamma!r}: 'auto' or a number from 0 to 1e6 is needed (paper: 100)")
-        if self.rounds < 0 or not 0 <= self.tol < 1:
-            raise InputError(f"rounds {self.rounds}, tol {self.tol}: rounds >= 0 and 0 <= tol < 1 are needed")
-        if self.precision not in PRECISIONS:
-            raise InputError(f"precision {self.precision!r}: one of {', '.join(PRECISIONS)} is needed")
+        check(self)
 
     @property
-    def grid(self) -> RowGrid:
-        from dfrot.rotation.refinement.row_grid import RowGrid  # torch: settings are read without it
+    def grid(self) -> TokenQuantizer:
+        from dfrot.rotation.refinement.token_quantizer import TokenQuantizer  # torch: settings are read without it
 
-        return RowGrid(self.bits, self.symmetric, self.clip)
+        return TokenQuantizer(self.bits, self.symmetric, self.clip)

@@ -1,8 +1,8 @@
 """Parallel tiles with results that do not depend on the number of threads.
 
 BLAS and OpenMP split sums differently for different thread counts, and a last bit that differs sends a quantizer
-elsewhere. Here the work is cut into tiles of a fixed shape, each computed on one thread; threads only decide who
-computes a tile, never how.
+elsewhere. Here the work is cut into tiles of a fixed shape, each computed on one thread; the number of threads only
+decides who computes a tile, never how.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 TILE = 2**21  # numbers in a tile of rows: 512 rows at width 4096, 8192 at width 256
 CACHED = 2**18  # numbers in a step of elementwise work: stays in a core's cache
-SQUARE = 8  # tiles of a [d, d] matrix
+SQUARE_TILES = 8  # tiles of a [d, d] matrix
 
 
 def tile_rows(width: int) -> int:
@@ -32,13 +32,15 @@ def spans(count: int, step: int) -> list[slice]:
     return [slice(begin, min(begin + step, count)) for begin in range(0, count, step)]
 
 
-def square(width: int) -> int:
-    """Rows per tile of a [d, d] matrix."""
-    return max(32, -(-width // SQUARE))
+def square_tile_rows(width: int) -> int:
+    """Rows per tile of a [width, width] matrix."""
+    return max(32, -(-width // SQUARE_TILES))
 
 
 class Tiles:
-    """`with Tiles() as tiles:` as many workers as torch has threads, torch itself on one thread meanwhile."""
+    """A pool of one-thread workers: `with Tiles() as tiles:`, as many as torch has threads.
+
+    Torch itself runs on one thread inside the `with` block; its thread count is restored afterwards."""
 
     def __init__(self) -> None:
         self.workers = torch.get_num_threads()
@@ -62,14 +64,14 @@ class Tiles:
         return list(self._pool.map(function, items))
 
     def matmul(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-        """a [m, k] @ b [k, n] in tiles of rows, in the dtype of the operands (or cast into `out`)."""
-        found = torch.empty(a.shape[0], b.shape[1], dtype=a.dtype) if out is None else out
+        """a [m, k] @ b [k, n] in tiles of rows, in the dtype of the operands (or cast into `out` [m, n])."""
+        product = torch.empty(a.shape[0], b.shape[1], dtype=a.dtype) if out is None else out
 
         def tile(rows: slice) -> None:
-            if found.dtype == a.dtype:
-                torch.mm(a[rows], b, out=found[rows])
+            if product.dtype == a.dtype:
+                torch.mm(a[rows], b, out=product[rows])
             else:
-                found[rows] = a[rows] @ b
+                product[rows] = a[rows] @ b
 
-        self.each(tile, spans(a.shape[0], square(a.shape[0])))
-        return found
+        self.each(tile, spans(a.shape[0], square_tile_rows(a.shape[0])))
+        return product

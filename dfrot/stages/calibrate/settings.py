@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dfrot.errors import InputError
+from dfrot.settings import check, dataset_setting, seed_setting, setting
 
 
 @dataclass(frozen=True)
 class CalibrateSettings:
-    """dataset: wikitext2, stdlib or a path. samples x seqlen tokens are drawn by `seed`. hessians: keep them in
-    the result (4 K^2 bytes per tap), for quantization without error propagation and for merging. statistics: False
-    keeps the tokens alone, all that GPTQ with error propagation needs."""
+    """Which text a checkpoint is calibrated on, and what is kept of it."""
 
-    dataset: str = "wikitext2"
-    samples: int = 128
-    seqlen: int = 2048
-    seed: int = 0
-    hessians: bool = True
-    statistics: bool = True
+    dataset: str = dataset_setting("wikitext2", "Text of the calibration (train split).")
+    samples: int = setting(128, minimum=1, help="Number of windows, drawn from the text at random.")
+    seqlen: int = setting(2048, minimum=2, help="Tokens of a window.")
+    seed: int = seed_setting()
+    hessians: bool = setting(
+        True,
+        help="Keep the second moments of every input (4 K^2 bytes for width K). GPTQ without error propagation and the "
+        "merging of calibrations need them.",
+    )
+    statistics: bool = setting(
+        True,
+        help="Collect statistics. Without them the result holds the tokens alone and takes seconds: all that GPTQ "
+        "with error propagation needs.",
+    )
 
     def __post_init__(self) -> None:
-        for name in ("samples", "seqlen"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} {getattr(self, name)}: at least 1 is needed")
+        check(self)

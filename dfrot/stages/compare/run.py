@@ -8,97 +8,73 @@ stays, because every interval here is paired over windows.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dfrot.arch import open_described
 from dfrot.errors import UnsupportedError
-from dfrot.files import write_bytes, write_json
+from dfrot.files import read_json, write_bytes, write_json
+from dfrot.progress import Progress, silent
 from dfrot.quant.config import DfqConfig
-from dfrot.stage_folder import Progress, Stage, open_stage, silent
+from dfrot.stage_folder import Stage, open_stage
 from dfrot.stages.calibrate.run import calibrate
 from dfrot.stages.calibrate.settings import CalibrateSettings
+from dfrot.stages.compare.cells import BASELINE, TUNED, ComparisonCell, ComparisonGroup, comparison_groups
+from dfrot.stages.compare.markdown import markdown
 from dfrot.stages.compare.settings import CompareSettings
-from dfrot.stages.compare.table import markdown, summarise
+from dfrot.stages.compare.table import summarise
 from dfrot.stages.evaluate.perplexity import evaluate
 from dfrot.stages.evaluate.settings import PerplexitySettings
 from dfrot.stages.quantize.run import quantize
 from dfrot.stages.quantize.settings import QuantizeSettings
 from dfrot.stages.rotate.run import rotate
-from dfrot.stages.rotate.settings import RotateSettings
 from dfrot.stages.tune.run import tune
 from dfrot.stages.tune.settings import TuneSettings
 
 KIND = "compare"
-REPORT, TABLE = "compare.json", "compare.md"
-BASELINE = "bf16"
-METHODS = (
-    ("rtn", "none"),
-    ("rtn", "orthogonal"),
-    ("rtn", "hadamard"),
-    ("rtn", "dfrot"),
-    ("gptq", "hadamard"),
-    ("gptq", "dfrot"),
-)
-"""(algorithm, rotation) of every row below the baseline."""
-TUNED = ("tuned", "dfrot")  # GPTQ, then dfq tune
+REPORT_FILE, TABLE_FILE = "compare.json", "compare.md"
+KERNEL_BITS = 4  # weight bits that the integer kernels are written for; other widths run simulated
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One checkpoint to make and measure; `seed` None where nothing is random."""
+class ComparePlan:
+    """Everything that is read and decided before any work."""
 
-    scheme: str
-    algorithm: str
-    rotation: str
-    seed: int | None
+    model: Path
+    """The source checkpoint."""
+    settings: CompareSettings
+    """What was asked for."""
+    groups: tuple[ComparisonGroup, ...]
+    """What to make, in order."""
+    request: dict[str, Any]
+    """Settings and digests of the inputs: what decides the bytes of the result."""
 
     @property
-    def name(self) -> str:
-        return f"{self.scheme}-{self.algorithm}-{self.rotation}" + ("" if self.seed is None else f"-{self.seed}")
+    def cells(self) -> int:
+        """Number of cells, the baseline included."""
+        return 1 + sum(len(group.cells) for group in self.groups)
 
 
-@dataclass(frozen=True)
-class ComparisonGroup:
-    """Cells that share one rotated checkpoint."""
+def plan_comparison(model: Path, settings: CompareSettings) -> ComparePlan:
+    """Open checkpoint folder `model`.
 
-    settings: RotateSettings | None
-    cells: tuple[Cell, ...]
-    name: str
-
-
-def groups(settings: CompareSettings) -> Iterator[ComparisonGroup]:
-    """Rotations in the order of the table. The refined one knows the activation quantizer, so schemes that differ
-    there cannot share it; the others are blind to the scheme."""
-    schemes = settings.parsed()
-    for rotation in ("none", "orthogonal", "hadamard", "dfrot"):
-        methods = (*METHODS, TUNED) if settings.tune else METHODS
-        algorithms = [algorithm for algorithm, given in methods if given == rotation]
-        for seed in [None] if rotation == "none" else range(settings.seed, settings.seed + settings.seeds):
-            shared: dict[tuple[Any, ...], list[str]] = {}
-            for name, scheme in schemes.items():
-                key = (scheme.a_bits, scheme.a_sym, scheme.a_clip) if rotation == "dfrot" else ()
-                shared.setdefault(key, []).append(name)
-            for names in shared.values():
-                scheme = schemes[names[0]]
-                made = None
-                if seed is not None:
-                    made = RotateSettings(
-                        method=rotation,
-                        dataset=settings.dataset,
-                        seqlen=settings.refine_seqlen,
-                        seed=seed,
-                        gamma=settings.gamma,
-                        a_bits=scheme.a_bits,
-                        a_sym=scheme.a_sym,
-                        a_clip=scheme.a_clip,
-                    )
-                cells = [Cell(name, algorithm, rotation, seed) for name in names for algorithm in algorithms]
-                yield ComparisonGroup(
-                    made, tuple(cells), "-".join([rotation, *([] if seed is None else [str(seed)]), *names])
-                )
+    Raises UnsupportedError for a checkpoint that was rotated or quantized already, or that R1 cannot rotate."""
+    checkpoint, arch = open_described(model)
+    config_file = str(checkpoint.path / "config.json")
+    if DfqConfig.of(checkpoint.config, config_file) is not None:
+        raise UnsupportedError(
+            f"{config_file}: is rotated (or quantized) by dfq already; start from the original checkpoint",
+            file=config_file,
+        )
+    if reason := arch.spec.refuses("residual"):
+        raise UnsupportedError(
+            f"{config_file}: {reason}; dfq compare is about methods of R1, dfq rotate with method hadamard gives this "
+            "model the other rotations",
+            file=config_file,
+        )
+    request = {"model": checkpoint.digest(), "settings": asdict(replace(settings, keep=False))}
+    return ComparePlan(model, settings, tuple(comparison_groups(settings)), request)
 
 
 def compare(
@@ -114,47 +90,35 @@ def compare(
 
     Raises what the stages raise; UnsupportedError for a checkpoint that was rotated or quantized already.
     """
-    checkpoint, arch = open_described(model)
-    where = str(checkpoint.path / "config.json")
-    if DfqConfig.of(checkpoint.config, where) is not None:
-        raise UnsupportedError(f"{where}: is rotated (or quantized) by dfq already; start from the original checkpoint")
-    if reason := arch.spec.refuses("residual"):
-        raise UnsupportedError(
-            f"{where}: {reason}; dfq compare is about methods of R1, dfq rotate --method hadamard gives this model "
-            "the other rotations"
-        )
-    request = {"model": checkpoint.digest(), "settings": asdict(replace(settings, keep=False))}
-    with open_stage(out, KIND, request, resume=resume, overwrite=overwrite) as stage:
+    plan = plan_comparison(model, settings)
+    with open_stage(out, KIND, plan.request, resume=resume, overwrite=overwrite) as stage:
         if stage.finished:
-            from dfrot.files import read_json
-
-            return dict(read_json(out / REPORT))
-        work = _Work(stage, model, settings)
-        report = summarise(work.all(progress), settings.parsed(), work.rotations())
-        write_json(stage.folder / REPORT, report)
-        write_bytes(stage.folder / TABLE, markdown(report).encode())
+            return dict(read_json(out / REPORT_FILE))
+        comparison = _Comparison(stage, plan)
+        report = summarise(comparison.run(progress), settings.parsed(), comparison.refinements())
+        write_json(stage.folder / REPORT_FILE, report)
+        write_bytes(stage.folder / TABLE_FILE, markdown(report).encode())
         if not settings.keep:
-            shutil.rmtree(work.folder, ignore_errors=True)
-        stage.publish({"report": REPORT})
+            shutil.rmtree(comparison.folder, ignore_errors=True)
+        stage.publish({"report": REPORT_FILE})
     return report
 
 
-class _Work:
-    """All cells of one comparison, those of the journal taken over."""
+class _Comparison:
+    """All cells, those of the journal not made again; checkpoints lie in the folder `work` of the stage."""
 
-    def __init__(self, stage: Stage, model: Path, settings: CompareSettings) -> None:
-        self.stage, self.model, self.settings = stage, model, settings
+    def __init__(self, stage: Stage, plan: ComparePlan) -> None:
+        self.stage, self.plan, self.settings = stage, plan, plan.settings
         self.folder = stage.folder / "work"
         self.folder.mkdir(exist_ok=True)
-        self.schemes = settings.parsed()
+        self.schemes = plan.settings.parsed()
 
-    def all(self, progress: Progress) -> dict[str, Any]:
+    def run(self, progress: Progress) -> dict[str, Any]:
         """Measurements by cell name, the baseline first."""
-        found = list(groups(self.settings))
-        total, done = 1 + sum(len(group.cells) for group in found), 0
+        total, done = self.plan.cells, 0
         progress(KIND, done, total)
-        results = {BASELINE: self._measured(BASELINE, self.model, False, self.settings.decode)}
-        for group in found:
+        results = {BASELINE: self._measure(BASELINE, self.plan.model, False, self.settings.decode)}
+        for group in self.plan.groups:
             for cell in group.cells:
                 done += 1
                 progress(KIND, done, total)
@@ -167,53 +131,56 @@ class _Work:
         progress(KIND, total, total)
         return results
 
-    def rotations(self) -> dict[str, Any]:
-        """What the refinements report, by group name."""
-        names = (f"rotation {group.name}" for group in groups(self.settings))
-        return {name.removeprefix("rotation "): self.stage.recall(name) for name in names if self.stage.done(name)}
+    def refinements(self) -> dict[str, Any]:
+        """Records of the refinements by group name."""
+        units = {group.name: f"rotation {group.name}" for group in self.plan.groups}
+        return {name: self.stage.recall(unit) for name, unit in units.items() if self.stage.done(unit)}
 
-    def _make(self, group: ComparisonGroup, cell: Cell) -> None:
-        rotated = self._rotated(group)
+    def _make(self, group: ComparisonGroup, cell: ComparisonCell) -> None:
+        """Make the checkpoint of a cell and measure it."""
+        rotated = self._rotate(group)
         scheme = self.schemes[cell.scheme]
-        calibration = self._calibrated(group, rotated) if cell.algorithm != "rtn" else None
+        calibration = self._calibrate(group, rotated) if cell.algorithm != "rtn" else None
         tuned = cell.algorithm == TUNED[0]
         quantized = self.folder / f"{group.name}.{replace(cell, algorithm='gptq').name if tuned else cell.name}"
-        wanted = QuantizeSettings(scheme=scheme, algorithm="gptq" if tuned else cell.algorithm)
-        made = quantize(rotated, calibration, quantized, wanted, resume=True)
+        settings = QuantizeSettings(scheme=scheme, algorithm="gptq" if tuned else cell.algorithm)
+        record = quantize(rotated, calibration, quantized, settings, resume=True)
         if tuned:
-            quantized = self._tuned(quantized, self.folder / f"{group.name}.{cell.name}", cell)
-        first = cell.seed in (None, self.settings.seed)
-        # the integer kernels are written for 4-bit weights; other widths run as their simulated twins
-        simulated = scheme.w_bits != 4
-        decode = self.settings.decode if first and not simulated else 0
-        self._measured(cell.name, quantized, simulated, decode, fallbacks=made["fallbacks"])
+            quantized = self._tune(quantized, self.folder / f"{group.name}.{cell.name}", cell)
+        first_seed = cell.seed in (None, self.settings.seed)
+        simulated = scheme.w_bits != KERNEL_BITS
+        decode = self.settings.decode if first_seed and not simulated else 0
+        self._measure(cell.name, quantized, simulated, decode, fallbacks=record["fallbacks"])
         if not self.settings.keep and not (self.settings.tune and cell.algorithm == "gptq"):
             shutil.rmtree(quantized, ignore_errors=True)
 
-    def _tuned(self, quantized: Path, out: Path, cell: Cell) -> Path:
-        wanted = TuneSettings(
+    def _tune(self, quantized: Path, out: Path, cell: ComparisonCell) -> Path:
+        """The tuned checkpoint of a quantized one."""
+        settings = TuneSettings(
             dataset=self.settings.dataset,
             steps=self.settings.tune,
             seqlen=min(TuneSettings.seqlen, self.settings.calibration_seqlen),
             seed=cell.seed or 0,
         )
-        tune(quantized, self.model, out, wanted, resume=True)
+        tune(quantized, self.plan.model, out, settings, resume=True)
         return out
 
-    def _rotated(self, group: ComparisonGroup) -> Path:
+    def _rotate(self, group: ComparisonGroup) -> Path:
+        """The rotated checkpoint of a group; the record of its refinement goes into the journal."""
         if group.settings is None:
-            return self.model
+            return self.plan.model
         folder = self.folder / group.name
-        evidence = rotate(self.model, folder, group.settings, resume=True)
+        record = rotate(self.plan.model, folder, group.settings, resume=True)
         unit = f"rotation {group.name}"
-        if "refinement" in evidence and not self.stage.done(unit):
-            kept = {key: value for key, value in evidence["refinement"].items() if key != "curve"}
-            self.stage.mark(unit, {**kept, "seed": group.settings.seed, "a_bits": group.settings.a_bits})
+        if "refinement" in record and not self.stage.done(unit):
+            refinement = {key: value for key, value in record["refinement"].items() if key != "curve"}
+            self.stage.mark(unit, {**refinement, "seed": group.settings.seed, "a_bits": group.settings.a_bits})
         return folder
 
-    def _calibrated(self, group: ComparisonGroup, rotated: Path) -> Path:
+    def _calibrate(self, group: ComparisonGroup, rotated: Path) -> Path:
+        """The calibration of a group's rotated checkpoint."""
         folder = self.folder / f"{group.name}.calibration"
-        wanted = CalibrateSettings(
+        settings = CalibrateSettings(
             dataset=self.settings.dataset,
             samples=self.settings.samples,
             seqlen=self.settings.calibration_seqlen,
@@ -221,12 +188,13 @@ class _Work:
             hessians=False,
             statistics=False,  # GPTQ collects its own while errors propagate
         )
-        calibrate(rotated, folder, wanted, resume=True)
+        calibrate(rotated, folder, settings, resume=True)
         return folder
 
-    def _measured(self, name: str, folder: Path, simulated: bool, decode: int, **more: Any) -> dict[str, Any]:
+    def _measure(self, name: str, folder: Path, simulated: bool, decode: int, **extra: Any) -> dict[str, Any]:
+        """The measurements of cell `name`, with the entries of `extra`, made unless the journal holds them."""
         if not self.stage.done(name):
-            wanted = PerplexitySettings(
+            settings = PerplexitySettings(
                 dataset=self.settings.dataset,
                 seqlen=self.settings.seqlen,
                 windows=self.settings.windows,
@@ -234,7 +202,6 @@ class _Work:
                 fake=simulated,
                 decode=decode,
             )
-            report = evaluate([folder], wanted)
-            result = {**report["results"][0], "model": name, "dataset": report["dataset"], **more}
-            self.stage.mark(name, result)
+            report = evaluate([folder], settings)
+            self.stage.mark(name, {**report["results"][0], "model": name, "dataset": report["dataset"], **extra})
         return dict(self.stage.recall(name))

@@ -6,37 +6,48 @@ from dataclasses import dataclass
 
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.quant.scheme import FULL, QuantScheme
+from dfrot.settings import check, dataset_setting, same_as, seed_setting, setting
+from dfrot.stages.calibrate.settings import CalibrateSettings
+from dfrot.stages.evaluate.settings import PerplexitySettings
+from dfrot.stages.rotate.settings import RotateSettings
 
 
 @dataclass(frozen=True)
 class CompareSettings:
-    """schemes: names as QuantScheme.parse reads them. seeds: how many, from `seed` on, for what is random.
-    seqlen, windows: of the evaluation (None: all windows). samples, calibration_seqlen: of GPTQ's calibration.
-    refine_seqlen, gamma: of the refinement and its one sample. decode: tokens of the greedy speed measurement, first
-    seed only (0: none). tune: steps of a further row, GPTQ + DFRot tuned end to end (0: no such row). keep: leave the
-    checkpoints in `out`/work."""
+    """Which methods are compared on one model, and on how much text."""
 
-    schemes: tuple[str, ...] = ("w4a4kv4", "w3a3kv3")
-    seeds: int = 3
-    seed: int = 0
-    dataset: str = "wikitext2"
-    seqlen: int = 2048
-    windows: int | None = None
-    samples: int = 128
-    calibration_seqlen: int = 2048
-    refine_seqlen: int = 2048
-    gamma: float | str = "auto"
-    batch: int = 4
-    decode: int = 32
-    tune: int = 0
-    keep: bool = False
+    schemes: tuple[str, ...] = setting(
+        ("w4a4kv4", "w3a3kv3"), option="--scheme", metavar="S", help="A scheme to compare under; repeatable."
+    )
+    seeds: int = setting(3, minimum=1, help="Runs of everything random, with seeds from `seed` on.")
+    seed: int = seed_setting()
+    dataset: str = dataset_setting("wikitext2", "Text of calibration, refinement and evaluation.")
+    seqlen: int = same_as(PerplexitySettings, "seqlen", help="Tokens of an evaluation window.")
+    windows: int | None = same_as(PerplexitySettings, "windows")
+    samples: int = same_as(CalibrateSettings, "samples", help="Windows of GPTQ's calibration.")
+    calibration_seqlen: int = same_as(CalibrateSettings, "seqlen", help="Tokens of a calibration window.")
+    refine_seqlen: int = same_as(RotateSettings, "seqlen")
+    gamma: float | str = same_as(RotateSettings, "gamma")
+    batch: int = same_as(PerplexitySettings, "batch")
+    decode: int = setting(
+        32, minimum=0, help="Tokens of the greedy speed measurement, first seed only; 0 leaves it out."
+    )
+    tune: int = setting(
+        0, minimum=0, help="Steps of an extra row, GPTQ + DFRot tuned end to end; 0 leaves the row out."
+    )
+    keep: bool = setting(False, help="Keep every checkpoint in OUT/work.")
 
     def __post_init__(self) -> None:
-        if self.seeds < 1 or not self.schemes:
-            raise InputError("compare: at least one seed and one scheme are needed")
+        check(self)
+        if not self.schemes:
+            raise InputError("`schemes`: at least one is needed", field="schemes")
         for scheme in self.parsed().values():
             if scheme.w_bits == FULL or scheme.a_bits == FULL:
-                raise UnsupportedError(f"scheme {scheme.name}: compare quantizes weights and activations")
+                raise UnsupportedError(
+                    f"`schemes` {scheme.name}: compare quantizes weights and activations",
+                    field="schemes",
+                )
 
     def parsed(self) -> dict[str, QuantScheme]:
+        """The schemes by name."""
         return {name: QuantScheme.parse(name) for name in self.schemes}

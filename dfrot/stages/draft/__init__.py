@@ -1,1 +1,1 @@
-"""`dfq draft train|extract|eval|generate|export`."""
+"""The stages `dfq draft train|extract|eval|generate|export`."""

@@ -1,7 +1,7 @@
-"""`dfq draft export`: an eagle3 draft in the `speculators` layout, which vLLM loads (and SGLang converts).
+"""`dfq draft export`: an eagle3 draft in the `speculators` layout, which vLLM loads and SGLang converts.
 
-Only names and a config change: weights are copied. A dream draft cross-attends to a growing set of target
-features, for which serving engines have no proposer; it is refused rather than written in a form nobody runs.
+Only names and the config change; weights are copied. A dream draft cross-attends to a growing set of target features,
+which no serving engine supports, so it is refused.
 """
 
 from __future__ import annotations
@@ -21,19 +21,22 @@ from dfrot.stage_folder import open_stage, read_record
 from dfrot.tensor_file import save_tensors
 
 KIND = "draft export"
-SPECULATIVE_TOKENS = 3
+SPECULATIVE_TOKENS = 3  # draft tokens per round that engines use by default
 
 
 def export_draft(
     model: Path, draft: Path, out: Path, verifier: str, *, resume: bool | None = None, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Publish `out` with config.json and model.safetensors; returns its `stage.json`. Raises UnsupportedError for a
-    dream draft, MismatchError for a draft of another target."""
+    """Publish `out` with config.json and model.safetensors; returns its `stage.json`. verifier: the name or path by
+    which engines find the target. Raises UnsupportedError for a dream draft, MismatchError for a draft of another
+    target."""
     loaded = load_draft(draft)
     if not isinstance(loaded, Eagle3Draft):
         raise UnsupportedError(
             f"{draft}: a dream draft reads a growing set of target features, which no serving engine offers; "
-            "train one with --arch eagle3, or decode with dfq draft generate"
+            "train one with `arch` eagle3, or decode with dfq draft generate",
+            field="arch",
+            file=draft,
         )
     target = Checkpoint.open(model)
     check_target(loaded.config, model, int(target.config["vocab_size"]), int(target.config["hidden_size"]))
@@ -47,18 +50,18 @@ def export_draft(
 
 
 def _tensors(draft: Eagle3Draft, target: Checkpoint) -> dict[str, torch.Tensor]:
-    """Weights under the names of that format; the whole vocabulary is drafted, so both maps are the identity."""
-    found = {name: value.to(torch.bfloat16) for name, value in draft.state_dict().items()}
+    """Weights under the names of that format. The whole vocabulary is drafted, so both maps are the identity."""
+    tensors = {name: value.to(torch.bfloat16) for name, value in draft.state_dict().items()}
     size = draft.config.vocab_size
     embed = next(name for name in target.entries if name.endswith("embed_tokens.weight"))
-    found["embed_tokens.weight"] = target.read(embed).to(torch.bfloat16)
-    found["d2t"] = torch.zeros(size, dtype=torch.int64)  # target id minus draft id
-    found["t2d"] = torch.ones(size, dtype=torch.bool)
-    return found
+    tensors["embed_tokens.weight"] = target.read(embed).to(torch.bfloat16)
+    tensors["d2t"] = torch.zeros(size, dtype=torch.int64)  # target id minus draft id
+    tensors["t2d"] = torch.ones(size, dtype=torch.bool)
+    return tensors
 
 
 def speculators_config(draft: DraftConfig, target: dict[str, Any], verifier: str) -> dict[str, Any]:
-    """config.json of an Eagle3Speculator."""
+    """config.json of an Eagle3Speculator. target: the target's config.json. verifier: its name or path."""
     layer = {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],

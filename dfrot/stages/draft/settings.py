@@ -1,94 +1,106 @@
-"""Settings of `dfq draft train|eval|generate`."""
+"""Settings of `dfq draft train|extract|eval`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from dfrot.draft.training.settings import TrainOptions
+from dfrot.draft.training.settings import TrainSettings
 from dfrot.errors import InputError
 from dfrot.generation.sampling import Sampling
-from dfrot.vision.settings import KEEP
+from dfrot.generation.settings import GenerateSettings
+from dfrot.settings import check, dataset_setting, same_as, seed_setting, setting
+
+CHAIN_OF_3 = (3, 1, 0)
+"""The tree shape that is measured where none is given: (depth, top-k, total nodes)."""
 
 
 @dataclass(frozen=True)
 class DataSettings:
-    """dataset: stdlib, wikitext2, a text, a .jsonl of messages (with images), or shapes. samples and held_out:
-    sequences of at most seqlen tokens. regenerate: the target writes all but the first `prompt` tokens itself
-    (greedily), with images all behind the question. keep: share of image tokens that are slots of the draft on held-out
-    samples."""
+    """What a draft is trained on."""
 
-    dataset: str = "stdlib"
-    samples: int = 1024
-    held_out: int = 16
-    seqlen: int = 256
-    regenerate: bool = False
-    prompt: int = 32
-    seed: int = 0
-    keep: float = KEEP
+    dataset: str = dataset_setting(
+        "stdlib",
+        "What to train on: stdlib, wikitext2, a text file or folder, a .jsonl of messages (with images), or shapes.",
+        aliases=("--data",),
+    )
+    samples: int = setting(1024, minimum=1, help="Training sequences.")
+    held_out: int = setting(16, minimum=1, help="Held-out sequences that acceptance is measured on.")
+    seqlen: int = setting(256, minimum=8, help="The most tokens of a sequence.")
+    regenerate: bool = setting(
+        False,
+        help="Let the target write all but the first `prompt` tokens itself, greedily; with images, all of the answer.",
+    )
+    prompt: int = setting(32, minimum=1, help="Tokens of a sequence that `regenerate` keeps.")
+    seed: int = seed_setting()
+    keep: float = same_as(GenerateSettings, "keep")
 
     def __post_init__(self) -> None:
-        if not 0 <= self.keep <= 1:
-            raise InputError(f"--keep-visual {self.keep}: is not a share between 0 and 1")
-        for name, least in (("samples", 1), ("held_out", 1), ("seqlen", 8), ("prompt", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least {least} is needed")
+        check(self)
         if self.prompt >= self.seqlen:
-            raise InputError(f"--prompt {self.prompt}: must be shorter than --seqlen {self.seqlen}")
+            raise InputError(
+                f"`prompt` {self.prompt}: must be shorter than `seqlen` {self.seqlen}",
+                field=("prompt", "seqlen"),
+                limit=self.seqlen,
+            )
 
 
 @dataclass(frozen=True)
 class DraftSettings:
-    """arch: dream or eagle3. select: sample, token, static:F or none. cross: False leaves the cross-attention out,
-    distance: False its lean towards near features. intermediate: width of the draft's MLPs, None for the target's.
-    warm: begin with the target's own first and last block (dfrot/draft/training/init_from_target.py).
-    quantize: w4 or w8 rounds the trained draft."""
+    """The architecture of a draft, and how it is trained."""
 
-    arch: str = "dream"
-    select: str = "sample"
-    cross: bool = True
-    distance: bool = True
-    intermediate: int | None = None
-    warm: bool = True
-    quantize: str = ""
+    arch: str = setting("dream", choices=("dream", "eagle3"), help="Architecture of the draft.")
+    select: str = setting(
+        "sample",
+        option="--feature-select",
+        metavar="RULE",
+        help="Which of the target's layers the intermediate feature comes from: chosen per sample, per token, static:F "
+        "(at the fraction F of the depth) or none.",
+    )
+    cross: bool = setting(True, help="Use cross-attention to the target's features. Without: an ablation.")
+    distance: bool = setting(True, help="Bias the cross-attention towards near features.")
+    intermediate: int | None = setting(None, minimum=1, help="Width of the draft's MLPs. Default: the target's.")
+    warm: bool = setting(
+        True, option="--warm/--cold", help="Start from the target's own first and last block, or from random weights."
+    )
+    quantize: str = setting(
+        "", choices=("w4", "w8"), option="--quantize-draft", help="Round the weights of the trained draft."
+    )
     data: DataSettings = field(default_factory=DataSettings)
-    train: TrainOptions = field(default_factory=TrainOptions)
+    """What it is trained on."""
+    train: TrainSettings = field(default_factory=TrainSettings)
+    """How it is trained."""
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
 class DraftEvalSettings:
-    """prompts: how many of the held-out text of `dataset` (a text, each of `prompt_tokens` tokens; a .jsonl of `prompt`
-    or `messages`, with `images`; shapes). Answers about images end where the target ends them. keep: share of image
-    tokens that are slots of the draft. shapes: (depth, top-k, total) of every comparison, all in one process. force:
-    also drafts of another target. draft_dtype: what the draft computes
-    in; auto takes bfloat16 for a large one, and where its passes are native calls (which compute in float32 from the
-    bfloat16 weights of the file), else float32."""
+    """How a draft is measured: plain against speculative decoding of the same held-out prompts.
 
-    dataset: str = "stdlib"
-    prompts: int = 20
-    prompt_tokens: int = 64
-    max_new_tokens: int = 128
-    shapes: tuple[tuple[int, int, int], ...] = ((3, 1, 0), (5, 4, 16))
+    Answers about images end where the target ends them."""
+
+    dataset: str = dataset_setting(
+        "stdlib",
+        "Where prompts come from: a text, a .jsonl of prompts or messages (with images), or shapes.",
+        aliases=("--prompts",),
+    )
+    prompts: int = setting(20, minimum=1, option="--count", help="Number of prompts.")
+    prompt_tokens: int = setting(64, minimum=2, help="Tokens of a prompt that is cut from a text.")
+    max_new_tokens: int = setting(128, minimum=2, help="The most new tokens per prompt.")
+    shapes: tuple[tuple[int, int, int], ...] = (CHAIN_OF_3,)
+    """Tree shapes, (depth, top-k, total nodes) each; all are measured in one process."""
     sampling: Sampling = Sampling()
-    force: bool = False
-    seed: int = 0
-    draft_dtype: str = "auto"
-    keep: float = KEEP
+    """How tokens are chosen."""
+    force: bool = same_as(GenerateSettings, "force")
+    seed: int = seed_setting()
+    draft_dtype: str = setting(
+        "auto",
+        choices=("auto", "float32", "bfloat16"),
+        help="Data type of the draft. auto takes bfloat16 for a large draft and for one that runs as native calls "
+        "(these compute in float32 from the bfloat16 weights of the file), else float32.",
+    )
+    keep: float = same_as(DataSettings, "keep")
 
-
-@dataclass(frozen=True)
-class GenerateSettings:
-    """shape: (depth, top-k, total), or None to choose from measured costs. stop: strings that end the text. images:
-    files that stand before the prompt, in the model's chat template; keep: share of their tokens that it sees."""
-
-    prompt: str
-    max_new_tokens: int = 128
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
-    shape: tuple[int, int, int] | None = None
-    sampling: Sampling = Sampling()
-    force: bool = False
-    seed: int = 0
-    draft_dtype: str = "auto"
-    images: tuple[Path, ...] = ()
-    keep: float = KEEP
+    def __post_init__(self) -> None:
+        check(self)

@@ -1,15 +1,16 @@
-"""`dfq draft train` and `extract`: a draft for one target, from features of exactly that target."""
+"""`dfq draft train`: a draft for one target, from features of exactly that target."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dfrot.draft.models.base import Draft
 from dfrot.draft.models.build import build
 from dfrot.draft.models.config import DraftConfig
 from dfrot.draft.quantize import quantize_draft
@@ -17,21 +18,24 @@ from dfrot.draft.schemes import scheme_of
 from dfrot.draft.store import save_draft
 from dfrot.draft.training.distributed import LocalGroup
 from dfrot.draft.training.init_from_target import init_from_target
-from dfrot.draft.training.sources import (
-    FeatureSource,
-    StoredFeatures,
-)
-from dfrot.draft.training.trainer import STATE, Trainer, by_rank
+from dfrot.draft.training.sources import FeatureSource
+from dfrot.draft.training.stored_features import StoredFeatures
+from dfrot.draft.training.train_state import STATE
+from dfrot.draft.training.trainer import Trainer, by_rank
 from dfrot.errors import InputError
 from dfrot.files import require_free_space
 from dfrot.generation.load_target import load_target
 from dfrot.generation.target import Target
-from dfrot.stage_folder import Progress, open_stage, read_record, silent
-from dfrot.stages.draft.samples import _named, _open, _source, draft_config
+from dfrot.progress import Progress, silent
+from dfrot.stage_folder import open_stage, read_record
+from dfrot.stages.draft.samples import data_request, describe_target, draft_config, live_source
 from dfrot.stages.draft.settings import DraftSettings
 
 KIND = "draft train"
-WORK = b"work"  # the first process to the others
+WORK = b"work"  # what the first process sends the others when there is work to do
+# Bytes on disk per parameter while training: the state holds weights, best weights and two moments in float32, the new
+# state is written beside the old one, and the draft itself is stored in bfloat16 (an upper estimate).
+DISK_BYTES_PER_PARAMETER = 20
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -47,86 +51,104 @@ def train(
     resume: bool | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Publish a draft for the target folder `model`; returns its `stage.json` (with the history of evaluations).
+    """Publish a draft for the target folder `model`; returns its `stage.json`, with the history of evaluations.
 
-    group: processes that train together, each calling this with the same arguments
-    (dfrot/draft/training/distributed.py). The first one owns `out`; the others return {}.
+    Args:
+        model: the target's folder.
+        out: the folder to publish.
+        settings: of draft, data and training.
+        features: a result of `extract`; None computes features while training.
+        progress: called while working.
+        report: called with the record of every evaluation.
+        group: processes that train together, each calling this with the same arguments
+            (dfrot/draft/training/distributed.py). The first one owns `out`; the others return {}.
+        resume: see `open_stage`.
+        overwrite: see `open_stage`.
 
-    Raises DfqError in one line for targets that cannot be drafted for, for data without answers, and for features
-    of another target."""
-    arch, mark = _open(model)
-    config = draft_config(arch, settings, mark)
+    Raises DfqError for targets that cannot be drafted for, for data without answers, and for features of another
+    target."""
+    arch, fingerprint = describe_target(model)
+    config = draft_config(arch, settings, fingerprint)
     if settings.quantize:
         scheme_of(settings.quantize)
     if config.arch == "eagle3" and max(config.aux_layers) > arch.n_layers:
-        raise InputError(f"{model}: too few layers ({arch.n_layers}) for an eagle3 draft")
+        raise InputError(f"{model}: too few layers ({arch.n_layers}) for an eagle3 draft", file=model)
     request = {
         "draft": config.to_dict(),
         "train": asdict(settings.train),
         "warm": settings.warm,
         "quantize": settings.quantize,
-        "data": _named(settings.data) if features is None else {"features": StoredFeatures(features).index},
+        "data": data_request(settings.data) if features is None else {"features": StoredFeatures(features).index},
     }
-    group = group or LocalGroup()
-
-    def work(folder: Path) -> dict[str, Any]:
-        target = load_target(model, config.aux_layers)
-        source: FeatureSource
-        if features is not None:
-            stored = StoredFeatures(features, settings.data.keep)
-            stored.check(mark, config.select, config.aux_layers)
-            source = stored
-        else:
-            source = _source(model, target, settings.data, config.select, progress)
-        told = _train(config, target, source, settings, folder, progress, report, group)
-        return {**told, "train_tokens": int(source.corpus("train").lengths.sum())}
-
-    if group.rank:
-        if group.tell(b"") == WORK:
-            with tempfile.TemporaryDirectory(prefix="dfq-draft-") as aside:
-                work(Path(aside))
+    run = _Run(model, config, settings, features, progress, report, group or LocalGroup())
+    if run.group.rank:
+        if run.group.broadcast(b"") == WORK:
+            with tempfile.TemporaryDirectory(prefix="dfq-draft-") as folder:
+                run.train(Path(folder))
         return {}
-    require_free_space(out.parent, 20 * build_size(config))
+    require_free_space(out.parent, DISK_BYTES_PER_PARAMETER * parameter_count(config))
     with open_stage(out, KIND, request, resume, overwrite) as stage:
-        group.tell(b"" if stage.finished else WORK)
+        run.group.broadcast(b"" if stage.finished else WORK)
         if not stage.finished:
             stage.mark("begun")
-            stage.publish(work(stage.folder))
+            stage.publish(run.train(stage.folder))
     return read_record(out, KIND)
 
 
-def build_size(config: DraftConfig) -> int:
-    """Parameters of a draft, without making one."""
+def parameter_count(config: DraftConfig) -> int:
+    """Parameters of a draft, without allocating one."""
     with torch.device("meta"):
         return build(config).count()
 
 
-def _train(
-    config: DraftConfig,
-    target: Target,
-    source: FeatureSource,
-    settings: DraftSettings,
-    folder: Path,
-    progress: Progress,
-    report: Report,
-    group: LocalGroup,
-) -> dict[str, Any]:
-    """Train, save, and tell: the history, and what rounding the draft cost."""
-    torch.manual_seed(settings.train.seed)
-    draft = build(config)
-    if settings.warm:
-        init_from_target(draft, target)
-    trainer = Trainer(draft, source, target.embed, target.head, settings.train, folder, report, group)
-    told: dict[str, Any] = {"history": trainer.run(progress)}
-    if group.rank:
-        return told
-    draft = trainer.draft
-    if settings.quantize:
+@dataclass(frozen=True)
+class _Run:
+    """What one process does; the fields are arguments of `train`."""
+
+    model: Path
+    config: DraftConfig
+    settings: DraftSettings
+    features: Path | None
+    progress: Progress
+    report: Report
+    group: LocalGroup
+
+    def train(self, folder: Path) -> dict[str, Any]:
+        """Train and save the draft in `folder`. Returns the record: the history, and what quantization cost."""
+        target = load_target(self.model, self.config.aux_layers)
+        source = self._source(target)
+        torch.manual_seed(self.settings.train.seed)
+        draft = build(self.config)
+        if self.settings.warm:
+            init_from_target(draft, target)
+        trainer = Trainer(
+            draft, source, target.embed, target.head, self.settings.train, folder, self.report, self.group
+        )
+        record: dict[str, Any] = {"history": trainer.run(self.progress)}
+        if not self.group.rank:
+            record |= self._save(trainer, folder)
+        return {**record, "train_tokens": int(source.corpus("train").lengths.sum())}
+
+    def _source(self, target: Target) -> FeatureSource:
+        data = self.settings.data
+        if self.features is None:
+            return live_source(self.model, target, data, self.config.select, self.progress)
+        stored = StoredFeatures(self.features, data.keep)
+        stored.check(self.config.target_fingerprint, self.config.select, self.config.aux_layers)
+        return stored
+
+    def _save(self, trainer: Trainer, folder: Path) -> dict[str, Any]:
+        """Quantize the trained draft if asked to, and save it. Returns what quantization cost, if anything."""
+        draft, record = trainer.draft, {}
+        if self.settings.quantize:
+            record["quantized"] = self._quantize(trainer, draft)
+            draft.config = replace(self.config, quantized=self.settings.quantize)
+        save_draft(folder, draft)
+        (folder / STATE).unlink(missing_ok=True)
+        return record
+
+    def _quantize(self, trainer: Trainer, draft: Draft) -> dict[str, Any]:
         before = trainer.measure().simulated_tau
-        told["quantized"] = {**quantize_draft(draft, settings.quantize), "simulated_tau_before": before}
-        held = trainer.measure()
-        told["quantized"].update(simulated_tau=held.simulated_tau, **by_rank(held))
-        draft.config = replace(config, quantized=settings.quantize)
-    save_draft(folder, draft)
-    (folder / STATE).unlink(missing_ok=True)
-    return told
+        cost = {**quantize_draft(draft, self.settings.quantize), "simulated_tau_before": before}
+        held_out = trainer.measure()
+        return {**cost, "simulated_tau": held_out.simulated_tau, **by_rank(held_out)}

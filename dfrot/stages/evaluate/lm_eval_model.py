@@ -1,4 +1,4 @@
-"""A checkpoint as lm-eval sees a model: log-likelihoods in batches, rolling ones, and texts."""
+"""A checkpoint as an lm-eval model: log-likelihoods in batches, rolling log-likelihoods, and generated texts."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from torch import Tensor
 from dfrot.errors import UnsupportedError
 from dfrot.generation.engine import Engine, TextRequest
 from dfrot.generation.sampling import Sampling
-from dfrot.stage_folder import Progress, silent
+from dfrot.progress import Progress, silent
 
 _GENERATION = {"do_sample", "temperature", "top_p", "top_k", "until", "max_gen_toks"}
 Request = tuple[Any, list[int], list[int]]
-"""(what is cached by, context, continuation), the last two as token ids."""
+"""(cache key, context, continuation), the last two as token ids."""
 
 
 class DfqLM(TemplateLM):  # type: ignore[misc]
-    """engine: the loaded checkpoint. batch: rows per forward pass. Rows are padded at the right, where causal
-    attention and per-token quantizers do not see it: a batch scores what single rows score."""
+    """An lm-eval model over an `Engine`.
+
+    Rows are padded at the right, where causal attention and per-token quantizers do not notice it: a row of a batch
+    gets the score that it gets alone."""
 
     def __init__(self, engine: Engine, batch: int = 8, seed: int = 0, progress: Progress = silent) -> None:
+        """engine: the loaded checkpoint; batch: rows per forward pass; seed: of sampled texts."""
         super().__init__()
         self.engine, self.batch, self.seed, self.progress = engine, batch, seed, progress
         self.tokenizer: Any = engine.tokenizer
@@ -33,24 +36,29 @@ class DfqLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def eot_token_id(self) -> int:
+        """The tokenizer's EOS."""
         return int(self.tokenizer.eos_token_id)
 
     @property
     def prefix_token_id(self) -> int:
+        """The token in front of a text without context: BOS, or EOS where there is none."""
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else int(bos)
 
     @property
     def tokenizer_name(self) -> str:
+        """Part of lm-eval's cache keys."""
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Token ids of a text; None adds special tokens unless the text begins with BOS already."""
         bos = self.tokenizer.bos_token
         if add_special_tokens is None:
             add_special_tokens = not (bos and string.startswith(bos))
         return list(self.tokenizer(string, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
 
     def apply_chat_template(self, chat_history: Any, add_generation_prompt: bool = True) -> str:
+        """The text of a conversation in the model's chat template."""
         return str(
             self.tokenizer.apply_chat_template(
                 chat_history,
@@ -62,35 +70,37 @@ class DfqLM(TemplateLM):  # type: ignore[misc]
 
     @torch.inference_mode()
     def _loglikelihood_tokens(self, requests: Sequence[Request], **kwargs: Any) -> list[tuple[float, bool]]:
-        """(sum of log-probabilities of the continuation, whether greedy decoding says it) per request, in order."""
+        """(sum of log-probabilities of the continuation, whether greedy decoding produces it) per request, in order."""
         order = sorted(range(len(requests)), key=lambda n: -len(requests[n][1]) - len(requests[n][2]))
-        found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        scores: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         for begin in range(0, len(order), self.batch):
             self.progress("score", begin, len(order))
             chosen = order[begin : begin + self.batch]
-            for number, scored in zip(chosen, self._scored([requests[number] for number in chosen])):
-                found[number] = scored
+            for number, score in zip(chosen, self._score_batch([requests[number] for number in chosen])):
+                scores[number] = score
                 if requests[number][0] is not None:
-                    self.cache_hook.add_partial("loglikelihood", requests[number][0], scored)
+                    self.cache_hook.add_partial("loglikelihood", requests[number][0], score)
         self.progress("score", len(order), len(order))
-        return found
+        return scores
 
-    def _scored(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
+    def _score_batch(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
+        """As `_loglikelihood_tokens`, in one forward pass."""
         model = self.engine.target.model
-        rows = [(context + wanted)[-(self.max_length + 1) :][:-1] for _, context, wanted in requests]
+        rows = [(context + continuation)[-(self.max_length + 1) :][:-1] for _, context, continuation in requests]
         ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-        for place, row in enumerate(rows):
-            ids[place, : len(row)] = torch.tensor(row)
+        for number, row in enumerate(rows):
+            ids[number, : len(row)] = torch.tensor(row)
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        found = []
-        for (_, _, wanted), row, states in zip(requests, rows, hidden):
-            logits = self._head(states[len(row) - len(wanted) : len(row)])
-            target = torch.tensor(wanted)
-            picked = logits.log_softmax(-1).gather(-1, target[:, None])
-            found.append((float(picked.double().sum()), bool((logits.argmax(-1) == target).all())))
-        return found
+        scores = []
+        for (_, _, continuation), row, states in zip(requests, rows, hidden):
+            logits = self._head(states[len(row) - len(continuation) : len(row)])
+            target = torch.tensor(continuation)
+            log_probabilities = logits.log_softmax(-1).gather(-1, target[:, None])
+            scores.append((float(log_probabilities.double().sum()), bool((logits.argmax(-1) == target).all())))
+        return scores
 
     def _head(self, states: Tensor) -> Tensor:
+        """Logits float32 [n, vocab] of hidden states [n, d]."""
         return self.engine.target.head(states[None])[0].float()
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
@@ -115,27 +125,28 @@ class DfqLM(TemplateLM):  # type: ignore[misc]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Texts up to a stop string (cut off), one by one, with the draft if the engine has one."""
-        found = []
+        texts = []
         for number, request in enumerate(requests):
             self.progress("generate", number, len(requests))
-            context, given = request.args
-            text = self._text(context, dict(normalize_gen_kwargs(given)))
-            found.append(text)
+            context, options = request.args
+            text = self._generate(context, dict(normalize_gen_kwargs(options)))
+            texts.append(text)
             self.cache_hook.add_partial("generate_until", request.args, text)
         self.progress("generate", len(requests), len(requests))
-        return found
+        return texts
 
-    def _text(self, context: str, given: dict[str, Any]) -> str:
-        if odd := sorted(set(given) - _GENERATION):
-            raise UnsupportedError(f"task asks for {odd[0]} in its generation_kwargs: not supported; take it out")
+    def _generate(self, context: str, options: dict[str, Any]) -> str:
+        """One text. Raises UnsupportedError for generation options or lengths that are not supported."""
+        if unknown := sorted(set(options) - _GENERATION):
+            raise UnsupportedError(f"task asks for {unknown[0]} in its generation_kwargs: not supported; take it out")
         sampling = Sampling()
-        if given.get("do_sample"):
-            given = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, **given}
-            sampling = Sampling(float(given["temperature"]), float(given["top_p"]), int(given["top_k"]))
-        count = int(given["max_gen_toks"])
+        if options.get("do_sample"):
+            options = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, **options}
+            sampling = Sampling(float(options["temperature"]), float(options["top_p"]), int(options["top_k"]))
+        count = int(options["max_gen_toks"])
         if count >= self.max_length:
             raise UnsupportedError(f"task generates {count} tokens: the context holds {self.max_length}")
         eos = self.tokenizer.decode([self.eot_token_id], skip_special_tokens=False)
-        stops = tuple(handle_stop_sequences(given.get("until"), eos=eos))
+        stops = tuple(handle_stop_sequences(options.get("until"), eos=eos))
         prompt = tuple(self.tok_encode(context)[-(self.max_length - count) :])
         return "".join(self.engine.start(TextRequest(prompt, count, stops, sampling, self.seed)))

@@ -4,37 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dfrot.checkpoint import Checkpoint
 from dfrot.data.text import load_text
 from dfrot.errors import InputError
+from dfrot.evaluate.baseline import Baseline
+from dfrot.evaluate.divergence import Observe, WindowAgreement, agreement_observer
 from dfrot.evaluate.intervals import Interval, mean_interval, perplexity_interval, ratio_interval
-from dfrot.evaluate.logits import Agreement, Baseline, compare
 from dfrot.evaluate.ppl import PROTOCOL, window_losses
 from dfrot.evaluate.speed import decode_speed
-from dfrot.evaluate.tokens import EvalTokens, WindowReader
+from dfrot.evaluate.tokens import EvalTokens
 from dfrot.files import digest_json
-from dfrot.quant.config import DfqConfig
-from dfrot.runtime.load import check_folder, load_model
-from dfrot.stage_folder import Progress, silent
+from dfrot.progress import Progress, silent
+from dfrot.runtime.load import load_model
+from dfrot.stages.evaluate.inputs import EvaluatedCheckpoint, open_checkpoints, read_windows
 from dfrot.stages.evaluate.settings import PerplexitySettings
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def evaluate(models: Sequence[Path], settings: PerplexitySettings, progress: Progress = silent) -> dict[str, Any]:
@@ -44,24 +33,21 @@ def evaluate(models: Sequence[Path], settings: PerplexitySettings, progress: Pro
     ratio_ci (paired over windows), kl, kl_ci, top1, tokens_per_second, decode_tokens_per_second, bytes_on_disk
     (of the weights), scheme, fake, protocol. Raises DfqError before any work when a folder cannot be loaded,
     MismatchError when two tokenizers read the text differently."""
-    if not models:
-        raise InputError("no checkpoint to evaluate; give --model")
+    checkpoints = open_checkpoints(models)
     if settings.batch < 1:
-        raise InputError(f"batch: {settings.batch} is not a positive count")
-    checked = [check_folder(Path(model)) for model in models]
+        raise InputError(f"`batch` {settings.batch} is not a positive count", field="batch")
     text = load_text(settings.dataset, settings.split)  # type: ignore[arg-type]
-    reader = WindowReader(text, settings.seqlen, settings.windows)
-    tokens = [reader.read(Path(model)) for model in models]
+    tokens = read_windows(checkpoints, text, settings.seqlen, settings.windows)
     results: list[dict[str, Any]] = []
     losses: list[Tensor] = []
     baseline: Baseline | None = None
-    with _threads(settings.threads):
-        for (checkpoint, config), given in zip(checked, tokens):
-            result, nll, baseline = _one(checkpoint, config, given, settings, baseline, progress)
+    with _torch_threads(settings.threads):
+        for checkpoint, given in zip(checkpoints, tokens):
+            result, nll, baseline = _measure(checkpoint, given, settings, baseline, progress)
             losses.append(nll)
             ratio, ratio_ci = ratio_interval(nll, losses[0], settings.level)
             result["ratio_to_first"] = ratio
-            result["ratio_ci"] = _list(ratio_ci) if len(results) else [1.0, 1.0]
+            result["ratio_ci"] = _as_list(ratio_ci) if len(results) else [1.0, 1.0]
             result["protocol"] = _protocol(text.digest, given, settings, result["logits_dtype"])
             results.append(result)
     return {
@@ -72,53 +58,59 @@ def evaluate(models: Sequence[Path], settings: PerplexitySettings, progress: Pro
     }
 
 
-def _one(
-    checkpoint: Checkpoint,
-    config: DfqConfig | None,
+@contextlib.contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    """Let torch use `count` threads inside the block; 0 leaves its setting."""
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measure(
+    checkpoint: EvaluatedCheckpoint,
     given: EvalTokens,
     settings: PerplexitySettings,
     baseline: Baseline | None,
     progress: Progress,
 ) -> tuple[dict[str, Any], Tensor, Baseline | None]:
-    """One checkpoint's numbers, its losses per window, and the baseline for those that follow."""
-    path = checkpoint.path
-    model = load_model(path, settings.dtype, settings.fake).to(settings.device)
+    """The results of one checkpoint, its losses per window float64 [n], and the baseline for those that follow."""
+    model = load_model(checkpoint.path, settings.dtype, settings.fake).to(settings.device)
     count = len(given.windows)
-    agreement: Agreement | None = None
-    observe: Callable[[int, Tensor], None] | None = None
+    agreement: WindowAgreement | None = None
+    observe: Observe | None = None
     if settings.kl and baseline is None:
         baseline = Baseline(model)
         observe = baseline.record
     elif settings.kl and baseline is not None:
-        observe, agreement = compare(model, baseline, count)
+        observe, agreement = agreement_observer(model, baseline, count)
+
+    def report(done: int) -> None:
+        progress(f"evaluate {checkpoint.path.name}", done, count)
+
     begin = time.perf_counter()
-    nll = window_losses(
-        model, given.windows, settings.batch, lambda done: progress(f"evaluate {path.name}", done, count), observe
-    )
+    nll = window_losses(model, given.windows, settings.batch, report, observe)
     seconds = time.perf_counter() - begin
-    value, interval = perplexity_interval(nll, settings.level)
+    perplexity, interval = perplexity_interval(nll, settings.level)
+    config = checkpoint.config
     result: dict[str, Any] = {
-        "model": str(path),
-        "perplexity": value,
-        "ci": _list(interval),
+        "model": str(checkpoint.path),
+        "perplexity": perplexity,
+        "ci": _as_list(interval),
         "tokens": given.windows.numel(),
         "windows": count,
         "window_nll": nll.tolist(),
         "tokens_per_second": given.windows.numel() / seconds,
         "decode_tokens_per_second": None,
-        "bytes_on_disk": sum(file.stat().st_size for file in {entry.file for entry in checkpoint.entries.values()}),
-        "scheme": config.scheme.name if config and config.scheme else None,
+        "bytes_on_disk": checkpoint.bytes_on_disk,
+        "scheme": checkpoint.scheme,
         "fake": bool(config and config.scheme and (config.fake or settings.fake)),
         "logits_dtype": str(model.dtype).removeprefix("torch."),
-        "kl": None,
-        "kl_ci": None,
-        "top1": None,
+        **_agreement(agreement, count, settings),
     }
-    if settings.kl:
-        kl = agreement.kl if agreement else torch.zeros(count)
-        result["kl"], kl_ci = mean_interval(kl, settings.level)
-        result["kl_ci"] = _list(kl_ci)
-        result["top1"] = float(agreement.top1.mean()) if agreement else 1.0
     if settings.decode:
         result["decode_tokens_per_second"] = decode_speed(model, given.tokenizer, settings.decode)
     if baseline is not None and agreement is None:
@@ -126,13 +118,26 @@ def _one(
     return result, nll, baseline
 
 
-def _list(interval: Interval) -> list[float] | None:
+def _agreement(agreement: WindowAgreement | None, windows: int, settings: PerplexitySettings) -> dict[str, Any]:
+    """The keys on divergence from the baseline; the baseline itself (`agreement` None) agrees with itself."""
+    if not settings.kl:
+        return {"kl": None, "kl_ci": None, "top1": None}
+    mean, interval = mean_interval(agreement.kl if agreement else torch.zeros(windows), settings.level)
+    return {
+        "kl": mean,
+        "kl_ci": _as_list(interval),
+        "top1": float(agreement.top1.mean()) if agreement else 1.0,
+    }
+
+
+def _as_list(interval: Interval) -> list[float] | None:
+    """An interval as JSON."""
     return None if interval is None else list(interval)
 
 
 def _protocol(text: str, given: EvalTokens, settings: PerplexitySettings, dtype: str) -> dict[str, Any]:
-    """What was measured, with an id: two numbers compare only when their ids are equal."""
-    record: dict[str, Any] = {
+    """What was measured, with an id: two numbers compare only when their ids are equal. text: its digest."""
+    measured: dict[str, Any] = {
         "name": PROTOCOL,
         "text": text,
         "token_ids": given.digest,
@@ -144,4 +149,4 @@ def _protocol(text: str, given: EvalTokens, settings: PerplexitySettings, dtype:
         "loss_dtype": "float32",
     }
     # the same ids from differently written tokenizer files are the same measurement
-    return {"id": f"{PROTOCOL}:{digest_json(record)[:12]}", "tokenizer": given.tokenizer_digest, **record}
+    return {"id": f"{PROTOCOL}:{digest_json(measured)[:12]}", "tokenizer": given.tokenizer_digest, **measured}

@@ -13,13 +13,12 @@ import torch
 from dfrot.bench.clock import Timing
 from dfrot.bench.machine import machine
 from dfrot.bench.models import memory
-from dfrot.bench.models.peer import one_turn
+from dfrot.bench.models.peer import time_turn
 from dfrot.bench.models.runners import DfqRunner
-from dfrot.errors import InputError
-from dfrot.runtime.load import check_folder
-from dfrot.stage_folder import Progress, silent
+from dfrot.progress import Progress, silent
 from dfrot.stages.draft import evaluate as draft_eval
 from dfrot.stages.draft.settings import DraftEvalSettings
+from dfrot.stages.evaluate.inputs import EvaluatedCheckpoint, open_checkpoints
 from dfrot.stages.evaluate.settings import SpeedSettings
 
 KIND = "eval speed"
@@ -28,59 +27,76 @@ KIND = "eval speed"
 def speed(
     models: Sequence[Path], settings: SpeedSettings, draft: Path | None = None, progress: Progress = silent
 ) -> dict[str, Any]:
-    """{"kind", "settings", "machine", "results"}: per checkpoint seconds and tokens per second (medians) of prefill
-    and decoding at batch 1, bytes on disk and, if asked, memory. All are loaded at once and take turns, so that a
-    machine that slows down favours none.
+    """Measure checkpoints at batch 1. All are loaded at once and take turns, so that a machine that slows down favours
+    none.
 
-    draft: of the last checkpoint; adds "draft": acceptance and speed against plain decoding of the same prompts."""
-    if not models:
-        raise InputError("no checkpoint to measure; give --model")
-    checked = [check_folder(Path(model)) for model in models]
-    used = [_memory(Path(model), settings, progress) if settings.memory else None for model in models]
-    runners = [DfqRunner(Path(model)) for model in models]
+    Returns {"kind", "settings", "machine", "results", "draft"}: per checkpoint seconds and tokens per second (medians)
+    of prefill and decoding, bytes on disk and, if asked for, memory. draft: a draft of the last checkpoint; its
+    acceptance and speed against plain decoding of the same prompts. Raises InputError when there is no checkpoint."""
+    checkpoints = open_checkpoints(models)
+    memories = [_memory(Path(model), settings, progress) if settings.memory else None for model in models]
+    seconds = _take_turns([Path(model) for model in models], settings, progress)
+    results = [
+        _result(checkpoint, settings, *timed, used) for checkpoint, timed, used in zip(checkpoints, seconds, memories)
+    ]
+    report = {"kind": KIND, "settings": asdict(settings), "machine": machine(), "results": results, "draft": None}
+    if draft is not None:
+        report["draft"] = _with_draft(Path(models[-1]), draft, settings, progress)
+    return report
+
+
+def _take_turns(
+    models: Sequence[Path], settings: SpeedSettings, progress: Progress
+) -> list[tuple[list[float], list[float]]]:
+    """Per checkpoint the seconds of every prefill, and of every decoded token; the first turn only warms up."""
+    runners = [DfqRunner(model) for model in models]
     samples: list[tuple[list[float], list[float]]] = [([], []) for _ in models]
     turns = settings.repeats + 1
     for turn in range(turns):
         for number, runner in enumerate(runners):
             progress("time", turn * len(runners) + number, turns * len(runners))
-            found = one_turn(runner, settings.prefill, settings.decode)
+            prefill, decode = time_turn(runner, settings.prefill, settings.decode)
             if turn:
-                samples[number][0].append(found[0])
-                samples[number][1].append(found[1] / settings.decode)
+                samples[number][0].append(prefill)
+                samples[number][1].append(decode / settings.decode)
     progress("time", turns * len(runners), turns * len(runners))
-    results = []
-    for (checkpoint, config), (whole, each), peak in zip(checked, samples, used):
-        first, step = Timing.of(whole), Timing.of(each)
-        files = {entry.file for entry in checkpoint.entries.values()}
-        results.append(
-            {
-                "model": str(checkpoint.path),
-                "scheme": config.scheme.name if config is not None and config.scheme is not None else None,
-                "prefill_tokens_per_second": settings.prefill / first.median,
-                "decode_tokens_per_second": 1 / step.median,
-                "prefill": first.to_dict(),
-                "decode": step.to_dict(),
-                "memory": peak,
-                "bytes_on_disk": sum(file.stat().st_size for file in files),
-            }
-        )
-    report = {"kind": KIND, "settings": asdict(settings), "machine": machine(), "results": results, "draft": None}
-    if draft is not None:
-        del runners
-        report["draft"] = _drafted(Path(models[-1]), draft, settings, progress)
-    return report
+    return samples
+
+
+def _result(
+    checkpoint: EvaluatedCheckpoint,
+    settings: SpeedSettings,
+    prefill_seconds: list[float],
+    token_seconds: list[float],
+    memory_used: dict[str, Any] | None,
+) -> dict[str, Any]:
+    prefill, decode = Timing.of(prefill_seconds), Timing.of(token_seconds)
+    return {
+        "model": str(checkpoint.path),
+        "scheme": checkpoint.scheme,
+        "prefill_tokens_per_second": settings.prefill / prefill.median,
+        "decode_tokens_per_second": 1 / decode.median,
+        "prefill": prefill.to_dict(),
+        "decode": decode.to_dict(),
+        "memory": memory_used,
+        "bytes_on_disk": checkpoint.bytes_on_disk,
+    }
 
 
 def _memory(model: Path, settings: SpeedSettings, progress: Progress) -> dict[str, Any]:
+    """Peak memory of a checkpoint, measured in a process of its own."""
     progress(f"memory of {model.name}", 0, 1)
     with tempfile.TemporaryDirectory(prefix="dfq-speed-") as folder:
         out = Path(folder) / "memory.json"
         threads = torch.get_num_threads()
-        return memory.measure("dfq", model, out, threads=threads, prefill=settings.prefill, decode=settings.decode)
+        return memory.measure_memory(
+            "dfq", model, out, threads=threads, prefill=settings.prefill, decode=settings.decode
+        )
 
 
-def _drafted(model: Path, draft: Path, settings: SpeedSettings, progress: Progress) -> dict[str, Any]:
-    wanted = DraftEvalSettings(
+def _with_draft(model: Path, draft: Path, settings: SpeedSettings, progress: Progress) -> dict[str, Any]:
+    """The report of `dfq draft eval` on the same number of new tokens."""
+    draft_settings = DraftEvalSettings(
         dataset=settings.dataset, prompts=settings.prompts, max_new_tokens=settings.decode, shapes=settings.shapes
     )
-    return draft_eval.evaluate(model, draft, wanted, progress)
+    return draft_eval.evaluate(model, draft, draft_settings, progress)

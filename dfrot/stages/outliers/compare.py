@@ -1,16 +1,17 @@
-"""`dfq outliers A B`: two checkpoints on the same tokens, before and after a rotation or of two models."""
+"""`dfq outliers A B`: two checkpoints measured on the same tokens, such as one before and after a rotation."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from dfrot.errors import MismatchError
 from dfrot.files import read_json, write_json
-from dfrot.outliers.report import side_by_side as sidebyside
-from dfrot.stage_folder import Progress, open_stage, silent
-from dfrot.stages.outliers.measure import FORMAT, PAGE, REPORT, measure, prepare
+from dfrot.outliers.report.side_by_side import difference_rows, write_comparison
+from dfrot.progress import Progress, silent
+from dfrot.stage_folder import open_stage
+from dfrot.stages.outliers.measure import FORMAT, PAGE, REPORT, MeasurementPlan, measure, prepare
 from dfrot.stages.outliers.settings import OutlierSettings
 from dfrot_kernels.memory import release_memory
 
@@ -27,36 +28,40 @@ def compare(
     resume: bool | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Both reports ("a", "b") and the table of differences ("rows"); published in folder `out` unless None.
+    """Measure both checkpoints on the same tokens. Returns both reports ("a", "b") and the table of their figures
+    ("rows"); published in folder `out` unless None.
 
     Raises MismatchError when the two tokenizers read the text differently."""
-    a, tokens, source, decode = prepare(first, settings)
-    b, others, _, decode_b = prepare(second, settings)
+    plans = prepare(first, settings), prepare(second, settings)
+    tokens, others = plans[0].tokens, plans[1].tokens
     if tokens.shape != others.shape or not bool((tokens == others).all()):
         raise MismatchError(f"{second}: its tokenizer reads {settings.dataset} differently from that of {first}")
-
-    def both() -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        left, left_maps = measure(a, tokens, source, decode, settings, progress)
-        release_memory()
-        right, right_maps = measure(b, tokens, source, decode_b, settings, progress)
-        report = {
-            "format": FORMAT,
-            "models": [left["model"], right["model"]],
-            "rows": sidebyside.rows(left, right),
-            "a": left,
-            "b": right,
-        }
-        return report, [left_maps, right_maps]
-
     if out is None:
-        return both()[0]
-    digests = [a.source.digest(), b.source.digest()]
-    request = {"models": digests, "data": source, "settings": asdict(settings)}
+        return _measure_both(*plans, progress)[0]
+    digests = [plan.subject.source.digest() for plan in plans]
+    request = {"models": digests, "data": plans[0].source, "settings": asdict(settings)}
     with open_stage(out, KIND, request, resume=resume, overwrite=overwrite) as stage:
         if not stage.finished:
-            report, maps = both()
+            report, maps = _measure_both(*plans, progress)
             write_json(stage.folder / REPORT, report)
-            sidebyside.write(stage.folder, report, maps)
+            write_comparison(stage.folder, report, maps)
             stage.publish({"report": REPORT, "page": PAGE})
             return report
     return dict(read_json(out / REPORT))
+
+
+def _measure_both(
+    first: MeasurementPlan, second: MeasurementPlan, progress: Progress
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The report, and the data of the pictures of both."""
+    a, a_maps = measure(first, progress)
+    release_memory()
+    b, b_maps = measure(replace(second, source=first.source), progress)
+    report = {
+        "format": FORMAT,
+        "models": [a["model"], b["model"]],
+        "rows": difference_rows(a, b),
+        "a": a,
+        "b": b,
+    }
+    return report, [a_maps, b_maps]

@@ -1,31 +1,26 @@
 """`dfq outliers fix`: remove outliers from a checkpoint, in a new checkpoint, with perplexity before and after.
 
-Every fix is measured twice: as it is (what the edit itself costs) and quantized by a recipe (what it buys). `search`
-adds fixes one at a time, the best first, as long as the quantized perplexity falls and the budget of trials lasts.
+Every set of fixes is measured twice: unquantized (what the edit costs) and quantized by a recipe (what it gains).
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dfrot.errors import InputError, MismatchError, UnsupportedError
-from dfrot.evaluate.intervals import ratio_interval
 from dfrot.files import read_json
 from dfrot.outliers import fixes
-from dfrot.outliers.advice import DEFAULT
-from dfrot.outliers.fixes.base import Change, Context
+from dfrot.outliers.fixes.base import Context
 from dfrot.outliers.measure.subject import Subject
 from dfrot.outliers.rewrite import rewrite
-from dfrot.stage_folder import Progress, open_stage, read_record, silent
+from dfrot.progress import Progress, silent
+from dfrot.stage_folder import open_stage, read_record
 from dfrot.stages.outliers.measure import measure, prepare
-from dfrot.stages.outliers.recipe import plain_perplexity, quantized_perplexity
 from dfrot.stages.outliers.settings import FixSettings
+from dfrot.stages.outliers.trials import FixTrials, apply_all, search
 from dfrot.vision import carry as vision
 
 KIND = "outliers-fix"
@@ -41,162 +36,57 @@ def fix(
     resume: bool | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Publish the fixed checkpoint of folder `model` as `out`; returns its `stage.json`: what was changed, and
-    "before", "after" and, for a search, every trial. `report`: a folder or file of `dfq outliers` on this checkpoint.
+    """Publish the fixed checkpoint of folder `model` as `out`.
 
-    Raises UnsupportedError for a rotated or quantized checkpoint (fix the original), or where a fix finds nothing."""
+    Returns its `stage.json`: what was changed, "before" and "after" and, for a search, every trial. report: a folder or
+    file of `dfq outliers` on this checkpoint; None: measure it first.
+
+    Raises UnsupportedError for a rotated or quantized checkpoint, or where a fix has nothing to do."""
     vision.refuse_vision_part(model, "the rewritten checkpoint")
-    subject, tokens, source, decode = prepare(model, settings.outliers)
+    measurement = prepare(model, settings.outliers)
+    subject = measurement.subject
     if subject.kind != "original" or subject.config is not None:
         raise UnsupportedError(f"{model}: is {subject.kind} by dfq already; fix the original checkpoint")
-    given = _given(report, subject) if report is not None else None
+    given = _read_report(report, subject) if report is not None else None
     request = {
         "model": subject.source.digest(),
-        "data": source,
+        "data": measurement.source,
         "report": None if given is None else given["data"],
         "settings": asdict(settings),
     }
     with open_stage(out, KIND, request, resume=resume, overwrite=overwrite) as stage:
         if not stage.finished:
-            found = (
-                given if given is not None else measure(subject, tokens, source, decode, settings.outliers, progress)[0]
-            )
+            measured = given if given is not None else measure(measurement, progress)[0]
+            context = Context(subject, measured, measurement.tokens)
+            work = stage.folder / "work"
+            work.mkdir(exist_ok=True)
             recipe = replace(settings.recipe, dataset=settings.outliers.dataset, seed=settings.outliers.seed)
-            work = _Work(
-                subject, Context(subject, found, tokens), replace(settings, recipe=recipe), stage.folder / "work"
-            )
+            trials = FixTrials(context, recipe, settings.quantized, work)
             try:
-                chosen, evidence = work.all(progress)
+                if settings.search:
+                    names = list(settings.fixes) or fixes.fix_names()
+                    chosen, record = search(trials, names, settings.budget, progress)
+                else:
+                    chosen, record = apply_all(trials, list(settings.fixes), progress)
             finally:
-                shutil.rmtree(work.folder, ignore_errors=True)
-            rewrite(subject.source, stage.folder, work.change(chosen))
-            stage.publish(evidence)
+                shutil.rmtree(work, ignore_errors=True)
+            rewrite(subject.source, stage.folder, trials.change(chosen))
+            stage.publish(record)
     return read_record(out, KIND)
 
 
-def _given(path: Path, subject: Subject) -> dict[str, Any]:
+def _read_report(path: Path, subject: Subject) -> dict[str, Any]:
+    """The report of `dfq outliers` in a folder or file.
+
+    Raises InputError for another file, MismatchError for a report on another checkpoint."""
     file = path / "report.json" if path.is_dir() else path
     report = read_json(file)
     if not isinstance(report, dict) or "massive" not in report or "model" not in report:
-        raise InputError(f"{file}: is no report of dfq outliers; give its --out folder")
+        raise InputError(f"{file}: is no report of dfq outliers; `report` takes its folder", field="report", file=file)
     if report["model"].get("digest") != subject.source.digest():
-        raise MismatchError(f"{file}: reports on another checkpoint; run dfq outliers on this one")
+        message = f"{file}: reports on another checkpoint; run dfq outliers on this one"
+        raise MismatchError(message, field="report", file=file)
     return report
-
-
-class _Work:
-    """Trials of one run; a trial is a set of fixes, written, measured, removed."""
-
-    def __init__(self, subject: Subject, context: Context, settings: FixSettings, folder: Path) -> None:
-        self.subject, self.context, self.settings, self.folder = subject, context, settings, folder
-        self.planned: dict[str, Change] = {}
-        self.baseline: dict[str, Any] = {}
-
-    def all(self, progress: Progress) -> tuple[list[str], dict[str, Any]]:
-        """The chosen fixes and the evidence."""
-        self.folder.mkdir(exist_ok=True)
-        settings = self.settings
-        if not settings.search:
-            for name in settings.fixes:
-                self.plan(name)  # refuses before anything is measured
-        total = settings.budget + 1 if settings.search else 2
-        progress("trials", 0, total)
-        self.baseline = self.trial([])
-        if not settings.search:
-            progress("trials", 1, total)
-            after = self.trial(list(settings.fixes))
-            progress("trials", total, total)
-            return list(settings.fixes), self._evidence(list(settings.fixes), after, [])
-        return self._search(progress, total)
-
-    def plan(self, name: str) -> Change:
-        """The change of one fix, planned once."""
-        if name not in self.planned:
-            one, mode = fixes.parse(name)
-            self.planned[name] = one.plan(self.context, mode)
-        return self.planned[name]
-
-    def change(self, names: Sequence[str]) -> Change:
-        """Several fixes as one change, edits in order."""
-        whole = Change(exact=all(self.plan(name).exact for name in names))
-        for name in names:
-            part = self.plan(name)
-            for tensor, edits in part.tensors.items():
-                for edit in edits:
-                    whole.edit(tensor, edit)
-            whole.resets += part.resets
-            whole.prefix = part.prefix or whole.prefix
-            whole.account[name] = part.account
-        return whole
-
-    def trial(self, names: Sequence[str]) -> dict[str, Any]:
-        """Perplexities of the checkpoint with these fixes, paired with the baseline's."""
-        change = self.change(names)
-        target = self.subject.source.path
-        if names:
-            target = self.folder / "trial"
-            shutil.rmtree(target, ignore_errors=True)
-            target.mkdir()
-            rewrite(self.subject.source, target, change)
-        recipe = self.settings.recipe
-        result: dict[str, Any] = {"fixes": list(names), "plain": plain_perplexity(target, recipe, change.prefix)}
-        if self.settings.quantized:
-            # resets name channels, and a rotation has none: such a checkpoint is quantized as it stands
-            how = replace(DEFAULT, rotation="none") if change.resets else DEFAULT
-            how = replace(how, sink_tokens=len(change.prefix))
-            result["quantized"] = quantized_perplexity(target, how, recipe, self.folder / "made", change.prefix)
-            result["rotation"] = how.rotation
-        for kind in ("plain", "quantized"):
-            if kind in result and kind in self.baseline:
-                first, own = (torch.tensor(one[kind]["nll"], dtype=torch.float64) for one in (self.baseline, result))
-                ratio, interval = ratio_interval(own, first)
-                result[kind] |= {"ratio": ratio, "ratio_ci": None if interval is None else list(interval)}
-        return result
-
-    def _search(self, progress: Progress, total: int) -> tuple[list[str], dict[str, Any]]:
-        names = list(self.settings.fixes) or fixes.names()
-        trials: list[dict[str, Any]] = []
-        skipped: dict[str, str] = {}
-        candidates = []
-        for name in names:
-            try:
-                self.plan(name)
-                candidates.append(name)
-            except UnsupportedError as error:
-                skipped[name] = str(error)
-        chosen: list[str] = []
-        best = self.baseline
-        while len(trials) < self.settings.budget:
-            round_best: dict[str, Any] | None = None
-            for name in [one for one in candidates if one.split(":")[0] not in {c.split(":")[0] for c in chosen}]:
-                if len(trials) >= self.settings.budget:
-                    break
-                found = self.trial([*chosen, name])
-                trials.append(found)
-                progress("trials", len(trials) + 1, total)
-                if round_best is None or _value(found) < _value(round_best):
-                    round_best = found
-            if round_best is None or _value(round_best) >= _value(best):
-                break
-            best, chosen = round_best, round_best["fixes"]
-        progress("trials", total, total)
-        return chosen, self._evidence(chosen, best, trials) | {"skipped": skipped}
-
-    def _evidence(self, chosen: list[str], after: dict[str, Any], trials: list[dict[str, Any]]) -> dict[str, Any]:
-        change = self.change(chosen)
-        return {
-            "fixes": chosen,
-            "exact": change.exact,
-            "account": change.account,
-            "sink_tokens": len(change.prefix),
-            "before": self.baseline,
-            "after": after,
-            "trials": trials,
-        }
-
-
-def _value(trial: dict[str, Any]) -> float:
-    return float(trial["quantized"]["perplexity"])
 
 
 __all__ = ["FixSettings", "fix"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +11,43 @@ import torch
 from torch import Tensor
 
 from dfrot.data.text import load_text
+from dfrot.data.text_window import text_window
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import InputError
 from dfrot.files import read_json, write_json
-from dfrot.outliers.advice import DEFAULT, OutlierRecipe, recommend
+from dfrot.outliers.advice import DEFAULT_RECIPE, OutlierRecipe, recommend_recipe
 from dfrot.outliers.measure.run import Measurement
 from dfrot.outliers.measure.settings import MeasureSettings
 from dfrot.outliers.measure.subject import Subject
-from dfrot.outliers.measure.summary import by_kind, channel_outliers, ranking
+from dfrot.outliers.measure.summary import channel_outliers, mean_errors_by_part, rank_by_error
 from dfrot.outliers.report.html import write_report
-from dfrot.stage_folder import Progress, open_stage, silent
+from dfrot.progress import Progress, silent
+from dfrot.stage_folder import open_stage
 from dfrot.stages.outliers.recipe import recipe_perplexity
 from dfrot.stages.outliers.settings import OutlierSettings
-from dfrot.stages.rotate.run import text_window
 from dfrot_kernels.memory import release_memory
 
 KIND = "outliers"
 REPORT, PAGE = "report.json", "report.html"
 FORMAT = 1
 SMALL = 1_000_000_000  # parameters up to which recipes are measured unasked
+BYTES_PER_PARAMETER = 2  # of a 16-bit checkpoint
+
+
+@dataclass(frozen=True)
+class MeasurementPlan:
+    """A checkpoint, the tokens it is measured on, and how."""
+
+    subject: Subject
+    """The opened checkpoint."""
+    tokens: Tensor
+    """int64 [windows, seqlen]."""
+    source: dict[str, Any]
+    """What the tokens are, JSON."""
+    decode: Callable[[int], str]
+    """Token id -> text."""
+    settings: OutlierSettings
+    """How it is measured."""
 
 
 def outliers(
@@ -43,13 +62,16 @@ def outliers(
     """Measure checkpoint folder `model`; returns the report, which is also published in folder `out` unless None.
 
     Raises a DfqError before any work for what cannot be read, and ExistsError when `out` is there."""
-    subject, tokens, source, decode = prepare(model, settings)
+    plan = prepare(model, settings)
     if out is None:
-        return _measured(subject, tokens, source, decode, settings, None, progress)[0]
-    request = {"model": subject.source.digest(), "data": source, "settings": asdict(settings)}
+        return measure(plan, progress)[0]
+    digest = plan.subject.source.digest()
+    request = {"model": digest, "data": plan.source, "settings": asdict(settings)}
     with open_stage(out, KIND, request, resume=resume, overwrite=overwrite) as stage:
         if not stage.finished:
-            report, maps = _measured(subject, tokens, source, decode, settings, stage.folder, progress)
+            report, maps = measure(plan, progress)
+            if _measures_recipes(plan):
+                report["measured"] = _measure_recipes(plan, report["recommendation"], stage.folder / "work", progress)
             write_json(stage.folder / REPORT, report)
             write_report(stage.folder, report, maps)
             stage.publish({"report": REPORT, "page": PAGE})
@@ -57,8 +79,8 @@ def outliers(
     return dict(read_json(out / REPORT))
 
 
-def prepare(model: Path, settings: OutlierSettings) -> tuple[Subject, Tensor, dict[str, Any], Any]:
-    """The opened checkpoint, tokens int64 [windows, seqlen], what they are, and the tokenizer's decoder."""
+def prepare(model: Path, settings: OutlierSettings) -> MeasurementPlan:
+    """Open the checkpoint and read the text. Raises InputError where its tokenizer does not match its vocabulary."""
     subject = Subject(Path(model))
     tokenizer = load_tokenizer(subject.source.path)
     text = load_text(settings.dataset, "train")
@@ -68,7 +90,9 @@ def prepare(model: Path, settings: OutlierSettings) -> tuple[Subject, Tensor, di
     if int(tokens.max()) >= vocab:
         raise InputError(
             f"{subject.source.path}: the tokenizer makes id {int(tokens.max())}, the vocabulary has {vocab} entries; "
-            "copy the tokenizer of this model"
+            "copy the tokenizer of this model",
+            file=subject.source.path,
+            limit=vocab,
         )
     bos = getattr(tokenizer, "bos_token_id", None)
     name = settings.dataset if not Path(settings.dataset).exists() else Path(settings.dataset).name
@@ -80,19 +104,18 @@ def prepare(model: Path, settings: OutlierSettings) -> tuple[Subject, Tensor, di
         "seqlen": settings.seqlen,
         "bos": "at the start of every window" if bos is not None and bool((tokens[:, 0] == bos).all()) else "none",
     }
-    return subject, tokens, source, lambda token: str(tokenizer.decode([token]))
+    return MeasurementPlan(subject, tokens, source, lambda token: str(tokenizer.decode([token])), settings)
 
 
-def measure(
-    subject: Subject, tokens: Tensor, source: dict[str, Any], decode: Any, settings: OutlierSettings, progress: Progress
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def measure(plan: MeasurementPlan, progress: Progress) -> tuple[dict[str, Any], dict[str, Any]]:
     """The report without measured perplexities, and the data of its pictures."""
-    wanted = MeasureSettings(settings.criteria, settings.seed, settings.rounds, settings.ablate)
-    work = Measurement(subject, tokens, wanted, decode)
-    findings = work.run(progress)
-    arch = subject.arch
-    ranked = ranking(findings["layers"])
-    recipe = recommend(findings, ranked, arch.spec.head.name, arch.spec.block)
+    subject, settings = plan.subject, plan.settings
+    how = MeasureSettings(settings.criteria, settings.seed, settings.rounds, settings.ablate)
+    measurement = Measurement(subject, plan.tokens, how, plan.decode)
+    findings = measurement.run(progress)
+    arch, layers = subject.arch, findings["layers"]
+    ranked = rank_by_error(layers)
+    recipe = recommend_recipe(findings, ranked, arch.spec.head.name, arch.spec.block)
     report = {
         "format": FORMAT,
         "model": {
@@ -106,37 +129,37 @@ def measure(
             "heads": arch.n_heads,
             "kv_heads": arch.n_kv_heads,
         },
-        "data": source,
+        "data": plan.source,
         "criteria": {**settings.criteria.to_dict(), "ratio_at_this_width": settings.criteria.ratio_at(arch.hidden)},
         **findings,
-        "channel_outliers": channel_outliers(findings["layers"]),
-        "head_outliers": channel_outliers(findings["layers"], "heads"),
+        "channel_outliers": channel_outliers(layers),
+        "head_outliers": channel_outliers(layers, "heads"),
         "ranking": ranked,
-        "by_kind": by_kind(ranked),
+        "by_kind": mean_errors_by_part(ranked),
         "recommendation": recipe.to_dict(),
         "measured": None,
     }
-    maps = {"states": work.maps, "inputs": work.inputs, "turned": work.turned}
+    maps = {
+        "states": measurement.state_maps,
+        "inputs": measurement.input_maps,
+        "rotated": measurement.rotated_maps,
+    }
     return report, maps
 
 
-def _measured(
-    subject: Subject,
-    tokens: Tensor,
-    source: dict[str, Any],
-    decode: Any,
-    settings: OutlierSettings,
-    folder: Path | None,
-    progress: Progress,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    report, maps = measure(subject, tokens, source, decode, settings, progress)
-    size = sum(entry.end - entry.start for entry in subject.source.entries.values()) // 2
-    wanted = settings.perplexity if settings.perplexity is not None else size <= SMALL
-    if wanted and subject.kind == "original" and folder is not None:
-        release_memory()
-        values = {key: value for key, value in report["recommendation"].items() if key != "reasons"}
-        recipe = OutlierRecipe(**{**values, "keep": tuple(values["keep"])})
-        recipes = {"default": DEFAULT} | ({"recommended": recipe} if recipe != DEFAULT else {})
-        how = replace(settings.recipe, dataset=settings.dataset, seed=settings.seed)
-        report["measured"] = recipe_perplexity(subject.source.path, recipes, how, folder / "work", progress)
-    return report, maps
+def _measures_recipes(plan: MeasurementPlan) -> bool:
+    """Whether the perplexities of recipes are measured: on request, or unasked for small models."""
+    asked = plan.settings.perplexity
+    parameters = sum(entry.end - entry.start for entry in plan.subject.source.entries.values()) // BYTES_PER_PARAMETER
+    return plan.subject.kind == "original" and (asked if asked is not None else parameters <= SMALL)
+
+
+def _measure_recipes(
+    plan: MeasurementPlan, recommendation: dict[str, Any], work: Path, progress: Progress
+) -> dict[str, Any]:
+    """Perplexities of the recommended recipe and of the default one."""
+    release_memory()
+    recipe = OutlierRecipe.from_dict(recommendation)
+    recipes = {"default": DEFAULT_RECIPE} | ({"recommended": recipe} if recipe != DEFAULT_RECIPE else {})
+    how = replace(plan.settings.recipe, dataset=plan.settings.dataset, seed=plan.settings.seed)
+    return recipe_perplexity(plan.subject.source.path, recipes, how, work, progress)

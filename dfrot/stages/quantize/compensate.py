@@ -1,4 +1,4 @@
-"""Compensating in the weights for what activations lose: the other half of sequential quantization.
+"""Compensation: adding the activation error back into the weight that GPTQ rounds.
 
 GPTQ rounds W so that it maps the quantized model's activations x' as W itself would. But W x' is not what the
 layer is for: W x is, x being the unquantized model's activations. The weight that comes closest is the least
@@ -17,47 +17,50 @@ import torch
 from torch import Tensor
 
 from dfrot.arch import Tap
+from dfrot.calib.hessian import HessianSum
 from dfrot.calib.hidden_states import HiddenStates
-from dfrot.calib.observe import HessianSum, watching
+from dfrot.calib.taps import observe_taps
 from dfrot.runtime.block_runner import BlockRunner
 
 DAMPING = 0.01  # of the mean diagonal, as in GPTQ
 
 
 @dataclass(frozen=True)
-class Fed:
-    """What a tap is fed in one run: x float32 [..., K], and which of the run's tokens these are (None: all)."""
+class TapInput:
+    """The input of a tap in one run of a block."""
 
     x: Tensor
+    """float32 [..., K]."""
     rows: Tensor | None
+    """int64: which of the run's tokens these are; None: all."""
 
-    def at(self, other: Fed) -> Tensor:
+    def for_tokens_of(self, other: TapInput) -> Tensor:
         """[M, K]: these activations for the tokens of `other`, its own where a token went to another expert here."""
-        mine = self.x.reshape(-1, self.x.shape[-1])
+        own = self.x.reshape(-1, self.x.shape[-1])
         if self.rows is None or other.rows is None:
-            return mine
-        found = other.x.clone()
-        found[torch.isin(other.rows, self.rows)] = mine[torch.isin(self.rows, other.rows)]  # both ascend
-        return found
+            return own
+        combined = other.x.clone()
+        combined[torch.isin(other.rows, self.rows)] = own[torch.isin(self.rows, other.rows)]  # both ascend
+        return combined
 
 
-class TapSums:
+class TapMoments:
     """Second moments at one tap: of the quantized model's rows, and of these with the unquantized model's."""
 
     def __init__(self) -> None:
         self.hessian = HessianSum()
         self.cross: Tensor | None = None
 
-    def add(self, fed: Fed, exact: Fed | None, compensate: bool) -> None:
-        """The same tokens of both models. An expert that only the quantized model sent tokens to has no `exact`."""
-        rows = fed.x.reshape(-1, fed.x.shape[-1])
+    def add(self, quantized: TapInput, exact: TapInput | None, compensate: bool) -> None:
+        """Add the same tokens of both models. An expert that only the quantized model sent tokens to has no `exact`."""
+        rows = quantized.x.reshape(-1, quantized.x.shape[-1])
         self.hessian.add(rows)
         if compensate:
-            product = (rows if exact is None else exact.at(fed)).T @ rows
+            product = (rows if exact is None else exact.for_tokens_of(quantized)).T @ rows
             self.cross = product.double() if self.cross is None else self.cross.add_(product)
 
     def compensated(self, weights: Sequence[Tensor], hessian: Tensor, strength: float) -> list[Tensor]:
-        """The weights float32 [N, K] that shall be rounded instead of `weights`."""
+        """The weights float32 [N, K] that are rounded in place of `weights`; hessian: float32 [K, K]."""
         assert self.cross is not None
         damped = hessian.double()
         missing = self.cross.mul(2 / self.hessian.count).sub_(damped)
@@ -71,17 +74,20 @@ class TapSums:
 
 
 @dataclass(frozen=True)
-class Exact:
-    """The unquantized model's hidden states before and after the block, and how much of the step to take."""
+class ExactRun:
+    """The unquantized model beside the quantized one, for one block."""
 
     source: HiddenStates
+    """Its hidden states before the block."""
     target: HiddenStates
+    """Its hidden states behind the block, to be written."""
     strength: float
+    """How much of the compensation's step to take, 0 to 1."""
 
-    def run(self, runner: BlockRunner, layer: int, taps: Sequence[Tap], begin: int, end: int) -> dict[str, Fed]:
-        """Run the unquantized block on samples begin .. end; returns what the taps are fed, by tap name."""
-        seen: dict[str, Fed] = {}
+    def run(self, runner: BlockRunner, layer: int, taps: Sequence[Tap], begin: int, end: int) -> dict[str, TapInput]:
+        """Run the unquantized block on samples begin .. end; returns the inputs of `taps` by tap name."""
+        inputs: dict[str, TapInput] = {}
         block = runner.block(layer)
-        with watching(block, taps, lambda tap, x, rows: seen.update({tap.name: Fed(x, rows)})):
+        with observe_taps(block, taps, lambda tap, x, rows: inputs.update({tap.name: TapInput(x, rows)})):
             self.target.write(begin, runner.run(block, self.source.read(begin, end)))
-        return seen
+        return inputs

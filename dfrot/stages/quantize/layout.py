@@ -1,4 +1,4 @@
-"""Names, dtypes and shapes of a quantized checkpoint, and how results get there.
+"""Names, dtypes and shapes of a quantized checkpoint, and how results are stored in it.
 
 Per quantized linear `NAME.weight_packed` uint8 [N, ceil(K bits / 8)], `NAME.weight_scale` bfloat16 [N, G] and,
 asymmetric only, `NAME.weight_zero` uint8 [N, G]; everything else keeps its name and dtype. A simulated checkpoint
@@ -23,13 +23,13 @@ from dfrot.quant.scheme import FULL
 
 
 class Layout:
-    """The tensors of one result, in the order of the source's architecture."""
+    """The tensors of a quantized checkpoint, in the order of the source's architecture."""
 
     def __init__(self, checkpoint: Checkpoint, arch: BoundArch, config: DfqConfig) -> None:
         assert config.scheme is not None
         self.checkpoint, self.arch, self.config, self.scheme = checkpoint, arch, config, config.scheme
-        integers = self.scheme.w_bits != FULL
-        self.quantized = [name for name in linear_names(arch) if integers and name not in config.keep]
+        rounds = self.scheme.w_bits != FULL
+        self.quantized = [name for name in linear_names(arch) if rounds and name not in config.keep]
         self.source_nbytes = sum(entry.end - entry.start for entry in checkpoint.entries.values())
 
     def stored(self, name: str) -> str:
@@ -48,30 +48,32 @@ class Layout:
         names += [name for name in self.checkpoint.entries if self.arch.is_outside(name)]
         for name in names:
             module = name.removesuffix(".weight")
-            plan += self._integers(module) if module in quantized else [self._dense(name)]
+            plan += self._packed(module) if module in quantized else [self._dense(name)]
             if f"{module}.bias" in self.checkpoint and not self.arch.is_outside(name):
                 plan.append(self._dense(f"{module}.bias"))
         return plan
 
     def _dense(self, name: str) -> TensorPlan:
+        """A tensor that stays as it is."""
         entry = self.checkpoint.entry(name)
         return TensorPlan(name, entry.dtype, entry.shape)
 
-    def _integers(self, module: str) -> list[TensorPlan]:
+    def _packed(self, module: str) -> list[TensorPlan]:
+        """The tensors in place of the weight of linear `module`."""
         n, k = self.checkpoint.shape(f"{self.stored(module)}.weight")
         if self.config.fake:
             return [TensorPlan(f"{module}.weight", torch.float32, (n, k))]
         groups = -(-k // self.scheme.w_group) if self.scheme.w_group else 1
-        found = [
+        tensors = [
             TensorPlan(f"{module}.weight_packed", torch.uint8, (n, -(-k * self.scheme.w_bits // 8))),
             TensorPlan(f"{module}.weight_scale", torch.bfloat16, (n, groups)),
         ]
         if not self.scheme.w_sym:
-            found.append(TensorPlan(f"{module}.weight_zero", torch.uint8, (n, groups)))
-        return found
+            tensors.append(TensorPlan(f"{module}.weight_zero", torch.uint8, (n, groups)))
+        return tensors
 
     def copy_dense(self, checkpoint: Checkpoint, writer: SafetensorsWriter) -> None:
-        """All tensors that are taken over as they are, in row blocks."""
+        """Copy all tensors that stay as they are, in row blocks."""
         for name in self._copied():
             writer.copy(checkpoint, name)
 
@@ -80,7 +82,7 @@ class Layout:
         return (tensor.name for tensor in self.plan() if tensor.name in self.checkpoint and tensor.name not in replaced)
 
     def write(self, writer: SafetensorsWriter, name: str, result: Quantized) -> None:
-        """Store one linear's result."""
+        """Store the result of linear `name`."""
         if self.config.fake:
             writer.write(f"{name}.weight", result.dequantize())
             return
@@ -92,20 +94,24 @@ class Layout:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all tensors of the result."""
         return sum(tensor.nbytes for tensor in self.plan())
 
     def sizes(self) -> dict[str, Any]:
-        """Bytes before and after, and what a quantized weight costs including its scale and zero."""
-        packed = [t for t in self.plan() if t.name.rsplit(".", 1)[0] in set(self.quantized) and "bias" not in t.name]
+        """Bytes before and after, and the bits of a quantized weight with its share of scales and zero points."""
+        quantized = set(self.quantized)
+        packed = [
+            tensor for tensor in self.plan() if tensor.name.rsplit(".", 1)[0] in quantized and "bias" not in tensor.name
+        ]
         count = 0
         for name in self.quantized:
             n, k = self.checkpoint.shape(f"{self.stored(name)}.weight")
             count += n * k
-        total = self.nbytes
+        bits = round(8 * sum(tensor.nbytes for tensor in packed) / count, 4) if count else FULL
         return {
             "source_bytes": self.source_nbytes,
-            "bytes": total,
+            "bytes": self.nbytes,
             "quantized_weights": count,
-            "bits_per_quantized_weight": round(8 * sum(t.nbytes for t in packed) / count, 4) if count else FULL,
+            "bits_per_quantized_weight": bits,
             "linears_quantized": len(self.quantized),
         }

@@ -1,4 +1,4 @@
-"""Sequential quantization of a block: every Hessian is taken from what the quantized model will feed.
+"""Sequential quantization of a block: every Hessian is taken from the activations that the quantized model produces.
 
 Blocks in order, taps in the order of computation. When a tap's Hessian is collected, all earlier weights are the
 quantized ones already and activations and KV are rounded as they will be while serving, so that later columns,
@@ -14,36 +14,37 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dfrot.arch import BoundArch, Tap
+from dfrot.calib.hessian import HessianSum
 from dfrot.calib.hidden_states import HiddenStates
-from dfrot.calib.observe import chunk_samples, linear_of, watching
 from dfrot.calib.simulate import SimulatedKV, quantize_activations
+from dfrot.calib.taps import inner_linear, observe_taps, samples_per_chunk
+from dfrot.quant.activations import fake_quantize
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.grid import Quantized
 from dfrot.quant.rtn import starved
 from dfrot.runtime.block_runner import BlockRunner
-from dfrot.stages.quantize.compensate import Exact, Fed, TapSums
+from dfrot.stages.quantize.compensate import ExactRun, TapInput, TapMoments
 
 TapQuantize = Callable[[Sequence[Tensor], Tensor | None, str | None], list[Quantized]]
 """Weights float32 [N_i, K] of one tap, their Hessian [K, K], or why there is none to use -> one result each."""
 
-SUMS_BYTES = 4 << 30  # second moments of taps that share a pass
+MOMENT_BYTES = 4 << 30  # second moments of taps that share a pass
 
 
-class _Reached(Exception):
-    """A pass has shown what it was run for."""
+class _TapsReached(Exception):
+    """Raised inside a pass that need not go on: all of its taps were observed."""
 
 
 def quantized_taps(runner: BlockRunner, config: DfqConfig, layer: int) -> list[Tap]:
     """The taps of a block, reduced to the linears that are quantized."""
     taps = []
     for tap in runner.arch.taps():
-        linears = tuple(one for one in tap.linears if runner.arch.full(layer, one.name) not in config.keep)
+        linears = tuple(linear for linear in tap.linears if runner.arch.full(layer, linear.name) not in config.keep)
         if linears:
             taps.append(replace(tap, linears=linears))
     return taps
@@ -57,82 +58,118 @@ def quantize_block(
     quantize: TapQuantize,
     source: HiddenStates,
     target: HiddenStates,
-    exact: Exact | None = None,
+    exact: ExactRun | None = None,
 ) -> dict[str, Quantized]:
-    """Quantize block `layer` on the hidden states `source`, write what it makes of them to `target`.
+    """Quantize block `layer` on the hidden states `source`, and write its quantized outputs to `target`.
 
     exact: the unquantized model's run beside it, for compensation. Returns the results by full linear name."""
-    assert config.scheme is not None
-    arch, scheme = runner.arch, config.scheme
-    block = runner.block(layer)
-    for parameter in block.parameters():
-        parameter.data = parameter.data.clone()  # aligned, so that BLAS repeats itself after a resume
-    taps = quantized_taps(runner, config, layer)
-    for tap in taps:
-        names = [one.name for one in tap.linears]
-        clip = config.a_clips.get(arch.full(layer, names[0]), scheme.a_clip)
-        quantize_activations(block, tap, names, scheme, clip, config.sink_tokens)
-    cache = SimulatedKV.of(scheme, config.online.r3, config.sink_tokens)
     samples, seqlen, _ = source.shape
-    step = chunk_samples(arch, seqlen)
-    starts = range(0, samples, step)
-    results: dict[str, Quantized] = {}
-
-    def settle(tap: Tap, sums: TapSums) -> None:
-        modules = [linear_of(block, one.name) for one in tap.linears]
-        weights = [module.weight.data for module in modules]
-        few = starved(sums.hessian.count, weights[0].shape[1]) if tap.expert is not None else None
-        hessian = None if few else sums.hessian.value()
-        if exact is not None and hessian is not None:
-            weights = sums.compensated(weights, hessian, exact.strength)
-        for one, module, result in zip(tap.linears, modules, quantize(weights, hessian, few)):
-            module.weight.data = result.dequantize()
-            results[arch.full(layer, one.name)] = result
-
-    if len(starts) == 1:
-        inputs = exact.run(runner, layer, taps, 0, samples) if exact is not None else {}
-        waiting = {tap.name: tap for tap in taps}
-
-        def at_once(tap: Tap, x: Tensor, rows: Tensor | None) -> None:
-            sums = TapSums()
-            sums.add(Fed(x, rows), inputs.pop(tap.name, None), exact is not None)
-            settle(waiting.pop(tap.name), sums)
-
-        with watching(block, taps, at_once):
-            target.write(0, runner.run(block, source.read(0, samples), cache))
-        for tap in waiting.values():
-            settle(tap, TapSums())  # experts without tokens
+    step = samples_per_chunk(runner.arch, seqlen)
+    block = _BlockQuantization(runner, layer, config, quantize, exact)
+    if samples <= step:
+        block.in_one_pass(source, target)
     else:
-        for group in _passes(runner.arch, taps):
-            sums = {tap.name: TapSums() for tap in group}
-            for begin in starts:
-                known = exact.run(runner, layer, group, begin, begin + step) if exact is not None else {}
-                for name, fed in _until(runner, block, group, source.read(begin, begin + step), cache).items():
-                    sums[name].add(fed, known.get(name), exact is not None)
-            for tap in group:
-                settle(tap, sums.pop(tap.name))
-        for begin in starts:
-            if exact is not None and not taps:
-                exact.run(runner, layer, [], begin, begin + step)  # a block that is kept whole
-            target.write(begin, runner.run(block, source.read(begin, begin + step), cache))
+        block.in_chunks(source, target, step)
     target.sync()
     if exact is not None:
         exact.target.sync()
-    return results
+    return block.results
 
 
-def _passes(arch: BoundArch, taps: Sequence[Tap]) -> list[list[Tap]]:
+class _BlockQuantization:
+    """One block, whose weights are replaced by their quantized values tap by tap."""
+
+    def __init__(
+        self, runner: BlockRunner, layer: int, config: DfqConfig, quantize: TapQuantize, exact: ExactRun | None
+    ) -> None:
+        assert config.scheme is not None
+        self.runner, self.layer, self.quantize, self.exact = runner, layer, quantize, exact
+        self.arch = runner.arch
+        self.block = runner.block(layer)
+        for parameter in self.block.parameters():
+            parameter.data = parameter.data.clone()  # aligned, so that BLAS repeats itself after a resume
+        self.taps = quantized_taps(runner, config, layer)
+        for tap in self.taps:
+            names = [linear.name for linear in tap.linears]
+            clip = config.a_clips.get(self.arch.full(layer, names[0]), config.scheme.a_clip)
+            quantize_activations(self.block, tap, names, config.scheme, clip, config.sink_tokens)
+        self.cache = SimulatedKV.of(config.scheme, config.online.r3, config.sink_tokens)
+        self.results: dict[str, Quantized] = {}
+
+    def in_one_pass(self, source: HiddenStates, target: HiddenStates) -> None:
+        """All samples together: each tap is quantized when the pass reaches it."""
+        samples = source.shape[0]
+        exact_inputs = self._run_exact(self.taps, 0, samples)
+        waiting = {tap.name: tap for tap in self.taps}
+
+        def quantize_reached(tap: Tap, x: Tensor, rows: Tensor | None) -> None:
+            moments = TapMoments()
+            moments.add(TapInput(x, rows), exact_inputs.pop(tap.name, None), self.exact is not None)
+            self._quantize_tap(waiting.pop(tap.name), moments)
+
+        with observe_taps(self.block, self.taps, quantize_reached):
+            target.write(0, self.runner.run(self.block, source.read(0, samples), self.cache))
+        for tap in waiting.values():
+            self._quantize_tap(tap, TapMoments())  # experts without tokens
+
+    def in_chunks(self, source: HiddenStates, target: HiddenStates, step: int) -> None:
+        """`step` samples at a time: one pass over all chunks per group of taps, then one for the outputs."""
+        starts = range(0, source.shape[0], step)
+        for group in _groups_of_taps(self.arch, self.taps):
+            moments = {tap.name: TapMoments() for tap in group}
+            for begin in starts:
+                exact_inputs = self._run_exact(group, begin, begin + step)
+                for name, tap_input in self._run_until(group, source.read(begin, begin + step)).items():
+                    moments[name].add(tap_input, exact_inputs.get(name), self.exact is not None)
+            for tap in group:
+                self._quantize_tap(tap, moments.pop(tap.name))
+        for begin in starts:
+            if not self.taps:  # nothing here is quantized: no pass above ran the unquantized block
+                self._run_exact([], begin, begin + step)
+            target.write(begin, self.runner.run(self.block, source.read(begin, begin + step), self.cache))
+
+    def _run_exact(self, taps: Sequence[Tap], begin: int, end: int) -> dict[str, TapInput]:
+        """Inputs of `taps` in the unquantized model; empty without compensation."""
+        return self.exact.run(self.runner, self.layer, taps, begin, end) if self.exact is not None else {}
+
+    def _run_until(self, taps: Sequence[Tap], hidden: Tensor) -> dict[str, TapInput]:
+        """Inputs of `taps` by tap name, from a run on hidden [B, S, d] that goes no further than the last of them."""
+        inputs: dict[str, TapInput] = {}
+
+        def stop(tap: Tap, x: Tensor, rows: Tensor | None) -> None:
+            inputs[tap.name] = TapInput(x, rows)
+            if len(inputs) == len(taps):
+                raise _TapsReached
+
+        with observe_taps(self.block, taps, stop), suppress(_TapsReached):
+            self.runner.run(self.block, hidden, self.cache)
+        return inputs
+
+    def _quantize_tap(self, tap: Tap, moments: TapMoments) -> None:
+        """Quantize the linears of a tap and put the quantized weights into the block."""
+        modules = [inner_linear(self.block, linear.name) for linear in tap.linears]
+        weights = [module.weight.data for module in modules]
+        reason = starved(moments.hessian.count, weights[0].shape[1]) if tap.expert is not None else None
+        hessian = None if reason else moments.hessian.value()
+        if self.exact is not None and hessian is not None:
+            weights = moments.compensated(weights, hessian, self.exact.strength)
+        for linear, module, result in zip(tap.linears, modules, self.quantize(weights, hessian, reason)):
+            module.weight.data = result.dequantize()
+            self.results[self.arch.full(self.layer, linear.name)] = result
+
+
+def _groups_of_taps(arch: BoundArch, taps: Sequence[Tap]) -> list[list[Tap]]:
     """Taps that share a pass, in the order of computation: one at a time, but all experts' inputs together, then all
-    their inner ones, as far as SUMS_BYTES allow."""
+    their inner ones, as far as MOMENT_BYTES allow."""
     groups: list[list[Tap]] = []
     experts = [tap for tap in taps if tap.expert is not None]
     for tap in [tap for tap in taps if tap.expert is None]:
         groups.append([tap])
     for space in dict.fromkeys(tap.reads for tap in experts):
         size = 0
-        for tap in (one for one in experts if one.reads == space):
-            nbytes = 16 * arch.sizes[tap.linears[0].cols] ** 2
-            if not size or size + nbytes > SUMS_BYTES:
+        for tap in (tap for tap in experts if tap.reads == space):
+            nbytes = 16 * arch.sizes[tap.linears[0].cols] ** 2  # Hessian and cross moment, float64
+            if not size or size + nbytes > MOMENT_BYTES:
                 groups.append([])
                 size = 0
             groups[-1].append(tap)
@@ -140,30 +177,15 @@ def _passes(arch: BoundArch, taps: Sequence[Tap]) -> list[list[Tap]]:
     return groups
 
 
-def _until(runner: BlockRunner, block: nn.Module, taps: Sequence[Tap], hidden: Tensor, cache: Any) -> dict[str, Fed]:
-    """What taps are fed, from a run that goes no further than the last of them."""
-    seen: dict[str, Fed] = {}
-
-    def stop(tap: Tap, x: Tensor, rows: Tensor | None) -> None:
-        seen[tap.name] = Fed(x, rows)
-        if len(seen) == len(taps):
-            raise _Reached
-
-    with watching(block, taps, stop), suppress(_Reached):
-        runner.run(block, hidden, cache)
-    return seen
-
-
 @torch.no_grad()
 def head_hessian(runner: BlockRunner, config: DfqConfig, source: HiddenStates) -> Tensor:
-    """The Hessian [hidden, hidden] of what the head reads, with its activation quantizer."""
-    from dfrot.calib.observe import HessianSum
-    from dfrot.quant.activations import fake_quantize
+    """The Hessian float32 [hidden, hidden] of the head's input behind its activation quantizer.
 
+    source: the hidden states behind the last block."""
     assert config.scheme is not None
     scheme, total = config.scheme, HessianSum()
     clip = config.a_clips.get(runner.arch.spec.head.name, scheme.a_clip)
-    step = chunk_samples(runner.arch, source.shape[1])
+    step = samples_per_chunk(runner.arch, source.shape[1])
     for begin in range(0, source.shape[0], step):
         x = runner.normed(source.read(begin, begin + step))
         total.add(fake_quantize(x, scheme.a_bits, scheme.a_sym, clip).reshape(-1, x.shape[-1]))

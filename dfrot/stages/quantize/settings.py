@@ -2,57 +2,80 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from dfrot.errors import UnsupportedError
-from dfrot.quant import algorithm
+from dfrot.quant import ALGORITHMS, algorithm
 from dfrot.quant.options import AlgorithmOptions
 from dfrot.quant.scheme import FULL, QuantScheme
+from dfrot.settings import check, setting
 
 COMPENSATION = 0.5  # the full step overfits calibrations of 10^5 tokens
 
 
 @dataclass(frozen=True)
 class QuantizeSettings:
-    """How to quantize.
+    """How a checkpoint is quantized."""
 
-    algorithm: gptq or rtn. mse_clip, act_order, damping: see `quant.options.Options`. keep: patterns of linears
-    that stay in 16 bits. propagate: collect Hessians from the partly quantized model with quantized activations
-    (False: those of the calibration). fake: write simulated weights, dense float32 on the integer grid.
-    sink_tokens: leading positions whose activations and KV stay exact. a_clip: activation clip ratio; None takes
-    the scheme's, "auto" the calibration's MSE-best one of each tap. compensate: how much of the error that
-    quantized activations bring the weights shall take back, 0 (GPTQ as published) to 1; needs `propagate`. None:
-    half of it where activations are quantized and errors propagate, otherwise nothing.
-    """
-
-    scheme: QuantScheme = field(default_factory=QuantScheme)
-    algorithm: str = "gptq"
-    mse_clip: bool = True
-    act_order: bool = False
-    damping: float = 0.01
-    keep: tuple[str, ...] = ("lm_head",)
-    propagate: bool = True
-    fake: bool = False
-    sink_tokens: int = 0
-    a_clip: float | Literal["auto"] | None = None
-    compensate: float | None = None
+    scheme: QuantScheme = setting(
+        default_factory=QuantScheme, help="Bits and conventions: w4a4kv4, w4a16-g128, w3a3kv3, ..."
+    )
+    algorithm: str = setting(
+        "gptq", choices=tuple(ALGORITHMS), help="gptq (needs a calibration) or rtn, rounding to nearest."
+    )
+    mse_clip: bool = setting(
+        AlgorithmOptions.mse_clip, help="Search the clip ratio of every weight row or group for the smallest error."
+    )
+    act_order: bool = setting(
+        AlgorithmOptions.act_order, help="GPTQ: quantize columns in the order of falling activation energy."
+    )
+    damping: float = setting(
+        AlgorithmOptions.damping,
+        above=0,
+        maximum=1,
+        help="GPTQ: share of the Hessian's mean diagonal that is added before it is factored.",
+    )
+    keep: tuple[str, ...] = setting(
+        ("lm_head",),
+        metavar="NAME",
+        help="Linears that stay in 16 bits, as names or patterns; repeatable. An empty name quantizes all.",
+    )
+    propagate: bool = setting(
+        True,
+        help="Collect Hessians from the partly quantized model with quantized activations. Without: take those of "
+        "the calibration.",
+    )
+    fake: bool = setting(False, help="Write the simulated model: dense float32 weights that lie on the integer grid.")
+    sink_tokens: int = setting(
+        0, minimum=0, help="Leading positions whose activations and KV cache stay in full precision."
+    )
+    a_clip: float | Literal["auto"] | None = setting(
+        None,
+        words=("auto",),
+        metavar="C",
+        help="Clip ratio of activations: a number in 0.1..1, or auto for the best ratio of every input according to "
+        "the calibration. Default: the scheme's.",
+    )
+    compensate: float | None = setting(
+        None,
+        minimum=0,
+        maximum=1,
+        help="GPTQ: share of the activation quantization error that the weights take back. Default: 0.5 where "
+        "activations are quantized and errors propagate, else 0.",
+    )
 
     def __post_init__(self) -> None:
-        algorithm(self.algorithm)
-        self.options()
-        if self.sink_tokens < 0:
-            raise UnsupportedError(f"sink tokens {self.sink_tokens}: cannot be negative")
-        if isinstance(self.a_clip, str) and self.a_clip != "auto":
-            raise UnsupportedError(f"activation clip {self.a_clip!r}: give auto or a ratio in 0.1..1")
-        if not 0 <= (self.compensate or 0.0) <= 1:
-            raise UnsupportedError(f"compensation {self.compensate} is outside 0..1; 0.5 is a good start")
-        if self.compensate and not (self.propagate and algorithm(self.algorithm).needs_hessian):
+        needs_hessian = algorithm(self.algorithm).needs_hessian
+        check(self)
+        if self.compensate and not (self.propagate and needs_hessian):
             raise UnsupportedError(
-                "compensation works on propagated errors: use gptq with propagation, or leave it out"
+                "`compensate` works on propagated errors: use `algorithm=gptq` with `propagate`, or leave it out",
+                field=("compensate", "algorithm", "propagate"),
             )
 
     def options(self) -> AlgorithmOptions:
+        """The options of the weight quantization algorithm."""
         return AlgorithmOptions(self.mse_clip, self.act_order, self.damping)
 
     @property
@@ -64,5 +87,6 @@ class QuantizeSettings:
         return COMPENSATION if propagates and self.scheme.a_bits != FULL else 0.0
 
     def needs_calibration(self) -> bool:
+        """Whether these settings cannot do without a calibration."""
         weights = self.scheme.w_bits != FULL and algorithm(self.algorithm).needs_hessian
         return weights or (self.a_clip == "auto" and self.scheme.a_bits != FULL)

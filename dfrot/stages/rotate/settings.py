@@ -5,49 +5,64 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dfrot.errors import InputError
-from dfrot.rotation.refinement.massive_tokens import MassiveRule
+from dfrot.rotation.refinement.massive_rule import MassiveRule
 from dfrot.rotation.refinement.settings import RefineSettings
-
-METHODS = ("dfrot", "hadamard", "orthogonal", "none")
+from dfrot.settings import check, dataset_setting, same_as, seed_setting, setting
 
 
 @dataclass(frozen=True)
 class RotateSettings:
-    """method: dfrot (refined on data), hadamard (randomised), orthogonal (random), none (weights untouched). It says
-    what R1 is; an architecture that R1 cannot pass has R2, R3 and R4 alone, with method hadamard.
+    """How a checkpoint is rotated. An architecture that R1 cannot be fused into has R2, R3 and R4 alone, with method
+    hadamard."""
 
-    dataset: calibration text of dfrot (train split) and tokens of the gate (test split); None lets the gate use
-    seeded random ids and excludes dfrot. gamma: weight of massive tokens, a number or "auto". a_bits, a_sym,
-    a_clip: the activation quantizer in the loop. massive_rule: as MassiveRule.parse reads it. online: use R3 and R4.
-    r4_block: block of R4, None for the widest. gate: compare with the original before publishing."""
-
-    method: str = "dfrot"
-    dataset: str | None = "stdlib"
-    seqlen: int = 2048
-    seed: int = 0
-    gamma: float | str = "auto"
-    a_bits: int = 4
-    a_sym: bool = False
-    a_clip: float = 1.0
-    rounds: int = 100
-    massive_rule: str = "energy"
-    online: bool = True
-    r4_block: int | None = None
-    gate: bool = True
+    method: str = setting(
+        "dfrot",
+        choices=("dfrot", "hadamard", "orthogonal", "none"),
+        help="What R1 is: dfrot (a randomised Hadamard matrix, refined on one text sample), hadamard, orthogonal "
+        "(random), none (the weights stay as they are).",
+    )
+    dataset: str | None = dataset_setting(
+        "wikitext2",
+        "Text of the refinement (train split) and of the equivalence gate (test split). None lets the gate use random "
+        "token ids, and excludes method dfrot.",
+    )
+    seqlen: int = setting(2048, minimum=2, help="Tokens of the text sample that dfrot refines on.")
+    seed: int = seed_setting()
+    gamma: float | str = same_as(RefineSettings, "gamma")
+    a_bits: int = same_as(RefineSettings, "bits")
+    a_sym: bool = same_as(
+        RefineSettings,
+        "symmetric",
+        option="--a-sym/--a-asym",
+        help="Refine for a symmetric or an asymmetric activation quantizer.",
+    )
+    a_clip: float = same_as(RefineSettings, "clip", above=None, minimum=0.1)
+    rounds: int = same_as(RefineSettings, "rounds")
+    massive_rule: str = setting(
+        "energy",
+        metavar="RULE",
+        help="Which tokens count as massive: energy, maxmedian, quantization or published, with a threshold if wanted "
+        "(energy:0.95).",
+    )
+    online: bool = setting(
+        True, help="Use the online rotations R3 and R4. Without them the result is an ordinary checkpoint."
+    )
+    r4_block: int | None = setting(
+        None, minimum=1, help="Block size of R4. Default: the widest Hadamard matrix that divides the MLP's width."
+    )
+    gate: bool = setting(True, help="Compare the result with the source checkpoint before it is published.")
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InputError(f"--method {self.method!r}: choose one of {', '.join(METHODS)}")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"--seed {self.seed}: needs to lie in 0..2^63-1")
-        if self.seqlen < 2:
-            raise InputError(f"--seqlen {self.seqlen}: must be at least 2")
+        check(self)
         if self.method == "dfrot" and self.dataset is None:
-            raise InputError("--method dfrot refines on text: give a --dataset, or take --method hadamard")
-        self.refinement()
+            raise InputError(
+                '`method="dfrot"` refines on text: give a `dataset`, or take `method="hadamard"`',
+                field=("method", "dataset"),
+            )
         MassiveRule.parse(self.massive_rule)
 
     def refinement(self) -> RefineSettings:
+        """The settings of the refinement itself."""
         return RefineSettings(
             bits=self.a_bits,
             symmetric=self.a_sym,

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dfrot.errors import InputError
+from dfrot.settings import check, dataset_setting, seed_setting, setting
 
 
 @dataclass(frozen=True)
 class TuneSettings:
-    """steps of `batch` windows of `seqlen` tokens each from the train split; lr: peak; held_out: windows on which the
-    divergence is measured `evaluations` times, the best of which is kept (the start is one of them)."""
+    """How long and on what a packed checkpoint is tuned."""
 
-    dataset: str = "wikitext2"
-    steps: int = 100
-    batch: int = 8
-    seqlen: int = 512
-    lr: float = 2e-3
-    held_out: int = 8
-    evaluations: int = 5
-    seed: int = 0
+    dataset: str = dataset_setting("wikitext2", "Text to tune on (train split).")
+    steps: int = setting(100, minimum=1, help="Optimizer steps.")
+    batch: int = setting(8, minimum=1, help="Windows per step.")
+    seqlen: int = setting(512, minimum=2, help="Tokens of a window.")
+    lr: float = setting(2e-3, above=0, help="Peak learning rate.")
+    held_out: int = setting(8, minimum=1, help="Held-out windows that the divergence is measured on.")
+    evaluations: int = setting(
+        5, minimum=1, help="How often the divergence is measured. The best state is kept; the start is one of them."
+    )
+    seed: int = seed_setting()
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "held_out", "evaluations", "lr"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be positive")
+        check(self)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from dfrot.bench.clock import Timing, race
 from dfrot.bench.kernels import roofline
 from dfrot.bench.kernels import run as kernels
-from dfrot.bench.kernels.case import Case, ProblemShape, error
-from dfrot.bench.kernels.cases import fused as cases_fused
-from dfrot.bench.kernels.cases import products as cases
-from dfrot.bench.kernels.figure import plot
+from dfrot.bench.kernels.cases import common, rows
+from dfrot.bench.kernels.cases.table import BUILDERS
+from dfrot.bench.kernels.figure import plot_roofline
 from dfrot.errors import InputError, UnsupportedError
 
 SMALL: dict[str, Any] = {"shapes": [(32, 128)], "rows": [1, 3], "repeats": 2}
@@ -27,21 +24,9 @@ SMALL: dict[str, Any] = {"shapes": [(32, 128)], "rows": [1, 3], "repeats": 2}
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rings and probes of kilobytes: these tests look at the logic, not at speeds."""
     torch.set_num_threads(1)
-    monkeypatch.setattr(roofline, "LEAST_BYTES", 1 << 18)
-    monkeypatch.setattr(roofline, "BEYOND", 0)
+    monkeypatch.setattr(roofline, "MIN_RING_BYTES", 1 << 18)
+    monkeypatch.setattr(roofline, "CACHES", 0)
     monkeypatch.setattr(roofline.measure, "__defaults__", (2, 64))
-
-
-@pytest.mark.parametrize("name", cases.BUILDERS)
-@pytest.mark.parametrize("rows", [1, 17])
-def test_every_op_passes_its_gate(name: str, rows: int) -> None:
-    if not hasattr(torch.ops.dfq, name):
-        pytest.skip("not in this installation")
-    shape = ProblemShape(48, 128, rows, 32, heads=4, kv_heads=2, head_dim=32, context=40)
-    case = cases.BUILDERS[name](shape, torch.Generator().manual_seed(0), 0)
-    assert case.gate() <= case.limit
-    assert case.nbytes > 0
-    assert len(case.ours) >= 2
 
 
 def check_schema(result: dict[str, Any]) -> None:
@@ -65,17 +50,17 @@ def test_results_and_figure(tmp_path: Path) -> None:
     ]
     assert {"torch bf16", "torch int8"} <= result["results"][0]["peers"].keys()
     pytest.importorskip("matplotlib")
-    plot(result, tmp_path / "roofline.png")
+    plot_roofline(result, tmp_path / "roofline.png")
     assert (tmp_path / "roofline.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_a_wrong_op_has_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    genuine = cases._op
+    genuine = common.operator
 
     def broken(name: str) -> Any:
         return lambda *arguments: genuine(name)(*arguments) * 1.01
 
-    monkeypatch.setattr(cases, "_op", broken)
+    monkeypatch.setattr(common, "operator", broken)
     for op in ("w4a16_mm", "w4a8_mm"):
         (one,) = kernels.bench_kernels([op], **{**SMALL, "rows": [2]})["results"]
         assert one["passed"] is False
@@ -86,7 +71,10 @@ def test_a_wrong_op_has_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_command_reports_a_wrong_op(monkeypatch: pytest.MonkeyPatch) -> None:
     from dfrot_cli.main import main
 
-    monkeypatch.setattr(cases, "_op", lambda name: lambda x, *rest: torch.full((x.shape[0], rest[0].shape[0]), 1e9))
+    def huge(x: torch.Tensor, packed: torch.Tensor, *rest: object) -> torch.Tensor:
+        return torch.full((x.shape[0], packed.shape[0]), 1e9)
+
+    monkeypatch.setattr(common, "operator", lambda name: huge)
     options = ["--ops", "w4a16_mm", "--shapes", "32x64", "--rows", "1", "--repeats", "1", "--json"]
     ran = CliRunner().invoke(main, ["bench", "kernels", *options])
     assert ran.exit_code == 1
@@ -121,55 +109,7 @@ def test_bad_requests(given: dict[str, Any], kind: type[Exception], words: str) 
 
 
 def test_an_op_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cases.BUILDERS, "from_the_future", cases.hadamard)
-    assert "from_the_future" not in kernels.available()
+    monkeypatch.setitem(BUILDERS, "from_the_future", rows.hadamard)
+    assert "from_the_future" not in kernels.available_ops()
     with pytest.raises(UnsupportedError, match="no such operator"):
-        kernels.chosen(["from_the_future"])
-
-
-def test_moved_codes_are_counted() -> None:
-    codes, scale, zero = torch.zeros(2, 8, dtype=torch.int8), torch.ones(2), torch.zeros(2, dtype=torch.int32)
-    other = codes.clone()
-    other[0, 0] = 1
-    assert cases_fused.moved((codes, scale, zero), (other, scale, zero)) == 1 / 16
-    assert math.isinf(cases_fused.moved((codes, scale, zero), (2 * other, scale, zero)))
-    assert math.isinf(cases_fused.moved((codes, scale, zero), (codes, 1.01 * scale, zero)))
-
-
-def test_error_sees_everything() -> None:
-    ones = torch.ones(3)
-    assert error(ones, ones) == 0.0
-    assert error((ones, 2 * ones), (ones, ones)) == 1.0
-    assert math.isinf(error(torch.tensor([1.0, math.nan]), torch.ones(2)))
-    assert math.isinf(error(torch.ones(2), ones))
-
-
-def test_contenders_take_turns() -> None:
-    order: list[str] = []
-    times = race({"a": [lambda: order.append("a")], "b": [lambda: order.append("b")]}, 3)
-    runs = "".join(order).replace("aa", "a")
-    assert times.keys() == {"a", "b"}
-    assert all(time.samples == 3 for time in times.values())
-    while "aa" in runs or "bb" in runs:
-        runs = runs.replace("aa", "a").replace("bb", "b")
-    assert runs == "ab" * (1 + 3)  # warming up, then three rounds
-
-
-def test_timing_statistics() -> None:
-    timing = Timing.of([1.0, 3.0, 2.0])
-    assert (timing.median, timing.best, timing.samples) == (2.0, 1.0, 3)
-    assert timing.spread == pytest.approx(0.5)
-    assert Timing.of([2.0]).spread == 0.0
-
-
-def test_cache_size_is_read_from_the_system(tmp_path: Path) -> None:
-    for index, size in enumerate(("32K", "1024K", "8M")):
-        (tmp_path / f"index{index}").mkdir()
-        (tmp_path / f"index{index}" / "size").write_text(size + "\n")
-    assert roofline.cache_bytes(tmp_path) == 8 << 20
-    assert roofline.cache_bytes(tmp_path / "missing") == 32 << 20
-
-
-def test_case_rings_cover_the_memory() -> None:
-    case: Case = cases.w4a16_mm(ProblemShape(64, 128, 1), torch.Generator(), 100_000)
-    assert len(case.ours) * 64 * 128 / 2 >= 90_000
+        kernels.selected_ops(["from_the_future"])

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from dfrot.bench.models.draft import bench_draft, break_even, by_agreement
+from dfrot.bench.models.draft import bench_draft
+from dfrot.bench.models.draft_costs import best_speedups, break_even_lengths
 from dfrot.errors import InputError
 from dfrot.generation.tree import TreeShape
 from dfrot_cli.main import main
@@ -39,11 +40,11 @@ def test_a_tree_pays_where_its_round_is_as_long_as_what_it_gives() -> None:
 
 def test_what_follows_from_costs() -> None:
     verify, draft = {1: 1.0, 2: 1.0, 4: 2.0}, {1: 0.5, 2: 1.0, 4: 2.0}
-    assert break_even(1.0, verify, draft) == {1: 1.5, 2: 2.5, 4: 4.5}
-    found = by_agreement(1.0, verify, draft)
+    assert break_even_lengths(1.0, verify, draft) == {1: 1.5, 2: 2.5, 4: 4.5}
+    found = best_speedups(1.0, verify, draft)
     assert found["0.9"]["guesses"] == 1
     assert found["0.9"]["speedup"] == pytest.approx(1.9 / 1.5)
-    free = by_agreement(1.0, dict.fromkeys((1, 2, 8), 1.0), dict.fromkeys((1, 2, 4), 0.0))
+    free = best_speedups(1.0, dict.fromkeys((1, 2, 8), 1.0), dict.fromkeys((1, 2, 4), 0.0))
     assert free["0.5"]["guesses"] == 4
 
 

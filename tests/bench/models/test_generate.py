@@ -14,6 +14,7 @@ from dfrot.arch import describe
 from dfrot.bench.models import generate, gguf_file, memory, peer
 from dfrot.bench.models.presets import PRESETS, preset
 from dfrot.bench.models.random_model import random_checkpoint
+from dfrot.bench.settings import GenerateBenchSettings
 from dfrot.errors import InputError, ResourceError
 
 QUICK: dict[str, Any] = {"prefill": 16, "decode": 2, "repeats": 1}
@@ -28,7 +29,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_results_have_their_schema() -> None:
     result = generate.bench_generate("tiny", peer=False, with_memory=False, **QUICK)
     assert json.loads(json.dumps(result)) == result
-    assert list(result["results"]) == list(generate.SCHEMES)
+    assert list(result["results"]) == list(GenerateBenchSettings.schemes)
     for one in result["results"].values():
         assert one["prefill_per_s"] == pytest.approx(16 / one["prefill"]["median"])
         assert one["decode_per_s"] == pytest.approx(1 / one["decode"]["median"])
@@ -67,12 +68,12 @@ def test_a_demanded_peer_that_is_missing_is_refused(monkeypatch: pytest.MonkeyPa
 
 
 def test_ratios_compare_with_the_peer() -> None:
-    def one(seconds: float, peak: int) -> dict[str, Any]:
+    def result(seconds: float, peak: int) -> dict[str, Any]:
         timing = {"median": seconds, "best": seconds, "spread": 0.0, "samples": 1}
         return {"prefill": timing, "decode": timing, "memory": {"peak": peak, "model": peak}}
 
-    results = {"w4a8kv4": one(1.0, 10), generate.PEER: one(2.0, 20)}
-    generate._compare(results)
+    results = {"w4a8kv4": result(1.0, 10), generate.PEER: result(2.0, 20)}
+    generate._add_ratios(results)
     assert results["w4a8kv4"]["ratio"]["decode"] == 2.0
     assert results["w4a8kv4"]["ratio"]["peak_memory"] == 0.5
     assert "ratio" not in results[generate.PEER]
@@ -82,7 +83,7 @@ def test_memory_of_a_process_of_its_own(tmp_path: Path) -> None:
     if not memory.STATUS.is_file():
         pytest.skip("this system does not report resident memory")
     folder = random_checkpoint(tmp_path / "model", preset("tiny"), "w4a8kv4")
-    used = memory.measure("dfq", folder, tmp_path / "memory.json", threads=1, prefill=8, decode=1)
+    used = memory.measure_memory("dfq", folder, tmp_path / "memory.json", threads=1, prefill=8, decode=1)
     assert used["peak"] >= used["loaded"] >= used["imported"] > 10 << 20
     assert used["model"] == used["peak"] - used["imported"]
 
@@ -90,8 +91,8 @@ def test_memory_of_a_process_of_its_own(tmp_path: Path) -> None:
 def test_gguf_holds_every_tensor_at_four_bits(tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf")
     arch = describe(preset("tiny"))
-    reader = gguf.GGUFReader(gguf_file.write(tmp_path / "peer.gguf", arch))
-    shapes = dict(gguf_file.tensors(arch))
+    reader = gguf.GGUFReader(gguf_file.write_random_gguf(tmp_path / "peer.gguf", arch))
+    shapes = dict(gguf_file.tensor_shapes(arch))
     assert {tensor.name: tuple(int(size) for size in reversed(tensor.shape)) for tensor in reader.tensors} == shapes
     kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
     assert all(kind == ("F32" if len(shapes[name]) == 1 else "Q4_0") for name, kind in kinds.items())

@@ -10,20 +10,20 @@ from typing import Any
 import pytest
 import torch
 
-from dfrot.bench.refinement.figure import errors
-from dfrot.bench.refinement.run import compare_refinement, figure, plot
+from dfrot.bench.refinement.figure import figure_data, plot_figure, token_errors
+from dfrot.bench.refinement.run import compare_refinement
 from dfrot.bench.refinement.synthetic_rows import (
     CHANNELS,
     DELIMITER,
+    ERROR_TABLE,
     START_TOKEN,
-    TABLE,
     WIDTH,
     massive_rows,
     table_rows,
 )
 from dfrot.errors import ResourceError
-from dfrot.rotation.hadamard import randomized
-from dfrot.rotation.refinement.row_grid import RowGrid
+from dfrot.rotation.hadamard import randomized_hadamard
+from dfrot.rotation.refinement.token_quantizer import TokenQuantizer
 
 # one draw of 64 rows; the largest |x| of a row moves the error, most for heavy tails and for one fixed direction
 TOLERANCE = 0.016
@@ -35,22 +35,22 @@ def rotations() -> dict[str, torch.Tensor | None]:
     # Three rounds of signs, shuffles and Hadamards: as good as a random orthogonal matrix for this purpose, and
     # far cheaper than the QR decomposition of a 4096 x 4096 matrix
     mixed = torch.eye(WIDTH)
-    power = randomized(WIDTH, 1).float()
+    power = randomized_hadamard(WIDTH, 1).float()
     for _ in range(3):
         mixed = (mixed @ power)[:, torch.randperm(WIDTH, generator=draw)]
-    return {"NR": None, "RH": randomized(WIDTH, 0), "RO": mixed}
+    return {"NR": None, "RH": randomized_hadamard(WIDTH, 0), "RO": mixed}
 
 
-@pytest.mark.parametrize("kind", TABLE)
+@pytest.mark.parametrize("kind", ERROR_TABLE)
 def test_the_table_is_reproduced(kind: str, rotations: dict[str, torch.Tensor | None]) -> None:
     rows = table_rows(kind)
     norms = rows.double().norm(dim=1)
     found = [
-        float((errors(rows, matrix, RowGrid(4, symmetric)) / norms).mean())
+        float((token_errors(rows, matrix, TokenQuantizer(4, symmetric)) / norms).mean())
         for symmetric in (True, False)
         for matrix in rotations.values()
     ]
-    assert found == pytest.approx(TABLE[kind], abs=TOLERANCE)
+    assert found == pytest.approx(ERROR_TABLE[kind], abs=TOLERANCE)
 
 
 def test_massive_rows_carry_the_published_values() -> None:
@@ -78,17 +78,17 @@ def check_order(data: dict[str, Any]) -> None:
 
 
 def test_figure_has_the_order_of_the_paper(tmp_path: Path) -> None:
-    data = figure(256, 900, 48, rounds=12)
+    data = figure_data(256, 900, 48, rounds=12)
     check_order(data)
     json.dumps(data)
     pytest.importorskip("matplotlib")
-    plot(data, tmp_path / "figure.png")
+    plot_figure(data, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
 
 
 @pytest.mark.slow
 def test_figure_at_full_width() -> None:
-    check_order(figure())
+    check_order(figure_data())
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(ResourceError, match=r"pip install 'dfq\[plot\]'"):
-        plot({}, tmp_path / "figure.png")
+        plot_figure({}, tmp_path / "figure.png")
 
 
 def test_bench_reports_both_methods() -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import UnsupportedError
-from dfrot.export.gguf import tokenizer as gguf_tokenizer
-from dfrot.export.gguf.writer import NAME
+from dfrot.export.gguf import splitting
+from dfrot.export.gguf.writer import FILE_NAME
 from dfrot.export.run import export
 
 pytest.importorskip("gguf")
@@ -88,7 +88,7 @@ def _save(folder: Path, made: Any) -> None:
 def compare(model: Path, out: Path, begin: str = "") -> None:
     llama_cpp = pytest.importorskip("llama_cpp")
     export(model, "gguf", out)
-    theirs = llama_cpp.Llama(model_path=str(out / NAME), vocab_only=True, verbose=False)
+    theirs = llama_cpp.Llama(model_path=str(out / FILE_NAME), vocab_only=True, verbose=False)
     ours = load_tokenizer(model)
     draw = random.Random(0)
     for _ in range(150):
@@ -96,10 +96,10 @@ def compare(model: Path, out: Path, begin: str = "") -> None:
         assert theirs.tokenize(text.encode(), add_bos=True, special=False) == ours(text)["input_ids"], repr(text)
 
 
-@pytest.mark.parametrize("splits", gguf_tokenizer.PRE, ids=gguf_tokenizer.PRE.get)
+@pytest.mark.parametrize("splits", splitting.PRE_TOKENIZER_TAGS, ids=splitting.PRE_TOKENIZER_TAGS.get)
 def test_byte_level(splits: tuple[str, ...], kit: Any, tmp_path: Path) -> None:
     model = kit.build(tmp_path / "model", vocab_size=352)
-    byte_level(model, splits, gguf_tokenizer.PRE[splits] in gguf_tokenizer.WHOLE)
+    byte_level(model, splits, splitting.PRE_TOKENIZER_TAGS[splits] in splitting.IGNORE_MERGES_TAGS)
     compare(model, tmp_path / "out")
 
 

@@ -18,9 +18,10 @@ from dfrot.checkpoint import Checkpoint
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.export import engines
-from dfrot.export.float16_scales import Rounding
-from dfrot.export.gguf.blocks import blocks
-from dfrot.export.gguf.writer import NAME, interleave
+from dfrot.export.float16_scales import Float16Rounding
+from dfrot.export.gguf.blocks import pack_blocks
+from dfrot.export.gguf.tensors import interleave
+from dfrot.export.gguf.writer import FILE_NAME
 from dfrot.export.run import export
 from dfrot.export.targets import GGUF
 from dfrot_kernels.layouts import PackedWeight
@@ -28,7 +29,7 @@ from dfrot_kernels.layouts import PackedWeight
 gguf = pytest.importorskip("gguf")
 
 
-@pytest.mark.parametrize("storage", GGUF.storages, ids=lambda one: one.name)
+@pytest.mark.parametrize("storage", GGUF.storages, ids=lambda storage: storage.name)
 @pytest.mark.parametrize("group", [0, 32, 64])
 def test_blocks_decode_to_our_weights_bit_for_bit(storage: Any, group: int) -> None:
     """The public decoder of the format, on random codes and bfloat16 scales. Asymmetric offsets m = -zero scale may
@@ -43,8 +44,8 @@ def test_blocks_decode_to_our_weights_bit_for_bit(storage: Any, group: int) -> N
     if not storage.symmetric:
         zero = torch.randint(0, top, (n, groups), dtype=torch.uint8, generator=generator)
     weight = PackedWeight.from_codes(codes, scale, zero, storage.bits, group)
-    rounding = Rounding()
-    raw = blocks(weight, storage, rounding, "w").numpy()
+    rounding = Float16Rounding()
+    raw = pack_blocks(weight, storage, rounding, "w").numpy()
     kind = getattr(gguf.GGMLQuantizationType, storage.name)
     decoded = torch.from_numpy(gguf.quants.dequantize(raw, kind))
     ours = weight.dequantize(torch.float32)
@@ -57,15 +58,15 @@ def test_blocks_decode_to_our_weights_bit_for_bit(storage: Any, group: int) -> N
 
 
 def test_scales_outside_float16_are_counted_or_refused() -> None:
-    rounding = Rounding()
+    rounding = Float16Rounding()
     exact = torch.tensor([2.0**-17, 1.0, 65280.0]).bfloat16().float()
-    assert torch.equal(rounding.half(exact, "w").float(), exact)
+    assert torch.equal(rounding.to_float16(exact, "w").float(), exact)
     assert rounding.to_dict() == {"count": 3, "rounded": 0, "worst_relative_error": 0.0}
-    rounding.half(torch.tensor([2.0**-22 * 1.1875]), "w")
+    rounding.to_float16(torch.tensor([2.0**-22 * 1.1875]), "w")
     assert rounding.rounded == 1
     for bad in (1e-9, 70000.0):
         with pytest.raises(UnsupportedError, match="compressed-tensors"):
-            rounding.half(torch.tensor([bad]), "w")
+            rounding.to_float16(torch.tensor([bad]), "w")
 
 
 def test_interleaving_makes_neighbours_of_rope_pairs() -> None:
@@ -125,7 +126,7 @@ def test_llama_cpp_reads_text_as_we_do(dense: Path, tmp_path: Path) -> None:
     """Token ids of random text, special and added tokens, the BOS; the chat template is there."""
     llama_cpp = pytest.importorskip("llama_cpp")
     export(dense, "gguf", tmp_path / "out")
-    model = llama_cpp.Llama(model_path=str(tmp_path / "out" / NAME), vocab_only=True, verbose=False)
+    model = llama_cpp.Llama(model_path=str(tmp_path / "out" / FILE_NAME), vocab_only=True, verbose=False)
     ours = load_tokenizer(dense)
     draw = random.Random(0)
     pieces = ["the", " the", "in", "\f", "</s>", "  ", "\n", "x1", "é", "日本", "🙂", "'s", "!?", "0", "\t"]
@@ -140,7 +141,7 @@ def test_llama_cpp_reads_text_as_we_do(dense: Path, tmp_path: Path) -> None:
 def test_what_the_file_says(pack: Callable[[str], Path], kit: SimpleNamespace, tmp_path: Path) -> None:
     """Types and names by the public reader: linears as blocks, norms in float32, an untied head, padded vocabulary."""
     export(pack("w4a16-g32"), "gguf", tmp_path / "out")
-    reader = gguf.GGUFReader(tmp_path / "out" / NAME)
+    reader = gguf.GGUFReader(tmp_path / "out" / FILE_NAME)
     types = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
     assert types["blk.1.ffn_down.weight"] == "Q4_0"
     assert types["blk.0.attn_norm.weight"] == types["output_norm.weight"] == "F32"
@@ -153,7 +154,7 @@ def test_what_the_file_says(pack: Callable[[str], Path], kit: SimpleNamespace, t
 def test_the_same_bytes_every_time(pack: Callable[[str], Path], tmp_path: Path) -> None:
     for name in ("a", "b"):
         export(pack("w4a16-g32"), "gguf", tmp_path / name)
-    assert (tmp_path / "a" / NAME).read_bytes() == (tmp_path / "b" / NAME).read_bytes()
+    assert (tmp_path / "a" / FILE_NAME).read_bytes() == (tmp_path / "b" / FILE_NAME).read_bytes()
 
 
 def _changed(model: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
@@ -211,5 +212,5 @@ def test_a_config_without_words_in_gguf_is_refused(changes: dict[str, Any], kit:
 def test_a_sliding_window_bounds_the_context(kit: Any, tmp_path: Path) -> None:
     model = kit.build(tmp_path / "model", model_type="mistral", sliding_window=64)
     export(model, "gguf", tmp_path / "out")
-    field = gguf.GGUFReader(tmp_path / "out" / NAME).fields["llama.context_length"]
+    field = gguf.GGUFReader(tmp_path / "out" / FILE_NAME).fields["llama.context_length"]
     assert int(field.parts[field.data[0]][0]) == 64

@@ -23,18 +23,6 @@ def test_sketch_quantiles_are_near_the_exact_ones() -> None:
     assert torch.equal(sketch.absmax, rows.abs().amax(0))
 
 
-def test_sketches_add_up() -> None:
-    rows = torch.randn(700, 8)
-    whole, left, right = ChannelSketch(8), ChannelSketch(8), ChannelSketch(8)
-    whole.add(rows)
-    left.add(rows[:300])
-    right.add(rows[300:])
-    left.merge(right)
-    assert torch.equal(left.bins, whole.bins)
-    assert torch.equal(left.median(), whole.median())
-    assert left.kurtosis() == pytest.approx(whole.kurtosis())
-
-
 def test_share_above_counts_tokens() -> None:
     sketch = ChannelSketch(2)
     sketch.add(torch.tensor([[1.0, 100.0]] * 30 + [[64.0, 0.0]] * 10))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dfrot.outliers.measure.block_view import BlockView, observe
+from dfrot.outliers.measure.block_view import BlockCapture, run_and_capture
 from dfrot.outliers.measure.subject import Subject
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.load import load_model
@@ -29,8 +29,8 @@ def test_a_quantized_checkpoint_runs_as_it_would_when_loaded(
     tokens = torch.randint(0, 256, (24,))
     hidden = subject.runner.embed(tokens[None])[0]
     for layer in range(3):
-        view = BlockView(layer, 0, tokens, hidden)
-        hidden = observe(subject.runner, subject.block(layer), subject.arch, view, subject.cache())
+        capture = BlockCapture(layer, 0, tokens, hidden)
+        hidden = run_and_capture(subject.runner, subject.block(layer), subject.arch, capture, subject.cache())
     model = load_model(packed, torch.float32, fake=not fake)
     expected = model.base_model(input_ids=tokens[None], use_cache=False, output_hidden_states=True).hidden_states
-    torch.testing.assert_close(view.before, expected[2][0], atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(capture.before, expected[2][0], atol=2e-2, rtol=2e-2)

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from dfrot.outliers.report.figures import short
-from dfrot.outliers.report.png import encode
+from dfrot.outliers.report.figures import short_name
+from dfrot.outliers.report.png import encode_png
 from dfrot.stages.outliers.compare import compare
 from dfrot.stages.outliers.measure import outliers
 from dfrot.stages.outliers.settings import OutlierSettings
@@ -79,16 +79,16 @@ def test_the_report_is_the_same_when_made_again(
 ) -> None:
     settings = OutlierSettings(dataset=str(text_file), seqlen=64, rounds=2, perplexity=False)
     model = small_llama(change=massive_weight.change)
-    for name in ("one", "two"):
+    for name in ("first", "second"):
         outliers(model, tmp_path / name, settings)
     for file in ("report.json", "report.html"):
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
 
 
 def test_png_pixels_come_back() -> None:
     import zlib
 
-    data = encode([bytes([0, 128, 255]), bytes([7, 8, 9])], zoom=2)
+    data = encode_png([bytes([0, 128, 255]), bytes([7, 8, 9])], zoom=2)
     start = data.index(b"IDAT") + 4
     scan = zlib.decompress(data[start : data.index(b"IEND") - 8])
     assert scan == b"".join(
@@ -104,7 +104,7 @@ def test_two_checkpoints_side_by_side(
     report = compare(small_llama("a", change=massive_weight.change), small_llama("b"), out, settings)
     rows = {row[0]: row[1:] for row in report["rows"]}
     assert rows["massive activation channels"] == [1, 0]
-    assert rows["massive activations created by"] == [[short("model.layers.1.mlp.down_proj")], []]
+    assert rows["massive activations created by"] == [[short_name("model.layers.1.mlp.down_proj")], []]
     page = Page((out / "report.html").read_text())
     assert all(link.startswith("data:") for link in page.links)
     assert {"figure-stream", "figure-a-relief", "figure-b-relief"} <= set(page.ids)
@@ -112,7 +112,7 @@ def test_two_checkpoints_side_by_side(
 
 
 CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
 
 
@@ -152,8 +152,8 @@ def test_a_browser_shows_it_without_complaint(folder: Path, tmp_path: Path, widt
     assert ran.returncode == 0, ran.stderr[-500:]
     assert "CONSOLE" not in ran.stderr
     raw = ran.stdout.split('data-probe="')[1].split('"')[0].replace("&quot;", '"')
-    found: dict[str, Any] = json.loads(raw)
-    assert found["figures"] == len(list((folder / "figures").glob("*.svg")))
-    assert found["empty"] == 0
-    assert found["wide"] <= 0
-    assert found["requests"] == 0
+    probe_result: dict[str, Any] = json.loads(raw)
+    assert probe_result["figures"] == len(list((folder / "figures").glob("*.svg")))
+    assert probe_result["empty"] == 0
+    assert probe_result["wide"] <= 0
+    assert probe_result["requests"] == 0

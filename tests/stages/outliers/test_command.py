@@ -98,20 +98,20 @@ def test_plan_touches_nothing(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ((), "Missing argument"),
         (("a", "b", "c"), "one to measure or two to compare"),
         (("nothing-here",), "no such folder"),
-        (("MODEL", "--ratio", "0"), "positive number"),
-        (("MODEL", "--channel", "nan"), "positive number"),
+        (("MODEL", "--ratio", "0"), "--ratio 0.0: must be above 0"),
+        (("MODEL", "--channel", "nan"), "--channel nan: must be above 0"),
         (("MODEL", "--seqlen", "4"), "at least 8"),
         (("MODEL", "--seqlen", "90000"), "too short"),
         (("GEMMA",), "cannot be measured"),
     ],
 )
 def test_bad_input_is_one_line(
-    dfq: Callable[..., Any], small_llama: MakeCheckpoint, text_file: Path, words: tuple[str, ...], said: str
+    dfq: Callable[..., Any], small_llama: MakeCheckpoint, text_file: Path, words: tuple[str, ...], message: str
 ) -> None:
     folders: dict[str, Callable[[], Path]] = {
         "MODEL": small_llama,
@@ -121,7 +121,7 @@ def test_bad_input_is_one_line(
     given = [str(folders[word]()) if word in folders else word for word in words]
     ran = dfq(*given, "--dataset", text_file)
     assert ran.exit_code == 2
-    assert said in ran.stderr
+    assert message in ran.stderr
     assert "Traceback" not in ran.stderr
 
 
@@ -147,12 +147,12 @@ def test_fix_says_what_it_cost(
     assert (tmp_path / "out/model.safetensors").is_file()
     plan = dfq(*words, "--search", "--plan", "--json", "--out", tmp_path / "second")
     assert json.loads(plan.stdout)["settings"]["search"] is True
-    for wrong, said in (
+    for wrong, message in (
         ((), "give --fix"),
         (("--fix", "massive:cube"), "nearest: massive"),
         (("--fix", "gains:mean"), "no channel"),
     ):
         ran = dfq(*words, *wrong, "--no-quantized", "--out", tmp_path / "third")
         assert ran.exit_code == 2, ran.stdout
-        assert said in ran.stderr
+        assert message in ran.stderr
         assert not (tmp_path / "third").exists()

@@ -25,14 +25,14 @@ def report() -> dict[str, Any]:
 
 def test_massive_activations_are_the_planted_ones(report: dict[str, Any], planted_outliers: SimpleNamespace) -> None:
     massive = report["massive"]
-    assert {one["channel"] for one in massive["channels"]} == set(planted_outliers.massive)
-    for one in massive["channels"]:
-        assert one["values"][0] == pytest.approx(planted_outliers.massive[one["channel"]], rel=0.01)
-        assert one["created"] == "model.embed_tokens"
-        assert one["ends"] is None
-        assert {token["id"] for token in one["tokens"]} == planted_outliers.tokens
+    assert {channel["channel"] for channel in massive["channels"]} == set(planted_outliers.massive)
+    for channel in massive["channels"]:
+        assert channel["values"][0] == pytest.approx(planted_outliers.massive[channel["channel"]], rel=0.01)
+        assert channel["created"] == "model.embed_tokens"
+        assert channel["ends"] is None
+        assert {token["id"] for token in channel["tokens"]} == planted_outliers.tokens
     assert [place["where"] for place in massive["created"]] == ["model.embed_tokens"]
-    sources = {(one["row"], one["channel"]) for one in massive["created"][0]["origins"]}
+    sources = {(origin["row"], origin["channel"]) for origin in massive["created"][0]["origins"]}
     assert sources == {(token, channel) for token in planted_outliers.tokens for channel in planted_outliers.massive}
 
 
@@ -46,10 +46,10 @@ def test_ablation_confirms_the_source(report: dict[str, Any]) -> None:
 def test_channel_outliers_are_the_planted_ones_and_come_from_the_gain(
     report: dict[str, Any], planted_outliers: SimpleNamespace
 ) -> None:
-    assert {one["channel"] for one in report["channel_outliers"]} == set(planted_outliers.gains)
-    assert all(one["explained_by_gain"] > 0.8 for one in report["channel_outliers"])
-    assert all(one["ratio_without_gain"] < 2 for one in report["channel_outliers"])
-    assert all(0.3 < one["read_energy_over_median"] < 3 for one in report["channel_outliers"])  # weights divided
+    assert {channel["channel"] for channel in report["channel_outliers"]} == set(planted_outliers.gains)
+    assert all(outlier["explained_by_gain"] > 0.8 for outlier in report["channel_outliers"])
+    assert all(outlier["ratio_without_gain"] < 2 for outlier in report["channel_outliers"])
+    assert all(0.3 < outlier["read_energy_over_median"] < 3 for outlier in report["channel_outliers"])
 
 
 def test_rotations_in_the_order_of_the_paper(report: dict[str, Any]) -> None:
@@ -60,21 +60,21 @@ def test_rotations_in_the_order_of_the_paper(report: dict[str, Any]) -> None:
 
 
 def test_the_model_without_planted_outliers_has_none(reference_without_outliers: Path) -> None:
-    found = outliers(reference_without_outliers, None, OutlierSettings(**QUICK))
-    assert found["massive"]["channels"] == []
-    assert found["massive"]["created"] == []
-    assert found["massive"]["ablation"] is None
-    assert found["channel_outliers"] == []
-    assert found["recommendation"]["sink_tokens"] == 0
+    report = outliers(reference_without_outliers, None, OutlierSettings(**QUICK))
+    assert report["massive"]["channels"] == []
+    assert report["massive"]["created"] == []
+    assert report["massive"]["ablation"] is None
+    assert report["channel_outliers"] == []
+    assert report["recommendation"]["sink_tokens"] == 0
 
 
 def test_a_spike_made_by_one_down_proj_entry_is_traced_to_it(
     small_llama: MakeCheckpoint, text_file: Path, massive_weight: SimpleNamespace
 ) -> None:
-    found = outliers(
+    report = outliers(
         small_llama(change=massive_weight.change), None, OutlierSettings(dataset=str(text_file), seqlen=128, rounds=2)
     )
-    massive = found["massive"]
+    massive = report["massive"]
     (channel,) = massive["channels"]
     assert channel["channel"] == massive_weight.row
     assert [token["text"] for token in channel["tokens"]] == [massive_weight.token]
@@ -107,7 +107,8 @@ def test_the_stream_without_the_spike_is_the_model_with_that_weight_at_zero(
 
     settings = OutlierSettings(dataset=str(text_file), seqlen=128, rounds=2)
     ablation = outliers(small_llama("spiked", change=massive_weight.change), None, settings)["massive"]["ablation"]
-    subject, tokens, _, _ = prepare(small_llama("without", change=without), settings)
+    plan = prepare(small_llama("without", change=without), settings)
+    subject, tokens = plan.subject, plan.tokens
     assert isinstance(subject, Subject)
     hidden = subject.runner.embed(tokens[:1])
     for layer in range(3):
@@ -121,7 +122,7 @@ def test_several_windows_agree_with_one(
 ) -> None:
     model = small_llama(change=massive_weight.change)
     for windows in (1, 3):
-        found = outliers(model, None, OutlierSettings(dataset=str(text_file), seqlen=64, windows=windows, rounds=2))
-        assert [one["channel"] for one in found["massive"]["channels"]] == [massive_weight.row]
-        assert len(found["layers"]) == 3
-        assert found["data"]["bos"] == "at the start of every window"
+        report = outliers(model, None, OutlierSettings(dataset=str(text_file), seqlen=64, windows=windows, rounds=2))
+        assert [channel["channel"] for channel in report["massive"]["channels"]] == [massive_weight.row]
+        assert len(report["layers"]) == 3
+        assert report["data"]["bos"] == "at the start of every window"

@@ -1,96 +1,95 @@
-"""Rows that are rotated, normed and quantized in one pass, for the bench."""
+"""Operators that rotate, normalise or activate rows and quantize them in one pass."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from dfrot.bench.kernels import peers
 from dfrot.bench.kernels.case import Case, ProblemShape
-from dfrot.bench.kernels.cases.products import BUILDERS, IGNORES
-from dfrot.bench.kernels.operands import activations, few, ring
-from dfrot.rotation.hadamard import plan
+from dfrot.bench.kernels.cases.common import random_inputs
+from dfrot.bench.kernels.cases.rows import QUANTIZER
+from dfrot.bench.kernels.operands import gate_rows
+from dfrot.rotation.hadamard import hadamard_plan
 from dfrot_kernels.ops import references as ref_fused
 
-Tokens = tuple[Tensor, Tensor, Tensor]
-EDGES = 0.01  # share of codes that sums in another order may move over a rounding edge, by one
+Codes = tuple[Tensor, Tensor, Tensor]
+"""codes int8 [M, K], scale float32 [M], zero int32 [M]."""
+
+# Share of codes that may differ by one: another order of sums moves values over a rounding edge.
+MAX_SHARE_DIFFERENT = 0.01
+SCALE_TOLERANCE = 1e-3  # relative
 
 
-def moved(found: Tokens, wanted: Tokens) -> float:
-    """The share of codes that differ, by one; inf where one differs by more or a scale by 0.1 %."""
-    distance = (found[0].int() - wanted[0].int()).abs()
-    scales = (found[1] - wanted[1]).abs() <= 1e-3 * wanted[1].abs()
-    if int(distance.max()) > 1 or not bool(scales.all()) or int((found[2] - wanted[2]).abs().max()) > 1:
+def share_of_different_codes(output: Codes, expected: Codes) -> float:
+    """The share of codes that differ by one; inf where a code or zero differs by more, or a scale by 0.1 %."""
+    distance = (output[0].int() - expected[0].int()).abs()
+    scales = (output[1] - expected[1]).abs() <= SCALE_TOLERANCE * expected[1].abs()
+    if int(distance.max()) > 1 or not bool(scales.all()) or int((output[2] - expected[2]).abs().max()) > 1:
         return float("inf")
     return float(distance.float().mean())
+
+
+def hadamard_quantize(shape: ProblemShape, generator: torch.Generator, cover: int) -> Case:
+    """The online rotation, then 4-bit asymmetric codes."""
+    spec = hadamard_plan(shape.k)
+    options = (spec.base(), spec.block, *QUANTIZER)
+    return _case(
+        "hadamard_quantize",
+        shape,
+        random_inputs(shape, generator, cover),
+        lambda x: torch.ops.dfq.hadamard_quantize(x, *options),
+        lambda x: ref_fused.hadamard_quantize(x, *options),
+    )
+
+
+def rmsnorm_quantize(shape: ProblemShape, generator: torch.Generator, cover: int) -> Case:
+    """The norm before a linear, then 4-bit asymmetric codes."""
+    options = (None, torch.ones(shape.k, dtype=torch.bfloat16), 1e-5, *QUANTIZER)
+    return _case(
+        "rmsnorm_quantize",
+        shape,
+        random_inputs(shape, generator, cover),
+        lambda x: torch.ops.dfq.rmsnorm_quantize(x, *options),
+        lambda x: ref_fused.rmsnorm_quantize(x, *options),
+    )
+
+
+def silu_mul_hadamard_quantize(shape: ProblemShape, generator: torch.Generator, cover: int) -> Case:
+    """Everything between the linears of the MLP: silu(gate) * up, the online rotation, 4-bit asymmetric codes."""
+    spec = hadamard_plan(shape.k)
+    options = (spec.base(), spec.block, *QUANTIZER)
+    return _case(
+        "silu_mul_hadamard_quantize",
+        shape,
+        random_inputs(shape, generator, cover, 2),
+        lambda gate, up: torch.ops.dfq.silu_mul_hadamard_quantize(gate, up, *options),
+        lambda gate, up: ref_fused.silu_mul_hadamard_quantize(gate, up, *options),
+    )
 
 
 def _case(
     name: str,
     shape: ProblemShape,
     inputs: list[tuple[Tensor, ...]],
-    run: Callable[..., Tokens],
-    reference: Callable[..., Tokens],
+    run: Callable[..., Codes],
+    reference: Callable[..., Codes],
 ) -> Case:
+    """An operator on bfloat16 rows with int8 codes as output; its peer is a copy of the first input."""
+
     def gate() -> float:
-        rows = [x[few(shape.rows)] for x in inputs[0]]
-        return moved(run(*rows), reference(*rows))
+        rows = [x[gate_rows(shape.rows)] for x in inputs[0]]
+        return share_of_different_codes(run(*rows), reference(*rows))
 
-    size = shape.rows * shape.k * (2 * len(inputs[0]) + 1)
-    ours = [lambda x=x: run(*x) for x in inputs]
-    rest = {"torch copy": [peers.copy(x[0]) for x in inputs]}
-    return Case(name, {"k": shape.k, "rows": shape.rows}, gate, EDGES, ours, size, peers=rest)
-
-
-def _inputs(shape: ProblemShape, draw: torch.Generator, cover: int, each: int) -> list[tuple[Tensor, ...]]:
-    count = min(64, ring(2 * each * shape.rows * shape.k, cover))
-    return [tuple(activations(shape.rows, shape.k, draw) for _ in range(each)) for _ in range(count)]
-
-
-def hadamard_quantize(shape: ProblemShape, draw: torch.Generator, cover: int) -> Case:
-    """The online rotation, then 4-bit asymmetric codes."""
-    spec = plan(shape.k)
-    options = (spec.base(), spec.block, 4, False, 1.0)
-    return _case(
-        "hadamard_quantize",
-        shape,
-        _inputs(shape, draw, cover, 1),
-        lambda x: torch.ops.dfq.hadamard_quantize(x, *options),
-        lambda x: ref_fused.hadamard_quantize(x, *options),
+    return Case(
+        name,
+        {"k": shape.k, "rows": shape.rows},
+        gate,
+        MAX_SHARE_DIFFERENT,
+        [partial(run, *x) for x in inputs],
+        shape.rows * shape.k * (2 * len(inputs[0]) + 1),
+        peers={"torch copy": [peers.copy(x[0]) for x in inputs]},
     )
-
-
-def rmsnorm_quantize(shape: ProblemShape, draw: torch.Generator, cover: int) -> Case:
-    """The norm before a linear, then 4-bit asymmetric codes."""
-    options = (None, torch.ones(shape.k, dtype=torch.bfloat16), 1e-5, 4, False, 1.0)
-    return _case(
-        "rmsnorm_quantize",
-        shape,
-        _inputs(shape, draw, cover, 1),
-        lambda x: torch.ops.dfq.rmsnorm_quantize(x, *options),
-        lambda x: ref_fused.rmsnorm_quantize(x, *options),
-    )
-
-
-def silu_mul_hadamard_quantize(shape: ProblemShape, draw: torch.Generator, cover: int) -> Case:
-    """What stands between the MLP's linears."""
-    spec = plan(shape.k)
-    options = (spec.base(), spec.block, 4, False, 1.0)
-    return _case(
-        "silu_mul_hadamard_quantize",
-        shape,
-        _inputs(shape, draw, cover, 2),
-        lambda gate, up: torch.ops.dfq.silu_mul_hadamard_quantize(gate, up, *options),
-        lambda gate, up: ref_fused.silu_mul_hadamard_quantize(gate, up, *options),
-    )
-
-
-_CASES = {
-    "hadamard_quantize": hadamard_quantize,
-    "rmsnorm_quantize": rmsnorm_quantize,
-    "silu_mul_hadamard_quantize": silu_mul_hadamard_quantize,
-}
-BUILDERS.update(_CASES)
-IGNORES.update(dict.fromkeys(_CASES, ("n", "group")))

@@ -1,0 +1,99 @@
+"""dfq draft eval: plain against speculative decoding of the same prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dfrot.generation.sampling import Sampling
+from dfrot.stages.draft.settings import DraftEvalSettings
+from dfrot_cli import show
+from dfrot_cli.commands.draft.options import required_draft_option, shape_options, shapes_of
+from dfrot_cli.options import Common, common, file_option, model_option, require_new
+from dfrot_cli.plan import plan
+from dfrot_cli.setting_options import options_of, settings_from
+
+
+@click.command("eval")
+@model_option
+@required_draft_option
+@options_of(DraftEvalSettings, skip=("seed", "draft_dtype"))
+@shape_options
+@options_of(Sampling)
+@click.option("--require-lossless", is_flag=True, help="Fail unless every greedy output is identical.")
+@file_option("Also write the result as JSON to this file.")
+@common
+def command(
+    model: str,
+    draft: Path,
+    chain: tuple[int, ...],
+    tree: tuple[str, ...],
+    require_lossless: bool,
+    out: Path | None,
+    common: Common,
+    **options: Any,
+) -> None:
+    """Measure acceptance, speed and identity of outputs, per tree shape, in one process and in turns."""
+    common.prepare()
+    from dfrot.errors import InputError
+    from dfrot.files import write_json
+    from dfrot.hub import resolve_model
+    from dfrot.stages.draft.evaluate import evaluate
+
+    require_new(out, common)
+    sampling = settings_from(Sampling, options)
+    if require_lossless and not sampling.greedy:
+        raise InputError(
+            "`require_lossless` compares tokens, which only greedy decoding repeats; leave out `temperature`",
+            field=("require_lossless", "temperature"),
+        )
+    measured: dict[str, Any] = {"shapes": shapes_of(chain, tree), "sampling": sampling, "seed": common.seed}
+    settings = settings_from(DraftEvalSettings, options, **measured)
+    folder = resolve_model(model)
+    if common.plan:
+        plan("draft eval", {"model": folder, "draft": draft}, settings, out, common)
+        return
+    with show.progress() as progress:
+        report = evaluate(folder, draft, settings, progress)
+    if out is not None:
+        write_json(out, report)
+    show.as_json(report) if common.json else _table(report)
+    if require_lossless:
+        _require_identical(report)
+
+
+def _require_identical(report: dict[str, Any]) -> None:
+    """Raises GateError naming the first output that differs from plain decoding."""
+    from dfrot.errors import GateError
+
+    for name, row in report["shapes"].items():
+        if mismatches := row.get("mismatches"):
+            first = mismatches[0]
+            raise GateError(
+                f"{name}: {len(mismatches)} of {report['prompts']} outputs differ; prompt {first['prompt']}, token "
+                f"{first['place']}: {first['class']} (margin {first['margin']:.3g}, a block moves logits by "
+                f"{first['block_difference']:.3g})"
+            )
+
+
+def _table(report: dict[str, Any]) -> None:
+    columns = {
+        "tau": "tau",
+        "accept_at_position": "accepted by position",
+        "identical": "identical",
+        "plain_tokens_per_second": "plain tokens/s",
+        "tokens_per_second": "tokens/s",
+        "speedup": "speedup",
+        "draft_ms": "draft ms",
+        "verify_ms": "verify ms",
+    }
+    rows = [[name, *(row.get(key) for key in columns)] for name, row in report["shapes"].items()]
+    title = f"{report['prompts']} prompts, {report['max_new_tokens']} tokens each"
+    show.table(title, ("draft", *columns.values()), rows)
+    slow = [name for name, row in report["shapes"].items() if (row.get("speedup") or 1) < 1]
+    if report["draft_op_by_op"]:
+        show.line(f"the draft runs operator by operator, which is slow: {report['draft_op_by_op']}")
+    if slow:
+        show.line(f"slower than plain decoding on this machine: {', '.join(slow)}")

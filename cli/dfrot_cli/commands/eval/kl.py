@@ -1,0 +1,53 @@
+"""dfq eval kl: how far predictions are from the baseline's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dfrot.stages.evaluate.settings import KlSettings
+from dfrot_cli import show
+from dfrot_cli.commands.eval.options import keep, models_option, report_option, resolved
+from dfrot_cli.options import Common, common, dataset_option
+from dfrot_cli.plan import numbered, plan
+from dfrot_cli.setting_options import options_of, settings_from
+
+
+@click.command("kl")
+@models_option
+@dataset_option(KlSettings)
+@options_of(KlSettings, skip=("dataset",))
+@report_option
+@common
+def command(models: tuple[str, ...], out: Path | None, common: Common, dataset: str | None, **options: Any) -> None:
+    """Measure the KL divergence from the first checkpoint, token by token: mean, quantiles, top-1 agreement.
+
+    Perplexity can stay the same while predictions change; the divergence cannot."""
+    common.prepare()
+    from dfrot.hub import default_dataset
+    from dfrot.stages.evaluate.kl import divergence
+
+    folders = resolved(models, out, common)
+    dataset = dataset or default_dataset(models[0], folders[0])
+    settings = settings_from(KlSettings, options, dataset=dataset)
+    if common.plan:
+        plan("eval kl", numbered(folders), settings, out, common)
+        return
+    with show.progress() as progress:
+        report = divergence(folders, settings, progress)
+    keep(report, models, out)
+    show.as_json(report) if common.json else _table(report, models[0], out)
+
+
+def _table(report: dict[str, Any], baseline: str, out: Path | None) -> None:
+    heads = ("model", "scheme", "perplexity", "KL", "95 % interval", "median", "90 %", "99 %", "99.9 %", "top-1")
+    rows = []
+    for result in report["results"]:
+        quantiles = [result.get("kl_quantiles", {}).get(q) for q in ("0.5", "0.9", "0.99", "0.999")]
+        numbers = [result.get(key) for key in ("scheme", "perplexity", "kl", "kl_ci")]
+        rows.append((result["name"], *numbers, *quantiles, result.get("top1")))
+    show.table(f"{report['dataset']['name']}, {report['settings']['windows']} windows, from {baseline}", heads, rows)
+    if out is not None:
+        show.line(f"wrote {out}")

@@ -1,0 +1,53 @@
+"""dfq eval tasks: lm-eval's tasks, beside a baseline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dfrot.stages.evaluate.settings import TaskSettings
+from dfrot_cli import show
+from dfrot_cli.commands.eval.options import keep, models_option, report_option, resolved
+from dfrot_cli.options import Common, common, path_option
+from dfrot_cli.plan import numbered, plan
+from dfrot_cli.setting_options import options_of, settings_from
+
+
+@click.command("tasks")
+@models_option
+@options_of(TaskSettings)
+@path_option("--draft", metavar="D", text="A draft of the last checkpoint.")
+@report_option
+@common
+def command(models: tuple[str, ...], draft: Path | None, out: Path | None, common: Common, **options: Any) -> None:
+    """Measure scores on lm-eval's tasks (extra `tasks`), and the difference to the first checkpoint, paired over
+    documents."""
+    common.prepare()
+    from dfrot.stages.evaluate.tasks import evaluate_tasks
+
+    folders = resolved(models, out, common)
+    settings = settings_from(TaskSettings, options, seed=common.seed)
+    if common.plan:
+        inputs = {**numbered(folders), "draft": draft}
+        plan("eval tasks", inputs, settings, out, common)
+        return
+    with show.progress() as progress:
+        report = evaluate_tasks(folders, settings, draft, progress)
+    keep(report, models, out)
+    show.as_json(report) if common.json else _table(report, out)
+
+
+def _table(report: dict[str, Any], out: Path | None) -> None:
+    rows = []
+    for result in report["results"]:
+        for task, scores in result["scores"].items():
+            for metric, score in scores.items():
+                numbers = [score.get(key) for key in ("value", "stderr", "difference", "difference_ci", "documents")]
+                rows.append((f"{task} {metric}", result["name"], result["scheme"], *numbers))
+    rows.sort(key=lambda row: row[0])
+    heads = ("task", "model", "scheme", "score", "stderr", "difference", "95 % interval, paired", "documents")
+    show.table(f"lm-eval {report['lm_eval']}", heads, rows)
+    if out is not None:
+        show.line(f"wrote {out}")

@@ -1,0 +1,32 @@
+"""Groups that know their commands' names and help lines without importing them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are the `command` of the modules of one package.
+
+    package: its dotted name. members: by command name, one line of help."""
+
+    def __init__(self, *args: Any, package: str = "", members: Mapping[str, str] | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.package, self.members = package, dict(members or {})
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.members)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.members:
+            return None
+        command: click.Command = importlib.import_module(f"{self.package}.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(self.members.items()))

@@ -1,0 +1,107 @@
+"""Settings of `dfq bench rotate|kernels|generate|draft`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dfrot.settings import check, same_as, seed_setting, setting
+
+_PRESET = "Size of the model, with random weights: tiny, 160m, 1.1b, 3b or 8b."
+
+
+@dataclass(frozen=True)
+class RefinementBenchSettings:
+    """The problem on which the refinement is timed beside the straightforward algorithm."""
+
+    width: int = setting(4096, minimum=16, help="Hidden size.")
+    rows: int = setting(16 * 2048, minimum=64, help="Calibration rows.")
+    rounds: int = setting(25, minimum=1, help="Refinement rounds.")
+    bits: int = setting(4, minimum=2, maximum=8, help="Activation bits.")
+    seed: int = seed_setting()
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class FigureBenchSettings:
+    """The activations whose 4-bit error per token is drawn, by rotation."""
+
+    width: int = same_as(RefinementBenchSettings, "width")
+    common: int = same_as(RefinementBenchSettings, "rows", default=2048, help="Rows of common tokens.")
+    rounds: int = same_as(RefinementBenchSettings, "rounds", default=12)
+    bits: int = same_as(RefinementBenchSettings, "bits")
+    seed: int = seed_setting()
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class KernelBenchSettings:
+    """Which operators are timed, and on which sizes."""
+
+    ops: tuple[str, ...] = setting(
+        (), listed=True, metavar="A,B", help="Operators to measure. Default: all that the benchmark supports."
+    )
+    shapes: tuple[tuple[int, int], ...] = setting(
+        ((4096, 4096), (14336, 4096), (4096, 14336)),  # of Llama-3-8B
+        listed=True,
+        metavar="NxK,..",
+        help="Weights: output times input width.",
+    )
+    rows: tuple[int, ...] = setting((1, 4, 8, 512), minimum=1, listed=True, metavar="M,..", help="Activation rows.")
+    group: int = setting(0, minimum=0, help="Columns that share a scale; 0 for one scale per output channel.")
+    context: int = setting(8192, minimum=1, help="Tokens in the KV cache, for attention.")
+    repeats: int = setting(7, minimum=1, help="Samples per measurement, taken in turns.")
+    with_peers: bool = setting(True, option="--peers/--no-peers", help="Also time torch's kernels.")
+    cached: bool = setting(False, help="Use operands that caches may hold, not ones that come from memory.")
+    seed: int = seed_setting()
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class GenerateBenchSettings:
+    """Which whole models are timed at batch 1."""
+
+    shape: str = setting("1.1b", help=_PRESET)
+    model: Path | None = setting(None, metavar="DIR", help="A checkpoint to time in place of a random model.")
+    schemes: tuple[str, ...] = setting(
+        ("w4a16kv16", "w4a8kv4", "w4a4kv4"), listed=True, metavar="A,B", help="Schemes of the random model."
+    )
+    prefill: int = setting(512, minimum=1, help="Tokens of the prompt whose prefill is timed.")
+    decode: int = setting(32, minimum=1, help="Tokens generated per sample.")
+    repeats: int = setting(3, minimum=1, help="Samples per measurement, taken in turns.")
+    peer: bool | None = setting(
+        None,
+        option="--peer/--no-peer",
+        help="Insist on llama.cpp beside dfq, or leave it out. Default: where it is installed.",
+    )
+    with_memory: bool = setting(True, option="--memory/--no-memory", help="Also measure peak memory.")
+    seed: int = seed_setting()
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class DraftBenchSettings:
+    """For which model and drafts the costs of drafting are measured."""
+
+    shape: str = setting("1.1b", help=_PRESET)
+    scheme: str = setting("w4a4kv4", help="Scheme of the model.")
+    rows: tuple[int, ...] = setting(
+        (1, 2, 4, 8, 16, 32, 64), minimum=1, listed=True, metavar="N,N", help="Rows of the verify passes to time."
+    )
+    drafts: tuple[str, ...] = setting(
+        ("bfloat16", "w4"), listed=True, metavar="A,B", help="Precisions of the draft: bfloat16, w4 or w8."
+    )
+    prompt: int = setting(128, minimum=2, help="Positions in the KV cache.")
+    repeats: int = setting(5, minimum=1, help="Samples per measurement, taken in turns.")
+    seed: int = seed_setting()
+
+    def __post_init__(self) -> None:
+        check(self)

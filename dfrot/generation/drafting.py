@@ -1,0 +1,73 @@
+"""Drafting one round: a chain of draft tokens, or EAGLE-2's dynamic tree (arXiv 2406.16858, section 4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dfrot.generation.drafter import DraftState, LogitsFunction
+from dfrot.generation.tree import Tree, TreeShape
+
+EmbedFunction = Callable[[Tensor], Tensor]
+"""Token ids int64 [k] -> embeddings [k, d]."""
+
+
+@torch.no_grad()
+def expand(
+    state: DraftState, root: int, output: Tensor, logits: LogitsFunction, embed: EmbedFunction, shape: TreeShape
+) -> Tree:
+    """Draft a tree below the root's token, from the draft's output [1, d] at the root. Takes depth - 1 draft passes."""
+    if shape.depth == 0:
+        return Tree([root])
+    if shape.topk == 1:
+        return _chain(state, root, output, logits, embed, shape.depth)
+    return _tree(state, root, output, logits, embed, shape)
+
+
+def _chain(
+    state: DraftState, root: int, output: Tensor, logits: LogitsFunction, embed: EmbedFunction, depth: int
+) -> Tree:
+    tree = Tree([root])
+    for level in range(depth):
+        token = logits(output).float().argmax(-1)  # argmax of bfloat16 takes three times as long
+        tree.tokens.append(int(token))
+        tree.parents.append(level)
+        if level + 1 < depth:
+            output = state.grow(embed(token), [level - 1])
+    return tree
+
+
+def _tree(
+    state: DraftState, root: int, output: Tensor, logits: LogitsFunction, embed: EmbedFunction, shape: TreeShape
+) -> Tree:
+    """EAGLE-2: the likeliest `topk` nodes of a level get children, then the likeliest `total` nodes of all are kept.
+
+    A node's score is the log probability of its path, so that it never exceeds its parent's; ties prefer the shallower
+    node. Hence the kept nodes always form a tree."""
+    tokens: list[int] = [root]
+    parents, scores, depths = [-1], [0.0], [0]
+    state_number: dict[int, int] = {}  # node -> its number in the draft's state
+    level_nodes, outputs = [0], output
+    for depth in range(1, shape.depth + 1):
+        top = logits(outputs).float().log_softmax(-1).topk(shape.topk)
+        first_child = len(tokens)
+        for row, node in enumerate(level_nodes):
+            for score, token in zip(top.values[row].tolist(), top.indices[row].tolist()):
+                tokens.append(token)
+                parents.append(node)
+                scores.append(scores[node] + min(score, 0.0))
+                depths.append(depth)
+        if depth == shape.depth:
+            break
+        ranked = sorted(range(first_child, len(tokens)), key=lambda node: -scores[node])
+        level_nodes = sorted(ranked[: shape.topk])
+        embeddings = embed(torch.tensor([tokens[node] for node in level_nodes]))
+        outputs = state.grow(embeddings, [state_number.get(parents[node], -1) for node in level_nodes])
+        for node in level_nodes:
+            state_number[node] = len(state_number)
+    best = sorted(range(1, len(tokens)), key=lambda node: (-scores[node], depths[node], node))[: shape.total - 1]
+    kept = [0, *sorted(best, key=lambda node: (depths[node], node))]
+    index_of = {node: index for index, node in enumerate(kept)}
+    return Tree([tokens[node] for node in kept], [index_of.get(parents[node], -1) for node in kept])

@@ -1,0 +1,29 @@
+"""Errors of rounded weights: of the weight itself, and of the layer's output over the calibration (e H e^T)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+TILE = 1 << 25  # weight elements that are worked on together; float32 temporaries are a few times this
+
+
+def row_tiles(weight: Tensor) -> tuple[Tensor, ...]:
+    """Blocks of rows of a weight [N, K], which bound the temporaries of tall weights."""
+    return torch.split(weight, max(1, TILE // max(weight.shape[1], 1)))
+
+
+def output_errors(error: Tensor, hessian: Tensor) -> Tensor:
+    """e H e^T for every row of float32 [N, K]: float64 [N]. The GEMM is float32, the sums are float64."""
+    return torch.cat([(tile @ hessian).mul_(tile).sum(1, dtype=torch.float64) for tile in row_tiles(error)])
+
+
+def fraction(part: float, total: float) -> float:
+    """part / total to six digits, which print alike on every machine. 0 for an all-zero weight."""
+    return float(f"{part / total:.6g}") if total > 0 else 0.0
+
+
+def weight_error(weight: Tensor, rounded: Tensor) -> float:
+    """Relative squared error of a rounded weight, both float32 [N, K]."""
+    error = sum(float((a - b).square().sum(dtype=torch.float64)) for a, b in zip(row_tiles(weight), row_tiles(rounded)))
+    return fraction(error, sum(float(tile.square().sum(dtype=torch.float64)) for tile in row_tiles(weight)))

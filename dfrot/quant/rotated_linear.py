@@ -1,0 +1,62 @@
+"""What the packed linear of a loaded dfq model and its simulated twin have in common."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import dfrot_kernels  # noqa: F401  (registers torch.ops.dfq)
+from dfrot.quant.plan import LinearPlan
+from dfrot.quant.scheme import FULL
+from dfrot.quant.sinks import Sinks
+
+
+class RotatedLinear(nn.Module):
+    """A linear that rotates (R4) and quantizes its input as its plan says: `Q(x H) W^T + b`.
+
+    sinks: which rows of the running call keep full-precision activations; None: no sinks."""
+
+    bias: nn.Parameter | None
+    hadamard_base: Tensor | None
+
+    def __init__(self, plan: LinearPlan, bias: bool, dtype: torch.dtype) -> None:
+        """bias: whether there is one, of this dtype."""
+        super().__init__()
+        self.plan = plan
+        self.in_features, self.out_features = plan.cols, plan.rows
+        self.sinks: Sinks | None = None
+        self.bias = nn.Parameter(torch.empty(plan.rows, dtype=dtype), requires_grad=False) if bias else None
+        self.register_buffer("hadamard_base", None, persistent=False)
+
+    def prepare(self, name: str) -> None:
+        """Build what is derived from the plan, on the weights' device. Called once, after loading. name: of the module
+        in the checkpoint, for error messages."""
+        if self.plan.hadamard is not None:
+            device = next(tensor.device for tensor in [*self.parameters(), *self.buffers()])
+            self.hadamard_base = self.plan.hadamard.base().to(device)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """x [..., K] -> rotated rows [M, K], contiguous."""
+        rows = x.reshape(-1, self.plan.cols)
+        if self.hadamard_base is not None:
+            assert self.plan.hadamard is not None
+            rows = torch.ops.dfq.hadamard(rows, self.hadamard_base, self.plan.hadamard.block)
+        return rows
+
+    def simulated(self, rows: Tensor, weight: Tensor) -> Tensor:
+        """rows [M, K] times the dense float32 weight [N, K] -> float32 [M, N], activations as the plan says."""
+        p = self.plan
+        if p.a_bits == FULL:
+            return F.linear(rows.float(), weight)
+        codes, scale, zero = torch.ops.dfq.quantize_per_token(rows, p.a_bits, p.a_sym, p.a_clip)
+        return F.linear(codes.float().sub_(zero[:, None]), weight).mul_(scale[:, None])
+
+    def sink_rows(self) -> Tensor | None:
+        """Indices int64 of this call's rows that keep full-precision activations, or None."""
+        return self.sinks.rows if self.sinks is not None and self.plan.a_bits != FULL else None
+
+    def extra_repr(self) -> str:
+        """Shape, bits and rotation, for `repr(model)`."""
+        p = self.plan
+        return f"{p.cols} -> {p.rows}, w{p.w_bits} a{p.a_bits}" + (", online Hadamard" if p.hadamard else "")

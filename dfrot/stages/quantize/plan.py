@@ -1,0 +1,145 @@
+"""What `dfq quantize` will make of a checkpoint, decided before any work."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dfrot.arch import BoundArch, describe, with_described_names
+from dfrot.calib.calibration import HEAD, Calibration, file_stems
+from dfrot.calib.hidden_states import HiddenStates
+from dfrot.checkpoint import Checkpoint
+from dfrot.errors import InputError, UnsupportedError
+from dfrot.quant import algorithm, keep
+from dfrot.quant.config import DfqConfig
+from dfrot.quant.scheme import FULL
+from dfrot.rotation.online import OnlineRotations
+from dfrot.stages.quantize.layout import Layout
+from dfrot.stages.quantize.settings import QuantizeSettings
+from dfrot.vision.llava_layout import has_vision_part, vision_digest
+
+
+@dataclass(frozen=True)
+class QuantizePlan:
+    """Everything that is read and decided before any work."""
+
+    checkpoint: Checkpoint
+    """The source checkpoint, under the names of the architecture."""
+    arch: BoundArch
+    """Its architecture."""
+    settings: QuantizeSettings
+    """What was asked for."""
+    calibration: Calibration | None
+    """Tokens and statistics, where they were given."""
+    config: DfqConfig
+    """The quantization entry of the result's config.json."""
+    layout: Layout
+    """The tensors of the result."""
+    request: dict[str, Any]
+    """Settings and digests of the inputs: what decides the bytes of the result."""
+
+    @property
+    def rounds(self) -> bool:
+        """Whether weights are quantized at all (a scheme may leave them in 16 bits)."""
+        return self.settings.scheme.w_bits != FULL
+
+    @property
+    def propagates(self) -> bool:
+        """Whether Hessians come from the partly quantized model, block by block, and not from the calibration."""
+        return self.settings.propagate and algorithm(self.settings.algorithm).needs_hessian and self.rounds
+
+    @property
+    def compensation(self) -> float:
+        """Strength of the compensation of activation errors; 0 where errors do not propagate."""
+        return self.settings.compensation if self.propagates else 0.0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the result and of the hidden states on the way: before and behind a block, of both models."""
+        if self.calibration is None:
+            return self.layout.nbytes
+        return self.layout.nbytes + 4 * HiddenStates.nbytes((*self.calibration.tokens().shape, self.arch.hidden))
+
+
+def plan_quantization(model: Path, calibration_path: Path | None, settings: QuantizeSettings) -> QuantizePlan:
+    """Open checkpoint and calibration and decide what `settings` mean for them.
+
+    Raises UnsupportedError for a checkpoint that is quantized already or a scheme that does not fit it, InputError for
+    a missing calibration, MismatchError for the calibration of another checkpoint."""
+    checkpoint, arch, source = _open_source(model)
+    digest = checkpoint.digest()
+    calibration = Calibration.open(calibration_path, arch, digest) if calibration_path is not None else None
+    if calibration is None and settings.needs_calibration():
+        reason = "activation clip auto" if settings.a_clip == "auto" else f"algorithm {settings.algorithm}"
+        raise InputError(
+            f"{reason} needs a `calibration`: run dfq calibrate and give its folder, or use rtn", field="calibration"
+        )
+    config = _result_config(arch, source, settings, calibration)
+    request = {
+        "model": digest,
+        "calibration": calibration.digest if calibration is not None and settings.needs_calibration() else None,
+        "settings": asdict(settings),
+    }
+    if has_vision_part(checkpoint.path):
+        request["vision"] = vision_digest(checkpoint.path)
+    layout = Layout(checkpoint, arch, config)
+    return QuantizePlan(checkpoint, arch, settings, calibration, config, layout, request)
+
+
+def _open_source(model: Path) -> tuple[Checkpoint, BoundArch, DfqConfig | None]:
+    """The checkpoint, its architecture and its own quantization entry.
+
+    Raises UnsupportedError when it is quantized already."""
+    checkpoint = Checkpoint.open(model)
+    config_file = str(checkpoint.path / "config.json")
+    entry = DfqConfig.of(checkpoint.config, config_file)
+    if entry is not None and entry.scheme is not None:
+        raise UnsupportedError(f"{model}: is quantized already; give the 16-bit checkpoint", file=model)
+    arch = describe(checkpoint.config, config_file)
+    checkpoint = with_described_names(checkpoint, arch)
+    arch.check(checkpoint)
+    return checkpoint, arch, entry
+
+
+def _result_config(
+    arch: BoundArch, source: DfqConfig | None, settings: QuantizeSettings, calibration: Calibration | None
+) -> DfqConfig:
+    """The quantization entry of the result; the resets and online rotations of the source stay in force.
+
+    Raises UnsupportedError for a KV cache that does not fill whole bytes."""
+    scheme = settings.scheme
+    if isinstance(settings.a_clip, float | int):
+        scheme = replace(scheme, a_clip=float(settings.a_clip))
+    if scheme.kv_bits != FULL and arch.head_dim * scheme.kv_bits % 8:
+        raise UnsupportedError(
+            f"`scheme` {scheme.name}: head_dim {arch.head_dim} at {scheme.kv_bits} bits does not fill whole bytes; use "
+            "4 or 8 bits for KV",
+            field="scheme",
+        )
+    kept = keep.resolve(arch, settings.keep)
+    clips: dict[str, float] = {}
+    if settings.a_clip == "auto" and scheme.a_bits != FULL and calibration is not None:
+        clips = {
+            name: clip
+            for name, clip in _best_clips(arch, scheme.a_bits, scheme.a_sym, calibration).items()
+            if name not in kept and clip != scheme.a_clip
+        }
+    online = source.online if source is not None else OnlineRotations()
+    config = DfqConfig(scheme, online, kept, settings.fake, settings.sink_tokens, clips)
+    return replace(config, resets=source.resets if source is not None else ())
+
+
+def _best_clips(arch: BoundArch, bits: int, symmetric: bool, calibration: Calibration) -> dict[str, float]:
+    """Full linear name -> the activation clip ratio with the least squared error at its tap."""
+    clips: dict[str, float] = {}
+    for number, stem in enumerate(file_stems(arch)):
+        stats = calibration.stats(stem, hessians=False)
+        if stem == HEAD:
+            head = arch.spec.head.name
+            clips[head] = stats[head].best_clip(bits, symmetric)
+            continue
+        for tap in arch.taps():
+            clip = stats[tap.name].best_clip(bits, symmetric)
+            clips.update({arch.full(number, linear.name): clip for linear in tap.linears})
+    return clips

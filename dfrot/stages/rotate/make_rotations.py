@@ -1,0 +1,86 @@
+"""R1 and R2 of a run: drawn, refined where the method asks for it, and kept in the stage's folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dfrot.progress import Progress
+from dfrot.rotation.fuse import Rotations
+from dfrot.rotation.hadamard import hadamard_plan, random_orthogonal, randomized_hadamard
+from dfrot.rotation.refinement.massive_rule import MassiveRule
+from dfrot.rotation.refinement.refine import refine
+from dfrot.rotation.rotation import ROTATION_FILE, Rotation, load_rotations, save_rotations
+from dfrot.runtime.block_runner import BlockRunner
+from dfrot.stage_folder import Stage
+from dfrot.stages.rotate.collect_rows import collect_rows
+from dfrot.stages.rotate.plan import RotatePlan
+from dfrot_kernels.memory import release_memory
+
+
+def make_rotations(stage: Stage, plan: RotatePlan, progress: Progress) -> tuple[Rotations, dict[str, Any]]:
+    """The rotations of `plan`, made or (after an interruption) read from the stage, and the record of how.
+
+    Raises InputError for a matrix that is not orthogonal."""
+    settings, arch = plan.settings, plan.arch
+    file = stage.folder / ROTATION_FILE
+    if not stage.done("rotation"):
+        report: dict[str, Any] = {}
+        rotations: dict[str, Rotation] = {}
+        if plan.uses_r1:
+            if settings.method == "dfrot":
+                matrix, report = _refined_r1(plan, progress)
+            else:
+                draw = random_orthogonal if settings.method == "orthogonal" else randomized_hadamard
+                matrix = draw(arch.hidden, settings.seed)
+            rotations["R1"] = Rotation(matrix, settings.method, settings.seed)
+            report["r1"] = _summary(rotations["R1"], arch.hidden)
+        per_layer = [randomized_hadamard(arch.head_dim, (settings.seed, 1 + layer)) for layer in range(arch.n_layers)]
+        rotations["R2"] = Rotation(torch.stack(per_layer), "hadamard", settings.seed)
+        report["r2"] = _summary(rotations["R2"], arch.head_dim)
+        save_rotations(file, rotations)
+        stage.mark("rotation", report)
+    stored = load_rotations(file)
+    r1 = stored["R1"].matrix if "R1" in stored else None
+    return Rotations(r1, stored["R2"].matrix, plan.online.r4), stage.recall("rotation")
+
+
+def _summary(rotation: Rotation, size: int) -> dict[str, Any]:
+    """The record of a rotation. `block` below `size`: no Hadamard matrix of full width is known.
+
+    Raises InputError for a matrix that is not orthogonal."""
+    block = size if rotation.kind == "orthogonal" else hadamard_plan(size).block
+    return {
+        "kind": rotation.kind,
+        "seed": rotation.seed,
+        "size": size,
+        "block": block,
+        "orthogonality_error": rotation.require_orthogonal(),
+    }
+
+
+def _refined_r1(plan: RotatePlan, progress: Progress) -> tuple[Tensor, dict[str, Any]]:
+    """DFRot's R1 float64 [hidden, hidden]: rows of one calibration sample, then the refinement from a randomised
+    Hadamard matrix."""
+    assert plan.calibration is not None
+    assert plan.decode is not None
+    settings, decode = plan.settings, plan.decode
+    runner = BlockRunner(plan.checkpoint, plan.arch)
+    rule = MassiveRule.parse(settings.massive_rule)
+    rows = collect_rows(runner, plan.calibration, seed=settings.seed, rule=rule, progress=progress)
+    release_memory()
+    start = randomized_hadamard(plan.arch.hidden, settings.seed)
+    result = refine(rows, start, settings.refinement(), progress=progress)
+    report = {
+        "massive": rows.report(lambda token: str(decode([token]))),
+        "refinement": {
+            "curve": result.curve,
+            "accepted": result.accepted,
+            "best": result.best,
+            "orthogonality_error": result.orthogonality_error,
+            **result.stats,
+        },
+    }
+    return result.matrix, report

@@ -1,0 +1,162 @@
+"""What `dfq rotate` will do to a checkpoint, decided once: `--plan` shows it, the run follows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dfrot.arch import BoundArch, open_described
+from dfrot.checkpoint import Checkpoint
+from dfrot.data.text import load_text
+from dfrot.data.text_window import text_window
+from dfrot.data.tokenizer import load_tokenizer
+from dfrot.errors import InputError, UnsupportedError
+from dfrot.quant.config import DfqConfig
+from dfrot.rotation.fuse import Fuser, Rotations
+from dfrot.rotation.hadamard import hadamard_plan
+from dfrot.rotation.online import OnlineRotations
+from dfrot.stages.rotate.settings import RotateSettings
+from dfrot.vision.llava_layout import has_vision_part, vision_digest
+
+GATE_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class RotatePlan:
+    """Everything that is read and decided before any work."""
+
+    checkpoint: Checkpoint
+    """The source checkpoint."""
+    arch: BoundArch
+    """Its architecture."""
+    settings: RotateSettings
+    """What was asked for."""
+    online: OnlineRotations
+    """The online rotations that the result declares."""
+    calibration: Tensor | None
+    """int64 [1, seqlen]: the sample of the refinement; None when R1 is not refined."""
+    gate_tokens: Tensor
+    """int64 [1, S]: held-out tokens, or seeded random ids."""
+    decode: Callable[[list[int]], str] | None
+    """Token ids -> text, for the report on massive tokens; None when R1 is not refined."""
+    request: dict[str, Any]
+    """Settings and digests of the inputs: what decides the bytes of the result."""
+
+    @property
+    def rotates(self) -> bool:
+        """Whether weights change at all."""
+        return self.settings.method != "none"
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """Rotations that were asked for and that this architecture cannot have, by name, and why."""
+        reason = self.arch.spec.refuses("residual")
+        return {"R1": reason} if reason is not None and self.rotates else {}
+
+    @property
+    def uses_r1(self) -> bool:
+        """Whether the residual space is rotated."""
+        return self.rotates and "R1" not in self.missing
+
+    @property
+    def gated(self) -> bool:
+        """Whether the result is compared with the source before it is published."""
+        return self.settings.gate and self.rotates
+
+    @property
+    def rotation_bytes(self) -> int:
+        """Bytes of R1 and R2, float64."""
+        r1 = self.arch.hidden**2 if self.uses_r1 else 0
+        r2 = self.arch.n_layers * self.arch.head_dim**2 if self.rotates else 0
+        return 8 * (r1 + r2)
+
+    def layout(self) -> Fuser:
+        """A fuser that knows the tensors of the result, and holds no matrix yet."""
+        r1 = torch.empty(1, dtype=torch.float64).expand(self.arch.hidden, self.arch.hidden) if self.uses_r1 else None
+        return Fuser(self.checkpoint, self.arch, Rotations(r1=r1, r4=self.online.r4))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON, as `--plan` shows it."""
+        layout = self.layout()
+        hadamard = self.settings.method in ("dfrot", "hadamard") and self.uses_r1
+        return {
+            "model_type": self.arch.spec.model_type,
+            "method": self.settings.method,
+            "bytes": sum(tensor.nbytes for tensor in layout.plan()) + self.rotation_bytes,
+            "units": len(layout.units()),
+            "r1": hadamard_plan(self.arch.hidden).to_dict() if hadamard else None,
+            "without": self.missing,
+            "online": self.online.to_dict(),
+            "calibration_tokens": 0 if self.calibration is None else self.calibration.numel(),
+            "gate_tokens": self.gate_tokens.numel() if self.gated else 0,
+        }
+
+
+def plan_rotation(model: Path, settings: RotateSettings) -> RotatePlan:
+    """Read checkpoint folder `model` and decide what `settings` mean for it.
+
+    Raises what `rotate` raises before work starts: UnsupportedError for a checkpoint that dfq has rotated already or
+    whose architecture refuses the method, InputError for a dataset or a tokenizer that does not serve."""
+    checkpoint, arch = open_described(model)
+    config_file = str(checkpoint.path / "config.json")
+    if DfqConfig.of(checkpoint.config, config_file) is not None:
+        raise UnsupportedError(
+            f"{config_file}: is rotated (or quantized) by dfq already; start from the original checkpoint",
+            file=config_file,
+        )
+    online = _online_rotations(arch, settings, config_file)
+    generator = torch.Generator().manual_seed(settings.seed)
+    gate_tokens = torch.randint(0, arch.sizes["vocab"], (1, GATE_TOKENS), generator=generator)
+    calibration, decode, source = None, None, None
+    gated = settings.gate and settings.method != "none"
+    if settings.dataset is not None and (settings.method == "dfrot" or gated):
+        tokenizer = load_tokenizer(checkpoint.path)
+        source = {"name": settings.dataset}
+        if settings.method == "dfrot":
+            train = load_text(settings.dataset, "train")
+            source["train"] = train.digest
+            calibration = text_window(train, tokenizer, settings.seqlen, settings.seed)
+            decode = tokenizer.decode
+        if gated:
+            test = load_text(settings.dataset, "test")
+            source["test"] = test.digest
+            gate_tokens = text_window(test, tokenizer, GATE_TOKENS, None)
+        _check_ids(checkpoint, arch, calibration, gate_tokens)
+    request = {"source": checkpoint.digest(), "settings": asdict(settings), "dataset": source}
+    if has_vision_part(checkpoint.path):
+        request["vision"] = vision_digest(checkpoint.path)
+    return RotatePlan(checkpoint, arch, settings, online, calibration, gate_tokens, decode, request)
+
+
+def _online_rotations(arch: BoundArch, settings: RotateSettings, config_file: str) -> OnlineRotations:
+    """R3 and R4, where they are wanted. Raises UnsupportedError for a method that is about R1, where there is none."""
+    if settings.method == "none":
+        return OnlineRotations()
+    if settings.method != "hadamard" and (reason := arch.spec.refuses("residual")):
+        raise UnsupportedError(
+            f"{config_file}: {reason}; `method` {settings.method} is about R1: take `method` hadamard, which gives "
+            "this model R2, R3 and R4",
+            field="method",
+            file=config_file,
+        )
+    if not settings.online:
+        return OnlineRotations()
+    r4 = hadamard_plan(arch.intermediate, settings.r4_block)
+    return OnlineRotations(r3=hadamard_plan(arch.head_dim), r4=r4)
+
+
+def _check_ids(checkpoint: Checkpoint, arch: BoundArch, *windows: Tensor | None) -> None:
+    """Raise InputError for token ids outside the vocabulary."""
+    for ids in windows:
+        if ids is not None and int(ids.max()) >= arch.sizes["vocab"]:
+            raise InputError(
+                f"{checkpoint.path}: the tokenizer makes id {int(ids.max())}, the vocabulary has "
+                f"{arch.sizes['vocab']} entries; copy the tokenizer of this model",
+                file=checkpoint.path,
+                limit=arch.sizes["vocab"],
+            )

@@ -1,0 +1,93 @@
+"""What `dfq tune` will fit to what, decided before any work."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dfrot.arch import describe
+from dfrot.checkpoint import Checkpoint
+from dfrot.data.text import calibration_windows, dataset_label, load_text
+from dfrot.data.tokenizer import encode, load_tokenizer
+from dfrot.errors import InputError, MismatchError, UnsupportedError
+from dfrot.quant.scheme import QuantScheme
+from dfrot.runtime.load import check_folder
+from dfrot.stages.tune.settings import TuneSettings
+from dfrot.vision import carry as vision
+
+# added to the seed: the windows of a calibration with the same seed are fitted already and would judge nothing
+SEED_OFFSET = 1_000_003
+
+
+@dataclass(frozen=True)
+class TunePlan:
+    """Everything that is read and decided before any work."""
+
+    student: Checkpoint
+    """The packed checkpoint."""
+    scheme: QuantScheme
+    """Its scheme."""
+    teacher: Checkpoint
+    """The 16-bit checkpoint."""
+    settings: TuneSettings
+    """What was asked for."""
+    tokens: Tensor
+    """int64 [held_out + steps * batch, seqlen]: the held-out windows first."""
+    request: dict[str, Any]
+    """Settings and digests of the inputs: what decides the bytes of the result."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the result: those of the packed checkpoint."""
+        return sum(entry.end - entry.start for entry in self.student.entries.values())
+
+
+def plan_tuning(model: Path, teacher: Path, settings: TuneSettings) -> TunePlan:
+    """Open both checkpoints and draw the windows.
+
+    Raises InputError for a model that is not packed, a teacher that is, or a text that is too short; UnsupportedError
+    where gradients do not reach; MismatchError for vocabularies that differ."""
+    student, scheme = _open_student(model)
+    reference, config = check_folder(teacher)
+    if config is not None and config.scheme is not None:
+        raise InputError(
+            f"{teacher}: is quantized itself; give the 16-bit checkpoint as `teacher`", field="teacher", file=teacher
+        )
+    vocab = describe(student.config).sizes["vocab"]
+    if describe(reference.config).sizes["vocab"] != vocab:
+        raise MismatchError(
+            f"{teacher}: has another vocabulary than {model}; give the checkpoint that it was made from", file=teacher
+        )
+    text = load_text(settings.dataset, "train")
+    ids = encode(load_tokenizer(student.path), text.text)
+    count = settings.steps * settings.batch + settings.held_out
+    tokens = calibration_windows(ids, count, settings.seqlen, settings.seed + SEED_OFFSET)
+    request = {
+        "model": student.digest(),
+        "teacher": reference.digest(),
+        "text": text.digest,
+        "settings": {**asdict(settings), "dataset": dataset_label(settings.dataset)},
+    }
+    return TunePlan(student, scheme, reference, settings, tokens, request)
+
+
+def _open_student(model: Path) -> tuple[Checkpoint, QuantScheme]:
+    """The packed checkpoint and its scheme, refused where gradients do not reach."""
+    vision.refuse_vision_part(model, "the tuned checkpoint")
+    checkpoint, config = check_folder(model)
+    if config is None or config.scheme is None or config.fake:
+        raise InputError(f"{model}: is no packed checkpoint; quantize first, without `fake`", field="fake", file=model)
+    arch = describe(checkpoint.config)
+    reason = None
+    if arch.wrapper is not None or arch.spec.experts is not None:
+        reason = "VLMs and mixtures of experts"
+    elif arch.spec.scalars.attention_cap:
+        reason = "models with capped attention"
+    elif config.sink_tokens or config.resets:
+        reason = "sink tokens and resets"
+    if reason is not None:
+        raise UnsupportedError(f"{model}: {reason} cannot be tuned yet; serve the checkpoint as it is", file=model)
+    return checkpoint, config.scheme

@@ -1,0 +1,31 @@
+"""The walk-throughs of CONTRIBUTING.md work as written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+Follow = Callable[[str], list[str]]
+
+
+def passed(output: str) -> int:
+    """How many tests a pytest run passed."""
+    match = re.search(r"(\d+) passed", output)
+    return int(match[1]) if match else 0
+
+
+def test_add_an_architecture(follow: Follow) -> None:
+    (tests,) = follow("Add an architecture")
+    assert passed(tests) >= 6  # fused in float64, tied and untied, with two kinds of R1; packed; generating
+
+
+def test_add_an_export_format(follow: Follow) -> None:
+    tests, table = follow("Add an export format")
+    assert passed(tests) >= 10
+    assert "packed rows" in table
+
+
+def test_add_a_draft_model(follow: Follow) -> None:
+    tests, _, evaluation = follow("Add a draft model")
+    assert passed(tests) >= 8
+    assert "2/2" in evaluation

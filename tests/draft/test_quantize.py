@@ -1,0 +1,44 @@
+"""Quantized drafts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dfrot.draft.quantize import quantize_draft
+from dfrot.draft.store import load_draft, save_draft
+from dfrot.generation.output import StopCriteria
+from dfrot.generation.plain import plain
+from dfrot.generation.sampling import Sampling
+from dfrot.generation.speculative import speculative
+from dfrot.generation.target import Target
+from dfrot.generation.tree import TreeShape
+
+Get = Callable[..., Target]
+
+
+PROMPT = [5, 17, 40, 3, 88, 21, 9, 60]
+
+
+@pytest.mark.parametrize("name", ["w4", "w8"])
+@pytest.mark.parametrize("arch", ["dream", "eagle3"])
+def test_quantized_drafts_are_stored_and_lossless(
+    targets: Get, kit: SimpleNamespace, tmp_path: Path, name: str, arch: str
+) -> None:
+    target = targets("llama", (1, 2, 3) if arch == "eagle3" else ())
+    draft = kit.random_draft(arch)
+    report = quantize_draft(draft, name)
+    assert 0 < report["weight_error"] < 0.02
+    assert report["bytes"] < report["bytes_before"] * (0.4 if name == "w4" else 0.7)
+    draft.config = replace(draft.config, quantized=name)
+    save_draft(tmp_path, draft, torch.float32)
+    loaded = load_draft(tmp_path)
+    expected = plain(target, PROMPT, StopCriteria(10), Sampling()).tokens
+    runs = [speculative(target, d, PROMPT, StopCriteria(10), Sampling(), TreeShape(3)) for d in (draft, loaded)]
+    assert runs[0].tokens == runs[1].tokens == expected
+    assert runs[0].accepted == runs[1].accepted

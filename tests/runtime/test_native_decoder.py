@@ -1,0 +1,208 @@
+"""The native decoder against the modules it stands for: the same logits, the same codes in the cache, and a reason
+whenever it does not serve."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dfrot.arch import describe
+from dfrot.bench.models.random_model import dfq_config
+from dfrot.files import read_json
+from dfrot.quant.scheme import QuantScheme
+from dfrot.runtime.load import load_model
+from dfrot_kernels import native
+
+pytestmark = pytest.mark.skipif(not native.active(), reason="needs the native library")
+
+STEPS = (20, 1, 1, 3, 16, 1, 30)  # a prompt, decoding, drafted tokens, another prompt
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def make(tmp_path: Path, kit: SimpleNamespace) -> Make:
+    def build(
+        model_type: str = "llama", scheme: str = "w4a8kv4", dtype: torch.dtype = torch.float32, **changes: Any
+    ) -> Any:
+        source = kit.build(tmp_path / "source", model_type, **changes)
+        config = dfq_config(describe(read_json(source / "config.json")), QuantScheme.parse(scheme))
+        return load_model(kit.pack(source, tmp_path / "packed", config), dtype)
+
+    return build
+
+
+@torch.inference_mode()
+def run(model: Any, ids: Tensor, is_native: bool, steps: tuple[int, ...] = STEPS) -> tuple[Tensor, Any]:
+    """Logits of consecutive calls, and the cache they leave."""
+    logits = []
+    cache = None
+    unfit, model.dfq_native.unfit = model.dfq_native.unfit, None if is_native else "switched off"
+    for begin, count in zip([sum(steps[:i]) for i in range(len(steps))], steps):
+        out = model(ids[:, begin : begin + count], past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        logits.append(out.logits.float())
+    model.dfq_native.unfit = unfit
+    return torch.cat(logits, dim=1), cache
+
+
+def tokens(batch: int = 1, count: int = sum(STEPS), vocab: int = 256) -> Tensor:
+    return torch.randint(0, vocab, (batch, count), generator=torch.Generator().manual_seed(5))
+
+
+def different_codes(left_cache: Any, right_cache: Any) -> float:
+    """Share of bytes that differ between two caches."""
+    wrong = total = 0
+    for left, right in zip(left_cache.layers, right_cache.layers):
+        assert left.length == right.length
+        for a, b in zip(left.packed, right.packed):
+            for x, y in zip(a.parts, b.parts):
+                wrong += int((x[: left.length] != y[: right.length]).sum())
+                total += x[: left.length].numel()
+    return wrong / total
+
+
+CASES = [
+    ("llama", "w4a8kv4"),
+    ("llama", "w4a4kv4-wasym"),
+    ("llama", "w4a16kv4"),
+    ("llama", "w4a8kv8-g32-sym"),
+    ("mistral", "w4a8kv4-kvsym"),
+    ("qwen2", "w4a4kv3"),
+    ("qwen3", "w4a8kv4"),
+]
+
+
+@pytest.mark.parametrize(("model_type", "scheme"), CASES)
+def test_the_same_logits_and_codes(make: Make, model_type: str, scheme: str) -> None:
+    model = make(model_type, scheme)
+    expected, cache = run(model, tokens(), False)
+    native_logits, own = run(model, tokens(), True)
+    assert model.dfq_native.report()["steps"] == len(STEPS)
+    # a sum in another order may move a value over a rounding edge; anything else would move them all
+    assert float((native_logits - expected).abs().mean()) < 1e-3 * float(expected.abs().mean())
+    assert different_codes(own, cache) < 1e-3
+
+
+@pytest.mark.parametrize("scheme", ["w4a8kv4", "w4a16kv4"])
+def test_half_precision_models(make: Make, scheme: str) -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        model = make(scheme=scheme, dtype=dtype)
+        expected, _ = run(model, tokens(), False)
+        native_logits, _ = run(model, tokens(), True)
+        assert float((native_logits - expected).abs().mean()) < 1e-3 * float(expected.abs().mean())
+
+
+def test_a_batch(make: Make) -> None:
+    model = make()
+    steps = (6, 1, 4, 1)
+    expected, cache = run(model, tokens(3), False, steps)
+    native_logits, own = run(model, tokens(3), True, steps)
+    assert model.dfq_native.report()["steps"] == len(steps)
+    assert float((native_logits - expected).abs().max()) < 1e-2 * float(expected.abs().max())
+    assert different_codes(own, cache) < 1e-3
+
+
+def test_instruction_sets_and_threads_agree(make: Make) -> None:
+    model = make()
+    before = native.isa()
+    results = []
+    try:
+        for isa in native.available_isas():
+            native.set_isa(isa)
+            for threads in (1, 3):
+                torch.set_num_threads(threads)
+                results.append(run(model, tokens(), True, (3, 1, 1, 5, 1))[0])
+    finally:
+        native.set_isa(before)
+    for logits in results[1:]:
+        assert float((logits - results[0]).abs().mean()) < 1e-3 * float(results[0].abs().mean())
+    assert torch.equal(results[-1], results[-2])  # the same instruction set, other threads
+
+
+def test_generation_uses_it(make: Make) -> None:
+    model = make()
+    ids = tokens(count=12)
+    options: dict[str, Any] = {"max_new_tokens": 20, "do_sample": False, "use_cache": True}
+    generated = model.generate(ids, **options)
+    assert model.dfq_native.report()["steps"] >= 19
+    assert not model.dfq_native.report()["fallbacks"]
+    model.dfq_native.unfit = "switched off"
+    assert torch.equal(generated, model.generate(ids, **options))
+
+
+def test_a_cropped_cache_goes_on(make: Make) -> None:
+    model = make()
+    ids = tokens(count=12)
+    straight, _ = run(model, ids, True, (8, 1, 1, 2))
+    with torch.inference_mode():
+        out = model(ids[:, :8], use_cache=True)
+        cache = model(tokens(count=5), past_key_values=out.past_key_values, use_cache=True).past_key_values
+        cache.crop(-5)
+        out = model(ids[:, 8:9], past_key_values=cache, use_cache=True)
+    assert torch.equal(out.logits[0, 0].float(), straight[0, 8])
+
+
+def why(model: Any) -> str:
+    return " ".join(model.dfq_native.report()["fallbacks"])
+
+
+def test_what_it_does_not_serve_is_computed_by_the_modules(make: Make) -> None:
+    model = make()
+    ids = tokens(2, 8)
+    with torch.inference_mode():
+        model(ids, use_cache=False)
+        assert "scores a text" in why(model)
+        padded = torch.ones(2, 8, dtype=torch.int64)
+        padded[0, :3] = 0
+        model(ids, attention_mask=padded, use_cache=True)
+        assert "mask" in why(model)
+        assert len(model(ids, use_cache=True, output_hidden_states=True).hidden_states) == 3
+        assert "output_hidden_states" in why(model)
+    assert model.dfq_native.report()["steps"] == 0
+
+
+def test_hooks_see_every_call(make: Make) -> None:
+    model = make()
+    ids = tokens(count=4)
+    with torch.inference_mode():
+        model(ids, use_cache=True)
+        calls: list[int] = []
+        handle = model.model.layers[1].mlp.register_forward_hook(lambda *_: calls.append(1))
+        model(ids, use_cache=True)
+        assert calls == [1]
+        assert "hooks" in why(model)
+        handle.remove()
+        model(ids, use_cache=True)
+    assert calls == [1]
+    assert model.dfq_native.report()["steps"] == 2
+
+
+def test_unfit_models_say_why(make: Make, tmp_path: Path) -> None:
+    model = make(scheme="w4a8kv16")
+    with torch.inference_mode():
+        model(tokens(count=4), use_cache=True)
+    assert "16 bits" in model.dfq_native.report()["unfit"]
+
+
+def test_copies_and_moved_models_build_their_own(make: Make) -> None:
+    model = make()
+    ids = tokens(count=10)
+    expected, _ = run(model, ids, True, (5, 1, 4))
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        model.model.norm.weight.zero_()
+    native_logits, _ = run(twin, ids, True, (5, 1, 4))
+    assert twin.dfq_native is not model.dfq_native
+    assert twin.model.dfq_native is twin.dfq_native
+    assert twin.dfq_native.report()["steps"] == 3
+    assert torch.equal(native_logits, expected)
+    moved, _ = run(twin.to(torch.bfloat16), ids, True, (5, 1, 4))
+    assert twin.dfq_native.report()["steps"] == 6
+    assert 0 < float((moved - expected).abs().mean()) < 0.2 * float(expected.abs().mean())

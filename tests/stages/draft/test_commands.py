@@ -1,0 +1,148 @@
+"""The draft commands on the reference model, and what they refuse in one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner, Result
+
+from dfrot_cli.main import main
+
+TRAIN = ("--samples", "6", "--held-out", "2", "--seqlen", "40", "--batch", "2", "--epochs", "1", "--evaluations", "1")
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A draft of the shipped model after three steps."""
+    out = tmp_path_factory.mktemp("draft") / "draft"
+    result = run("draft", "train", "--model", "reference", "--out", out, *TRAIN, "--quantize-draft", "w8", "--json")
+    assert result.exit_code == 0, result.output
+    return out
+
+
+def test_the_record_of_a_training(trained: Path) -> None:
+    record = json.loads((trained / "stage.json").read_text())
+    assert [entry["step"] for entry in record["history"]] == [0, 3]
+    assert record["history"][0]["simulated_tau"] > 1.05, "weights of the target are a head start"
+    ranks = record["history"][-1]["held_out_ranks"]
+    assert [len(step) for step in ranks] == [4] * 4
+    assert [step[0] for step in ranks] == record["history"][-1]["held_out_agreement"]
+    assert all(0 < sum(step) <= 1 + 1e-6 for step in [*ranks, *record["history"][-1]["held_out_mass"]])
+    assert len(record["quantized"]["held_out_ranks"]) == 4, "a quantized draft has rates of its own"
+    assert record["quantized"]["bytes"] < record["quantized"]["bytes_before"]
+    assert {path.name for path in trained.iterdir()} == {"draft.json", "draft.safetensors", "stage.json"}
+
+
+def test_eval_and_generate(trained: Path, tmp_path: Path) -> None:
+    common = ("--model", "reference", "--draft", trained)
+    shapes = ("--chain", "2", "--tree", "2,2,4")
+    few = ("--count", "2", "--prompt-tokens", "12", "--max-new-tokens", "10")
+    result = run("draft", "eval", *common, *shapes, *few, "--require-lossless", "--out", tmp_path / "e.json", "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "e.json").read_text())
+    assert set(report["shapes"]) == {"chain 2", "tree 2,2,4"}
+    for numbers in report["shapes"].values():
+        assert numbers["identical"] == "2/2"
+        assert 1 <= numbers["tau"] <= 3
+    results = [
+        json.loads(
+            run("draft", "generate", *extra, "--prompt", "import os\n", "--max-new-tokens", "12", "--json").stdout
+        )
+        for extra in ((*common, "--chain", "2"), ("--model", "reference"), common)
+    ]
+    assert results[0]["tokens"] == results[1]["tokens"] == results[2]["tokens"]
+    assert results[0]["choice"] is None
+    choice = results[2]["choice"]
+    assert choice["trees_considered"], "the record knows ranks"
+    assert choice["measured"][0]["shape"] == "chain 1"
+    assert min(choice["measured"][0][key] for key in ("step_ms", "draft_ms", "verify_ms")) > 0
+    assert choice["seconds"] > 0
+    assert results[2]["how"].startswith(
+        "plain: drafting does not pay here" if choice["shape"] is None else "speculative"
+    )
+    assert results[0]["how"].startswith("speculative, chain 2")
+
+
+def test_numbers_go_to_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is installed; elsewhere the run is refused before it starts."""
+    written: list[tuple[str, float, int]] = []
+
+    class SummaryWriter:
+        def __init__(self, folder: str) -> None:
+            assert folder == str(tmp_path / "log")
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            written.append((name, value, step))
+
+        def flush(self) -> None:
+            pass
+
+    command = (
+        "draft",
+        "train",
+        "--model",
+        "reference",
+        "--out",
+        tmp_path / "out",
+        *TRAIN,
+        "--tensorboard",
+        tmp_path / "log",
+    )
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    result = run(*command)
+    assert result.exit_code == 2
+    assert "pip install tensorboard" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=SummaryWriter))
+    result = run(*command, "--json")
+    assert result.exit_code == 0, result.output
+    history = json.loads(result.stdout)["history"]
+    assert ("loss", history[-1]["loss"], 3) in written
+    assert {step for name, _, step in written if name == "simulated_tau"} == {0, 3}
+    assert ("held_out_kl/2", history[0]["held_out_kl"][2], 0) in written
+
+
+def test_plans_write_nothing(tmp_path: Path) -> None:
+    for command in ("train", "extract"):
+        result = run("draft", command, "--model", "reference", "--out", tmp_path / "x", "--plan", "--json")
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)["state"] == "new"
+    assert not any(tmp_path.iterdir())
+
+
+def test_extracted_features_train_a_draft(tmp_path: Path) -> None:
+    result = run("draft", "extract", "--model", "reference", "--out", tmp_path / "f", *TRAIN[:6])
+    assert result.exit_code == 0, result.output
+    result = run(
+        "draft", "train", "--model", "reference", "--features", tmp_path / "f", "--out", tmp_path / "d", *TRAIN
+    )
+    assert result.exit_code == 0, result.output
+    again = run("draft", "train", "--model", "reference", "--features", tmp_path / "f", "--out", tmp_path / "d", *TRAIN)
+    assert again.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("eval", "--temperature", "1", "--require-lossless"), "greedy"),
+        (("eval", "--tree", "9"), "three numbers"),
+        (("generate", "--prompt", "x", "--chain", "1", "--tree", "2,2,4"), "one shape"),
+        (("generate", "--prompt", "x", "--top-p", "2"), "--top-p"),
+        (("generate", "--prompt", "x", "--max-new-tokens", "5000"), "context"),
+    ],
+)
+def test_bad_options_are_one_line(trained: Path, arguments: tuple[str, ...], message: str) -> None:
+    command, *rest = arguments
+    result = run("draft", command, "--model", "reference", "--draft", trained, *rest)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1

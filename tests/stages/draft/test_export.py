@@ -1,0 +1,39 @@
+"""Export of drafts to serving engines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from dfrot.checkpoint import Checkpoint
+from dfrot.draft.store import save_draft
+from dfrot.errors import UnsupportedError
+from dfrot.stages.draft.export import export_draft
+from dfrot.vision.fingerprint import checkpoint_fingerprint
+
+
+def test_export_of_eagle3(kit: SimpleNamespace, tmp_path: Path, reference: Path) -> None:
+    from dfrot.arch import open_described
+    from dfrot.draft.models.build import build, config_for
+
+    _, arch = open_described(reference)
+    mark = checkpoint_fingerprint(reference)
+    for kind in ("eagle3", "dream"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        save_draft(folder, build(config_for(arch, kind, intermediate_size=64, target_fingerprint=mark)))
+    with pytest.raises(UnsupportedError, match="no serving engine"):
+        export_draft(reference, tmp_path / "dream", tmp_path / "out", "me/model")
+    export_draft(reference, tmp_path / "eagle3", tmp_path / "out", "me/model")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["speculators_model_type"] == "eagle3"
+    assert config["architectures"] == ["Eagle3Speculator"]
+    assert config["speculators_config"]["verifier"]["name_or_path"] == "me/model"
+    assert len(config["eagle_aux_hidden_state_layer_ids"]) == 3
+    names = set(Checkpoint.open(tmp_path / "out").entries)
+    attention = {f"layers.0.self_attn.{part}_proj.weight" for part in "qkvo"}
+    assert attention | {"fc.weight", "norm.weight", "lm_head.weight", "embed_tokens.weight", "d2t", "t2d"} <= names
+    assert {"layers.0.hidden_norm.weight", "layers.0.input_layernorm.weight"} <= names
