@@ -74,8 +74,8 @@ int dfq_w4a8_mm(const dfq_w4a8_mm_args* args) {
     Tokens tokens = {codes.get(), sums.get(), args->x_scale, args->x_zero, args->m, stride, group_stride, 1};
     std::atomic<int> peak{1};
     parallel_rows(ceil_div(args->m, BLOCK_M), BLOCK_M * args->k, args->threads, [&](int64_t begin, int64_t end) {
-      const int found = run.pack_tokens(args->q, weight, tokens, codes.get(), sums.get(), begin, end);
-      for (int seen = peak; found > seen && !peak.compare_exchange_weak(seen, found);) {
+      const int largest = run.pack_tokens(args->q, weight, tokens, codes.get(), sums.get(), begin, end);
+      for (int before = peak; largest > before && !peak.compare_exchange_weak(before, largest);) {
       }
     });
     tokens.burst = 32767 / (2 * 15 * peak);  // 8 for codes of eight bits, 136 for four

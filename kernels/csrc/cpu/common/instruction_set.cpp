@@ -134,11 +134,11 @@ const Kernels* find(int isa) {
 }
 
 const Kernels* best() {
-  const Kernels* found = &CHOICES[0].kernels;
+  const Kernels* strongest = &CHOICES[0].kernels;
   for (const Choice& choice : CHOICES) {
-    if (choice.runs()) found = &choice.kernels;
+    if (choice.runs()) strongest = &choice.kernels;
   }
-  return found;
+  return strongest;
 }
 
 std::atomic<const Kernels*> chosen{best()};
@@ -155,8 +155,8 @@ int dfq_isa() { return kernels().isa; }
 int dfq_isa_supported(int isa) { return find(isa) ? 1 : 0; }
 
 int dfq_set_isa(int isa) {
-  const Kernels* const found = find(isa);
-  if (!found) return DFQ_BAD_ARGUMENT;
-  chosen = found;
+  const Kernels* const tables = find(isa);
+  if (!tables) return DFQ_BAD_ARGUMENT;
+  chosen = tables;
   return DFQ_OK;
 }

@@ -1,4 +1,4 @@
-// Threads that go through one piece of work together: where they meet, what each takes, the memory they share. For the
+// Threads that go through one piece of work together: their barrier, the part of each, the memory they share. For the
 // units that run whole blocks (decoder.cpp, draft.cpp), which are compiled for the plain processor.
 #pragma once
 #include <atomic>

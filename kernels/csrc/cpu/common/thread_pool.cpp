@@ -29,12 +29,12 @@ struct Pool {
     for (int64_t chunk = next++; chunk < chunks; chunk = next++) body(context, chunk);
   }
 
-  void work(int64_t number, int64_t seen) {
+  void work(int64_t number, int64_t known) {
     for (;;) {
       {
         std::unique_lock<std::mutex> held(lock);
-        wake.wait(held, [&] { return generation != seen; });
-        seen = generation;
+        wake.wait(held, [&] { return generation != known; });
+        known = generation;
         if (number >= wanted) continue;
       }
       drain();
@@ -47,7 +47,7 @@ struct Pool {
   int64_t recruit(int64_t threads) {
     try {
       while (workers < threads - 1) {
-        std::thread([this, number = workers, seen = generation] { work(number, seen); }).detach();
+        std::thread([this, number = workers, known = generation] { work(number, known); }).detach();
         ++workers;
       }
     } catch (const std::system_error&) {  // no more threads to be had: go on with those there are

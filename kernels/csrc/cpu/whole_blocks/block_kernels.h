@@ -13,7 +13,7 @@ struct BlockKernels {
   void (*rmsnorm)(const void* x, int type, int64_t count, const float* weight, float eps, void* y);
   // x[from + i] += y[from + i]
   void (*add)(void* x, const void* y, int type, int64_t from, int64_t count);
-  // `heads` heads of `dim` values from element `at` on turn by the angles whose cos and sin [dim] are given (RoPE)
+  // `heads` heads of `dim` values from element `at` on are rotated by the angles with cos and sin [dim] (RoPE)
   void (*rope)(void* x, int type, int64_t at, int64_t heads, int64_t dim, const float* cos, const float* sin);
   // values x[from + i] as float32
   void (*to_float32)(const void* x, int type, int64_t from, int64_t count, float* out);

@@ -1,4 +1,4 @@
-// dfq_decode: all blocks of a model in one parallel region. Threads meet where one needs what another computed, five
+// dfq_decode: all blocks of a model in one parallel region. Threads wait where one needs what another computed, five
 // times a block; a thread owns tiles of the weights and whole heads of the cache. Residual, norms and the codes of
 // activations are computed by every thread for itself: a few microseconds, less than handing them round.
 #include "common/parallel.h"

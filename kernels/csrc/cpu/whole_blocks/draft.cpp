@@ -1,4 +1,4 @@
-// dfq_draft_pass: all blocks of a draft in one parallel region, as decoder.cpp does for a target. Threads meet where
+// dfq_draft_pass: all blocks of a draft in one parallel region, as decoder.cpp does for a target. Threads wait where
 // one needs what another computed, six times a block; residual and norms are computed by every thread for itself.
 #include <algorithm>
 
