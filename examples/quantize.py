@@ -22,7 +22,7 @@ def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     source = resolve_model("reference")  # or the folder of a model
     rotated, calibration, packed = folder / "rotated", folder / "calibration", folder / "packed"
-    rotate(source, rotated, RotateSettings(method="hadamard"))
+    rotate(source, rotated, RotateSettings(method="hadamard", dataset="stdlib"))
     calibrate(rotated, calibration, CalibrateSettings(dataset="stdlib", samples=8, seqlen=256, statistics=False))
     record = quantize(rotated, calibration, packed, QuantizeSettings(QuantScheme.parse("w4a4kv4")))
     sizes = record["sizes"]
