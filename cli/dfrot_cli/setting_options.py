@@ -107,7 +107,8 @@ def _option(
         del options["metavar"]
         if default is True and not known.option:
             flags[0] += "/--no-" + flags[0][2:]
-        options |= {"default": default, "show_default": default is not None} if "/" in flags[0] else {"is_flag": True}
+        pair = "/" in flags[0]
+        options |= {"is_flag": True, "default": default, "show_default": pair and default is not None}
     else:
         options |= _typed(kind, known, default)
     return click.option(*flags, param, cls=SettingOption, owner=settings, field=name, **{**options, **more})

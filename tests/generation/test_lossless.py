@@ -145,11 +145,11 @@ def packed_and_drafted(model: str, folder: Path, dataset: str, seqlen: int) -> t
     from dfrot.stages.rotate.run import rotate
     from dfrot.stages.rotate.settings import RotateSettings
 
-    rotate(resolve_model(model), folder / "rotated", RotateSettings(method="hadamard"))
+    rotate(resolve_model(model), folder / "rotated", RotateSettings(method="hadamard", dataset="stdlib"))
     settings = QuantizeSettings(scheme=QuantScheme.parse("w4a4kv4"), algorithm="rtn")
     quantize(folder / "rotated", None, folder / "packed", settings)
     data = DataSettings(dataset=dataset, samples=64, held_out=4, seqlen=seqlen)
-    options = TrainSettings(batch=4, evaluations=1)
+    options = TrainSettings(epochs=1, batch=4, evaluations=1)
     train(folder / "packed", folder / "draft", DraftSettings(data=data, train=options))
     return folder / "packed", folder / "draft"
 

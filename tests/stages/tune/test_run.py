@@ -34,7 +34,9 @@ QUICK = TuneSettings(dataset="stdlib", steps=4, batch=1, seqlen=64, held_out=2, 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tune")
-    rotate(resolve_model("reference"), folder / "rotated", RotateSettings(method="hadamard", gate=False))
+    rotate(
+        resolve_model("reference"), folder / "rotated", RotateSettings(method="hadamard", dataset="stdlib", gate=False)
+    )
     for name, scheme in (("packed", "w4a4kv4"), ("groups", "w3a8-g64-wasym")):
         settings = QuantizeSettings(scheme=QuantScheme.parse(scheme), algorithm="rtn")
         quantize(folder / "rotated", None, folder / name, settings)
