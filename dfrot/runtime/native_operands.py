@@ -50,11 +50,22 @@ def build_decoder(base: Any, arch: BoundArch, kv: KVSpec | None, sinks: int, hid
     cos = base.rotary_emb(hidden[:1, :1], torch.zeros(1, 1, dtype=torch.int64))[0]
     if cos.shape[-1] != arch.head_dim:
         raise NotServable("RoPE on a part of each head")
-    r3 = None if kv.r3 is None else (kv.r3.base(), kv.r3.block)
     shape = DecoderShape(
-        hidden.dtype, arch.hidden, arch.n_heads, arch.n_kv_heads, arch.head_dim, arch.intermediate,
-        windows.pop(), sinks, float(config.rms_norm_eps), scalings.pop(), kv.bits, kv.symmetric, kv.clip, r3,
-    )  # fmt: skip
+        dtype=hidden.dtype,
+        hidden=arch.hidden,
+        heads=arch.n_heads,
+        kv_heads=arch.n_kv_heads,
+        head_dim=arch.head_dim,
+        mlp=arch.intermediate,
+        window=windows.pop(),
+        sinks=sinks,
+        eps=float(config.rms_norm_eps),
+        scaling=scalings.pop(),
+        kv_bits=kv.bits,
+        kv_symmetric=kv.symmetric,
+        kv_clip=kv.clip,
+        r3=None if kv.r3 is None else (kv.r3.base(), kv.r3.block),
+    )
     blocks = [_block_operand(base, arch, layer, linears) for layer in range(arch.n_layers)]
     return Decoder(shape, blocks, module_of(base, spec.final_norm.name).weight)
 
