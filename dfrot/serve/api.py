@@ -100,12 +100,12 @@ def parse_request(kind: Kind, body: Any) -> ApiRequest:
         stops=_stops(fields.take("stop", [])),
         temperature=fields.number("temperature", 1.0, 0, 2),
         top_p=fields.number("top_p", 1.0, 0, 1),
-        top_k=max(0, fields.number("top_k", 0, -1, 1 << 31, whole=True)),
+        top_k=max(0, fields.number("top_k", 0, -1, 1 << 31, integer=True)),
         repetition_penalty=fields.number("repetition_penalty", 1.0, 0, 10),
         frequency_penalty=fields.number("frequency_penalty", 0.0, -2, 2),
         presence_penalty=fields.number("presence_penalty", 0.0, -2, 2),
         logit_bias=_logit_bias(fields.take("logit_bias", {})),
-        seed=fields.number("seed", None, -(1 << 63), (1 << 63) - 1, whole=True),
+        seed=fields.number("seed", None, -(1 << 63), (1 << 63) - 1, integer=True),
         ignore_eos=fields.flag("ignore_eos"),
         stream=stream,
         include_usage=_include_usage(fields.take("stream_options", {}), stream),
@@ -135,10 +135,10 @@ def _refuse_unknown(fields: Fields) -> None:
 
 
 def _max_tokens(fields: Fields, kind: Kind) -> int | None:
-    max_tokens: int | None = fields.number("max_tokens", None, 1, _MAX_TOKENS, whole=True)
+    max_tokens: int | None = fields.number("max_tokens", None, 1, _MAX_TOKENS, integer=True)
     if kind == "completion":
         return _COMPLETION_TOKENS if max_tokens is None else max_tokens
-    newer: int | None = fields.number("max_completion_tokens", max_tokens, 1, _MAX_TOKENS, whole=True)
+    newer: int | None = fields.number("max_completion_tokens", max_tokens, 1, _MAX_TOKENS, integer=True)
     return newer
 
 

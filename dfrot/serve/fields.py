@@ -38,16 +38,16 @@ class Fields:
             raise bad_request(f"{name}: must be true or false", name)
         return value
 
-    def number(self, name: str, default: Any, least: float, most: float, whole: bool = False) -> Any:
-        """A float, or with `whole` an int, in least .. most."""
+    def number(self, name: str, default: Any, least: float, most: float, integer: bool = False) -> Any:
+        """A number in least .. most: a float, or with `integer` an int."""
         value = self.take(name, default)
         if value is None:
             return None
-        if not is_number(value) or (whole and not isinstance(value, int)):
-            raise bad_request(f"{name}: must be a {'whole ' if whole else ''}number", name)
+        if not is_number(value) or (integer and not isinstance(value, int)):
+            raise bad_request(f"{name}: must be a {'whole ' if integer else ''}number", name)
         if not least <= value <= most:
             raise bad_request(f"{name}: {value} is outside {least}..{most}", name)
-        return value if whole else float(value)
+        return value if integer else float(value)
 
 
 def is_number(value: Any) -> bool:

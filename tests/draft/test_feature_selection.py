@@ -153,7 +153,7 @@ class PeakMemory(TorchDispatchMode):
         self.known.add(key)
         self.now += size
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._gone, key, size)
+        weakref.finalize(storage, self._freed, key, size)
 
     def _freed(self, key: int, size: int) -> None:
         self.known.discard(key)

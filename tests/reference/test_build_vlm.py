@@ -79,9 +79,9 @@ def test_it_says_what_is_in_held_out_images(folder: Path) -> None:
     for seed in range(shapes.HELD_OUT, shapes.HELD_OUT + count):
         messages, own, where = drawn_conversation(seed)
         for pictures in (own, drawn_conversation(seed + 1)[1]):
-            prompt, seen = sighted.seen(question(messages), pictures, where)
+            prompt, tensors = sighted.encode(question(messages), pictures, where)
             said = plain(
-                target, prompt, StopCriteria(48, end_token_ids(target)), Sampling(), images=ImageInputs(seen)
+                target, prompt, StopCriteria(48, end_token_ids(target)), Sampling(), images=ImageInputs(tensors)
             ).tokens
             same = sighted.tokenizer.decode(said, skip_special_tokens=True) == messages[1]["content"]
             right, blind = right + (same and pictures is own), blind + (same and pictures is not own)
