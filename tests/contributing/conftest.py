@@ -115,6 +115,9 @@ def follow(tmp_path: Path) -> Callable[[str], list[str]]:
                 assert step.target is not None, f"{heading}: a block of code whose file is not named before it"
                 (tmp_path / step.target).parent.mkdir(exist_ok=True)
                 (tmp_path / step.target).write_text(step.text, encoding="utf-8")
+        for command in (["check"], ["format", "--check"]):
+            ran = subprocess.run([sys.executable, "-m", "ruff", *command], cwd=tmp_path, capture_output=True, text=True)
+            assert ran.returncode == 0, ran.stdout
         return outputs
 
     return work
