@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dfrot.checkpoint import TensorEntry, read_header, read_tensor
@@ -158,8 +157,3 @@ def vision_file(folder: Path) -> list[TensorEntry]:
 def load_vision_tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors of a vision part by name."""
     return {entry.name: read_tensor(entry) for entry in vision_file(folder)}
-
-
-def vision_roundoff(folder: Path) -> float:
-    """Unit roundoff of the coarsest dtype that a vision part is stored in."""
-    return max(torch.finfo(entry.dtype).eps for entry in vision_file(folder)) / 2

@@ -46,7 +46,7 @@ class Eagle3Draft(Draft):
     def __init__(self, config: DraftConfig) -> None:
         super().__init__(config)
         size = config.hidden_size
-        self.fc = nn.Linear(3 * config.target_hidden_size, size, bias=False)
+        self.fc = nn.Linear(config.feature_size, size, bias=False)
         self.layers = nn.ModuleList([FusedLayer(config)])
         self.norm = RMSNorm(size, config.rms_norm_eps)
         self.lm_head = nn.Linear(size, config.vocab_size, bias=False)
