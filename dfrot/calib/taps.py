@@ -31,7 +31,7 @@ def samples_per_chunk(arch: BoundArch, seqlen: int) -> int:
     Decided by shapes only, so that results repeat: per token float32 activations of about 6 hidden, 2 attention and
     4 MLP widths."""
     sizes = arch.sizes
-    per_token = 4 * (6 * sizes["hidden"] + 2 * (sizes["q"] + 2 * sizes["kv"]) + 4 * sizes["mlp"])
+    per_token = 4 * (6 * sizes["hidden"] + 2 * (sizes["q"] + 2 * sizes["kv"]) + 4 * sizes["intermediate"])
     return max(1, CHUNK_BYTES // (per_token * seqlen))
 
 
