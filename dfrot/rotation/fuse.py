@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dfrot.arch import BoundArch
+from dfrot.arch import BoundArch, Space
 from dfrot.checkpoint import Checkpoint
 from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.errors import InputError, MismatchError, UnsupportedError
@@ -40,7 +40,7 @@ class Rotations:
 
     def check(self, arch: BoundArch) -> None:
         """Raise MismatchError for matrices of another model, UnsupportedError where the architecture refuses."""
-        if self.r1 is not None and (reason := arch.spec.refuses("residual")):
+        if self.r1 is not None and (reason := arch.spec.refuses(Space.RESIDUAL)):
             raise UnsupportedError(reason)
         shapes = {
             "R1": (self.r1, (arch.hidden, arch.hidden)),
@@ -88,7 +88,7 @@ class Fuser:
     def _jobs(self) -> dict[str, _Job]:
         """Output tensor name -> job, in the order in which the model computes."""
         spec, arch = self.arch.spec, self.arch
-        jobs = {f"{spec.embed}.weight": _Job(f"{spec.embed}.weight", reads="residual")}
+        jobs = {f"{spec.embed}.weight": _Job(f"{spec.embed}.weight", reads=Space.RESIDUAL)}
         for layer in range(arch.n_layers):
             gains = {}  # linear -> name and offset of the gain in front of it
             for norm in spec.norms:
@@ -109,11 +109,11 @@ class Fuser:
         head = f"{spec.head.name}.weight"
         source = f"{spec.embed}.weight" if arch.tied else head
         if self.fuses_gains or not arch.tied:
-            jobs[head] = _Job(source, reads="residual", gain=final, offset=spec.final_norm.offset)
+            jobs[head] = _Job(source, reads=Space.RESIDUAL, gain=final, offset=spec.final_norm.offset)
         jobs[f"{spec.head.name}.bias"] = _Job(f"{spec.head.name}.bias")
         for name in self.checkpoint.entries:
             if arch.wrapper is not None and arch.is_outside(name):
-                jobs[name] = _Job(name, writes="residual" if arch.wrapper.writes(name) else "")
+                jobs[name] = _Job(name, writes=Space.RESIDUAL if arch.wrapper.writes(name) else "")
         return {name: job for name, job in jobs.items() if job.source in self.checkpoint}
 
     def _norm(self, name: str, offset: float) -> _Job:
@@ -172,7 +172,7 @@ class Fuser:
         total = self.checkpoint.shape(job.source)[0]
         step = max(1, CHUNK // (8 * columns))
         r1, r2 = self.rotations.r1, self.rotations.r2
-        if job.writes == "residual" and r1 is not None:
+        if job.writes == Space.RESIDUAL and r1 is not None:
             weight = self.checkpoint.read(job.source).reshape(total, columns)
             for begin in range(0, total, step):
                 out = torch.zeros(min(step, total - begin), columns, dtype=torch.float64)
@@ -183,7 +183,7 @@ class Fuser:
         parts = [(space, self.arch.sizes[rows]) for space, rows in job.parts] or [(job.writes, total)]
         first = 0
         for space, count in parts:
-            yield from self._value_rows(job, columns, first, count, r2 if space == "v" else None, step)
+            yield from self._value_rows(job, columns, first, count, r2 if space == Space.VALUE else None, step)
             first += count
 
     def _value_rows(
@@ -204,11 +204,11 @@ class Fuser:
     def _rotate_columns(self, rows: Tensor, job: _Job) -> Tensor:
         """Rows float64 [n, columns] times T_reads."""
         r1, r2, r4 = self.rotations.r1, self.rotations.r2, self.rotations.r4
-        if job.reads == "residual" and r1 is not None:
+        if job.reads == Space.RESIDUAL and r1 is not None:
             return rows @ r1
-        if job.reads == "v" and r2 is not None:
+        if job.reads == Space.VALUE and r2 is not None:
             heads = rows.reshape(len(rows), -1, self.arch.head_dim)
             return (heads @ r2[job.layer]).reshape(rows.shape)
-        if job.reads == "mlp" and r4 is not None:
+        if job.reads == Space.MLP and r4 is not None:
             return hadamard_transform(rows, r4)
         return rows

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dfrot.arch import open_described
+from dfrot.arch import Space, open_described
 from dfrot.errors import UnsupportedError
 from dfrot.files import read_json, write_bytes, write_json
 from dfrot.progress import Progress, silent
@@ -67,7 +67,7 @@ def plan_comparison(model: Path, settings: CompareSettings) -> ComparePlan:
             f"{config_file}: is rotated (or quantized) by dfq already; start from the original checkpoint",
             file=config_file,
         )
-    if reason := arch.spec.refuses("residual"):
+    if reason := arch.spec.refuses(Space.RESIDUAL):
         raise UnsupportedError(
             f"{config_file}: {reason}; dfq compare is about methods of R1, dfq rotate with method hadamard gives this "
             "model the other rotations",

@@ -30,7 +30,7 @@ def divergence(models: Sequence[Path], settings: KlSettings, progress: Progress 
     Raises InputError for fewer than two checkpoints, MismatchError when two tokenizers read the text differently."""
     if len(models) < 2:
         raise InputError(
-            "eval kl compares with a baseline: give two `models` or more, the baseline first", field="models"
+            "eval kl compares with a baseline: give `models` twice or more, the baseline first", field="models"
         )
     checkpoints = open_checkpoints(models)
     text = load_text(settings.dataset, "test")

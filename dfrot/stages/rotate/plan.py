@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfrot.arch import BoundArch, open_described
+from dfrot.arch import BoundArch, Space, open_described
 from dfrot.checkpoint import Checkpoint
 from dfrot.data.text import load_text
 from dfrot.data.text_window import text_window
@@ -55,7 +55,7 @@ class RotatePlan:
     @property
     def missing(self) -> dict[str, str]:
         """Rotations that were asked for and that this architecture cannot have, by name, and why."""
-        reason = self.arch.spec.refuses("residual")
+        reason = self.arch.spec.refuses(Space.RESIDUAL)
         return {"R1": reason} if reason is not None and self.rotates else {}
 
     @property
@@ -111,7 +111,7 @@ def plan_rotation(model: Path, settings: RotateSettings) -> RotatePlan:
         )
     online = _online_rotations(arch, settings, config_file)
     generator = torch.Generator().manual_seed(settings.seed)
-    gate_tokens = torch.randint(0, arch.sizes["vocab"], (1, GATE_TOKENS), generator=generator)
+    gate_tokens = torch.randint(0, arch.vocab_size, (1, GATE_TOKENS), generator=generator)
     calibration, decode, source = None, None, None
     gated = settings.gate and settings.method != "none"
     if settings.dataset is not None and (settings.method == "dfrot" or gated):
@@ -137,7 +137,7 @@ def _online_rotations(arch: BoundArch, settings: RotateSettings, config_file: st
     """R3 and R4, where they are wanted. Raises UnsupportedError for a method that is about R1, where there is none."""
     if settings.method == "none":
         return OnlineRotations()
-    if settings.method != "hadamard" and (reason := arch.spec.refuses("residual")):
+    if settings.method != "hadamard" and (reason := arch.spec.refuses(Space.RESIDUAL)):
         raise UnsupportedError(
             f"{config_file}: {reason}; `method={settings.method}` is about R1: take `method=hadamard`, which gives "
             "this model R2, R3 and R4",
@@ -153,10 +153,10 @@ def _online_rotations(arch: BoundArch, settings: RotateSettings, config_file: st
 def _check_ids(checkpoint: Checkpoint, arch: BoundArch, *windows: Tensor | None) -> None:
     """Raise InputError for token ids outside the vocabulary."""
     for ids in windows:
-        if ids is not None and int(ids.max()) >= arch.sizes["vocab"]:
+        if ids is not None and int(ids.max()) >= arch.vocab_size:
             raise InputError(
                 f"{checkpoint.path}: the tokenizer makes id {int(ids.max())}, the vocabulary has "
-                f"{arch.sizes['vocab']} entries; copy the tokenizer of this model",
+                f"{arch.vocab_size} entries; copy the tokenizer of this model",
                 file=checkpoint.path,
-                limit=arch.sizes["vocab"],
+                limit=arch.vocab_size,
             )

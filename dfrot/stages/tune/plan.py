@@ -56,8 +56,8 @@ def plan_tuning(model: Path, teacher: Path, settings: TuneSettings) -> TunePlan:
         raise InputError(
             f"{teacher}: is quantized itself; give the 16-bit checkpoint as `teacher`", field="teacher", file=teacher
         )
-    vocab = describe(student.config).sizes["vocab"]
-    if describe(reference.config).sizes["vocab"] != vocab:
+    vocab = describe(student.config).vocab_size
+    if describe(reference.config).vocab_size != vocab:
         raise MismatchError(
             f"{teacher}: has another vocabulary than {model}; give the checkpoint that it was made from", file=teacher
         )

@@ -118,7 +118,7 @@ def test_a_planted_error_is_never_published(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plant: Any, layer: int
 ) -> None:
     model = make()
-    monkeypatch.setattr(Fuser, "_read", plant(Fuser._read))
+    monkeypatch.setattr(Fuser, "_rotate_columns", plant(Fuser._rotate_columns))
     with pytest.raises(GateError, match=rf"^model\.layers\.{layer}: "):
         rotate(model, tmp_path / "out", RotateSettings("hadamard", None))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
