@@ -65,7 +65,7 @@ def check_all(
     if config is not None and (config.scheme is None or config.fake):
         problem = "is simulated" if config.scheme is not None else "expects online rotations"
         raise UnsupportedError(
-            f"{model}: {problem}; give a packed checkpoint, or a 16-bit one of dfq rotate without `online`",
+            f"{model}: {problem}; give a packed checkpoint, or a 16-bit one of dfq rotate with `online=False`",
             field="online",
         )
     own_scheme = config.scheme if config is not None else None

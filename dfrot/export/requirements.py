@@ -21,7 +21,7 @@ def requested_scheme(model: Path, config: DfqConfig | None, scheme: QuantScheme 
     Raises UnsupportedError for simulated checkpoints and for other weights."""
     if config is not None and config.fake:
         raise UnsupportedError(
-            f"{model}: is a simulated checkpoint; quantize without `fake` to export integers", field="fake"
+            f"{model}: is a simulated checkpoint; quantize with `fake=False` to export integers", field="fake"
         )
     own = config.scheme if config is not None and config.scheme is not None else DENSE
     if scheme is None or scheme.name == own.name:
@@ -29,7 +29,7 @@ def requested_scheme(model: Path, config: DfqConfig | None, scheme: QuantScheme 
     if without_activations(scheme) != without_activations(own):
         action = "quantize the 16-bit checkpoint with it first" if own.w_bits == FULL else "quantize again with it"
         raise UnsupportedError(
-            f"`scheme` {scheme.name}: the weights of {model} are {own.name}; {action} (dfq quantize)", field="scheme"
+            f"`scheme={scheme.name}`: the weights of {model} are {own.name}; {action} (dfq quantize)", field="scheme"
         )
     return scheme
 
@@ -39,10 +39,10 @@ def suggestion(instead: str | None, scheme: QuantScheme) -> str:
     assert instead is not None
     other = QuantScheme.parse(instead)
     if scheme.w_bits == FULL:
-        return f"quantize it first (dfq quantize `scheme` {instead})"
+        return f"quantize it first (dfq quantize, `scheme={instead}`)"
     if without_activations(other) == without_activations(scheme):
-        return f"export the same weights with `scheme` {instead}"
-    return f"quantize again with `scheme` {instead}"
+        return f"export the same weights with `scheme={instead}`"
+    return f"quantize again with `scheme={instead}`"
 
 
 def check_runtime(
@@ -65,7 +65,7 @@ def check_runtime(
     if config.sink_tokens and scheme.a_bits != FULL:
         raise UnsupportedError(
             f"{model}: keeps {config.sink_tokens} sink tokens exact, which {engines} cannot; quantize with "
-            "`sink_tokens` 0",
+            "`sink_tokens=0`",
             field="sink_tokens",
         )
     if config.a_clips and scheme.a_bits != FULL:
@@ -88,20 +88,20 @@ def _check_r4(model: Path, target: ExportTarget, r4: HadamardSpec, online_r4: bo
     """Raise UnsupportedError unless the target can hold this R4 and it was asked for."""
     if not target.online_r4:
         raise UnsupportedError(
-            f"{model}: expects the online rotation R4, which {engines} cannot apply; rotate without `online`",
+            f"{model}: expects the online rotation R4, which {engines} cannot apply; rotate with `online=False`",
             field="online",
         )
     if not online_r4:
         raise UnsupportedError(
-            f"{model}: expects the online rotation R4, which transformers would skip in silence; rotate without "
-            "`online`, or ask for it with `online_r4`",
+            f"{model}: expects the online rotation R4, which transformers would skip in silence; rotate with "
+            "`online=False`, or ask for it with `online_r4`",
             field=("online", "online_r4"),
         )
     if r4.bases:
         largest_power_of_two = r4.block & -r4.block
         raise UnsupportedError(
-            f"{model}: R4 has blocks of {r4.block}, the format has powers of two only; rotate with `r4_block` "
-            f"{largest_power_of_two}",
+            f"{model}: R4 has blocks of {r4.block}, the format has powers of two only; rotate with "
+            f"`r4_block={largest_power_of_two}`",
             field="r4_block",
         )
 
@@ -119,13 +119,13 @@ def check_linears(
     Raises UnsupportedError naming the linear to keep in 16 bits."""
     if plans and not target.keeps_linears and (others := [name for name in kept if name != head]):
         raise UnsupportedError(
-            f"{model}: keeps {others[0]} in 16 bits, {target.name} only the head; quantize with `keep` {head}",
+            f"{model}: keeps {others[0]} in 16 bits, {target.name} only the head; quantize with `keep={head}`",
             field="keep",
         )
     if head in plans and not target.quantized_head:
         raise UnsupportedError(
-            f"{model}: its head is quantized, engines read {target.name} with a 16-bit head; quantize with `keep` "
-            f"{head}",
+            f"{model}: its head is quantized, engines read {target.name} with a 16-bit head; quantize with "
+            f"`keep={head}`",
             field="keep",
         )
     rows, cols = target.align
@@ -134,7 +134,7 @@ def check_linears(
         if plan.rows % rows or plan.cols % cols or (group and plan.cols % group):
             raise UnsupportedError(
                 f"{model}: {name} is {plan.rows} x {plan.cols}; {target.name} needs multiples of {rows} x "
-                f"{max(cols, group)}: quantize with `keep` {name.rsplit('.', 1)[-1]}"
+                f"{max(cols, group)}: quantize with `keep={name.rsplit('.', 1)[-1]}`"
                 + ("" if target.keeps_linears else " and export to another format"),
                 field="keep",
             )

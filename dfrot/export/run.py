@@ -47,7 +47,7 @@ def export(
     target = target_of(to)
     if dtype is not None and not target.needs_described_names:
         raise UnsupportedError(
-            f"`dtype` {dtype}: {to} keeps 16-bit tensors as they are; leave the option out", field="dtype"
+            f"`dtype={dtype}`: {to} keeps 16-bit tensors as they are; leave the option out", field="dtype"
         )
     source = open_source(model, target, scheme, online_r4)
     request = {

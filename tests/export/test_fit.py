@@ -69,7 +69,7 @@ def test_what_does_not_fit_is_refused_with_what_would(
     assert "\n" not in text
     assert fitted.reason is not None
     assert fitted.reason in text
-    assert f"`scheme` {fitted.instead}" in text
+    assert f"`scheme={fitted.instead}`" in text
     assert not (tmp_path / "out").exists()
 
 

@@ -24,7 +24,7 @@ def test_our_own(dense: Path, pack: Callable[[str], Path]) -> None:
     assert plain["kind"] == "16-bit checkpoint"
     assert plain["bits_per_weight"] == 16
     assert plain["exports_to"]["gguf"] == "dense"
-    assert "`scheme` w4a16-g32" in plain["exports_to"]["gptq"]
+    assert "`scheme=w4a16-g32`" in plain["exports_to"]["gptq"]
     facts = inspect(pack("w4a4kv4"))
     assert facts["kind"] == "dfq, packed"
     assert facts["scheme"] == "w4a4kv4"

@@ -36,9 +36,9 @@ def selected_ops(ops: Sequence[str]) -> list[str]:
     for name in ops:
         if name not in BUILDERS:
             known = ", ".join(BUILDERS)
-            raise InputError(f"`ops` {name}: the bench does not know it; known: {known}", field="ops")
+            raise InputError(f"`ops={name}`: the bench does not know it; known: {known}", field="ops")
         if not hasattr(torch.ops.dfq, name):
-            message = f"`ops` {name}: this installation has no such operator; see dfq doctor"
+            message = f"`ops={name}`: this installation has no such operator; see dfq doctor"
             raise UnsupportedError(message, field="ops")
     return list(ops) or available_ops()
 
@@ -99,10 +99,10 @@ def bench_kernels(
 def _check_shapes(shapes: Sequence[tuple[int, int]], group: int) -> None:
     for n, k in shapes:
         if n < MULTIPLE or k < MULTIPLE or n % MULTIPLE or k % MULTIPLE:
-            message = f"`shapes` {n}x{k}: multiples of {MULTIPLE} are needed"
+            message = f"`shapes={n}x{k}`: multiples of {MULTIPLE} are needed"
             raise InputError(message, field="shapes", limit=MULTIPLE)
         if group < 0 or (group and k % group):
-            message = f"`group` {group}: does not divide the {k} columns of shape {n}x{k}"
+            message = f"`group={group}`: does not divide the {k} columns of shape {n}x{k}"
             raise InputError(message, field="group", limit=k)
 
 

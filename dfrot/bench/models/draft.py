@@ -113,7 +113,7 @@ def _checked_config(
     largest = max([*rows, *(tree.depth * tree.topk**2 for tree in trees)])
     context = config["max_position_embeddings"]
     if prompt + largest + SPARE_POSITIONS > context:
-        message = f"`prompt` {prompt}: exceeds the context of {shape}; shorten it"
+        message = f"`prompt={prompt}`: exceeds the context of {shape}; shorten it"
         raise InputError(message, field="prompt", limit=context)
     return config
 
@@ -126,7 +126,7 @@ def _random_draft(config: dict[str, Any], kind: str, seed: int) -> tuple[Draft, 
     if kind in ("w4", "w8"):
         quantize_draft(draft, kind)
     elif kind != "bfloat16":
-        raise InputError(f"`drafts` {kind}: use bfloat16, w4 or w8", field="drafts")
+        raise InputError(f"`drafts={kind}`: use bfloat16, w4 or w8", field="drafts")
     return draft.to(torch.bfloat16), parameters
 
 

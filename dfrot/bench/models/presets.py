@@ -47,6 +47,6 @@ def preset(name: str) -> dict[str, Any]:
     """The config of shape `name`. Raises InputError that names the known ones."""
     if name not in PRESETS:
         known = ", ".join(PRESETS)
-        message = f"`shape` {name}: unknown; known: {known}, or give a checkpoint with `model`"
+        message = f"`shape={name}`: unknown; known: {known}, or give a checkpoint with `model`"
         raise InputError(message, field=("shape", "model"))
     return dict(PRESETS[name])

@@ -69,7 +69,7 @@ def compare_refinement(
     """
     if rounds < MIN_ROUNDS or rows < MIN_ROWS or width < MIN_WIDTH:
         raise InputError(
-            f"bench: `width` {width}, `rows` {rows}, `rounds` {rounds}: at least 16, 64 and 1 are needed",
+            f"bench: `width={width}`, `rows={rows}`, `rounds={rounds}`: at least 16, 64 and 1 are needed",
             field=("width", "rows", "rounds"),
         )
     massive = max(2, round(rows / MASSIVE_SHARE))

@@ -85,7 +85,7 @@ def tensor_value(source: ExportSource, plan: GGUFPlan) -> Tensor:
         name = f"{plan.module}.{plan.kind}"
         value = source.checkpoint.read(name).to(WRITTEN_DTYPES[plan.type])
         if value.dtype == torch.float16 and not bool(torch.isfinite(value).all()):
-            raise UnsupportedError(f"tensor {name} exceeds float16; use `dtype` bf16", field="dtype", tensor=name)
+            raise UnsupportedError(f"tensor {name} exceeds float16; use `dtype=bf16`", field="dtype", tensor=name)
     return interleave(value, plan.heads) if plan.heads else value
 
 

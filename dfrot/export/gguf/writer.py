@@ -34,7 +34,7 @@ class GGUFFile:
         except ImportError:
             raise ResourceError("the package gguf is not installed: pip install 'dfq[gguf]'") from None
         if dtype is not None and dtype not in DTYPES:
-            raise UnsupportedError(f"`dtype` {dtype}: use one of {', '.join(DTYPES)}", field="dtype")
+            raise UnsupportedError(f"`dtype={dtype}`: use one of {', '.join(DTYPES)}", field="dtype")
         arch, checkpoint = source.arch, source.checkpoint.path
         vocabulary = gguf_tokenizer.read_vocabulary(checkpoint, arch.sizes["vocab"], arch.config)
         writer = gguf.GGUFWriter(folder / FILE_NAME, GGUF_ARCHS[arch.spec.model_type].arch)

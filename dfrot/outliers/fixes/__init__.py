@@ -27,7 +27,7 @@ def parse_fix(text: str) -> tuple[Fix, str]:
         near = difflib.get_close_matches(text, fix_names(), 1, cutoff=0.3)
         hint = f"; nearest: {near[0]}" if near else ""
         known = ", ".join(fix_names())
-        raise InputError(f"`fixes` {text}: unknown; choose of {known}{hint}", field="fixes")
+        raise InputError(f"`fixes={text}`: unknown; choose of {known}{hint}", field="fixes")
     return fix, mode or fix.modes[0]
 
 
