@@ -70,12 +70,11 @@ def _observed(config: Any, observe: Callable[[AttentionCall], None]) -> Iterator
     """Call `observe` before every attention of the modules that hold this very configuration object."""
 
     def wrap(attention: AttentionFunction) -> AttentionFunction:
-        def observed(
-            module: nn.Module, query: Tensor, key: Any, value: Any, mask: Tensor | None, **options: Any
-        ) -> tuple[Tensor, Tensor | None]:
-            if module.config is config:  # not of a vision tower
+        def observed(module: nn.Module, *tensors: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
+            if module.config is config:  # vision towers name the mask, and are none of our business
+                query, key, value, mask = tensors
                 observe(_call(module, query, key, value, mask, options))
-            return attention(module, query, key, value, mask, **options)
+            return attention(module, *tensors, **options)
 
         return observed
 

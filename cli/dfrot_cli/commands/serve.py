@@ -53,14 +53,11 @@ def command(
     common: Common,
     **options: Any,
 ) -> None:
-    """Serve a checkpoint over HTTP as OpenAI's clients expect it.
+    """Serve a checkpoint over HTTP as OpenAI's clients expect it, for a few users who take turns token by token.
 
     Endpoints: /v1/chat/completions, /v1/completions and /v1/models, streaming or whole; /health and /metrics
-    (Prometheus). Ctrl-C or SIGTERM ends the server when running requests are done. Messages to a VLM may hold images
-    as data: URIs.
-
-    Made for one machine and a few users, who take turns token by token. For large deployments export to vLLM
-    (dfq export)."""
+    (Prometheus). Messages to a VLM may hold images as data: URIs. Ctrl-C or SIGTERM ends the server when running
+    requests are done. For large deployments export to vLLM (dfq export)."""
     common.prepare()
     from dfrot.errors import ResourceError
     from dfrot.hub import resolve_model
