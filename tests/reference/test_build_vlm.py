@@ -1,4 +1,4 @@
-"""The reference model that sees: what ships, how it is put together, and that it build_vlm."""
+"""The reference VLM: what ships, how it is built, and that it sees."""
 
 from __future__ import annotations
 
