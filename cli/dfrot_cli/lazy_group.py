@@ -19,14 +19,17 @@ class LazyGroup(click.Group):
         self.package, self.members = package, dict(members or {})
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of the commands, in the order of help."""
         return list(self.members)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of one command; None for an unknown name."""
         if cmd_name not in self.members:
             return None
         command: click.Command = importlib.import_module(f"{self.package}.{cmd_name}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table of commands from the help lines alone."""
         with formatter.section("Commands"):
             formatter.write_dl(list(self.members.items()))

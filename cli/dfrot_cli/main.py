@@ -36,6 +36,7 @@ class Main(LazyGroup):
     """The group of all commands, which turns expected errors into one line and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; errors become one line and an exit code."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:

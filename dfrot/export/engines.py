@@ -73,7 +73,7 @@ def load_gguf(path: Path, context: int = 2048) -> Logits:
 
 
 @dataclass(frozen=True)
-class Engine:
+class ServingEngine:
     """What loads a target on this machine."""
 
     name: str
@@ -82,10 +82,10 @@ class Engine:
     """Exported folder -> its logits."""
 
 
-ENGINES: dict[str, Engine] = {  # by target
-    "compressed-tensors": Engine("transformers", load_compressed_tensors),
-    "gguf": Engine("llama.cpp", load_gguf),
-    "gptq": Engine("a plain torch reader", load_gptq),
+ENGINES: dict[str, ServingEngine] = {  # by target
+    "compressed-tensors": ServingEngine("transformers", load_compressed_tensors),
+    "gguf": ServingEngine("llama.cpp", load_gguf),
+    "gptq": ServingEngine("a plain torch reader", load_gptq),
 }
 
 

@@ -17,7 +17,7 @@ from dfrot.files import require_free_space, write_json
 from dfrot.progress import Progress
 
 
-class Layout(Protocol):
+class FolderLayout(Protocol):
     """How a format keeps weights in safetensors files and describes them in config.json."""
 
     def plan(self, source: ExportSource) -> list[TensorPlan]:
@@ -34,7 +34,7 @@ class Layout(Protocol):
 class FolderWriter:
     """Writes config.json, safetensors files and the tokenizer. A `formats.Writer`."""
 
-    layout: Layout
+    layout: FolderLayout
     """How the weights are kept."""
 
     def write(self, source: ExportSource, folder: Path, dtype: str | None, progress: Progress) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Processor(Protocol):
+class LogitsProcessor(Protocol):
     """A logits processor in transformers' form: (ids int64 [1, n], scores float32 [1, V]) -> scores float32 [1, V]."""
 
     def __call__(self, ids: Tensor, scores: Tensor, /) -> Tensor: ...
@@ -41,7 +41,7 @@ class Sampling:
         above=0,
         help="Divide the scores of tokens that were used already (CTRL, arXiv 1909.05858); 1 changes nothing.",
     )
-    processors: Sequence[Processor] = ()
+    processors: Sequence[LogitsProcessor] = ()
     """Logits processors, applied in order."""
 
     def __post_init__(self) -> None:

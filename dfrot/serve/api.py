@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dfrot.errors import DfqError
-from dfrot.generation.sampling import Processor, Sampling
+from dfrot.generation.sampling import LogitsProcessor, Sampling
 from dfrot.serve.errors import api_error, bad_request
 from dfrot.serve.fields import Fields, is_number
 from dfrot.serve.logits_processors import LogitBias, PresencePenalty
@@ -71,7 +71,7 @@ class ApiRequest:
 
     def sampling(self, prompt: int, vocabulary: int) -> Sampling:
         """The sampler behind a prompt of `prompt` tokens. Raises ApiError for a bias outside the vocabulary."""
-        processors: list[Processor] = []
+        processors: list[LogitsProcessor] = []
         if self.frequency_penalty or self.presence_penalty:
             processors.append(PresencePenalty(prompt, self.frequency_penalty, self.presence_penalty))
         if self.logit_bias:

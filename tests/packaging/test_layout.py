@@ -260,6 +260,43 @@ def test_commands_stay_thin() -> None:
         assert len(path.read_text().splitlines()) <= 100, name(path)
 
 
+def test_public_functions_have_docstrings_and_screens_hold_a_function() -> None:
+    """Public: no name on the way to it begins with an underscore. 60 lines: what a screen holds."""
+
+    def visit(node: ast.AST, public: bool, where: str) -> Iterator[str]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                visible = public and not child.name.startswith("_")
+                if visible and not ast.get_docstring(child):
+                    yield f"{where}: {child.name} has no docstring"
+                if not isinstance(child, ast.ClassDef) and (child.end_lineno or 0) - child.lineno >= 60:
+                    yield f"{where}: {child.name} is longer than 60 lines"
+                yield from visit(child, visible and isinstance(child, ast.ClassDef), where)
+            else:
+                yield from visit(child, public, where)
+
+    faults = [fault for _, path in sources() for fault in visit(ast.parse(path.read_text()), True, name(path))]
+    assert not faults
+
+
+def test_no_two_classes_of_one_name() -> None:
+    places: dict[str, list[str]] = {}
+    for _, path in sources():
+        for node in nodes(path):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(name(path))
+    assert not {cls: paths for cls, paths in places.items() if len(paths) > 1}
+
+
+def test_tests_mirror_the_packages() -> None:
+    """Folders of tests are packages of the library, the command line, the kernels or, by name, what else is tested."""
+    others = {"cli", "kernels", "core", "packaging", "docs", "contributing", "examples"}
+    folders = {path.name for path in (ROOT / "tests").iterdir() if any(path.glob("**/test_*.py"))}
+    packages = {path.parent.name for path in (ROOT / "dfrot").glob("*/__init__.py")}
+    assert folders - others <= packages
+    assert packages <= folders
+
+
 @pytest.mark.parametrize("folder", ["kernels", "cli", "tests", "recipes"])
 def test_source_roots_are_not_packages(folder: str) -> None:
     assert not (ROOT / folder / "__init__.py").exists()

@@ -48,6 +48,7 @@ class RefineSettings:
 
     @property
     def grid(self) -> TokenQuantizer:
+        """The quantizer of activations that the objective simulates."""
         from dfrot.rotation.refinement.token_quantizer import TokenQuantizer  # torch: settings are read without it
 
         return TokenQuantizer(self.bits, self.symmetric, self.clip)

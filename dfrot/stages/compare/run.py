@@ -94,7 +94,7 @@ def compare(
     with open_stage(out, KIND, plan.request, resume=resume, overwrite=overwrite) as stage:
         if stage.finished:
             return dict(read_json(out / REPORT_FILE))
-        comparison = _Comparison(stage, plan)
+        comparison = _ComparisonRun(stage, plan)
         report = summarise(comparison.run(progress), settings.parsed(), comparison.refinements())
         write_json(stage.folder / REPORT_FILE, report)
         write_bytes(stage.folder / TABLE_FILE, markdown(report).encode())
@@ -104,7 +104,7 @@ def compare(
     return report
 
 
-class _Comparison:
+class _ComparisonRun:
     """All cells, those of the journal not made again; checkpoints lie in the folder `work` of the stage."""
 
     def __init__(self, stage: Stage, plan: ComparePlan) -> None:

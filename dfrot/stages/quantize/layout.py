@@ -22,7 +22,7 @@ from dfrot.quant.keep import linear_names
 from dfrot.quant.scheme import FULL
 
 
-class Layout:
+class CheckpointLayout:
     """The tensors of a quantized checkpoint, in the order of the source's architecture."""
 
     def __init__(self, checkpoint: Checkpoint, arch: BoundArch, config: DfqConfig) -> None:

@@ -15,7 +15,7 @@ from dfrot.quant import algorithm, keep
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.scheme import FULL
 from dfrot.rotation.online import OnlineRotations
-from dfrot.stages.quantize.layout import Layout
+from dfrot.stages.quantize.layout import CheckpointLayout
 from dfrot.stages.quantize.settings import QuantizeSettings
 from dfrot.vision.llava_layout import has_vision_part, vision_digest
 
@@ -34,7 +34,7 @@ class QuantizePlan:
     """Tokens and statistics, where they were given."""
     config: DfqConfig
     """The quantization entry of the result's config.json."""
-    layout: Layout
+    layout: CheckpointLayout
     """The tensors of the result."""
     request: dict[str, Any]
     """Settings and digests of the inputs: what decides the bytes of the result."""
@@ -83,7 +83,7 @@ def plan_quantization(model: Path, calibration_path: Path | None, settings: Quan
     }
     if has_vision_part(checkpoint.path):
         request["vision"] = vision_digest(checkpoint.path)
-    layout = Layout(checkpoint, arch, config)
+    layout = CheckpointLayout(checkpoint, arch, config)
     return QuantizePlan(checkpoint, arch, settings, calibration, config, layout, request)
 
 

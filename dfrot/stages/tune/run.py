@@ -23,7 +23,7 @@ from dfrot.progress import Progress, silent
 from dfrot.stage_folder import open_stage, read_record
 from dfrot.stages.tune.plan import plan_tuning
 from dfrot.stages.tune.settings import TuneSettings
-from dfrot.stages.tune.trainer import STATE_FILE, Trainer
+from dfrot.stages.tune.trainer import STATE_FILE, TuneTrainer
 
 KIND = "tune"
 
@@ -46,7 +46,7 @@ def tune(
     require_free_space(out.parent, plan.nbytes)
     with open_stage(out, KIND, plan.request, resume, overwrite) as stage:
         if not stage.finished:
-            trainer = Trainer(stage, plan)
+            trainer = TuneTrainer(stage, plan)
             history = trainer.run(progress)
             change = Change({name: [_replace_by(value)] for name, value in trainer.best.items()})
             rewrite(plan.student, stage.folder, change)

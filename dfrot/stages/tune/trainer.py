@@ -24,7 +24,7 @@ STATE_FILE = "state.safetensors"
 MAX_GRADIENT_NORM = 1.0
 
 
-class Trainer:
+class TuneTrainer:
     """One run. A step depends on its number and the state before it alone: a killed run ends in the same bytes."""
 
     def __init__(self, stage: Stage, plan: TunePlan) -> None:

@@ -16,6 +16,7 @@ class Outliers(LazyGroup):
     """A first argument that is no subcommand is a checkpoint to measure."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read `dfq outliers MODEL` as `dfq outliers measure MODEL`."""
         if args and args[0] not in (*self.members, "-h", "--help"):
             args = ["measure", *args]
         return super().parse_args(ctx, args)
