@@ -70,12 +70,11 @@ def _observed(config: Any, observe: Callable[[AttentionCall], None]) -> Iterator
     """Call `observe` before every attention of the modules that hold this very configuration object."""
 
     def wrap(attention: AttentionFunction) -> AttentionFunction:
-        def observed(
-            module: nn.Module, query: Tensor, key: Any, value: Any, mask: Tensor | None, **options: Any
-        ) -> tuple[Tensor, Tensor | None]:
-            if module.config is config:  # not of a vision tower
+        def observed(module: nn.Module, *inputs: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
+            if module.config is config:  # not of a vision tower, which may name its arguments (Qwen-VL)
+                query, key, value, mask = inputs
                 observe(_call(module, query, key, value, mask, options))
-            return attention(module, query, key, value, mask, **options)
+            return attention(module, *inputs, **options)
 
         return observed
 
