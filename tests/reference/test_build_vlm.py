@@ -1,4 +1,4 @@
-"""The reference model that sees: what ships, how it is put together, and that it sees."""
+"""The reference VLM: what ships, how it is built, and that it sees."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dfrot.generation.load_target import end_token_ids, load_target
 from dfrot.generation.output import StopCriteria
 from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
-from dfrot.reference import build_vlm as sees
+from dfrot.reference import build_vlm
 from dfrot.vision.conversations import drawn_conversation, question
 from dfrot.vision.image_inputs import ImageInputs
 from dfrot.vision.prompts import LlavaPromptReader
@@ -31,16 +31,16 @@ IMAGE = 4094
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("vlm") / "reference-vlm"
     out.mkdir()
-    sees.write_model(out)
+    build_vlm.write_model(out)
     return out
 
 
 def test_what_ships_is_small_and_described() -> None:
-    files = {path.name: path.stat().st_size for path in sees.path().iterdir()}
-    assert {*sees.SHIPPED, sees.DELTA, "training.json"} == set(files)
+    files = {path.name: path.stat().st_size for path in build_vlm.path().iterdir()}
+    assert {*build_vlm.SHIPPED, build_vlm.DELTA, "training.json"} == set(files)
     assert sum(files.values()) <= 10_000_000
-    card = (sees.path() / "MODEL_CARD.md").read_text()
-    training = json.loads((sees.path() / "training.json").read_text())
+    card = (build_vlm.path() / "MODEL_CARD.md").read_text()
+    training = json.loads((build_vlm.path() / "training.json").read_text())
     assert f"{training['answers_right']:.1%}" in card
     assert f"{training['steps']} steps" in card
     for name in (*shapes.SHAPES, *shapes.WORDS, *shapes.COLOURS):
@@ -60,7 +60,7 @@ def test_only_the_linears_of_the_blocks_differ(folder: Path) -> None:
 
 def test_the_image_token_is_no_text(folder: Path) -> None:
     tokenizer, plain_one = load_tokenizer(folder), load_tokenizer(reference.path())
-    assert tokenizer(sees.IMAGE)["input_ids"][-1] == IMAGE
+    assert tokenizer(build_vlm.IMAGE)["input_ids"][-1] == IMAGE
     assert tokenizer.decode([5, IMAGE], skip_special_tokens=True) == tokenizer.decode([5])
     text = "def readable(self):\n    return 'readable unreadable readable_'\n\f"
     ids = tokenizer(text)["input_ids"]
@@ -70,7 +70,7 @@ def test_the_image_token_is_no_text(folder: Path) -> None:
     other = text.replace("readable", "legible")
     assert tokenizer(other)["input_ids"] == plain_one(other)["input_ids"]
     with pytest.raises(InputError, match="not the last merge"):
-        sees.with_image_token(json.loads((reference.path() / "tokenizer.json").read_text()), 300)
+        build_vlm.with_image_token(json.loads((reference.path() / "tokenizer.json").read_text()), 300)
 
 
 def test_it_says_what_is_in_held_out_images(folder: Path) -> None:
@@ -79,13 +79,13 @@ def test_it_says_what_is_in_held_out_images(folder: Path) -> None:
     for seed in range(shapes.HELD_OUT, shapes.HELD_OUT + count):
         messages, own, where = drawn_conversation(seed)
         for pictures in (own, drawn_conversation(seed + 1)[1]):
-            prompt, seen = sighted.seen(question(messages), pictures, where)
+            prompt, tensors = sighted.encode(question(messages), pictures, where)
             said = plain(
-                target, prompt, StopCriteria(48, end_token_ids(target)), Sampling(), images=ImageInputs(seen)
+                target, prompt, StopCriteria(48, end_token_ids(target)), Sampling(), images=ImageInputs(tensors)
             ).tokens
             same = sighted.tokenizer.decode(said, skip_special_tokens=True) == messages[1]["content"]
             right, blind = right + (same and pictures is own), blind + (same and pictures is not own)
-    claimed = json.loads((sees.path() / "training.json").read_text())["answers_right"]
+    claimed = json.loads((build_vlm.path() / "training.json").read_text())["answers_right"]
     assert right / count > claimed - 0.2
     assert blind <= 2, "it must look at the image"
 
@@ -119,14 +119,14 @@ def test_two_makers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
-    write = sees.write_model
+    write = build_vlm.write_model
 
     def slow(folder: Path) -> None:
         write(folder)
         models.reference_vlm_folder().mkdir(parents=True)
         (models.reference_vlm_folder() / "config.json").write_text("theirs")
 
-    monkeypatch.setattr(sees, "write", slow)
+    monkeypatch.setattr(build_vlm, "write_model", slow)
     made: Any = models.resolve_model("reference-vlm")
     assert (made / "config.json").read_text() == "theirs"
     assert [path.name for path in made.parent.iterdir()] == ["reference-vlm"]

@@ -63,11 +63,11 @@ def figure_data(
         grid = TokenQuantizer(bits, symmetric)
         settings = RefineSettings(bits=bits, symmetric=symmetric, rounds=rounds, tol=0.0, seed=seed)
         refined = refine(features, start, settings, progress=progress).matrix
-        token_errors = {name: token_errors(rows, matrix, grid) for name, matrix in {**fixed, "dfrot": refined}.items()}
+        errors = {name: token_errors(rows, matrix, grid) for name, matrix in {**fixed, "dfrot": refined}.items()}
         figures[mode] = {
             kind: {
                 name: {"absolute": error[part].tolist(), "relative": (error[part] / norms[part]).tolist()}
-                for name, error in token_errors.items()
+                for name, error in errors.items()
             }
             for kind, part in (("massive", mask), ("common", ~mask))
         }
