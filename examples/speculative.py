@@ -10,7 +10,7 @@ from pathlib import Path
 
 import dfrot
 from dfrot.draft.store import load_draft
-from dfrot.generation.tree import TreeShape
+from dfrot.generation.speculation.tree import TreeShape
 from dfrot.stages.draft.generate import custom_generate
 from dfrot.stages.draft.settings import DataSettings, DraftSettings
 from dfrot.stages.draft.train import train

@@ -13,7 +13,7 @@ from dfrot.draft.models.config import DraftConfig
 from dfrot.draft.quantize import empty_linears, prepare_linears
 from dfrot.errors import InputError, MismatchError
 from dfrot.files import read_json, write_json
-from dfrot.generation.acceptance_rates import AcceptanceRates
+from dfrot.generation.speculation.acceptance_rates import AcceptanceRates
 from dfrot.stage_folder import RECORD
 from dfrot.tensor_file import load_tensors, save_tensors
 from dfrot.vision.fingerprint import checkpoint_fingerprint

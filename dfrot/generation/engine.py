@@ -14,18 +14,18 @@ from dfrot.data.conversation_rows import MAX_IMAGES
 from dfrot.data.images import read_image
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import InputError
-from dfrot.generation.drafter import Drafter
-from dfrot.generation.latency_probe import LatencyProbe
 from dfrot.generation.load_target import end_token_ids, load_target
 from dfrot.generation.output import CONTEXT_LENGTH_EXCEEDED, GenerationOutput, StopCriteria
 from dfrot.generation.plain import plain_steps
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.shape_search import MeasuredShape
-from dfrot.generation.speculation_policy import AdaptivePolicy
-from dfrot.generation.speculative import SPARE_SLOTS, speculative_steps
+from dfrot.generation.speculation.drafter import Drafter
+from dfrot.generation.speculation.latency_probe import LatencyProbe
+from dfrot.generation.speculation.loop import SPARE_SLOTS, speculative_steps
+from dfrot.generation.speculation.policy import AdaptivePolicy
+from dfrot.generation.speculation.shape_search import MeasuredShape
+from dfrot.generation.speculation.tree import TreeShape
 from dfrot.generation.target import Target
 from dfrot.generation.text_stream import TextStream
-from dfrot.generation.tree import TreeShape
 from dfrot.vision.image_inputs import ImageInputs
 from dfrot.vision.prompts import find_prompt_reader
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from dfrot.compat.cache import new_cache
 from dfrot.errors import UnsupportedError
 from dfrot.generation.aux_outputs import AuxOutputs
-from dfrot.generation.batch_invariance import BatchInvariance
-from dfrot.generation.native_verify import NativeVerifier
+from dfrot.generation.speculation.batch_invariance import BatchInvariance
+from dfrot.generation.speculation.native_verify import NativeVerifier
 from dfrot.runtime.attention_hooks import ROW_WISE, attend_row_by_row, attention_name, observe_attention
 from dfrot.runtime.cache_rollback import keep_accepted_path
 from dfrot_kernels import native
@@ -175,7 +175,7 @@ class Target:
         """Run a tree of tokens in one pass.
 
         Every row has the bits that `step` would compute at its position, whatever else is in the batch (see
-        dfrot/generation/batch_invariance.py). The native decoder therefore serves both or neither.
+        dfrot/generation/speculation/batch_invariance.py). The native decoder therefore serves both or neither.
 
         Args:
             tokens: of the nodes, the root first; parents come before their children.

@@ -104,7 +104,7 @@ SECTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         (
             "dfrot.stages.draft.settings:DraftSettings",
             "dfrot.stages.draft.settings:DataSettings",
-            "dfrot.generation.tree:TreeShape",
+            "dfrot.generation.speculation.tree:TreeShape",
         ),
     ),
     "Recipes": (

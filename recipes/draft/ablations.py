@@ -29,9 +29,9 @@ from dfrot.generation.load_target import end_token_ids, load_target
 from dfrot.generation.output import GenerationOutput, StopCriteria
 from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import speculative
+from dfrot.generation.speculation.loop import speculative
+from dfrot.generation.speculation.tree import TreeShape
 from dfrot.generation.target import Target
-from dfrot.generation.tree import TreeShape
 from dfrot.hub import resolve_model
 from dfrot.stage_folder import read_record
 from dfrot.stages.draft.extract import extract

@@ -25,9 +25,9 @@ from dfrot.generation.engine import Engine, TextRequest
 from dfrot.generation.output import StopCriteria
 from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import speculative
+from dfrot.generation.speculation.loop import speculative
+from dfrot.generation.speculation.tree import TreeShape
 from dfrot.generation.target import Target
-from dfrot.generation.tree import TreeShape
 from dfrot.hub import resolve_model
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.load import load_model

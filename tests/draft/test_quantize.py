@@ -15,9 +15,9 @@ from dfrot.draft.store import load_draft, save_draft
 from dfrot.generation.output import StopCriteria
 from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import speculative
+from dfrot.generation.speculation.loop import speculative
+from dfrot.generation.speculation.tree import TreeShape
 from dfrot.generation.target import Target
-from dfrot.generation.tree import TreeShape
 
 Get = Callable[..., Target]
 

@@ -13,9 +13,9 @@ from dfrot.generation.multimodal import image_attention_probe, prefill_multimoda
 from dfrot.generation.output import StopCriteria
 from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import speculative
+from dfrot.generation.speculation.loop import speculative
+from dfrot.generation.speculation.tree import TreeShape
 from dfrot.generation.target import Target
-from dfrot.generation.tree import TreeShape
 from dfrot.stages.draft.generate import custom_generate
 from dfrot.vision.image_inputs import ImageInputs
 

@@ -20,8 +20,8 @@ from transformers import (
 
 from dfrot.errors import InputError
 from dfrot.generation.sampling import Sampling, sample
-from dfrot.generation.tree import Tree
-from dfrot.generation.verify import VerifyResult, verify
+from dfrot.generation.speculation.tree import Tree
+from dfrot.generation.speculation.verify import VerifyResult, verify
 
 V, DEPTH, LENGTH, RUNS = 8, 3, 4, 3000
 TABLE = 2 * torch.randn(V, V, generator=torch.Generator().manual_seed(4))

@@ -26,9 +26,9 @@ from dfrot.draft.models.build import build, config_for
 from dfrot.draft.proposal_head import proposal_head
 from dfrot.draft.quantize import quantize_draft
 from dfrot.errors import InputError
-from dfrot.generation.drafting import expand
+from dfrot.generation.speculation.drafting import expand
+from dfrot.generation.speculation.tree import Tree, TreeShape
 from dfrot.generation.target import Target
-from dfrot.generation.tree import Tree, TreeShape
 from dfrot.progress import Progress, silent
 from dfrot.runtime.load import load_model
 

@@ -12,7 +12,7 @@ from dfrot.draft.models.config import DraftConfig
 from dfrot.draft.models.rotary import Rotary
 from dfrot.draft.models.state import CachedDraftState
 from dfrot.draft.proposal_head import proposal_head
-from dfrot.generation.acceptance_rates import AcceptanceRates
+from dfrot.generation.speculation.acceptance_rates import AcceptanceRates
 from dfrot.generation.target import Target
 
 Head = Callable[[Tensor], Tensor]
@@ -32,8 +32,8 @@ class TrainOutput:
 
 
 class Draft(nn.Module, ABC):
-    """Implements `Drafter` (dfrot/generation/drafter.py). Embedding and head belong to the target: they are passed in,
-    never copied."""
+    """Implements `Drafter` (dfrot/generation/speculation/drafter.py). Embedding and head belong to the target: they are
+    passed in, never copied."""
 
     def __init__(self, config: DraftConfig) -> None:
         super().__init__()

@@ -9,8 +9,8 @@ from torch import Tensor
 
 
 class CachedDraftState(ABC):
-    """Implements `DraftState` (dfrot/generation/drafter.py) for keys and values in buffers: verified slots first, the
-    nodes of the current draft tree behind them."""
+    """Implements `DraftState` (dfrot/generation/speculation/drafter.py) for keys and values in buffers: verified slots
+    first, the nodes of the current draft tree behind them."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity

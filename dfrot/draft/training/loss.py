@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from dfrot.draft.models.base import Draft, Head, TrainOutput
 from dfrot.draft.training.settings import LossWeights
 from dfrot.draft.training.target_features import TargetFeatures
-from dfrot.generation.acceptance_rates import RANKS
+from dfrot.generation.speculation.acceptance_rates import RANKS
 
 CHUNK_BYTES = 256 << 20  # of float32 logits at a time; more than one chunk is computed again in the backward pass
 RMS_EPSILON = 1e-6

@@ -223,5 +223,5 @@ def _at(x: Tensor, positions: Tensor) -> Tensor:
 
 
 def by_rank(held_out: Losses) -> dict[str, Any]:
-    """The part of a record from which acceptance rates are read (dfrot/generation/acceptance_rates.py)."""
+    """The part of a record from which acceptance rates are read (dfrot/generation/speculation/acceptance_rates.py)."""
     return {"held_out_ranks": held_out.ranks, "held_out_mass": held_out.mass}

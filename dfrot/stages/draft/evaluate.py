@@ -14,9 +14,9 @@ from dfrot.draft.models.native_pass import unfit
 from dfrot.generation.load_target import end_token_ids
 from dfrot.generation.output import GenerationOutput, StopCriteria
 from dfrot.generation.plain import plain
-from dfrot.generation.speculative import speculative
+from dfrot.generation.speculation.loop import speculative
+from dfrot.generation.speculation.tree import TreeShape
 from dfrot.generation.target import Target
-from dfrot.generation.tree import TreeShape
 from dfrot.progress import Progress, silent
 from dfrot.stages.draft.prompts import load_prompts
 from dfrot.stages.draft.settings import DraftEvalSettings

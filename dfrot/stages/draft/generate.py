@@ -6,16 +6,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dfrot.draft.models.base import Draft
-from dfrot.generation.drafter import Drafter
 from dfrot.generation.output import GenerationOutput, StopCriteria
 from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.shape_search import MeasuredShape
-from dfrot.generation.speculation_policy import AdaptivePolicy
-from dfrot.generation.speculative import speculative
+from dfrot.generation.speculation.drafter import Drafter
+from dfrot.generation.speculation.loop import speculative
+from dfrot.generation.speculation.policy import AdaptivePolicy
+from dfrot.generation.speculation.shape_search import MeasuredShape
+from dfrot.generation.speculation.tree import TreeShape
 from dfrot.generation.target import Target
 from dfrot.generation.transformers_hook import custom_generate_hook
-from dfrot.generation.tree import TreeShape
 from dfrot.vision.image_inputs import ImageInputs
 
 GREEDY = Sampling()

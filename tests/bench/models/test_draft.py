@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from dfrot.bench.models.draft import bench_draft
 from dfrot.errors import InputError
-from dfrot.generation.tree import TreeShape
+from dfrot.generation.speculation.tree import TreeShape
 from dfrot_cli.main import main
 
 COMMAND = ["bench", "draft", "--shape", "tiny", "--rows", "1,3", "--repeats", "2", "--prompt", "16"]

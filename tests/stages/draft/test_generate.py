@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from dfrot.errors import UnsupportedError
-from dfrot.generation.acceptance_rates import AcceptanceRates
 from dfrot.generation.output import StopCriteria
 from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
+from dfrot.generation.speculation.acceptance_rates import AcceptanceRates
+from dfrot.generation.speculation.tree import TreeShape
 from dfrot.generation.target import Target
-from dfrot.generation.tree import TreeShape
 from dfrot.stages.draft.generate import custom_generate, generate
 
 Get = Callable[..., Target]

@@ -18,9 +18,9 @@ from dfrot.errors import UnsupportedError
 from dfrot.generation.output import StopCriteria
 from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import speculative
+from dfrot.generation.speculation.loop import speculative
+from dfrot.generation.speculation.tree import TreeShape
 from dfrot.generation.target import Target
-from dfrot.generation.tree import TreeShape
 from dfrot.outliers.measure.subject import Subject
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.load import load_model

@@ -32,7 +32,7 @@ def command(common: Common, out: Path | None, trees: tuple[str, ...], **options:
     from dfrot.bench.models.draft_figure import plot_draft
     from dfrot.bench.models.presets import preset
     from dfrot.files import write_json
-    from dfrot.generation.tree import TreeShape
+    from dfrot.generation.speculation.tree import TreeShape
 
     require_new(out, common)
     settings = vars(settings_from(DraftBenchSettings, options, seed=common.seed))

@@ -38,7 +38,7 @@ def shape_options(function: Function) -> Function:
 
 def shapes_of(chain: tuple[int, ...], tree: tuple[str, ...]) -> tuple[Shape, ...]:
     """All tree shapes asked for, (depth, top-k, total nodes) each; a chain of 3 where none is."""
-    from dfrot.generation.tree import TreeShape
+    from dfrot.generation.speculation.tree import TreeShape
 
     shapes = [TreeShape.parse(length, None) for length in chain] + [TreeShape.parse(None, text) for text in tree]
     return tuple((shape.depth, shape.topk, shape.total) for shape in shapes or [TreeShape.parse(None, None)])

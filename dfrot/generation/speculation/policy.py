@@ -1,7 +1,8 @@
 """The speculation policy: which tree shape a round uses, or plain decoding, by the best expected speedup.
 
-The first choice rests on measured durations (dfrot/generation/shape_search.py) and on the acceptance rates of the
-draft's record. While a text is decoded, the acceptance observed in it corrects the rates, and the choice with them.
+The first choice rests on measured durations (dfrot/generation/speculation/shape_search.py) and on the acceptance rates
+of the draft's record. While a text is decoded, the acceptance observed in it corrects the rates, and the choice with
+them.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dfrot.generation.acceptance_rates import AcceptanceRates, scaled
-from dfrot.generation.latency_probe import Latencies
-from dfrot.generation.shape_search import MAX_DEPTH, MAX_ROWS, WORTH, MeasuredShape, candidates, measured
-from dfrot.generation.tree import Tree, TreeShape
+from dfrot.generation.speculation.acceptance_rates import AcceptanceRates, scaled
+from dfrot.generation.speculation.latency_probe import Latencies
+from dfrot.generation.speculation.shape_search import MAX_DEPTH, MAX_ROWS, WORTH, MeasuredShape, candidates, measured
+from dfrot.generation.speculation.tree import Tree, TreeShape
 
 MARGIN = 1.05  # a smaller expected speedup is within the noise of the measurements
 ROUNDS_BETWEEN_CHOICES = 16

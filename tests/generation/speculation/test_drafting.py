@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dfrot.errors import InputError
-from dfrot.generation.drafting import expand
-from dfrot.generation.tree import Tree, TreeShape
+from dfrot.generation.speculation.drafting import expand
+from dfrot.generation.speculation.tree import Tree, TreeShape
 
 
 @pytest.mark.parametrize("arch", ["dream", "eagle3"])

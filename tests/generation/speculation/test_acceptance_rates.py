@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dfrot.generation.acceptance_rates import AcceptanceRates, expected_tau, node_probabilities
-from dfrot.generation.tree import TreeShape
+from dfrot.generation.speculation.acceptance_rates import AcceptanceRates, expected_tau, node_probabilities
+from dfrot.generation.speculation.tree import TreeShape
 
 
 def test_probabilities_of_a_tree_by_hand() -> None:

@@ -13,9 +13,9 @@ from dfrot.errors import InputError
 from dfrot.generation.output import GenerationOutput, StopCriteria
 from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import speculative
+from dfrot.generation.speculation.loop import speculative
+from dfrot.generation.speculation.tree import TreeShape
 from dfrot.generation.target import Target
-from dfrot.generation.tree import TreeShape
 
 GREEDY = Sampling()
 SHAPES = {"chain": TreeShape(3), "tree": TreeShape(4, 3, 10)}

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from dfrot.generation.acceptance_rates import expected_tau
-from dfrot.generation.shape_search import MeasuredShape, candidates, measured
-from dfrot.generation.tree import TreeShape
+from dfrot.generation.speculation.acceptance_rates import expected_tau
+from dfrot.generation.speculation.shape_search import MeasuredShape, candidates, measured
+from dfrot.generation.speculation.tree import TreeShape
 
 RATES = ((0.8, 0.1, 0.04, 0.02),)  # by rank, at every step
 

@@ -8,10 +8,10 @@ from typing import Any, Protocol
 
 import torch
 
-from dfrot.generation.drafter import Drafter, DraftState
-from dfrot.generation.drafting import expand
+from dfrot.generation.speculation.drafter import Drafter, DraftState
+from dfrot.generation.speculation.drafting import expand
+from dfrot.generation.speculation.tree import Tree, TreeShape
 from dfrot.generation.target import Target
-from dfrot.generation.tree import Tree, TreeShape
 
 REPEATS = 5  # of one measurement, after the first run
 LONG = 0.06  # seconds after which a measurement is not repeated any more

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dfrot.generation.sampling import Sampling, sample
-from dfrot.generation.tree import Tree
+from dfrot.generation.speculation.tree import Tree
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dfrot.generation.tree import TreeShape
+from dfrot.generation.speculation.tree import TreeShape
 
 RANKS = 4  # ranks per step that training records
 

@@ -11,16 +11,16 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from dfrot.generation.drafter import Drafter
-from dfrot.generation.drafting import expand
-from dfrot.generation.latency_probe import LatencyProbe
 from dfrot.generation.output import GenerationOutput, StopCriteria, check_prompt
 from dfrot.generation.prompt import prefill_prompt
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculation_policy import AdaptivePolicy
+from dfrot.generation.speculation.drafter import Drafter
+from dfrot.generation.speculation.drafting import expand
+from dfrot.generation.speculation.latency_probe import LatencyProbe
+from dfrot.generation.speculation.policy import AdaptivePolicy
+from dfrot.generation.speculation.tree import TreeShape
+from dfrot.generation.speculation.verify import verify
 from dfrot.generation.target import Target
-from dfrot.generation.tree import TreeShape
-from dfrot.generation.verify import verify
 from dfrot.vision.image_inputs import ImageInputs
 
 SPARE_SLOTS = 2  # in the draft's cache: the first new token, and the token that a latency probe appends

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dfrot.generation.drafter import DraftState, LogitsFunction
-from dfrot.generation.tree import Tree, TreeShape
+from dfrot.generation.speculation.drafter import DraftState, LogitsFunction
+from dfrot.generation.speculation.tree import Tree, TreeShape
 
 EmbedFunction = Callable[[Tensor], Tensor]
 """Token ids int64 [k] -> embeddings [k, d]."""

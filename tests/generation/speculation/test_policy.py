@@ -8,16 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from dfrot.generation.acceptance_rates import AcceptanceRates
-from dfrot.generation.latency_probe import LatencyProbe
 from dfrot.generation.output import StopCriteria
 from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.shape_search import MeasuredShape
-from dfrot.generation.speculation_policy import ROUNDS_BETWEEN_CHOICES, AdaptivePolicy
-from dfrot.generation.speculative import speculative
+from dfrot.generation.speculation.acceptance_rates import AcceptanceRates
+from dfrot.generation.speculation.latency_probe import LatencyProbe
+from dfrot.generation.speculation.loop import speculative
+from dfrot.generation.speculation.policy import ROUNDS_BETWEEN_CHOICES, AdaptivePolicy
+from dfrot.generation.speculation.shape_search import MeasuredShape
+from dfrot.generation.speculation.tree import Tree, TreeShape
 from dfrot.generation.target import Target
-from dfrot.generation.tree import Tree, TreeShape
 
 Get = Callable[..., Target]
 PROMPT = [5, 17, 40, 3, 88, 21, 9, 60]

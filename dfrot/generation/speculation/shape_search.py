@@ -1,8 +1,8 @@
 """Which tree shapes are worth measuring: candidates, measured most promising first, dropped by bounds.
 
 A round costs its draft and its verify pass and gives the acceptance length that the draft's record promises
-(dfrot/generation/acceptance_rates.py). Only few shapes are measured: the most promising one is next, and a shape whose
-upper bound is below what another one was measured to give never is.
+(dfrot/generation/speculation/acceptance_rates.py). Only few shapes are measured: the most promising one is next. A
+shape whose upper bound is below what another one was measured to give is never measured.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from dfrot.generation.acceptance_rates import expected_tau
-from dfrot.generation.latency_probe import Latencies
-from dfrot.generation.tree import TreeShape
+from dfrot.generation.speculation.acceptance_rates import expected_tau
+from dfrot.generation.speculation.latency_probe import Latencies
+from dfrot.generation.speculation.tree import TreeShape
 
 MAX_DEPTH = 6  # levels of draft tokens that are tried
 MAX_ROWS = 16  # rows of a verify pass that are tried: what one native call serves

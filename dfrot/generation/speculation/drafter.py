@@ -12,7 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from dfrot.generation.acceptance_rates import AcceptanceRates
+from dfrot.generation.speculation.acceptance_rates import AcceptanceRates
 from dfrot.generation.target import Target
 
 LogitsFunction = Callable[[Tensor], Tensor]

@@ -19,9 +19,9 @@ from dfrot.draft.training.init_from_target import init_from_target
 from dfrot.generation.output import StopCriteria
 from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
-from dfrot.generation.speculative import speculative
+from dfrot.generation.speculation.loop import speculative
+from dfrot.generation.speculation.tree import TreeShape
 from dfrot.generation.target import Target
-from dfrot.generation.tree import TreeShape
 from dfrot.runtime.load import load_model
 from dfrot.vision.image_inputs import ImageInputs
 from dfrot_kernels import native

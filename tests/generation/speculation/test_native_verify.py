@@ -12,7 +12,7 @@ from torch import Tensor
 from dfrot.bench.models.presets import preset
 from dfrot.bench.models.random_model import random_checkpoint
 from dfrot.files import read_json, write_json
-from dfrot.generation.native_verify import branches
+from dfrot.generation.speculation.native_verify import branches
 from dfrot.generation.target import Target
 from dfrot.runtime.load import load_model
 from dfrot_kernels import native
