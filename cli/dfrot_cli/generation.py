@@ -47,6 +47,8 @@ def generate(
 
     shape, sampling = single_shape(chain, tree), settings_from(Sampling, options)
     settings = settings_from(GenerateSettings, options)
+    if sampling.greedy and (sampling.top_k or sampling.top_p < 1):
+        show.note("--top-k and --top-p restrict sampling; at --temperature 0 the likeliest token is taken")
     if settings.system is not None and not (settings.chat or settings.images):
         raise InputError("`system` is a message of a conversation: add `chat`", field=("system", "chat"))
     folder = resolve_model(model)

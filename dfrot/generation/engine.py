@@ -84,7 +84,6 @@ class Engine:
         self.shape: TreeShape | None = None
         self.options: list[MeasuredShape] = []  # measured shapes, where none was given
         self.measuring_seconds = 0.0  # that measuring shapes took
-        self.measuring_seconds = 0.0  # that measuring shapes took
         self.how = "plain, no draft given"
         if drafter is not None:
             self.shape = None if shape is None else TreeShape(*shape)

@@ -45,11 +45,13 @@ class OnlineHadamard(nn.Module):
 def hf_config(config: dict[str, Any], dtype: torch.dtype) -> Any:
     """A transformers config object from a plain `config.json` dictionary, without its quantization entry.
 
-    Raises InputError when transformers refuses a value."""
-    from transformers import AutoConfig
+    Raises UnsupportedError for a model type that transformers lacks, InputError when it refuses a value."""
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     plain = {key: value for key, value in config.items() if key not in ("quantization_config", "auto_map")}
     model_type = plain.pop("model_type")
+    if model_type not in CONFIG_MAPPING:
+        raise UnsupportedError(f"model_type {model_type!r}: the installed transformers does not know it; update it")
     try:
         built = AutoConfig.for_model(model_type, **plain)
     except Exception as error:  # transformers raises many kinds here; all mean that config.json is wrong

@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from dfrot.serve.errors import ApiError
 from dfrot.serve.metrics import CONTENT_TYPE, resident
-from dfrot.serve.responses import generate
+from dfrot.serve.respond import generate
 from dfrot.serve.service import Service
 
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics")

@@ -18,8 +18,9 @@ def passed(output: str) -> int:
 
 
 def test_add_an_architecture(follow: Follow) -> None:
-    (tests,) = follow("Add an architecture")
+    tests, table = follow("Add an architecture")
     assert passed(tests) >= 6  # fused in float64, tied and untied, with two kinds of R1; packed; generating
+    assert passed(table) >= 100
 
 
 def test_add_an_export_format(follow: Follow) -> None:

@@ -53,7 +53,8 @@ def command(
 
 def _table(evidence: dict[str, Any], out: Path) -> None:
     linears, sizes = evidence["linears"], evidence["sizes"]
-    show.hardest("linears", linears, "output_error")
+    measure = "output_error" if any("output_error" in stats for stats in linears.values()) else "weight_error"
+    show.hardest("linears", linears, measure)
     fallbacks = list(evidence["fallbacks"].items())
     for name, reason in fallbacks[:FALLBACKS]:
         show.note(f"{name}: rounded to nearest instead: {reason}")

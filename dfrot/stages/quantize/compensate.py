@@ -22,7 +22,7 @@ from dfrot.calib.hidden_states import HiddenStates
 from dfrot.calib.taps import observe_taps
 from dfrot.runtime.block_runner import BlockRunner
 
-DAMPING = 0.01  # of the mean diagonal, as in GPTQ
+DAMPING = 0.01  # share of the mean diagonal; of this step alone, whatever GPTQ is asked to use
 
 
 @dataclass(frozen=True)
