@@ -106,9 +106,7 @@ def test_downloads_ask_for_weights_and_tokenizers_only(cache: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("name", ["qwen3-8bb", "no such thing", "./missing", "a/b/c", "../x"])
-def test_nonsense_is_refused_without_asking_the_hub(
-    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_nonsense_is_refused_without_asking_the_hub(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # whose neighbourhood is known
     monkeypatch.setattr("dfrot.hub._download", lambda hub_id: pytest.fail(f"asked the hub for {hub_id}"))
     with pytest.raises(InputError, match="no such folder"):
