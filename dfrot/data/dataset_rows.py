@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dfrot.data.row_files import row_values
+from dfrot.data.unicode_text import check_unicode
 from dfrot.errors import InputError, UnsupportedError
 
 FORMATS = '"text", "messages" (role, content), "conversations" (from, value), or "prompt" and "completion"'
@@ -84,14 +85,16 @@ def _texts(value: Any, location: str) -> tuple[str, ...]:
     if not texts or not all(isinstance(text, str) for text in texts):
         kind = "an empty list" if value == [] else f"{type(value).__name__}, not a string or a list of strings"
         raise InputError(f'{location}: "text" is {kind}; mend or remove the row')
-    return tuple(_unicode(text, location) for text in texts)
+    return tuple(check_unicode(text, location) for text in texts)
 
 
 def _with_completion(row: dict[str, Any], location: str) -> DatasetRow:
     prompt, completion = row.get("prompt"), row["completion"]
     if isinstance(prompt, str) and isinstance(completion, str):
         _refuse_images(row, location)
-        return DatasetRow(location, prompt=_unicode(prompt, location), completion=_unicode(completion, location))
+        return DatasetRow(
+            location, prompt=check_unicode(prompt, location), completion=check_unicode(completion, location)
+        )
     if isinstance(prompt, list) and isinstance(completion, list):
         return DatasetRow(location, messages=_conversation({**row, "both": prompt + completion}, "both", location))
     raise InputError(f'{location}: "prompt" and "completion" are two texts or two lists of messages; mend the row')
@@ -105,7 +108,7 @@ def _conversation(row: dict[str, Any], key: str, location: str) -> tuple[dict[st
     messages = [_message(message, location) for message in value]
     system = row.get("system")
     if key == "conversations" and isinstance(system, str) and system and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": _unicode(system, location)})
+        messages.insert(0, {"role": "system", "content": check_unicode(system, location)})
     return tuple(messages)
 
 
@@ -124,9 +127,9 @@ def _message(message: Any, location: str) -> dict[str, Any]:
     if content is None and message.get("tool_calls"):
         return {**message, "content": ""}
     if isinstance(content, str):
-        _unicode(content, location)
+        check_unicode(content, location)
         return message
-    return {**message, "content": _unicode(_joined_parts(content, location), location)}
+    return {**message, "content": check_unicode(_joined_parts(content, location), location)}
 
 
 def _joined_parts(content: Any, location: str) -> str:
@@ -142,10 +145,3 @@ def _joined_parts(content: Any, location: str) -> str:
 def _refuse_images(row: dict[str, Any], location: str) -> None:
     if row.get("images") or row.get("image"):
         raise UnsupportedError(f"{location}: holds images or parts other than text; give a VLM")
-
-
-def _unicode(text: str, location: str) -> str:
-    """`text`. Raises InputError for half of a surrogate pair, which tokenizers cannot encode."""
-    if any("\ud800" <= char <= "\udfff" for char in text):
-        raise InputError(f"{location}: the text holds half a surrogate pair, which is no Unicode text; remove it")
-    return text

@@ -11,6 +11,7 @@ from dfrot.data.dataset_rows import parse_row
 from dfrot.data.row_files import SUFFIXES, row_values
 from dfrot.data.text import evaluation_windows, load_text
 from dfrot.data.tokenizer import encode
+from dfrot.data.unicode_text import check_unicode
 from dfrot.errors import InputError
 
 
@@ -39,7 +40,7 @@ def _rows(path: Path, tokenizer: Any) -> list[list[int]]:
     for value, location in row_values(path):
         if isinstance(value, dict) and isinstance(value.get("prompt"), str) and value["prompt"]:
             refuse_images(value, location)
-            prompts.append(list(tokenizer(value["prompt"])["input_ids"]))
+            prompts.append(list(tokenizer(check_unicode(value["prompt"], location))["input_ids"]))
             continue
         row = parse_row(value, location, conversations_first=True)
         if not row.messages:
