@@ -25,7 +25,7 @@ DOORS = {
     "triton": ("kernels/dfrot_kernels/triton/", "kernels/dfrot_kernels/ops/"),
     "fast_hadamard_transform": ("kernels/dfrot_kernels/ops/hadamard/triton.py",),
     "PIL": ("dfrot/data/images.py",),
-    "pyarrow": ("dfrot/data/text_rows.py",),
+    "pyarrow": ("dfrot/data/row_files.py",),
     "matplotlib": ("dfrot/bench/",),
     "llama_cpp": ("dfrot/bench/models/peer.py", "dfrot/export/engines.py"),
     "gguf": ("dfrot/bench/models/gguf_file.py", "dfrot/export/"),
