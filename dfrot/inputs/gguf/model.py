@@ -90,6 +90,12 @@ def read_model(file: Path, dtype: torch.dtype | None = None, tokenizer: bool = T
     return GGUFModel(file, config, mapped, dtype, tuple(sorted(stored)), files)
 
 
+def first_part(file: Path) -> Path:
+    """The first of the files over which a model is split, or the file itself."""
+    match = _PART.fullmatch(file.name)
+    return file.with_name(f"{match[1]}-{1:05}-of-{match[3]}.gguf") if match else file
+
+
 def _dtype(tensors: list[GGUFTensor]) -> torch.dtype:
     """float32 or float16 where every matrix is stored so, else bfloat16."""
     matrices = {tensor.type for tensor in tensors if len(tensor.shape) > 1}
