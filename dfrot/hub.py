@@ -16,7 +16,7 @@ from typing import Any
 
 from dfrot.errors import InputError, ResourceError
 from dfrot.files import read_json
-from dfrot.quant.config import DfqConfig
+from dfrot.quant.config import QUANT_METHOD, DfqConfig
 from dfrot.stage_folder import RECORD
 
 REFERENCE, REFERENCE_VLM = "reference", "reference-vlm"
@@ -135,7 +135,11 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 def _is_quantized(folder: Path) -> bool:
     file = folder / "config.json"
-    entry = DfqConfig.of(read_json(file), str(file))
+    config = read_json(file)
+    foreign = config.get("quantization_config") if isinstance(config, dict) else None
+    if isinstance(foreign, dict) and foreign.get("quant_method") != QUANT_METHOD:
+        return True
+    entry = DfqConfig.of(config, str(file))
     return entry is not None and entry.scheme is not None
 
 

@@ -53,23 +53,23 @@ PACKAGES = {
     "quant": ("schemes, grids, algorithms, quantized linears", "arch compat rotation"),
     "hub": ("from the name of a model to its folder", "quant reference"),
     "lineage": ("where a checkpoint comes from", "rotation"),
-    "runtime": ("running a checkpoint", "arch compat data quant rotation"),
+    "runtime": ("running a checkpoint", "arch compat data inputs quant rotation"),
     "vision": ("images in prompts, vision parts of checkpoints", "arch compat data rotation"),
     "calib": ("statistics of activations", "arch quant rotation runtime"),
     "evaluate": ("perplexity, divergence, intervals", "data"),
     "generation": ("text, token by token, plain or speculative", "arch compat data quant runtime vision"),
     "draft": ("speculative drafts and their training", "arch data generation quant rotation runtime vision"),
-    "outliers": ("finding, explaining and removing outliers", "arch calib data quant rotation runtime"),
+    "outliers": ("finding, explaining and removing outliers", "arch calib data inputs quant rotation runtime"),
     "bench": ("speed beside others", "arch draft generation quant rotation runtime"),
     "stages": (
         "what the commands do: folders in, one folder out",
-        "arch bench calib data draft evaluate generation lineage outliers quant rotation runtime vision",
+        "arch bench calib data draft evaluate generation inputs lineage outliers quant rotation runtime vision",
     ),
     "export": (
         "formats of other engines",
         "arch data evaluate inputs lineage quant rotation runtime stages vision",
     ),
-    "recipe": ("a run from one file", "export hub quant stages vision"),
+    "recipe": ("a run from one file", "export hub inputs quant stages vision"),
     "serve": ("the HTTP endpoint", "data generation vision"),
 }
 MAY_USE = {package: FILES | set(others.split()) for package, (_, others) in PACKAGES.items()}

@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dfrot.arch import Space, open_described
+from dfrot.arch import Space
 from dfrot.errors import UnsupportedError
 from dfrot.files import read_json, write_bytes, write_json
+from dfrot.inputs import open_described_model
 from dfrot.progress import Progress, silent
 from dfrot.quant.config import DfqConfig
 from dfrot.stage_folder import Stage, open_stage
@@ -60,7 +61,7 @@ def plan_comparison(model: Path, settings: CompareSettings) -> ComparePlan:
     """Open checkpoint folder `model`.
 
     Raises UnsupportedError for a checkpoint that was rotated or quantized already, or that R1 cannot rotate."""
-    checkpoint, arch = open_described(model)
+    checkpoint, arch = open_described_model(model)
     config_file = str(checkpoint.path / "config.json")
     if DfqConfig.of(checkpoint.config, config_file) is not None:
         raise UnsupportedError(
