@@ -1,4 +1,4 @@
-"""Byte-level tokenizers: every tag splits text as llama.cpp does; what another engine would do differently is refused."""
+"""Byte-level tokenizers: every tag splits text as llama.cpp does; what is damaged or unknown is refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from dfrot.errors import InputError, UnsupportedError
 from dfrot.inputs.gguf.model import read_model
 from dfrot.inputs.gguf.pre_tokenizers import PRE_TOKENIZERS
 
-MARKS = "\u0301"  # an accent of its own: publishers' normalizers and expressions treat it differently from llama.cpp
 TEXTS = [
     "Hello  world\n\n\t tabs 12345 67.8 don't DON'T we'LL caf\u00e9 \u4f60\u597d\u4e16\u754c \U0001f389 x\u00a0y",
     "  leading, trailing  ",
@@ -76,3 +75,49 @@ def test_every_tag_splits_as_llama_cpp_does(tag: str, write: Callable[..., Path]
     for text in TEXTS + ([] if tag in DIFFERENT else random_texts(200, 1)):
         expected = theirs.tokenize(text.encode(), add_bos=False, special=True)
         assert ours(text, add_special_tokens=False)["input_ids"] == expected, text
+
+
+REFUSED: dict[str, tuple[Callable[[Any], None], type[Exception], str]] = {
+    "another tag": (
+        lambda w: w.add_tokenizer_pre("bloom"),
+        UnsupportedError,
+        "pre-tokenizer 'bloom' is unknown to dfq",
+    ),
+    "another model": (lambda w: w.add_tokenizer_model("t5"), UnsupportedError, "tokenizer 't5' cannot be read"),
+    "a merge of no tokens": (
+        lambda w: w.add_token_merges(["a b", "@@ @@"]),
+        InputError,
+        "merge .* is no pair of tokens that makes a token",
+    ),
+    "more tokens than rows": (
+        lambda w: w.add_token_list([f"t{index}" for index in range(5000)]),
+        InputError,
+        "5000 tokens, the embedding has 4096 rows",
+    ),
+    "types of other tokens": (lambda w: w.add_token_types([1, 2]), InputError, "token_type has 2 elements, 4096 are"),
+    "a token twice": (
+        lambda w: w.add_token_list(["same"] * 4095 + ["other"]),
+        InputError,
+        "tokens 0 and 1 are both 'same'",
+    ),
+    "an id beyond the tokens": (lambda w: w.add_eos_token_id(4096), InputError, "eos_token_id is '4096', an id below"),
+    "a text for an id": (
+        lambda w: w.add_string("tokenizer.ggml.bos_token_id", "x"),
+        InputError,
+        "bos_token_id is 'x', an integer from 0 on is needed",
+    ),
+    "a template that is no text": (
+        lambda w: w.add_uint32("tokenizer.chat_template", 3),
+        InputError,
+        "chat_template is '3', a string is needed",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refused(what: str, write: Callable[..., Path]) -> None:
+    change, error, message = REFUSED[what]
+    with pytest.raises(error, match=message) as caught:
+        read_model(write(change))
+    assert "\n" not in str(caught.value)
+    assert "model.gguf" in str(caught.value)
