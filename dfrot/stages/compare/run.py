@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dfrot.arch import Space, open_described
+from dfrot.arch import Space
 from dfrot.data.text import load_text
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import InputError, UnsupportedError
+from dfrot.evaluate.tokens import WindowReader
 from dfrot.files import read_json, write_bytes, write_json
-from dfrot.fingerprint import language_fingerprint
+from dfrot.inputs import open_described_model
 from dfrot.progress import Progress, silent
 from dfrot.quant.config import DfqConfig
 from dfrot.stage_folder import open_stage, versions
@@ -47,13 +48,13 @@ class ComparePlan:
     model: Path
     """The source checkpoint."""
     identity: str
-    """Digest of its weights, configuration and tokenizer."""
+    """Digest of its weights and configuration."""
     settings: CompareSettings
     """What was asked for."""
     groups: tuple[ComparisonGroup, ...]
     """What to make, in order."""
     texts: dict[str, Any]
-    """Digests of the texts: `calibration`, and `evaluation`, a list."""
+    """Digests of the texts: `calibration`, and the lists `evaluation` and `token_ids`."""
     request: dict[str, Any]
     """Settings and digests of the inputs: what decides the result."""
 
@@ -74,7 +75,8 @@ class ComparePlan:
     def cell_request(self, cell: ComparisonCell | None) -> dict[str, Any]:
         """What decides the numbers of a cell (None: of the baseline)."""
         measured = {key: getattr(self.settings, key) for key in ("seqlen", "windows", "batch")}
-        request: dict[str, Any] = {"model": self.identity, "texts": self.texts["evaluation"], "versions": versions()}
+        request: dict[str, Any] = {"model": self.identity, "versions": versions()}
+        request |= {key: self.texts[key] for key in ("evaluation", "token_ids")}
         if cell is None:
             return {**request, "measured": {**measured, "decode": self.settings.decode}}
         steps = {
@@ -101,7 +103,7 @@ def plan_comparison(model: Path, settings: CompareSettings) -> ComparePlan:
     """Open checkpoint folder `model`.
 
     Raises UnsupportedError for a checkpoint that was rotated or quantized already, or that R1 cannot rotate."""
-    checkpoint, arch = open_described(model)
+    checkpoint, arch = open_described_model(model)
     config_file = str(checkpoint.path / "config.json")
     if DfqConfig.of(checkpoint.config, config_file) is not None:
         raise UnsupportedError(
@@ -115,14 +117,16 @@ def plan_comparison(model: Path, settings: CompareSettings) -> ComparePlan:
             file=config_file,
         )
     tokenizer = load_tokenizer(model)
+    evaluated = [load_text(name, "test", tokenizer) for name in settings.texts]
     texts = {
         "calibration": load_text(settings.dataset, "train", tokenizer).digest,
-        "evaluation": [load_text(name, "test", tokenizer).digest for name in settings.texts],
+        "evaluation": [text.digest for text in evaluated],
+        "token_ids": [WindowReader(text, settings.seqlen, settings.windows).read(model).digest for text in evaluated],
     }
     _check_texts(settings, texts)
-    request = {"model": checkpoint.digest(), "settings": asdict(replace(settings, keep=False, store=None))}
-    groups = tuple(comparison_groups(settings))
-    return ComparePlan(model, language_fingerprint(model), settings, groups, texts, request)
+    identity = checkpoint.digest()
+    request = {"model": identity, "settings": asdict(replace(settings, keep=False, store=None))}
+    return ComparePlan(model, identity, settings, tuple(comparison_groups(settings)), texts, request)
 
 
 def _check_texts(settings: CompareSettings, texts: dict[str, Any]) -> None:
