@@ -48,6 +48,10 @@ class NativeDecoder:
         self.arch, self.kv, self.sinks = arch, kv, sinks
         self.decoder: Decoder | None = None
         self.unfit: str | None = None
+        if kv is None:
+            self.unfit = "keys and values are kept in 16 bits"
+        elif not native.active():
+            self.unfit = f"no native library: {native.status()}"
         self.steps = 0
         self.fallbacks: dict[str, int] = {}
         self._built_for: tuple[Any, ...] = ()  # the state of the model that `decoder` was built for
@@ -55,9 +59,9 @@ class NativeDecoder:
         self._angles: tuple[Tensor, Tensor] | None = None  # cos and sin float32 [positions, head_dim]
         self._cache_table: tuple[list[Any], Tensor] | None = None  # buffers, and the table of their addresses
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> NativeDecoder:
-        """A copied model builds its own tables."""
-        return NativeDecoder(self.arch, self.kv, self.sinks)
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A model that is copied, or pickled and loaded in another process, builds its own tables."""
+        return NativeDecoder, (self.arch, self.kv, self.sinks)
 
     def report(self) -> dict[str, Any]:
         """steps: calls served natively. fallbacks: reason -> calls served by the modules. unfit: why never, or None."""
@@ -222,10 +226,6 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
 def attach_native_decoder(model: Any, base: Any, arch: BoundArch, kv: KVSpec | None, sinks: Sinks) -> None:
     """Let the forward of `base`, the part of `model` below its head, try the native path first."""
     decoder = NativeDecoder(arch, kv, sinks)
-    if kv is None:
-        decoder.unfit = "keys and values are kept in 16 bits"
-    elif not native.active():
-        decoder.unfit = f"no native library: {native.status()}"
     base.dfq_native = model.dfq_native = decoder
     if decoder.unfit is None:
         replace_forward(base, _forward)
