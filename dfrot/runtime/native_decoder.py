@@ -55,6 +55,7 @@ class NativeDecoder:
         self.steps = 0
         self.fallbacks: dict[str, int] = {}
         self._built_for: tuple[Any, ...] = ()  # the state of the model that `decoder` was built for
+        self._linears: list[Any] = []  # of the blocks, when `decoder` was built: adapters replace them
         self._hook_tables: list[dict[Any, Any]] = []
         self._angles: tuple[Tensor, Tensor] | None = None  # cos and sin float32 [positions, head_dim]
         self._cache_table: tuple[list[Any], Tensor] | None = None  # buffers, and the table of their addresses
@@ -151,11 +152,15 @@ class NativeDecoder:
 
     def _checked_cache(self, base: Any, kwargs: dict[str, Any]) -> Any:
         """The cache of a call that fits; raises NotServable with the reason otherwise. Cheap: it runs on every step."""
+        if self._linears and self.unfit and self._current_linears(base) != self._linears:
+            self.unfit = None
         if self.unfit:
             raise NotServable(self.unfit)
         inputs = input_of(kwargs)
         cache = packed_cache(kwargs)
         layer: DfqCacheLayer = cache.layers[0]
+        if layer.length == 0 and self.decoder is not None and self._current_linears(base) != self._linears:
+            self.decoder = None
         check_arguments(base.config, kwargs, inputs)
         if self._hook_tables and any(self._hook_tables):
             raise NotServable("hooks on the modules")
@@ -173,6 +178,7 @@ class NativeDecoder:
         prepared = getattr(first, "prepared", None)  # replaced by `to`, like the norm's weight
         state = (weight.data_ptr(), weight.dtype, hidden.dtype, str(hidden.device), id(prepared))
         if self.decoder is None or state != self._built_for:
+            self.decoder, self._linears = None, self._current_linears(base)
             try:
                 self.decoder = build_decoder(base, self.arch, self.kv, self.sinks.count, hidden)
             except NotServable as reason:
@@ -183,6 +189,12 @@ class NativeDecoder:
             if any(self._hook_tables):
                 raise NotServable("hooks on the modules")
         return self.decoder
+
+    def _current_linears(self, base: Any) -> list[Any]:
+        """The modules that are the linears of the blocks now; none for mixtures, which never have a decoder."""
+        if self.arch.spec.experts is not None:
+            return []
+        return [module_of(base, name) for _, _, name in self.arch.linears()]
 
     def _rope_angles(self, base: Any, hidden: Tensor, begin: int, rows: int) -> tuple[Tensor, Tensor]:
         """cos and sin float32 [rows, head_dim] of the positions begin .. begin + rows, from the model's own module."""
