@@ -20,6 +20,7 @@ DOORS = {
     "click": ("cli/dfrot_cli/",),
     "rich": ("cli/dfrot_cli/show.py",),
     "transformers": ("dfrot/compat/", "dfrot/runtime/", "dfrot/vision/", "dfrot/data/tokenizer.py"),
+    "peft": ("dfrot/runtime/lora.py",),
     "huggingface_hub": ("dfrot/hub.py", "dfrot/inputs/gguf/folder.py", "dfrot/data/wikitext.py"),
     "ctypes": ("kernels/dfrot_kernels/native.py", "kernels/dfrot_kernels/memory.py"),
     "triton": ("kernels/dfrot_kernels/triton/", "kernels/dfrot_kernels/ops/"),
