@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dfrot.data.text import load_text
+from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import UnsupportedError
 from dfrot.evaluate.tokens import WindowReader
 from dfrot.export import engines
@@ -70,7 +71,7 @@ def check_all(
         )
     own_scheme = config.scheme if config is not None else None
     names = schemes if own_scheme is None else (own_scheme.name,)
-    tokens = WindowReader(load_text(dataset, "test"), seqlen, windows).read(model).windows
+    tokens = WindowReader(load_text(dataset, "test", load_tokenizer(model)), seqlen, windows).read(model).windows
     request = {"model": open_model(model).digest(), "dataset": dataset, "shape": list(tokens.shape)}
     rows: list[dict[str, Any]] = []
     with open_stage(out, KIND, request, False, overwrite) as stage:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.inputs import awq, compressed_tensors, fp8, gptq, mxfp4
 from dfrot.inputs.dense_view import DenseTensor, DequantizedCheckpoint, stored_tensor
+from dfrot.inputs.gguf.folder import gguf_file
+from dfrot.inputs.gguf.open import open_gguf
 from dfrot.inputs.stored_parts import FolderFormat
 
 OWN = "dfq"  # quant_method of our own folders, which the stages read themselves
@@ -28,25 +29,22 @@ FOLDER_FORMATS: dict[str, FolderFormat] = {
 }
 """`quant_method` of config.json -> reader of the format."""
 
-FILE_FORMATS: dict[str, Callable[[Path, torch.dtype | None], Checkpoint]] = {}
-"""Suffix of a model that is one file -> what opens it in a dtype (None: the model's own)."""
-
 
 def open_model(path: Path | str, dtype: torch.dtype | None = None) -> Checkpoint:
     """Open a model without reading any weight: a 16-bit folder, one of dfq's, or a quantized one of another tool, whose
     weights are dequantized when they are read.
 
     Args:
-        path: a Hugging Face folder, or a file of `FILE_FORMATS`.
+        path: a Hugging Face folder, a GGUF file, or a folder with one.
         dtype: of every weight; None leaves those that are not quantized as they are stored, and dequantizes the others
             to the dtype that config.json names (bfloat16 where it names none).
 
     Raises InputError or UnsupportedError in one line, naming file, tensor and remedy."""
     path = Path(path)
+    if (file := gguf_file(path)) is not None:
+        return open_gguf(file, dtype)
     if path.is_file():
-        if opener := FILE_FORMATS.get(path.suffix.lower()):
-            return opener(path, dtype)
-        raise InputError(f"{path}: is a file; give a checkpoint folder", file=path)
+        raise InputError(f"{path}: is a file; give a checkpoint folder or a .gguf file", file=path)
     checkpoint = Checkpoint.open(path)
     entry = checkpoint.config.get("quantization_config")
     if entry is None or (isinstance(entry, dict) and entry.get("quant_method") == OWN):

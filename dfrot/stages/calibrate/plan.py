@@ -44,13 +44,15 @@ class CalibratePlan:
 def plan_calibration(model: Path, settings: CalibrateSettings) -> CalibratePlan:
     """Open the checkpoint `model` and draw its tokens. Raises InputError for a dataset that is too short."""
     checkpoint, arch = open_described_model(model)
-    text = load_text(settings.dataset, "train")
-    ids = encode(load_tokenizer(checkpoint.path), text.text)
+    tokenizer = load_tokenizer(checkpoint.path)
+    text = load_text(settings.dataset, "train", tokenizer)
+    ids = encode(tokenizer, text.text)
     tokens = calibration_windows(ids, settings.samples, settings.seqlen, settings.seed)
     request = {
         "model": checkpoint.digest(),
         "tokens": tokens_digest(tokens),
         "text": text.digest,
+        **text.rendered,
         "settings": {**asdict(settings), "dataset": dataset_label(settings.dataset)},
     }
     return CalibratePlan(checkpoint, arch, settings, tokens, request)

@@ -119,13 +119,13 @@ def plan_rotation(model: Path, settings: RotateSettings) -> RotatePlan:
         tokenizer = load_tokenizer(checkpoint.path)
         source = {"name": settings.dataset}
         if settings.method == "dfrot":
-            train = load_text(settings.dataset, "train")
-            source["train"] = train.digest
+            train = load_text(settings.dataset, "train", tokenizer)
+            source |= {"train": train.digest, **train.rendered}
             calibration = text_window(train, tokenizer, settings.seqlen, settings.seed)
             decode = tokenizer.decode
         if gated:
-            test = load_text(settings.dataset, "test")
-            source["test"] = test.digest
+            test = load_text(settings.dataset, "test", tokenizer)
+            source |= {"test": test.digest, **test.rendered}
             gate_tokens = text_window(test, tokenizer, GATE_TOKENS, None)
         _check_ids(checkpoint, arch, calibration, gate_tokens)
     request = {"source": checkpoint.digest(), "settings": asdict(settings), "dataset": source}
