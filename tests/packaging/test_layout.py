@@ -20,7 +20,8 @@ DOORS = {
     "click": ("cli/dfrot_cli/",),
     "rich": ("cli/dfrot_cli/show.py",),
     "transformers": ("dfrot/compat/", "dfrot/runtime/", "dfrot/vision/", "dfrot/data/tokenizer.py"),
-    "huggingface_hub": ("dfrot/hub.py", "dfrot/data/wikitext.py"),
+    "peft": ("dfrot/runtime/lora.py",),
+    "huggingface_hub": ("dfrot/hub.py", "dfrot/inputs/gguf/folder.py", "dfrot/data/wikitext.py"),
     "ctypes": ("kernels/dfrot_kernels/native.py", "kernels/dfrot_kernels/memory.py"),
     "triton": ("kernels/dfrot_kernels/triton/", "kernels/dfrot_kernels/ops/"),
     "fast_hadamard_transform": ("kernels/dfrot_kernels/ops/hadamard/triton.py",),
@@ -28,7 +29,7 @@ DOORS = {
     "pyarrow": ("dfrot/data/row_files.py",),
     "matplotlib": ("dfrot/bench/",),
     "llama_cpp": ("dfrot/bench/models/peer.py", "dfrot/export/engines.py"),
-    "gguf": ("dfrot/bench/models/gguf_file.py", "dfrot/export/"),
+    "gguf": ("dfrot/bench/models/gguf_file.py", "dfrot/export/", "dfrot/inputs/gguf/"),
     "yaml": ("dfrot/recipe/document.py",),
     "starlette": ("dfrot/serve/",),
     "uvicorn": ("dfrot/serve/",),
@@ -39,8 +40,8 @@ DOORS = {
 ENVIRONMENT = {"kernels/dfrot_kernels/native.py", "kernels/dfrot_kernels/which.py"}
 # Top-level files of the library that every package may import; they import one another only.
 FILES = {
-    *("errors", "settings", "files", "processor", "checkpoint", "checkpoint_writer"),
-    *("tensor_file", "training_state", "stage_folder", "fingerprint", "progress"),
+    *("errors", "settings", "files", "processor", "checkpoint", "checkpoint_writer", "safetensors_file"),
+    *("weight_files", "tensor_file", "training_state", "stage_folder", "fingerprint", "progress"),
 }
 # The packages of the library (and two files above FILES): the duty of each, and which others it may import.
 PACKAGES = {
@@ -49,26 +50,27 @@ PACKAGES = {
     "compat": ("what relies on the insides of transformers", ""),
     "reference": ("the models that ship", ""),
     "rotation": ("Hadamard matrices, fusing, refinement of R1", "arch"),
+    "inputs": ("quantized models of other tools, read as 16-bit checkpoints", "arch data"),
     "quant": ("schemes, grids, algorithms, quantized linears", "arch compat rotation"),
-    "hub": ("from the name of a model to its folder", "quant reference"),
+    "hub": ("from the name of a model to its folder", "inputs quant reference"),
     "lineage": ("where a checkpoint comes from", "rotation"),
-    "runtime": ("running a checkpoint", "arch compat data quant rotation"),
-    "vision": ("images in prompts, vision parts of checkpoints", "arch compat data rotation"),
+    "runtime": ("running a checkpoint", "arch compat data inputs quant rotation"),
+    "vision": ("images in prompts, vision parts of checkpoints", "arch compat data inputs rotation"),
     "calib": ("statistics of activations", "arch quant rotation runtime"),
     "evaluate": ("perplexity, divergence, intervals", "data"),
     "generation": ("text, token by token, plain or speculative", "arch compat data quant runtime vision"),
     "draft": ("speculative drafts and their training", "arch data generation quant rotation runtime vision"),
-    "outliers": ("finding, explaining and removing outliers", "arch calib data quant rotation runtime"),
-    "bench": ("speed beside others", "arch draft generation quant rotation runtime"),
+    "outliers": ("finding, explaining and removing outliers", "arch calib data inputs quant rotation runtime"),
+    "bench": ("speed beside others", "arch draft generation inputs quant rotation runtime"),
     "stages": (
         "what the commands do: folders in, one folder out",
-        "arch bench calib data draft evaluate generation lineage outliers quant rotation runtime vision",
+        "arch bench calib data draft evaluate generation inputs lineage outliers quant rotation runtime vision",
     ),
     "export": (
         "formats of other engines",
-        "arch data evaluate lineage quant rotation runtime stages vision",
+        "arch data evaluate inputs lineage quant rotation runtime stages vision",
     ),
-    "recipe": ("a run from one file", "export hub quant stages vision"),
+    "recipe": ("a run from one file", "export hub inputs quant stages vision"),
     "serve": ("the HTTP endpoint", "data generation vision"),
 }
 MAY_USE = {package: FILES | set(others.split()) for package, (_, others) in PACKAGES.items()}
