@@ -41,19 +41,20 @@ class DequantizedCheckpoint(Checkpoint):
         return (plan.rows, plan.cols) if plan else super().shape(name)
 
     def read(self, name: str) -> Tensor:
-        """A tensor; weights of packed linears as float32 [N, K]."""
+        """A tensor; packed weights as float32 [N, K]."""
         plan = self.plans.get(name)
-        if plan is None:
-            return super().read(name)
-        module = name.removesuffix(".weight")
-        zero = None if plan.w_sym else super().read(f"{module}.weight_zero")
-        packed, scale = super().read(f"{module}.weight_packed"), super().read(f"{module}.weight_scale")
-        shape = (plan.rows, plan.cols)
-        return PackedWeight(packed, scale, zero, plan.w_bits, plan.group, shape).dequantize(torch.float32)
+        return super().read(name) if plan is None else self.read_rows(name, 0, plan.rows)
 
     def read_rows(self, name: str, begin: int, end: int) -> Tensor:
-        """Rows begin..end of a tensor."""
-        return self.read(name)[begin:end] if name in self.plans else super().read_rows(name, begin, end)
+        """Rows begin..end of a tensor; of packed weights as float32."""
+        plan, read = self.plans.get(name), super().read_rows
+        if plan is None:
+            return read(name, begin, end)
+        module = name.removesuffix(".weight")
+        zero = None if plan.w_sym else read(f"{module}.weight_zero", begin, end)
+        packed, scale = (read(f"{module}.weight_{part}", begin, end) for part in ("packed", "scale"))
+        shape = (len(packed), plan.cols)
+        return PackedWeight(packed, scale, zero, plan.w_bits, plan.group, shape).dequantize(torch.float32)
 
 
 class Subject:
