@@ -67,7 +67,8 @@ class QuantEmbedding(nn.Module):
     def dense(self) -> nn.Embedding:
         """A dense embedding with the same rows."""
         table = self(torch.arange(self.plan.rows))
-        return nn.Embedding(*table.shape, _weight=table, _freeze=True)
+        dense = nn.Embedding(self.plan.rows, self.plan.cols, _weight=table)
+        return dense.requires_grad_(False)
 
     def extra_repr(self) -> str:
         """Shape and bits, for `repr(model)`."""
