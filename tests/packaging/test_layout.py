@@ -55,6 +55,7 @@ PACKAGES = {
     "runtime": ("running a checkpoint", "arch compat data quant rotation"),
     "vision": ("images in prompts, vision parts of checkpoints", "arch compat data rotation"),
     "calib": ("statistics of activations", "arch quant rotation runtime"),
+    "transforms": ("free transforms beside the rotations, in closed form", "arch calib rotation runtime"),
     "evaluate": ("perplexity, divergence, intervals", "data"),
     "generation": ("text, token by token, plain or speculative", "arch compat data quant runtime vision"),
     "draft": ("speculative drafts and their training", "arch data generation quant rotation runtime vision"),
@@ -62,7 +63,7 @@ PACKAGES = {
     "bench": ("speed beside others", "arch draft generation quant rotation runtime"),
     "stages": (
         "what the commands do: folders in, one folder out",
-        "arch bench calib data draft evaluate generation lineage outliers quant rotation runtime vision",
+        "arch bench calib data draft evaluate generation lineage outliers quant rotation runtime transforms vision",
     ),
     "export": (
         "formats of other engines",
