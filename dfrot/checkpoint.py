@@ -32,6 +32,16 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+CODE_DTYPES = {  # of torch, by name: some are newer than the oldest torch that dfq supports
+    name: getattr(torch, dtype)
+    for name, dtype in {
+        "F8_E4M3": "float8_e4m3fn",
+        "F8_E5M2": "float8_e5m2",
+        "F8_E8M0": "float8_e8m0fnu",
+    }.items()
+    if hasattr(torch, dtype)
+}
+"""Dtypes of codes and scales that are read to be dequantized, and never written."""
 MAX_HEADER = 100_000_000  # the limit of the safetensors library
 CHECK_CHUNK = 1 << 22  # elements per NaN check: bounds its temporary
 MAX_DIMENSION = 2**48  # of a tensor: bounds the arithmetic on sizes; no real tensor comes near
@@ -109,7 +119,7 @@ def _entry(file: Path, name: str, value: Any, base: int, size: int) -> TensorEnt
     """One entry of a header, checked. base: offset where data begins; size: bytes of the file."""
     where = f"{file}: tensor {name}"
     _require(isinstance(value, dict), f"{where}: header entry is not an object")
-    dtype = DTYPES.get(value.get("dtype")) if isinstance(value.get("dtype"), str) else None
+    dtype = (DTYPES | CODE_DTYPES).get(value.get("dtype")) if isinstance(value.get("dtype"), str) else None
     if dtype is None:
         known = ", ".join(DTYPES)
         raise UnsupportedError(f"{where}: dtype {value.get('dtype')!r} is not supported; convert it to one of {known}")
@@ -161,8 +171,8 @@ def _read(entry: TensorEntry, start: int, end: int) -> Tensor:
             done += count or 0
     if entry.dtype.is_floating_point:
         for chunk in torch.split(tensor, CHECK_CHUNK):
-            # max() propagates NaN and needs no mask of the whole tensor
-            extreme = chunk.abs().max()
+            # max() propagates NaN and needs no mask of the whole tensor; FP8 has no arithmetic of its own
+            extreme = (chunk.float() if chunk.dtype.itemsize == 1 else chunk).abs().max()
             _require(
                 bool(torch.isfinite(extreme)),
                 f"{entry.file}: tensor {entry.name}: holds NaN or Inf; the weights are damaged, fetch them again",

@@ -59,9 +59,13 @@ def describe(config: dict[str, Any], where: str = "config.json") -> BoundArch:
 
 
 def open_described(path: Path | str) -> tuple[Checkpoint, BoundArch]:
-    """Open a checkpoint folder and check it against its architecture's description. Raises DfqError where it does not
-    fit."""
-    checkpoint = Checkpoint.open(Path(path))
+    """Open a 16-bit folder and check it against its architecture. Raises DfqError where it does not fit."""
+    return described(Checkpoint.open(Path(path)))
+
+
+def described(checkpoint: Checkpoint) -> tuple[Checkpoint, BoundArch]:
+    """An open checkpoint under the names of its architecture's description, checked against it. Raises DfqError where
+    it does not fit."""
     arch = describe(checkpoint.config, str(checkpoint.path / "config.json"))
     checkpoint = with_described_names(checkpoint, arch)
     arch.check(checkpoint)
@@ -78,6 +82,7 @@ __all__ = [
     "Space",
     "Tap",
     "describe",
+    "described",
     "is_described",
     "open_described",
     "untie_config",

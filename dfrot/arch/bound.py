@@ -200,7 +200,7 @@ def _wrong(entry: TensorEntry, name: str, fault: str) -> InputError:
 
 
 def _require_float(entry: TensorEntry, name: str) -> None:
-    if not entry.dtype.is_floating_point:
+    if not entry.dtype.is_floating_point or entry.dtype.itemsize == 1:
         raise _wrong(entry, name, f"dtype {entry.dtype} is not a weight's; fetch it again")
 
 

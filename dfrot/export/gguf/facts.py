@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from dfrot.export.gguf.header import read_header
+from dfrot.inputs.gguf.header import read_header
 
 QUANTIZED_TYPES = ("Q", "IQ", "TQ", "MXFP")  # how the names of quantized ggml types begin
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dfrot.data.text import load_text
+from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import InputError
 from dfrot.evaluate.baseline import Baseline
 from dfrot.evaluate.divergence import Observe, WindowAgreement, agreement_observer
@@ -36,7 +37,8 @@ def evaluate(models: Sequence[Path], settings: PerplexitySettings, progress: Pro
     checkpoints = open_checkpoints(models)
     if settings.batch < 1:
         raise InputError(f"`batch` {settings.batch} is not a positive count", field="batch")
-    text = load_text(settings.dataset, settings.split)  # type: ignore[arg-type]
+    tokenizer = load_tokenizer(checkpoints[0].path)
+    text = load_text(settings.dataset, settings.split, tokenizer)  # type: ignore[arg-type]
     tokens = read_windows(checkpoints, text, settings.seqlen, settings.windows)
     results: list[dict[str, Any]] = []
     losses: list[Tensor] = []
@@ -52,7 +54,7 @@ def evaluate(models: Sequence[Path], settings: PerplexitySettings, progress: Pro
             results.append(result)
     return {
         "protocol": results[0]["protocol"],
-        "dataset": {"name": text.name, "split": text.split, "digest": text.digest},
+        "dataset": {"name": text.name, "split": text.split, "digest": text.digest, **text.rendered},
         "level": settings.level,
         "results": results,
     }

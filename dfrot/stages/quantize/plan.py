@@ -11,6 +11,7 @@ from dfrot.calib.calibration import HEAD, Calibration, file_stems
 from dfrot.calib.hidden_states import HiddenStates
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, UnsupportedError
+from dfrot.inputs import open_model
 from dfrot.quant import algorithm, keep
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.scheme import FULL
@@ -91,7 +92,7 @@ def _open_source(model: Path) -> tuple[Checkpoint, BoundArch, DfqConfig | None]:
     """The checkpoint, its architecture and its own quantization entry.
 
     Raises UnsupportedError when it is quantized already."""
-    checkpoint = Checkpoint.open(model)
+    checkpoint = open_model(model)
     config_file = str(checkpoint.path / "config.json")
     entry = DfqConfig.of(checkpoint.config, config_file)
     if entry is not None and entry.scheme is not None:

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfrot.arch import BoundArch, Space, open_described
+from dfrot.arch import BoundArch, Space
 from dfrot.checkpoint import Checkpoint
 from dfrot.data.text import load_text
 from dfrot.data.text_window import text_window
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import InputError, UnsupportedError
+from dfrot.inputs import open_described_model
 from dfrot.quant.config import DfqConfig
 from dfrot.rotation.fuse import Fuser, Rotations
 from dfrot.rotation.hadamard import hadamard_plan
@@ -117,7 +118,7 @@ def plan_rotation(model: Path, settings: RotateSettings) -> RotatePlan:
 
     Raises what `rotate` raises before work starts: UnsupportedError for a checkpoint that dfq has rotated already or
     whose architecture refuses the method, InputError for a dataset or a tokenizer that does not serve."""
-    checkpoint, arch = open_described(model)
+    checkpoint, arch = open_described_model(model)
     config_file = str(checkpoint.path / "config.json")
     if DfqConfig.of(checkpoint.config, config_file) is not None:
         raise UnsupportedError(
@@ -134,8 +135,8 @@ def plan_rotation(model: Path, settings: RotateSettings) -> RotatePlan:
         tokenizer = load_tokenizer(checkpoint.path)
         source = {"name": settings.dataset}
         if settings.method == "dfrot" or transforms:
-            train = load_text(settings.dataset, "train")
-            source["train"] = train.digest
+            train = load_text(settings.dataset, "train", tokenizer)
+            source |= {"train": train.digest, **train.rendered}
         if settings.method == "dfrot":
             calibration = text_window(train, tokenizer, settings.seqlen, settings.seed)
             decode = tokenizer.decode
@@ -143,8 +144,8 @@ def plan_rotation(model: Path, settings: RotateSettings) -> RotatePlan:
             seeds = range(settings.seed, settings.seed + settings.transform_windows)
             moment_tokens = torch.cat([text_window(train, tokenizer, settings.seqlen, seed) for seed in seeds])
         if gated:
-            test = load_text(settings.dataset, "test")
-            source["test"] = test.digest
+            test = load_text(settings.dataset, "test", tokenizer)
+            source |= {"test": test.digest, **test.rendered}
             gate_tokens = text_window(test, tokenizer, GATE_TOKENS, None)
         _check_ids(checkpoint, arch, calibration, moment_tokens, gate_tokens)
     request = {"source": checkpoint.digest(), "settings": asdict(settings), "dataset": source}

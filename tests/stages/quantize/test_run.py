@@ -360,9 +360,9 @@ def test_refusals_before_work(model: Path, cal: Path, build: Build, tmp_path: Pa
     quantize(model, None, done, settings(algorithm="rtn"))
     with pytest.raises(UnsupportedError, match="quantized already"):
         quantize(done, None, out, settings(algorithm="rtn"))
-    foreign["quantization_config"] = {"quant_method": "gptq"}
+    foreign["quantization_config"] = {"quant_method": "quip"}
     write_json(odd / "config.json", foreign)
-    with pytest.raises(UnsupportedError, match="'gptq'"):
+    with pytest.raises(UnsupportedError, match="'quip'"):
         quantize(odd, None, out, settings(algorithm="rtn"))
     assert not (tmp_path / "out").exists()
 
