@@ -34,6 +34,8 @@ from dfrot.stages.compare.measure import TextMeter
 from dfrot.stages.compare.settings import CompareSettings
 from dfrot.stages.compare.store import CellStore
 from dfrot.stages.compare.table import summarise
+from dfrot.stages.quantize.plan import plan_quantization
+from dfrot.stages.rotate.plan import plan_rotation
 
 KIND = "compare"
 REPORT_FILE, TABLE_FILE = "compare.json", "compare.md"
@@ -102,7 +104,8 @@ class ComparePlan:
 def plan_comparison(model: Path, settings: CompareSettings) -> ComparePlan:
     """Open checkpoint folder `model`.
 
-    Raises UnsupportedError for a checkpoint that was rotated or quantized already, or that R1 cannot rotate."""
+    Raises UnsupportedError for a checkpoint that was rotated or quantized already, that R1 cannot rotate, or that a row
+    does not fit."""
     checkpoint, arch = open_described_model(model)
     config_file = str(checkpoint.path / "config.json")
     if DfqConfig.of(checkpoint.config, config_file) is not None:
@@ -124,6 +127,7 @@ def plan_comparison(model: Path, settings: CompareSettings) -> ComparePlan:
         "token_ids": [WindowReader(text, settings.seqlen, settings.windows).read(model).digest for text in evaluated],
     }
     _check_texts(settings, texts)
+    _check_cells(model, settings)
     identity = checkpoint.digest()
     request = {"model": identity, "settings": asdict(replace(settings, keep=False, store=None))}
     return ComparePlan(model, identity, settings, tuple(comparison_groups(settings)), texts, request)
@@ -136,6 +140,16 @@ def _check_texts(settings: CompareSettings, texts: dict[str, Any]) -> None:
             raise InputError(f"`also` {name}: is the text of the calibration; give another one", field="also")
         if texts["evaluation"][number] in texts["evaluation"][:number]:
             raise InputError(f"`also` {name}: is measured already; give another text", field="also")
+
+
+def _check_cells(model: Path, settings: CompareSettings) -> None:
+    """Raise what the stages would raise hours later for rows that this model cannot have."""
+    for rotating in {rotate_settings(settings, cell) for cell in comparison_cells(settings)}:
+        if rotating is not None and rotating.transform and rotating.seed == settings.seed:
+            plan_rotation(model, rotating)
+    for quantizing in {cell.quantize_settings(settings) for cell in comparison_cells(settings)}:
+        # what is written does not depend on the rotation, nor on how it is rounded
+        plan_quantization(model, None, replace(quantizing, algorithm="rtn", a_clip=None, compensate=None))
 
 
 def compare(

@@ -90,7 +90,7 @@ def measure_model(
         baseline = Baseline(model)
         observe = baseline.record
     elif settings.kl and baseline is not None:
-        observe, agreement = agreement_observer(model, baseline, count)
+        observe, agreement = agreement_observer(model, baseline, eval_tokens.windows)
 
     def report(done: int) -> None:
         progress(f"evaluate {checkpoint.path.name}", done, count)
