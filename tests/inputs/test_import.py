@@ -109,9 +109,7 @@ def test_values_beyond_float16_are_refused(kit: SimpleNamespace, tmp_path: Path)
     tensors = kit.dense_tensors()
     tensors["lm_head.weight"][3, 5] = 1e6
     folder = kit.write_folder(tmp_path / "m", tensors, None)
-    with pytest.raises(
-        DfqError, match="tensor lm_head.weight: holds NaN or Inf once it is dequantized to torch.float16"
-    ):
+    with pytest.raises(DfqError, match=r"tensor lm_head\.weight: holds NaN or Inf .* to torch\.float16"):
         import_model(folder, tmp_path / "out", ImportSettings(dtype="f16"))
 
 
