@@ -133,3 +133,15 @@ def test_commands(kit: SimpleNamespace, tmp_path: Path) -> None:
     run("rotate", "--model", str(file), "--method", "hadamard", *options[:2], "--out", str(tmp_path / "rotated"))
     assert inspect(tmp_path / "rotated")["model_type"] == "llama"
     assert load_tokenizer(tmp_path / "rotated")("x")["input_ids"][0] == 0
+
+
+def test_inspect_says_what_it_is_and_whether_it_is_read(kit: SimpleNamespace, tmp_path: Path) -> None:
+    file = kit.write_gguf(tmp_path / "model.gguf", kit.random_model("llama"), "Q8_0")
+    for path in (file, tmp_path, resolve_model(str(file))):
+        facts = inspect(path)
+        assert (facts["kind"], facts["model_type"], facts["path"]) == ("GGUF", "llama", str(file))
+        assert facts["read_by_dfq"] == "yes, dequantized to bfloat16"
+    kit.write_gguf(file, kit.random_model("llama"), change=lambda writer: writer.add_tokenizer_pre("bloom"))
+    assert inspect(file)["read_by_dfq"].startswith("no: pre-tokenizer 'bloom' is unknown to dfq")
+    kit.write_gguf(file, kit.random_model("llama"), replaced={"blk.1.ffn_up.weight": None})
+    assert "mlp.up_proj.weight is missing" in inspect(file)["read_by_dfq"]
