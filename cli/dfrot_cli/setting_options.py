@@ -124,7 +124,7 @@ def _plain(hint: Any) -> Any:
 
 def _typed(kind: Any, known: Setting, default: Any) -> dict[str, Any]:
     """How click reads a value of this type."""
-    if known.choices:
+    if known.choices and not known.listed:
         return {"type": click.Choice(list(known.choices)), "metavar": None}
     if known.words:
         return {"type": NUMBER_OR_WORD}

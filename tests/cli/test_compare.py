@@ -11,8 +11,9 @@ import pytest
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.quant.scheme import QuantScheme
 from dfrot.stages.compare import run as compare_module
-from dfrot.stages.compare.cells import comparison_groups
+from dfrot.stages.compare.cells import comparison_cells, comparison_groups
 from dfrot.stages.compare.markdown import markdown
+from dfrot.stages.compare.rows import ROTATIONS, ROWS, STANDARD
 from dfrot.stages.compare.settings import CompareSettings
 from dfrot.stages.compare.table import summarise
 
@@ -47,7 +48,8 @@ def cells(plain: float = 0.5, dfrot: float = 0.01) -> dict[str, Any]:
 
 
 def report(**changes: float) -> dict[str, Any]:
-    return summarise(cells(**changes), {"w4a4kv4": QuantScheme.parse("w4a4kv4")}, {})
+    settings = CompareSettings(schemes=("w4a4kv4",), seeds=2)
+    return summarise(cells(**changes), comparison_cells(settings), {"w4a4kv4": QuantScheme.parse("w4a4kv4")}, {})
 
 
 def test_rows_are_means_over_seeds_with_paired_intervals() -> None:
@@ -100,7 +102,38 @@ def test_rotations_are_shared_where_they_do_not_depend_on_the_scheme() -> None:
     assert {group.settings.a_bits for group in refined if group.settings} == {3, 4}
 
 
+def test_rows_are_chosen_and_keep_the_order_of_the_table() -> None:
+    settings = CompareSettings(rows=("gptq-none", "rtn-none", "gptq-hadamard-groups"), seeds=2, schemes=("w4a4kv4",))
+    cells = comparison_cells(settings)
+    assert [cell.name for cell in cells] == [
+        "w4a4kv4-rtn-none",  # nothing random: once
+        "w4a4kv4-gptq-none-0",  # the calibration is drawn by the seed
+        "w4a4kv4-gptq-none-1",
+        "w4a4kv4-gptq-hadamard-groups-0",
+        "w4a4kv4-gptq-hadamard-groups-1",
+    ]
+    assert cells[-1].quantize_settings(settings).scheme.name == "w4a4kv4-g32"
+    names = [group.name for group in comparison_groups(settings)]
+    assert names == ["none-w4a4kv4", "hadamard-0-w4a4kv4", "hadamard-1-w4a4kv4"]
+
+
+def test_every_row_makes_settings_and_names_known_rows() -> None:
+    settings = CompareSettings(rows=tuple(ROWS), tune=1, seeds=1)
+    for cell in comparison_cells(settings):
+        quantize_settings = cell.quantize_settings(settings)
+        assert quantize_settings.needs_calibration() == (cell.calibrate_settings(settings) is not None)
+        assert set(cell.row.against) <= set(ROWS)
+    assert set(STANDARD) <= set(ROWS)
+    assert {row.rotation for row in ROWS.values()} <= set(ROTATIONS)
+
+
 def test_settings_are_checked() -> None:
+    with pytest.raises(InputError, match="`rows` 'rtn-hadmard': choose one of rtn-none"):
+        CompareSettings(rows=("rtn-hadmard",))
+    with pytest.raises(InputError, match="`rows` tuned-dfrot: give the steps of tuning with `tune`"):
+        CompareSettings(rows=("tuned-dfrot",))
+    with pytest.raises(InputError, match="none of `rows` is tuned"):
+        CompareSettings(rows=("rtn-none",), tune=3)
     with pytest.raises(InputError):
         CompareSettings(seeds=0)
     with pytest.raises(UnsupportedError, match="weights and activations"):
@@ -166,3 +199,30 @@ def test_a_tuned_row_stands_beside_its_start(dfq: Any, options: tuple[object, ..
     assert any(one["method"] == "GPTQ + DFRot, tuned" for one in table["differences"])
     assert any(one["claim"] == "GPTQ + DFRot, tuned at most 1.03 x bf16" for one in table["claims"])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["compare.json", "compare.md", "stage.json"]
+
+
+def test_chosen_rows_alone_are_made(dfq: Any, options: tuple[object, ...], tmp_path: Path) -> None:
+    rows = "gptq-hadamard-clip,gptq-hadamard-sinks,gptq-none"
+    result = dfq(*options, "--rows", rows, "--out", tmp_path / "out", "--json")
+    assert result.code == 0, result.err
+    table = result.json["tables"]["w4a4kv4"]
+    assert [row["method"] for row in table["rows"]] == [
+        "bf16",
+        "GPTQ",
+        "GPTQ + Hadamard, activations clipped",
+        "GPTQ + Hadamard, 4 sink tokens",
+    ]
+    assert not table["differences"]
+    assert not table["claims"]
+    text = (tmp_path / "out" / "compare.md").read_text()
+    assert "| GPTQ |" in text
+    assert "difference" not in text
+
+
+def test_rows_are_listed_without_a_model(dfq: Any) -> None:
+    result = dfq("compare", "--list-rows")
+    assert result.code == 0
+    assert all(name in result.out for name in ROWS)
+    refused = dfq("compare", "--model", "reference", "--rows", "gptq,rtn-none", "--out", "x")
+    assert refused.code == 2
+    assert "--rows 'gptq': choose one of rtn-none" in refused.err

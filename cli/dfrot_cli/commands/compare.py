@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from dfrot.stages.compare.rows import ROWS, STANDARD
 from dfrot.stages.compare.settings import CompareSettings
 from dfrot_cli import show
 from dfrot_cli.options import Common, common, dataset_option, model_option, out_option
@@ -14,14 +15,31 @@ from dfrot_cli.plan import plan
 from dfrot_cli.setting_options import options_of, settings_from
 
 
+def _list_rows(context: click.Context, option: click.Parameter, listed: bool) -> None:
+    """Show the rows of the library, and stop."""
+    if listed:
+        rows = [(name, row.label, "yes" if name in STANDARD else "") for name, row in ROWS.items()]
+        show.table("", ("--rows", "method", "by default"), rows)
+        context.exit()
+
+
 @click.command("compare")
+@click.option(
+    "--list-rows",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_rows,
+    help="Show all rows, then stop.",
+)
 @model_option
 @dataset_option(CompareSettings)
 @options_of(CompareSettings, skip=("dataset", "seed"))
 @out_option("Folder of compare.json and compare.md.")
 @common
 def command(model: str, out: Path, dataset: str | None, common: Common, **options: Any) -> None:
-    """Run RTN and GPTQ with every rotation, measure all on the same windows, and print one table.
+    """Run RTN and GPTQ with every rotation, or the methods of --rows, measure all on the same windows, and print one
+    table.
 
     An interrupted run continues at the row where it stopped. The table ends with the differences between rotations
     and with the papers' claims about them.
@@ -41,14 +59,14 @@ def command(model: str, out: Path, dataset: str | None, common: Common, **option
     show.as_json(report) if common.json else _tables(report, out)
 
 
-ROWS = ("perplexity", "spread", "ratio_to_bf16", "ratio_ci", "tokens_per_second", "decode_tokens_per_second")
+KEYS = ("perplexity", "spread", "ratio_to_bf16", "ratio_ci", "tokens_per_second", "decode_tokens_per_second")
 HEADS = ("method", "seeds", "perplexity", "spread", "x bf16", "95 % windows", "tokens/s", "decode/s", "on disk")
 
 
 def _tables(report: dict[str, Any], out: Path) -> None:
     for scheme, table in report["tables"].items():
         rows = [
-            (row["method"], row["seeds"], *(row[key] for key in ROWS), show.size(row["bytes_on_disk"]))
+            (row["method"], row["seeds"], *(row[key] for key in KEYS), show.size(row["bytes_on_disk"]))
             for row in table["rows"]
         ]
         show.table(f"{scheme}{' (simulated)' if table['simulated'] else ''}", HEADS, rows)
@@ -61,10 +79,11 @@ def _tables(report: dict[str, Any], out: Path) -> None:
             )
             for row in table["differences"]
         ]
-        show.table("", ("difference", "ratio", "95 % windows", "by seed"), pairs)
-        show.table(
-            "", ("claim", "value", "holds"), [(row["claim"], row["value"], row["holds"]) for row in table["claims"]]
-        )
+        claims = [(row["claim"], row["value"], row["holds"]) for row in table["claims"]]
+        if pairs:
+            show.table("", ("difference", "ratio", "95 % windows", "by seed"), pairs)
+        if claims:
+            show.table("", ("claim", "value", "holds"), claims)
     if report["objective"]:
         keys = ("massive_tokens", "massive_error_ratio", "common_error_ratio", "objective_ratio", "never_rises")
         heads = (

@@ -11,7 +11,9 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines = [f"Dataset {report['dataset']['name']}, protocol {report['protocol']['id']}.", ""]
     for name, table in report["tables"].items():
         lines += [f"## {name}" + (" (simulated)" if table["simulated"] else ""), ""]
-        lines += [*_rows(table), "", *_differences(table), "", *_claims(table), ""]
+        lines += [*_rows(table), ""]
+        lines += [*_differences(table), ""] if table["differences"] else []
+        lines += [*_claims(table), ""] if table["claims"] else []
     if report["objective"]:
         lines += ["## Refinement against its Hadamard start", "", *_refinements(report), ""]
     return "\n".join(lines)

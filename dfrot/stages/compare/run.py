@@ -14,24 +14,21 @@ from typing import Any
 
 from dfrot.arch import Space
 from dfrot.errors import UnsupportedError
-from dfrot.files import read_json, write_bytes, write_json
+from dfrot.files import digest_json, read_json, write_bytes, write_json
 from dfrot.inputs import open_described_model
 from dfrot.progress import Progress, silent
 from dfrot.quant.config import DfqConfig
 from dfrot.stage_folder import Stage, open_stage
 from dfrot.stages.calibrate.run import calibrate
-from dfrot.stages.calibrate.settings import CalibrateSettings
-from dfrot.stages.compare.cells import BASELINE, TUNED, ComparisonCell, ComparisonGroup, comparison_groups
+from dfrot.stages.compare.cells import BASELINE, ComparisonCell, ComparisonGroup, comparison_cells, comparison_groups
 from dfrot.stages.compare.markdown import markdown
 from dfrot.stages.compare.settings import CompareSettings
 from dfrot.stages.compare.table import summarise
 from dfrot.stages.evaluate.perplexity import evaluate
 from dfrot.stages.evaluate.settings import PerplexitySettings
 from dfrot.stages.quantize.run import quantize
-from dfrot.stages.quantize.settings import QuantizeSettings
 from dfrot.stages.rotate.run import rotate
 from dfrot.stages.tune.run import tune
-from dfrot.stages.tune.settings import TuneSettings
 
 KIND = "compare"
 REPORT_FILE, TABLE_FILE = "compare.json", "compare.md"
@@ -96,7 +93,9 @@ def compare(
         if stage.finished:
             return dict(read_json(out / REPORT_FILE))
         comparison = _ComparisonRun(stage, plan)
-        report = summarise(comparison.run(progress), settings.parsed(), comparison.refinements())
+        results = comparison.run(progress)
+        cells = comparison_cells(settings)
+        report = summarise(results, cells, settings.parsed(), comparison.refinements())
         write_json(stage.folder / REPORT_FILE, report)
         write_bytes(stage.folder / TABLE_FILE, markdown(report).encode())
         if not settings.keep:
@@ -140,31 +139,22 @@ class _ComparisonRun:
     def _make(self, group: ComparisonGroup, cell: ComparisonCell) -> None:
         """Make the checkpoint of a cell and measure it."""
         rotated = self._rotate(group)
-        scheme = self.schemes[cell.scheme]
-        calibration = self._calibrate(group, rotated) if cell.algorithm != "rtn" else None
-        tuned = cell.algorithm == TUNED[0]
-        quantized = self.folder / f"{group.name}.{replace(cell, algorithm='gptq').name if tuned else cell.name}"
-        settings = QuantizeSettings(scheme=scheme, algorithm="gptq" if tuned else cell.algorithm)
+        settings = cell.quantize_settings(self.settings)
+        calibration = self._calibrate(group, cell, rotated)
+        quantized = self._folder(group, {**asdict(settings), "seed": cell.seed})
         record = quantize(rotated, calibration, quantized, settings, resume=True)
-        if tuned:
-            quantized = self._tune(quantized, self.folder / f"{group.name}.{cell.name}", cell)
+        measured = quantized
+        if (tune_settings := cell.tune_settings(self.settings)) is not None:
+            measured = self.folder / f"{group.name}.{cell.name}"
+            tune(quantized, self.plan.model, measured, tune_settings, resume=True)
         first_seed = cell.seed in (None, self.settings.seed)
-        simulated = scheme.w_bits != KERNEL_BITS
+        simulated = settings.scheme.w_bits != KERNEL_BITS
         decode = self.settings.decode if first_seed and not simulated else 0
-        self._measure(cell.name, quantized, simulated, decode, fallbacks=record["fallbacks"])
-        if not self.settings.keep and not (self.settings.tune and cell.algorithm == "gptq"):
-            shutil.rmtree(quantized, ignore_errors=True)
+        self._measure(cell.name, measured, simulated, decode, fallbacks=record["fallbacks"])
 
-    def _tune(self, quantized: Path, out: Path, cell: ComparisonCell) -> Path:
-        """The tuned checkpoint of a quantized one."""
-        settings = TuneSettings(
-            dataset=self.settings.dataset,
-            steps=self.settings.tune,
-            seqlen=min(TuneSettings.seqlen, self.settings.calibration_seqlen),
-            seed=cell.seed or 0,
-        )
-        tune(quantized, self.plan.model, out, settings, resume=True)
-        return out
+    def _folder(self, group: ComparisonGroup, settings: dict[str, Any]) -> Path:
+        """The folder of a result within a group: cells that ask for the same share it."""
+        return self.folder / f"{group.name}.{digest_json(settings)[:12]}"
 
     def _rotate(self, group: ComparisonGroup) -> Path:
         """The rotated checkpoint of a group; the record of its refinement goes into the journal."""
@@ -178,17 +168,12 @@ class _ComparisonRun:
             self.stage.mark(unit, {**refinement, "seed": group.settings.seed, "a_bits": group.settings.a_bits})
         return folder
 
-    def _calibrate(self, group: ComparisonGroup, rotated: Path) -> Path:
-        """The calibration of a group's rotated checkpoint."""
-        folder = self.folder / f"{group.name}.calibration"
-        settings = CalibrateSettings(
-            dataset=self.settings.dataset,
-            samples=self.settings.samples,
-            seqlen=self.settings.calibration_seqlen,
-            seed=self.settings.seed if group.settings is None else group.settings.seed,
-            hessians=False,
-            statistics=False,  # GPTQ collects its own while errors propagate
-        )
+    def _calibrate(self, group: ComparisonGroup, cell: ComparisonCell, rotated: Path) -> Path | None:
+        """The calibration of a cell's rotated checkpoint; None for a row without one."""
+        settings = cell.calibrate_settings(self.settings)
+        if settings is None:
+            return None
+        folder = self._folder(group, asdict(settings))
         calibrate(rotated, folder, settings, resume=True)
         return folder
 
