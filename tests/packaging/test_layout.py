@@ -57,6 +57,7 @@ PACKAGES = {
     "runtime": ("running a checkpoint", "arch compat data inputs quant rotation"),
     "vision": ("images in prompts, vision parts of checkpoints", "arch compat data inputs rotation"),
     "calib": ("statistics of activations", "arch quant rotation runtime"),
+    "transforms": ("free transforms beside the rotations, in closed form", "arch calib rotation runtime"),
     "evaluate": ("perplexity, divergence, intervals", "data"),
     "generation": ("text, token by token, plain or speculative", "arch compat data quant runtime vision"),
     "draft": ("speculative drafts and their training", "arch data generation quant rotation runtime vision"),
@@ -64,7 +65,8 @@ PACKAGES = {
     "bench": ("speed beside others", "arch draft generation inputs quant rotation runtime"),
     "stages": (
         "what the commands do: folders in, one folder out",
-        "arch bench calib data draft evaluate generation inputs lineage outliers quant rotation runtime vision",
+        "arch bench calib data draft evaluate generation inputs lineage outliers quant rotation runtime transforms "
+        "vision",
     ),
     "export": (
         "formats of other engines",
