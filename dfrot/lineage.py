@@ -30,10 +30,10 @@ def hub_source(folder: Path) -> dict[str, str]:
 
 
 def source_record(folder: Path) -> dict[str, Any]:
-    """What records say of the checkpoint that they were made from: {"source": hub_source} where it lies in the hub's
+    """What records say of the checkpoint that they were made from: {"hub": hub_source} where it lies in the hub's
     cache, or a stage recorded that of the checkpoint before; else empty."""
-    source = hub_source(folder) or read_stage_record(folder).get("source")
-    return {"source": source} if isinstance(source, dict) and source else {}
+    source = hub_source(folder) or read_stage_record(folder).get("hub")
+    return {"hub": source} if isinstance(source, dict) and source else {}
 
 
 def lineage(folder: Path) -> dict[str, Any]:

@@ -13,3 +13,10 @@ def model_folder(model: str) -> Path:
 
     with show.progress() as progress:
         return resolve_model(model, progress, show.note)
+
+
+def served_name(folder: Path) -> str:
+    """The name of a model for clients: its hub id where it lies in the hub's cache, else the folder's name."""
+    from dfrot.lineage import hub_source
+
+    return hub_source(folder).get("hub_id", folder.resolve().name)

@@ -28,9 +28,9 @@ READ_BYTES = 1 << 22  # of a file at a time, when it is hashed
 
 def local_folder(model: str) -> Path | None:
     """The folder of a model that is on this machine; None where it would have to be downloaded."""
-    if Path(model).expanduser().is_dir() or model == REFERENCE:
+    if Path(model).expanduser().exists() or model == REFERENCE:
         return resolve_model(model)
-    return find_local(model) if not Path(model).exists() else None
+    return find_local(model)
 
 
 def plan(recipe: Recipe, out: Path) -> dict[str, Any]:

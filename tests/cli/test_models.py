@@ -212,6 +212,6 @@ def test_records_name_the_commit(dfq: Any, make: Any, cache: Path, tmp_path: Pat
     assert dfq("calibrate", "--model", tmp_path / "rotated", *data, "--out", tmp_path / "stats").code == 0
     for folder in ("rotated", "stats"):
         record = json.loads((tmp_path / folder / "stage.json").read_text())
-        assert record["source"] == {"hub_id": "org/some-name", "commit": "0123456789" * 4}
+        assert record["hub"] == {"hub_id": "org/some-name", "commit": "0123456789" * 4}
     assert dfq("rotate", "--model", model, "--method", "none", "--out", tmp_path / "other").code == 0
-    assert "source" not in json.loads((tmp_path / "other" / "stage.json").read_text())
+    assert "hub" not in json.loads((tmp_path / "other" / "stage.json").read_text())
