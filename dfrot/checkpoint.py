@@ -73,14 +73,24 @@ class Checkpoint:
         return checkpoint
 
     def resolve(
-        self, note: str, entries: dict[str, TensorEntry] | None = None, config: dict[str, Any] | None = None
+        self,
+        note: str,
+        entries: dict[str, TensorEntry] | None = None,
+        config: dict[str, Any] | None = None,
+        prefix: str | None = None,
     ) -> Checkpoint:
-        """The same folder, read with other tensors or another configuration for the reason `note`, a sentence."""
+        """The same folder, read with other tensors, another configuration or another prefix for the reason `note`, a
+        sentence."""
         checkpoint = copy.copy(self)
+        checkpoint.prefix = self.prefix if prefix is None else prefix
         checkpoint.entries = self.entries if entries is None else entries
         checkpoint.config = self.config if config is None else config
         checkpoint.resolved = (*self.resolved, note)
         return checkpoint
+
+    def resolution(self) -> dict[str, list[str]]:
+        """The entry `resolved` of a record; empty for a folder that left nothing open."""
+        return {"resolved": list(self.resolved)} if self.resolved else {}
 
     def __contains__(self, name: str) -> bool:
         return name in self.entries

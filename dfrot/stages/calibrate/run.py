@@ -49,7 +49,7 @@ def calibrate(
             store.save_tensors(stage.folder, "tokens", {"tokens": plan.tokens})
             summary = _BlockwiseCalibration(stage, plan).run(progress) if settings.statistics else {}
             remove_hidden_states(stage.folder)
-            stage.publish({"taps": summary})
+            stage.publish({"taps": summary, **plan.checkpoint.resolution()})
     return read_record(out, KIND)
 
 

@@ -49,6 +49,8 @@ class ComparePlan:
     """What to make, in order."""
     request: dict[str, Any]
     """Settings and digests of the inputs: what decides the bytes of the result."""
+    resolution: dict[str, list[str]]
+    """How the source was read where it left something open."""
 
     @property
     def cells(self) -> int:
@@ -74,7 +76,7 @@ def plan_comparison(model: Path, settings: CompareSettings) -> ComparePlan:
             file=config_file,
         )
     request = {"model": checkpoint.digest(), "settings": asdict(replace(settings, keep=False))}
-    return ComparePlan(model, settings, tuple(comparison_groups(settings)), request)
+    return ComparePlan(model, settings, tuple(comparison_groups(settings)), request, checkpoint.resolution())
 
 
 def compare(
@@ -100,7 +102,7 @@ def compare(
         write_bytes(stage.folder / TABLE_FILE, markdown(report).encode())
         if not settings.keep:
             shutil.rmtree(comparison.folder, ignore_errors=True)
-        stage.publish({"report": REPORT_FILE})
+        stage.publish({"report": REPORT_FILE, **plan.resolution})
     return report
 
 

@@ -61,7 +61,8 @@ def quantize(
             remove_hidden_states(stage.folder)
             _write_config(plan, stage.folder)
             vision.carry_vision_part(plan.checkpoint.path, stage.folder)
-            stage.publish({**_record(plan, linears), "lineage": lineage(model)})
+            resolution = plan.checkpoint.resolution()
+            stage.publish({**_record(plan, linears), **resolution, "lineage": lineage(model)})
     return read_record(out, KIND)
 
 
