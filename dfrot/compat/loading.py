@@ -26,7 +26,7 @@ def meta_parameters() -> Iterator[None]:
     try:
         yield
     finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def _conversions(model: Any, key_mapping: Mapping[str, str] | None) -> list[Any]:
