@@ -16,7 +16,8 @@ from typing import Any
 
 from dfrot.errors import InputError, ResourceError
 from dfrot.files import read_json
-from dfrot.quant.config import DfqConfig
+from dfrot.inputs.gguf.folder import gguf_file, gguf_folder
+from dfrot.quant.config import QUANT_METHOD, DfqConfig
 from dfrot.stage_folder import RECORD
 
 REFERENCE, REFERENCE_VLM = "reference", "reference-vlm"
@@ -81,16 +82,20 @@ class AliasEntry:
 
 
 def resolve_model(model: str) -> Path:
-    """The checkpoint folder for a folder, `reference`, `reference-vlm`, an alias or a hub id.
+    """The checkpoint folder for a folder, a GGUF file, `reference`, `reference-vlm`, an alias or a hub id.
+
+    For a GGUF file, or a folder that holds one, it is the folder that stands for it (see dfrot/inputs/gguf/folder.py).
 
     Raises InputError for a name that is none of these, ResourceError when the model is not in the cache and cannot be
     fetched: the message says which folder or token would make it work.
     """
     path = Path(model).expanduser()
+    if (file := gguf_file(path)) is not None:
+        return gguf_folder(file)
     if path.is_dir():
         return path
     if path.is_file():
-        raise InputError(f"{model}: is a file; give the checkpoint's folder")
+        raise InputError(f"{model}: is a file; give the checkpoint's folder or a .gguf file")
     if model == REFERENCE:
         from dfrot import reference
 
@@ -135,7 +140,11 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 def _is_quantized(folder: Path) -> bool:
     file = folder / "config.json"
-    entry = DfqConfig.of(read_json(file), str(file))
+    config = read_json(file)
+    foreign = config.get("quantization_config") if isinstance(config, dict) else None
+    if isinstance(foreign, dict) and foreign.get("quant_method") != QUANT_METHOD:
+        return True
+    entry = DfqConfig.of(config, str(file))
     return entry is not None and entry.scheme is not None
 
 

@@ -66,10 +66,20 @@ def generate(
     _result(engine, job, "".join(pieces), time.perf_counter() - begin, common)
 
 
+def _standard_input() -> str:
+    """The prompt on stdin. Raises InputError where it is not UTF-8."""
+    from dfrot.errors import InputError
+
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"stdin: not UTF-8 at byte {error.start}; convert the prompt to UTF-8") from None
+
+
 def _start(engine: Engine, settings: GenerateSettings, sampling: Sampling, seed: int) -> Generation:
     from dfrot.generation.engine import TextRequest
 
-    text, images = sys.stdin.read() if settings.prompt == "-" else settings.prompt, None
+    text, images = _standard_input() if settings.prompt == "-" else settings.prompt, None
     if settings.images:
         ids, images = engine.encode_question(text, settings.images, settings.system)
         images = replace(images, keep=settings.keep)

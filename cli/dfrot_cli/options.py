@@ -99,8 +99,8 @@ def dataset_option(settings: type[Any]) -> Callable[[Function], Function]:
     return click.option(
         "--dataset",
         metavar="D",
-        help=f"{text}: wikitext2, stdlib, or a file (.txt, .jsonl, .parquet) or folder. Default: wikitext2; stdlib for "
-        "the reference models.",
+        help=f"{text}: wikitext2, stdlib, or a file (.txt, .json, .jsonl, .parquet) or folder. Default: wikitext2; "
+        "stdlib for the reference models.",
     )
 
 

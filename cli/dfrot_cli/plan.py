@@ -29,10 +29,23 @@ def numbered(folders: Sequence[Path]) -> dict[str, Any]:
     return {f"model {number}": folder for number, folder in enumerate(folders, 1)}
 
 
+def _rendering(inputs: Mapping[str, Any], dataset: Any) -> str | None:
+    """How conversations of the dataset will become text; None where it has none, or no model is read."""
+    folder = inputs.get("model", inputs.get("model 1"))
+    if not isinstance(folder, Path) or not isinstance(dataset, str) or not Path(dataset).is_file():
+        return None
+    from dfrot.data.text import rendering_of
+    from dfrot.data.tokenizer import load_tokenizer
+
+    return rendering_of(dataset, load_tokenizer(folder))
+
+
 def plan(kind: str, inputs: Mapping[str, Any], settings: Any, out: Path | None, common: Common) -> None:
     """Print the plan of `dfq KIND`: inputs, settings (a dataclass or a mapping), output and its state."""
     options = asdict(settings) if is_dataclass(settings) and not isinstance(settings, type) else dict(settings)
     paths = {name: str(value) for name, value in inputs.items()}
+    if (rendering := _rendering(inputs, options.get("dataset"))) is not None:
+        options["conversations"] = rendering
     result = {"output": None if out is None else str(out), "state": state(out, common)}
     if common.json:
         show.as_json({"command": kind, "inputs": paths, "settings": options, **result})

@@ -60,9 +60,14 @@ def describe(config: dict[str, Any], where: str = "config.json") -> BoundArch:
 
 
 def open_described(path: Path | str) -> tuple[Checkpoint, BoundArch]:
-    """Open a checkpoint folder and check it against its architecture's description. Raises DfqError where it does not
-    fit."""
-    checkpoint, arch = resolve(Checkpoint.open(Path(path)))
+    """Open a 16-bit folder and check it against its architecture. Raises DfqError where it does not fit."""
+    return described(Checkpoint.open(Path(path)))
+
+
+def described(checkpoint: Checkpoint) -> tuple[Checkpoint, BoundArch]:
+    """An open checkpoint, resolved (see `resolve`) and checked against the description of its architecture. Raises
+    DfqError where it does not fit."""
+    checkpoint, arch = resolve(checkpoint)
     arch.check(checkpoint)
     return checkpoint, arch
 
@@ -93,6 +98,7 @@ __all__ = [
     "Space",
     "Tap",
     "describe",
+    "described",
     "is_described",
     "open_described",
     "resolve",

@@ -155,7 +155,7 @@ class BoundArch:
         """Names and shapes of the biases that the linears of the blocks have."""
         shapes: dict[str, tuple[int, ...]] = {}
         for _, linear, name in self.linears():
-            key = self.spec.bias_key(linear.name)
+            key = self.spec.bias_switch(linear.name)
             if key is not None and (not key or self.config.get(key)):
                 shapes[f"{name}.bias"] = (self.sizes[linear.rows],)
         return shapes

@@ -1,6 +1,6 @@
 """The names that llama.cpp gives to the parts of each architecture: facts of its file format, as data.
 
-The exporter knows nothing else about a model.
+The exporter and the reader know nothing else about a model.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ class GGUFNames:
     `llama` and `granite` graphs pair 2i with 2i + 1. Other graphs pair like Hugging Face."""
     parts: dict[str, str] = field(default_factory=dict)
     """Our module name inside a block -> llama.cpp's inside `blk.N`."""
+    norm_offset: float = 0.0
+    """What llama.cpp's norm weights have more than Hugging Face's: 1 where the latter are multiplied as 1 + weight."""
     embed: str = "token_embd"
     final_norm: str = "output_norm"
     head: str = "output"
@@ -57,3 +59,17 @@ GGUF_ARCHS: dict[str, GGUFNames] = {
     "qwen2": GGUFNames("qwen2", parts=PARTS),
     "qwen3": GGUFNames("qwen3", parts=PARTS),
 }
+
+GEMMA_PARTS = {
+    **PARTS,
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+
+GGUF_READABLE: dict[str, tuple[str, GGUFNames]] = {
+    **{name: (name, GGUF_ARCHS[name]) for name in ("llama", "qwen2", "qwen3", "granite")},
+    "gemma2": ("gemma2", GGUFNames("gemma2", parts=GEMMA_PARTS, norm_offset=1.0)),
+    "gemma3": ("gemma3_text", GGUFNames("gemma3", parts=GEMMA_PARTS, norm_offset=1.0)),
+}
+"""llama.cpp's architecture -> our model type and its names, for files that can be read. `llama` holds Mistral too."""

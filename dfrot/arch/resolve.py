@@ -15,7 +15,6 @@ from dfrot.arch.bound import BoundArch
 from dfrot.arch.wrapper import untie_config
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError
-from dfrot.safetensors_file import same_bytes
 
 PREFIXES = ("_orig_mod.", "base_model.model.", "module.", "language_model.")
 """What torch.compile, peft, DataParallel and VLMs put in front of the names of all tensors."""
@@ -81,7 +80,7 @@ def with_one_head(checkpoint: Checkpoint, arch: BoundArch) -> Checkpoint:
     if embed not in checkpoint:
         note = f"{embed} is missing, config.json ties it to {head}: that is both"
         return checkpoint.resolve(note, {embed: checkpoint.entries[head], **entries})
-    if same_bytes(checkpoint.entries[head], checkpoint.entries[embed]):
+    if checkpoint.repeats(head, embed):
         return checkpoint.resolve(f"{head} repeats {embed}, to which config.json ties it: not read", entries)
     note = (
         f"config.json ties {head} to {embed}, but the file holds another one: untied "
@@ -102,7 +101,7 @@ def with_known_biases(checkpoint: Checkpoint, arch: BoundArch) -> Checkpoint:
     for name in extra:
         if bool(checkpoint.read(name).any()):
             entry = checkpoint.entries[name]
-            switch = arch.spec.bias_key(linears[name].name)
+            switch = arch.spec.bias_switch(linears[name].name)
             remedy = f"set {switch} to true in config.json, or remove the tensor" if switch else "remove the tensor"
             raise InputError(
                 f"{entry.file}: tensor {entry.name} is a bias that {arch.spec.model_type} does not have with this "

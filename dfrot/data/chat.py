@@ -1,4 +1,4 @@
-"""Conversations as token ids, by the tokenizer's chat template."""
+"""Conversations as text or token ids, by the tokenizer's chat template."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 from dfrot.errors import InputError
 
+Render = Callable[[Sequence[Mapping[str, Any]], str], str]
+"""(messages, location for errors) -> text."""
 Encode = Callable[[Sequence[dict[str, Any]], bool], list[int]]
 """(messages, add_generation_prompt) -> token ids."""
 
@@ -19,6 +21,45 @@ def template_ids(tokenizer: Any, messages: Sequence[Mapping[str, Any]], add_gene
     )
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
+
+
+def plain_turns(messages: Sequence[Mapping[str, Any]], location: str) -> str:
+    """A conversation without a template: "role: content", one turn per line."""
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+
+
+class ChatRenderer:
+    """Conversations as text, in the chat template of a tokenizer where it has one, else as plain turns."""
+
+    def __init__(self, tokenizer: Any | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.has_template = getattr(tokenizer, "chat_template", None) is not None
+        self.count = 0  # of rendered conversations
+
+    @property
+    def name(self) -> str:
+        """How conversations are rendered, for records."""
+        return "chat template" if self.has_template else "plain turns"
+
+    def __call__(self, messages: Sequence[Mapping[str, Any]], location: str) -> str:
+        """The text of a conversation. Raises InputError naming `location` where the template refuses it."""
+        self.count += 1
+        if not self.has_template or self.tokenizer is None:
+            return plain_turns(messages, location)
+        try:
+            return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=False))
+        except Exception as error:  # templates raise whatever their authors chose
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"{location}: the chat template refuses it ({reason}); mend or remove the row") from None
+
+    def without_second_bos(self, text: str) -> str:
+        """`text` without the BOS that a template wrote at its start, where the tokenizer adds one itself."""
+        bos = getattr(self.tokenizer, "bos_token", None)
+        if not self.count or not self.has_template or not bos or not text.startswith(bos):
+            return text
+        assert self.tokenizer is not None
+        added = self.tokenizer("", verbose=False)["input_ids"][:1] == [self.tokenizer.bos_token_id]
+        return text[len(bos) :] if added else text
 
 
 def answer_mask(
@@ -52,3 +93,13 @@ def answer_mask(
     if mask:
         mask[-1] = False  # nothing is drafted behind the token that ends the conversation
     return ids, mask
+
+
+def completion_mask(tokenizer: Any, prompt: str, completion: str) -> tuple[list[int], list[bool]]:
+    """Token ids of a prompt and its completion, and which of them belong to the completion. The two are tokenized one
+    by one, as in generation, where the prompt is all there is."""
+    before = list(tokenizer(prompt)["input_ids"])
+    behind = list(tokenizer(completion, add_special_tokens=False)["input_ids"])
+    mask = [False] * len(before) + [True] * len(behind)
+    mask[-1:] = [False]  # nothing is drafted behind the last token
+    return before + behind, mask

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from dfrot.data.images import read_image
+from dfrot.data.unicode_text import check_unicode
 from dfrot.errors import InputError, UnsupportedError
 
 IMAGE_MARK = "<image>"  # in a text, marks the place of one image
@@ -65,6 +66,7 @@ def _parse_message(message: Any, location: str) -> dict[str, Any]:
         raise InputError(f"{location}: a message is an object of role and content; mend or remove the line")
     content, parts = message.get("content"), []
     if isinstance(content, str):
+        check_unicode(content, location)
         for number, text in enumerate(content.split(IMAGE_MARK)):
             parts += ([{"type": "image"}] if number else []) + ([{"type": "text", "text": text}] if text else [])
     elif isinstance(content, list):
@@ -72,7 +74,9 @@ def _parse_message(message: Any, location: str) -> dict[str, Any]:
             kind = part.get("type") if isinstance(part, dict) else None
             if kind not in ("text", "image") or (kind == "text" and not isinstance(part.get("text"), str)):
                 raise InputError(f"{location}: parts of a message are of the type text or image, not {kind!r}")
-            parts.append({"type": "text", "text": part["text"]} if kind == "text" else {"type": "image"})
+            parts.append(
+                {"type": "text", "text": check_unicode(part["text"], location)} if kind == "text" else {"type": "image"}
+            )
     else:
         raise InputError(f"{location}: content must be text or a list of parts; mend or remove the line")
     return {"role": message["role"], "content": parts}

@@ -43,10 +43,3 @@ def read_json_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
         if not isinstance(value, dict):
             raise InputError(f"{location}: not a JSON object; mend or remove the line", file=path)
         yield value, location
-
-
-def first_json_line(path: Path) -> dict[str, Any]:
-    """The first object of a file. Raises InputError for a file without any."""
-    for row, _ in read_json_lines(path):
-        return row
-    raise InputError(f"{path}: holds no rows", file=path)

@@ -12,12 +12,15 @@ import random
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from dfrot.data import stdlib, wikitext
+from dfrot.data.chat import ChatRenderer, Render
+from dfrot.data.dataset_rows import read_rows
+from dfrot.data.row_files import SUFFIXES
 from dfrot.data.text_rows import READERS, read_texts
 from dfrot.errors import InputError
 
@@ -36,29 +39,50 @@ class Text:
     """train or test."""
     text: str
     """All rows."""
+    rendering: str | None = None
+    """How its conversations became text: "chat template" or "plain turns"; None where it has none."""
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of the UTF-8 text: records state it, so that two runs can be compared."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
+    @property
+    def rendered(self) -> dict[str, str]:
+        """What records say beside the digest: {"conversations": rendering} where there are conversations."""
+        return {} if self.rendering is None else {"conversations": self.rendering}
 
-def load_text(dataset: str, split: Split) -> Text:
+
+def load_text(dataset: str, split: Split, tokenizer: Any | None = None) -> Text:
     """A split of `dataset`: ``wikitext2``, ``stdlib``, or a path.
 
-    A path is a .txt, .raw, .jsonl or .parquet file, which serves as both splits, or a folder with one file per split
-    (`wikitext.PATTERNS`). Raises InputError for anything that is missing, empty or malformed, ResourceError for
-    WikiText-2 that can neither be read nor fetched.
+    A path is a .txt, .raw, .json, .jsonl or .parquet file, which serves as both splits, or a folder with one file per
+    split (`wikitext.PATTERNS`). Rows are text or conversations (`dataset_rows.FORMATS`).
+
+    tokenizer: renders conversations in its chat template; without one they become plain turns.
+
+    Raises InputError for anything that is missing, empty or malformed, ResourceError for WikiText-2 that can neither be
+    read nor fetched.
     """
     if split not in ("train", "test"):
         raise InputError(f"dataset split {split!r}: choose train or test")
+    renderer = ChatRenderer(tokenizer)
     if dataset == "stdlib":
         body = stdlib.text(split)
     else:
-        body = ROW_SEPARATOR.join(_rows(dataset, split))
+        body = renderer.without_second_bos(ROW_SEPARATOR.join(_rows(dataset, split, renderer)))
     if not body.strip():
         raise InputError(f"{dataset}: the {split} split holds no text; choose another dataset")
-    return Text(dataset, split, body)
+    return Text(dataset, split, body, renderer.name if renderer.count else None)
+
+
+def rendering_of(dataset: str, tokenizer: Any | None) -> str | None:
+    """How `load_text` renders the conversations of a file, None where its first row is text: reads that row only."""
+    path = Path(dataset)
+    if not path.is_file() or path.suffix not in SUFFIXES:
+        return None
+    first = next(read_rows(path), None)
+    return ChatRenderer(tokenizer).name if first is not None and first.messages else None
 
 
 def dataset_label(dataset: str) -> str:
@@ -87,18 +111,18 @@ def calibration_windows(tokens: Tensor, samples: int, seqlen: int, seed: int) ->
     return torch.stack([tokens[start : start + seqlen] for start in starts])
 
 
-def _rows(dataset: str, split: Split) -> list[str]:
+def _rows(dataset: str, split: Split, render: Render) -> list[str]:
     if dataset == "wikitext2":
         return wikitext.rows_from_hub(split)
     path = Path(dataset)
     if path.is_dir():
-        return wikitext.rows_in_folder(path, split)
+        return wikitext.rows_in_folder(path, split, render)
     if not path.exists():
         kinds = ", ".join(sorted(READERS))
         raise InputError(
             f"{dataset}: no such dataset; give wikitext2, stdlib, a folder, or a file ({kinds})", field="dataset"
         )
-    return read_texts(path)
+    return read_texts(path, render)
 
 
 def _checked_length(tokens: Tensor, seqlen: int, least: int) -> int:

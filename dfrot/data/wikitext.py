@@ -9,24 +9,26 @@ import importlib
 from pathlib import Path
 from typing import Literal
 
+from dfrot.data.chat import Render, plain_turns
 from dfrot.data.text_rows import read_texts
 from dfrot.errors import InputError, ResourceError
 
 HUB_ID, HUB_CONFIG = "Salesforce/wikitext", "wikitext-2-raw-v1"
-PATTERNS = ("wiki.{}.raw", "{}.txt", "{}.jsonl", "{}.parquet", "{}-*.parquet")
+PATTERNS = ("wiki.{}.raw", "{}.txt", "{}.jsonl", "{}.json", "{}.parquet", "{}-*.parquet")
 SUBFOLDERS = ("", HUB_CONFIG, "wikitext-2-raw")
 REMEDY = "give as `dataset` a folder that holds wiki.train.raw and wiki.test.raw, or the .parquet files of both splits"
 
 
-def rows_in_folder(folder: Path, split: Literal["train", "test"]) -> list[str]:
-    """The rows of one split of a dataset folder; shards of a split are read in the order of their names.
+def rows_in_folder(folder: Path, split: Literal["train", "test"], render: Render = plain_turns) -> list[str]:
+    """The rows of one split of a dataset folder; shards of a split are read in the order of their names. render:
+    conversation -> text.
 
     Raises InputError when no file of the split is found."""
     for subfolder in SUBFOLDERS:
         for pattern in PATTERNS:
             files = sorted((folder / subfolder).glob(pattern.format(split)))
             if files:
-                return [row for file in files for row in read_texts(file)]
+                return [row for file in files for row in read_texts(file, render)]
     expected = ", ".join(pattern.format(split) for pattern in PATTERNS)
     raise InputError(f"{folder}: no file of the {split} split; expected one of {expected}", file=folder)
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfrot.checkpoint import Checkpoint
 from dfrot.data.text import load_text
+from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import UnsupportedError
 from dfrot.evaluate.tokens import WindowReader
 from dfrot.export import engines
@@ -20,6 +20,7 @@ from dfrot.export.fit import SCHEMES, fit
 from dfrot.export.run import export
 from dfrot.export.targets import TARGETS, ExportTarget, engine_activation_clip
 from dfrot.files import write_bytes, write_json
+from dfrot.inputs import open_model
 from dfrot.progress import Progress, silent
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.scheme import FULL, QuantScheme
@@ -61,7 +62,7 @@ def check_all(
 
     Raises UnsupportedError for simulated checkpoints and for those with online rotations.
     """
-    config = DfqConfig.of(Checkpoint.open(model).config)
+    config = DfqConfig.of(open_model(model).config)
     if config is not None and (config.scheme is None or config.fake):
         problem = "is simulated" if config.scheme is not None else "expects online rotations"
         raise UnsupportedError(
@@ -70,8 +71,8 @@ def check_all(
         )
     own_scheme = config.scheme if config is not None else None
     names = schemes if own_scheme is None else (own_scheme.name,)
-    tokens = WindowReader(load_text(dataset, "test"), seqlen, windows).read(model).windows
-    request = {"model": Checkpoint.open(model).digest(), "dataset": dataset, "shape": list(tokens.shape)}
+    tokens = WindowReader(load_text(dataset, "test", load_tokenizer(model)), seqlen, windows).read(model).windows
+    request = {"model": open_model(model).digest(), "dataset": dataset, "shape": list(tokens.shape)}
     rows: list[dict[str, Any]] = []
     with open_stage(out, KIND, request, False, overwrite) as stage:
         work = stage.folder / "work"

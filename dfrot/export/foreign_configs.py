@@ -43,6 +43,10 @@ def describe_foreign(entry: dict[str, Any], where: str) -> ForeignFormat:
             return _awq(entry)
         if method == "compressed-tensors":
             return _compressed_tensors(entry)
+        if method in ("fp8", "fbgemm_fp8"):
+            return _fp8(entry)
+        if method == "mxfp4":
+            return ForeignFormat("MXFP4 experts", "4-bit float, g 32", readers=("transformers", "vLLM", "SGLang"))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         message = f"{where}: quantization_config is not {method}'s ({error!r}); restore the file"
         raise InputError(message, file=where) from None
@@ -83,6 +87,18 @@ def _awq(entry: dict[str, Any]) -> ForeignFormat:
     description = ForeignFormat(f"AWQ ({version})", f"{bits}-bit {grid}, {group}", packed={"qweight": WORD / bits})
     description.readers = ("vLLM", "SGLang", "transformers with gptqmodel")
     return description
+
+
+def _fp8(entry: dict[str, Any]) -> ForeignFormat:
+    block = entry.get("weight_block_size")
+    scope = f"blocks of {int(block[0])} x {int(block[1])}" if block is not None else "one scale per tensor or channel"
+    dynamic = entry.get("activation_scheme", "dynamic") == "dynamic"
+    return ForeignFormat(
+        "FP8 (e4m3)",
+        f"8-bit float, {scope}",
+        "8-bit float, " + ("dynamic" if dynamic else "static"),
+        readers=("vLLM", "SGLang", "transformers"),
+    )
 
 
 def _compressed_tensors(entry: dict[str, Any]) -> ForeignFormat:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from dfrot.export.foreign_configs import count_weights, describe_foreign
 from dfrot.export.gguf.facts import gguf_facts
 from dfrot.export.source import open_source
 from dfrot.export.targets import TARGETS
+from dfrot.inputs import DequantizedCheckpoint, open_model
+from dfrot.inputs.gguf.folder import gguf_file
 from dfrot.lineage import lineage, read_stage_record
 from dfrot.quant.config import QUANT_METHOD, DfqConfig
 from dfrot.quant.plan import check_packed, plan_linears
@@ -27,16 +30,12 @@ def inspect(path: Path) -> dict[str, Any]:
     Keys: path, kind, model_type, parameters, bytes, bits_per_weight, bits_per_quantized_weight, weights, activations,
     kv, rotation, seed, digest, loads_in, exports_to, notes (absent where unknown). Raises DfqError in one line for
     anything damaged, hostile or of no kind known."""
-    if path.is_file():
-        return gguf_facts(path)
+    if path.is_file() or gguf_file(path) is not None:
+        return gguf_facts(gguf_file(path) or path)
     if not path.is_dir():
         raise InputError(f"{path}: is neither a folder nor a file; give a checkpoint folder or a .gguf file")
-    if not (path / "config.json").is_file():
-        files = sorted(path.glob("*.gguf"))
-        if len(files) == 1:
-            return gguf_facts(files[0])
-        if stage := read_stage_record(path):
-            return {"path": str(path), "kind": f"result of dfq {stage.get('kind')}", "versions": stage.get("versions")}
+    if not (path / "config.json").is_file() and (stage := read_stage_record(path)):
+        return {"path": str(path), "kind": f"result of dfq {stage.get('kind')}", "versions": stage.get("versions")}
     return _checkpoint_facts(Checkpoint.open(path))
 
 
@@ -46,6 +45,7 @@ def _checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     entry = config.get("quantization_config")
     facts: dict[str, Any] = {"path": str(checkpoint.path), "model_type": str(config.get("model_type"))[:60]}
     packed: dict[str, float] = {}
+    view: DequantizedCheckpoint | None = None
     if entry is not None and not isinstance(entry, dict):
         raise InputError(f"{where}: quantization_config is not an object; restore the file")
     if entry is None or entry.get("quant_method") == QUANT_METHOD:
@@ -56,20 +56,34 @@ def _checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     else:
         foreign = describe_foreign(entry, where)
         packed = foreign.packed
+        view, read_by_dfq = _view(checkpoint.path)
         facts |= {
             "kind": foreign.kind,
             "weights": foreign.weights,
             "activations": foreign.activations,
             "kv": foreign.kv,
             "loads_in": list(foreign.readers),
-            "notes": foreign.notes,
+            "read_by_dfq": read_by_dfq,
+            "notes": foreign.notes + ([f"left out: {text}" for text in view.dropped] if view is not None else []),
         }
     total, quantized, nbytes = count_weights(checkpoint.entries.values(), packed)
+    if view is not None:
+        total = sum(math.prod(entry.shape) for entry in view.entries.values())
     size = sum(entry.end - entry.start for entry in checkpoint.entries.values())
     facts |= {"parameters": total, "bytes": size, "bits_per_weight": round(8 * size / max(total, 1), 4)}
     if quantized:
         facts["bits_per_quantized_weight"] = round(8 * nbytes / quantized, 4)
     return facts | _origin(checkpoint) | {"digest": checkpoint.digest()}
+
+
+def _view(path: Path) -> tuple[DequantizedCheckpoint | None, str]:
+    """A quantized folder of another tool as the stages read it, and whether they do, in words."""
+    try:
+        view = open_model(path)
+    except DfqError as error:
+        return None, "no: " + str(error).removeprefix(f"{path / 'config.json'}: ")
+    assert isinstance(view, DequantizedCheckpoint)
+    return view, f"yes, dequantized to {str(view.dtype).removeprefix('torch.')}"
 
 
 def _dfq_facts(checkpoint: Checkpoint, config: DfqConfig | None, where: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from dfrot.export.fit import fit
 from dfrot.export.float16_scales import Float16Rounding
 from dfrot.export.requirements import check_linears, check_runtime, requested_scheme, suggestion
 from dfrot.export.targets import ExportTarget, Storage, engine_activation_clip
+from dfrot.inputs import open_model
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.plan import LinearPlan, check_packed, plan_linears
 from dfrot.quant.scheme import FULL, QuantScheme
@@ -98,7 +99,7 @@ def open_source(
 
     Raises UnsupportedError in one line, with what would work, for what the target cannot hold.
     """
-    checkpoint = Checkpoint.open(model)
+    checkpoint = open_model(model)
     where = str(checkpoint.path / "config.json")
     config = DfqConfig.of(checkpoint.config, where)
     checkpoint, arch = resolve(checkpoint, to_run=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from dfrot.data.conversation_rows import MAX_IMAGES
 from dfrot.data.images import read_image
 from dfrot.data.tokenizer import load_tokenizer
+from dfrot.data.unicode_text import check_unicode
 from dfrot.errors import InputError
 from dfrot.generation.load_target import end_token_ids, load_target
 from dfrot.generation.output import CONTEXT_LENGTH_EXCEEDED, GenerationOutput, StopCriteria
@@ -109,8 +110,8 @@ class Engine:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of a text to continue, with the tokenizer's BOS."""
-        return tuple(self.tokenizer(text, verbose=False)["input_ids"])
+        """Token ids of a text to continue, with the tokenizer's BOS. Raises InputError for what is no Unicode text."""
+        return tuple(self.tokenizer(check_unicode(text, "the prompt"), verbose=False)["input_ids"])
 
     @property
     def has_chat_template(self) -> bool:
@@ -119,7 +120,7 @@ class Engine:
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
         """Token ids of a conversation (role and content each), ready for the assistant's turn. Raises InputError
-        without a chat template, and where the template refuses the messages."""
+        without a chat template, for what is no Unicode text, and where the template refuses the messages."""
         if not self.has_chat_template:
             raise InputError("this model has no chat template: continue a text instead (a prompt, /v1/completions)")
         try:
@@ -127,6 +128,7 @@ class Engine:
         except Exception as error:  # templates raise whatever their authors chose
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"messages: refused by the model's chat template ({reason})") from None
+        check_unicode(text, "messages")
         return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     @property
@@ -150,6 +152,10 @@ class Engine:
             )
         if len(pictures) > MAX_IMAGES:
             raise InputError(f"{len(pictures)} images; {MAX_IMAGES} at most", limit=MAX_IMAGES)
+        for message in messages:
+            content = message["content"]
+            for part in [content] if isinstance(content, str) else [part.get("text", "") for part in content]:
+                check_unicode(part, "messages")
         ids, tensors = self.prompt_reader.encode([dict(message) for message in messages], pictures, "messages")
         return tuple(ids), ImageInputs(tensors)
 
@@ -174,6 +180,8 @@ class Generation:
         """Raises InputError for a prompt that does not fit."""
         room = engine.context - len(request.prompt)
         count = room if request.max_new_tokens is None else request.max_new_tokens
+        for stop in request.stops:
+            check_unicode(stop, f"stop string {stop!r}")
         if not request.prompt:
             raise InputError("the prompt holds no token; give some text")
         if min(request.prompt) < 0 or max(request.prompt) >= engine.target.vocab_size:

@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dfrot.checkpoint import Checkpoint
 from dfrot.files import digest_bytes
+from dfrot.inputs import open_model
 from dfrot.progress import Progress, silent
 from dfrot.recipe.settings import CheckpointEval
 from dfrot.stage_folder import open_stage, read_record
@@ -46,7 +46,7 @@ def evaluate_checkpoints(
     `evaluate` by folder name. folders: those of the run, by name."""
     paths = [folders[name] for name in settings.checkpoints]
     kept = {key: value for key, value in asdict(settings).items() if key != "threads"}
-    request = {"models": [Checkpoint.open(path).digest() for path in paths], "settings": kept}
+    request = {"models": [open_model(path).digest() for path in paths], "settings": kept}
     with open_stage(out, EVAL, request, resume, overwrite) as stage:
         if not stage.finished:
             plain = PerplexitySettings(

@@ -13,10 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dfrot.checkpoint import Checkpoint
 from dfrot.errors import ExistsError, InputError, ResourceError
 from dfrot.files import digest_json, read_json, remove_partial, write_json
 from dfrot.hub import ALIASES, REFERENCE, cached_folder, resolve_model
+from dfrot.inputs import open_model
 from dfrot.progress import Progress, silent
 from dfrot.recipe import check
 from dfrot.recipe.recipe import Recipe
@@ -28,16 +28,16 @@ READ_BYTES = 1 << 22  # of a file at a time, when it is hashed
 
 def local_folder(model: str) -> Path | None:
     """The folder of a model that is on this machine; None where it would have to be downloaded."""
-    if Path(model).expanduser().is_dir() or model == REFERENCE:
+    if Path(model).expanduser().exists() or model == REFERENCE:
         return resolve_model(model)
-    return cached_folder(ALIASES.get(model.lower(), model)) if not Path(model).exists() else None
+    return cached_folder(ALIASES.get(model.lower(), model))
 
 
 def plan(recipe: Recipe, out: Path) -> dict[str, Any]:
     """What `run` would do, stage by stage, as JSON; nothing is written and nothing is downloaded."""
     folder = local_folder(recipe.model)
     known = _keys(out)
-    keys = dict(_stage_keys(recipe, None if folder is None else Checkpoint.open(folder).digest()))
+    keys = dict(_stage_keys(recipe, None if folder is None else open_model(folder).digest()))
     rows = []
     for name, settings in recipe.stages.items():
         place = out / STAGES[name].folder
@@ -83,7 +83,7 @@ def run(
         raise ResourceError(
             f"{out}: cannot be created ({error.strerror}); choose another `out`", field="out", file=out
         ) from None
-    keys = dict(_stage_keys(recipe, Checkpoint.open(model).digest()))
+    keys = dict(_stage_keys(recipe, open_model(model).digest()))
     known = {} if resume is False else _keys(out)
     _remember(recipe, out, known)
     (out / RUN).unlink(missing_ok=True)  # it describes what is about to change

@@ -10,12 +10,15 @@ import torch
 
 from dfrot.arch import describe, resolve
 from dfrot.checkpoint import Checkpoint
+from dfrot.compat.lazy_weights import lazy_state_dict
 from dfrot.compat.logs import quiet_transformers
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import DfqError, InputError, UnsupportedError
+from dfrot.inputs import DequantizedCheckpoint, open_model
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.dense_linear import simulate
 from dfrot.quant.plan import check_packed, plan_linears
+from dfrot.runtime.block_runner import hf_config
 from dfrot.runtime.install import base_model_of, use_capped_attention
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -25,7 +28,7 @@ def check_folder(path: Path) -> tuple[Checkpoint, DfqConfig | None]:
     """The checkpoint of a folder and its dfq configuration (None: an ordinary 16-bit checkpoint).
 
     Reads no weight. Raises DfqError, in one line, for what `load_model` could not load."""
-    checkpoint = Checkpoint.open(path)
+    checkpoint = open_model(path)
     config_file = checkpoint.path / "config.json"
     config = DfqConfig.of(checkpoint.config, str(config_file))
     checkpoint, arch = resolve(checkpoint, to_run=True)
@@ -63,6 +66,23 @@ def require_loaded(info: dict[str, Any], path: Path, detail: str) -> None:
         raise InputError(f"{path}: tensor {unloaded[0]} was not loaded{detail}", file=path, tensor=unloaded[0])
 
 
+def _dequantized_source(loader: Any, checkpoint: Checkpoint) -> tuple[Any, dict[str, Any]]:
+    """The class of a dequantized checkpoint's model, and the arguments with which it reads the weights from it."""
+    from transformers import GenerationConfig
+
+    config = hf_config(checkpoint.config, torch.float32)
+    with torch.device("meta"):
+        model_class = type(loader.from_config(config))
+    source: dict[str, Any] = {
+        "pretrained_model_name_or_path": None,
+        "config": config,
+        "state_dict": lazy_state_dict(checkpoint.entries, checkpoint.read),
+    }
+    if (checkpoint.path / "generation_config.json").is_file():
+        source["generation_config"] = GenerationConfig.from_pretrained(checkpoint.path)
+    return model_class, source
+
+
 def load_model(path: Path | str, dtype: torch.dtype | str | None = None, fake: bool = False) -> Any:
     """The model of a checkpoint folder in evaluation mode, on the CPU.
 
@@ -81,8 +101,11 @@ def load_model(path: Path | str, dtype: torch.dtype | str | None = None, fake: b
     loader = AutoModelForCausalLM if arch.wrapper is None else AutoModelForImageTextToText
     try:
         with quiet_transformers():
+            source: dict[str, Any] = {"pretrained_model_name_or_path": checkpoint.path}
+            if isinstance(checkpoint, DequantizedCheckpoint):
+                loader, source = _dequantized_source(loader, open_model(path))
             model, info = loader.from_pretrained(
-                checkpoint.path,
+                **source,
                 dtype=_resolve_dtype(checkpoint, dtype),
                 key_mapping={f"^{re.escape(checkpoint.prefix)}": ""} if checkpoint.prefix else None,
                 local_files_only=True,

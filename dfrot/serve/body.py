@@ -29,7 +29,14 @@ async def read_json(request: Request, limit: int) -> Any:
     if body is None:
         raise too_large
     try:
-        return json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+        if b"\\ud" in body.lower():  # an escape that may be half of a surrogate pair
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError:
+        raise bad_request(
+            "the body holds half a surrogate pair, which is no Unicode text; remove it", code="invalid_json"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise bad_request(f"the body is not JSON ({type(error).__name__})", code="invalid_json") from None
 

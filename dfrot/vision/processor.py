@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError
 from dfrot.fingerprint import PROCESSOR_FILES
+from dfrot.inputs import open_model
 
 
 class Processor:
@@ -35,7 +35,7 @@ class Processor:
         except Exception as error:  # of many kinds, all of which mean that the files are unusable
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise InputError(f"{folder}: its processor was refused by transformers ({reason})") from None
-        config = Checkpoint.open(folder).config
+        config = open_model(folder).config
         token = config.get("image_token_id", config.get("image_token_index"))
         if not isinstance(token, int) or not hasattr(processor, "tokenizer"):
             raise InputError(f"{folder}: config.json names no image_token_id; restore it")

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from dfrot.arch import describe
-from dfrot.checkpoint import Checkpoint
 from dfrot.data import shapes
 from dfrot.data.chat import template_ids
 from dfrot.data.images import normalized_pixels
 from dfrot.data.jsonl import read_json_lines
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import InputError, UnsupportedError
+from dfrot.inputs import open_model
 from dfrot.vision.conversations import Row, conversation_row, drawn_conversation, images_in, question
 from dfrot.vision.image_inputs import ImageInputs
 from dfrot.vision.llava_layout import CONFIG, VisionConfig, has_vision_part
@@ -96,7 +96,7 @@ def find_prompt_reader(model: Path) -> PromptReader | None:
     """None for a model that takes no images. Raises InputError where its processor is missing."""
     if has_vision_part(model):
         return LlavaPromptReader.open(model)
-    return None if describe(Checkpoint.open(model).config).wrapper is None else Processor.open(model)
+    return None if describe(open_model(model).config).wrapper is None else Processor.open(model)
 
 
 def prompt_reader(model: Path) -> PromptReader:

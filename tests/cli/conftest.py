@@ -53,8 +53,8 @@ def dfq(monkeypatch: pytest.MonkeyPatch) -> Run:
 
     monkeypatch.setattr("dfrot_cli.show.QUIET_EVERY", 1e9)  # no progress lines, however slow the machine
 
-    def run(*arguments: object) -> Ran:
-        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    def run(*arguments: object, stdin: bytes | None = None) -> Ran:
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         return Ran(result.exit_code, result.stdout, result.stderr)

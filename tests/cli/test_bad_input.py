@@ -303,9 +303,9 @@ def test_bad_options_of_quantize(case: Case, options: list[str], fragment: str) 
 
 def test_foreign_quantization(case: Case) -> None:
     folder = case.make()
-    config = {**read_json(folder / "config.json"), "quantization_config": {"quant_method": "gptq"}}
+    config = {**read_json(folder / "config.json"), "quantization_config": {"quant_method": "quip"}}
     write_json(folder / "config.json", config)
-    case.refused(case.rotate(folder), folder / "config.json", "gptq", "original")
+    case.refused(case.rotate(folder), folder / "config.json", "quip", "original")
 
 
 def test_remote_code_is_dropped(case: Case) -> None:

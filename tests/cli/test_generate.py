@@ -64,3 +64,21 @@ def test_a_system_message_needs_a_conversation(dfq: Any, make: Any) -> None:
     ran = dfq("generate", "--model", make(), "--prompt", "x", "--system", "be brief")
     assert ran.code == 2
     assert ran.err == "Error: --system is a message of a conversation: add --chat\n"
+
+
+@pytest.mark.parametrize(
+    "option", [("--prompt",), ("--prompt", "x", "--stop"), ("--prompt", "x", "--chat", "--system")]
+)
+def test_arguments_that_are_no_unicode(dfq: Any, make: Any, option: tuple[str, ...]) -> None:
+    model = make()
+    (model / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    argument = b"caf\xe9".decode("utf-8", "surrogateescape")  # as Python gives an argument that is no UTF-8
+    ran = dfq("generate", "--model", model, *option, argument)
+    assert ran.code == 2
+    assert "half a surrogate pair" in ran.err
+    assert len(ran.err.splitlines()) == 1
+
+
+def test_stdin_that_is_no_utf8(dfq: Any, make: Any) -> None:
+    ran = dfq("generate", "--model", make(), "--prompt", "-", stdin=b"caf\xe9")
+    assert (ran.code, ran.err) == (2, "Error: stdin: not UTF-8 at byte 3; convert the prompt to UTF-8\n")

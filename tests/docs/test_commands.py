@@ -52,7 +52,7 @@ def check(line: str) -> None:
     """Raises UsageError where the command line would. Values are checked against choices and ranges, never opened."""
     command, context, words = resolve(words_of(line))
     values, _, _ = command.make_parser(context).parse_args(list(words))
-    if {"-h", "--help", "--version"} & set(words):
+    if {"-h", "--help", "--version", "--list-rows"} & set(words):
         return
     for parameter in command.params:
         value = values.get(parameter.name or "")

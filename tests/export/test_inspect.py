@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from dfrot.errors import DfqError, InputError
-from dfrot.export.gguf import header as gguf_header
 from dfrot.export.inspect import inspect
 from dfrot.export.run import export
 from dfrot.export.targets import TARGETS
+from dfrot.inputs.gguf import header as gguf_header
 
 
 def test_our_own(dense: Path, pack: Callable[[str], Path]) -> None:

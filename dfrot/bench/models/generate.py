@@ -21,8 +21,8 @@ from dfrot.bench.models.presets import preset
 from dfrot.bench.models.random_model import random_checkpoint
 from dfrot.bench.models.runners import DfqRunner
 from dfrot.bench.settings import GenerateBenchSettings
-from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, ResourceError
+from dfrot.inputs import open_model
 from dfrot.progress import Progress, silent
 
 PEER = "llama.cpp Q4_0"
@@ -87,7 +87,7 @@ def bench_generate(
         raise InputError("`prefill`, `decode` and `repeats` must be at least 1", field=fields, limit=1)
     with tempfile.TemporaryDirectory(prefix="dfq-bench-") as temporary:
         folder = Path(temporary)
-        config = dict(Checkpoint.open(model).config) if model is not None else preset(shape)
+        config = dict(open_model(model).config) if model is not None else preset(shape)
         contenders = _contenders(folder, model, config, schemes, seed, progress)
         if have_llama_cpp() if peer is None else peer:
             progress("write", len(contenders), len(contenders) + 1)

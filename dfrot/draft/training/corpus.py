@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfrot.data.chat import answer_mask
-from dfrot.data.conversation_rows import refuse_images
-from dfrot.data.jsonl import first_json_line, read_json_lines
+from dfrot.data.chat import answer_mask, completion_mask
+from dfrot.data.dataset_rows import DatasetRow, first_row, read_rows
+from dfrot.data.row_files import SUFFIXES
 from dfrot.data.text import calibration_windows, evaluation_windows, load_text
 from dfrot.data.tokenizer import encode
 from dfrot.errors import InputError
@@ -66,14 +66,15 @@ def load_corpora(
 ) -> tuple[Corpus, Corpus]:
     """Training and held-out sequences.
 
-    dataset: `stdlib`, `wikitext2`, a text file or folder, or a .jsonl of `messages`. samples, held_out: how many
+    dataset: `stdlib`, `wikitext2`, a text file or folder, or a file of conversations or of prompts with completions
+    (`dataset_rows.FORMATS`), where answers count. samples, held_out: how many
     sequences of at most `seqlen` tokens. seed: of the choice of windows. Raises InputError for a dataset without enough
     usable samples."""
     path = Path(dataset)
-    if path.suffix == ".jsonl" and path.is_file() and "messages" in first_json_line(path):
+    if path.suffix in SUFFIXES and path.is_file() and not first_row(path).is_text:
         return _conversations(path, tokenizer, samples, held_out, seqlen)
-    train = calibration_windows(encode(tokenizer, load_text(dataset, "train").text), samples, seqlen, seed)
-    test = evaluation_windows(encode(tokenizer, load_text(dataset, "test").text), seqlen)
+    train = calibration_windows(encode(tokenizer, load_text(dataset, "train", tokenizer).text), samples, seqlen, seed)
+    test = evaluation_windows(encode(tokenizer, load_text(dataset, "test", tokenizer).text), seqlen)
     if len(test) < held_out:
         raise InputError(f"{dataset}: {held_out} held-out windows of {seqlen} tokens needed, {len(test)} found")
     stride = len(test) // held_out
@@ -89,23 +90,30 @@ def is_held_out(content: Any) -> bool:
 def _conversations(path: Path, tokenizer: Any, samples: int, held_out: int, seqlen: int) -> tuple[Corpus, Corpus]:
     train: list[MaskedIds] = []
     test: list[MaskedIds] = []
-    for row, where in read_json_lines(path):
-        messages = row.get("messages")
-        if not isinstance(messages, list) or not messages:
-            raise InputError(f'{where}: "messages" must be a list of role and content; mend or remove the line')
-        refuse_images(row, where)
-        ids, mask = answer_mask(tokenizer, messages, where)
+    for row in read_rows(path, conversations_first=True):
+        ids, mask = _masked_ids(row, tokenizer)
         ids, mask = ids[:seqlen], mask[:seqlen]
         if not any(mask):
             raise InputError(
-                f"{where}: no answer within `seqlen` {seqlen}; raise it or remove the line", field="seqlen", file=path
+                f"{row.location}: no answer within `seqlen` {seqlen}; raise it or remove the line",
+                field="seqlen",
+                file=path,
             )
-        (test if is_held_out(messages) else train).append((ids, mask))
+        content: list[Any] = list(row.messages) or [row.prompt, row.completion]
+        (test if is_held_out(content) else train).append((ids, mask))
     if not train or not test:
         raise InputError(
             f"{path}: too few conversations to hold some out by their hash; give at least some dozens", file=path
         )
     return padded_corpus(train[:samples]), padded_corpus(test[:held_out])
+
+
+def _masked_ids(row: DatasetRow, tokenizer: Any) -> MaskedIds:
+    if row.is_text:
+        raise InputError(f"{row.location}: plain text among conversations; give it in a file of its own")
+    if row.prompt is not None:
+        return completion_mask(tokenizer, row.prompt, row.completion)
+    return answer_mask(tokenizer, row.messages, row.location)
 
 
 def padded_corpus(samples: list[MaskedIds]) -> Corpus:

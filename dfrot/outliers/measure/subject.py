@@ -16,6 +16,8 @@ from dfrot.arch import BoundArch, describe
 from dfrot.calib.simulate import SimulatedKV, quantize_activations
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import UnsupportedError
+from dfrot.inputs import DenseTensor, DequantizedCheckpoint
+from dfrot.inputs.dense_view import stored_tensor
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.plan import LinearPlan, plan_linears
 from dfrot.runtime.block_runner import BlockRunner
@@ -23,37 +25,31 @@ from dfrot.runtime.load import check_folder
 from dfrot_kernels.layouts import PackedWeight
 
 
-class DequantizedCheckpoint(Checkpoint):
-    """A packed checkpoint whose weights are dequantized when they are read."""
+def dequantized(packed: Checkpoint, config: dict[str, Any], plans: dict[str, LinearPlan]) -> DequantizedCheckpoint:
+    """A packed checkpoint whose weights are dequantized, to float32 [N, K], when they are read.
 
-    def __init__(self, packed: Checkpoint, config: dict[str, Any], plans: dict[str, LinearPlan]) -> None:
-        """config: of the dense model; plans: linears by full name."""
-        super().__init__(packed.path, config, packed.entries)
-        self.plans = {f"{name}.weight": plan for name, plan in plans.items() if plan.packed}
+    config: of the dense model; plans: linears by full name."""
+    packed_plans = {name: plan for name, plan in plans.items() if plan.packed}
+    parts = {f"{name}.{part}" for name in packed_plans for part in ("weight_packed", "weight_scale", "weight_zero")}
+    tensors = [stored_tensor(packed, name) for name in packed.entries if name not in parts]
+    tensors += [_dense_linear(packed, name, plan) for name, plan in packed_plans.items()]
+    return DequantizedCheckpoint(packed.path, config, tensors, packed.digest, "dfq, packed", torch.float32)
 
-    def __contains__(self, name: str) -> bool:
-        """Whether there is such a tensor, dense weights of packed linears included."""
-        return name in self.plans or super().__contains__(name)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor."""
-        plan = self.plans.get(name)
-        return (plan.rows, plan.cols) if plan else super().shape(name)
+def _dense_linear(packed: Checkpoint, name: str, plan: LinearPlan) -> DenseTensor:
+    """The weight of a packed linear."""
 
-    def read(self, name: str) -> Tensor:
-        """A tensor; weights of packed linears as float32 [N, K]."""
-        plan = self.plans.get(name)
-        if plan is None:
-            return super().read(name)
-        module = name.removesuffix(".weight")
-        zero = None if plan.w_sym else super().read(f"{module}.weight_zero")
-        packed, scale = super().read(f"{module}.weight_packed"), super().read(f"{module}.weight_scale")
-        shape = (plan.rows, plan.cols)
-        return PackedWeight(packed, scale, zero, plan.w_bits, plan.group, shape).dequantize(torch.float32)
+    def rows(begin: int, end: int) -> Tensor:
+        def read(part: str) -> Tensor:
+            return packed.read_rows(f"{name}.{part}", begin, end)
 
-    def read_rows(self, name: str, begin: int, end: int) -> Tensor:
-        """Rows begin..end of a tensor."""
-        return self.read(name)[begin:end] if name in self.plans else super().read_rows(name, begin, end)
+        zero = None if plan.w_sym else read("weight_zero")
+        shape = (end - begin, plan.cols)
+        codes, scale = read("weight_packed"), read("weight_scale")
+        return PackedWeight(codes, scale, zero, plan.w_bits, plan.group, shape).dequantize(torch.float32)
+
+    file = packed.entry(f"{name}.weight_packed").file
+    return DenseTensor(f"{name}.weight", torch.float32, (plan.rows, plan.cols), file, rows)
 
 
 class Subject:
@@ -85,7 +81,7 @@ class Subject:
                 **opened.config,
                 "quantization_config": DfqConfig(online=config.online, resets=config.resets).to_dict(),
             }
-            self.checkpoint = DequantizedCheckpoint(opened, plain, plan_linears(arch, config, where))
+            self.checkpoint = dequantized(opened, plain, plan_linears(arch, config, where))
         self.runner = BlockRunner(self.checkpoint, arch)
 
     @property

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from dfrot.arch import open_described
 from dfrot.calib import calibration as store
 from dfrot.errors import InputError, MismatchError
 from dfrot.files import require_free_space
+from dfrot.inputs import open_described_model
 from dfrot.progress import Progress, silent
 from dfrot.stage_folder import open_stage, read_record
 from dfrot.stages.calibrate.plan import calibration_bytes
@@ -33,7 +33,7 @@ def merge(
     """
     if len(parts) < 2:
         raise InputError("merging calibrations needs two or more of them")
-    checkpoint, arch = open_described(model)
+    checkpoint, arch = open_described_model(model)
     digest = checkpoint.digest()
     calibrations = [store.Calibration.open(path, arch, digest) for path in parts]
     batches = [calibration.tokens() for calibration in calibrations]

@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from dfrot.arch import BoundArch, open_described
+from dfrot.arch import BoundArch
 from dfrot.calib.calibration import file_stems, tap_widths, tokens_digest
 from dfrot.calib.hidden_states import HiddenStates
 from dfrot.checkpoint import Checkpoint
 from dfrot.data.text import calibration_windows, dataset_label, load_text
 from dfrot.data.tokenizer import encode, load_tokenizer, require_known_ids
+from dfrot.inputs import open_described_model
 from dfrot.stages.calibrate.settings import CalibrateSettings
 
 TAP_BYTES = 8192  # of histogram, clip errors, moments and header per tap
@@ -42,15 +43,17 @@ class CalibratePlan:
 
 def plan_calibration(model: Path, settings: CalibrateSettings) -> CalibratePlan:
     """Open the checkpoint `model` and draw its tokens. Raises InputError for a dataset that is too short."""
-    checkpoint, arch = open_described(model)
-    text = load_text(settings.dataset, "train")
-    ids = encode(load_tokenizer(checkpoint.path), text.text)
+    checkpoint, arch = open_described_model(model)
+    tokenizer = load_tokenizer(checkpoint.path)
+    text = load_text(settings.dataset, "train", tokenizer)
+    ids = encode(tokenizer, text.text)
     tokens = calibration_windows(ids, settings.samples, settings.seqlen, settings.seed)
     require_known_ids(tokens, arch.vocab_size, checkpoint.path)
     request = {
         "model": checkpoint.digest(),
         "tokens": tokens_digest(tokens),
         "text": text.digest,
+        **text.rendered,
         "settings": {**asdict(settings), "dataset": dataset_label(settings.dataset)},
     }
     return CalibratePlan(checkpoint, arch, settings, tokens, request)

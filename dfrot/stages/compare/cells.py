@@ -1,29 +1,18 @@
-"""The cells of a comparison: one way each to make a checkpoint, grouped by the rotated checkpoint that they share."""
+"""The cells of a comparison: one row at one scheme and seed each, grouped by the rotated checkpoint that they share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
+from dfrot.stages.calibrate.settings import CalibrateSettings
+from dfrot.stages.compare.rows import NO_ROTATION, ROTATIONS, ROWS, Row
 from dfrot.stages.compare.settings import CompareSettings
+from dfrot.stages.quantize.settings import QuantizeSettings
 from dfrot.stages.rotate.settings import RotateSettings
+from dfrot.stages.tune.settings import TuneSettings
 
 BASELINE = "bf16"
-Method = tuple[str, str]
-"""(algorithm, rotation) of a row below the baseline."""
-TUNED: Method = ("tuned", "dfrot")  # GPTQ, then dfq tune
-LABELS: dict[Method, str] = {
-    ("rtn", "none"): "RTN",
-    ("rtn", "orthogonal"): "RTN + orthogonal",
-    ("rtn", "hadamard"): "RTN + Hadamard",
-    ("rtn", "dfrot"): "RTN + DFRot",
-    ("gptq", "hadamard"): "GPTQ + Hadamard",
-    ("gptq", "dfrot"): "GPTQ + DFRot",
-    TUNED: "GPTQ + DFRot, tuned",
-}
-"""Method -> its row in the table, in order."""
-ROTATIONS = ("none", "orthogonal", "hadamard", "dfrot")
 
 
 @dataclass(frozen=True)
@@ -32,17 +21,45 @@ class ComparisonCell:
 
     scheme: str
     """Name of the scheme."""
-    algorithm: str
-    """rtn, gptq or tuned."""
-    rotation: str
-    """One of ROTATIONS."""
+    row_name: str
+    """Name of its row."""
     seed: int | None
-    """Seed of the rotation; None where nothing is random."""
+    """Seed of everything random; None where nothing is."""
 
     @property
     def name(self) -> str:
-        """Its name in the journal and in the report."""
-        return f"{self.scheme}-{self.algorithm}-{self.rotation}" + ("" if self.seed is None else f"-{self.seed}")
+        """Its name in the report."""
+        return f"{self.scheme}-{self.row_name}" + ("" if self.seed is None else f"-{self.seed}")
+
+    @property
+    def row(self) -> Row:
+        """Its row."""
+        return ROWS[self.row_name]
+
+    def quantize_settings(self, settings: CompareSettings) -> QuantizeSettings:
+        """How its checkpoint is quantized."""
+        scheme = replace(settings.parsed()[self.scheme], **self.row.scheme)
+        return QuantizeSettings(scheme=scheme, **self.row.quantize)
+
+    def calibrate_settings(self, settings: CompareSettings) -> CalibrateSettings | None:
+        """How its rotated checkpoint is calibrated; None for a row without calibration."""
+        if not self.row.calibrated:
+            return None
+        return CalibrateSettings(
+            dataset=settings.dataset,
+            samples=settings.samples,
+            seqlen=settings.calibration_seqlen,
+            seed=settings.seed if self.seed is None else self.seed,
+            # GPTQ collects its own statistics while errors propagate
+            **{"hessians": False, "statistics": False, **self.row.calibrate},
+        )
+
+    def tune_settings(self, settings: CompareSettings) -> TuneSettings | None:
+        """How its quantized checkpoint is tuned; None for a row that is not."""
+        if not self.row.tuned:
+            return None
+        seqlen = min(TuneSettings.seqlen, settings.calibration_seqlen)
+        return TuneSettings(dataset=settings.dataset, steps=settings.tune, seqlen=seqlen, seed=self.seed or 0)
 
 
 @dataclass(frozen=True)
@@ -54,42 +71,46 @@ class ComparisonGroup:
     cells: tuple[ComparisonCell, ...]
     """The cells, in the order of the table."""
     name: str
-    """Its folder, and its name in the report."""
+    """Its name in the report."""
+
+
+def comparison_cells(settings: CompareSettings) -> list[ComparisonCell]:
+    """All cells, in the order of the table."""
+    seeds = range(settings.seed, settings.seed + settings.seeds)
+    return [
+        ComparisonCell(scheme, name, seed)
+        for scheme in settings.schemes
+        for name in settings.row_names
+        for seed in (seeds if ROWS[name].random else [None])
+    ]
 
 
 def comparison_groups(settings: CompareSettings) -> Iterator[ComparisonGroup]:
-    """All groups, in the order of the table.
+    """All cells by the rotation that they share, in the order of work.
 
     The refined rotation depends on the activation quantizer, so schemes that differ there cannot share it; the other
     rotations do not depend on the scheme."""
-    schemes = settings.parsed()
-    methods = [method for method in LABELS if settings.tune or method != TUNED]
+    cells = comparison_cells(settings)
     for rotation in ROTATIONS:
-        algorithms = [algorithm for algorithm, used in methods if used == rotation]
-        for seed in [None] if rotation == "none" else range(settings.seed, settings.seed + settings.seeds):
-            shared: dict[tuple[Any, ...], list[str]] = {}
-            for name, scheme in schemes.items():
-                key = (scheme.a_bits, scheme.a_sym, scheme.a_clip) if rotation == "dfrot" else ()
-                shared.setdefault(key, []).append(name)
-            for names in shared.values():
-                cells = [ComparisonCell(name, algorithm, rotation, seed) for name in names for algorithm in algorithms]
-                group = "-".join([rotation, *([] if seed is None else [str(seed)]), *names])
-                yield ComparisonGroup(_rotate_settings(settings, rotation, seed, names[0]), tuple(cells), group)
+        shared: dict[RotateSettings | None, list[ComparisonCell]] = {}
+        of_rotation = [cell for cell in cells if cell.row.rotation == rotation]
+        for cell in sorted(of_rotation, key=lambda cell: -1 if cell.seed is None else cell.seed):
+            shared.setdefault(rotate_settings(settings, cell), []).append(cell)
+        for rotating, members in shared.items():
+            seed = [] if rotating is None else [str(rotating.seed)]
+            schemes = dict.fromkeys(cell.scheme for cell in members)
+            yield ComparisonGroup(rotating, tuple(members), "-".join([rotation, *seed, *schemes]))
 
 
-def _rotate_settings(
-    settings: CompareSettings, rotation: str, seed: int | None, scheme_name: str
-) -> RotateSettings | None:
-    if seed is None:
+def rotate_settings(settings: CompareSettings, cell: ComparisonCell) -> RotateSettings | None:
+    """How the source checkpoint of a cell is rotated; None where it is not."""
+    if cell.row.rotation == NO_ROTATION:
         return None
-    scheme = settings.parsed()[scheme_name]
-    return RotateSettings(
-        method=rotation,
-        dataset=settings.dataset,
-        seqlen=settings.refine_seqlen,
-        seed=seed,
-        gamma=settings.gamma,
-        a_bits=scheme.a_bits,
-        a_sym=scheme.a_sym,
-        a_clip=scheme.a_clip,
+    assert cell.seed is not None
+    rotating = RotateSettings(
+        dataset=settings.dataset, seqlen=settings.refine_seqlen, seed=cell.seed, **ROTATIONS[cell.row.rotation]
     )
+    if rotating.method != "dfrot":
+        return rotating
+    scheme = cell.quantize_settings(settings).scheme
+    return replace(rotating, gamma=settings.gamma, a_bits=scheme.a_bits, a_sym=scheme.a_sym, a_clip=scheme.a_clip)

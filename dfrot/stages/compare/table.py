@@ -10,25 +10,24 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dfrot.evaluate.intervals import Interval, ratio_interval
+from dfrot.evaluate.intervals import Interval, mean_interval, ratio_interval
 from dfrot.quant.scheme import QuantScheme
-from dfrot.stages.compare.cells import BASELINE, LABELS, Method
+from dfrot.stages.compare.cells import BASELINE, ComparisonCell
+from dfrot.stages.compare.rows import ROWS
 
-PAIRS: tuple[tuple[Method, Method], ...] = (
-    (("rtn", "hadamard"), ("rtn", "orthogonal")),
-    (("rtn", "dfrot"), ("rtn", "orthogonal")),
-    (("rtn", "dfrot"), ("rtn", "hadamard")),
-    (("gptq", "dfrot"), ("gptq", "hadamard")),
-    (("tuned", "dfrot"), ("gptq", "dfrot")),
-)
-"""Methods whose difference the report states."""
-RTN: Method = ("rtn", "none")
+RTN = "rtn-none"
+ROUNDED = ("rtn-orthogonal", "rtn-hadamard", "rtn-dfrot")
+"""Rows that are expected clearly below RTN."""
+BELOW = (("gptq-hadamard", "rtn-hadamard"), ("gptq-dfrot", "rtn-dfrot"))
+"""Rows, the first of which is expected below the second."""
+CHEAP = ("gptq-dfrot", "tuned-dfrot")
+"""Rows that are expected to cost at most W4A4KV4_COST."""
 RTN_COST = 1.25  # perplexity ratio to bf16 that rounding without rotation is expected to cost at least
 W4A4KV4_COST = 1.03  # perplexity ratio to bf16 that the best methods are expected to cost at most
 KERNEL_BITS = 4  # weight bits that run on integer kernels; others are simulated
@@ -39,40 +38,49 @@ Runs = Sequence[Measurement]
 
 
 def summarise(
-    cells: Mapping[str, Measurement], schemes: Mapping[str, QuantScheme], refinements: Mapping[str, Any]
+    measured: Mapping[str, Measurement],
+    cells: Sequence[ComparisonCell],
+    schemes: Mapping[str, QuantScheme],
+    refinements: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The report as JSON: `dataset`, `protocol`, `tables` by scheme, `objective` of the refinements, `cells`.
 
-    cells: measurements by cell name; refinements: records by group name."""
-    base = cells[BASELINE]
+    measured: measurements by cell name, of the baseline and of `cells`; refinements: records by group name."""
+    base = measured[BASELINE]
     return {
         "dataset": base["dataset"],
         "protocol": base["protocol"],
-        "tables": {name: _table(cells, name, scheme) for name, scheme in schemes.items()},
+        "also": [{"dataset": other["dataset"], "protocol": other["protocol"]} for other in _also(base).values()],
+        "tables": {name: _table(measured, cells, name, scheme) for name, scheme in schemes.items()},
         "objective": [_objective(name, record) for name, record in refinements.items()],
-        "cells": dict(cells),
+        "cells": dict(measured),
+        "other_code": [name for name, cell in measured.items() if not cell.get("same_code", True)],
     }
 
 
-def _table(cells: Mapping[str, Measurement], name: str, scheme: QuantScheme) -> dict[str, Any]:
+def _also(cell: Measurement) -> Mapping[str, Measurement]:
+    """What was measured on further texts, by name."""
+    return cell.get("also", {})  # type: ignore[no-any-return]
+
+
+def _table(
+    measured: Mapping[str, Measurement], cells: Sequence[ComparisonCell], name: str, scheme: QuantScheme
+) -> dict[str, Any]:
     """Rows, differences and claims of one scheme."""
-    base = [cells[BASELINE]]
-    runs = {method: measured for method in LABELS if (measured := _runs(cells, name, method))}
+    base = [measured[BASELINE]]
+    runs: dict[str, list[Measurement]] = {}
+    for cell in cells:
+        if cell.scheme == name:
+            runs.setdefault(cell.row_name, []).append(measured[cell.name])
     rows = [_row("bf16", base, base, None)]
-    rows += [_row(LABELS[method], measured, base, runs.get(RTN)) for method, measured in runs.items()]
-    differences = [_difference(runs, method, other) for method, other in PAIRS if method in runs and other in runs]
+    rows += [_row(ROWS[row_name].label, results, base, runs.get(RTN)) for row_name, results in runs.items()]
+    pairs = [(row_name, other) for row_name in runs for other in ROWS[row_name].against if other in runs]
     return {
         "rows": rows,
-        "differences": differences,
+        "differences": [_difference(runs, row_name, other) for row_name, other in pairs],
         "claims": _claims(runs, base, scheme),
         "simulated": scheme.w_bits != KERNEL_BITS,
     }
-
-
-def _runs(cells: Mapping[str, Measurement], scheme: str, method: Method) -> list[Measurement]:
-    """The cells of one row, one per seed, in the order they were made."""
-    stem = f"{scheme}-{method[0]}-{method[1]}"
-    return [cell for name, cell in cells.items() if name == stem or name.startswith(stem + "-")]
 
 
 def _nll(runs: Runs) -> Tensor:
@@ -102,20 +110,69 @@ def _row(label: str, runs: Runs, base: Runs, rtn: Runs | None) -> dict[str, Any]
         "tokens_per_second": max(float(run["tokens_per_second"]) for run in runs),
         "decode_tokens_per_second": max(speeds) if speeds else None,
         "fallbacks": sorted({name for run in runs for name in run.get("fallbacks", {})}),
+        **_agreement(runs),
+        **_cost(runs),
     }
+    if also := _also(runs[0]):
+        row["also"] = {name: _on_text(name, runs, base) for name in also}
     if rtn is not None and runs is not rtn:
         gain, gain_interval = ratio_interval(_nll(runs), _nll(rtn))
         row["ratio_to_rtn"], row["ratio_to_rtn_ci"] = gain, _as_list(gain_interval)
     return row
 
 
-def _difference(runs: Mapping[Method, Runs], method: Method, other: Method) -> dict[str, Any]:
-    """`method` against `other`: perplexity ratio, its interval over windows, and the ratio seed by seed."""
-    ratio, interval = ratio_interval(_nll(runs[method]), _nll(runs[other]))
-    by_seed = [float(a["perplexity"]) / float(b["perplexity"]) for a, b in zip(runs[method], runs[other])]
+def _agreement(runs: Runs) -> dict[str, Any]:
+    """Divergence from the baseline and agreement with it: means over seeds, with the interval over windows."""
+    if any(run.get("window_kl") is None for run in runs):
+        return {"kl": runs[0].get("kl"), "kl_ci": None, "top1": runs[0].get("top1")}
+    kl = torch.tensor([run["window_kl"] for run in runs], dtype=torch.float64).mean(0)
+    mean, interval = mean_interval(kl)
+    return {"kl": mean, "kl_ci": _as_list(interval), "top1": statistics.fmean(float(run["top1"]) for run in runs)}
+
+
+def _on_text(name: str, runs: Runs, base: Runs) -> dict[str, Any]:
+    """One row on the further text `name`."""
+    results, reference = [_also(run)[name] for run in runs], [_also(run)[name] for run in base]
+    values = [float(result["perplexity"]) for result in results]
+    ratio, interval = ratio_interval(_nll(results), _nll(reference))
     return {
-        "method": LABELS[method],
-        "against": LABELS[other],
+        "perplexity": statistics.fmean(values),
+        "perplexity_by_seed": values,
+        "spread": statistics.stdev(values) if len(values) > 1 else None,
+        "ratio_to_bf16": ratio,
+        "ratio_ci": None if runs is base else _as_list(interval),
+        **_agreement(results),
+    }
+
+
+def _cost(runs: Runs) -> dict[str, Any]:
+    """What a row takes: seconds to make and to measure one checkpoint (mean over seeds; rotations that rows share
+    count for each), and the highest resident memory. None where a stage was interrupted or cannot be measured."""
+
+    def total(run: Measurement, making: bool) -> float | None:
+        times = [value for kind, value in run.get("seconds", {}).items() if (kind != "evaluate") == making]
+        return None if None in times else math.fsum(times)
+
+    def mean(values: Sequence[float | None]) -> float | None:
+        whole = [value for value in values if value is not None]
+        return statistics.fmean(whole) if whole else None
+
+    peaks = [peak for run in runs for peak in run.get("peak_memory", {}).values() if peak is not None]
+    return {
+        "make_seconds": mean([total(run, True) for run in runs]),
+        "evaluate_seconds": mean([total(run, False) for run in runs]),
+        "peak_memory": max(peaks) if peaks else None,
+    }
+
+
+def _difference(runs: Mapping[str, Runs], row_name: str, other: str) -> dict[str, Any]:
+    """A row against another one: perplexity ratio, its interval over windows, and the ratio seed by seed (of a row
+    without seeds, its only value)."""
+    ratio, interval = ratio_interval(_nll(runs[row_name]), _nll(runs[other]))
+    by_seed = [float(a["perplexity"]) / float(b["perplexity"]) for a, b in _seed_pairs(runs[row_name], runs[other])]
+    return {
+        "method": ROWS[row_name].label,
+        "against": ROWS[other].label,
         "ratio": ratio,
         "ratio_ci": _as_list(interval),
         "ratio_by_seed": by_seed,
@@ -123,23 +180,30 @@ def _difference(runs: Mapping[Method, Runs], method: Method, other: Method) -> d
     }
 
 
-def _claims(runs: Mapping[Method, Runs], base: Runs, scheme: QuantScheme) -> list[dict[str, Any]]:
-    """What the table is expected to show, with the number that decides it; a failed claim is stated, not hidden.
+def _seed_pairs(runs: Runs, others: Runs) -> Iterator[tuple[Measurement, Measurement]]:
+    """Both rows' results of each seed; a row that does not depend on seeds is repeated."""
+    count = max(len(runs), len(others))
+    return zip(list(runs) * (count if len(runs) == 1 else 1), list(others) * (count if len(others) == 1 else 1))
+
+
+def _claims(runs: Mapping[str, Runs], base: Runs, scheme: QuantScheme) -> list[dict[str, Any]]:
+    """What the rows are expected to show, with the number that decides it; a failed claim is stated, not hidden.
 
     "Clearly" means: the whole paired interval over windows lies on that side, and so does every seed."""
-    rtn = runs[RTN]
-    ratio, _ = ratio_interval(_nll(rtn), _nll(base))
-    claims = [{"claim": f"no rotation costs at least {RTN_COST} x bf16", "value": ratio, "holds": ratio >= RTN_COST}]
-    for method in (method for method in runs if method[0] == "rtn" and method != RTN):
-        claims.append(_below(f"{LABELS[method]} clearly below RTN", runs[method], rtn))
-    for rotation in ("hadamard", "dfrot"):
-        gptq, rounded = ("gptq", rotation), ("rtn", rotation)
-        if gptq in runs and rounded in runs:
-            claims.append(_below(f"{LABELS[gptq]} below {LABELS[rounded]}", runs[gptq], runs[rounded]))
-    for method in (("gptq", "dfrot"), ("tuned", "dfrot")):
-        if method in runs and (scheme.w_bits, scheme.a_bits, scheme.kv_bits) == (4, 4, 4):
-            ratio, _ = ratio_interval(_nll(runs[method]), _nll(base))
-            claim = f"{LABELS[method]} at most {W4A4KV4_COST} x bf16"
+    claims: list[dict[str, Any]] = []
+    if RTN in runs:
+        ratio, _ = ratio_interval(_nll(runs[RTN]), _nll(base))
+        claim = f"no rotation costs at least {RTN_COST} x bf16"
+        claims.append({"claim": claim, "value": ratio, "holds": ratio >= RTN_COST})
+        for name in (name for name in ROUNDED if name in runs):
+            claims.append(_below(f"{ROWS[name].label} clearly below RTN", runs[name], runs[RTN]))
+    for name, other in BELOW:
+        if name in runs and other in runs:
+            claims.append(_below(f"{ROWS[name].label} below {ROWS[other].label}", runs[name], runs[other]))
+    for name in CHEAP:
+        if name in runs and (scheme.w_bits, scheme.a_bits, scheme.kv_bits) == (4, 4, 4):
+            ratio, _ = ratio_interval(_nll(runs[name]), _nll(base))
+            claim = f"{ROWS[name].label} at most {W4A4KV4_COST} x bf16"
             claims.append({"claim": claim, "value": ratio, "holds": ratio <= W4A4KV4_COST})
     return claims
 
@@ -147,8 +211,7 @@ def _claims(runs: Mapping[Method, Runs], base: Runs, scheme: QuantScheme) -> lis
 def _below(claim: str, runs: Runs, others: Runs) -> dict[str, Any]:
     """The claim that `runs` have a lower perplexity than `others`."""
     ratio, interval = ratio_interval(_nll(runs), _nll(others))
-    counterparts = list(others) * len(runs) if len(others) == 1 else others
-    every_seed = all(float(a["perplexity"]) < float(b["perplexity"]) for a, b in zip(runs, counterparts))
+    every_seed = all(float(a["perplexity"]) < float(b["perplexity"]) for a, b in _seed_pairs(runs, others))
     holds = every_seed and ratio < 1 and (interval is None or interval[1] < 1)
     return {"claim": claim, "value": ratio, "ci": _as_list(interval), "holds": holds}
 

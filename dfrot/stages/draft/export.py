@@ -17,6 +17,7 @@ from dfrot.draft.models.eagle3 import Eagle3Draft
 from dfrot.draft.store import check_target, load_draft
 from dfrot.errors import UnsupportedError
 from dfrot.files import write_json
+from dfrot.inputs import open_model
 from dfrot.stage_folder import open_stage, read_record
 from dfrot.tensor_file import save_tensors
 
@@ -38,7 +39,7 @@ def export_draft(
             field="arch",
             file=draft,
         )
-    target = Checkpoint.open(model)
+    target = open_model(model)
     check_target(loaded.config, model, int(target.config["vocab_size"]), int(target.config["hidden_size"]))
     request = {"draft": loaded.config.to_dict(), "verifier": verifier, "format": "speculators"}
     with open_stage(out, KIND, request, resume, overwrite) as stage:

@@ -20,7 +20,8 @@ class DataSettings:
 
     dataset: str = dataset_setting(
         "stdlib",
-        "What to train on: stdlib, wikitext2, a text file or folder, a .jsonl of messages (with images), or shapes.",
+        "What to train on: stdlib, wikitext2, a text file or folder, a file of conversations or of prompts with "
+        "completions, a .jsonl of messages with images, or shapes.",
         aliases=("--data",),
     )
     samples: int = setting(1024, minimum=1, help="Training sequences.")
@@ -82,7 +83,7 @@ class DraftEvalSettings:
 
     dataset: str = dataset_setting(
         "stdlib",
-        "Where prompts come from: a text, a .jsonl of prompts or messages (with images), or shapes.",
+        "Where prompts come from: a text, a file of prompts or conversations, a .jsonl with images, or shapes.",
         aliases=("--prompts",),
     )
     prompts: int = setting(20, minimum=1, option="--count", help="Number of prompts.")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dfrot.data.text import load_text
+from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import InputError
 from dfrot.evaluate.baseline import Baseline
 from dfrot.evaluate.divergence import Observe, TokenDivergence, divergence_observer
@@ -33,7 +34,7 @@ def divergence(models: Sequence[Path], settings: KlSettings, progress: Progress 
             "eval kl compares with a baseline: give `models` twice or more, the baseline first", field="models"
         )
     checkpoints = open_checkpoints(models)
-    text = load_text(settings.dataset, "test")
+    text = load_text(settings.dataset, "test", load_tokenizer(checkpoints[0].path))
     tokens = read_windows(checkpoints, text, settings.seqlen, settings.windows)
     results: list[dict[str, Any]] = []
     baseline: Baseline | None = None
@@ -58,7 +59,8 @@ def divergence(models: Sequence[Path], settings: KlSettings, progress: Progress 
         result_of = {"model": str(checkpoint.path), "scheme": checkpoint.scheme, "perplexity": perplexity, **summary}
         notes = checkpoint.notes(settings.seqlen)
         results.append({**result_of, "notes": notes} if notes else result_of)
-    dataset = {"name": text.name, "split": text.split, "digest": text.digest, "token_ids": tokens[0].digest}
+    dataset = {"name": text.name, "split": text.split, "digest": text.digest, **text.rendered}
+    dataset["token_ids"] = tokens[0].digest
     # `windows` of the settings, which may be None, takes precedence over the count
     used = {"windows": len(tokens[0].windows), **asdict(settings)}
     return {"kind": KIND, "dataset": dataset, "settings": used, "results": results}

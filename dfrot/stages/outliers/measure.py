@@ -83,7 +83,7 @@ def prepare(model: Path, settings: OutlierSettings) -> MeasurementPlan:
     """Open the checkpoint and read the text. Raises InputError where its tokenizer does not match its vocabulary."""
     subject = Subject(Path(model))
     tokenizer = load_tokenizer(subject.source.path)
-    text = load_text(settings.dataset, "train")
+    text = load_text(settings.dataset, "train", tokenizer)
     rows = [text_window(text, tokenizer, settings.seqlen, settings.seed + n) for n in range(settings.windows)]
     tokens = torch.cat(rows)
     vocab = subject.arch.sizes["vocab"]
@@ -100,6 +100,7 @@ def prepare(model: Path, settings: OutlierSettings) -> MeasurementPlan:
         "dataset": name,
         "split": "train",
         "digest": text.digest,
+        **text.rendered,
         "windows": settings.windows,
         "seqlen": settings.seqlen,
         "bos": "at the start of every window" if bos is not None and bool((tokens[:, 0] == bos).all()) else "none",

@@ -81,10 +81,10 @@ def quantized_perplexity(
 def _perplexity(folder: Path, settings: RecipeSettings, prefix: Sequence[int]) -> dict[str, Any]:
     """Perplexity on the first windows of the test split. Where the tokenizer adds the prefix itself, it is removed from
     the text first, so that the windows are the same with and without it."""
-    text = load_text(settings.dataset, "test")
-    ids = encode(load_tokenizer(folder), text.text)
+    tokenizer = load_tokenizer(folder)
+    ids = encode(tokenizer, load_text(settings.dataset, "test", tokenizer).text)
     if prefix and ids[: len(prefix)].tolist() == list(prefix):
-        bos = getattr(load_tokenizer(folder), "bos_token_id", None)
+        bos = getattr(tokenizer, "bos_token_id", None)
         ids = ids[len(prefix) - (1 if prefix[0] == bos else 0) :].clone()
         if prefix[0] == bos:
             ids[0] = bos  # one BOS at the start of the text, as without the prefix

@@ -61,14 +61,16 @@ def plan_tuning(model: Path, teacher: Path, settings: TuneSettings) -> TunePlan:
         raise MismatchError(
             f"{teacher}: has another vocabulary than {model}; give the checkpoint that it was made from", file=teacher
         )
-    text = load_text(settings.dataset, "train")
-    ids = encode(load_tokenizer(student.path), text.text)
+    tokenizer = load_tokenizer(student.path)
+    text = load_text(settings.dataset, "train", tokenizer)
+    ids = encode(tokenizer, text.text)
     count = settings.steps * settings.batch + settings.held_out
     tokens = calibration_windows(ids, count, settings.seqlen, settings.seed + SEED_OFFSET)
     request = {
         "model": student.digest(),
         "teacher": reference.digest(),
         "text": text.digest,
+        **text.rendered,
         "settings": {**asdict(settings), "dataset": dataset_label(settings.dataset)},
     }
     return TunePlan(student, scheme, reference, settings, tokens, request)

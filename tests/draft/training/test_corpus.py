@@ -50,8 +50,34 @@ def test_conversations_from_a_file(tmp_path: Path) -> None:
         ("{", "not JSON"),
         (json.dumps({"messages": CHAT, "images": ["x.png"]}), "holds images"),
         (json.dumps({"messages": [{"role": "user", "content": [{"type": "image"}]}, CHAT[1]]}), "other than text"),
-        ('{"messages": [{"role": "assistant"}]}', "template refuses"),
+        ('{"messages": [{"role": "assistant"}]}', "content must be text"),
+        ('{"text": "x"}', "plain text among conversations"),
     ):
         file.write_text(json.dumps(rows[0]) + "\n" + bad + "\n")
         with pytest.raises(DfqError, match=message):
             load_corpora(str(file), Words(), 9, 9, 64, 0)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+@pytest.mark.parametrize("form", ["sharegpt", "completion"])
+def test_other_forms_of_answers(tmp_path: Path, suffix: str, form: str) -> None:
+    rows: list[dict[str, Any]] = [{"prompt": f"q{n}", "completion": "yes"} for n in range(60)]
+    if form == "sharegpt":
+        turns = [{"from": "gpt", "value": "yes"}]
+        rows = [{"conversations": [{"from": "human", "value": f"q{n}"}, *turns]} for n in range(60)]
+    file = tmp_path / f"rows{suffix}"
+    if suffix == ".parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(rows), file)
+    else:
+        file.write_text(json.dumps(rows) if suffix == ".json" else "\n".join(map(json.dumps, rows)))
+    train, held_out = load_corpora(str(file), Words(), 100, 100, 64, 0)
+    assert len(train) + len(held_out) == 60
+    assert len(held_out) > 0
+    assert (
+        "".join(chr(token) for token in train.tokens[0][train.mask[0]].tolist())
+        == {
+            "sharegpt": "yes",
+            "completion": "ye",
+        }[form]
+    )

@@ -1,0 +1,1 @@
+"""Reading GGUF, the file format of llama.cpp."""

@@ -1,0 +1,87 @@
+"""The rows of `dfq compare`, as data: what each asks of the stages.
+
+A new method is one entry of ROWS, and one of ROTATIONS where it needs another rotated checkpoint. Names, options,
+help, sharing of rotations and reuse of measurements follow from these tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+NO_ROTATION = "none"
+ROTATIONS: dict[str, Mapping[str, Any]] = {
+    NO_ROTATION: {},
+    "orthogonal": {"method": "orthogonal"},
+    "hadamard": {"method": "hadamard"},
+    "dfrot": {"method": "dfrot"},
+}
+"""Name -> fields of RotateSettings, in the order of work. NO_ROTATION is the source checkpoint itself."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to make a quantized checkpoint."""
+
+    label: str
+    """Its name in tables."""
+    rotation: str
+    """Its name in ROTATIONS."""
+    quantize: Mapping[str, Any]
+    """Fields of QuantizeSettings, without the scheme."""
+    scheme: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the scheme that this row changes."""
+    calibrate: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of CalibrateSettings, where the row is calibrated."""
+    tuned: bool = False
+    """Whether `dfq tune` follows."""
+    against: tuple[str, ...] = ()
+    """Rows, by name, from which the report states the difference."""
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the row reads calibration text, drawn at random."""
+        return self.quantize["algorithm"] != "rtn" or self.quantize.get("a_clip") == "auto"
+
+    @property
+    def random(self) -> bool:
+        """Whether two seeds give two checkpoints. Where not, the row is made once."""
+        return self.rotation != NO_ROTATION or self.calibrated or self.tuned
+
+
+_RTN, _GPTQ = {"algorithm": "rtn"}, {"algorithm": "gptq"}
+TUNED = "tuned-dfrot"
+ROWS: dict[str, Row] = {
+    "rtn-none": Row("RTN", NO_ROTATION, _RTN),
+    "rtn-orthogonal": Row("RTN + orthogonal", "orthogonal", _RTN),
+    "rtn-hadamard": Row("RTN + Hadamard", "hadamard", _RTN, against=("rtn-orthogonal",)),
+    "rtn-dfrot": Row("RTN + DFRot", "dfrot", _RTN, against=("rtn-orthogonal", "rtn-hadamard")),
+    "gptq-none": Row("GPTQ", NO_ROTATION, _GPTQ, against=("rtn-none",)),
+    "gptq-orthogonal": Row("GPTQ + orthogonal", "orthogonal", _GPTQ, against=("rtn-orthogonal",)),
+    "gptq-hadamard": Row("GPTQ + Hadamard", "hadamard", _GPTQ),
+    "gptq-dfrot": Row("GPTQ + DFRot", "dfrot", _GPTQ, against=("gptq-hadamard",)),
+    TUNED: Row("GPTQ + DFRot, tuned", "dfrot", _GPTQ, tuned=True, against=("gptq-dfrot",)),
+    "gptq-hadamard-plain": Row(
+        "GPTQ + Hadamard, no compensation", "hadamard", {**_GPTQ, "compensate": 0.0}, against=("gptq-hadamard",)
+    ),
+    "gptq-hadamard-order": Row(
+        "GPTQ + Hadamard, act order", "hadamard", {**_GPTQ, "act_order": True}, against=("gptq-hadamard",)
+    ),
+    "gptq-hadamard-clip": Row(
+        "GPTQ + Hadamard, activations clipped",
+        "hadamard",
+        {**_GPTQ, "a_clip": "auto"},
+        calibrate={"statistics": True},
+        against=("gptq-hadamard",),
+    ),
+    "gptq-hadamard-sinks": Row(
+        "GPTQ + Hadamard, 4 sink tokens", "hadamard", {**_GPTQ, "sink_tokens": 4}, against=("gptq-hadamard",)
+    ),
+    "gptq-hadamard-groups": Row(
+        "GPTQ + Hadamard, groups of 32", "hadamard", _GPTQ, scheme={"w_group": 32}, against=("gptq-hadamard",)
+    ),
+}
+"""Name -> row, in the order of the table."""
+STANDARD = ("rtn-none", "rtn-orthogonal", "rtn-hadamard", "rtn-dfrot", "gptq-hadamard", "gptq-dfrot")
+"""The rows that are measured unless others are asked for."""
