@@ -57,6 +57,8 @@ class ComparePlan:
     """Digests of the texts: `calibration`, and `evaluation`, a list."""
     request: dict[str, Any]
     """Settings and digests of the inputs: what decides the result."""
+    resolution: dict[str, list[str]]
+    """How the source was read where it left something open."""
 
     @property
     def cells(self) -> int:
@@ -123,7 +125,8 @@ def plan_comparison(model: Path, settings: CompareSettings) -> ComparePlan:
     _check_texts(settings, texts)
     request = {"model": checkpoint.digest(), "settings": asdict(replace(settings, keep=False, store=None))}
     groups = tuple(comparison_groups(settings))
-    return ComparePlan(model, language_fingerprint(model), settings, groups, texts, request)
+    identity = language_fingerprint(model)
+    return ComparePlan(model, identity, settings, groups, texts, request, checkpoint.resolution())
 
 
 def _check_texts(settings: CompareSettings, texts: dict[str, Any]) -> None:
@@ -162,7 +165,7 @@ def compare(
         report["calibration"] = {"name": settings.dataset, "split": "train", "digest": digest, "evaluated": same_text}
         write_json(stage.folder / REPORT_FILE, report)
         write_bytes(stage.folder / TABLE_FILE, markdown(report).encode())
-        stage.publish({"report": REPORT_FILE})
+        stage.publish({"report": REPORT_FILE, **plan.resolution})
     return report
 
 

@@ -64,7 +64,8 @@ def quantize(
             remove_hidden_states(stage.folder)
             _write_config(plan, stage.folder)
             vision.carry_vision_part(plan.checkpoint.path, stage.folder)
-            stage.publish({**_record(plan, linears), **source_record(model), "lineage": lineage(model)})
+            origin = {**plan.checkpoint.resolution(), **source_record(model), "lineage": lineage(model)}
+            stage.publish({**_record(plan, linears), **origin})
     return read_record(out, KIND)
 
 

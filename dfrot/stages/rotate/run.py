@@ -71,7 +71,7 @@ def plan(model: Path, settings: RotateSettings) -> dict[str, Any]:
 def _run(stage: Stage, plan: RotatePlan, progress: Progress) -> None:
     checkpoint = plan.checkpoint
     _require_space(stage, plan)
-    record: dict[str, Any] = {"online": plan.online.to_dict()}
+    record: dict[str, Any] = {"online": plan.online.to_dict(), **checkpoint.resolution()}
     if plan.missing:
         record["without"] = plan.missing
     rotations = Rotations()
