@@ -18,12 +18,13 @@ GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
 
 def _expert(gate: str, up: str, down: str) -> tuple[Linear, ...]:
     """The linears of one expert, by their names."""
-    return (mlp_input(gate), mlp_input(up), mlp_output(down))
+    return (mlp_input(gate, activated=True), mlp_input(up), mlp_output(down))
 
 
 MIXTRAL = replace(
     LLAMA,
     model_type="mixtral",
+    bias_key="",
     norms=(Norm("input_layernorm", (Q, K, V)), Norm("post_attention_layernorm", ("block_sparse_moe.gate",))),
     linears=ATTENTION,
     experts=MixtureSpec(

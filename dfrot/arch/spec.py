@@ -18,6 +18,8 @@ class Part(NamedTuple):
 
     space: Space
     rows: Size
+    activated: bool = False
+    """As `Linear.activated`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,8 @@ class Linear:
     """Of a linear that several were fused into: its blocks of rows, in order; `writes` is then Space.SEVERAL."""
     expert: int | None = None
     """The member of a mixture that it belongs to; None: every token passes it."""
+    activated: bool = False
+    """A non-linearity acts on its output: the gate of a gated MLP, whose rows cannot be scaled."""
 
     def enters(self, space: Space) -> bool:
         """Whether any of its rows write `space`."""
@@ -126,6 +130,8 @@ class ArchSpec:
     """q and k norms inside attention, untouched by every rotation."""
     head_norm_sizes: tuple[Size, ...] = ()
     """The sizes of their gains; empty: head_dim."""
+    bias_key: str = ""
+    """The key of `config.json` that gives each linear of attention a bias; empty: the output projection has none."""
     requires: tuple[tuple[str, tuple[Any, ...], str], ...] = ()
     """(key of `config.json`, values that are supported, what other values mean)."""
     tied_by_default: bool = False

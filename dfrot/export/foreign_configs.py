@@ -43,8 +43,10 @@ def describe_foreign(entry: dict[str, Any], where: str) -> ForeignFormat:
             return _awq(entry)
         if method == "compressed-tensors":
             return _compressed_tensors(entry)
-        if method == "fp8":
+        if method in ("fp8", "fbgemm_fp8"):
             return _fp8(entry)
+        if method == "mxfp4":
+            return ForeignFormat("MXFP4 experts", "4-bit float, g 32", readers=("transformers", "vLLM", "SGLang"))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         message = f"{where}: quantization_config is not {method}'s ({error!r}); restore the file"
         raise InputError(message, file=where) from None

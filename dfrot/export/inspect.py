@@ -14,6 +14,7 @@ from dfrot.export.gguf.facts import gguf_facts
 from dfrot.export.source import open_source
 from dfrot.export.targets import TARGETS
 from dfrot.inputs import DequantizedCheckpoint, open_model
+from dfrot.inputs.gguf.folder import gguf_file
 from dfrot.lineage import lineage, read_stage_record
 from dfrot.quant.config import QUANT_METHOD, DfqConfig
 from dfrot.quant.plan import check_packed, plan_linears
@@ -29,16 +30,12 @@ def inspect(path: Path) -> dict[str, Any]:
     Keys: path, kind, model_type, parameters, bytes, bits_per_weight, bits_per_quantized_weight, weights, activations,
     kv, rotation, seed, digest, loads_in, exports_to, notes (absent where unknown). Raises DfqError in one line for
     anything damaged, hostile or of no kind known."""
-    if path.is_file():
-        return gguf_facts(path)
+    if path.is_file() or gguf_file(path) is not None:
+        return gguf_facts(gguf_file(path) or path)
     if not path.is_dir():
         raise InputError(f"{path}: is neither a folder nor a file; give a checkpoint folder or a .gguf file")
-    if not (path / "config.json").is_file():
-        files = sorted(path.glob("*.gguf"))
-        if len(files) == 1:
-            return gguf_facts(files[0])
-        if stage := read_stage_record(path):
-            return {"path": str(path), "kind": f"result of dfq {stage.get('kind')}", "versions": stage.get("versions")}
+    if not (path / "config.json").is_file() and (stage := read_stage_record(path)):
+        return {"path": str(path), "kind": f"result of dfq {stage.get('kind')}", "versions": stage.get("versions")}
     return _checkpoint_facts(Checkpoint.open(path))
 
 

@@ -32,7 +32,7 @@ class QuantEmbedding(nn.Module):
         zero = None if plan.w_sym else torch.empty(plan.rows, plan.groups, dtype=torch.uint8)
         self.register_buffer("weight_zero", zero)
 
-    def weight(self) -> PackedWeight:
+    def stored_weight(self) -> PackedWeight:
         """The table as the kernels' value type."""
         p = self.plan
         return PackedWeight(
@@ -42,7 +42,7 @@ class QuantEmbedding(nn.Module):
     def prepare(self, name: str) -> None:
         """Check scales and zero codes. Called once, after loading. Raises InputError for damaged ones, naming the
         tensor of module `name`."""
-        check_packed_weight(self.weight(), name)
+        check_packed_weight(self.stored_weight(), name)
 
     def _apply(self, fn: Any, recurse: bool = True) -> QuantEmbedding:
         """`model.to(dtype)` changes the dtype of the rows; stored scales stay bfloat16."""

@@ -50,7 +50,7 @@ class QuantLinear(RotatedLinear):
         zero = None if plan.w_sym else torch.empty(plan.rows, plan.groups, dtype=torch.uint8)
         self.register_buffer("weight_zero", zero)
 
-    def weight(self) -> PackedWeight:
+    def stored_weight(self) -> PackedWeight:
         """The stored weight as the kernels' value type."""
         if self.prepared is not None:
             return self.prepared.to_packed()
@@ -61,16 +61,23 @@ class QuantLinear(RotatedLinear):
             self.weight_packed, self.weight_scale, self.weight_zero, p.w_bits, p.group, (p.rows, p.cols)
         )
 
+    @property
+    def qweight(self) -> Tensor:
+        """The codes in the layout in use, uint8: the name under which peft looks for a quantized linear's device."""
+        codes = self.weight_packed if self.prepared is None else self.prepared.tiles
+        assert codes is not None
+        return codes
+
     def prepare(self, name: str) -> None:
         """Check scales and zero codes and change to the kernels' layout. Called once, after loading. Raises InputError
         for damaged ones, naming the tensor of module `name`."""
         super().prepare(name)
-        check_packed_weight(self.weight(), name)
+        check_packed_weight(self.stored_weight(), name)
         self._prepack()
 
     def _prepack(self) -> None:
         """Change to the kernels' layout, where there is one, and free the stored tensors."""
-        weight = self.weight()
+        weight = self.stored_weight()
         if self.prepared is None and PreparedWeight.serves(weight):
             shifted = self.plan.a_bits != FULL and not self.plan.a_sym
             self.prepared = PreparedWeight.from_packed(weight, with_sums=shifted)
@@ -175,7 +182,7 @@ class QuantLinear(RotatedLinear):
         return (out if self.bias is None else out + self.bias.float()).to(dtype)
 
     def _dense(self) -> Tensor:
-        return self.weight().dequantize(torch.float32)
+        return self.stored_weight().dequantize(torch.float32)
 
 
 def forward_shared_input(first: nn.Module, second: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:

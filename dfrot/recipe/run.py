@@ -28,9 +28,9 @@ READ_BYTES = 1 << 22  # of a file at a time, when it is hashed
 
 def local_folder(model: str) -> Path | None:
     """The folder of a model that is on this machine; None where it would have to be downloaded."""
-    if Path(model).expanduser().is_dir() or model == REFERENCE:
+    if Path(model).expanduser().exists() or model == REFERENCE:
         return resolve_model(model)
-    return cached_folder(ALIASES.get(model.lower(), model)) if not Path(model).exists() else None
+    return cached_folder(ALIASES.get(model.lower(), model))
 
 
 def plan(recipe: Recipe, out: Path) -> dict[str, Any]:

@@ -29,15 +29,6 @@ def check_folder(path: Path) -> tuple[Checkpoint, DfqConfig | None]:
     Reads no weight. Raises DfqError, in one line, for what `load_model` could not load."""
     checkpoint = open_model(path)
     config_file = checkpoint.path / "config.json"
-    if (checkpoint.path / "adapter_config.json").exists():
-        raise UnsupportedError(
-            f"{checkpoint.path}: holds an adapter, which names its base model; merge the two first",
-            file=checkpoint.path,
-        )
-    if "transformers_weights" in checkpoint.config:
-        raise UnsupportedError(
-            f"{config_file}: transformers_weights names another weight file; remove the entry", file=config_file
-        )
     config = DfqConfig.of(checkpoint.config, str(config_file))
     arch = describe(checkpoint.config, str(config_file))
     checkpoint = with_described_names(checkpoint, arch)

@@ -99,7 +99,9 @@ HOSTILE: list[tuple[Any, bytes, str]] = [
     (b'{"a": ' + b"1" * 5000 + b"}", b"", "header is not JSON"),  # a ValueError of its own
     ([], b"", "header is not an object"),
     ({"a": 3}, b"", "header entry is not an object"),
-    ({"a": entry([2], 0, 8, "F4")}, b"\0" * 8, "dtype 'F4' is not supported"),
+    ({"a": entry([2], 0, 8, "F8_E4M3")}, b"\0" * 8, "do not hold shape"),
+    ({"a": entry([2], 0, 1, "F4")}, b"\0", "tensor a: holds FP4 .F4., which dfq does not read"),
+    ({"a": entry([2], 0, 8, "X9")}, b"\0" * 8, "dtype 'X9' is not supported; convert it to one of F64, F32"),
     ({"a": entry([2], 0, 8, ["F32"])}, b"\0" * 8, "is not supported"),
     ({"a": entry([-2], 0, 8)}, b"\0" * 8, "is not a list of sizes"),
     ({"a": entry([2.0], 0, 8)}, b"\0" * 8, "is not a list of sizes"),

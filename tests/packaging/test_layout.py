@@ -20,6 +20,7 @@ DOORS = {
     "click": ("cli/dfrot_cli/",),
     "rich": ("cli/dfrot_cli/show.py",),
     "transformers": ("dfrot/compat/", "dfrot/runtime/", "dfrot/vision/", "dfrot/data/tokenizer.py"),
+    "peft": ("dfrot/runtime/lora.py",),
     "huggingface_hub": ("dfrot/hub.py", "dfrot/inputs/gguf/folder.py", "dfrot/data/wikitext.py"),
     "ctypes": ("kernels/dfrot_kernels/native.py", "kernels/dfrot_kernels/memory.py"),
     "triton": ("kernels/dfrot_kernels/triton/", "kernels/dfrot_kernels/ops/"),
@@ -39,8 +40,8 @@ DOORS = {
 ENVIRONMENT = {"kernels/dfrot_kernels/native.py", "kernels/dfrot_kernels/which.py"}
 # Top-level files of the library that every package may import; they import one another only.
 FILES = {
-    *("errors", "settings", "files", "processor", "checkpoint", "checkpoint_writer"),
-    *("tensor_file", "training_state", "stage_folder", "fingerprint", "progress"),
+    *("errors", "settings", "files", "processor", "checkpoint", "checkpoint_writer", "safetensors_file"),
+    *("weight_files", "tensor_file", "training_state", "stage_folder", "fingerprint", "progress"),
 }
 # The packages of the library (and two files above FILES): the duty of each, and which others it may import.
 PACKAGES = {
@@ -56,6 +57,7 @@ PACKAGES = {
     "runtime": ("running a checkpoint", "arch compat data inputs quant rotation"),
     "vision": ("images in prompts, vision parts of checkpoints", "arch compat data inputs rotation"),
     "calib": ("statistics of activations", "arch quant rotation runtime"),
+    "transforms": ("free transforms beside the rotations, in closed form", "arch calib rotation runtime"),
     "evaluate": ("perplexity, divergence, intervals", "data"),
     "generation": ("text, token by token, plain or speculative", "arch compat data quant runtime vision"),
     "draft": ("speculative drafts and their training", "arch data generation quant rotation runtime vision"),
@@ -63,7 +65,8 @@ PACKAGES = {
     "bench": ("speed beside others", "arch draft generation inputs quant rotation runtime"),
     "stages": (
         "what the commands do: folders in, one folder out",
-        "arch bench calib data draft evaluate generation inputs lineage outliers quant rotation runtime vision",
+        "arch bench calib data draft evaluate generation inputs lineage outliers quant rotation runtime transforms "
+        "vision",
     ),
     "export": (
         "formats of other engines",

@@ -39,7 +39,7 @@ def make(
 @pytest.mark.parametrize("columns", [72, 33, 1])
 def test_rows_are_those_of_the_dense_table(bits: int, group: int, symmetric: bool, columns: int) -> None:
     module = make(bits, group, symmetric, columns=columns)
-    table = module.weight().dequantize().bfloat16()
+    table = module.stored_weight().dequantize().bfloat16()
     for shape in ((0,), (1,), (2, 3), (1, 5, 2)):
         ids = torch.randint(0, 37, shape)
         rows = module(ids)
@@ -51,7 +51,7 @@ def test_rows_are_those_of_the_dense_table(bits: int, group: int, symmetric: boo
 
 def test_the_factor_is_applied_in_the_models_dtype() -> None:
     module = make(8, 0, True, factor=60.0**0.5)
-    table = module.weight().dequantize().bfloat16() * torch.tensor(60.0**0.5).bfloat16()
+    table = module.stored_weight().dequantize().bfloat16() * torch.tensor(60.0**0.5).bfloat16()
     assert torch.equal(module(torch.arange(37)), table)
     assert torch.equal(module.dense()(torch.arange(37)), table)
 
@@ -60,7 +60,7 @@ def test_casts_change_the_rows_and_not_the_scales() -> None:
     module = make(8, 0, True)
     exact = copy.deepcopy(module).double().float()
     assert exact.weight_scale.dtype == torch.bfloat16
-    assert torch.equal(exact(torch.arange(37)), exact.weight().dequantize())
+    assert torch.equal(exact(torch.arange(37)), exact.stored_weight().dequantize())
     assert torch.equal(exact.bfloat16()(torch.arange(37)), module(torch.arange(37)))
 
 

@@ -71,7 +71,7 @@ def read_model(file: Path, dtype: torch.dtype | None = None, tokenizer: bool = T
 
     No weight is read. Raises InputError for a damaged file, UnsupportedError for what transformers would compute
     differently, ResourceError without the package gguf where it is needed."""
-    header, tensors = _with_parts(read_header(file, ARRAYS if tokenizer else ()), ARRAYS if tokenizer else ())
+    header, tensors = with_parts(read_header(file, ARRAYS if tokenizer else ()), ARRAYS if tokenizer else ())
     metadata, where = GGUFMetadata(header), str(file)
     model_type(metadata)
     layers = metadata.integer(".block_count")
@@ -103,8 +103,11 @@ def _dtype(tensors: list[GGUFTensor]) -> torch.dtype:
     return dense.get(next(iter(matrices)), torch.bfloat16) if len(matrices) == 1 else torch.bfloat16
 
 
-def _with_parts(header: GGUFHeader, arrays: Collection[str]) -> tuple[GGUFHeader, list[GGUFTensor]]:
-    """The header of the file, or of the first of several, and the tensors of all of them."""
+def with_parts(header: GGUFHeader, arrays: Collection[str]) -> tuple[GGUFHeader, list[GGUFTensor]]:
+    """The header of the first of the files over which a model is split, and the tensors of all of them. header: of one
+    of them, or of the only one; arrays: keys of the metadata that are read in full.
+
+    Raises InputError for files that are missing or do not belong together."""
     count = header.metadata.get("split.count", 0)
     if count in (0, 1):
         return header, header.tensors

@@ -9,6 +9,7 @@ scores do not follow the order of its merges; that of its tokens does.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -140,6 +141,8 @@ def _sentencepiece(metadata: GGUFMetadata, vocabulary: _Vocabulary) -> dict[str,
     scores = metadata.array(SCORES, float, len(vocabulary.tokens))
     if scores is None:
         raise InputError(f"{metadata.where}: no {SCORES}; the file is incomplete", file=metadata.header.file)
+    if not all(map(math.isfinite, scores)):
+        raise InputError(f"{metadata.where}: {SCORES} holds what is no number", file=metadata.header.file)
     if "unk" not in vocabulary.special:
         raise InputError(f"{metadata.where}: no unknown token; the file is incomplete", file=metadata.header.file)
     gemma = metadata.arch.startswith("gemma")

@@ -21,7 +21,9 @@ from dfrot.quant.config import DfqConfig
 from dfrot.rotation.fuse import Fuser, Rotations
 from dfrot.rotation.hadamard import hadamard_plan
 from dfrot.rotation.online import OnlineRotations
+from dfrot.rotation.transforms import Transforms
 from dfrot.stages.rotate.settings import RotateSettings
+from dfrot.transforms import TRANSFORMS, FreeTransform, parse_transform
 from dfrot.vision.llava_layout import has_vision_part, vision_digest
 
 GATE_TOKENS = 256
@@ -41,6 +43,10 @@ class RotatePlan:
     """The online rotations that the result declares."""
     calibration: Tensor | None
     """int64 [1, seqlen]: the sample of the refinement; None when R1 is not refined."""
+    moment_tokens: Tensor | None
+    """int64 [windows, seqlen]: what transforms are computed from; None without transforms."""
+    transforms: tuple[tuple[FreeTransform, str], ...]
+    """The transforms that were asked for, with their modes, in the order in which they are solved."""
     gate_tokens: Tensor
     """int64 [1, S]: held-out tokens, or seeded random ids."""
     decode: Callable[[list[int]], str] | None
@@ -65,6 +71,11 @@ class RotatePlan:
         return self.rotates and "R1" not in self.missing
 
     @property
+    def adds_biases(self) -> bool:
+        """Whether attention gets biases, which `config.json` must announce."""
+        return any(transform.name == "head-center" for transform, _ in self.transforms)
+
+    @property
     def gated(self) -> bool:
         """Whether the result is compared with the source before it is published."""
         return self.settings.gate and self.rotates
@@ -79,7 +90,10 @@ class RotatePlan:
     def layout(self) -> Fuser:
         """A fuser that knows the tensors of the result, and holds no matrix yet."""
         r1 = torch.empty(1, dtype=torch.float64).expand(self.arch.hidden, self.arch.hidden) if self.uses_r1 else None
-        return Fuser(self.checkpoint, self.arch, Rotations(r1=r1, r4=self.online.r4))
+        shift = self.adds_biases
+        shape = (self.arch.n_layers, self.arch.n_kv_heads, self.arch.head_dim)
+        maps = Transforms(value_shift=torch.zeros(1, dtype=torch.float64).expand(shape) if shift else None)
+        return Fuser(self.checkpoint, self.arch, Rotations(r1=r1, r4=self.online.r4), maps)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON, as `--plan` shows it."""
@@ -93,6 +107,7 @@ class RotatePlan:
             "r1": hadamard_plan(self.arch.hidden).to_dict() if hadamard else None,
             "without": self.missing,
             "online": self.online.to_dict(),
+            "transforms": [f"{transform.name}:{mode}" for transform, mode in self.transforms],
             "calibration_tokens": 0 if self.calibration is None else self.calibration.numel(),
             "gate_tokens": self.gate_tokens.numel() if self.gated else 0,
         }
@@ -113,25 +128,49 @@ def plan_rotation(model: Path, settings: RotateSettings) -> RotatePlan:
     online = _online_rotations(arch, settings, config_file)
     generator = torch.Generator().manual_seed(settings.seed)
     gate_tokens = torch.randint(0, arch.vocab_size, (1, GATE_TOKENS), generator=generator)
-    calibration, decode, source = None, None, None
+    transforms = _transforms(arch, settings, config_file)
+    calibration, moment_tokens, decode, source = None, None, None, None
     gated = settings.gate and settings.method != "none"
-    if settings.dataset is not None and (settings.method == "dfrot" or gated):
+    if settings.dataset is not None and (settings.method == "dfrot" or gated or transforms):
         tokenizer = load_tokenizer(checkpoint.path)
         source = {"name": settings.dataset}
-        if settings.method == "dfrot":
+        if settings.method == "dfrot" or transforms:
             train = load_text(settings.dataset, "train", tokenizer)
             source |= {"train": train.digest, **train.rendered}
+        if settings.method == "dfrot":
             calibration = text_window(train, tokenizer, settings.seqlen, settings.seed)
             decode = tokenizer.decode
+        if transforms:
+            seeds = range(settings.seed, settings.seed + settings.transform_windows)
+            moment_tokens = torch.cat([text_window(train, tokenizer, settings.seqlen, seed) for seed in seeds])
         if gated:
             test = load_text(settings.dataset, "test", tokenizer)
             source |= {"test": test.digest, **test.rendered}
             gate_tokens = text_window(test, tokenizer, GATE_TOKENS, None)
-        _check_ids(checkpoint, arch, calibration, gate_tokens)
+        _check_ids(checkpoint, arch, calibration, moment_tokens, gate_tokens)
     request = {"source": checkpoint.digest(), "settings": asdict(settings), "dataset": source}
     if has_vision_part(checkpoint.path):
         request["vision"] = vision_digest(checkpoint.path)
-    return RotatePlan(checkpoint, arch, settings, online, calibration, gate_tokens, decode, request)
+    return RotatePlan(
+        checkpoint, arch, settings, online, calibration, moment_tokens, transforms, gate_tokens, decode, request
+    )
+
+
+def _transforms(arch: BoundArch, settings: RotateSettings, config_file: str) -> tuple[tuple[FreeTransform, str], ...]:
+    """The transforms that are asked for, in the order in which they are solved.
+
+    Raises InputError for an unknown name or one given twice, UnsupportedError where the architecture refuses."""
+    chosen: dict[str, tuple[FreeTransform, str]] = {}
+    for text in settings.transform:
+        transform, mode = parse_transform(text)
+        if transform.name in chosen:
+            raise InputError(f"`transform`: {transform.name} is given twice", field="transform")
+        if reason := transform.refuses(arch):
+            raise UnsupportedError(
+                f"{config_file}: {reason}; leave `transform={transform.name}` out", field="transform", file=config_file
+            )
+        chosen[transform.name] = (transform, mode)
+    return tuple(chosen[name] for name in TRANSFORMS if name in chosen)
 
 
 def _online_rotations(arch: BoundArch, settings: RotateSettings, config_file: str) -> OnlineRotations:

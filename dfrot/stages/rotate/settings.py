@@ -50,6 +50,16 @@ class RotateSettings:
     r4_block: int | None = setting(
         None, minimum=1, help="Block size of R4. Default: the widest Hadamard matrix that divides the MLP's width."
     )
+    transform: tuple[str, ...] = setting(
+        (),
+        listed=True,
+        metavar="NAMES",
+        help="Free transforms beside the rotations, with commas between them: up-down, head-center, head-scale, "
+        "head-whiten, key-scale; NAME:MODE for a variant.",
+    )
+    transform_windows: int = setting(
+        4, minimum=1, help="Windows of `seqlen` tokens of the train split that transforms are computed from."
+    )
     gate: bool = setting(True, help="Compare the result with the source checkpoint before it is published.")
 
     def __post_init__(self) -> None:
@@ -60,6 +70,9 @@ class RotateSettings:
                 field=("method", "dataset"),
             )
         MassiveRule.parse(self.massive_rule)
+        if self.transform and (self.dataset is None or self.method == "none"):
+            missing = "a `dataset` to compute them from" if self.dataset is None else "a `method` other than none"
+            raise InputError(f"`transform` needs {missing}", field=("transform", "dataset", "method"))
 
     def refinement(self) -> RefineSettings:
         """The settings of the refinement itself."""

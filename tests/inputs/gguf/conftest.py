@@ -245,7 +245,8 @@ def write_gguf(
     writer = gguf.GGUFWriter(path, ARCHS.get(model.config.model_type, model.config.model_type))
     write_sizes(writer, model.config)
     factors = write_rope(writer, model.config)
-    write_tokenizer(writer, model.config.vocab_size)
+    if model.config.vocab_size >= 4096:
+        write_tokenizer(writer, model.config.vocab_size)
     if change is not None:
         change(writer)
     tensors: dict[str, Any] = {**gguf_tensors(model), **(replaced or {})}
