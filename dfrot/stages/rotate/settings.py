@@ -50,6 +50,11 @@ class RotateSettings:
     r4_block: int | None = setting(
         None, minimum=1, help="Block size of R4. Default: the widest Hadamard matrix that divides the MLP's width."
     )
+    align: bool = setting(
+        False,
+        help="Let R1 map the direction that norm outputs have in common to a constant, which asymmetric activation "
+        "grids absorb; with method dfrot the refinement starts there.",
+    )
     transform: tuple[str, ...] = setting(
         (),
         listed=True,
@@ -70,6 +75,14 @@ class RotateSettings:
                 field=("method", "dataset"),
             )
         MassiveRule.parse(self.massive_rule)
+        if self.align and (self.dataset is None or self.method == "none"):
+            missing = "a `dataset` to take rows from" if self.dataset is None else "a `method` other than none"
+            raise InputError(f"`align` needs {missing}", field=("align", "dataset", "method"))
+        if self.align and self.a_sym:
+            raise InputError(
+                "`align` is for asymmetric activations: a symmetric grid has no offset that absorbs a constant",
+                field=("align", "a_sym"),
+            )
         if self.transform and (self.dataset is None or self.method == "none"):
             missing = "a `dataset` to compute them from" if self.dataset is None else "a `method` other than none"
             raise InputError(f"`transform` needs {missing}", field=("transform", "dataset", "method"))
