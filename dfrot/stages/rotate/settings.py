@@ -63,7 +63,7 @@ class RotateSettings:
         "head-whiten, key-scale; NAME:MODE for a variant.",
     )
     transform_windows: int = setting(
-        4, minimum=1, help="Windows of `seqlen` tokens of the train split that transforms are computed from."
+        4, minimum=1, help="Windows of the train split, as long as the text sample, that transforms are computed from."
     )
     gate: bool = setting(True, help="Compare the result with the source checkpoint before it is published.")
 
