@@ -59,6 +59,8 @@ class ComparePlan:
     """Digests of the texts: `calibration`, and the lists `evaluation` and `token_ids`."""
     request: dict[str, Any]
     """Settings and digests of the inputs: what decides the result."""
+    resolution: dict[str, list[str]]
+    """How the source was read where it left something open."""
 
     @property
     def cells(self) -> list[ComparisonCell | None]:
@@ -130,7 +132,8 @@ def plan_comparison(model: Path, settings: CompareSettings) -> ComparePlan:
     _check_cells(model, settings)
     identity = checkpoint.digest()
     request = {"model": identity, "settings": asdict(replace(settings, keep=False, store=None))}
-    return ComparePlan(model, identity, settings, tuple(comparison_groups(settings)), texts, request)
+    groups = tuple(comparison_groups(settings))
+    return ComparePlan(model, identity, settings, groups, texts, request, checkpoint.resolution())
 
 
 def _check_texts(settings: CompareSettings, texts: dict[str, Any]) -> None:
@@ -193,7 +196,7 @@ def compare(
         report["calibration"] = {"name": settings.dataset, "split": "train", "digest": digest, "evaluated": same_text}
         write_json(stage.folder / REPORT_FILE, report)
         write_bytes(stage.folder / TABLE_FILE, markdown(report).encode())
-        stage.publish({"report": REPORT_FILE})
+        stage.publish({"report": REPORT_FILE, **plan.resolution})
     return report
 
 
