@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from dfrot.arch import describe, is_described, with_described_names
+from dfrot.arch import describe, is_described, resolve
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import DfqError, InputError
 from dfrot.export.foreign_configs import count_weights, describe_foreign
@@ -111,8 +111,8 @@ def _dfq_facts(checkpoint: Checkpoint, config: DfqConfig | None, where: str) -> 
     if not is_described(checkpoint.config):
         facts["notes"].append("this architecture is not described in dfq: it cannot be rotated or quantized")
         return facts
-    arch = describe(checkpoint.config, where)
-    checkpoint = with_described_names(checkpoint, arch)
+    checkpoint, arch = resolve(checkpoint)
+    facts["notes"] += checkpoint.resolved
     if config is None:
         arch.check(checkpoint)
     else:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from dfrot.arch import BoundArch, describe, with_described_names
+from dfrot.arch import BoundArch, resolve
 from dfrot.arch.gguf import GGUF_ARCHS
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, UnsupportedError
@@ -109,9 +109,8 @@ def open_source(
     checkpoint = open_model(model)
     where = str(checkpoint.path / "config.json")
     config = DfqConfig.of(checkpoint.config, where)
-    arch = describe(checkpoint.config, where)
+    checkpoint, arch = resolve(checkpoint, to_run=True)
     _refuse_architectures(model, arch)
-    checkpoint = with_described_names(checkpoint, arch)
     plans = plan_linears(arch, config, where) if config is not None else {}
     packed = {name: plan for name, plan in plans.items() if plan.packed}
     if packed:
@@ -119,7 +118,7 @@ def open_source(
     else:
         arch.check(checkpoint)
     declared = requested_scheme(model, config, scheme)
-    notes: list[str] = []
+    notes = list(checkpoint.resolved)
     r4 = check_runtime(model, target, config, declared, online_r4, notes)
     fitted = fit(target, declared)
     if fitted.reason is not None:

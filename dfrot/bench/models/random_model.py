@@ -38,7 +38,7 @@ def random_checkpoint(
     entry = replace(dfq_config(arch, QuantScheme.parse(scheme), keep_head), embed=embed, head=head)
     plans = plan_linears(arch, entry)
     tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
-    for name, shape in arch.tensors().items():
+    for name, shape in {**arch.tensors(), **arch.biases()}.items():
         plan = plans.get(name.removesuffix(".weight"))
         if plan is not None and plan.packed:
             tensors.update(packed_tensors(plan))
