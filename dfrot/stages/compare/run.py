@@ -15,8 +15,8 @@ from dfrot.data.text import load_text
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.files import read_json, write_bytes, write_json
-from dfrot.fingerprint import language_fingerprint
 from dfrot.inputs import open_described_model
+from dfrot.inputs.fingerprint import language_fingerprint
 from dfrot.progress import Progress, silent
 from dfrot.quant.config import DfqConfig
 from dfrot.stage_folder import open_stage, versions
