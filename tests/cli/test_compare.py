@@ -223,6 +223,20 @@ def test_chosen_rows_alone_are_made(dfq: Any, options: tuple[object, ...], tmp_p
     assert "difference" not in text
 
 
+def test_what_does_not_fit_is_refused_before_work(
+    dfq: Any, make: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve bits of a head are no whole bytes: quantize would say so, behind the first rotation."""
+    monkeypatch.setattr(CheckpointMaker, "make", lambda *_: pytest.fail("work began"))
+    model = make(num_attention_heads=8)
+    refused = dfq(
+        "compare", "--model", model, "--dataset", text, "--scheme", "w4a4kv3", "--seqlen", 32, "--out", tmp_path / "out"
+    )
+    assert refused.code == 2
+    assert refused.err.count("\n") == 1
+    assert "head_dim 4 at 3 bits does not fill whole bytes" in refused.err
+
+
 def test_rows_are_listed_without_a_model(dfq: Any) -> None:
     result = dfq("compare", "--list-rows")
     assert result.code == 0

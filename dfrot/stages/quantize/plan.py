@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dfrot.arch import BoundArch, describe, with_described_names
+from dfrot.arch import BoundArch, resolve
 from dfrot.calib.calibration import HEAD, Calibration, file_stems
 from dfrot.calib.hidden_states import HiddenStates
 from dfrot.checkpoint import Checkpoint
@@ -101,8 +101,7 @@ def _open_source(model: Path) -> tuple[Checkpoint, BoundArch, DfqConfig | None]:
     entry = DfqConfig.of(checkpoint.config, config_file)
     if entry is not None and entry.scheme is not None:
         raise UnsupportedError(f"{model}: is quantized already; give the 16-bit checkpoint", file=model)
-    arch = describe(checkpoint.config, config_file)
-    checkpoint = with_described_names(checkpoint, arch)
+    checkpoint, arch = resolve(checkpoint, to_run=True)
     arch.check(checkpoint)
     return checkpoint, arch, entry
 

@@ -1,4 +1,4 @@
-"""`dfq rotate --transform`: the same model, recorded, resumable, refused with a reason."""
+"""`dfq rotate --transform` and `--align`: the same model, recorded, resumable, refused with a reason."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from dfrot.arch import open_described
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.rotation.fuse import Fuser
+from dfrot.rotation.hadamard import randomized_hadamard
+from dfrot.rotation.rotation import Rotation
 from dfrot.rotation.transforms import TRANSFORMS_FILE, Transforms
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.stages.rotate.run import plan, rotate
@@ -116,3 +118,26 @@ def test_the_plan_names_them(make: Make, text: str) -> None:
     summary = plan(make(), settings(text, "key-scale", "up-down"))
     assert summary["transforms"] == ["up-down:rms", "key-scale:product"]
     json.dumps(summary)
+
+
+@pytest.mark.parametrize("method", ["hadamard", "dfrot"])
+def test_an_aligned_rotation_keeps_the_model(make: Make, text: str, tmp_path: Path, method: str) -> None:
+    model, out = make(dtype=torch.float32), tmp_path / "out"
+    record = rotate(model, out, RotateSettings(method, text, seqlen=64, rounds=2, align=True))
+    assert torch.allclose(logits(out), logits(model), rtol=1e-3, atol=1e-4)
+    assert 1 / 32 < record["align"]["energy"] < 1
+    assert ("refinement" in record) == (method == "dfrot")
+    if method == "hadamard":
+        start = randomized_hadamard(32, 0)
+        matrix = Rotation.load(out / "rotation.safetensors").matrix
+        assert not torch.allclose(matrix, start)
+        assert torch.linalg.matrix_rank(matrix - start) == 1
+
+
+def test_align_is_refused_where_nothing_absorbs_it(make: Make, text: str) -> None:
+    with pytest.raises(InputError, match="`align` is for asymmetric activations"):
+        RotateSettings("hadamard", text, align=True, a_sym=True)
+    with pytest.raises(InputError, match="`align` needs a `dataset`"):
+        RotateSettings("hadamard", None, align=True)
+    with pytest.raises(UnsupportedError, match=r"R1 cannot be fused.*leave `align` out"):
+        plan(make(model_type="olmo2"), RotateSettings("hadamard", text, align=True))
