@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from dfrot.arch import is_described, resolve
+from dfrot.arch import describe, is_described, resolve
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import DfqError, InputError
 from dfrot.export.foreign_configs import count_weights, describe_foreign

@@ -17,7 +17,6 @@ from dfrot.errors import InputError, UnsupportedError
 from dfrot.evaluate.tokens import WindowReader
 from dfrot.files import read_json, write_bytes, write_json
 from dfrot.inputs import open_described_model
-from dfrot.inputs.fingerprint import language_fingerprint
 from dfrot.progress import Progress, silent
 from dfrot.quant.config import DfqConfig
 from dfrot.stage_folder import open_stage, versions
