@@ -17,9 +17,16 @@ def out_projection(name: str) -> Linear:
     return Linear(name=name, reads=Space.VALUE, writes=Space.RESIDUAL, rows=Size.HIDDEN, cols=Size.QUERIES)
 
 
-def mlp_input(name: str) -> Linear:
-    """The gate or up projection of a gated MLP."""
-    return Linear(name=name, reads=Space.RESIDUAL, writes=Space.MLP, rows=Size.INTERMEDIATE, cols=Size.HIDDEN)
+def mlp_input(name: str, activated: bool = False) -> Linear:
+    """The up projection of a gated MLP, or (`activated`) its gate."""
+    return Linear(
+        name=name,
+        reads=Space.RESIDUAL,
+        writes=Space.MLP,
+        rows=Size.INTERMEDIATE,
+        cols=Size.HIDDEN,
+        activated=activated,
+    )
 
 
 def mlp_output(name: str) -> Linear:
@@ -33,17 +40,20 @@ ATTENTION = (
     Linear(name=V, reads=Space.RESIDUAL, writes=Space.VALUE, rows=Size.KEY_VALUES, cols=Size.HIDDEN),
     out_projection(OUT),
 )
+ATTENTION_BIAS = tuple((name, "attention_bias") for name in (Q, K, V, OUT))
 LLAMA = ArchSpec(
     model_type="llama",
     embed="model.embed_tokens",
     block="model.layers.{i}",
     norms=(Norm("input_layernorm", (Q, K, V)), Norm("post_attention_layernorm", (GATE, UP))),
-    linears=(*ATTENTION, mlp_input(GATE), mlp_input(UP), mlp_output(DOWN)),
+    linears=(*ATTENTION, mlp_input(GATE, activated=True), mlp_input(UP), mlp_output(DOWN)),
     final_norm=Norm("model.norm", ("lm_head",)),
     head=Linear(name="lm_head", reads=Space.RESIDUAL, writes=Space.VOCAB, rows=Size.VOCAB, cols=Size.HIDDEN),
+    bias_key="attention_bias",
+    biases=(*ATTENTION_BIAS, *((name, "mlp_bias") for name in (GATE, UP, DOWN))),
 )
-MISTRAL = replace(LLAMA, model_type="mistral")
-QWEN2 = replace(LLAMA, model_type="qwen2")  # q, k, v carry biases: found in the checkpoint, not declared
+MISTRAL = replace(LLAMA, model_type="mistral", bias_key="", biases=())
+QWEN2 = replace(LLAMA, model_type="qwen2", bias_key="", biases=((Q, ""), (K, ""), (V, "")))
 GRANITE = replace(
     LLAMA,
     model_type="granite",
@@ -57,6 +67,8 @@ GRANITE = replace(
 PHI3 = replace(  # phi-4 as well
     LLAMA,
     model_type="phi3",
+    bias_key="",
+    biases=(),
     norms=(Norm("input_layernorm", (QKV,)), Norm("post_attention_layernorm", (GATE_UP,))),
     linears=(
         Linear(
@@ -78,9 +90,9 @@ PHI3 = replace(  # phi-4 as well
             writes=Space.SEVERAL,
             rows=Size.FUSED_GATE_UP,
             cols=Size.HIDDEN,
-            parts=(Part(Space.MLP, Size.INTERMEDIATE), Part(Space.MLP, Size.INTERMEDIATE)),
+            parts=(Part(Space.MLP, Size.INTERMEDIATE, activated=True), Part(Space.MLP, Size.INTERMEDIATE)),
         ),
         mlp_output(DOWN),
     ),
 )
-QWEN3 = replace(LLAMA, model_type="qwen3", head_norms=("self_attn.q_norm", "self_attn.k_norm"))
+QWEN3 = replace(LLAMA, model_type="qwen3", head_norms=("self_attn.q_norm", "self_attn.k_norm"), biases=ATTENTION_BIAS)

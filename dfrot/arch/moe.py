@@ -18,19 +18,21 @@ GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
 
 def _expert(gate: str, up: str, down: str) -> tuple[Linear, ...]:
     """The linears of one expert, by their names."""
-    return (mlp_input(gate), mlp_input(up), mlp_output(down))
+    return (mlp_input(gate, activated=True), mlp_input(up), mlp_output(down))
 
 
 MIXTRAL = replace(
     LLAMA,
     model_type="mixtral",
+    bias_key="",
+    biases=(),
     norms=(Norm("input_layernorm", (Q, K, V)), Norm("post_attention_layernorm", ("block_sparse_moe.gate",))),
     linears=ATTENTION,
     experts=MixtureSpec(
         container="block_sparse_moe.experts",
         linears=_expert("w1", "w3", "w2"),
         router=replace(ROUTER, name="block_sparse_moe.gate"),
-        count=("num_local_experts",),
+        count=("num_local_experts", "num_experts"),
         width="intermediate_size",
         memory=("block_sparse_moe", "mlp"),
         merged=((GATE_UP, ("w1", "w3")), (DOWN, ("w2",))),

@@ -18,6 +18,8 @@ class Part(NamedTuple):
 
     space: Space
     rows: Size
+    activated: bool = False
+    """As `Linear.activated`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,8 @@ class Linear:
     """Of a linear that several were fused into: its blocks of rows, in order; `writes` is then Space.SEVERAL."""
     expert: int | None = None
     """The member of a mixture that it belongs to; None: every token passes it."""
+    activated: bool = False
+    """A non-linearity acts on its output: the gate of a gated MLP, whose rows cannot be scaled."""
 
     def enters(self, space: Space) -> bool:
         """Whether any of its rows write `space`."""
@@ -126,8 +130,12 @@ class ArchSpec:
     """q and k norms inside attention, untouched by every rotation."""
     head_norm_sizes: tuple[Size, ...] = ()
     """The sizes of their gains; empty: head_dim."""
+    bias_key: str = ""
+    """The key of `config.json` that gives each linear of attention a bias; empty: the output projection has none."""
     requires: tuple[tuple[str, tuple[Any, ...], str], ...] = ()
     """(key of `config.json`, values that are supported, what other values mean)."""
+    biases: tuple[tuple[str, str], ...] = ()
+    """(linear of a block that may have a bias, key of `config.json` that gives it one; "": it always has one)."""
     tied_by_default: bool = False
     """Whether the head shares the embedding's weight where `config.json` does not say."""
     scalars: Scalars = Scalars()
@@ -138,6 +146,11 @@ class ArchSpec:
     def routers(self) -> tuple[Linear, ...]:
         """Linears that stay in high precision: they decide which others run."""
         return (self.experts.router,) if self.experts is not None else ()
+
+    def bias_switch(self, linear: str) -> str | None:
+        """The key of `config.json` that gives a linear of a block its bias; "" where it always has one, None where it
+        never has."""
+        return dict(self.biases).get(linear)
 
     def refuses(self, space: Space | str) -> str | None:
         """Why this architecture cannot have `space` rotated, or None."""

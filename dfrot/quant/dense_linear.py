@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dfrot.quant.embedding import QuantEmbedding
 from dfrot.quant.linear import QuantLinear
 from dfrot.quant.plan import LinearPlan
 from dfrot.quant.rotated_linear import RotatedLinear
@@ -59,7 +60,9 @@ class DenseLinear(RotatedLinear):
 
 
 def simulate(model: Any) -> None:
-    """Replace every packed linear of a loaded model by its simulated twin."""
+    """Replace every packed linear of a loaded model by its simulated twin, and a packed embedding by a dense one."""
     for name, module in list(model.named_modules()):
         if isinstance(module, QuantLinear):
             model.set_submodule(name, DenseLinear.twin(module).eval())
+        elif isinstance(module, QuantEmbedding):
+            model.set_submodule(name, module.dense().eval())

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfrot.compat.forward import has_replaced_forward
-from dfrot.errors import InputError
+from dfrot.quant.checked import check_packed_weight
 from dfrot.quant.plan import LinearPlan
 from dfrot.quant.rotated_linear import RotatedLinear
 from dfrot.quant.scheme import FULL
 from dfrot_kernels import memory
 from dfrot_kernels.layouts import PackedWeight
+from dfrot_kernels.ops.w8a16.schema import supports
 from dfrot_kernels.prepared import PreparedWeight
 
 INTEGER_BITS = 4
@@ -31,8 +32,9 @@ class QuantLinear(RotatedLinear):
 
     4-bit weights run on the integer operators. Where a native kernel has a layout of its own for them (CPU, groups of
     whole blocks), `prepare` replaces the stored tensors by that layout (`prepared`), and the state dict converts it
-    back: one copy in memory, the same files on disk. Other widths (2, 3, 5..8) are unpacked and multiplied in float32
-    on every call: right for accuracy studies, not fast.
+    back: one copy in memory, the same files on disk. Symmetric 8-bit weights with 16-bit activations are multiplied as
+    they lie on disk. Everything else (2, 3, 5..8 bits) is unpacked and multiplied in float32 on every call: right for
+    accuracy studies, not fast.
     """
 
     weight_packed: Tensor | None
@@ -70,17 +72,7 @@ class QuantLinear(RotatedLinear):
         """Check scales and zero codes and change to the kernels' layout. Called once, after loading. Raises InputError
         for damaged ones, naming the tensor of module `name`."""
         super().prepare(name)
-        weight = self.stored_weight()
-        if not bool(torch.isfinite(weight.scale).all()):
-            tensor = f"{name}.weight_scale"
-            raise InputError(
-                f"tensor {tensor} holds NaN or Inf; the checkpoint is damaged, make it again", tensor=tensor
-            )
-        if weight.zero is not None and weight.zero.numel() and int(weight.zero.max()) >= 2**self.plan.w_bits:
-            tensor = f"{name}.weight_zero"
-            raise InputError(
-                f"tensor {tensor} holds codes beyond {self.plan.w_bits} bits; make it again", tensor=tensor
-            )
+        check_packed_weight(self.stored_weight(), name)
         self._prepack()
 
     def _prepack(self) -> None:
@@ -167,12 +159,23 @@ class QuantLinear(RotatedLinear):
         """rows [M, K] with 16-bit activations -> [M, N] of their dtype, bias added in float32."""
         if self.prepared is not None:
             return self.prepared.linear(rows, self.bias)
+        if self._has_bytes:
+            product: Tensor = torch.ops.dfq.w8a16_mm(
+                rows if self.bias is None else rows.float(), self.weight_packed, self.weight_scale, self.plan.group
+            )
+            return self._finished(product, rows.dtype)
         if self.plan.w_bits != INTEGER_BITS:
             return self._finished(F.linear(rows.float(), self._dense()), rows.dtype)
         out: Tensor = torch.ops.dfq.w4a16_mm(
             rows.float(), self.weight_packed, self.weight_scale, self.weight_zero, self.plan.group
         )
         return self._finished(out, rows.dtype)
+
+    @property
+    def _has_bytes(self) -> bool:
+        """Whether the weight has a product of 8-bit codes with floats."""
+        p = self.plan
+        return supports(p.w_bits, p.cols, p.group, p.w_sym)
 
     def _finished(self, out: Tensor, dtype: torch.dtype) -> Tensor:
         """A float32 product with the bias added, cast once."""

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from dfrot.arch import ARCHS, BoundArch, describe, open_described
 from dfrot.checkpoint import Checkpoint
 from dfrot.checkpoint_writer import SafetensorsWriter
-from dfrot.errors import UnsupportedError
+from dfrot.errors import InputError, MismatchError, UnsupportedError
 from dfrot.rotation.fuse import Fuser, Rotations
 from dfrot.rotation.hadamard import hadamard_plan, hadamard_transform, random_orthogonal, randomized_hadamard
 from dfrot.rotation.online import HadamardSpec
+from dfrot.rotation.transforms import Transforms, key_factor_heads, refuses_shift, rotary_width
 from dfrot.runtime.block_runner import hf_config
 from dfrot.runtime.experts import install_experts
 from dfrot.runtime.softcap import softcap_of
@@ -128,17 +129,18 @@ def merge(state: dict[str, Tensor], arch: BoundArch) -> None:
             state[arch.full(layer, name)] = torch.stack([torch.cat([state.pop(n) for n in expert]) for expert in names])
 
 
-def rotated(folder: Path, out: Path, rotations: Rotations) -> Path:
+def rotated(folder: Path, out: Path, rotations: Rotations, transforms: Transforms | None = None) -> Path:
     import json
 
     checkpoint, arch = open_described(folder)
     out.mkdir()
-    fuser = Fuser(checkpoint, arch, rotations)
+    fuser = Fuser(checkpoint, arch, rotations, transforms)
     writer = SafetensorsWriter(out, fuser.plan())
     for name in fuser.jobs:
         fuser.write(name, writer)
     untied = {"tie_word_embeddings": False} if rotations.r1 is not None else {}
-    (out / "config.json").write_text(json.dumps(checkpoint.config | untied))
+    biases = {arch.spec.bias_key: True} if transforms is not None and transforms.value_shift is not None else {}
+    (out / "config.json").write_text(json.dumps(checkpoint.config | untied | biases))
     open_described(out)  # what comes out fits the description
     return out
 
@@ -261,3 +263,69 @@ def test_gains_that_are_stored_less_one(make: Any, tmp_path: Path) -> None:
         assert torch.allclose(
             everything(f"{linear}.weight"), checkpoint.read(f"{linear}.weight") * gain @ r1, atol=1e-13
         )
+
+
+def random_transforms(folder: Path, *names: str) -> Transforms:
+    """Transforms of every kind (or of those named) that the model's architecture allows."""
+    arch = describe(Checkpoint.open(folder).config)
+    generator = torch.Generator().manual_seed(3)
+    shapes = Transforms().shapes(arch)
+    maps = {name: torch.randn(shape, dtype=torch.float64, generator=generator) for name, shape in shapes.items()}
+    maps["up"], maps["key"] = maps["up"].exp(), maps["key"].exp()
+    maps["value"] += 3 * torch.eye(arch.head_dim, dtype=torch.float64)
+    half = rotary_width(arch) // 2
+    maps["key"][..., half : 2 * half] = maps["key"][..., :half]  # pairs of RoPE
+    if key_factor_heads(arch) == 1:
+        maps["key"] = maps["key"][:, :1].expand(shapes["key"])
+    if refuses_shift(arch):
+        del maps["value_shift"]
+    return Transforms(**{name: value for name, value in maps.items() if not names or name in names})
+
+
+@pytest.mark.parametrize(("model_type", "config", "bias"), CASES)
+def test_logits_behind_every_transform_are_the_originals(
+    make: Any, tmp_path: Path, model_type: str, config: dict[str, Any], bias: tuple[str, ...]
+) -> None:
+    folder = make(model_type, bias=bias, **config)
+    rotations, transforms = all_rotations(folder), random_transforms(folder)
+    out = rotated(folder, tmp_path / "out", rotations, transforms)
+    capped = ARCHS[model_type].scalars.attention_cap  # transformers takes the softmax of capped scores in float32
+    assert error(logits(out, rotations.r4), logits(folder)) < (1e-6 if capped else 1e-10)
+
+
+@pytest.mark.parametrize("name", ["up", "value", "value_shift", "key"])
+@pytest.mark.parametrize("model_type", ["llama", "phi3", "qwen3", "olmo2"])
+def test_each_transform_stands_alone(make: Any, tmp_path: Path, model_type: str, name: str) -> None:
+    folder = make(model_type)
+    transforms = random_transforms(folder, name)
+    out = rotated(folder, tmp_path / "out", Rotations(), transforms)
+    assert error(logits(out), logits(folder)) < 1e-10
+    before, after = Checkpoint.open(folder), Checkpoint.open(out)
+    changed = {n for n in before.entries if not torch.equal(before.read(n), after.read(n))} | (
+        set(after.entries) - set(before.entries)
+    )
+    assert bool(changed) == (name != "value_shift" or model_type != "phi3")
+
+
+def test_a_partial_rope_leaves_the_other_channels_free(make: Any, tmp_path: Path) -> None:
+    folder = make("phi3", partial_rotary_factor=0.5)
+    out = rotated(folder, tmp_path / "out", Rotations(), random_transforms(folder, "key"))
+    assert error(logits(out), logits(folder)) < 1e-10
+
+
+@pytest.mark.parametrize("model_type", ["mistral", "qwen2", "phi3", "mixtral"])
+def test_values_are_not_shifted_without_a_bias_to_take_it_back(make: Any, model_type: str) -> None:
+    checkpoint, arch = open_described(make(model_type))
+    shift = torch.zeros(Transforms().shapes(arch)["value_shift"], dtype=torch.float64)
+    with pytest.raises(UnsupportedError, match=rf"{model_type}: values cannot be centred: .* no bias"):
+        Fuser(checkpoint, arch, Rotations(), Transforms(value_shift=shift))
+
+
+def test_a_singular_map_is_refused(make: Any) -> None:
+    checkpoint, arch = open_described(make("llama"))
+    zeros = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in Transforms().shapes(arch).items()}
+    for name, reason in (("up", "above 0"), ("key", "above 0"), ("value", "cannot be inverted")):
+        with pytest.raises(InputError, match=reason):
+            Fuser(checkpoint, arch, Rotations(), Transforms(**{name: zeros[name]}))
+    with pytest.raises(MismatchError, match=r"transform up: is .* this model needs"):
+        Fuser(checkpoint, arch, Rotations(), Transforms(up=zeros["up"][:1]))

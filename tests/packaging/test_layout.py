@@ -21,7 +21,12 @@ DOORS = {
     "rich": ("cli/dfrot_cli/show.py",),
     "transformers": ("dfrot/compat/", "dfrot/runtime/", "dfrot/vision/", "dfrot/data/tokenizer.py"),
     "peft": ("dfrot/runtime/lora.py",),
-    "huggingface_hub": ("dfrot/hub.py", "dfrot/inputs/gguf/folder.py", "dfrot/data/wikitext.py"),
+    "huggingface_hub": (
+        "dfrot/hub.py",
+        "dfrot/hub_download.py",
+        "dfrot/inputs/gguf/folder.py",
+        "dfrot/data/wikitext.py",
+    ),
     "ctypes": ("kernels/dfrot_kernels/native.py", "kernels/dfrot_kernels/memory.py"),
     "triton": ("kernels/dfrot_kernels/triton/", "kernels/dfrot_kernels/ops/"),
     "fast_hadamard_transform": ("kernels/dfrot_kernels/ops/hadamard/triton.py",),
@@ -52,11 +57,13 @@ PACKAGES = {
     "rotation": ("Hadamard matrices, fusing, refinement of R1", "arch"),
     "inputs": ("quantized models of other tools, read as 16-bit checkpoints", "arch data"),
     "quant": ("schemes, grids, algorithms, quantized linears", "arch compat rotation"),
-    "hub": ("from the name of a model to its folder", "inputs quant reference"),
+    "hub": ("from the name of a model to its folder", "hub_download inputs quant reference"),
+    "hub_download": ("fetching a model from the hub", ""),
     "lineage": ("where a checkpoint comes from", "rotation"),
     "runtime": ("running a checkpoint", "arch compat data inputs quant rotation"),
     "vision": ("images in prompts, vision parts of checkpoints", "arch compat data inputs rotation"),
     "calib": ("statistics of activations", "arch quant rotation runtime"),
+    "transforms": ("free transforms beside the rotations, in closed form", "arch calib rotation runtime"),
     "evaluate": ("perplexity, divergence, intervals", "data"),
     "generation": ("text, token by token, plain or speculative", "arch compat data quant runtime vision"),
     "draft": ("speculative drafts and their training", "arch data generation quant rotation runtime vision"),
@@ -64,7 +71,8 @@ PACKAGES = {
     "bench": ("speed beside others", "arch data draft evaluate generation inputs quant rotation runtime"),
     "stages": (
         "what the commands do: folders in, one folder out",
-        "arch bench calib data draft evaluate generation inputs lineage outliers quant rotation runtime vision",
+        "arch bench calib data draft evaluate generation inputs lineage outliers quant rotation runtime transforms "
+        "vision",
     ),
     "export": (
         "formats of other engines",

@@ -29,6 +29,7 @@ from dfrot.quant.activations import fake_quantize
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.grid import Quantized
 from dfrot.quant.rtn import starved
+from dfrot.quant.scheme import FULL
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.stages.quantize.compensate import ExactRun, TapInput, TapInputs, TapMoments
 from dfrot_kernels.memory import share_heap
@@ -225,14 +226,15 @@ def _groups_of_taps(arch: BoundArch, taps: Sequence[Tap]) -> list[list[Tap]]:
 
 @torch.no_grad()
 def head_hessian(runner: BlockRunner, config: DfqConfig, source: HiddenStates) -> Tensor:
-    """The Hessian float32 [hidden, hidden] of the head's input behind its activation quantizer.
+    """The Hessian float32 [hidden, hidden] of the head's input behind its activation quantizer, if it has one.
 
     source: the hidden states behind the last block."""
     assert config.scheme is not None
     scheme, total = config.scheme, HessianSum()
+    bits = FULL if config.head.quantized else scheme.a_bits
     clip = config.a_clips.get(runner.arch.spec.head.name, scheme.a_clip)
     step = samples_per_chunk(runner.arch, source.shape[1])
     for begin in range(0, source.shape[0], step):
         x = runner.normed(source.read(begin, begin + step))
-        total.add(fake_quantize(x, scheme.a_bits, scheme.a_sym, clip).reshape(-1, x.shape[-1]))
+        total.add(fake_quantize(x, bits, scheme.a_sym, clip).reshape(-1, x.shape[-1]))
     return total.value()

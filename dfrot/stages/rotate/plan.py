@@ -14,14 +14,16 @@ from dfrot.arch import BoundArch, Space
 from dfrot.checkpoint import Checkpoint
 from dfrot.data.text import load_text
 from dfrot.data.text_window import text_window
-from dfrot.data.tokenizer import load_tokenizer
+from dfrot.data.tokenizer import load_tokenizer, require_known_ids
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.inputs import open_described_model
 from dfrot.quant.config import DfqConfig
 from dfrot.rotation.fuse import Fuser, Rotations
 from dfrot.rotation.hadamard import hadamard_plan
 from dfrot.rotation.online import OnlineRotations
+from dfrot.rotation.transforms import Transforms
 from dfrot.stages.rotate.settings import RotateSettings
+from dfrot.transforms import TRANSFORMS, FreeTransform, parse_transform
 from dfrot.vision.llava_layout import has_vision_part, vision_digest
 
 GATE_TOKENS = 256
@@ -40,11 +42,15 @@ class RotatePlan:
     online: OnlineRotations
     """The online rotations that the result declares."""
     calibration: Tensor | None
-    """int64 [1, seqlen]: the sample of the refinement; None when R1 is not refined."""
+    """int64 [1, seqlen]: the sample of norm outputs; None when R1 is neither refined nor aligned."""
+    moment_tokens: Tensor | None
+    """int64 [windows, seqlen]: what transforms are computed from; None without transforms."""
+    transforms: tuple[tuple[FreeTransform, str], ...]
+    """The transforms that were asked for, with their modes, in the order in which they are solved."""
     gate_tokens: Tensor
     """int64 [1, S]: held-out tokens, or seeded random ids."""
     decode: Callable[[list[int]], str] | None
-    """Token ids -> text, for the report on massive tokens; None when R1 is not refined."""
+    """Token ids -> text, for the report on massive tokens; None without a sample."""
     request: dict[str, Any]
     """Settings and digests of the inputs: what decides the bytes of the result."""
 
@@ -65,6 +71,11 @@ class RotatePlan:
         return self.rotates and "R1" not in self.missing
 
     @property
+    def adds_biases(self) -> bool:
+        """Whether attention gets biases, which `config.json` must announce."""
+        return any(transform.name == "head-center" for transform, _ in self.transforms)
+
+    @property
     def gated(self) -> bool:
         """Whether the result is compared with the source before it is published."""
         return self.settings.gate and self.rotates
@@ -79,7 +90,10 @@ class RotatePlan:
     def layout(self) -> Fuser:
         """A fuser that knows the tensors of the result, and holds no matrix yet."""
         r1 = torch.empty(1, dtype=torch.float64).expand(self.arch.hidden, self.arch.hidden) if self.uses_r1 else None
-        return Fuser(self.checkpoint, self.arch, Rotations(r1=r1, r4=self.online.r4))
+        shift = self.adds_biases
+        shape = (self.arch.n_layers, self.arch.n_kv_heads, self.arch.head_dim)
+        maps = Transforms(value_shift=torch.zeros(1, dtype=torch.float64).expand(shape) if shift else None)
+        return Fuser(self.checkpoint, self.arch, Rotations(r1=r1, r4=self.online.r4), maps)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON, as `--plan` shows it."""
@@ -93,8 +107,10 @@ class RotatePlan:
             "r1": hadamard_plan(self.arch.hidden).to_dict() if hadamard else None,
             "without": self.missing,
             "online": self.online.to_dict(),
+            "transforms": [f"{transform.name}:{mode}" for transform, mode in self.transforms],
             "calibration_tokens": 0 if self.calibration is None else self.calibration.numel(),
             "gate_tokens": self.gate_tokens.numel() if self.gated else 0,
+            **self.checkpoint.resolution(),
         }
 
 
@@ -113,31 +129,60 @@ def plan_rotation(model: Path, settings: RotateSettings) -> RotatePlan:
     online = _online_rotations(arch, settings, config_file)
     generator = torch.Generator().manual_seed(settings.seed)
     gate_tokens = torch.randint(0, arch.vocab_size, (1, GATE_TOKENS), generator=generator)
-    calibration, decode, source = None, None, None
+    transforms = _transforms(arch, settings, config_file)
+    calibration, moment_tokens, decode, source = None, None, None, None
     gated = settings.gate and settings.method != "none"
-    if settings.dataset is not None and (settings.method == "dfrot" or gated):
+    samples_rows = settings.method == "dfrot" or settings.align
+    if settings.dataset is not None and (samples_rows or gated or transforms):
         tokenizer = load_tokenizer(checkpoint.path)
         source = {"name": settings.dataset}
-        if settings.method == "dfrot":
+        if samples_rows or transforms:
             train = load_text(settings.dataset, "train", tokenizer)
             source |= {"train": train.digest, **train.rendered}
+        if samples_rows:
             calibration = text_window(train, tokenizer, settings.seqlen, settings.seed)
             decode = tokenizer.decode
+        if transforms:
+            seeds = range(settings.seed, settings.seed + settings.transform_windows)
+            moment_tokens = torch.cat([text_window(train, tokenizer, settings.seqlen, seed) for seed in seeds])
         if gated:
             test = load_text(settings.dataset, "test", tokenizer)
             source |= {"test": test.digest, **test.rendered}
             gate_tokens = text_window(test, tokenizer, GATE_TOKENS, None)
-        _check_ids(checkpoint, arch, calibration, gate_tokens)
+        for window in (calibration, moment_tokens, gate_tokens):
+            if window is not None:
+                require_known_ids(window, arch.vocab_size, checkpoint.path)
     request = {"source": checkpoint.digest(), "settings": asdict(settings), "dataset": source}
     if has_vision_part(checkpoint.path):
         request["vision"] = vision_digest(checkpoint.path)
-    return RotatePlan(checkpoint, arch, settings, online, calibration, gate_tokens, decode, request)
+    return RotatePlan(
+        checkpoint, arch, settings, online, calibration, moment_tokens, transforms, gate_tokens, decode, request
+    )
+
+
+def _transforms(arch: BoundArch, settings: RotateSettings, config_file: str) -> tuple[tuple[FreeTransform, str], ...]:
+    """The transforms that are asked for, in the order in which they are solved.
+
+    Raises InputError for an unknown name or one given twice, UnsupportedError where the architecture refuses."""
+    chosen: dict[str, tuple[FreeTransform, str]] = {}
+    for text in settings.transform:
+        transform, mode = parse_transform(text)
+        if transform.name in chosen:
+            raise InputError(f"`transform`: {transform.name} is given twice", field="transform")
+        if reason := transform.refuses(arch):
+            raise UnsupportedError(
+                f"{config_file}: {reason}; leave `transform={transform.name}` out", field="transform", file=config_file
+            )
+        chosen[transform.name] = (transform, mode)
+    return tuple(chosen[name] for name in TRANSFORMS if name in chosen)
 
 
 def _online_rotations(arch: BoundArch, settings: RotateSettings, config_file: str) -> OnlineRotations:
     """R3 and R4, where they are wanted. Raises UnsupportedError for a method that is about R1, where there is none."""
     if settings.method == "none":
         return OnlineRotations()
+    if settings.align and (reason := arch.spec.refuses(Space.RESIDUAL)):
+        raise UnsupportedError(f"{config_file}: {reason}; leave `align` out", field="align", file=config_file)
     if settings.method != "hadamard" and (reason := arch.spec.refuses(Space.RESIDUAL)):
         raise UnsupportedError(
             f"{config_file}: {reason}; `method={settings.method}` is about R1: take `method=hadamard`, which gives "
@@ -149,15 +194,3 @@ def _online_rotations(arch: BoundArch, settings: RotateSettings, config_file: st
         return OnlineRotations()
     r4 = hadamard_plan(arch.intermediate, settings.r4_block)
     return OnlineRotations(r3=hadamard_plan(arch.head_dim), r4=r4)
-
-
-def _check_ids(checkpoint: Checkpoint, arch: BoundArch, *windows: Tensor | None) -> None:
-    """Raise InputError for token ids outside the vocabulary."""
-    for ids in windows:
-        if ids is not None and int(ids.max()) >= arch.vocab_size:
-            raise InputError(
-                f"{checkpoint.path}: the tokenizer makes id {int(ids.max())}, the vocabulary has "
-                f"{arch.vocab_size} entries; copy the tokenizer of this model",
-                file=checkpoint.path,
-                limit=arch.vocab_size,
-            )

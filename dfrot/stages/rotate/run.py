@@ -1,8 +1,8 @@
 """`dfq rotate`: an ordinary checkpoint in, the same model in a basis without outliers out.
 
 Order of work: everything that can be refused is checked (`plan.py`); R1 and R2 are made, R1 refined on one calibration
-sample for method dfrot; the weights are fused tensor by tensor, one journal entry per block; the gate compares the
-result with the source on held-out tokens; the folder is published.
+sample for method dfrot; transforms are solved from a few windows; the weights are fused tensor by tensor, one journal
+entry per block; the gate compares the result with the source on held-out tokens; the folder is published.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ from dfrot.checkpoint_writer import SafetensorsWriter
 from dfrot.data.tokenizer import copy_tokenizer
 from dfrot.errors import GateError, InputError
 from dfrot.files import require_free_space, write_json
+from dfrot.lineage import source_record
 from dfrot.progress import Progress, silent
 from dfrot.quant.config import DfqConfig
 from dfrot.rotation.fuse import Fuser, Rotations
+from dfrot.rotation.transforms import Transforms
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.stage_folder import Stage, open_stage, read_record
 from dfrot.stages.rotate.gate import gate
 from dfrot.stages.rotate.gate_images import gate_images
 from dfrot.stages.rotate.make_rotations import make_rotations
+from dfrot.stages.rotate.make_transforms import make_transforms
 from dfrot.stages.rotate.plan import RotatePlan, plan_rotation
 from dfrot.stages.rotate.settings import RotateSettings
 from dfrot.vision import carry as vision
@@ -68,14 +71,16 @@ def plan(model: Path, settings: RotateSettings) -> dict[str, Any]:
 def _run(stage: Stage, plan: RotatePlan, progress: Progress) -> None:
     checkpoint = plan.checkpoint
     _require_space(stage, plan)
-    record: dict[str, Any] = {"online": plan.online.to_dict()}
+    record: dict[str, Any] = {"online": plan.online.to_dict(), **checkpoint.resolution()}
     if plan.missing:
         record["without"] = plan.missing
     rotations = Rotations()
     if plan.rotates:
         rotations, report = make_rotations(stage, plan, progress)
         record |= report
-    _fuse(stage, plan, rotations, progress)
+    transforms, report = make_transforms(stage, plan, progress)
+    record |= report
+    _fuse(stage, plan, rotations, transforms, progress)
     _write_config(stage.folder, plan)
     if has_vision_part(checkpoint.path):
         vision.rotate_vision_part(checkpoint.path, stage.folder, turned=rotations.r1 is not None)
@@ -86,7 +91,7 @@ def _run(stage: Stage, plan: RotatePlan, progress: Progress) -> None:
         record["gate"] = gate(source, result, plan.gate_tokens, rotations.r1, images, progress=progress)
         record["gate"]["source"] = plan.settings.dataset or "random ids"
     record["weights"] = Checkpoint.open(stage.folder).digest()
-    stage.publish(record)
+    stage.publish({**record, **source_record(checkpoint.path)})
 
 
 def _require_space(stage: Stage, plan: RotatePlan) -> None:
@@ -96,9 +101,9 @@ def _require_space(stage: Stage, plan: RotatePlan) -> None:
     require_free_space(stage.folder, weights + plan.rotation_bytes + SPARE - written)
 
 
-def _fuse(stage: Stage, plan: RotatePlan, rotations: Rotations, progress: Progress) -> None:
+def _fuse(stage: Stage, plan: RotatePlan, rotations: Rotations, transforms: Transforms, progress: Progress) -> None:
     """Write the weights, unit by unit, those of an interrupted run taken over."""
-    fuser = Fuser(plan.checkpoint, plan.arch, rotations)
+    fuser = Fuser(plan.checkpoint, plan.arch, rotations, transforms)
     writer = SafetensorsWriter(stage.folder, fuser.plan(), stored=plan.arch.written)
     units = fuser.units()
     for number, (unit, names) in enumerate(units.items()):
@@ -120,6 +125,8 @@ def _write_config(folder: Path, plan: RotatePlan) -> None:
         config["dtype"] = str(embed.dtype).removeprefix("torch.")
     if plan.uses_r1:
         config = untie_config(config)  # R1 gives the head a weight of its own
+    if plan.adds_biases:
+        config[plan.arch.spec.bias_key] = True
     if plan.online:
         config["quantization_config"] = DfqConfig(online=plan.online).to_dict()
     write_json(folder / "config.json", config)

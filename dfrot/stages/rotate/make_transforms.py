@@ -1,0 +1,44 @@
+"""The transforms of a run: solved block by block from the source checkpoint, and kept in the stage's folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from dfrot.progress import Progress
+from dfrot.rotation.transforms import TRANSFORMS_FILE, Transforms
+from dfrot.runtime.block_runner import BlockRunner
+from dfrot.stage_folder import Stage
+from dfrot.stages.rotate.plan import RotatePlan
+from dfrot.transforms.base import BlockMaps, BlockView, stacked
+from dfrot.transforms.moments import BlockMoments, visit_blocks
+
+
+def make_transforms(stage: Stage, plan: RotatePlan, progress: Progress) -> tuple[Transforms, dict[str, Any]]:
+    """The transforms of `plan`, solved or (after an interruption) read from the stage, and the record of them."""
+    if not plan.transforms:
+        return Transforms(), {}
+    file = stage.folder / TRANSFORMS_FILE
+    if not stage.done("transforms"):
+        assert plan.moment_tokens is not None
+        blocks: list[BlockMaps] = []
+        report: dict[str, Any] = {transform.name: {"mode": mode, "layers": []} for transform, mode in plan.transforms}
+
+        def solve(layer: int, block: nn.Module, moments: BlockMoments) -> None:
+            view, maps = BlockView(plan.arch, block, moments), BlockMaps()
+            for transform, mode in plan.transforms:
+                report[transform.name]["layers"].append(_rounded(transform.solve(view, maps, mode)))
+            blocks.append(maps)
+
+        visit_blocks(BlockRunner(plan.checkpoint, plan.arch), plan.moment_tokens, solve, progress)
+        stacked(blocks).save(file)
+        stage.mark("transforms", report)
+    return Transforms.load(file), {"transforms": stage.recall("transforms")}
+
+
+def _rounded(value: Any) -> Any:
+    """Figures to three digits: further ones depend on the order of summation, and a record must not."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return float(f"{value:.3g}") if isinstance(value, float) else value

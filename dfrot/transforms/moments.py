@@ -1,0 +1,146 @@
+"""What transforms need to know of a block's activations: moments, from one pass over calibration windows.
+
+Tokens of one input differ in size, and each has a quantization scale of its own, so that the error of a token is a
+share of its size. Moments of the inputs of o and down therefore count every token as if it had norm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from dfrot.arch import BoundArch, Space, Tap
+from dfrot.calib.taps import observe_taps
+from dfrot.progress import Progress, silent
+from dfrot.runtime.attention_hooks import AttentionCall, observe_block_attention
+from dfrot.runtime.block_runner import BlockRunner
+
+TINY = 1e-30  # added to squared norms that are divided by
+
+
+class VectorMoments:
+    """Mean and second moment of vectors [heads, D] that arrive in chunks, float64."""
+
+    def __init__(self, heads: int, width: int) -> None:
+        self.weight = 0.0
+        self._mean = torch.zeros(heads, width, dtype=torch.float64)
+        self._square = torch.zeros(heads, width, width, dtype=torch.float64)
+
+    def add(self, rows: Tensor, weight: Tensor | None = None) -> None:
+        """rows float32 [heads, M, D]; weight [heads, M] or [M] counts each of them, by default 1."""
+        weighted = rows if weight is None else rows * weight.unsqueeze(-1)
+        self._mean += weighted.sum(1, dtype=torch.float64)
+        self._square += (weighted.mT @ rows).double()
+        self.weight += (
+            rows.shape[1] if weight is None else float(weight.sum(dtype=torch.float64)) / weight[..., 0].numel()
+        )
+
+    @property
+    def mean(self) -> Tensor:
+        """[heads, D]."""
+        return self._mean / max(self.weight, TINY)
+
+    def covariance(self, center: Tensor | None = None) -> Tensor:
+        """Second moment around `center` [heads, D] (default: around 0), [heads, D, D]."""
+        square = self._square / max(self.weight, TINY)
+        if center is None:
+            return square
+        cross = center[:, :, None] * self.mean[:, None, :]
+        return square - cross - cross.mT + center[:, :, None] * center[:, None, :]
+
+
+class ChannelMoments:
+    """Mean square and largest magnitude of the channels of one input, tokens of norm 1, float64 [K]."""
+
+    def __init__(self, width: int) -> None:
+        self.count = 0
+        self.square = torch.zeros(width, dtype=torch.float64)
+        self.peak = torch.zeros(width, dtype=torch.float64)
+
+    def add(self, x: Tensor) -> None:
+        """x float32 [..., K]."""
+        rows = x.reshape(-1, x.shape[-1])
+        rows = rows / (rows.square().sum(1, keepdim=True) + TINY).sqrt()
+        self.square += rows.square().sum(0, dtype=torch.float64)
+        self.peak = torch.maximum(self.peak, rows.abs().amax(0).double())
+        self.count += len(rows)
+
+
+@dataclass
+class BlockMoments:
+    """The moments of one block."""
+
+    arch: BoundArch
+    down: dict[int, ChannelMoments] = field(default_factory=dict)
+    """Input of the down projection, by expert (0 without a mixture)."""
+
+    def __post_init__(self) -> None:
+        heads, width = self.arch.n_kv_heads, self.arch.head_dim
+        for expert in range(max(1, self.arch.n_experts)):
+            self.down[expert] = ChannelMoments(self.arch.intermediate)
+        self.values = VectorMoments(heads, width)
+        """Of every kv head."""
+        self.mixed = VectorMoments(heads, width)
+        """Attention's output, all query heads of a group together; tokens of norm 1 over all heads."""
+        self.query = torch.zeros(heads, width, dtype=torch.float64)
+        """Summed squares of the queries of a group behind RoPE."""
+        self.key = torch.zeros(heads, width, dtype=torch.float64)
+        """Summed squares of keys behind RoPE."""
+        self.key_sum = torch.zeros(heads, width, dtype=torch.float64)
+        """Summed keys behind RoPE."""
+        self.tokens = 0
+        """Tokens that were seen."""
+
+    def tap(self, tap: Tap, x: Tensor, rows: Tensor | None) -> None:
+        """As `observe_taps` calls it: x [..., K] is about to enter the linears of a tap."""
+        if tap.reads == Space.MLP:
+            self.down[tap.expert or 0].add(x.float())
+        elif tap.reads == Space.VALUE:
+            self._mixed(x.float().reshape(-1, x.shape[-1]))
+
+    def _mixed(self, rows: Tensor) -> None:
+        """rows [M, heads D]: the input of the output projection."""
+        heads, width = self.arch.n_kv_heads, self.arch.head_dim
+        weight = 1 / (rows.square().sum(1) + TINY)
+        groups = rows.reshape(len(rows), heads, -1, width).permute(1, 2, 0, 3)  # [kv heads, group, M, D]
+        self.mixed.add(groups.flatten(1, 2), weight.repeat(groups.shape[1])[None])
+
+    def attention(self, call: AttentionCall) -> None:
+        """As `observe_block_attention` calls it."""
+        heads, width = self.arch.n_kv_heads, self.arch.head_dim
+        query, key, value = (x.float().transpose(0, 1).flatten(1, 2) for x in (call.query, call.key, call.value))
+        self.values.add(value)
+        self.query += query.reshape(heads, -1, width).square().sum(1, dtype=torch.float64)
+        self.key += key.square().sum(1, dtype=torch.float64)
+        self.key_sum += key.sum(1, dtype=torch.float64)
+        self.tokens += key.shape[1]
+
+
+Visit = Callable[[int, nn.Module, BlockMoments], None]
+"""(layer, the block with its weights, the moments of its activations)."""
+
+
+@torch.no_grad()
+def visit_blocks(runner: BlockRunner, windows: Tensor, visit: Visit, progress: Progress = silent) -> None:
+    """Run `windows` int64 [samples, seqlen] through the model, block by block, one window at a time; call `visit` once
+    for each block."""
+    arch = runner.arch
+    hidden = list(_embedded(runner, windows))
+    taps = [tap for tap in arch.taps() if tap.reads in (Space.MLP, Space.VALUE)]
+    for layer in range(arch.n_layers):
+        progress("moments", layer, arch.n_layers)
+        block, moments = runner.block(layer), BlockMoments(arch)
+        with observe_taps(block, taps, moments.tap), observe_block_attention(block, moments.attention):
+            for number, states in enumerate(hidden):
+                hidden[number] = runner.run(block, states)
+        visit(layer, block, moments)
+        del block
+    progress("moments", arch.n_layers, arch.n_layers)
+
+
+def _embedded(runner: BlockRunner, windows: Tensor) -> Iterator[Tensor]:
+    """The embeddings of each window, [1, seqlen, hidden]."""
+    return (runner.embed(window[None]) for window in windows)

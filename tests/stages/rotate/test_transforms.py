@@ -1,0 +1,143 @@
+"""`dfq rotate --transform` and `--align`: the same model, recorded, resumable, refused with a reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dfrot.arch import open_described
+from dfrot.checkpoint import Checkpoint
+from dfrot.errors import InputError, UnsupportedError
+from dfrot.rotation.fuse import Fuser
+from dfrot.rotation.hadamard import randomized_hadamard
+from dfrot.rotation.rotation import Rotation
+from dfrot.rotation.transforms import TRANSFORMS_FILE, Transforms
+from dfrot.runtime.block_runner import BlockRunner
+from dfrot.stages.rotate.run import plan, rotate
+from dfrot.stages.rotate.settings import RotateSettings
+from dfrot.transforms import TRANSFORMS
+
+Make = Callable[..., Path]
+TOKENS = torch.arange(40).reshape(1, 40) * 5
+
+
+def settings(text: str, *names: str, **changes: Any) -> RotateSettings:
+    return RotateSettings("hadamard", text, seqlen=48, transform=names, transform_windows=2, **changes)
+
+
+def logits(folder: Path) -> torch.Tensor:
+    runner = BlockRunner(*open_described(folder))
+    hidden = runner.embed(TOKENS)
+    for layer in range(runner.arch.n_layers):
+        hidden = runner.run(runner.block(layer), hidden)
+    return runner.logits(hidden)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
+def test_every_transform_keeps_the_model(make: Make, text: str, tmp_path: Path, model_type: str) -> None:
+    model, out = make(dtype=torch.float32, model_type=model_type), tmp_path / "out"
+    record = rotate(model, out, settings(text, *reversed(TRANSFORMS)))
+    assert torch.allclose(logits(out), logits(model), rtol=1e-3, atol=1e-4)
+    assert set(record["transforms"]) == set(TRANSFORMS)
+    for report in record["transforms"].values():
+        assert len(report["layers"]) == 3
+    assert all(layer["energy"] < 1 for layer in record["transforms"]["up-down"]["layers"])
+    assert Checkpoint.open(out).config["attention_bias"] is True
+    assert Transforms.load(out / TRANSFORMS_FILE).value_shift is not None
+    assert record["gate"]["logits"]["relative_error"] < 1e-3
+
+
+@pytest.mark.parametrize("name", list(TRANSFORMS))
+def test_each_mode_keeps_the_model(make: Make, text: str, tmp_path: Path, name: str) -> None:
+    model = make(dtype=torch.float32)
+    for mode in TRANSFORMS[name].modes:
+        out = tmp_path / mode
+        record = rotate(model, out, settings(text, f"{name}:{mode}"))
+        assert record["transforms"][name]["mode"] == mode
+        assert torch.allclose(logits(out), logits(model), rtol=1e-3, atol=1e-4)
+        changed, plain = Checkpoint.open(out), tmp_path / "plain"
+        if not plain.exists():
+            rotate(model, plain, settings(text))
+        base = Checkpoint.open(plain)
+        assert any(
+            entry not in base.entries or not torch.equal(changed.read(entry), base.read(entry))
+            for entry in changed.entries
+        )
+
+
+def test_an_interrupted_run_ends_in_the_same_bytes(
+    make: Make, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, wanted = make(), settings(text, "up-down", "head-whiten")
+    rotate(model, tmp_path / "straight", wanted)
+    write = Fuser.write
+
+    def stop(self: Fuser, name: str, writer: Any) -> None:
+        if name.startswith("model.layers.1."):
+            raise KeyboardInterrupt
+        write(self, name, writer)
+
+    monkeypatch.setattr(Fuser, "write", stop)
+    with pytest.raises(KeyboardInterrupt):
+        rotate(model, tmp_path / "out", wanted)
+    monkeypatch.setattr(Fuser, "write", write)
+    monkeypatch.setattr("dfrot.stages.rotate.make_transforms.visit_blocks", None)  # not computed again
+    rotate(model, tmp_path / "out", wanted)
+    assert contents(tmp_path / "out") == contents(tmp_path / "straight")
+
+
+def test_without_transforms_nothing_is_added(make: Make, text: str, tmp_path: Path) -> None:
+    record = rotate(make(), tmp_path / "out", settings(text))
+    assert "transforms" not in record
+    assert not (tmp_path / "out" / TRANSFORMS_FILE).exists()
+
+
+def test_refusals(make: Make, text: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"mistral: values cannot be centred.*leave `transform=head-center` out"):
+        plan(make("mistral", model_type="mistral"), settings(text, "head-center"))
+    with pytest.raises(InputError, match="up-down is given twice"):
+        plan(make("llama"), settings(text, "up-down", "up-down:max"))
+    with pytest.raises(InputError, match="unknown; choose of"):
+        plan(tmp_path / "llama", settings(text, "sideways"))
+    with pytest.raises(InputError, match="needs a `dataset`"):
+        RotateSettings("hadamard", None, transform=("up-down",))
+    with pytest.raises(InputError, match="`method` other than none"):
+        RotateSettings("none", text, transform=("up-down",))
+
+
+def test_the_plan_names_them(make: Make, text: str) -> None:
+    summary = plan(make(), settings(text, "key-scale", "up-down"))
+    assert summary["transforms"] == ["up-down:rms", "key-scale:product"]
+    json.dumps(summary)
+
+
+@pytest.mark.parametrize("method", ["hadamard", "dfrot"])
+def test_an_aligned_rotation_keeps_the_model(make: Make, text: str, tmp_path: Path, method: str) -> None:
+    model, out = make(dtype=torch.float32), tmp_path / "out"
+    record = rotate(model, out, RotateSettings(method, text, seqlen=64, rounds=2, align=True))
+    assert torch.allclose(logits(out), logits(model), rtol=1e-3, atol=1e-4)
+    assert 1 / 32 < record["align"]["energy"] < 1
+    assert ("refinement" in record) == (method == "dfrot")
+    if method == "hadamard":
+        start = randomized_hadamard(32, 0)
+        matrix = Rotation.load(out / "rotation.safetensors").matrix
+        assert not torch.allclose(matrix, start)
+        assert torch.linalg.matrix_rank(matrix - start) == 1
+
+
+def test_align_is_refused_where_nothing_absorbs_it(make: Make, text: str) -> None:
+    with pytest.raises(InputError, match="`align` is for asymmetric activations"):
+        RotateSettings("hadamard", text, align=True, a_sym=True)
+    with pytest.raises(InputError, match="`align` needs a `dataset`"):
+        RotateSettings("hadamard", None, align=True)
+    with pytest.raises(UnsupportedError, match=r"R1 cannot be fused.*leave `align` out"):
+        plan(make(model_type="olmo2"), RotateSettings("hadamard", text, align=True))
