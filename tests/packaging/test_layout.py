@@ -68,7 +68,7 @@ PACKAGES = {
     "generation": ("text, token by token, plain or speculative", "arch compat data inputs quant runtime vision"),
     "draft": ("speculative drafts and their training", "arch data generation quant rotation runtime vision"),
     "outliers": ("finding, explaining and removing outliers", "arch calib data inputs quant rotation runtime"),
-    "bench": ("speed beside others", "arch draft generation inputs quant rotation runtime"),
+    "bench": ("speed beside others", "arch data draft evaluate generation inputs quant rotation runtime"),
     "stages": (
         "what the commands do: folders in, one folder out",
         "arch bench calib data draft evaluate generation inputs lineage outliers quant rotation runtime transforms "
