@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from dfrot.compat.import_hook import QUANTIZER_TABLES, import_after
+from dfrot.compat.import_hook import PEFT_LORA, QUANTIZER_TABLES, import_after
 
 _PUBLIC = {
     "ArchSpec": "dfrot.arch",
@@ -41,3 +41,4 @@ def __dir__() -> list[str]:
 
 
 import_after(QUANTIZER_TABLES, "dfrot.runtime.quantizer_plugin")
+import_after(PEFT_LORA, "dfrot.runtime.lora")

@@ -17,6 +17,7 @@ COMMANDS = {
     "tune": "Fit scales and norm gains of a packed checkpoint end to end.",
     "eval": "Measure checkpoints (dfq eval ppl, kl, tasks, speed).",
     "export": "Write a checkpoint for vLLM, llama.cpp, transformers, ...",
+    "import": "Write a quantized model of another tool as a 16-bit checkpoint.",
     "inspect": "Show what a checkpoint is and what can load it.",
     "draft": "Train and measure draft models for speculative decoding.",
     "outliers": "Find outliers, explain them, remove them.",

@@ -14,9 +14,10 @@ import click
 from click.core import ParameterSource
 
 from dfrot.quant.scheme import QuantScheme
+from dfrot.quant.table import TableScheme
 from dfrot.settings import Setting, default_of, settings_of
 from dfrot_cli.flags import COMMAND
-from dfrot_cli.setting_types import NUMBER_OR_WORD, SCHEME, listed_text, listed_type, number_type
+from dfrot_cli.setting_types import NUMBER_OR_WORD, SCHEME, TABLE, listed_text, listed_type, number_type
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Settings = TypeVar("Settings")
@@ -132,6 +133,8 @@ def _typed(kind: Any, known: Setting, default: Any) -> dict[str, Any]:
         return {"type": number_type(kind, known)}
     if kind is QuantScheme:
         return {"type": SCHEME, "default": None if default is None else default.name}
+    if kind is TableScheme:
+        return {"type": TABLE, "default": default.name}
     if typing.get_origin(kind) is tuple:
         item = typing.get_args(kind)[0]
         if known.listed:

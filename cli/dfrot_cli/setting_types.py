@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
+from dfrot.errors import UnsupportedError
 from dfrot.quant.scheme import QuantScheme
+from dfrot.quant.table import TableScheme
 from dfrot.settings import Setting
 
 _SHOWN = 1 << 53  # larger limits are those of a data type, and say nothing in --help
@@ -66,6 +68,20 @@ class _Scheme(click.ParamType):  # type: ignore[type-arg]
         return value if isinstance(value, QuantScheme) else QuantScheme.parse(value)
 
 
+class _Table(click.ParamType):  # type: ignore[type-arg]
+    """How the embedding or the head is stored, by its name."""
+
+    name = "bits"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, TableScheme):
+            return value
+        try:
+            return TableScheme.parse(value)
+        except UnsupportedError as error:
+            raise click.BadParameter(str(error), ctx, param) from None
+
+
 class _Listed(click.ParamType):  # type: ignore[type-arg]
     """Values with commas between them, as a tuple."""
 
@@ -108,5 +124,5 @@ def listed_text(values: tuple[Any, ...]) -> str:
 
 
 SIZES = _Sizes()
-NUMBER_OR_WORD, SCHEME = _NumberOrWord(), _Scheme()
+NUMBER_OR_WORD, SCHEME, TABLE = _NumberOrWord(), _Scheme(), _Table()
 LISTED_INTS, LISTED_TEXT = _Listed(int), _Listed(str)

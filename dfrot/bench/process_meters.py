@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import gc
+import re
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 
 SAMPLE_SECONDS = 0.02
+STATUS = Path("/proc/self/status")
+CLEAR_REFS, RESTART_PEAK = Path("/proc/self/clear_refs"), "5"  # proc(5): sets VmHWM to VmRSS
+
+
+def resident_memory() -> dict[str, int]:
+    """Resident bytes of this process: `peak` since it started, `now`. Empty where the system does not report them."""
+    if not STATUS.is_file():
+        return {}
+    text = STATUS.read_text(encoding="ascii", errors="replace")
+    keys = (("peak", "VmHWM"), ("now", "VmRSS"))
+    matches = {name: re.search(rf"^{key}:\s+(\d+) kB", text, re.M) for name, key in keys}
+    return {name: int(match[1]) << 10 for name, match in matches.items() if match}
 
 
 class PeakMemory:
@@ -54,3 +68,28 @@ class ProcessClock:
         function()
         self._wall += time.perf_counter() - wall
         self._processor += time.process_time() - processor
+
+
+class StageMeter:
+    """Context manager: wall seconds of a block, and the highest resident memory of this process inside it.
+
+    `peak_memory` is absolute (libraries and whatever else the process holds included), as the kernel counts it; None
+    where the system does not let a process restart that count."""
+
+    seconds: float
+    peak_memory: int | None = None
+
+    def __enter__(self) -> StageMeter:
+        gc.collect()
+        try:
+            CLEAR_REFS.write_text(RESTART_PEAK, encoding="ascii")
+            self._counted = True
+        except OSError:
+            self._counted = False
+        self._begin = time.perf_counter()
+        return self
+
+    def __exit__(self, *ignored: object) -> None:
+        self.seconds = time.perf_counter() - self._begin
+        if self._counted:
+            self.peak_memory = resident_memory().get("peak")

@@ -6,6 +6,7 @@ alike. Leading sink positions stay exact, as in the running model.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -20,27 +21,33 @@ from dfrot.rotation.online import HadamardSpec
 from dfrot.runtime.experts import Experts, find_experts
 
 
+class _LastRounded(threading.local):
+    """The last input of a tap, and what it was rounded to. Each thread has its own run of the block."""
+
+    source: Tensor | None = None
+    result: Tensor | None = None
+
+
 class TapQuantizer:
     """A forward pre-hook shared by the linears of one tap: they get the same tensor, so it is rounded once."""
 
     def __init__(self, scheme: QuantScheme, clip: float, sink_tokens: int, mixture: Experts | None) -> None:
         self.scheme, self.clip, self.sink_tokens, self.mixture = scheme, clip, sink_tokens, mixture
         self.seqlen = 1
-        self.source: Tensor | None = None
-        self.result: Tensor | None = None
+        self.last = _LastRounded()
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
-        x = args[0]
-        if x is not self.source or self.result is None:
-            self.source = x
-            self.result = fake_quantize(x, self.scheme.a_bits, self.scheme.a_sym, self.clip)
+        x, last = args[0], self.last
+        if x is not last.source or last.result is None:
+            last.source = x
+            last.result = fake_quantize(x, self.scheme.a_bits, self.scheme.a_sym, self.clip)
             rows = self.mixture.rows if self.mixture is not None else None
             if self.sink_tokens and rows is None:
-                self.result[:, : self.sink_tokens] = x[:, : self.sink_tokens]
+                last.result[:, : self.sink_tokens] = x[:, : self.sink_tokens]
             elif self.sink_tokens and rows is not None:
                 leading = rows % self.seqlen < self.sink_tokens
-                self.result[leading] = x[leading]
-        return (self.result,)
+                last.result[leading] = x[leading]
+        return (last.result,)
 
     def begin(self, block: nn.Module, args: tuple[Any, ...]) -> None:
         """Pre-hook of the block, which runs on hidden [B, S, d]: experts get some of its B S rows."""
@@ -48,7 +55,7 @@ class TapQuantizer:
 
     def forget(self, *_: Any) -> None:
         """Forward hook of the block: release the activations of the last run."""
-        self.source = self.result = None
+        self.last.source = self.last.result = None
 
 
 def quantize_activations(

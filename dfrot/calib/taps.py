@@ -6,6 +6,7 @@ attached before), that is, exactly where the weight is multiplied.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -16,7 +17,7 @@ from dfrot.arch import BoundArch, Tap
 from dfrot.runtime.block_runner import OnlineHadamard
 from dfrot.runtime.experts import find_experts
 
-CHUNK_BYTES = 1 << 30  # activations of one block that may be alive at once
+CHUNK_BYTES = 192 << 20  # activations of one block that are alive at once; larger ones leave the caches
 
 
 def inner_linear(block: nn.Module, name: str) -> nn.Linear:
@@ -42,23 +43,28 @@ def observe_taps(
     """Call `callback(tap, x, rows)` once per run of the block, before the first linear of each tap multiplies x.
 
     x [..., K]: the tap's input. rows int64: which of the run's tokens, counted over samples and positions, an expert
-    was sent; None: x [B, S, K] holds all tokens. There is no call for an expert without tokens."""
-    called: set[str] = set()
+    was sent; None: x [B, S, K] holds all tokens. There is no call for an expert without tokens. Runs in several threads
+    are told apart."""
+    called: set[tuple[int, str]] = set()
     mixture = find_experts(block)
 
     def make_hook(tap: Tap) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if tap.name not in called:
-                called.add(tap.name)
+            key = threading.get_ident(), tap.name
+            if key not in called:
+                called.add(key)
                 callback(tap, args[0], mixture.rows if mixture is not None else None)
 
         return hook
+
+    def forget(*_: Any) -> None:
+        called.difference_update([key for key in called if key[0] == threading.get_ident()])
 
     with ExitStack() as stack:
         for tap in taps:
             for linear in tap.linears:
                 handle = inner_linear(block, linear.name).register_forward_pre_hook(make_hook(tap))
                 stack.callback(handle.remove)
-        reset = block.register_forward_hook(lambda *_: called.clear(), always_call=True)
+        reset = block.register_forward_hook(forget, always_call=True)
         stack.callback(reset.remove)
         yield

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from types import MethodType
 from typing import Any
 
 from torch import nn
@@ -18,11 +17,22 @@ from torch import nn
 _ATTRIBUTE = "forward"
 
 
+class _BoundForward:
+    """A function bound to a module. Deep copies and pickles of the module call it with themselves; a method would be
+    pickled as an attribute of the module, which the module's class does not have."""
+
+    def __init__(self, forward: Callable[..., Any], module: nn.Module) -> None:
+        self.function, self.module = forward, module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(self.module, *args, **kwargs)
+
+
 def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
     """Let `module(...)` run `forward(module, ...)` for good; the class's own is `type(module).forward`.
 
-    It is bound as a method, so a deep copy of the module calls it with the copy."""
-    setattr(module, _ATTRIBUTE, MethodType(forward, module))
+    It goes along with copies and pickles of the module, where `forward` is a function of a module's top level."""
+    setattr(module, _ATTRIBUTE, _BoundForward(forward, module))
 
 
 def has_replaced_forward(module: nn.Module) -> bool:

@@ -17,6 +17,9 @@ from types import ModuleType
 QUANTIZER_TABLES = "transformers.quantizers.auto"
 """The module of transformers that holds the tables of quantizers: plug-ins can register once it is loaded."""
 
+PEFT_LORA = "peft.tuners.lora.model"
+"""The module of peft that chooses a class for every linear that gets a LoRA adapter."""
+
 
 class _ImportTrigger(MetaPathFinder):
     """Finds nothing itself; arranges that `plugin` is imported right after `trigger` was executed."""

@@ -1,4 +1,4 @@
-"""The baseline of a comparison: its final hidden states, from which logits are made again chunk by chunk."""
+"""The baseline of a comparison: its final hidden states, from which logits are made again tile by tile."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Baseline:
 
 
 class _Head:
-    """The part of a model that `logit_chunks` needs."""
+    """The part of a model that `TiledHead` needs."""
 
     def __init__(self, model: Any) -> None:
         self.config = model.config

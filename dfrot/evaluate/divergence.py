@@ -6,16 +6,17 @@ Perplexity can stay while predictions change (errors that cancel); the divergenc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dfrot.errors import MismatchError
 from dfrot.evaluate.baseline import Baseline
 from dfrot.evaluate.intervals import mean_interval
-from dfrot.evaluate.ppl import logit_chunks
+from dfrot.evaluate.logits import LikeliestTokens, RunningLogSumExp, TiledHead, TokenLogits
 from dfrot.evaluate.settings import LEVEL
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999)
@@ -23,33 +24,77 @@ Observe = Callable[[int, Tensor], None]
 """`observe(first window, hidden [B, seqlen, d])`: the callback of `window_losses`."""
 
 
+class _Prediction:
+    """What is kept of one model's logits for M rows."""
+
+    def __init__(self, targets: Tensor) -> None:
+        """targets: int64 [M], the tokens that follow in the text."""
+        self.total = RunningLogSumExp(len(targets), targets.device)
+        self.target, self.likeliest = TokenLogits(targets), LikeliestTokens(len(targets), targets.device)
+
+    def add(self, begin: int, tile: Tensor) -> tuple[Tensor, Tensor]:
+        """tile: the logits of ids begin .. begin + n; returns what `RunningLogSumExp.add` does."""
+        self.target.add(begin, tile)
+        self.likeliest.add(begin, tile)
+        return self.total.add(tile)
+
+    def probability(self) -> Tensor:
+        """float64 [M]: of the token that follows."""
+        return (self.target.values - self.total.value()).exp()
+
+
 @dataclass(frozen=True)
-class _Chunk:
-    """Both models' predictions at positions begin .. end of some windows."""
+class _PredictionPair:
+    """Both models' predictions for M rows."""
 
-    begin: int
-    end: int
-    baseline: Tensor
-    """Log-probabilities float32 [B, end - begin, vocab]."""
-    model: Tensor
-    """Log-probabilities float32 [B, end - begin, vocab]."""
-    same_argmax: Tensor
-    """bool [B, end - begin]: whether both models' most likely tokens are equal."""
+    kl: Tensor
+    """float64 [M]: KL(baseline || model) in nats."""
+    same: Tensor
+    """bool [M]: whether both models' most likely tokens are equal."""
+    change: Tensor
+    """float64 [M]: change of the probability of the token that follows in the text."""
 
-    @property
-    def kl(self) -> Tensor:
-        """KL(baseline || model) in nats, float32 [B, end - begin]."""
-        return (self.baseline.exp() * (self.baseline - self.model)).sum(-1)
+    @classmethod
+    def joined(cls, parts: Sequence[_PredictionPair], shape: Sequence[int]) -> _PredictionPair:
+        """Parts behind one another, as tensors of `shape`."""
+        return cls(
+            *(
+                torch.cat([getattr(part, field.name) for part in parts]).view(*shape)
+                for field in fields(_PredictionPair)
+            )
+        )
 
 
-def _chunks(model: Any, baseline: Baseline, first: int, hidden: Tensor) -> Iterator[_Chunk]:
-    """Predictions of both models behind hidden [B, seqlen, d] of `model`, the last position left out: it has no
-    target. first: number of the first window."""
-    reference = baseline.states(first, len(hidden), hidden.device)
-    pairs = zip(logit_chunks(baseline.model, reference[:, :-1]), logit_chunks(model, hidden[:, :-1]))
-    for (begin, end, expected), (_, _, logits) in pairs:
-        same = expected.argmax(-1) == logits.argmax(-1)
-        yield _Chunk(begin, end, expected.log_softmax(-1), logits.log_softmax(-1), same)
+def _compare(model: Any, baseline: Baseline, first: int, hidden: Tensor, windows: Tensor) -> _PredictionPair:
+    """Both models' predictions [B, seqlen - 1] behind hidden [B, seqlen, d] of `model` (the last one has no target).
+
+    first: number of the first window; windows: int64 [B, seqlen]. Raises MismatchError for other vocabularies."""
+    heads = TiledHead(baseline.model), TiledHead(model)
+    if heads[0].vocabulary != heads[1].vocabulary:
+        raise MismatchError(
+            f"vocabularies of {heads[0].vocabulary} and {heads[1].vocabulary} tokens: predictions cannot be compared"
+        )
+    step = min(head.rows for head in heads)
+    reference = baseline.states(first, len(hidden), hidden.device)[:, :-1].flatten(0, 1)
+    targets = windows[:, 1:].to(hidden.device)
+    rows = zip(*(torch.split(part, step) for part in (reference, hidden[:, :-1].flatten(0, 1), targets.flatten())))
+    return _PredictionPair.joined([_compare_rows(heads, *tile) for tile in rows], targets.shape)
+
+
+def _compare_rows(
+    heads: tuple[TiledHead, TiledHead], reference: Tensor, hidden: Tensor, targets: Tensor
+) -> _PredictionPair:
+    """Both models' predictions for M rows: the baseline's head on `reference` [M, d], the model's on hidden [M, d]."""
+    expected, actual = _Prediction(targets), _Prediction(targets)
+    weighted = torch.zeros(len(targets), dtype=torch.float64, device=targets.device)
+    for (begin, ours), (_, theirs) in zip(heads[0].tiles(reference), heads[1].tiles(hidden)):
+        exponentials, factor = expected.add(begin, ours)
+        actual.add(begin, theirs)
+        # sum of exp(a - largest) (a - b), for logits a of the baseline and b of the model
+        weighted = weighted.mul_(factor).add_(exponentials.mul_(ours.sub_(theirs)).sum(-1))
+    kl = weighted / expected.total.total - expected.total.value() + actual.total.value()
+    same = expected.likeliest.tokens == actual.likeliest.tokens
+    return _PredictionPair(kl, same, actual.probability() - expected.probability())
 
 
 @dataclass(frozen=True)
@@ -62,19 +107,17 @@ class WindowAgreement:
     """float64 [n]: share of positions where both take the same most likely token."""
 
 
-def agreement_observer(model: Any, baseline: Baseline, windows: int) -> tuple[Observe, WindowAgreement]:
-    """An `observe` callback for `window_losses` on `model`, and the result that it fills in."""
-    result = WindowAgreement(torch.zeros(windows, dtype=torch.float64), torch.zeros(windows, dtype=torch.float64))
+def agreement_observer(model: Any, baseline: Baseline, windows: Tensor) -> tuple[Observe, WindowAgreement]:
+    """An `observe` callback for `window_losses` on `model`, and the result that it fills in.
+
+    windows: int64 [n, seqlen]."""
+    result = WindowAgreement(*(torch.zeros(len(windows), dtype=torch.float64) for _ in range(2)))
 
     def observe(first: int, hidden: Tensor) -> None:
-        positions = hidden.shape[1] - 1  # the protocol's targets
-        kl = torch.zeros(len(hidden), dtype=torch.float64, device=hidden.device)
-        same = torch.zeros_like(kl)
-        for chunk in _chunks(model, baseline, first, hidden):
-            same += chunk.same_argmax.double().sum(-1)
-            kl += chunk.kl.double().sum(-1)
-        result.kl[first : first + len(hidden)] = (kl / positions).cpu()
-        result.top1[first : first + len(hidden)] = (same / positions).cpu()
+        rows = slice(first, first + len(hidden))
+        compared = _compare(model, baseline, first, hidden, windows[rows])
+        result.kl[rows] = compared.kl.mean(-1).cpu()
+        result.top1[rows] = compared.same.double().mean(-1).cpu()
 
     return observe, result
 
@@ -119,13 +162,8 @@ def divergence_observer(model: Any, baseline: Baseline, windows: Tensor, result:
 
     def observe(first: int, hidden: Tensor) -> None:
         rows = slice(first, first + len(hidden))
-        targets = windows[rows, 1:].to(hidden.device)
-        for chunk in _chunks(model, baseline, first, hidden):
-            positions = slice(chunk.begin, chunk.end)
-            result.same[rows, positions] = chunk.same_argmax.float().cpu()
-            result.kl[rows, positions] = chunk.kl.cpu()
-            token = targets[:, positions, None]
-            change = chunk.model.gather(-1, token).exp() - chunk.baseline.gather(-1, token).exp()
-            result.change[rows, positions] = change[..., 0].cpu()
+        compared = _compare(model, baseline, first, hidden, windows[rows])
+        result.kl[rows], result.same[rows] = compared.kl.float().cpu(), compared.same.float().cpu()
+        result.change[rows] = compared.change.float().cpu()
 
     return observe

@@ -7,44 +7,21 @@ cross-entropy over seqlen - 1 targets. Logits are in the model's dtype, only the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dfrot.errors import GateError
+from dfrot.evaluate.logits import token_losses
 
 PROTOCOL = "gptq-ppl/1"
-LOGIT_BYTES = 1 << 26  # float32 logits held at a time: bounds memory whatever the vocabulary
 
 
 def hidden_states(model: Any, tokens: Tensor) -> Tensor:
     """The head's input [B, S, hidden] for tokens int64 [B, S]."""
     return model.base_model(input_ids=tokens, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
-
-
-def logit_chunks(model: Any, hidden: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-    """(begin, end, float32 logits [B, end - begin, vocab]) over the positions of hidden [B, S, hidden].
-
-    The head runs in the model's dtype, the loss in float32. Caps and divisors of logits are applied."""
-    head, config = model.get_output_embeddings(), model.config.get_text_config()
-    cap = getattr(config, "final_logit_softcapping", None)
-    divisor = getattr(config, "logits_scaling", None) or 1.0
-    step = max(1, LOGIT_BYTES // (4 * config.vocab_size * hidden.shape[0]))
-    for begin in range(0, hidden.shape[1], step):
-        end = min(begin + step, hidden.shape[1])
-        logits = head(hidden[:, begin:end])
-        if divisor != 1.0:
-            logits = logits / divisor
-        if cap is not None:
-            logits = torch.tanh(logits / cap) * cap
-        yield begin, end, logits.float()
-
-
-def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy float32 [B, S] of logits [B, S, vocab]."""
-    return torch.logsumexp(logits, -1) - logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
 @torch.inference_mode()
@@ -74,10 +51,9 @@ def window_losses(
         hidden = hidden_states(model, tokens)
         if observe is not None:
             observe(first, hidden)
-        total = torch.zeros(len(tokens), dtype=torch.float64, device=device)
-        for begin, end, logits in logit_chunks(model, hidden[:, skip:-1]):
-            total += token_losses(logits, tokens[:, skip + begin + 1 : skip + end + 1]).double().sum(-1)
-        losses.append(total.cpu() / (windows.shape[1] - skip - 1))
+        targets = tokens[:, skip + 1 :]
+        loss = token_losses(model, hidden[:, skip:-1].flatten(0, 1), targets.flatten())
+        losses.append(loss.view(targets.shape).mean(-1).cpu())
         if progress is not None:
             progress(min(first + batch, len(windows)))
     result = torch.cat(losses)

@@ -15,6 +15,10 @@ def unpack_bits(words: Tensor, bits: int, count: int, dim: int) -> Tensor:
     """int32 words that hold a dense string of `bits`-bit codes along `dim`, lowest bit first -> uint8 codes, `count`
     along `dim`. A code may begin in one word and end in the next (3, 5, 6 and 7 bits)."""
     moved = words.movedim(dim, -1)
+    if 8 % bits == 0:
+        octets = moved.contiguous().view(torch.uint8)  # little-endian, as the format and every processor we run on
+        codes = torch.stack([(octets >> shift) & (2**bits - 1) for shift in range(0, 8, bits)], -1)
+        return codes.flatten(-2)[..., :count].movedim(-1, dim)
     position = torch.arange(count) * bits
     first, shift = position // WORD, position % WORD
     wide = moved.to(torch.int64) & 0xFFFFFFFF
@@ -34,7 +38,7 @@ def packed_words(count: int, bits: int) -> int:
 def fp4_values(packed: Tensor) -> Tensor:
     """uint8 [..., n], two FP4 codes each, the even column in the low half -> float32 [..., 2 n]."""
     table = torch.tensor(E2M1)
-    return torch.stack([table[(packed & 15).long()], table[(packed >> 4).long()]], -1).flatten(-2)
+    return torch.stack([table[(packed & 15).int()], table[(packed >> 4).int()]], -1).flatten(-2)
 
 
 def exponents(codes: Tensor) -> Tensor:
@@ -42,9 +46,3 @@ def exponents(codes: Tensor) -> Tensor:
     codes = codes.view(torch.uint8)
     powers = torch.ldexp(torch.ones(codes.shape), codes.to(torch.int32) - EXPONENT_BIAS)
     return powers.masked_fill(codes == 255, torch.nan)
-
-
-def repeated(values: Tensor, dim: int, times: int, count: int) -> Tensor:
-    """Every value `times` times along `dim`, cut to `count`: factors of rows or columns from those of blocks."""
-    index = torch.arange(count) // times
-    return values.index_select(dim, index)

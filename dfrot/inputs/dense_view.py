@@ -41,7 +41,8 @@ class DenseTensor:
     rows: Callable[[int, int], Tensor]
     """Computes rows begin .. end of the first dimension, in `dtype` or, to be cast once, in float32."""
     whole: bool = False
-    """Whether rows can only be computed together, because codes are packed across them."""
+    """Whether some rows cost as much as all, because codes are packed across them: `rows` then returns its result in
+    `dtype` and bounds its temporaries itself (`assembled`)."""
 
     @property
     def nbytes(self) -> int:
@@ -52,20 +53,20 @@ class DenseTensor:
         """The whole tensor."""
         if not self.shape or self.whole:
             return self._cast(self.rows(0, self.shape[0] if self.shape else 1))
-        values = torch.empty(self.shape, dtype=self.dtype)
-        step = max(1, CHUNK // max(1, math.prod(self.shape[1:])))
-        for begin in range(0, self.shape[0], step):
-            values[begin : begin + step] = self._cast(self.rows(begin, min(begin + step, self.shape[0])))
-        return values
+        return assembled(self.shape, self.dtype, lambda begin, end: self._cast(self.rows(begin, end)))
 
     def read_rows(self, begin: int, end: int) -> Tensor:
         """Rows begin .. end of the first dimension."""
-        return self._cast(self.rows(begin, min(end, self.shape[0])))
+        end = min(end, self.shape[0])
+        if begin >= end:
+            return torch.empty((0, *self.shape[1:]), dtype=self.dtype)
+        return self._cast(self.rows(begin, end))
 
     def _cast(self, values: Tensor) -> Tensor:
         """In `dtype`. Raises InputError for a value that it cannot hold."""
         cast = values.to(self.dtype)
-        if cast.numel() and not bool(torch.isfinite(cast.abs().max())):
+        comparable = cast.float() if cast.dtype.itemsize == 1 else cast  # FP8 has no arithmetic of its own
+        if cast.numel() and not bool(torch.isfinite(comparable.abs().max())):
             raise InputError(
                 f"{self.file}: tensor {self.name}: holds NaN or Inf once it is dequantized to {self.dtype}; the "
                 "weights are damaged, or need bf16",
@@ -73,6 +74,16 @@ class DenseTensor:
                 tensor=self.name,
             )
         return cast
+
+
+def assembled(shape: tuple[int, ...], dtype: torch.dtype, rows: Callable[[int, int], Tensor]) -> Tensor:
+    """A tensor from its rows (first dimension), which are computed CHUNK values at a time."""
+    values = torch.empty(shape, dtype=dtype)
+    step = max(1, CHUNK // max(1, math.prod(shape[1:])))
+    for begin in range(0, shape[0], step):
+        end = min(begin + step, shape[0])
+        values[begin:end] = rows(begin, end)
+    return values
 
 
 class DequantizedCheckpoint(Checkpoint):
@@ -116,13 +127,6 @@ class DequantizedCheckpoint(Checkpoint):
         self._starts = [entries[tensor.name].start for tensor in self._tensors]
         self._last: tuple[int, Tensor] | None = None
         self._lock = threading.Lock()
-
-    def renamed(self, entries: dict[str, TensorEntry]) -> DequantizedCheckpoint:
-        """The same model with its tensors, or parts of them, under other names."""
-        view = object.__new__(DequantizedCheckpoint)
-        view.__dict__.update(self.__dict__)
-        view.entries, view._last = entries, None
-        return view
 
     def read(self, name: str) -> Tensor:
         """The whole tensor, dequantized, checked for NaN and Inf."""

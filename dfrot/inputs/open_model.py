@@ -10,7 +10,7 @@ import torch
 from dfrot.arch import BoundArch, described
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, UnsupportedError
-from dfrot.inputs import fp8
+from dfrot.inputs import awq, compressed_tensors, fp8, gptq, mxfp4
 from dfrot.inputs.dense_view import DenseTensor, DequantizedCheckpoint, stored_tensor
 from dfrot.inputs.gguf.folder import gguf_file
 from dfrot.inputs.gguf.open import open_gguf
@@ -19,7 +19,14 @@ from dfrot.inputs.stored_parts import FolderFormat
 OWN = "dfq"  # quant_method of our own folders, which the stages read themselves
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
-FOLDER_FORMATS: dict[str, FolderFormat] = {"fp8": fp8.read_format}
+FOLDER_FORMATS: dict[str, FolderFormat] = {
+    "fp8": fp8.read_format,
+    "fbgemm_fp8": fp8.read_format,
+    "compressed-tensors": compressed_tensors.read_format,
+    "gptq": gptq.read_format,
+    "awq": awq.read_format,
+    "mxfp4": mxfp4.read_format,
+}
 """`quant_method` of config.json -> reader of the format."""
 
 
@@ -63,9 +70,11 @@ def dense_dtype(config: dict[str, Any]) -> torch.dtype:
 def _cast(checkpoint: Checkpoint, dtype: torch.dtype) -> Checkpoint:
     """A 16-bit checkpoint in another dtype."""
     tensors = [stored_tensor(checkpoint, name, _cast_dtype(checkpoint, name, dtype)) for name in checkpoint.entries]
-    return DequantizedCheckpoint(
+    view = DequantizedCheckpoint(
         checkpoint.path, checkpoint.config, tensors, checkpoint.digest, "16-bit checkpoint", dtype
     )
+    view.resolved = checkpoint.resolved
+    return view
 
 
 def _cast_dtype(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> torch.dtype | None:
@@ -99,14 +108,18 @@ def _dequantized(checkpoint: Checkpoint, entry: Any, dtype: torch.dtype | None) 
                 file=stored.file,
                 tensor=name,
             )
-        if stored.dtype.is_floating_point and stored.dtype.itemsize == 1:
+        is_code = not stored.dtype.is_floating_point and name.endswith(".weight")
+        if is_code or (stored.dtype.is_floating_point and stored.dtype.itemsize == 1):
             raise InputError(
-                f"{stored.file}: tensor {name} is FP8 and has no scale that {method} defines; restore the folder",
+                f"{stored.file}: tensor {name} is {stored.dtype} and has no scale that {method} defines; restore the "
+                "folder",
                 file=stored.file,
                 tensor=name,
             )
         tensors.append(stored_tensor(checkpoint, name, dtype and _cast_dtype(checkpoint, name, dtype)))
     config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
-    return DequantizedCheckpoint(
+    view = DequantizedCheckpoint(
         checkpoint.path, config, tensors, checkpoint.digest, description.name, dense, description.dropped
     )
+    view.resolved = checkpoint.resolved
+    return view

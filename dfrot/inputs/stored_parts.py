@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dfrot.checkpoint import Checkpoint, TensorEntry
-from dfrot.errors import InputError
+from dfrot.errors import InputError, UnsupportedError
 from dfrot.inputs.dense_view import DenseTensor
 
 RUNTIME_PARTS = frozenset(
@@ -85,6 +85,19 @@ class StoredParts:
     def names(self, parts: Iterable[str]) -> set[str]:
         """Full names of those of `parts` that exist."""
         return {f"{self.module}.{part}" for part in parts if part in self}
+
+
+def setting(checkpoint: Checkpoint, entry: dict[str, Any], key: str, allowed: Collection[Any], default: Any) -> Any:
+    """A field of quantization_config. Raises UnsupportedError for a value that is not in `allowed`."""
+    value = entry.get(key, default)
+    if not any(value == known and type(value) is type(known) for known in allowed):
+        where = checkpoint.path / "config.json"
+        raise UnsupportedError(
+            f"{where}: {entry.get('quant_method')} with {key} {str(value)[:40]!r} is not read (read: "
+            f"{', '.join(map(str, allowed))}); start from the original checkpoint",
+            file=where,
+        )
+    return value
 
 
 def modules_with(checkpoint: Checkpoint, part: str) -> list[str]:

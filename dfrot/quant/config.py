@@ -13,6 +13,7 @@ from typing import Any
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.quant.resets import Reset
 from dfrot.quant.scheme import QuantScheme
+from dfrot.quant.table import TableScheme
 from dfrot.rotation.online import OnlineRotations
 
 QUANT_METHOD, FORMAT_VERSION = "dfq", 1
@@ -36,10 +37,17 @@ class DfqConfig:
     """Activation clip ratios that differ from scheme.a_clip, by the linear's full name."""
     resets: tuple[Reset, ...] = ()
     """Massive activations that are replaced by a constant at run time (unrotated models only)."""
+    embed: TableScheme = TableScheme()
+    """How the embedding is stored."""
+    head: TableScheme = TableScheme()
+    """How the head is stored if its weight alone is quantized; 16 bits: as `scheme` and `keep` say."""
 
     def to_dict(self) -> dict[str, Any]:
         """The entry of `config.json`."""
-        resets = {"resets": [reset.to_dict() for reset in self.resets]} if self.resets else {}
+        more: dict[str, Any] = {"resets": [reset.to_dict() for reset in self.resets]} if self.resets else {}
+        for name, table in (("embed", self.embed), ("head", self.head)):
+            if table.quantized:
+                more[name] = table.to_dict()
         return {
             "quant_method": QUANT_METHOD,
             "format_version": FORMAT_VERSION,
@@ -49,14 +57,14 @@ class DfqConfig:
             "fake": self.fake,
             "sink_tokens": self.sink_tokens,
             "a_clips": dict(self.a_clips),
-            **resets,
+            **more,
         }
 
     @classmethod
     def from_dict(cls, value: dict[str, Any], where: str = "config.json") -> DfqConfig:
         """Read the entry; `where` names the file in error messages. Raises UnsupportedError for unknown keys and
         versions, InputError for values of a wrong type."""
-        known = set(cls().to_dict()) | {"resets"}
+        known = set(cls().to_dict()) | {"resets", "embed", "head"}
         if unknown := set(value) - known:
             raise UnsupportedError(f"{where}: quantization_config has unknown keys {sorted(unknown)}; update dfq")
         if value.get("format_version") != FORMAT_VERSION:
@@ -70,8 +78,10 @@ class DfqConfig:
                 sink_tokens=int(value.get("sink_tokens", 0)),
                 a_clips={str(k): float(v) for k, v in value.get("a_clips", {}).items()},
                 resets=tuple(Reset.from_dict(reset) for reset in value.get("resets", ())),
+                embed=TableScheme.from_dict(value["embed"]) if "embed" in value else TableScheme(),
+                head=TableScheme.from_dict(value["head"]) if "head" in value else TableScheme(),
             )
-        except (TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{where}: quantization_config is malformed ({error}); restore the file") from None
 
     @classmethod

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dfrot.quant.embedding import QuantEmbedding
 from dfrot.quant.linear import QuantLinear
 from dfrot.quant.plan import LinearPlan
 from dfrot.quant.rotated_linear import RotatedLinear
@@ -38,7 +39,7 @@ class DenseLinear(RotatedLinear):
         dtype = module.bias.dtype if module.bias is not None else torch.float32
         with torch.device("meta"):
             dense = cls(module.plan, False, dtype, torch.float32)
-        dense.weight = nn.Parameter(module.weight().dequantize(torch.float32), requires_grad=False)
+        dense.weight = nn.Parameter(module.stored_weight().dequantize(torch.float32), requires_grad=False)
         dense.bias, dense.hadamard_base, dense.sinks = module.bias, module.hadamard_base, module.sinks
         return dense
 
@@ -59,7 +60,9 @@ class DenseLinear(RotatedLinear):
 
 
 def simulate(model: Any) -> None:
-    """Replace every packed linear of a loaded model by its simulated twin."""
+    """Replace every packed linear of a loaded model by its simulated twin, and a packed embedding by a dense one."""
     for name, module in list(model.named_modules()):
         if isinstance(module, QuantLinear):
             model.set_submodule(name, DenseLinear.twin(module).eval())
+        elif isinstance(module, QuantEmbedding):
+            model.set_submodule(name, module.dense().eval())

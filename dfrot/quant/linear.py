@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfrot.compat.forward import has_replaced_forward
-from dfrot.errors import InputError
+from dfrot.quant.checked import check_packed_weight
 from dfrot.quant.plan import LinearPlan
 from dfrot.quant.rotated_linear import RotatedLinear
 from dfrot.quant.scheme import FULL
 from dfrot_kernels import memory
 from dfrot_kernels.layouts import PackedWeight
+from dfrot_kernels.ops.w8a16.schema import supports
 from dfrot_kernels.prepared import PreparedWeight
 
 INTEGER_BITS = 4
@@ -31,8 +32,9 @@ class QuantLinear(RotatedLinear):
 
     4-bit weights run on the integer operators. Where a native kernel has a layout of its own for them (CPU, groups of
     whole blocks), `prepare` replaces the stored tensors by that layout (`prepared`), and the state dict converts it
-    back: one copy in memory, the same files on disk. Other widths (2, 3, 5..8) are unpacked and multiplied in float32
-    on every call: right for accuracy studies, not fast.
+    back: one copy in memory, the same files on disk. Symmetric 8-bit weights with 16-bit activations are multiplied as
+    they lie on disk. Everything else (2, 3, 5..8 bits) is unpacked and multiplied in float32 on every call: right for
+    accuracy studies, not fast.
     """
 
     weight_packed: Tensor | None
@@ -48,7 +50,7 @@ class QuantLinear(RotatedLinear):
         zero = None if plan.w_sym else torch.empty(plan.rows, plan.groups, dtype=torch.uint8)
         self.register_buffer("weight_zero", zero)
 
-    def weight(self) -> PackedWeight:
+    def stored_weight(self) -> PackedWeight:
         """The stored weight as the kernels' value type."""
         if self.prepared is not None:
             return self.prepared.to_packed()
@@ -59,26 +61,23 @@ class QuantLinear(RotatedLinear):
             self.weight_packed, self.weight_scale, self.weight_zero, p.w_bits, p.group, (p.rows, p.cols)
         )
 
+    @property
+    def qweight(self) -> Tensor:
+        """The codes in the layout in use, uint8: the name under which peft looks for a quantized linear's device."""
+        codes = self.weight_packed if self.prepared is None else self.prepared.tiles
+        assert codes is not None
+        return codes
+
     def prepare(self, name: str) -> None:
         """Check scales and zero codes and change to the kernels' layout. Called once, after loading. Raises InputError
         for damaged ones, naming the tensor of module `name`."""
         super().prepare(name)
-        weight = self.weight()
-        if not bool(torch.isfinite(weight.scale).all()):
-            tensor = f"{name}.weight_scale"
-            raise InputError(
-                f"tensor {tensor} holds NaN or Inf; the checkpoint is damaged, make it again", tensor=tensor
-            )
-        if weight.zero is not None and weight.zero.numel() and int(weight.zero.max()) >= 2**self.plan.w_bits:
-            tensor = f"{name}.weight_zero"
-            raise InputError(
-                f"tensor {tensor} holds codes beyond {self.plan.w_bits} bits; make it again", tensor=tensor
-            )
+        check_packed_weight(self.stored_weight(), name)
         self._prepack()
 
     def _prepack(self) -> None:
         """Change to the kernels' layout, where there is one, and free the stored tensors."""
-        weight = self.weight()
+        weight = self.stored_weight()
         if self.prepared is None and PreparedWeight.serves(weight):
             shifted = self.plan.a_bits != FULL and not self.plan.a_sym
             self.prepared = PreparedWeight.from_packed(weight, with_sums=shifted)
@@ -160,6 +159,11 @@ class QuantLinear(RotatedLinear):
         """rows [M, K] with 16-bit activations -> [M, N] of their dtype, bias added in float32."""
         if self.prepared is not None:
             return self.prepared.linear(rows, self.bias)
+        if self._has_bytes:
+            product: Tensor = torch.ops.dfq.w8a16_mm(
+                rows if self.bias is None else rows.float(), self.weight_packed, self.weight_scale, self.plan.group
+            )
+            return self._finished(product, rows.dtype)
         if self.plan.w_bits != INTEGER_BITS:
             return self._finished(F.linear(rows.float(), self._dense()), rows.dtype)
         out: Tensor = torch.ops.dfq.w4a16_mm(
@@ -167,12 +171,18 @@ class QuantLinear(RotatedLinear):
         )
         return self._finished(out, rows.dtype)
 
+    @property
+    def _has_bytes(self) -> bool:
+        """Whether the weight has a product of 8-bit codes with floats."""
+        p = self.plan
+        return supports(p.w_bits, p.cols, p.group, p.w_sym)
+
     def _finished(self, out: Tensor, dtype: torch.dtype) -> Tensor:
         """A float32 product with the bias added, cast once."""
         return (out if self.bias is None else out + self.bias.float()).to(dtype)
 
     def _dense(self) -> Tensor:
-        return self.weight().dequantize(torch.float32)
+        return self.stored_weight().dequantize(torch.float32)
 
 
 def forward_shared_input(first: nn.Module, second: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:

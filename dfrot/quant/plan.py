@@ -1,4 +1,5 @@
-"""What a dfq configuration means for every linear of a model: the one place that decides how each is quantized."""
+"""What a dfq configuration means for every linear of a model and for its embedding: the one place that decides how each
+is quantized."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from dfrot.rotation.online import HadamardSpec
 
 @dataclass(frozen=True)
 class LinearPlan:
-    """One linear that does more than `x W^T + b`."""
+    """One linear that does more than `x W^T + b`, or an embedding that is no dense table."""
 
     name: str
     """Full module name."""
@@ -41,6 +42,8 @@ class LinearPlan:
     """Clip ratio of the input."""
     hadamard: HadamardSpec | None
     """Rotation of the input before anything else (R4)."""
+    lookup: bool = False
+    """An embedding: its rows are looked up, and nothing is multiplied."""
 
     @property
     def groups(self) -> int:
@@ -77,36 +80,49 @@ def _check(arch: BoundArch, config: DfqConfig, where: str) -> None:
 
 
 def plan_linears(arch: BoundArch, config: DfqConfig, where: str = "config.json") -> dict[str, LinearPlan]:
-    """The linears that need one of our modules, by full name. Raises InputError on an inconsistent config."""
+    """The linears, and the embedding, that need one of our modules, by full name. Raises InputError on an inconsistent
+    config."""
     _check(arch, config, where)
+    plans = _plan_embedding(arch, config)
     scheme = config.scheme
     declared = [(linear, name) for _, linear, name in arch.linears()]
     declared.append((arch.spec.head, arch.spec.head.name))
-    plans = {}
     for linear, name in declared:
-        quantized = scheme is not None and name not in config.keep
+        table = config.head if name == arch.spec.head.name and config.head.quantized else None
+        quantized = scheme is not None and table is None and name not in config.keep
         hadamard = config.online.r4 if linear.reads == Space.MLP else None
         rows, cols = arch.shape(linear)
-        w_bits = scheme.w_bits if quantized and scheme else FULL
+        w_bits = table.bits if table else scheme.w_bits if quantized and scheme else FULL
         a_bits = scheme.a_bits if quantized and scheme else FULL
         if w_bits == FULL and a_bits == FULL and hadamard is None:
             continue
-        if w_bits != FULL and name == arch.spec.head.name and arch.tied:
-            raise InputError(f"{where}: {name} is quantized but shares its weight with the embedding; untie it first")
         plans[name] = LinearPlan(
             name=name,
             rows=rows,
             cols=cols,
             packed=w_bits != FULL and not config.fake,
             w_bits=w_bits,
-            group=scheme.w_group if scheme else 0,
-            w_sym=scheme.w_sym if scheme else True,
+            group=table.group if table else scheme.w_group if scheme else 0,
+            w_sym=table.symmetric if table else scheme.w_sym if scheme else True,
             a_bits=a_bits,
             a_sym=scheme.a_sym if scheme else False,
             a_clip=config.a_clips.get(name, scheme.a_clip if scheme else 1.0),
             hadamard=hadamard,
         )
+    tied = [name for name in (arch.spec.head.name, arch.spec.embed) if name in plans and plans[name].w_bits != FULL]
+    if tied and arch.tied:
+        raise InputError(f"{where}: {tied[0]} is quantized, but head and embedding share one weight; untie them first")
     return plans
+
+
+def _plan_embedding(arch: BoundArch, config: DfqConfig) -> dict[str, LinearPlan]:
+    """The embedding's plan by its name, if it is quantized."""
+    table, name = config.embed, arch.spec.embed
+    if not table.quantized:
+        return {}
+    grid, activations = (table.bits, table.group, table.symmetric), (FULL, False, 1.0)
+    plan = LinearPlan(name, arch.vocab_size, arch.hidden, not config.fake, *grid, *activations, None, lookup=True)
+    return {name: plan}
 
 
 def packed_tensors(plan: LinearPlan) -> dict[str, tuple[torch.dtype, tuple[int, int]]]:
@@ -124,7 +140,9 @@ def check_packed(checkpoint: Checkpoint, arch: BoundArch, plans: dict[str, Linea
     """Compare a packed checkpoint's tensors with its config. Raises InputError naming tensor and file."""
     packed = {name: plan for name, plan in plans.items() if plan.packed}
     expected: dict[str, tuple[torch.dtype | None, tuple[int, ...]]] = {
-        name: (None, shape) for name, shape in arch.tensors().items() if name.removesuffix(".weight") not in packed
+        name: (None, shape)
+        for name, shape in {**arch.tensors(), **arch.biases()}.items()
+        if name.removesuffix(".weight") not in packed
     }
     for plan in packed.values():
         expected.update(packed_tensors(plan))
@@ -143,11 +161,8 @@ def check_packed(checkpoint: Checkpoint, arch: BoundArch, plans: dict[str, Linea
                 file=entry.file,
                 tensor=name,
             )
-    optional = {f"{name}.bias" for _, _, name in arch.linears()} | {f"{arch.spec.head.name}.bias"}
-    if arch.tied:
-        optional.add(f"{arch.spec.head.name}.weight")
     for name, entry in checkpoint.entries.items():
-        is_known = name in expected or name in optional or name.endswith(ROTARY_TABLE)
+        is_known = name in expected or name.endswith(ROTARY_TABLE)
         if not is_known and not arch.is_outside(name):
             raise InputError(
                 f"{entry.file}: tensor {name} does not belong to this model; is config.json the right one?",

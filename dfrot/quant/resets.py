@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -58,13 +59,11 @@ def attach(root: nn.Module, resets: Iterable[Reset], prefix: str = "") -> None:
     for reset in resets:
         if reset.module == prefix or not prefix:
             module = root.get_submodule(reset.module) if not prefix else root
-            module.register_forward_hook(_hook(reset))
+            module.register_forward_hook(partial(_reset_output, reset))  # no closure: models can be pickled
 
 
-def _hook(reset: Reset) -> Any:
-    def after(module: nn.Module, args: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (reset.apply(output[0]), *output[1:])
-        return reset.apply(output)
-
-    return after
+def _reset_output(reset: Reset, module: nn.Module, args: Any, output: Any) -> Any:
+    """A forward hook, once `reset` is given."""
+    if isinstance(output, tuple):
+        return (reset.apply(output[0]), *output[1:])
+    return reset.apply(output)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,6 +12,24 @@ import dfrot_kernels  # noqa: F401  (registers torch.ops.dfq)
 from dfrot.quant.plan import LinearPlan
 from dfrot.quant.scheme import FULL
 from dfrot.quant.sinks import Sinks
+
+
+class _Hadamard(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, base: Tensor, block: int) -> Tensor:
+        ctx.base, ctx.block = base, block
+        out: Tensor = torch.ops.dfq.hadamard(x.contiguous(), base, block)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        # orthogonal: the transpose, which is base^T (x) Sylvester
+        return torch.ops.dfq.hadamard(gradient.contiguous(), ctx.base.T.contiguous(), ctx.block), None, None
+
+
+def hadamard(x: Tensor, base: Tensor, block: int) -> Tensor:
+    """`torch.ops.dfq.hadamard` of x [..., K] with a gradient. base [n, n], block: of the HadamardSpec."""
+    return _Hadamard.apply(x, base, block)  # type: ignore[no-untyped-call, no-any-return]
 
 
 class RotatedLinear(nn.Module):
@@ -41,6 +61,8 @@ class RotatedLinear(nn.Module):
         rows = x.reshape(-1, self.plan.cols)
         if self.hadamard_base is not None:
             assert self.plan.hadamard is not None
+            if rows.requires_grad and torch.is_grad_enabled():  # an adapter is trained on a rotated checkpoint
+                return hadamard(rows, self.hadamard_base, self.plan.hadamard.block)
             rows = torch.ops.dfq.hadamard(rows, self.hadamard_base, self.plan.hadamard.block)
         return rows
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from dfrot.processor import fast_bfloat16
 from dfrot.quant.linear import QuantLinear
+from dfrot.quant.rotated_linear import hadamard
 from dfrot.quant.scheme import FULL
 from dfrot_kernels.layouts import PackedWeight
 
@@ -28,24 +29,6 @@ class _StraightThrough(torch.autograd.Function):
 def straight_through(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     """function(x), with the gradient of x itself (the estimator of arXiv 1308.3432)."""
     return _StraightThrough.apply(x, function)  # type: ignore[no-untyped-call, no-any-return]
-
-
-class _Hadamard(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, base: Tensor, block: int) -> Tensor:
-        ctx.base, ctx.block = base, block
-        out: Tensor = torch.ops.dfq.hadamard(x.contiguous(), base, block)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        # orthogonal: the transpose, which is base^T (x) Sylvester
-        return torch.ops.dfq.hadamard(gradient.contiguous(), ctx.base.T.contiguous(), ctx.block), None, None
-
-
-def hadamard(x: Tensor, base: Tensor, block: int) -> Tensor:
-    """`torch.ops.dfq.hadamard` of x [..., K] with a gradient. base [n, n], block: of the HadamardSpec."""
-    return _Hadamard.apply(x, base, block)  # type: ignore[no-untyped-call, no-any-return]
 
 
 class _Product(torch.autograd.Function):
@@ -86,7 +69,7 @@ class TrainableLinear(nn.Module):
 
     def __init__(self, module: QuantLinear) -> None:
         super().__init__()
-        weight = module.weight()
+        weight = module.stored_weight()
         self.plan, self.weight = module.plan, weight
         zero = torch.full_like(weight.scale, 2.0 ** (weight.bits - 1)) if weight.zero is None else weight.zero
         self.integers = weight.codes().float() - self._per_column(zero.float())

@@ -14,8 +14,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union
 
 from dfrot.errors import DfqError, InputError
-from dfrot.quant.scheme import QuantScheme
-from dfrot.recipe.types import fits, is_settable, shown, wanted
+from dfrot.recipe.types import NAMED, fits, is_settable, shown, wanted
 
 T = TypeVar("T")
 
@@ -60,9 +59,9 @@ def build(settings: type[T], value: Any, where: str, shared: Mapping[str, Any] |
 
 def convert(value: Any, hint: Any, where: str, shared: Mapping[str, Any] | None = None) -> Any:
     """`value` as the type `hint`. where: the key, for messages. Raises InputError for a value of another type."""
-    if hint is QuantScheme and isinstance(value, str):
+    if hint in NAMED and isinstance(value, NAMED[hint]) and not isinstance(value, bool):
         try:
-            return QuantScheme.parse(value)
+            return hint.parse(value)
         except DfqError as error:
             raise _placed(error, where) from None
     if is_dataclass(hint):

@@ -10,7 +10,10 @@ from dataclasses import is_dataclass
 from typing import Any, Literal, Union
 
 from dfrot.quant.scheme import QuantScheme
+from dfrot.quant.table import TableScheme
 
+NAMED: dict[Any, tuple[type, ...]] = {QuantScheme: (str,), TableScheme: (str, int)}
+"""Settings that a recipe gives by their name, and the types in which YAML reads such names."""
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 _SHOWN_CHARACTERS = 60  # of a wrong value in a message
 
@@ -21,7 +24,7 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is type(None):
         return value is None
     if is_dataclass(hint):
-        return isinstance(value, Mapping) or (hint is QuantScheme and isinstance(value, str))
+        return isinstance(value, (Mapping, *NAMED.get(hint, ())))
     if origin is Literal:
         return value in typing.get_args(hint)
     if origin is tuple:

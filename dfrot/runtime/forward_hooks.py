@@ -16,6 +16,7 @@ from dfrot.compat.cache import is_dynamic, new_cache, replace_layers
 from dfrot.errors import UnsupportedError
 from dfrot.quant.sinks import Sinks
 from dfrot.runtime.attention import NAME as ATTENTION
+from dfrot.runtime.attention import register_attention
 from dfrot.runtime.kv_cache import DfqCacheLayer
 from dfrot.runtime.packed_states import KVSpec
 
@@ -44,6 +45,11 @@ class ForwardHooks:
         self.n_layers = n_layers
         self.sinks = Sinks(sink_tokens)
         self._transient = False  # the running call has a cache that its caller did not ask for
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A model that was pickled may arrive in a process where no dfq model was loaded yet."""
+        self.__dict__.update(state)
+        register_attention()
 
     def attach(self, base: nn.Module) -> None:
         """Register the hooks on the base model, the part below the head."""

@@ -17,6 +17,7 @@ from dfrot.errors import InputError, UnsupportedError
 from dfrot.quant import resets
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.dense_linear import DenseLinear
+from dfrot.quant.embedding import QuantEmbedding
 from dfrot.quant.linear import QuantLinear
 from dfrot.quant.plan import LinearPlan, plan_linears
 from dfrot.quant.scheme import FULL
@@ -61,8 +62,14 @@ def _new_linear(plan: LinearPlan, old: nn.Module, entry: TensorEntry | None, dty
     return DenseLinear(plan, bias, dtype, stored)
 
 
+def _new_embedding(plan: LinearPlan, old: nn.Module, arch: BoundArch, dtype: torch.dtype) -> nn.Module:
+    """Our module in place of the embedding `old`. Some architectures scale in there, others in the model."""
+    return QuantEmbedding(plan, dtype, arch.scalar("embed") if hasattr(old, "embed_scale") else 1.0)
+
+
 def replace_linears(model: Any, config: DfqConfig, files: Sequence[str] | None) -> None:
-    """Replace the linears that `config` touches by ours, then compare the files with the model's tensors.
+    """Replace the linears, and the embedding, that `config` touches by ours, then compare the files with the model's
+    tensors.
 
     Raises InputError naming the first missing, unexpected or malformed tensor and its file."""
     arch = _bound_arch(model)
@@ -71,6 +78,10 @@ def replace_linears(model: Any, config: DfqConfig, files: Sequence[str] | None) 
     install_experts(model, arch, model.dtype)
     for name, plan in plan_linears(arch, config, where).items():
         module = arch.module(name)
+        if plan.lookup:
+            if plan.packed:  # a simulated table is an ordinary one
+                model.set_submodule(module, _new_embedding(plan, model.get_submodule(module), arch, model.dtype))
+            continue
         entry = entries.get(f"{name}.weight")
         # a simulated weight lies on a grid that the model's dtype may not hold: keep the stored one
         stored = entry if config.fake and plan.w_bits != FULL else None
@@ -142,6 +153,8 @@ def finish_model(model: Any, config: DfqConfig) -> None:
         if isinstance(module, QuantLinear | DenseLinear):
             module.prepare(arch.stored(name))
             module.sinks = hooks.sinks if name != arch.spec.head.name else None
+        elif isinstance(module, QuantEmbedding):
+            module.prepare(arch.stored(name))
         elif isinstance(module, Experts):
             module.sinks = hooks.sinks
     if kv is not None:

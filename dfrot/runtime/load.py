@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dfrot.arch import describe, with_described_names
+from dfrot.arch import describe, resolve
 from dfrot.checkpoint import Checkpoint
 from dfrot.compat.lazy_weights import lazy_state_dict
 from dfrot.compat.logs import quiet_transformers
@@ -29,18 +30,8 @@ def check_folder(path: Path) -> tuple[Checkpoint, DfqConfig | None]:
     Reads no weight. Raises DfqError, in one line, for what `load_model` could not load."""
     checkpoint = open_model(path)
     config_file = checkpoint.path / "config.json"
-    if (checkpoint.path / "adapter_config.json").exists():
-        raise UnsupportedError(
-            f"{checkpoint.path}: holds an adapter, which names its base model; merge the two first",
-            file=checkpoint.path,
-        )
-    if "transformers_weights" in checkpoint.config:
-        raise UnsupportedError(
-            f"{config_file}: transformers_weights names another weight file; remove the entry", file=config_file
-        )
     config = DfqConfig.of(checkpoint.config, str(config_file))
-    arch = describe(checkpoint.config, str(config_file))
-    checkpoint = with_described_names(checkpoint, arch)
+    checkpoint, arch = resolve(checkpoint, to_run=True)
     plans = plan_linears(arch, config, str(config_file)) if config is not None else {}
     if any(plan.packed for plan in plans.values()):
         check_packed(checkpoint, arch, plans)
@@ -116,6 +107,7 @@ def load_model(path: Path | str, dtype: torch.dtype | str | None = None, fake: b
             model, info = loader.from_pretrained(
                 **source,
                 dtype=_resolve_dtype(checkpoint, dtype),
+                key_mapping={f"^{re.escape(checkpoint.prefix)}": ""} if checkpoint.prefix else None,
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,

@@ -48,16 +48,21 @@ class NativeDecoder:
         self.arch, self.kv, self.sinks = arch, kv, sinks
         self.decoder: Decoder | None = None
         self.unfit: str | None = None
+        if kv is None:
+            self.unfit = "keys and values are kept in 16 bits"
+        elif not native.active():
+            self.unfit = f"no native library: {native.status()}"
         self.steps = 0
         self.fallbacks: dict[str, int] = {}
         self._built_for: tuple[Any, ...] = ()  # the state of the model that `decoder` was built for
+        self._linears: list[Any] = []  # of the blocks, when `decoder` was built: adapters replace them
         self._hook_tables: list[dict[Any, Any]] = []
         self._angles: tuple[Tensor, Tensor] | None = None  # cos and sin float32 [positions, head_dim]
         self._cache_table: tuple[list[Any], Tensor] | None = None  # buffers, and the table of their addresses
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> NativeDecoder:
-        """A copied model builds its own tables."""
-        return NativeDecoder(self.arch, self.kv, self.sinks)
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A model that is copied, or pickled and loaded in another process, builds its own tables."""
+        return NativeDecoder, (self.arch, self.kv, self.sinks)
 
     def report(self) -> dict[str, Any]:
         """steps: calls served natively. fallbacks: reason -> calls served by the modules. unfit: why never, or None."""
@@ -147,11 +152,15 @@ class NativeDecoder:
 
     def _checked_cache(self, base: Any, kwargs: dict[str, Any]) -> Any:
         """The cache of a call that fits; raises NotServable with the reason otherwise. Cheap: it runs on every step."""
+        if self._linears and self.unfit and self._current_linears(base) != self._linears:
+            self.unfit = None
         if self.unfit:
             raise NotServable(self.unfit)
         inputs = input_of(kwargs)
         cache = packed_cache(kwargs)
         layer: DfqCacheLayer = cache.layers[0]
+        if layer.length == 0 and self.decoder is not None and self._current_linears(base) != self._linears:
+            self.decoder = None
         check_arguments(base.config, kwargs, inputs)
         if self._hook_tables and any(self._hook_tables):
             raise NotServable("hooks on the modules")
@@ -169,6 +178,7 @@ class NativeDecoder:
         prepared = getattr(first, "prepared", None)  # replaced by `to`, like the norm's weight
         state = (weight.data_ptr(), weight.dtype, hidden.dtype, str(hidden.device), id(prepared))
         if self.decoder is None or state != self._built_for:
+            self.decoder, self._linears = None, self._current_linears(base)
             try:
                 self.decoder = build_decoder(base, self.arch, self.kv, self.sinks.count, hidden)
             except NotServable as reason:
@@ -179,6 +189,12 @@ class NativeDecoder:
             if any(self._hook_tables):
                 raise NotServable("hooks on the modules")
         return self.decoder
+
+    def _current_linears(self, base: Any) -> list[Any]:
+        """The modules that are the linears of the blocks now; none for mixtures, which never have a decoder."""
+        if self.arch.spec.experts is not None:
+            return []
+        return [module_of(base, name) for _, _, name in self.arch.linears()]
 
     def _rope_angles(self, base: Any, hidden: Tensor, begin: int, rows: int) -> tuple[Tensor, Tensor]:
         """cos and sin float32 [rows, head_dim] of the positions begin .. begin + rows, from the model's own module."""
@@ -222,10 +238,6 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
 def attach_native_decoder(model: Any, base: Any, arch: BoundArch, kv: KVSpec | None, sinks: Sinks) -> None:
     """Let the forward of `base`, the part of `model` below its head, try the native path first."""
     decoder = NativeDecoder(arch, kv, sinks)
-    if kv is None:
-        decoder.unfit = "keys and values are kept in 16 bits"
-    elif not native.active():
-        decoder.unfit = f"no native library: {native.status()}"
     base.dfq_native = model.dfq_native = decoder
     if decoder.unfit is None:
         replace_forward(base, _forward)

@@ -13,7 +13,8 @@ from dfrot.arch import BoundArch
 from dfrot.compat import attention as table
 from dfrot.quant.activations import fake_quantize_kv
 from dfrot.quant.linear import QuantLinear
-from dfrot.quant.trainable_linear import RoundedTo, TrainableLinear, hadamard, straight_through
+from dfrot.quant.rotated_linear import hadamard
+from dfrot.quant.trainable_linear import RoundedTo, TrainableLinear, straight_through
 from dfrot.runtime.native_operands import attention_of
 from dfrot.runtime.packed_states import KVSpec
 

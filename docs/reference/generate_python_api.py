@@ -51,6 +51,11 @@ SECTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("dfrot.hub:resolve_model", "dfrot.runtime.load:load"),
         (),
     ),
+    "Import": (
+        "Another tool's quantized model as an ordinary checkpoint; the other functions read such models as they are.",
+        ("dfrot.stages.imports.run:import_model",),
+        ("dfrot.stages.imports.run:ImportSettings",),
+    ),
     "Rotate": (
         "Fuse R1 and R2 into the weights, refine R1 on text.",
         ("dfrot.stages.rotate.run:rotate",),

@@ -32,8 +32,8 @@ enum dfq_dtype { DFQ_FLOAT32 = 0, DFQ_BFLOAT16 = 1, DFQ_FLOAT16 = 2 };
 // 64-bit ARM: NEON, dotprod, i8mm (and bf16).
 enum dfq_instruction_set { DFQ_SCALAR = 0, DFQ_AVX2 = 1, DFQ_AVX512 = 2, DFQ_NEON = 3, DFQ_DOTPROD = 4, DFQ_I8MM = 5 };
 
-// How a weight of a draft is stored, beside the dense types of enum dfq_dtype (float32, bfloat16): one byte a code
-// with scale bfloat16 [n] and zero point 128, or tiles of 4-bit codes (cpu/tile16/tile16_kernels.h).
+// How a weight of a draft or head is stored, beside the dense types of enum dfq_dtype (float32, bfloat16): a byte a
+// code with bfloat16 scales and zero point 128, or tiles of 4-bit codes (cpu/tile16/tile16_kernels.h).
 enum dfq_kind { DFQ_CODES8 = 8, DFQ_TILES = 16 };
 
 // The description that this library was built with (dfq_abi_description.h): lines, the last one ended too.
@@ -552,8 +552,10 @@ DFQ_AT(dfq_tiled_w4a8_args, dtype, 96); DFQ_AT(dfq_tiled_w4a8_args, out, 104);
 DFQ_AT(dfq_tiled_w4a8_args, threads, 112); DFQ_SIZE(dfq_tiled_w4a8_args, 120);
 DFQ_API int dfq_tiled_w4a8(const struct dfq_tiled_w4a8_args* args);
 
-// out [m, n] = x [m, k] w[n, k]^T, all of `dtype`, float32 or bfloat16; float32 sums, and every row has the bits that
-// it has alone. For a few rows: the weight is read once for every 16 of them.
+// out [m, n] = x [m, k] w[n, k]^T, both of `dtype`; float32 sums, and every row has the bits that it has alone. w is
+// of float32 or bfloat16 like x (kind: dtype), or one byte a code (kind: DFQ_CODES8) with zero point 128 and scale
+// bfloat16 [n, groups]; group: columns per scale, a multiple of 16, 0 = one scale per row. For a few rows: the weight
+// is read once for every 16 of them.
 struct dfq_dense_args {
   const void* x;
   int64_t dtype;
@@ -561,12 +563,16 @@ struct dfq_dense_args {
   int64_t n;
   int64_t k;
   const void* weight;
+  int64_t kind;
+  const uint16_t* scale;  // or null
+  int64_t group;
   void* out;
   int64_t threads;
 };
 DFQ_AT(dfq_dense_args, x, 0); DFQ_AT(dfq_dense_args, dtype, 8); DFQ_AT(dfq_dense_args, m, 16);
 DFQ_AT(dfq_dense_args, n, 24); DFQ_AT(dfq_dense_args, k, 32); DFQ_AT(dfq_dense_args, weight, 40);
-DFQ_AT(dfq_dense_args, out, 48); DFQ_AT(dfq_dense_args, threads, 56); DFQ_SIZE(dfq_dense_args, 64);
+DFQ_AT(dfq_dense_args, kind, 48); DFQ_AT(dfq_dense_args, scale, 56); DFQ_AT(dfq_dense_args, group, 64);
+DFQ_AT(dfq_dense_args, out, 72); DFQ_AT(dfq_dense_args, threads, 80); DFQ_SIZE(dfq_dense_args, 88);
 DFQ_API int dfq_dense(const struct dfq_dense_args* args);
 
 // key [batch, rows, heads, k_dim], value [batch, rows, heads, v_dim] -> positions `position` and on of the cache of

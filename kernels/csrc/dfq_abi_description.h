@@ -65,8 +65,8 @@
   "dfq_tiled_w4a8: const int8_t* q, const float* x_scale, const int32_t* x_zero?, int64_t m, int64_t n, int64_t" \
   " k, const uint8_t* tiles, const uint16_t* scale, const uint8_t* zero?, const int32_t* sums?, int64_t group, " \
   "const float* bias?, int64_t dtype, void* out, int64_t threads\n" \
-  "dfq_dense: const void* x, int64_t dtype, int64_t m, int64_t n, int64_t k, const void* weight, void* out, " \
-  "int64_t threads\n" \
+  "dfq_dense: const void* x, int64_t dtype, int64_t m, int64_t n, int64_t k, const void* weight, int64_t kind, " \
+  "const uint16_t* scale?, int64_t group, void* out, int64_t threads\n" \
   "dfq_kv_append: const void* key, const void* value, int64_t dtype, int64_t batch, int64_t rows, int64_t " \
   "heads, int64_t k_dim, int64_t v_dim, uint8_t* k_packed, uint16_t* k_scale, uint8_t* k_zero?, uint8_t* " \
   "v_packed, uint16_t* v_scale, uint8_t* v_zero?, int64_t position, int64_t bits, int64_t symmetric, double " \

@@ -235,13 +235,17 @@ def tiled_w4a8(*, q: Tensor, x_scale: Tensor, x_zero: Tensor | None, m: int, n: 
         _refuse("dfq_tiled_w4a8", code)
 
 
-_dense = Struct("=qqqqqqqq").pack
+_dense = Struct("=qqqqqqqqqqq").pack
 
 
-def dense(*, x: Tensor, dtype: int, m: int, n: int, k: int, weight: Tensor, out: Tensor) -> None:
-    """dfq_dense: out [m, n] = x [m, k] w[n, k]^T, all of `dtype`, float32 or bfloat16; float32 sums, and every row
-    has the bits that it has alone. For a few rows: the weight is read once for every 16 of them."""
-    code = functions["dfq_dense"](_dense(x.data_ptr(), dtype, m, n, k, weight.data_ptr(), out.data_ptr(), _threads()))
+def dense(*, x: Tensor, dtype: int, m: int, n: int, k: int, weight: Tensor, kind: int, scale: Tensor | None,
+          group: int, out: Tensor) -> None:
+    """dfq_dense: out [m, n] = x [m, k] w[n, k]^T, both of `dtype`; float32 sums, and every row has the bits that it
+    has alone. w is of float32 or bfloat16 like x (kind: dtype), or one byte a code (kind: DFQ_CODES8) with zero point
+    128 and scale bfloat16 [n, groups]; group: columns per scale, a multiple of 16, 0 = one scale per row. For a few
+    rows: the weight is read once for every 16 of them."""
+    code = functions["dfq_dense"](_dense(x.data_ptr(), dtype, m, n, k, weight.data_ptr(), kind,
+        0 if scale is None else scale.data_ptr(), group, out.data_ptr(), _threads()))
     if code:
         _refuse("dfq_dense", code)
 

@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 
-from dfrot.errors import InputError, UnsupportedError
+from dfrot.errors import ExistsError, InputError, UnsupportedError
 from dfrot.quant.scheme import QuantScheme
-from dfrot.stages.compare import run as compare_module
+from dfrot.stages.compare import measure as measure_module
+from dfrot.stages.compare import store as store_module
 from dfrot.stages.compare.cells import comparison_cells, comparison_groups
+from dfrot.stages.compare.make import CheckpointMaker
 from dfrot.stages.compare.markdown import markdown
 from dfrot.stages.compare.rows import ROTATIONS, ROWS, STANDARD
 from dfrot.stages.compare.settings import CompareSettings
+from dfrot.stages.compare.store import CellStore
 from dfrot.stages.compare.table import summarise
 
 
@@ -164,24 +167,25 @@ def test_killed_and_resumed(
 ) -> None:
     """Interrupted after the fourth cell, the rest is made on resuming, and the numbers are those of one run."""
     measured: list[str] = []
-    evaluate = compare_module.evaluate
+    measure = measure_module.measure_model
 
-    def counting(models: Any, *rest: Any) -> Any:
+    def counting(model: Any, checkpoint: Any, *rest: Any) -> Any:
         if len(measured) == 4:
             measured.append("interrupt")
             raise KeyboardInterrupt
-        measured.append(Path(models[0]).name)
-        return evaluate(models, *rest)
+        measured.append(checkpoint.path.name)
+        return measure(model, checkpoint, *rest)
 
-    monkeypatch.setattr(compare_module, "evaluate", counting)
+    monkeypatch.setattr(measure_module, "measure_model", counting)
     out = tmp_path / "out"
     assert dfq(*options, "--out", out).code == 130
     assert not out.exists()
     resumed = dfq(*options, "--out", out, "--json")
     assert resumed.code == 0, resumed.err
-    assert len(measured) == 7 + 1  # seven cells, each measured once, and the interruption
+    # seven cells, each measured once, the interruption, and the baseline again: others are compared with its logits
+    assert len(measured) == 7 + 1 + 1
     assert sorted(path.name for path in out.iterdir()) == ["compare.json", "compare.md", "stage.json"]
-    straight = dfq(*options, "--out", tmp_path / "straight")
+    straight = dfq(*options, "--store", tmp_path / "store", "--out", tmp_path / "straight")
     assert straight.code == 0
     assert all(word in straight.out for word in ("bf16", "GPTQ + DFRot", "claim", "straight/compare.json"))
     from dfrot.files import read_json
@@ -219,6 +223,20 @@ def test_chosen_rows_alone_are_made(dfq: Any, options: tuple[object, ...], tmp_p
     assert "difference" not in text
 
 
+def test_what_does_not_fit_is_refused_before_work(
+    dfq: Any, make: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve bits of a head are no whole bytes: quantize would say so, behind the first rotation."""
+    monkeypatch.setattr(CheckpointMaker, "make", lambda *_: pytest.fail("work began"))
+    model = make(num_attention_heads=8)
+    refused = dfq(
+        "compare", "--model", model, "--dataset", text, "--scheme", "w4a4kv3", "--seqlen", 32, "--out", tmp_path / "out"
+    )
+    assert refused.code == 2
+    assert refused.err.count("\n") == 1
+    assert "head_dim 4 at 3 bits does not fill whole bytes" in refused.err
+
+
 def test_rows_are_listed_without_a_model(dfq: Any) -> None:
     result = dfq("compare", "--list-rows")
     assert result.code == 0
@@ -226,3 +244,71 @@ def test_rows_are_listed_without_a_model(dfq: Any) -> None:
     refused = dfq("compare", "--model", "reference", "--rows", "gptq,rtn-none", "--out", "x")
     assert refused.code == 2
     assert "--rows 'gptq': choose one of rtn-none" in refused.err
+
+
+def test_a_second_run_measures_only_what_is_new(
+    dfq: Any, options: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A further row and a further seed are added to what the store holds; the rest keeps its bytes."""
+    made: list[str] = []
+    make = CheckpointMaker.make
+    monkeypatch.setattr(CheckpointMaker, "make", lambda self, cell: made.append(cell.name) or make(self, cell))
+    first = dfq(*options, "--rows", "rtn-none,rtn-hadamard", "--out", tmp_path / "first", "--json").json
+    assert made == ["w4a4kv4-rtn-none", "w4a4kv4-rtn-hadamard-0"]
+    more = ("--rows", "rtn-none,rtn-hadamard,gptq-hadamard", "--seeds", 2)
+    second = dfq(*options, *more, "--out", tmp_path / "second", "--json").json
+    assert made[2:] == ["w4a4kv4-gptq-hadamard-0", "w4a4kv4-rtn-hadamard-1", "w4a4kv4-gptq-hadamard-1"]
+    assert {name: second["cells"][name] for name in first["cells"]} == first["cells"]
+    assert not second["other_code"]
+    assert not list((tmp_path / ".compare" / "work").iterdir())
+    # another state of the code is named, and measured again only when told so
+    monkeypatch.setattr(store_module, "code_digest", lambda: "other")
+    third = dfq(*options, *more, "--out", tmp_path / "third")
+    assert len(made) == 5
+    assert "6 cells were measured by another state of dfq's code" in third.err
+    again = dfq(*options, *more, "--no-resume", "--out", tmp_path / "fourth", "--json").json
+    assert len(made) == 10
+    assert not again["other_code"]
+
+
+def test_rows_cost_time_and_memory_and_diverge(dfq: Any, options: tuple[object, ...], tmp_path: Path) -> None:
+    also = tmp_path / "other.txt"
+    also.write_text("".join(f"{n} times {n} is not {n * n + 1}; it is less.\n" for n in range(300)))
+    rows = ("--rows", "rtn-none,gptq-hadamard", "--seeds", 2, "--also", also)
+    report = dfq(*options, *rows, "--out", tmp_path / "out", "--json").json
+    base, rtn, gptq = report["tables"]["w4a4kv4"]["rows"]
+    assert (base["kl"], base["top1"], base["make_seconds"]) == (0, 1, 0)
+    assert rtn["kl"] > 0
+    assert rtn["kl_ci"][0] <= rtn["kl"] <= rtn["kl_ci"][1]
+    kls = [report["cells"][f"w4a4kv4-gptq-hadamard-{seed}"]["kl"] for seed in (0, 1)]
+    assert gptq["kl"] == pytest.approx(sum(kls) / 2)
+    assert gptq["make_seconds"] > rtn["make_seconds"] > 0
+    assert rtn["peak_memory"] > 50e6
+    text = str(also)
+    assert base["also"][text]["ratio_to_bf16"] == 1
+    assert base["also"][text]["perplexity"] != base["perplexity"]
+    assert gptq["also"][text]["spread"] > 0
+    assert [entry["dataset"]["name"] for entry in report["also"]] == [text]
+    assert report["calibration"]["evaluated"]  # a single file is both splits
+    page = (tmp_path / "out" / "compare.md").read_text()
+    assert f"Further text {text}, which nothing was calibrated on" in page
+    assert "Its only text is also that of calibration" in page
+    # the calibrated text itself is no further text
+    refused = dfq(*options, "--also", options[4], "--out", tmp_path / "no")
+    assert refused.code == 2
+    assert "is the text of the calibration" in refused.err
+
+
+def test_a_store_is_for_one_process_and_checks_what_it_reads(tmp_path: Path) -> None:
+    store = CellStore(tmp_path / "store")
+    second = CellStore(tmp_path / "store").locked()
+    with store.locked(), pytest.raises(ExistsError, match="another dfq compare is working here"), second:
+        pass
+    with store.locked():
+        store.put({"a": 1}, {"value": 2})
+    assert store.get({"a": 1}) == {"value": 2, "same_code": True}
+    assert not store.has({"a": 2})
+    (file,) = (tmp_path / "store").glob("*.json")
+    file.write_text(file.read_text().replace('"a": 1', '"a": 3'))
+    with pytest.raises(InputError, match="is not what dfq compare wrote"):
+        store.get({"a": 1})

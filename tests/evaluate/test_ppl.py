@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from dfrot.errors import GateError
+from dfrot.evaluate import logits as logits_module
 from dfrot.evaluate import ppl
 from dfrot.evaluate.baseline import Baseline
 from dfrot.evaluate.divergence import agreement_observer
@@ -19,12 +20,17 @@ from dfrot.runtime.load import load, load_model
 WINDOWS = torch.randint(0, 256, (5, 17), generator=torch.Generator().manual_seed(0))
 
 
+def _set_tile(monkeypatch: pytest.MonkeyPatch, rows: int, columns: int) -> None:
+    monkeypatch.setattr(logits_module, "ROWS", rows)
+    monkeypatch.setattr(logits_module, "COLUMNS", columns)
+
+
 @pytest.mark.parametrize("batch", [1, 2, 5])
-@pytest.mark.parametrize("limit", [1, 1 << 26])
+@pytest.mark.parametrize("tile", [(1, 7), (5, 100), (1024, 1024)])
 def test_losses_are_those_of_the_definition(
-    source: Path, batch: int, limit: int, monkeypatch: pytest.MonkeyPatch
+    source: Path, batch: int, tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ppl, "LOGIT_BYTES", limit)  # 1: a position at a time
+    _set_tile(monkeypatch, *tile)
     model = load_model(source)
     done: list[int] = []
     losses = ppl.window_losses(model, WINDOWS, batch, done.append)
@@ -44,17 +50,21 @@ def test_broken_weights_are_an_error_not_a_number(source: Path) -> None:
         ppl.window_losses(model, WINDOWS)
 
 
-def test_agreement_with_oneself_and_with_another(source: Path, packed: Path) -> None:
+@pytest.mark.parametrize("tile", [(3, 19), (1024, 1024)])
+def test_agreement_with_oneself_and_with_another(
+    source: Path, packed: Path, tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _set_tile(monkeypatch, *tile)
     model = load_model(source)
     baseline = Baseline(model)
     ppl.window_losses(model, WINDOWS, 2, observe=baseline.record)
     baseline.finish()
-    observe, same = agreement_observer(model, baseline, len(WINDOWS))
+    observe, same = agreement_observer(model, baseline, WINDOWS)
     ppl.window_losses(model, WINDOWS, 3, observe=observe)
     assert float(same.kl.abs().max()) < 1e-6
     assert float(same.top1.min()) == 1.0
     other = load_model(packed)
-    observe, apart = agreement_observer(other, baseline, len(WINDOWS))
+    observe, apart = agreement_observer(other, baseline, WINDOWS)
     ppl.window_losses(other, WINDOWS, 2, observe=observe)
     with torch.no_grad():
         p, q = (m(WINDOWS).logits[:, :-1].double().log_softmax(-1) for m in (model, other))

@@ -552,9 +552,27 @@ void draft(int64_t type, int64_t threads) {
                           .n = mlp,
                           .k = hidden,
                           .weight = blocks[0].gate.data,
+                          .kind = type,
                           .out = y.data(),
                           .threads = threads}),
          y);
+  for (const int64_t group : {int64_t(0), int64_t(32)}) {
+    const auto codes = integers<uint8_t>(mlp * hidden, 0, 255);
+    const auto scale = bfloats(mlp * 2);
+    report("dense, codes",
+           call(dfq_dense, {.x = in,
+                            .dtype = type,
+                            .m = rows,
+                            .n = mlp,
+                            .k = hidden,
+                            .weight = codes.data(),
+                            .kind = DFQ_CODES8,
+                            .scale = scale.data(),
+                            .group = group,
+                            .out = y.data(),
+                            .threads = threads}),
+           y);
+  }
 }
 
 }  // namespace

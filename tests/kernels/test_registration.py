@@ -35,6 +35,7 @@ def samples(example) -> dict[str, list[tuple[object, ...]]]:
     kv = torch.ops.dfq.kv_quantize(x, 4, False, 1.0)
     new = torch.randn(1, 2, 2, 16, generator=torch.Generator().manual_seed(1))
     stores = tuple(part for _ in range(2) for part in torch.ops.dfq.kv_quantize(new.transpose(0, 1), 4, False, 1.0))
+    b = example(9, 70, 32, True, 8).weight
     integer = [
         (q, x_scale, x_zero, w.packed, w.scale, w.zero, 32),
         (q, x_scale, x_zero, s.packed, s.scale, None, 0),
@@ -49,6 +50,7 @@ def samples(example) -> dict[str, list[tuple[object, ...]]]:
         "silu_mul_hadamard_quantize": [(x, x, ONE, 1, 4, False, 1.0), (x.half(), x.half(), None, 0, 8, True, 1.0)],
         "dequantize": [(w.packed, w.scale, w.zero, 4, 70, 32), (s.packed, s.scale, None, 4, 70, 0)],
         "w4a16_mm": [(x, w.packed, w.scale, w.zero, 32), (x.bfloat16()[None], s.packed, s.scale, None, 0)],
+        "w8a16_mm": [(x, b.packed, b.scale, 32), (x.half()[None], b.packed, b.scale[:, :1].contiguous(), 0)],
         "w4a8_mm": integer,
         "w4a4_mm": integer,
         "kv_quantize": [(x, 4, False, 1.0), (x[None].half(), 3, True, 0.9)],
@@ -116,6 +118,8 @@ REFUSED = [
     ("w4a16_mm", (torch.zeros(2, 8), _codes(3, 4), BF16, _codes(2, 1), 0), "zero has shape"),
     ("w4a16_mm", (torch.zeros(2, 8), _codes(3, 4), BF16, None, -1), "group is -1"),
     ("w4a16_mm", (torch.zeros(2, 8, dtype=torch.int64), _codes(3, 4), BF16, None, 0), "x is int64"),
+    ("w8a16_mm", (torch.zeros(2, 8), _codes(3, 4), BF16, 0), "8 bytes a row are needed"),
+    ("w8a16_mm", (torch.zeros(2, 24), _codes(3, 24), BF16.repeat(1, 3), 8), "group is 8"),
     ("w4a8_mm", (TOKENS[0].int(), *TOKENS[1:], _codes(3, 4), BF16, None, 0), "q is int32, int8"),
     ("w4a8_mm", (TOKENS[0], torch.ones(3), TOKENS[2], _codes(3, 4), BF16, None, 0), "x_scale has shape"),
     ("w4a4_mm", (*TOKENS[:2], torch.zeros(2), _codes(3, 4), BF16, None, 0), "x_zero is float32, int32"),

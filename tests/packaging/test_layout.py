@@ -20,7 +20,13 @@ DOORS = {
     "click": ("cli/dfrot_cli/",),
     "rich": ("cli/dfrot_cli/show.py",),
     "transformers": ("dfrot/compat/", "dfrot/runtime/", "dfrot/vision/", "dfrot/data/tokenizer.py"),
-    "huggingface_hub": ("dfrot/hub.py", "dfrot/inputs/gguf/folder.py", "dfrot/data/wikitext.py"),
+    "peft": ("dfrot/runtime/lora.py",),
+    "huggingface_hub": (
+        "dfrot/hub.py",
+        "dfrot/hub_download.py",
+        "dfrot/inputs/gguf/folder.py",
+        "dfrot/data/wikitext.py",
+    ),
     "ctypes": ("kernels/dfrot_kernels/native.py", "kernels/dfrot_kernels/memory.py"),
     "triton": ("kernels/dfrot_kernels/triton/", "kernels/dfrot_kernels/ops/"),
     "fast_hadamard_transform": ("kernels/dfrot_kernels/ops/hadamard/triton.py",),
@@ -39,8 +45,8 @@ DOORS = {
 ENVIRONMENT = {"kernels/dfrot_kernels/native.py", "kernels/dfrot_kernels/which.py"}
 # Top-level files of the library that every package may import; they import one another only.
 FILES = {
-    *("errors", "settings", "files", "processor", "checkpoint", "checkpoint_writer"),
-    *("tensor_file", "training_state", "stage_folder", "fingerprint", "progress"),
+    *("errors", "settings", "files", "processor", "checkpoint", "checkpoint_writer", "safetensors_file"),
+    *("weight_files", "tensor_file", "training_state", "stage_folder", "fingerprint", "progress"),
 }
 # The packages of the library (and two files above FILES): the duty of each, and which others it may import.
 PACKAGES = {
@@ -51,7 +57,8 @@ PACKAGES = {
     "rotation": ("Hadamard matrices, fusing, refinement of R1", "arch"),
     "inputs": ("quantized models of other tools, read as 16-bit checkpoints", "arch data"),
     "quant": ("schemes, grids, algorithms, quantized linears", "arch compat rotation"),
-    "hub": ("from the name of a model to its folder", "inputs quant reference"),
+    "hub": ("from the name of a model to its folder", "hub_download inputs quant reference"),
+    "hub_download": ("fetching a model from the hub", ""),
     "lineage": ("where a checkpoint comes from", "rotation"),
     "runtime": ("running a checkpoint", "arch compat data inputs quant rotation"),
     "vision": ("images in prompts, vision parts of checkpoints", "arch compat data inputs rotation"),

@@ -68,7 +68,7 @@ def test_casting_a_model_leaves_scales_alone() -> None:
     before = module(x)
     for dtype in (torch.float16, torch.float32):
         module.to(dtype)
-        assert module.weight().scale.dtype == torch.bfloat16
+        assert module.stored_weight().scale.dtype == torch.bfloat16
         assert module.bias is not None
         assert module.bias.dtype == dtype
     assert torch.allclose(module(x), before, atol=2e-2)

@@ -10,6 +10,8 @@ import click
 from dfrot.stages.compare.rows import ROWS, STANDARD
 from dfrot.stages.compare.settings import CompareSettings
 from dfrot_cli import show
+from dfrot_cli.compare_show import show_comparison
+from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, dataset_option, model_option, out_option
 from dfrot_cli.plan import plan
 from dfrot_cli.setting_options import options_of, settings_from
@@ -45,10 +47,10 @@ def command(model: str, out: Path, dataset: str | None, common: Common, **option
     and with the papers' claims about them.
     """
     common.prepare()
-    from dfrot.hub import default_dataset, resolve_model
+    from dfrot.hub import default_dataset
     from dfrot.stages.compare.run import compare
 
-    folder = resolve_model(model)
+    folder = model_folder(model)
     dataset = dataset or default_dataset(model, folder)
     settings = settings_from(CompareSettings, options, dataset=dataset, seed=common.seed)
     if common.plan:
@@ -56,43 +58,4 @@ def command(model: str, out: Path, dataset: str | None, common: Common, **option
         return
     with show.progress() as progress:
         report = compare(folder, out, settings, progress=progress, **common.stage())
-    show.as_json(report) if common.json else _tables(report, out)
-
-
-KEYS = ("perplexity", "spread", "ratio_to_bf16", "ratio_ci", "tokens_per_second", "decode_tokens_per_second")
-HEADS = ("method", "seeds", "perplexity", "spread", "x bf16", "95 % windows", "tokens/s", "decode/s", "on disk")
-
-
-def _tables(report: dict[str, Any], out: Path) -> None:
-    for scheme, table in report["tables"].items():
-        rows = [
-            (row["method"], row["seeds"], *(row[key] for key in KEYS), show.size(row["bytes_on_disk"]))
-            for row in table["rows"]
-        ]
-        show.table(f"{scheme}{' (simulated)' if table['simulated'] else ''}", HEADS, rows)
-        pairs = [
-            (
-                f"{row['method']} / {row['against']}",
-                row["ratio"],
-                row["ratio_ci"],
-                ", ".join(map(show.cell, row["ratio_by_seed"])),
-            )
-            for row in table["differences"]
-        ]
-        claims = [(row["claim"], row["value"], row["holds"]) for row in table["claims"]]
-        if pairs:
-            show.table("", ("difference", "ratio", "95 % windows", "by seed"), pairs)
-        if claims:
-            show.table("", ("claim", "value", "holds"), claims)
-    if report["objective"]:
-        keys = ("massive_tokens", "massive_error_ratio", "common_error_ratio", "objective_ratio", "never_rises")
-        heads = (
-            "refinement / its start",
-            "massive tokens",
-            "massive error",
-            "common error",
-            "objective",
-            "never rises",
-        )
-        show.table("", heads, [(row["rotation"], *(row[key] for key in keys)) for row in report["objective"]])
-    show.line(f"wrote {out / 'compare.json'} and {out / 'compare.md'}")
+    show.as_json(report) if common.json else show_comparison(report, out)

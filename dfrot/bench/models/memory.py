@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dfrot.bench.models.peer import LlamaCpp, Runner
+from dfrot.bench.process_meters import resident_memory
 from dfrot.errors import GateError
 from dfrot.files import read_json, write_json
-
-STATUS = Path("/proc/self/status")
-
-
-def resident_memory() -> dict[str, int]:
-    """Resident bytes of this process: `peak` since it started, `now`. Empty where the system does not report them."""
-    if not STATUS.is_file():
-        return {}
-    text = STATUS.read_text(encoding="ascii", errors="replace")
-    keys = (("peak", "VmHWM"), ("now", "VmRSS"))
-    matches = {name: re.search(rf"^{key}:\s+(\d+) kB", text, re.M) for name, key in keys}
-    return {name: int(match[1]) << 10 for name, match in matches.items() if match}
 
 
 def measure_memory(kind: str, path: Path, out: Path, *, threads: int, prefill: int, decode: int) -> dict[str, Any]:

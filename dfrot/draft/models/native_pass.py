@@ -62,7 +62,7 @@ def native_pass(draft: DreamNetwork) -> DraftPass | None:
 def _weight(linear: Any) -> Weight:
     if not isinstance(linear, QuantLinear):
         return linear.weight  # type: ignore[no-any-return]
-    return linear.weight() if linear.prepared is None else linear.prepared
+    return linear.stored_weight() if linear.prepared is None else linear.prepared
 
 
 def _weights(block: Any) -> tuple[Weight | None, ...]:

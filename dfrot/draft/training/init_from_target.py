@@ -30,7 +30,7 @@ EMBEDDING_SCALE = 0.3  # of the random weights by which eagle3 reads the embeddi
 def dense(linear: nn.Module) -> Tensor:
     """The weight float32 [N, K] by which a linear of a loaded target multiplies its unrotated input."""
     if isinstance(linear, QuantLinear):
-        weight: Tensor = linear.weight().dequantize(torch.float32)
+        weight: Tensor = linear.stored_weight().dequantize(torch.float32)
     else:
         weight = linear.weight.detach().float()  # type: ignore[operator]
     spec = getattr(getattr(linear, "plan", None), "hadamard", None)

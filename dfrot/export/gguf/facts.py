@@ -6,17 +6,23 @@ import math
 from pathlib import Path
 from typing import Any
 
+from dfrot.arch import described
+from dfrot.errors import DfqError
 from dfrot.inputs.gguf.header import read_header
+from dfrot.inputs.gguf.model import read_model, with_parts
+from dfrot.inputs.gguf.open import gguf_view
 
 QUANTIZED_TYPES = ("Q", "IQ", "TQ", "MXFP")  # how the names of quantized ggml types begin
 
 
 def gguf_facts(file: Path) -> dict[str, Any]:
-    """Size, types, tokenizer and origin of a GGUF file, from its header. Raises InputError for a damaged file."""
-    header = read_header(file)
+    """Size, types, tokenizer and origin of a GGUF model, in one file or several, and whether dfq reads it.
+
+    Raises InputError for a damaged file."""
+    header, tensors = with_parts(read_header(file), ())
     counts: dict[str, int] = {}
     weights = quantized = quantized_bytes = nbytes = 0
-    for tensor in header.tensors:
+    for tensor in tensors:
         elements = math.prod(tensor.shape)
         counts[tensor.type] = counts.get(tensor.type, 0) + 1
         weights, nbytes = weights + elements, nbytes + tensor.nbytes
@@ -28,7 +34,7 @@ def gguf_facts(file: Path) -> dict[str, Any]:
         "kind": "GGUF",
         "model_type": str(metadata.get("general.architecture"))[:60],
         "parameters": weights,
-        "bytes": file.stat().st_size,
+        "bytes": sum(part.stat().st_size for part in {file, *(tensor.file for tensor in tensors)}),
         "bits_per_weight": round(8 * nbytes / max(weights, 1), 4),
         "weights": ", ".join(f"{count} x {name}" for name, count in sorted(counts.items())),
         "activations": "16 bits in the file; llama.cpp computes with 8-bit blocks",
@@ -37,6 +43,7 @@ def gguf_facts(file: Path) -> dict[str, Any]:
         "tokens": header.lengths.get("tokenizer.ggml.tokens"),
         "chat_template": "tokenizer.chat_template" in metadata,
         "loads_in": ["llama.cpp and its descendants"],
+        "read_by_dfq": _read_by_dfq(file),
     }
     if quantized:
         facts["bits_per_quantized_weight"] = round(8 * quantized_bytes / quantized, 4)
@@ -44,3 +51,13 @@ def gguf_facts(file: Path) -> dict[str, Any]:
         facts["scheme"] = scheme[:40]
         facts["exported_from"] = str(metadata.get("dfq.source_digest"))[:64]
     return facts
+
+
+def _read_by_dfq(file: Path) -> str:
+    """Whether the stages read a GGUF file, in words."""
+    try:
+        model = read_model(file)
+        described(gguf_view(model, file.parent))
+    except DfqError as error:
+        return "no: " + str(error).removeprefix(f"{file}: ")
+    return f"yes, dequantized to {str(model.dtype).removeprefix('torch.')}"

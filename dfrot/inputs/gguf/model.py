@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 
-from dfrot.arch.gguf import GGUF_READABLE
 from dfrot.errors import InputError
 from dfrot.files import digest_bytes
 from dfrot.inputs.gguf.blocks import require_readable
-from dfrot.inputs.gguf.config import head_size, model_type, read_config
+from dfrot.inputs.gguf.config import head_size, read_config, tensor_names
 from dfrot.inputs.gguf.header import GGUFHeader, GGUFTensor, read_header
 from dfrot.inputs.gguf.metadata import GGUFMetadata
 from dfrot.inputs.gguf.tensors import DIVISORS, StoredRows, map_tensors, read_vector
@@ -71,15 +70,15 @@ def read_model(file: Path, dtype: torch.dtype | None = None, tokenizer: bool = T
 
     No weight is read. Raises InputError for a damaged file, UnsupportedError for what transformers would compute
     differently, ResourceError without the package gguf where it is needed."""
-    header, tensors = _with_parts(read_header(file, ARRAYS if tokenizer else ()), ARRAYS if tokenizer else ())
+    header, tensors = with_parts(read_header(file, ARRAYS if tokenizer else ()), ARRAYS if tokenizer else ())
     metadata, where = GGUFMetadata(header), str(file)
-    model_type(metadata)
+    names = tensor_names(metadata)
     layers = metadata.integer(".block_count")
     if layers > MAX_LAYERS:
         raise metadata.error(metadata.full(".block_count"), f"a number up to {MAX_LAYERS}")
     stored = {tensor.type for tensor in tensors}
     require_readable(stored, where)
-    mapped = map_tensors(tensors, GGUF_READABLE[metadata.arch][1], layers, head_size(metadata), where)
+    mapped = map_tensors(tensors, names, layers, head_size(metadata), where)
     if EMBEDDING not in mapped:
         raise InputError(f"{where}: no embedding; the file holds no whole model", file=file, tensor=EMBEDDING)
     vocab = mapped[EMBEDDING].tensor.shape[0]
@@ -103,8 +102,11 @@ def _dtype(tensors: list[GGUFTensor]) -> torch.dtype:
     return dense.get(next(iter(matrices)), torch.bfloat16) if len(matrices) == 1 else torch.bfloat16
 
 
-def _with_parts(header: GGUFHeader, arrays: Collection[str]) -> tuple[GGUFHeader, list[GGUFTensor]]:
-    """The header of the file, or of the first of several, and the tensors of all of them."""
+def with_parts(header: GGUFHeader, arrays: Collection[str]) -> tuple[GGUFHeader, list[GGUFTensor]]:
+    """The header of the first of the files over which a model is split, and the tensors of all of them. header: of one
+    of them, or of the only one; arrays: keys of the metadata that are read in full.
+
+    Raises InputError for files that are missing or do not belong together."""
     count = header.metadata.get("split.count", 0)
     if count in (0, 1):
         return header, header.tensors

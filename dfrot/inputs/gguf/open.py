@@ -20,8 +20,11 @@ def open_gguf(file: Path, dtype: torch.dtype | None = None) -> DequantizedCheckp
 
     Raises InputError for a damaged file, UnsupportedError for one that transformers would compute differently,
     ResourceError without the package gguf where it is needed."""
-    folder = gguf_folder(file)
-    model = read_model(file, dtype, tokenizer=False)
+    return gguf_view(read_model(file, dtype, tokenizer=False), gguf_folder(file))
+
+
+def gguf_view(model: GGUFModel, folder: Path) -> DequantizedCheckpoint:
+    """The checkpoint that a GGUF file holds. folder: of its tokenizer."""
     tensors = [_dense(name, rows, model) for name, rows in model.tensors.items()]
     words = f"GGUF ({', '.join(model.types)})"
     return DequantizedCheckpoint(folder, model.config, tensors, model.digest, words, model.dtype)

@@ -9,6 +9,7 @@ scores do not follow the order of its merges; that of its tokens does.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from dfrot.inputs.gguf.metadata import GGUFMetadata
 from dfrot.inputs.gguf.pre_tokenizers import PreTokenizer, pre_tokenizer
 
 TOKENS, TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
+PRE = "tokenizer.ggml.pre"
 SCORES, MERGES = "tokenizer.ggml.scores", "tokenizer.ggml.merges"
 ARRAYS = (TOKENS, TYPES, SCORES, MERGES)
 """Keys of the metadata that must be read in full."""
@@ -51,7 +53,12 @@ def tokenizer_files(metadata: GGUFMetadata, rows: int) -> dict[str, str]:
         raise UnsupportedError(f"{metadata.where}: tokenizer {kind[:40]!r} cannot be read; gpt2 and llama can")
     vocabulary = _read(metadata, rows, kind)
     if kind == "gpt2":
-        split = pre_tokenizer(metadata.text("tokenizer.ggml.pre", "default"), metadata.where)
+        if metadata.raw(PRE) is None:
+            raise UnsupportedError(
+                f"{metadata.where}: {PRE} is missing, so how text is split is unknown; convert the model again",
+                file=metadata.header.file,
+            )
+        split = pre_tokenizer(metadata.text(PRE), metadata.where)
         add_bos, tokenizer = split.add_bos, _byte_level(metadata, vocabulary, split)
     else:
         add_bos, tokenizer = True, _sentencepiece(metadata, vocabulary)
@@ -140,6 +147,8 @@ def _sentencepiece(metadata: GGUFMetadata, vocabulary: _Vocabulary) -> dict[str,
     scores = metadata.array(SCORES, float, len(vocabulary.tokens))
     if scores is None:
         raise InputError(f"{metadata.where}: no {SCORES}; the file is incomplete", file=metadata.header.file)
+    if not all(map(math.isfinite, scores)):
+        raise InputError(f"{metadata.where}: {SCORES} holds what is no number", file=metadata.header.file)
     if "unk" not in vocabulary.special:
         raise InputError(f"{metadata.where}: no unknown token; the file is incomplete", file=metadata.header.file)
     gemma = metadata.arch.startswith("gemma")

@@ -13,7 +13,7 @@ from dfrot.calib.calibration import file_stems, tap_widths, tokens_digest
 from dfrot.calib.hidden_states import HiddenStates
 from dfrot.checkpoint import Checkpoint
 from dfrot.data.text import calibration_windows, dataset_label, load_text
-from dfrot.data.tokenizer import encode, load_tokenizer
+from dfrot.data.tokenizer import encode, load_tokenizer, require_known_ids
 from dfrot.inputs import open_described_model
 from dfrot.stages.calibrate.settings import CalibrateSettings
 
@@ -48,6 +48,7 @@ def plan_calibration(model: Path, settings: CalibrateSettings) -> CalibratePlan:
     text = load_text(settings.dataset, "train", tokenizer)
     ids = encode(tokenizer, text.text)
     tokens = calibration_windows(ids, settings.samples, settings.seqlen, settings.seed)
+    require_known_ids(tokens, arch.vocab_size, checkpoint.path)
     request = {
         "model": checkpoint.digest(),
         "tokens": tokens_digest(tokens),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from dfrot.quant.scheme import QuantScheme
 from dfrot.stages.calibrate.settings import CalibrateSettings
 from dfrot.stages.compare.rows import NO_ROTATION, ROTATIONS, ROWS, Row
 from dfrot.stages.compare.settings import CompareSettings
@@ -96,23 +95,22 @@ def comparison_groups(settings: CompareSettings) -> Iterator[ComparisonGroup]:
         shared: dict[RotateSettings | None, list[ComparisonCell]] = {}
         of_rotation = [cell for cell in cells if cell.row.rotation == rotation]
         for cell in sorted(of_rotation, key=lambda cell: -1 if cell.seed is None else cell.seed):
-            shared.setdefault(_rotate_settings(settings, cell), []).append(cell)
-        for rotate_settings, members in shared.items():
-            seed = [] if rotate_settings is None else [str(rotate_settings.seed)]
+            shared.setdefault(rotate_settings(settings, cell), []).append(cell)
+        for rotating, members in shared.items():
+            seed = [] if rotating is None else [str(rotating.seed)]
             schemes = dict.fromkeys(cell.scheme for cell in members)
-            yield ComparisonGroup(rotate_settings, tuple(members), "-".join([rotation, *seed, *schemes]))
+            yield ComparisonGroup(rotating, tuple(members), "-".join([rotation, *seed, *schemes]))
 
 
-def _rotate_settings(settings: CompareSettings, cell: ComparisonCell) -> RotateSettings | None:
+def rotate_settings(settings: CompareSettings, cell: ComparisonCell) -> RotateSettings | None:
+    """How the source checkpoint of a cell is rotated; None where it is not."""
     if cell.row.rotation == NO_ROTATION:
         return None
     assert cell.seed is not None
-    rotate_settings = RotateSettings(
+    rotating = RotateSettings(
         dataset=settings.dataset, seqlen=settings.refine_seqlen, seed=cell.seed, **ROTATIONS[cell.row.rotation]
     )
-    if rotate_settings.method != "dfrot":
-        return rotate_settings
-    scheme: QuantScheme = cell.quantize_settings(settings).scheme
-    return replace(
-        rotate_settings, gamma=settings.gamma, a_bits=scheme.a_bits, a_sym=scheme.a_sym, a_clip=scheme.a_clip
-    )
+    if rotating.method != "dfrot":
+        return rotating
+    scheme = cell.quantize_settings(settings).scheme
+    return replace(rotating, gamma=settings.gamma, a_bits=scheme.a_bits, a_sym=scheme.a_sym, a_clip=scheme.a_clip)

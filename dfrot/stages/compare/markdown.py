@@ -8,10 +8,17 @@ from typing import Any
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The report of `summarise` as text."""
-    lines = [f"Dataset {report['dataset']['name']}, protocol {report['protocol']['id']}.", ""]
+    lines = [f"Dataset {report['dataset']['name']}, protocol {report['protocol']['id']}."]
+    if report.get("calibration", {}).get("evaluated"):
+        lines += ["Its only text is also that of calibration and refinement."]
+    lines += [""]
     for name, table in report["tables"].items():
         lines += [f"## {name}" + (" (simulated)" if table["simulated"] else ""), ""]
         lines += [*_rows(table), ""]
+        for text in report["also"]:
+            where = f"{text['dataset']['name']}, which nothing was calibrated on, protocol {text['protocol']['id']}"
+            lines += [f"Further text {where}:", ""]
+            lines += [*_rows_on(table, text["dataset"]["name"]), ""]
         lines += [*_differences(table), ""] if table["differences"] else []
         lines += [*_claims(table), ""] if table["claims"] else []
     if report["objective"]:
@@ -20,8 +27,9 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 def _rows(table: Mapping[str, Any]) -> list[str]:
-    lines = ["| method | perplexity | spread | x bf16 | 95 % (windows) | MB | tokens/s | decode/s |"]
-    lines += ["| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    lines = ["| method | perplexity | spread | x bf16 | 95 % (windows) | KL | top-1 | MB | tokens/s | decode/s |"]
+    lines[0] += " make s | peak MB |"
+    lines += ["| --- |" + " ---: |" * 11]
     for row in table["rows"]:
         cells = (
             row["method"],
@@ -29,11 +37,26 @@ def _rows(table: Mapping[str, Any]) -> list[str]:
             _number(row["spread"]),
             _number(row["ratio_to_bf16"], 4),
             _number(row["ratio_ci"], 4),
+            _number(row["kl"], 4),
+            _number(row["top1"], 4),
             _number(row["bytes_on_disk"] / 1e6, 2),
             _number(row["tokens_per_second"], 0),
             _number(row["decode_tokens_per_second"], 0),
+            _number(row["make_seconds"], 1),
+            _number(row["peak_memory"] and row["peak_memory"] / 1e6, 0),
         )
         lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _rows_on(table: Mapping[str, Any], text: str) -> list[str]:
+    """The rows as measured on a further text."""
+    lines = ["| method | perplexity | spread | x bf16 | 95 % (windows) | KL | top-1 |", "| --- |" + " ---: |" * 6]
+    for row in table["rows"]:
+        result = row["also"][text]
+        numbers = [_number(result[key]) for key in ("perplexity", "spread")]
+        numbers += [_number(result[key], 4) for key in ("ratio_to_bf16", "ratio_ci", "kl", "top1")]
+        lines.append(f"| {row['method']} | " + " | ".join(numbers) + " |")
     return lines
 
 

@@ -1,37 +1,45 @@
 """`dfq compare`: every method on one model, measured on the same windows, as one table.
 
-A cell is one way to make a checkpoint: rotation, seed, scheme and algorithm. Cells of one seed share the rotation
-and its calibration. A cell is the unit of resumption; its checkpoint is evaluated and removed, its loss per window
-stays, because every interval here is paired over windows.
+A cell is one row at one scheme and seed. Its checkpoint is made, measured and removed; what was measured stays in the
+store, under what decides it, so that an interrupted run continues and a later one measures only what is new.
 """
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dfrot.arch import Space
-from dfrot.errors import UnsupportedError
-from dfrot.files import digest_json, read_json, write_bytes, write_json
+from dfrot.data.text import load_text
+from dfrot.data.tokenizer import load_tokenizer
+from dfrot.errors import InputError, UnsupportedError
+from dfrot.evaluate.tokens import WindowReader
+from dfrot.files import read_json, write_bytes, write_json
 from dfrot.inputs import open_described_model
 from dfrot.progress import Progress, silent
 from dfrot.quant.config import DfqConfig
-from dfrot.stage_folder import Stage, open_stage
-from dfrot.stages.calibrate.run import calibrate
-from dfrot.stages.compare.cells import BASELINE, ComparisonCell, ComparisonGroup, comparison_cells, comparison_groups
+from dfrot.stage_folder import open_stage, versions
+from dfrot.stages.compare.cells import (
+    BASELINE,
+    ComparisonCell,
+    ComparisonGroup,
+    comparison_cells,
+    comparison_groups,
+    rotate_settings,
+)
+from dfrot.stages.compare.make import CheckpointMaker
 from dfrot.stages.compare.markdown import markdown
+from dfrot.stages.compare.measure import TextMeter
 from dfrot.stages.compare.settings import CompareSettings
+from dfrot.stages.compare.store import CellStore
 from dfrot.stages.compare.table import summarise
-from dfrot.stages.evaluate.perplexity import evaluate
-from dfrot.stages.evaluate.settings import PerplexitySettings
-from dfrot.stages.quantize.run import quantize
-from dfrot.stages.rotate.run import rotate
-from dfrot.stages.tune.run import tune
+from dfrot.stages.quantize.plan import plan_quantization
+from dfrot.stages.rotate.plan import plan_rotation
 
 KIND = "compare"
 REPORT_FILE, TABLE_FILE = "compare.json", "compare.md"
+STORE_FOLDER = ".compare"
 KERNEL_BITS = 4  # weight bits that the integer kernels are written for; other widths run simulated
 
 
@@ -41,23 +49,65 @@ class ComparePlan:
 
     model: Path
     """The source checkpoint."""
+    identity: str
+    """Digest of its weights and configuration."""
     settings: CompareSettings
     """What was asked for."""
     groups: tuple[ComparisonGroup, ...]
     """What to make, in order."""
+    texts: dict[str, Any]
+    """Digests of the texts: `calibration`, and the lists `evaluation` and `token_ids`."""
     request: dict[str, Any]
-    """Settings and digests of the inputs: what decides the bytes of the result."""
+    """Settings and digests of the inputs: what decides the result."""
+    resolution: dict[str, list[str]]
+    """How the source was read where it left something open."""
 
     @property
     def cells(self) -> int:
         """Number of cells, the baseline included."""
         return 1 + sum(len(group.cells) for group in self.groups)
 
+    def simulated(self, cell: ComparisonCell) -> bool:
+        """Whether a cell is measured in floating point, for want of kernels."""
+        return cell.quantize_settings(self.settings).scheme.w_bits != KERNEL_BITS
+
+    def decode(self, cell: ComparisonCell) -> int:
+        """Tokens of a cell's speed measurement."""
+        first_seed = cell.seed in (None, self.settings.seed)
+        return self.settings.decode if first_seed and not self.simulated(cell) else 0
+
+    def cell_request(self, cell: ComparisonCell | None) -> dict[str, Any]:
+        """What decides the numbers of a cell (None: of the baseline)."""
+        measured = {key: getattr(self.settings, key) for key in ("seqlen", "windows", "batch")}
+        request: dict[str, Any] = {"model": self.identity, "versions": versions()}
+        request |= {key: self.texts[key] for key in ("evaluation", "token_ids")}
+        if cell is None:
+            return {**request, "measured": {**measured, "decode": self.settings.decode}}
+        steps = {
+            "rotate": rotate_settings(self.settings, cell),
+            "calibrate": cell.calibrate_settings(self.settings),
+            "quantize": cell.quantize_settings(self.settings),
+            "tune": cell.tune_settings(self.settings),
+        }
+        # the digest stands for the text, wherever it lies
+        made = {
+            kind: {key: value for key, value in asdict(settings).items() if key != "dataset"}
+            for kind, settings in steps.items()
+            if settings is not None
+        }
+        return {
+            **request,
+            "calibration": self.texts["calibration"] if len(made) > 1 else None,
+            "made": made,
+            "measured": {**measured, "simulated": self.simulated(cell), "decode": self.decode(cell)},
+        }
+
 
 def plan_comparison(model: Path, settings: CompareSettings) -> ComparePlan:
     """Open checkpoint folder `model`.
 
-    Raises UnsupportedError for a checkpoint that was rotated or quantized already, or that R1 cannot rotate."""
+    Raises UnsupportedError for a checkpoint that was rotated or quantized already, that R1 cannot rotate, or that a row
+    does not fit."""
     checkpoint, arch = open_described_model(model)
     config_file = str(checkpoint.path / "config.json")
     if DfqConfig.of(checkpoint.config, config_file) is not None:
@@ -71,8 +121,38 @@ def plan_comparison(model: Path, settings: CompareSettings) -> ComparePlan:
             "model the other rotations",
             file=config_file,
         )
-    request = {"model": checkpoint.digest(), "settings": asdict(replace(settings, keep=False))}
-    return ComparePlan(model, settings, tuple(comparison_groups(settings)), request)
+    tokenizer = load_tokenizer(model)
+    evaluated = [load_text(name, "test", tokenizer) for name in settings.texts]
+    texts = {
+        "calibration": load_text(settings.dataset, "train", tokenizer).digest,
+        "evaluation": [text.digest for text in evaluated],
+        "token_ids": [WindowReader(text, settings.seqlen, settings.windows).read(model).digest for text in evaluated],
+    }
+    _check_texts(settings, texts)
+    _check_cells(model, settings)
+    identity = checkpoint.digest()
+    request = {"model": identity, "settings": asdict(replace(settings, keep=False, store=None))}
+    groups = tuple(comparison_groups(settings))
+    return ComparePlan(model, identity, settings, groups, texts, request, checkpoint.resolution())
+
+
+def _check_texts(settings: CompareSettings, texts: dict[str, Any]) -> None:
+    """Raise InputError for a further text that is calibrated on, or measured already."""
+    for number, name in enumerate(settings.also, 1):
+        if texts["evaluation"][number] == texts["calibration"]:
+            raise InputError(f"`also` {name}: is the text of the calibration; give another one", field="also")
+        if texts["evaluation"][number] in texts["evaluation"][:number]:
+            raise InputError(f"`also` {name}: is measured already; give another text", field="also")
+
+
+def _check_cells(model: Path, settings: CompareSettings) -> None:
+    """Raise what the stages would raise hours later for rows that this model cannot have."""
+    for rotating in {rotate_settings(settings, cell) for cell in comparison_cells(settings)}:
+        if rotating is not None and rotating.transform and rotating.seed == settings.seed:
+            plan_rotation(model, rotating)
+    for quantizing in {cell.quantize_settings(settings) for cell in comparison_cells(settings)}:
+        # what is written does not depend on the rotation, nor on how it is rounded
+        plan_quantization(model, None, replace(quantizing, algorithm="rtn", a_clip=None, compensate=None))
 
 
 def compare(
@@ -86,108 +166,55 @@ def compare(
 ) -> dict[str, Any]:
     """Publish the comparison of all methods on checkpoint `model` as the folder `out`; returns `compare.json`.
 
-    Raises what the stages raise; UnsupportedError for a checkpoint that was rotated or quantized already.
+    `resume=False` measures everything again, whatever the store holds. Raises what the stages raise; UnsupportedError
+    for a checkpoint that was rotated or quantized already.
     """
     plan = plan_comparison(model, settings)
     with open_stage(out, KIND, plan.request, resume=resume, overwrite=overwrite) as stage:
         if stage.finished:
             return dict(read_json(out / REPORT_FILE))
-        comparison = _ComparisonRun(stage, plan)
-        results = comparison.run(progress)
-        cells = comparison_cells(settings)
-        report = summarise(results, cells, settings.parsed(), comparison.refinements())
+        store = CellStore(settings.store or out.parent / STORE_FOLDER)
+        with store.locked():
+            measured = _measured_cells(plan, store, resume is False, progress)
+        report = summarise(measured, comparison_cells(settings), settings.parsed(), _refinements(plan, measured))
+        digest = plan.texts["calibration"]
+        same_text = digest == plan.texts["evaluation"][0]
+        report["calibration"] = {"name": settings.dataset, "split": "train", "digest": digest, "evaluated": same_text}
         write_json(stage.folder / REPORT_FILE, report)
         write_bytes(stage.folder / TABLE_FILE, markdown(report).encode())
-        if not settings.keep:
-            shutil.rmtree(comparison.folder, ignore_errors=True)
-        stage.publish({"report": REPORT_FILE})
+        stage.publish({"report": REPORT_FILE, **plan.resolution})
     return report
 
 
-class _ComparisonRun:
-    """All cells, those of the journal not made again; checkpoints lie in the folder `work` of the stage."""
+def _measured_cells(plan: ComparePlan, store: CellStore, again: bool, progress: Progress) -> dict[str, Any]:
+    """Measurements by cell name, the baseline first. again: measure what the store holds, too."""
+    cells: list[ComparisonCell | None] = [None, *(cell for group in plan.groups for cell in group.cells)]
+    requests = [plan.cell_request(cell) for cell in cells]
+    pending = [index for index, request in enumerate(requests) if again or not store.has(request)]
+    meter = TextMeter(plan.model, plan.settings, progress)
+    maker = CheckpointMaker(plan.model, plan.identity, store.work, plan.settings, progress)
+    for count, index in enumerate(pending):
+        progress(KIND, count, len(pending))
+        cell = cells[index]
+        if cell is None:
+            store.put(requests[index], meter.baseline())
+            continue
+        made = maker.make(cell)
+        value = meter.checkpoint(made.folder, plan.simulated(cell), plan.decode(cell))
+        for key in ("seconds", "peak_memory"):
+            value[key] = {**made.extra.pop(key), **value[key]}
+        store.put(requests[index], {**value, **made.extra})
+        if not plan.settings.keep:
+            maker.remove(cell, [later for number in pending[count + 1 :] if (later := cells[number]) is not None])
+    progress(KIND, len(pending), len(pending))
+    names = [BASELINE if cell is None else cell.name for cell in cells]
+    return {name: {**store.get(request), "model": name} for name, request in zip(names, requests)}
 
-    def __init__(self, stage: Stage, plan: ComparePlan) -> None:
-        self.stage, self.plan, self.settings = stage, plan, plan.settings
-        self.folder = stage.folder / "work"
-        self.folder.mkdir(exist_ok=True)
-        self.schemes = plan.settings.parsed()
 
-    def run(self, progress: Progress) -> dict[str, Any]:
-        """Measurements by cell name, the baseline first."""
-        total, done = self.plan.cells, 0
-        progress(KIND, done, total)
-        results = {BASELINE: self._measure(BASELINE, self.plan.model, False, self.settings.decode)}
-        for group in self.plan.groups:
-            for cell in group.cells:
-                done += 1
-                progress(KIND, done, total)
-                if not self.stage.done(cell.name):
-                    self._make(group, cell)
-                results[cell.name] = self.stage.recall(cell.name)
-            if not self.settings.keep:
-                for path in (self.folder / group.name, *self.folder.glob(f"{group.name}.*")):
-                    shutil.rmtree(path, ignore_errors=True)
-        progress(KIND, total, total)
-        return results
-
-    def refinements(self) -> dict[str, Any]:
-        """Records of the refinements by group name."""
-        units = {group.name: f"rotation {group.name}" for group in self.plan.groups}
-        return {name: self.stage.recall(unit) for name, unit in units.items() if self.stage.done(unit)}
-
-    def _make(self, group: ComparisonGroup, cell: ComparisonCell) -> None:
-        """Make the checkpoint of a cell and measure it."""
-        rotated = self._rotate(group)
-        settings = cell.quantize_settings(self.settings)
-        calibration = self._calibrate(group, cell, rotated)
-        quantized = self._folder(group, {**asdict(settings), "seed": cell.seed})
-        record = quantize(rotated, calibration, quantized, settings, resume=True)
-        measured = quantized
-        if (tune_settings := cell.tune_settings(self.settings)) is not None:
-            measured = self.folder / f"{group.name}.{cell.name}"
-            tune(quantized, self.plan.model, measured, tune_settings, resume=True)
-        first_seed = cell.seed in (None, self.settings.seed)
-        simulated = settings.scheme.w_bits != KERNEL_BITS
-        decode = self.settings.decode if first_seed and not simulated else 0
-        self._measure(cell.name, measured, simulated, decode, fallbacks=record["fallbacks"])
-
-    def _folder(self, group: ComparisonGroup, settings: dict[str, Any]) -> Path:
-        """The folder of a result within a group: cells that ask for the same share it."""
-        return self.folder / f"{group.name}.{digest_json(settings)[:12]}"
-
-    def _rotate(self, group: ComparisonGroup) -> Path:
-        """The rotated checkpoint of a group; the record of its refinement goes into the journal."""
-        if group.settings is None:
-            return self.plan.model
-        folder = self.folder / group.name
-        record = rotate(self.plan.model, folder, group.settings, resume=True)
-        unit = f"rotation {group.name}"
-        if "refinement" in record and not self.stage.done(unit):
-            refinement = {key: value for key, value in record["refinement"].items() if key != "curve"}
-            self.stage.mark(unit, {**refinement, "seed": group.settings.seed, "a_bits": group.settings.a_bits})
-        return folder
-
-    def _calibrate(self, group: ComparisonGroup, cell: ComparisonCell, rotated: Path) -> Path | None:
-        """The calibration of a cell's rotated checkpoint; None for a row without one."""
-        settings = cell.calibrate_settings(self.settings)
-        if settings is None:
-            return None
-        folder = self._folder(group, asdict(settings))
-        calibrate(rotated, folder, settings, resume=True)
-        return folder
-
-    def _measure(self, name: str, folder: Path, simulated: bool, decode: int, **extra: Any) -> dict[str, Any]:
-        """The measurements of cell `name`, with the entries of `extra`, made unless the journal holds them."""
-        if not self.stage.done(name):
-            settings = PerplexitySettings(
-                dataset=self.settings.dataset,
-                seqlen=self.settings.seqlen,
-                windows=self.settings.windows,
-                batch=self.settings.batch,
-                fake=simulated,
-                decode=decode,
-            )
-            report = evaluate([folder], settings)
-            self.stage.mark(name, {**report["results"][0], "model": name, "dataset": report["dataset"], **extra})
-        return dict(self.stage.recall(name))
+def _refinements(plan: ComparePlan, measured: dict[str, Any]) -> dict[str, Any]:
+    """Records of the refinements by group name."""
+    return {
+        group.name: measured[group.cells[0].name]["refinement"]
+        for group in plan.groups
+        if "refinement" in measured[group.cells[0].name]
+    }

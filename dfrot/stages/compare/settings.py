@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.quant.scheme import FULL, QuantScheme
@@ -31,6 +32,9 @@ class CompareSettings:
     seeds: int = setting(3, minimum=1, help="Runs of everything random, with seeds from `seed` on.")
     seed: int = seed_setting()
     dataset: str = dataset_setting("wikitext2", "Text of calibration, refinement and evaluation.")
+    also: tuple[str, ...] = setting(
+        (), metavar="D", help="A further text to evaluate on, which nothing is calibrated on; repeatable."
+    )
     seqlen: int = same_as(PerplexitySettings, "seqlen", help="Tokens of an evaluation window.")
     windows: int | None = same_as(PerplexitySettings, "windows")
     samples: int = same_as(CalibrateSettings, "samples", help="Windows of GPTQ's calibration.")
@@ -42,7 +46,12 @@ class CompareSettings:
         32, minimum=0, help="Tokens of the greedy speed measurement, first seed only; 0 leaves it out."
     )
     tune: int = setting(0, minimum=0, help=f"Steps of the row {TUNED}, tuned end to end; 0 leaves the row out.")
-    keep: bool = setting(False, help="Keep every checkpoint in OUT/work.")
+    store: Path | None = setting(
+        None,
+        metavar="DIR",
+        help="Folder of everything measured, which later runs take over. Default: .compare beside `out`.",
+    )
+    keep: bool = setting(False, help="Keep every checkpoint in the folder work of `store`.")
 
     def __post_init__(self) -> None:
         check(self)
@@ -66,6 +75,11 @@ class CompareSettings:
         """Names of the rows that are measured, in the order of the table."""
         standard = (*STANDARD, TUNED) if self.tune else STANDARD
         return tuple(name for name in ROWS if name in (self.rows or standard))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts to measure on; the first one is also that of calibration."""
+        return (self.dataset, *self.also)
 
     def parsed(self) -> dict[str, QuantScheme]:
         """The schemes by name."""

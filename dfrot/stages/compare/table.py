@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfrot.evaluate.intervals import Interval, ratio_interval
+from dfrot.evaluate.intervals import Interval, mean_interval, ratio_interval
 from dfrot.quant.scheme import QuantScheme
 from dfrot.stages.compare.cells import BASELINE, ComparisonCell
 from dfrot.stages.compare.rows import ROWS
@@ -50,10 +50,17 @@ def summarise(
     return {
         "dataset": base["dataset"],
         "protocol": base["protocol"],
+        "also": [{"dataset": other["dataset"], "protocol": other["protocol"]} for other in _also(base).values()],
         "tables": {name: _table(measured, cells, name, scheme) for name, scheme in schemes.items()},
         "objective": [_objective(name, record) for name, record in refinements.items()],
         "cells": dict(measured),
+        "other_code": [name for name, cell in measured.items() if not cell.get("same_code", True)],
     }
+
+
+def _also(cell: Measurement) -> Mapping[str, Measurement]:
+    """What was measured on further texts, by name."""
+    return cell.get("also", {})  # type: ignore[no-any-return]
 
 
 def _table(
@@ -103,11 +110,59 @@ def _row(label: str, runs: Runs, base: Runs, rtn: Runs | None) -> dict[str, Any]
         "tokens_per_second": max(float(run["tokens_per_second"]) for run in runs),
         "decode_tokens_per_second": max(speeds) if speeds else None,
         "fallbacks": sorted({name for run in runs for name in run.get("fallbacks", {})}),
+        **_agreement(runs),
+        **_cost(runs),
     }
+    if also := _also(runs[0]):
+        row["also"] = {name: _on_text(name, runs, base) for name in also}
     if rtn is not None and runs is not rtn:
         gain, gain_interval = ratio_interval(_nll(runs), _nll(rtn))
         row["ratio_to_rtn"], row["ratio_to_rtn_ci"] = gain, _as_list(gain_interval)
     return row
+
+
+def _agreement(runs: Runs) -> dict[str, Any]:
+    """Divergence from the baseline and agreement with it: means over seeds, with the interval over windows."""
+    if any(run.get("window_kl") is None for run in runs):
+        return {"kl": runs[0].get("kl"), "kl_ci": None, "top1": runs[0].get("top1")}
+    kl = torch.tensor([run["window_kl"] for run in runs], dtype=torch.float64).mean(0)
+    mean, interval = mean_interval(kl)
+    return {"kl": mean, "kl_ci": _as_list(interval), "top1": statistics.fmean(float(run["top1"]) for run in runs)}
+
+
+def _on_text(name: str, runs: Runs, base: Runs) -> dict[str, Any]:
+    """One row on the further text `name`."""
+    results, reference = [_also(run)[name] for run in runs], [_also(run)[name] for run in base]
+    values = [float(result["perplexity"]) for result in results]
+    ratio, interval = ratio_interval(_nll(results), _nll(reference))
+    return {
+        "perplexity": statistics.fmean(values),
+        "perplexity_by_seed": values,
+        "spread": statistics.stdev(values) if len(values) > 1 else None,
+        "ratio_to_bf16": ratio,
+        "ratio_ci": None if runs is base else _as_list(interval),
+        **_agreement(results),
+    }
+
+
+def _cost(runs: Runs) -> dict[str, Any]:
+    """What a row takes: seconds to make and to measure one checkpoint (mean over seeds; rotations that rows share
+    count for each), and the highest resident memory. None where a stage was interrupted or cannot be measured."""
+
+    def total(run: Measurement, making: bool) -> float | None:
+        times = [value for kind, value in run.get("seconds", {}).items() if (kind != "evaluate") == making]
+        return None if None in times else math.fsum(times)
+
+    def mean(values: Sequence[float | None]) -> float | None:
+        whole = [value for value in values if value is not None]
+        return statistics.fmean(whole) if whole else None
+
+    peaks = [peak for run in runs for peak in run.get("peak_memory", {}).values() if peak is not None]
+    return {
+        "make_seconds": mean([total(run, True) for run in runs]),
+        "evaluate_seconds": mean([total(run, False) for run in runs]),
+        "peak_memory": max(peaks) if peaks else None,
+    }
 
 
 def _difference(runs: Mapping[str, Runs], row_name: str, other: str) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from torch import Tensor
 
+from dfrot.data.tokenizer import require_known_ids
 from dfrot.errors import UnsupportedError
 from dfrot.generation.engine import Engine, TextRequest
 from dfrot.generation.sampling import Sampling
 from dfrot.progress import Progress, silent
 
-_GENERATION = {"do_sample", "temperature", "top_p", "top_k", "until", "max_gen_toks"}
+_GENERATION = {"do_sample", "temperature", "top_p", "top_k", "until", "max_gen_toks", "repetition_penalty"}
 Request = tuple[Any, list[int], list[int]]
 """(cache key, context, continuation), the last two as token ids."""
 
@@ -33,17 +34,38 @@ class DfqLM(TemplateLM):  # type: ignore[misc]
         self.engine, self.batch, self.seed, self.progress = engine, batch, seed, progress
         self.tokenizer: Any = engine.tokenizer
         self.max_length = engine.context
+        self.cut = 0  # continuations that did not fit the context
+        self.newline_prefix = False  # whether a newline stood for BOS
 
     @property
-    def eot_token_id(self) -> int:
-        """The tokenizer's EOS."""
-        return int(self.tokenizer.eos_token_id)
+    def notes(self) -> list[str]:
+        """What the scores do not show: how requests were changed to fit the model."""
+        notes = []
+        if self.cut:
+            notes.append(
+                f"{self.cut} continuations are longer than the context of {self.max_length} tokens: their last "
+                f"{self.max_length} tokens were scored"
+            )
+        if self.newline_prefix:
+            notes.append("the tokenizer has neither BOS nor EOS: a newline stood in front of texts without context")
+        return notes
+
+    @property
+    def eot_token_id(self) -> int | None:
+        """The tokenizer's EOS, else the one that ends the model's texts; None where neither is known."""
+        eos = self.tokenizer.eos_token_id
+        return min(self.engine.end_tokens, default=None) if eos is None else int(eos)
 
     @property
     def prefix_token_id(self) -> int:
-        """The token in front of a text without context: BOS, or EOS where there is none."""
+        """The token in front of a text without context: BOS, or EOS where there is none, or a newline without
+        either."""
         bos = self.tokenizer.bos_token_id
-        return self.eot_token_id if bos is None else int(bos)
+        token = self.eot_token_id if bos is None else int(bos)
+        if token is None:
+            self.newline_prefix = True
+            token = self.tok_encode("\n", add_special_tokens=False)[-1]
+        return token
 
     @property
     def tokenizer_name(self) -> str:
@@ -55,7 +77,9 @@ class DfqLM(TemplateLM):  # type: ignore[misc]
         bos = self.tokenizer.bos_token
         if add_special_tokens is None:
             add_special_tokens = not (bos and string.startswith(bos))
-        return list(self.tokenizer(string, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
+        ids = list(self.tokenizer(string, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
+        require_known_ids(torch.tensor(ids), self.engine.target.vocab_size)
+        return ids
 
     def apply_chat_template(self, chat_history: Any, add_generation_prompt: bool = True) -> str:
         """The text of a conversation in the model's chat template."""
@@ -84,8 +108,10 @@ class DfqLM(TemplateLM):  # type: ignore[misc]
         return scores
 
     def _score_batch(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
-        """As `_loglikelihood_tokens`, in one forward pass."""
+        """As `_loglikelihood_tokens`, in one forward pass. Of a continuation longer than the context the end is
+        scored."""
         model = self.engine.target.model
+        self.cut += sum(len(continuation) > self.max_length for _, _, continuation in requests)
         rows = [(context + continuation)[-(self.max_length + 1) :][:-1] for _, context, continuation in requests]
         ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
         for number, row in enumerate(rows):
@@ -93,6 +119,7 @@ class DfqLM(TemplateLM):  # type: ignore[misc]
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         scores = []
         for (_, _, continuation), row, states in zip(requests, rows, hidden):
+            continuation = continuation[-len(row) :]
             logits = self._head(states[len(row) - len(continuation) : len(row)])
             target = torch.tensor(continuation)
             log_probabilities = logits.log_softmax(-1).gather(-1, target[:, None])
@@ -139,14 +166,17 @@ class DfqLM(TemplateLM):  # type: ignore[misc]
         """One text. Raises UnsupportedError for generation options or lengths that are not supported."""
         if unknown := sorted(set(options) - _GENERATION):
             raise UnsupportedError(f"task asks for {unknown[0]} in its generation_kwargs: not supported; take it out")
-        sampling = Sampling()
+        penalty = float(options.get("repetition_penalty", 1.0))
+        sampling = Sampling(repetition_penalty=penalty)
         if options.get("do_sample"):
             options = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, **options}
-            sampling = Sampling(float(options["temperature"]), float(options["top_p"]), int(options["top_k"]))
+            filters = float(options["temperature"]), float(options["top_p"]), int(options["top_k"])
+            sampling = Sampling(*filters, repetition_penalty=penalty)
         count = int(options["max_gen_toks"])
         if count >= self.max_length:
             raise UnsupportedError(f"task generates {count} tokens: the context holds {self.max_length}")
-        eos = self.tokenizer.decode([self.eot_token_id], skip_special_tokens=False)
+        end = self.eot_token_id
+        eos = None if end is None else self.tokenizer.decode([end], skip_special_tokens=False)
         stops = tuple(handle_stop_sequences(options.get("until"), eos=eos))
         prompt = tuple(self.tok_encode(context)[-(self.max_length - count) :])
         return "".join(self.engine.start(TextRequest(prompt, count, stops, sampling, self.seed)))

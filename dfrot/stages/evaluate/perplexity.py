@@ -45,12 +45,13 @@ def evaluate(models: Sequence[Path], settings: PerplexitySettings, progress: Pro
     baseline: Baseline | None = None
     with _torch_threads(settings.threads):
         for checkpoint, eval_tokens in zip(checkpoints, tokens):
-            result, nll, baseline = _measure(checkpoint, eval_tokens, settings, baseline, progress)
+            model = load_model(checkpoint.path, settings.dtype, settings.fake).to(settings.device)
+            result, nll, baseline = measure_model(model, checkpoint, eval_tokens, settings, baseline, progress)
             losses.append(nll)
             ratio, ratio_ci = ratio_interval(nll, losses[0], settings.level)
             result["ratio_to_first"] = ratio
             result["ratio_ci"] = _as_list(ratio_ci) if len(results) else [1.0, 1.0]
-            result["protocol"] = _protocol(text.digest, eval_tokens, settings, result["logits_dtype"])
+            result["protocol"] = protocol_of(text.digest, eval_tokens, settings, result["logits_dtype"])
             results.append(result)
     return {
         "protocol": results[0]["protocol"],
@@ -72,15 +73,16 @@ def _torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _measure(
+def measure_model(
+    model: Any,
     checkpoint: EvaluatedCheckpoint,
     eval_tokens: EvalTokens,
     settings: PerplexitySettings,
     baseline: Baseline | None,
     progress: Progress,
 ) -> tuple[dict[str, Any], Tensor, Baseline | None]:
-    """The results of one checkpoint, its losses per window float64 [n], and the baseline for those that follow."""
-    model = load_model(checkpoint.path, settings.dtype, settings.fake).to(settings.device)
+    """The results of one loaded checkpoint, its losses per window float64 [n], and the baseline for those that follow:
+    `baseline`, or this model where there is none yet and divergence is wanted."""
     count = len(eval_tokens.windows)
     agreement: WindowAgreement | None = None
     observe: Observe | None = None
@@ -88,7 +90,7 @@ def _measure(
         baseline = Baseline(model)
         observe = baseline.record
     elif settings.kl and baseline is not None:
-        observe, agreement = agreement_observer(model, baseline, count)
+        observe, agreement = agreement_observer(model, baseline, eval_tokens.windows)
 
     def report(done: int) -> None:
         progress(f"evaluate {checkpoint.path.name}", done, count)
@@ -113,6 +115,8 @@ def _measure(
         "logits_dtype": str(model.dtype).removeprefix("torch."),
         **_agreement(agreement, count, settings),
     }
+    if notes := checkpoint.notes(settings.seqlen):
+        result["notes"] = notes
     if settings.decode:
         result["decode_tokens_per_second"] = decode_speed(model, eval_tokens.tokenizer, settings.decode)
     if baseline is not None and agreement is None:
@@ -123,11 +127,13 @@ def _measure(
 def _agreement(agreement: WindowAgreement | None, windows: int, settings: PerplexitySettings) -> dict[str, Any]:
     """The keys on divergence from the baseline; the baseline itself (`agreement` None) agrees with itself."""
     if not settings.kl:
-        return {"kl": None, "kl_ci": None, "top1": None}
-    mean, interval = mean_interval(agreement.kl if agreement else torch.zeros(windows), settings.level)
+        return {"kl": None, "kl_ci": None, "window_kl": None, "top1": None}
+    kl = agreement.kl if agreement else torch.zeros(windows, dtype=torch.float64)
+    mean, interval = mean_interval(kl, settings.level)
     return {
         "kl": mean,
         "kl_ci": _as_list(interval),
+        "window_kl": kl.tolist(),
         "top1": float(agreement.top1.mean()) if agreement else 1.0,
     }
 
@@ -137,7 +143,7 @@ def _as_list(interval: Interval) -> list[float] | None:
     return None if interval is None else list(interval)
 
 
-def _protocol(text: str, eval_tokens: EvalTokens, settings: PerplexitySettings, dtype: str) -> dict[str, Any]:
+def protocol_of(text: str, eval_tokens: EvalTokens, settings: PerplexitySettings, dtype: str) -> dict[str, Any]:
     """What was measured, with an id: two numbers compare only when their ids are equal. text: its digest."""
     measured: dict[str, Any] = {
         "name": PROTOCOL,

@@ -27,9 +27,9 @@ def evaluate_tasks(
 ) -> dict[str, Any]:
     """Run lm-eval's tasks on checkpoints. draft: of the last checkpoint, for tasks that generate (same text, sooner).
 
-    Returns {"kind", "lm_eval", "settings", "results"}: per checkpoint {"model", "scheme", "scores"}, scores by task and
-    metric: value, stderr, documents and, for all but the first checkpoint, the difference from it with its paired 95 %
-    interval over documents.
+    Returns {"kind", "lm_eval", "settings", "results"}: per checkpoint {"model", "scheme", "scores"}, and "notes" where
+    requests had to be changed to fit the model; scores by task and metric: value, stderr, documents and, for all but
+    the first checkpoint, the difference from it with its paired 95 % interval over documents.
 
     Raises ResourceError when lm-eval is not installed or a task's data cannot be loaded."""
     checkpoints = open_checkpoints(models)
@@ -48,24 +48,28 @@ def evaluate_tasks(
                 progress(f"{name}: {label}", done, total)
 
             engine = open_engine(checkpoint.path, draft if number == len(checkpoints) - 1 else None)
-            output = _run(lm_eval, manager, engine, settings, unsilenced(report))
+            output, notes = _run(lm_eval, manager, engine, settings, unsilenced(report))
             scores = {task: _scores(task, output, baseline) for task in output["results"] if task in output["samples"]}
-            results.append({"model": str(checkpoint.path), "scheme": checkpoint.scheme, "scores": scores})
+            result = {"model": str(checkpoint.path), "scheme": checkpoint.scheme, "scores": scores}
+            results.append({**result, "notes": notes} if notes else result)
             baseline = baseline or output
     return {"kind": KIND, "lm_eval": lm_eval.__version__, "settings": asdict(settings), "results": results}
 
 
-def _run(lm_eval: Any, manager: Any, engine: Engine, settings: TaskSettings, progress: Progress) -> dict[str, Any]:
-    """lm-eval's own output for one checkpoint; leaves torch's random state as it was."""
+def _run(
+    lm_eval: Any, manager: Any, engine: Engine, settings: TaskSettings, progress: Progress
+) -> tuple[dict[str, Any], list[str]]:
+    """lm-eval's own output for one checkpoint, and notes; leaves torch's random state as it was."""
     from dfrot.stages.evaluate.lm_eval_model import DfqLM
 
     if settings.chat and not engine.has_chat_template:
         raise UnsupportedError("`chat`: the model has no chat template; leave it out", field="chat")
     state = torch.get_rng_state()
+    model = DfqLM(engine, settings.batch, settings.seed, progress)
     try:
-        return dict(
+        output = dict(
             lm_eval.simple_evaluate(
-                model=DfqLM(engine, settings.batch, settings.seed, progress),
+                model=model,
                 tasks=list(settings.tasks),
                 task_manager=manager,
                 num_fewshot=settings.fewshot,
@@ -78,6 +82,7 @@ def _run(lm_eval: Any, manager: Any, engine: Engine, settings: TaskSettings, pro
                 bootstrap_iters=BOOTSTRAP_ITERATIONS,
             )
         )
+        return output, model.notes
     finally:
         torch.set_rng_state(state)
 

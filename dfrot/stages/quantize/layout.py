@@ -1,24 +1,27 @@
 """Names, dtypes and shapes of a quantized checkpoint, and how results are stored in it.
 
-Per quantized linear `NAME.weight_packed` uint8 [N, ceil(K bits / 8)], `NAME.weight_scale` bfloat16 [N, G] and,
-asymmetric only, `NAME.weight_zero` uint8 [N, G]; everything else keeps its name and dtype. A simulated checkpoint
-stores `NAME.weight` in float32 instead: a bfloat16 scale times an integer has up to 16 significant bits, which
-neither bfloat16 nor float16 holds, and the simulated weights shall equal the packed ones bit for bit.
+Per quantized linear, and for a quantized embedding, `NAME.weight_packed` uint8 [N, ceil(K bits / 8)],
+`NAME.weight_scale` bfloat16 [N, G] and, asymmetric only, `NAME.weight_zero` uint8 [N, G]; everything else keeps its
+name and dtype. A simulated checkpoint stores `NAME.weight` in float32 instead: a bfloat16 scale times an integer has up
+to 16 significant bits, which neither bfloat16 nor float16 holds, and the simulated weights shall equal the packed ones
+bit for bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from dfrot.arch import BoundArch
+from dfrot.arch import BoundArch, untie_config
 from dfrot.checkpoint import Checkpoint
 from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.grid import Quantized
-from dfrot.quant.keep import linear_names
+from dfrot.quant.plan import LinearPlan, packed_tensors, plan_linears
 from dfrot.quant.scheme import FULL
 
 
@@ -28,8 +31,10 @@ class CheckpointLayout:
     def __init__(self, checkpoint: Checkpoint, arch: BoundArch, config: DfqConfig) -> None:
         assert config.scheme is not None
         self.checkpoint, self.arch, self.config, self.scheme = checkpoint, arch, config, config.scheme
-        rounds = self.scheme.w_bits != FULL
-        self.quantized = [name for name in linear_names(arch) if rounds and name not in config.keep]
+        untied = replace(arch, config=untie_config(arch.config))  # a quantized head has integers of its own
+        self.quantized: dict[str, LinearPlan] = {
+            name: plan for name, plan in plan_linears(untied, config).items() if plan.w_bits != FULL
+        }
         self.source_nbytes = sum(entry.end - entry.start for entry in checkpoint.entries.values())
 
     def stored(self, name: str) -> str:
@@ -40,15 +45,14 @@ class CheckpointLayout:
     def plan(self) -> list[TensorPlan]:
         """Every tensor of the result."""
         plan: list[TensorPlan] = []
-        quantized = set(self.quantized)
         names = list(self.arch.tensors())
         head = f"{self.arch.spec.head.name}.weight"
-        if head not in names and self.arch.spec.head.name in quantized:
+        if head not in names and self.arch.spec.head.name in self.quantized:
             names.append(head)
         names += [name for name in self.checkpoint.entries if self.arch.is_outside(name)]
         for name in names:
             module = name.removesuffix(".weight")
-            plan += self._packed(module) if module in quantized else [self._dense(name)]
+            plan += self._packed(module) if module in self.quantized else [self._dense(name)]
             if f"{module}.bias" in self.checkpoint and not self.arch.is_outside(name):
                 plan.append(self._dense(f"{module}.bias"))
         return plan
@@ -59,18 +63,11 @@ class CheckpointLayout:
         return TensorPlan(name, entry.dtype, entry.shape)
 
     def _packed(self, module: str) -> list[TensorPlan]:
-        """The tensors in place of the weight of linear `module`."""
-        n, k = self.checkpoint.shape(f"{self.stored(module)}.weight")
+        """The tensors in place of the weight of `module`."""
+        plan = self.quantized[module]
         if self.config.fake:
-            return [TensorPlan(f"{module}.weight", torch.float32, (n, k))]
-        groups = -(-k // self.scheme.w_group) if self.scheme.w_group else 1
-        tensors = [
-            TensorPlan(f"{module}.weight_packed", torch.uint8, (n, -(-k * self.scheme.w_bits // 8))),
-            TensorPlan(f"{module}.weight_scale", torch.bfloat16, (n, groups)),
-        ]
-        if not self.scheme.w_sym:
-            tensors.append(TensorPlan(f"{module}.weight_zero", torch.uint8, (n, groups)))
-        return tensors
+            return [TensorPlan(f"{module}.weight", torch.float32, (plan.rows, plan.cols))]
+        return [TensorPlan(name, dtype, shape) for name, (dtype, shape) in packed_tensors(plan).items()]
 
     def copy_dense(self, checkpoint: Checkpoint, writer: SafetensorsWriter) -> None:
         """Copy all tensors that stay as they are, in row blocks."""
@@ -83,14 +80,24 @@ class CheckpointLayout:
 
     def write(self, writer: SafetensorsWriter, name: str, result: Quantized) -> None:
         """Store the result of linear `name`."""
+        for tensor, value in self._values(name, result):
+            writer.write(tensor, value)
+
+    def write_rows(self, writer: SafetensorsWriter, name: str, begin: int, result: Quantized) -> None:
+        """Store rows `begin` and following of module `name`."""
+        for tensor, value in self._values(name, result):
+            writer.write_rows(tensor, begin, value)
+
+    def _values(self, name: str, result: Quantized) -> Iterator[tuple[str, Tensor]]:
+        """The tensors that hold a result, or the rows of it."""
         if self.config.fake:
-            writer.write(f"{name}.weight", result.dequantize())
+            yield f"{name}.weight", result.dequantize()
             return
         packed = result.packed()
-        writer.write(f"{name}.weight_packed", packed.packed)
-        writer.write(f"{name}.weight_scale", packed.scale)
+        yield f"{name}.weight_packed", packed.packed
+        yield f"{name}.weight_scale", packed.scale
         if packed.zero is not None:
-            writer.write(f"{name}.weight_zero", packed.zero)
+            yield f"{name}.weight_zero", packed.zero
 
     @property
     def nbytes(self) -> int:
@@ -99,19 +106,17 @@ class CheckpointLayout:
 
     def sizes(self) -> dict[str, Any]:
         """Bytes before and after, and the bits of a quantized weight with its share of scales and zero points."""
-        quantized = set(self.quantized)
         packed = [
-            tensor for tensor in self.plan() if tensor.name.rsplit(".", 1)[0] in quantized and "bias" not in tensor.name
+            tensor
+            for tensor in self.plan()
+            if tensor.name.rsplit(".", 1)[0] in self.quantized and "bias" not in tensor.name
         ]
-        count = 0
-        for name in self.quantized:
-            n, k = self.checkpoint.shape(f"{self.stored(name)}.weight")
-            count += n * k
+        count = sum(plan.rows * plan.cols for plan in self.quantized.values())
         bits = round(8 * sum(tensor.nbytes for tensor in packed) / count, 4) if count else FULL
         return {
             "source_bytes": self.source_nbytes,
             "bytes": self.nbytes,
             "quantized_weights": count,
             "bits_per_quantized_weight": bits,
-            "linears_quantized": len(self.quantized),
+            "linears_quantized": sum(not plan.lookup for plan in self.quantized.values()),
         }

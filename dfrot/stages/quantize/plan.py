@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dfrot.arch import BoundArch, describe, with_described_names
+from dfrot.arch import BoundArch, resolve
 from dfrot.calib.calibration import HEAD, Calibration, file_stems
 from dfrot.calib.hidden_states import HiddenStates
 from dfrot.checkpoint import Checkpoint
@@ -42,7 +42,7 @@ class QuantizePlan:
 
     @property
     def rounds(self) -> bool:
-        """Whether weights are quantized at all (a scheme may leave them in 16 bits)."""
+        """Whether weights of blocks are quantized (a scheme may leave them in 16 bits)."""
         return self.settings.scheme.w_bits != FULL
 
     @property
@@ -77,10 +77,14 @@ def plan_quantization(model: Path, calibration_path: Path | None, settings: Quan
             f"{reason} needs a `calibration`: run dfq calibrate and give its folder, or use rtn", field="calibration"
         )
     config = _result_config(arch, source, settings, calibration)
+    choices = asdict(settings)
+    for name in ("embed", "head"):  # left out where they decide nothing
+        if not getattr(settings, name).quantized:
+            del choices[name]
     request = {
         "model": digest,
         "calibration": calibration.digest if calibration is not None and settings.needs_calibration() else None,
-        "settings": asdict(settings),
+        "settings": choices,
     }
     if has_vision_part(checkpoint.path):
         request["vision"] = vision_digest(checkpoint.path)
@@ -97,8 +101,7 @@ def _open_source(model: Path) -> tuple[Checkpoint, BoundArch, DfqConfig | None]:
     entry = DfqConfig.of(checkpoint.config, config_file)
     if entry is not None and entry.scheme is not None:
         raise UnsupportedError(f"{model}: is quantized already; give the 16-bit checkpoint", file=model)
-    arch = describe(checkpoint.config, config_file)
-    checkpoint = with_described_names(checkpoint, arch)
+    checkpoint, arch = resolve(checkpoint, to_run=True)
     arch.check(checkpoint)
     return checkpoint, arch, entry
 
@@ -119,16 +122,33 @@ def _result_config(
             field="scheme",
         )
     kept = keep.resolve(arch, settings.keep)
+    if settings.head.quantized:
+        kept = tuple(name for name in kept if name != arch.spec.head.name)
+    _check_tables(arch, settings, kept)
     clips: dict[str, float] = {}
+    head = arch.spec.head.name
     if settings.a_clip == "auto" and scheme.a_bits != FULL and calibration is not None:
         clips = {
             name: clip
             for name, clip in _best_clips(arch, scheme.a_bits, scheme.a_sym, calibration).items()
-            if name not in kept and clip != scheme.a_clip
+            if name not in kept and clip != scheme.a_clip and not (name == head and settings.head.quantized)
         }
     online = source.online if source is not None else OnlineRotations()
     config = DfqConfig(scheme, online, kept, settings.fake, settings.sink_tokens, clips)
-    return replace(config, resets=source.resets if source is not None else ())
+    resets = source.resets if source is not None else ()
+    return replace(config, resets=resets, embed=settings.embed, head=settings.head)
+
+
+def _check_tables(arch: BoundArch, settings: QuantizeSettings, kept: tuple[str, ...]) -> None:
+    """Raise UnsupportedError for a tied head that would have to be stored a second time in 16 bits."""
+    head = arch.spec.head.name
+    in_16_bits = not settings.head.quantized and (head in kept or settings.scheme.w_bits == FULL)
+    if settings.embed.quantized and arch.tied and in_16_bits:
+        raise UnsupportedError(
+            f"`embed` {settings.embed.name}: the head shares the embedding's weight and would keep it in 16 bits; "
+            "quantize it too, with `head`",
+            field=("embed", "head"),
+        )
 
 
 def _best_clips(arch: BoundArch, bits: int, symmetric: bool, calibration: Calibration) -> dict[str, float]:

@@ -4,15 +4,16 @@ Blocks in order, taps in the order of computation. When a tap's Hessian is colle
 quantized ones already and activations and KV are rounded as they will be while serving, so that later columns,
 taps and blocks make up for earlier errors.
 
-When all samples fit into memory together, one forward pass does it all: the pass stops at each tap, the tap's
-weights are quantized in place, and the pass goes on with them. Otherwise each tap costs a pass over the chunks
-that is cut off as soon as the tap is reached; experts, which do not feed one another, share their passes.
+One pass per chunk of samples does it all: it waits at each tap until all chunks are there, the tap's weights are
+quantized in place, and the passes go on with them. Where what waits would not fit into memory, and for experts, which
+not every chunk reaches, each tap costs a pass over the chunks that is cut off as soon as the tap is reached; experts,
+which do not feed one another, share their passes. Both ways end in the same bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 import torch
@@ -21,18 +22,21 @@ from torch import Tensor
 from dfrot.arch import BoundArch, Tap
 from dfrot.calib.hessian import HessianSum
 from dfrot.calib.hidden_states import HiddenStates
+from dfrot.calib.paused_run import PausedRun
 from dfrot.calib.simulate import SimulatedKV, quantize_activations
 from dfrot.calib.taps import inner_linear, observe_taps, samples_per_chunk
 from dfrot.quant.activations import fake_quantize
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.grid import Quantized
 from dfrot.quant.rtn import starved
+from dfrot.quant.scheme import FULL
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.stages.quantize.compensate import ExactRun, TapInput, TapMoments
 
 TapQuantize = Callable[[Sequence[Tensor], Tensor | None, str | None], list[Quantized]]
 """Weights float32 [N_i, K] of one tap, their Hessian [K, K], or why there is none to use -> one result each."""
 
+WAITING_BYTES = 2 << 30  # activations of the passes that wait at a tap
 MOMENT_BYTES = 4 << 30  # second moments of taps that share a pass
 
 
@@ -68,6 +72,8 @@ def quantize_block(
     block = _BlockQuantization(runner, layer, config, quantize, exact)
     if samples <= step:
         block.in_one_pass(source, target)
+    elif runner.arch.spec.experts is None and _waiting_bytes(runner.arch, samples * seqlen) <= WAITING_BYTES:
+        block.in_lockstep(source, target, step)
     else:
         block.in_chunks(source, target, step)
     target.sync()
@@ -111,6 +117,37 @@ class _BlockQuantization:
             target.write(0, self.runner.run(self.block, source.read(0, samples), self.cache))
         for tap in waiting.values():
             self._quantize_tap(tap, TapMoments())  # experts without tokens
+
+    def in_lockstep(self, source: HiddenStates, target: HiddenStates, step: int) -> None:
+        """`step` samples at a time: every chunk's pass waits at each tap until that is quantized."""
+        starts = range(0, source.shape[0], step)
+        exact_inputs = [self._run_exact(self.taps, begin, begin + step) for begin in starts]
+        running: list[PausedRun] = []
+
+        def wait(tap: Tap, x: Tensor, rows: Tensor | None) -> None:
+            running[-1].pause((tap, TapInput(x, rows)))
+
+        def pass_over(begin: int) -> Callable[[], None]:
+            return lambda: target.write(
+                begin, self.runner.run(self.block, source.read(begin, begin + step), self.cache)
+            )
+
+        def advance(run: PausedRun) -> tuple[Tap, TapInput] | None:
+            running[:] = [run]
+            return run.step()  # type: ignore[no-any-return]
+
+        with ExitStack() as stack:
+            runs = [stack.enter_context(PausedRun(pass_over(begin))) for begin in starts]
+            stack.enter_context(observe_taps(self.block, self.taps, wait))
+            while True:
+                moments, reached = TapMoments(), None
+                for run, exact in zip(runs, exact_inputs):
+                    reached = advance(run)
+                    if reached is not None:
+                        moments.add(reached[1], exact.pop(reached[0].name, None), self.exact is not None)
+                if reached is None:  # all passes are at their end: they reach the same taps
+                    return
+                self._quantize_tap(reached[0], moments)
 
     def in_chunks(self, source: HiddenStates, target: HiddenStates, step: int) -> None:
         """`step` samples at a time: one pass over all chunks per group of taps, then one for the outputs."""
@@ -158,6 +195,14 @@ class _BlockQuantization:
             self.results[self.arch.full(self.layer, linear.name)] = result
 
 
+def _waiting_bytes(arch: BoundArch, tokens: int) -> int:
+    """Activations that wait at a tap, decided by shapes only: of the quantized model at most the residual stream, the
+    input and what attention or MLP hold, of the unquantized one the inputs of all taps; float32."""
+    sizes = arch.sizes
+    quantized = 3 * sizes["hidden"] + max(sizes["q"] + 2 * sizes["kv"], sizes["intermediate"])
+    return 4 * tokens * (quantized + sum(sizes[tap.linears[0].cols] for tap in arch.taps()))
+
+
 def _groups_of_taps(arch: BoundArch, taps: Sequence[Tap]) -> list[list[Tap]]:
     """Taps that share a pass, in the order of computation: one at a time, but all experts' inputs together, then all
     their inner ones, as far as MOMENT_BYTES allow."""
@@ -179,14 +224,15 @@ def _groups_of_taps(arch: BoundArch, taps: Sequence[Tap]) -> list[list[Tap]]:
 
 @torch.no_grad()
 def head_hessian(runner: BlockRunner, config: DfqConfig, source: HiddenStates) -> Tensor:
-    """The Hessian float32 [hidden, hidden] of the head's input behind its activation quantizer.
+    """The Hessian float32 [hidden, hidden] of the head's input behind its activation quantizer, if it has one.
 
     source: the hidden states behind the last block."""
     assert config.scheme is not None
     scheme, total = config.scheme, HessianSum()
+    bits = FULL if config.head.quantized else scheme.a_bits
     clip = config.a_clips.get(runner.arch.spec.head.name, scheme.a_clip)
     step = samples_per_chunk(runner.arch, source.shape[1])
     for begin in range(0, source.shape[0], step):
         x = runner.normed(source.read(begin, begin + step))
-        total.add(fake_quantize(x, scheme.a_bits, scheme.a_sym, clip).reshape(-1, x.shape[-1]))
+        total.add(fake_quantize(x, bits, scheme.a_sym, clip).reshape(-1, x.shape[-1]))
     return total.value()

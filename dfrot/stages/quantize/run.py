@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dfrot.arch import untie_config
@@ -21,14 +22,16 @@ from dfrot.checkpoint_writer import SafetensorsWriter
 from dfrot.data.tokenizer import copy_tokenizer
 from dfrot.errors import InputError
 from dfrot.files import require_free_space, write_json
-from dfrot.lineage import lineage
+from dfrot.lineage import lineage, source_record
 from dfrot.progress import Progress, silent
 from dfrot.quant import algorithm, rtn
 from dfrot.quant.grid import Quantized
 from dfrot.quant.rtn import starved
+from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.stage_folder import Stage, open_stage, read_record
 from dfrot.stages.quantize.compensate import ExactRun
+from dfrot.stages.quantize.embedding import RoundedRows, grid_scheme, quantize_embedding
 from dfrot.stages.quantize.plan import QuantizePlan, plan_quantization
 from dfrot.stages.quantize.propagate import head_hessian, quantize_block
 from dfrot.stages.quantize.settings import QuantizeSettings
@@ -61,7 +64,8 @@ def quantize(
             remove_hidden_states(stage.folder)
             _write_config(plan, stage.folder)
             vision.carry_vision_part(plan.checkpoint.path, stage.folder)
-            stage.publish({**_record(plan, linears), "lineage": lineage(model)})
+            origin = {**plan.checkpoint.resolution(), **source_record(model), "lineage": lineage(model)}
+            stage.publish({**_record(plan, linears), **origin})
     return read_record(out, KIND)
 
 
@@ -69,7 +73,7 @@ def _write_config(plan: QuantizePlan, folder: Path) -> None:
     """Write config.json, and copy the tokenizer's files."""
     config = copy.deepcopy(plan.checkpoint.config)
     config["quantization_config"] = plan.config.to_dict()
-    if plan.arch.tied and plan.arch.spec.head.name not in plan.config.keep:
+    if plan.arch.tied and plan.arch.spec.head.name in plan.layout.quantized:
         config = untie_config(config)  # the head has its own integers now
     write_json(folder / "config.json", config)
     copy_tokenizer(plan.checkpoint.path, folder)
@@ -106,7 +110,7 @@ class _BlockwiseQuantization:
         """Everything that is not done yet; returns the statistics by full linear name."""
         units = store.file_stems(self.arch)
         self._write_dense()
-        linears: dict[str, Any] = {}
+        linears: dict[str, Any] = dict(self.stage.recall("dense") or {})
         for number, unit in enumerate(units):
             progress(KIND, number, len(units))
             if not self.stage.done(unit):
@@ -123,17 +127,30 @@ class _BlockwiseQuantization:
         return linears
 
     def _write_dense(self) -> None:
-        """Copy all tensors that stay as they are; embed the tokens where errors propagate."""
+        """Copy all tensors that stay as they are, and round the embedding; embed the tokens where errors propagate."""
         if self.stage.done("dense"):
             return
         self.layout.copy_dense(self.plan.checkpoint, self.writer)
+        embed, rounded, stats = self.arch.spec.embed, None, None
+        if embed in self.layout.quantized:
+            ids = torch.unique(self.tokens) if self.plan.propagates else torch.empty(0, dtype=torch.int64)
+            table, rounded = quantize_embedding(self.layout, self.writer, self.options, ids)
+            stats = {embed: table}
         if self.plan.propagates:
-            for stream in self._streams(0):
-                for begin in range(self.tokens.shape[0]):
-                    stream.write(begin, self.runner.embed(self.tokens[begin : begin + 1]))
-                stream.sync()
+            self._write_streams(rounded)
         self.writer.sync()
-        self.stage.mark("dense")
+        self.stage.mark("dense", stats)
+
+    def _write_streams(self, rounded: RoundedRows | None) -> None:
+        """The hidden states before the first block. rounded: of the quantized model; None: as the source embeds."""
+        for number, stream in enumerate(self._streams(0)):
+            for begin in range(self.tokens.shape[0]):
+                tokens = self.tokens[begin : begin + 1]
+                hidden = self.runner.embed(tokens)  # also checks the ids
+                if rounded is not None and not number:
+                    hidden = rounded.embed(tokens, self.arch.scalar("embed"))
+                stream.write(begin, hidden)
+            stream.sync()
 
     def _streams(self, layer: int) -> list[HiddenStates]:
         """The hidden states before a block: of the quantized model and, to compensate, of the source model."""
@@ -141,11 +158,19 @@ class _BlockwiseQuantization:
         names = ["", "exact-"] if self.plan.compensation else [""]
         return [HiddenStates(self.stage.folder, layer, shape, name) for name in names]
 
-    def _round(self, weights: Sequence[Tensor], hessian: Tensor | None, reason: str | None = None) -> list[Quantized]:
-        """Quantize weights that share an input. reason: why they are rounded to nearest in place of the algorithm."""
+    def _round(
+        self,
+        weights: Sequence[Tensor],
+        hessian: Tensor | None,
+        reason: str | None = None,
+        scheme: QuantScheme | None = None,
+    ) -> list[Quantized]:
+        """Quantize weights that share an input. reason: why they are rounded to nearest in place of the algorithm.
+        scheme: theirs, where it is not that of the checkpoint."""
+        scheme = scheme or self.scheme
         if reason is not None:
-            return rtn.fallback(weights, self.scheme, self.options, reason)
-        return self.quantize_together(weights, hessian, self.scheme, self.options)
+            return rtn.fallback(weights, scheme, self.options, reason)
+        return self.quantize_together(weights, hessian, scheme, self.options)
 
     def _block(self, layer: int) -> dict[str, Quantized]:
         """Results by full linear name."""
@@ -169,12 +194,15 @@ class _BlockwiseQuantization:
     def _head(self, layer: int) -> dict[str, Quantized]:
         """The head's result; `layer` is the number behind the last block."""
         name = self.arch.spec.head.name
-        if not self.plan.rounds or name in self.plan.config.keep:
+        if name not in self.layout.quantized:
             return {}
         if self.plan.propagates:
-            return self._round_stored([name], head_hessian(self.runner, self.plan.config, self._streams(layer)[0]))
-        stats = self._calibrated(store.HEAD).get(name)
-        return self._round_stored([name], stats.hessian if stats is not None else None)
+            hessian: Tensor | None = head_hessian(self.runner, self.plan.config, self._streams(layer)[0])
+        else:
+            stats = self._calibrated(store.HEAD).get(name)
+            hessian = stats.hessian if stats is not None else None
+        scheme = grid_scheme(self.layout.quantized[name], self.scheme)
+        return self._round_stored([name], hessian, scheme=scheme)
 
     def _calibrated(self, stem: str) -> dict[str, CalibStats]:
         """The calibration's statistics by tap, with Hessians, when the algorithm wants them.
@@ -192,11 +220,11 @@ class _BlockwiseQuantization:
         return stats
 
     def _round_stored(
-        self, names: list[str], hessian: Tensor | None, reason: str | None = None
+        self, names: list[str], hessian: Tensor | None, reason: str | None = None, scheme: QuantScheme | None = None
     ) -> dict[str, Quantized]:
         """Quantize the linears `names` of one tap, with their weights as the checkpoint stores them."""
         if not names:
             return {}
         stored = (self.plan.checkpoint.read(f"{self.layout.stored(name)}.weight") for name in names)
         weights = [weight.float() for weight in stored]
-        return dict(zip(names, self._round(weights, hessian, reason)))
+        return dict(zip(names, self._round(weights, hessian, reason, scheme)))

@@ -9,6 +9,7 @@ from dfrot.errors import UnsupportedError
 from dfrot.quant import ALGORITHMS, algorithm
 from dfrot.quant.options import AlgorithmOptions
 from dfrot.quant.scheme import FULL, QuantScheme
+from dfrot.quant.table import TableScheme
 from dfrot.settings import check, setting
 
 COMPENSATION = 0.5  # the full step overfits calibrations of 10^5 tokens
@@ -40,6 +41,18 @@ class QuantizeSettings:
         ("lm_head",),
         metavar="NAME",
         help="Linears that stay in 16 bits, as names or patterns; repeatable. An empty name quantizes all.",
+    )
+    embed: TableScheme = setting(
+        default_factory=TableScheme,
+        metavar="BITS",
+        help="Bits of the embedding: 16, 8 (one scale per token) or 4 (groups of 32 columns); other grids are written "
+        "8-g64, 4-g64-asym. It is rounded to nearest.",
+    )
+    head: TableScheme = setting(
+        default_factory=TableScheme,
+        metavar="BITS",
+        help="Bits of the head's weight, written like those of `embed`; its activations stay in 16 bits, and `keep` "
+        "does not apply to it. 16: as `scheme` and `keep` say.",
     )
     propagate: bool = setting(
         True,
@@ -88,5 +101,6 @@ class QuantizeSettings:
 
     def needs_calibration(self) -> bool:
         """Whether these settings cannot do without a calibration."""
-        weights = self.scheme.w_bits != FULL and algorithm(self.algorithm).needs_hessian
+        rounds = self.scheme.w_bits != FULL or self.head.quantized
+        weights = rounds and algorithm(self.algorithm).needs_hessian
         return weights or (self.a_clip == "auto" and self.scheme.a_bits != FULL)

@@ -14,7 +14,7 @@ from dfrot.arch import BoundArch, Space
 from dfrot.checkpoint import Checkpoint
 from dfrot.data.text import load_text
 from dfrot.data.text_window import text_window
-from dfrot.data.tokenizer import load_tokenizer
+from dfrot.data.tokenizer import load_tokenizer, require_known_ids
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.inputs import open_described_model
 from dfrot.quant.config import DfqConfig
@@ -110,6 +110,7 @@ class RotatePlan:
             "transforms": [f"{transform.name}:{mode}" for transform, mode in self.transforms],
             "calibration_tokens": 0 if self.calibration is None else self.calibration.numel(),
             "gate_tokens": self.gate_tokens.numel() if self.gated else 0,
+            **self.checkpoint.resolution(),
         }
 
 
@@ -148,7 +149,9 @@ def plan_rotation(model: Path, settings: RotateSettings) -> RotatePlan:
             test = load_text(settings.dataset, "test", tokenizer)
             source |= {"test": test.digest, **test.rendered}
             gate_tokens = text_window(test, tokenizer, GATE_TOKENS, None)
-        _check_ids(checkpoint, arch, calibration, moment_tokens, gate_tokens)
+        for window in (calibration, moment_tokens, gate_tokens):
+            if window is not None:
+                require_known_ids(window, arch.vocab_size, checkpoint.path)
     request = {"source": checkpoint.digest(), "settings": asdict(settings), "dataset": source}
     if has_vision_part(checkpoint.path):
         request["vision"] = vision_digest(checkpoint.path)
@@ -191,15 +194,3 @@ def _online_rotations(arch: BoundArch, settings: RotateSettings, config_file: st
         return OnlineRotations()
     r4 = hadamard_plan(arch.intermediate, settings.r4_block)
     return OnlineRotations(r3=hadamard_plan(arch.head_dim), r4=r4)
-
-
-def _check_ids(checkpoint: Checkpoint, arch: BoundArch, *windows: Tensor | None) -> None:
-    """Raise InputError for token ids outside the vocabulary."""
-    for ids in windows:
-        if ids is not None and int(ids.max()) >= arch.vocab_size:
-            raise InputError(
-                f"{checkpoint.path}: the tokenizer makes id {int(ids.max())}, the vocabulary has "
-                f"{arch.vocab_size} entries; copy the tokenizer of this model",
-                file=checkpoint.path,
-                limit=arch.vocab_size,
-            )

@@ -26,8 +26,8 @@ ISA = Enum(
 KIND = Enum(
     "dfq_kind",
     {"DFQ_CODES8": 8, "DFQ_TILES": 16},
-    "How a weight of a draft is stored, beside the dense types of enum dfq_dtype (float32, bfloat16): one byte a "
-    "code with scale bfloat16 [n] and zero point 128, or tiles of 4-bit codes (cpu/tile16/tile16_kernels.h).",
+    "How a weight of a draft or head is stored, beside the dense types of enum dfq_dtype (float32, bfloat16): a byte a "
+    "code with bfloat16 scales and zero point 128, or tiles of 4-bit codes (cpu/tile16/tile16_kernels.h).",
 )
 ENUMS = (STATUS, DTYPE, ISA, KIND)
 

@@ -121,9 +121,12 @@ TILE16 = (
 DENSE = (
     function(
         "dfq_dense",
-        "const void* x, int64_t dtype, int64_t m, int64_t n, int64_t k, const void* weight, void* out",
-        "out [m, n] = x [m, k] w[n, k]^T, all of `dtype`, float32 or bfloat16; float32 sums, and every row has the "
-        "bits that it has alone. For a few rows: the weight is read once for every 16 of them.",
+        "const void* x, int64_t dtype, int64_t m, int64_t n, int64_t k, const void* weight, int64_t kind, "
+        "const uint16_t* scale?, int64_t group, void* out",
+        "out [m, n] = x [m, k] w[n, k]^T, both of `dtype`; float32 sums, and every row has the bits that it has alone. "
+        "w is of float32 or bfloat16 like x (kind: dtype), or one byte a code (kind: DFQ_CODES8) with zero point 128 "
+        "and scale bfloat16 [n, groups]; group: columns per scale, a multiple of 16, 0 = one scale per row. For a few "
+        "rows: the weight is read once for every 16 of them.",
     ),
 )
 

@@ -18,6 +18,7 @@ from dfrot_kernels.ops import (
     tile16,
     w4a8,
     w4a16,
+    w8a16,
 )
 from dfrot_kernels.ops.registry import Op
 
@@ -29,6 +30,7 @@ _ORDER = (
     "hadamard",
     "dequantize",
     "w4a16_mm",
+    "w8a16_mm",
     "w4a8_mm",
     "w4a4_mm",
     "kv_quantize",
@@ -43,7 +45,7 @@ _ORDER = (
     "w4a16_tiled_mm",
     "w4a8_tiled_mm",
 )
-_FAMILIES = (packing, quantize, hadamard, fused_rows, w4a16, w4a8, tile16, kv_cache, kv_attention)
+_FAMILIES = (packing, quantize, hadamard, fused_rows, w4a16, w4a8, w8a16, tile16, kv_cache, kv_attention)
 
 OPS: dict[str, Op] = {
     op.name: op for op in sorted((op for f in _FAMILIES for op in f.OPS), key=lambda op: _ORDER.index(op.name))

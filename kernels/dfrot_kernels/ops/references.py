@@ -15,6 +15,7 @@ from dfrot_kernels.ops.quantize.reference import quantize_per_token
 from dfrot_kernels.ops.tile16.reference import prepack, tile_codes, unprepack, w4a8_tiled_mm, w4a16_tiled_mm
 from dfrot_kernels.ops.w4a8.reference import w4a8_mm
 from dfrot_kernels.ops.w4a16.reference import w4a16_mm
+from dfrot_kernels.ops.w8a16.reference import w8a16_mm
 
 __all__ = [
     "dequantize",
@@ -38,4 +39,5 @@ __all__ = [
     "w4a8_tiled_mm",
     "w4a16_mm",
     "w4a16_tiled_mm",
+    "w8a16_mm",
 ]

@@ -45,7 +45,10 @@ def dense(x: Tensor, weight: Tensor) -> Tensor:
     out = x.new_empty((*x.shape[:-1], weight.shape[0]))
     if out.numel():
         n, k = weight.shape
-        bindings.dense(x=x, dtype=DTYPE_CODES[x.dtype], m=x[..., 0].numel(), n=n, k=k, weight=weight, out=out)
+        kind = DTYPE_CODES[x.dtype]
+        bindings.dense(
+            x=x, dtype=kind, m=x[..., 0].numel(), n=n, k=k, weight=weight, kind=kind, scale=None, group=0, out=out
+        )
     return out
 
 

@@ -83,6 +83,11 @@ REFUSED: dict[str, tuple[Callable[[Any], None], type[Exception], str]] = {
         UnsupportedError,
         "pre-tokenizer 'bloom' is unknown to dfq",
     ),
+    "no tag": (
+        lambda w: w.kv_data[0].pop("tokenizer.ggml.pre"),
+        UnsupportedError,
+        "tokenizer.ggml.pre is missing, so how text is split is unknown; convert the model again",
+    ),
     "another model": (lambda w: w.add_tokenizer_model("t5"), UnsupportedError, "tokenizer 't5' cannot be read"),
     "a merge of no tokens": (
         lambda w: w.add_token_merges(["a b", "@@ @@"]),

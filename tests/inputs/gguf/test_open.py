@@ -133,3 +133,29 @@ def test_commands(kit: SimpleNamespace, tmp_path: Path) -> None:
     run("rotate", "--model", str(file), "--method", "hadamard", *options[:2], "--out", str(tmp_path / "rotated"))
     assert inspect(tmp_path / "rotated")["model_type"] == "llama"
     assert load_tokenizer(tmp_path / "rotated")("x")["input_ids"][0] == 0
+
+
+def test_inspect_says_what_it_is_and_whether_it_is_read(kit: SimpleNamespace, tmp_path: Path) -> None:
+    file = kit.write_gguf(tmp_path / "model.gguf", kit.random_model("llama"), "Q8_0")
+    for path in (file, tmp_path, resolve_model(str(file))):
+        facts = inspect(path)
+        assert (facts["kind"], facts["model_type"], facts["path"]) == ("GGUF", "llama", str(file))
+        assert facts["read_by_dfq"] == "yes, dequantized to bfloat16"
+    kit.write_gguf(file, kit.random_model("llama"), change=lambda writer: writer.add_tokenizer_pre("bloom"))
+    assert inspect(file)["read_by_dfq"].startswith("no: pre-tokenizer 'bloom' is unknown to dfq")
+    kit.write_gguf(file, kit.random_model("llama"), replaced={"blk.1.ffn_up.weight": None})
+    assert "mlp.up_proj.weight is missing" in inspect(file)["read_by_dfq"]
+
+
+@pytest.mark.parametrize("model_name", ["llama 3.1 rope", "qwen2, yarn", "gemma3, linear rope"])
+def test_what_is_imported_loads_in_transformers_alone(model_name: str, kit: SimpleNamespace, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    original = kit.random_model(model_name)
+    file = kit.write_gguf(tmp_path / "model.gguf", original)
+    facts = run("import", str(file), "--out", str(tmp_path / "out"))
+    assert facts["source"]["format"] == "GGUF (F32)"
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager")
+    assert model.dtype == torch.float32
+    torch.testing.assert_close(kit.logits(model), kit.logits(original), rtol=1e-3, atol=1e-3)
+    assert load_tokenizer(tmp_path / "out")("x")["input_ids"][0] == 0

@@ -140,6 +140,53 @@ def test_log_likelihoods_are_the_models_whatever_the_batch() -> None:
             assert scores[number][1] == bool((logits.argmax(-1) == torch.tensor(continuation)).all())
 
 
+def test_of_a_continuation_longer_than_the_context_the_end_is_scored() -> None:
+    import torch
+
+    from dfrot.stages.evaluate.lm_eval_model import DfqLM
+
+    model = DfqLM(Engine(reference.path()), batch=2)
+    model.max_length = 12
+    tokens = [n % 50 + 5 for n in range(40)]
+    long, short = model._loglikelihood_tokens([(None, [0], tokens), (None, tokens[:7], tokens[7:9])])
+    with torch.inference_mode():
+        logits = model.engine.target.model(torch.tensor([tokens[-13:-1]])).logits[0].float()
+    expected = logits.log_softmax(-1).gather(-1, torch.tensor(tokens[-12:])[:, None]).sum()
+    assert long[0] == pytest.approx(float(expected), rel=1e-2)  # bfloat16: the batch is one row here
+    assert short[0] < 0
+    assert model.notes == ["1 continuations are longer than the context of 12 tokens: their last 12 tokens were scored"]
+
+
+def test_tokenizers_without_eos_and_bos(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import PreTrainedTokenizerBase
+
+    def scores() -> Any:
+        return evaluate_tasks([reference.path()], TaskSettings(TASKS, str(folder)))["results"][0]
+
+    usual = scores()
+    monkeypatch.setattr(PreTrainedTokenizerBase, "bos_token_id", None, raising=False)
+    monkeypatch.setattr(PreTrainedTokenizerBase, "eos_token_id", None, raising=False)
+    monkeypatch.setattr("dfrot.generation.engine.end_token_ids", lambda target: frozenset())
+    without = scores()
+    assert "a newline stood in front" in without["notes"][0]
+    assert "notes" not in usual
+    assert without["scores"]["local_text"] == usual["scores"]["local_text"], "contexts are there"
+    assert without["scores"]["local_rolling"] != usual["scores"]["local_rolling"]
+
+
+def test_a_repetition_penalty_is_applied() -> None:
+    from dfrot.stages.evaluate.lm_eval_model import DfqLM
+
+    model = DfqLM(Engine(reference.path()))
+    options = {"do_sample": False, "max_gen_toks": 40, "until": []}
+    plain, penalized = (
+        model._generate("x = [1, 1, 1, 1,", {**options, **more}) for more in ({}, {"repetition_penalty": 1.8})
+    )
+    assert plain != penalized
+    with pytest.raises(UnsupportedError, match="num_beams"):
+        model._generate("x", {**options, "num_beams": 2})
+
+
 def test_a_checkpoint_differs_from_itself_by_nothing(ours: Any) -> None:
     for task in TASKS[:2]:
         for score in ours["results"][1]["scores"][task].values():

@@ -14,8 +14,8 @@ from dfrot.arch import describe
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, MismatchError, UnsupportedError
 from dfrot.hub import resolve_model
+from dfrot.quant.rotated_linear import hadamard
 from dfrot.quant.scheme import QuantScheme
-from dfrot.quant.trainable_linear import hadamard
 from dfrot.rotation.hadamard import hadamard_plan
 from dfrot.runtime.load import load_model
 from dfrot.runtime.trainable import TrainableModel

@@ -9,6 +9,7 @@ from dfrot_cli.lazy_group import LazyGroup
 MEMBERS = {
     "ppl": "Perplexity of one or more checkpoints on the same windows.",
     "kl": "KL divergence from the first checkpoint, token by token.",
+    "sensitivity": "What rounding one part of a model costs: inputs, weights, KV, layers, tokens.",
     "tasks": "Scores on lm-eval's tasks.",
     "speed": "Tokens per second and peak memory.",
 }

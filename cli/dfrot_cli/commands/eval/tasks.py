@@ -37,6 +37,9 @@ def command(models: tuple[str, ...], draft: Path | None, out: Path | None, commo
         report = evaluate_tasks(folders, settings, draft, progress)
     keep(report, models, out)
     show.as_json(report) if common.json else _table(report, out)
+    for result in report["results"]:
+        for note in result.get("notes", ()):
+            show.note(f"{result['name']}: {note}")
 
 
 def _table(report: dict[str, Any], out: Path | None) -> None:

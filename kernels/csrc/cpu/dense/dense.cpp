@@ -12,12 +12,17 @@
 using namespace dfq;
 
 int dfq_dense(const dfq_dense_args* args) {
-  if ((args->dtype != DFQ_FLOAT32 && args->dtype != DFQ_BFLOAT16) || args->m < 1 || args->n < 1 || args->k < 1)
+  const bool codes = args->kind == DFQ_CODES8;
+  const int64_t group = args->group > 0 && args->group < args->k ? args->group : args->k;
+  if (!valid_type(args->dtype) || (!codes && (args->kind != args->dtype || args->dtype == DFQ_FLOAT16)) ||
+      (codes && (!args->scale || args->group < 0 || (group < args->k && group % 16))) || args->m < 1 || args->n < 1 ||
+      args->k < 1)
     return DFQ_BAD_ARGUMENT;
   return returning_status([&] {
     const DenseKernels& use = kernels().dense;
-    const bool bf16 = args->dtype == DFQ_BFLOAT16 && use.dense_bf16;
-    const int64_t stride = ceil_div(args->k, 32) * 32, size = bf16 ? 2 : 4, bytes = args->dtype == DFQ_FLOAT32 ? 4 : 2;
+    const bool bf16 = args->kind == DFQ_BFLOAT16 && use.dense_bf16;
+    const int64_t stride = ceil_div(args->k, 32) * 32, size = bf16 ? 2 : 4, groups = ceil_div(args->k, group);
+    const int64_t bytes = codes ? 1 : args->kind == DFQ_FLOAT32 ? 4 : 2;
     char* const rows = static_cast<char*>(scratch(SCRATCH_CALLER, args->m * stride * size));
     std::memset(rows, 0, size_t(args->m * stride * size));
     for (int64_t i = 0; i < args->m; ++i) {
@@ -29,8 +34,8 @@ int dfq_dense(const dfq_dense_args* args) {
       float sums[DECODE_ROWS * DENSE_ROWS];
       for (int64_t from = begin * DENSE_ROWS; from < std::min(args->n, end * DENSE_ROWS); from += DENSE_ROWS) {
         const int64_t count = std::min(DENSE_ROWS, args->n - from);
-        const DenseWeight w = {static_cast<const char*>(args->weight) + from * args->k * bytes, nullptr,
-                               int(args->dtype), args->k};
+        const DenseWeight w = {static_cast<const char*>(args->weight) + from * args->k * bytes,
+                               codes ? args->scale + from * groups : nullptr, int(args->kind), args->k, group};
         for (int64_t i = 0; i < args->m; i += DECODE_ROWS) {
           const int64_t block = std::min(DECODE_ROWS, args->m - i);
           const char* const at = rows + i * stride * size;

@@ -49,14 +49,50 @@ void dense_block(const float* x, int64_t stride, const DenseWeight& w, int64_t r
   }
 }
 
+// The same with codes of 8 bits in several groups: codes are scaled before they are multiplied, which is exact.
+template <int R, int M>
+void grouped_block(const float* x, int64_t stride, const DenseWeight& w, int64_t row, float* out, int64_t out_stride) {
+  Floats sums[R][M] = {};
+  const int64_t k = w.k, groups = (k + w.group - 1) / w.group;
+  const char* const next = static_cast<const char*>(w.data) + (row + R) * k;
+  for (int64_t group = 0; group < groups; ++group) {
+    float scale[R];
+    for (int r = 0; r < R; ++r) scale[r] = load_bf16(w.scale[(row + r) * groups + group]);
+    const int64_t end = minimum(k, (group + 1) * w.group);
+    for (int64_t at = group * w.group; at < end; at += LANES) {
+      Floats rows[M];
+      for (int i = 0; i < M; ++i) load_lanes(x + i * stride + at, rows[i]);
+      for (int r = 0; r < R; ++r) {
+        Floats v;
+        if (at + LANES <= k) load_lanes_of<DFQ_CODES8>(w.data, (row + r) * k + at, v);
+        else load_some_of<DFQ_CODES8>(w.data, (row + r) * k + at, k - at, v);
+        if (M == 1) __builtin_prefetch(next + r * k + at);
+        v *= scale[r];
+        for (int i = 0; i < M; ++i) sums[r][i] += v * rows[i];
+      }
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int i = 0; i < M; ++i) out[i * out_stride + row + r] = total(sums[r][i]);
+  }
+}
+
+constexpr int GROUPED_CODES = -1;  // beside enum dfq_kind: a template's name for grouped_block
+
+template <int KIND, int R, int M>
+void any_block(const float* x, int64_t stride, const DenseWeight& w, int64_t row, float* out, int64_t out_stride) {
+  if constexpr (KIND == GROUPED_CODES) grouped_block<R, M>(x, stride, w, row, out, out_stride);
+  else dense_block<KIND, R, M>(x, stride, w, row, out, out_stride);
+}
+
 template <int KIND, int M>
 void dense_rows(const float* x, int64_t stride, const DenseWeight& w, int64_t begin, int64_t end, float* out,
                 int64_t out_stride) {
   int64_t row = begin;
   for (; row + WEIGHT_ROWS <= end; row += WEIGHT_ROWS) {
-    dense_block<KIND, WEIGHT_ROWS, M>(x, stride, w, row, out, out_stride);
+    any_block<KIND, WEIGHT_ROWS, M>(x, stride, w, row, out, out_stride);
   }
-  for (; row < end; ++row) dense_block<KIND, 1, M>(x, stride, w, row, out, out_stride);
+  for (; row < end; ++row) any_block<KIND, 1, M>(x, stride, w, row, out, out_stride);
 }
 
 // A stretch of weights stays in the nearest caches while all rows of x pass.
@@ -80,7 +116,8 @@ void dense(const float* x, int64_t rows, int64_t stride, const DenseWeight& w, i
            int64_t out_stride) {
   if (w.kind == DFQ_FLOAT32) dense_of<DFQ_FLOAT32>(x, rows, stride, w, begin, end, out, out_stride);
   else if (w.kind == DFQ_BFLOAT16) dense_of<DFQ_BFLOAT16>(x, rows, stride, w, begin, end, out, out_stride);
-  else dense_of<DFQ_CODES8>(x, rows, stride, w, begin, end, out, out_stride);
+  else if (w.group == w.k) dense_of<DFQ_CODES8>(x, rows, stride, w, begin, end, out, out_stride);
+  else dense_of<GROUPED_CODES>(x, rows, stride, w, begin, end, out, out_stride);
 }
 
 }  // namespace

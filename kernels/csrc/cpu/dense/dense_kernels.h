@@ -9,11 +9,13 @@ namespace dfq {
 
 constexpr int64_t DENSE_ROWS = 16;  // output rows that a thread takes at once, as many as a tile has
 
-struct DenseWeight {  // [n][k]: float32, bfloat16, or codes of 8 bits with scale [n] and zero point 128
+// [n][k]: float32, bfloat16, or codes of 8 bits with zero point 128 and scale [n][groups], a scale for `group` columns,
+// a multiple of 16, or for all k
+struct DenseWeight {
   const void* data;
   const uint16_t* scale;
   int kind;
-  int64_t k;
+  int64_t k, group;
 };
 
 struct DenseKernels {

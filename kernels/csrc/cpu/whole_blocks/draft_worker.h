@@ -132,7 +132,7 @@ class DraftWorker {
     const Span mine = rows_of(l.n);
     if (mine.begin >= mine.end) return;
     if (l.kind != DFQ_TILES) {
-      const DenseWeight weight = {l.data, l.kind == DFQ_CODES8 ? l.scale : nullptr, int(l.kind), l.k};
+      const DenseWeight weight = {l.data, l.kind == DFQ_CODES8 ? l.scale : nullptr, int(l.kind), l.k, l.k};
       s_.tables.dense.dense(input.x, input.rows, padded(l.k), weight, mine.begin, mine.end, out, l.n);
       return;
     }

@@ -1,0 +1,82 @@
+"""Scales (and zero points) that several weights share: per tensor, channel, group of columns or block."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dfrot.inputs.codes import exponents
+from dfrot.inputs.stored_parts import StoredParts
+
+SCALE_DTYPES = tuple(
+    getattr(torch, name)
+    for name in ("float32", "bfloat16", "float16", "uint8", "float8_e4m3fn", "float8_e8m0fnu")
+    if hasattr(torch, name)
+)
+"""Dtypes of scales. uint8 and e8m0 hold exponents."""
+
+
+@dataclass(frozen=True)
+class ScaleGrid:
+    """Which weights of a matrix share a scale."""
+
+    rows: int
+    """Rows (output channels) of the weight."""
+    cols: int
+    """Columns (inputs)."""
+    row_step: int
+    """Rows that share a scale."""
+    col_step: int
+    """Columns that share a scale."""
+
+    @classmethod
+    def of(cls, rows: int, cols: int, row_step: int | None = None, col_step: int | None = None) -> ScaleGrid:
+        """A grid with these steps; None: all rows or all columns together."""
+        return cls(rows, cols, row_step or max(rows, 1), col_step or max(cols, 1))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Scales along rows and columns. Those at the edges serve fewer weights."""
+        return -(-self.rows // self.row_step), -(-self.cols // self.col_step)
+
+    def require(self, parts: StoredParts, part: str) -> None:
+        """Raise InputError unless part `part` has a value for every cell."""
+        shape = parts.entry(part).shape
+        count = math.prod(self.shape)
+        flat = math.prod(shape) == count and (count == 1 or len(shape) == 1)
+        if shape != self.shape and not (flat and 1 in self.shape):
+            parts.refuse(part, f"has shape {list(shape)}, the codes need {list(self.shape)}")
+
+    def spread(self, values: Tensor, begin: int, end: int, columns: Tensor | None = None) -> Tensor:
+        """A value for each weight of rows begin .. end. values: one per cell; columns: the cell of each column, where
+        they are not consecutive."""
+        row_cells = torch.arange(begin, end) // self.row_step
+        if columns is None:
+            columns = torch.arange(self.cols) // self.col_step
+        return values.reshape(self.shape).index_select(0, row_cells).index_select(1, columns)
+
+
+def read_scales(parts: StoredParts, part: str) -> Tensor:
+    """A part that holds scales, as float32; exponents as powers of two."""
+    values = parts.read(part)
+    is_exponent = values.dtype.itemsize == 1 and values.dtype != torch.float8_e4m3fn
+    return exponents(values) if is_exponent else values.float()
+
+
+def group_columns(parts: StoredParts, part: str, cols: int, groups: int) -> Tensor | None:
+    """The group of each column, from the part that act-order stores; None where groups are consecutive columns.
+
+    Raises InputError for a group that does not exist."""
+    if part not in parts:
+        return None
+    parts.require(part, (torch.int32, torch.int64), 1)
+    parts.require_shape(part, (cols,))
+    columns = parts.read(part).to(torch.int64)
+    if bool((columns == -1).all()):  # allocated and never set
+        return None
+    if cols and not (int(columns.min()) >= 0 and int(columns.max()) < groups):
+        parts.refuse(part, f"names groups {int(columns.min())} .. {int(columns.max())}, there are {groups}")
+    return columns

@@ -1,0 +1,69 @@
+"""TableScheme: how the embedding or the head is stored, as pure data."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dfrot.errors import UnsupportedError
+from dfrot.quant.scheme import FULL
+
+_NAME = re.compile(r"(\d+)(?:-g(\d+))?(-asym)?")
+BITS = (FULL, 8, 4)
+GROUP_OF_4_BITS = 32
+"""Columns that share a scale where 4 bits are asked for without a group: one scale per row costs twice the error."""
+
+
+@dataclass(frozen=True)
+class TableScheme:
+    """Bits and grid of the embedding's or the head's weight [vocabulary, hidden]. 16 bits means: left in the model's
+    dtype. Activations are never quantized for it."""
+
+    bits: int = FULL
+    """Bits of a weight."""
+    group: int = 0
+    """Columns that share a scale; 0: one scale per row (token)."""
+    symmetric: bool = True
+    """No zero codes."""
+
+    def __post_init__(self) -> None:
+        if self.bits not in BITS:
+            raise UnsupportedError(f"{self.bits} bits for a table are not supported; use 16, 8 or 4")
+        if self.group < 0 or self.group % 8:
+            raise UnsupportedError(f"group size {self.group} of a table is not a multiple of 8")
+
+    @classmethod
+    def parse(cls, text: str | int) -> TableScheme:
+        """Read a name: `16`, `8` (one scale per row), `8-g64`, `4` (groups of 32), `4-g0` (per row), `4-g64-asym`.
+        Raises UnsupportedError for one that cannot be read, or for bits that are not supported."""
+        match = _NAME.fullmatch(str(text).strip().lower())
+        if not match or (int(match[1]) == FULL and (match[2] or match[3])):
+            raise UnsupportedError(f"{text!r} is not understood; write it like 16, 8, 4, 8-g64 or 4-g64-asym")
+        bits = int(match[1])
+        group = int(match[2]) if match[2] else GROUP_OF_4_BITS if bits == 4 else 0
+        return cls(bits, group, match[3] is None)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the table is stored as integers."""
+        return self.bits != FULL
+
+    @property
+    def name(self) -> str:
+        """The canonical short name; `parse(name)` gives the scheme back."""
+        default = GROUP_OF_4_BITS if self.bits == 4 else 0
+        group = f"-g{self.group}" if self.group != default else ""
+        return f"{self.bits}{group}{'' if self.symmetric else '-asym'}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as plain JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> TableScheme:
+        """The inverse of `to_dict`. Raises UnsupportedError for an unknown key, TypeError or ValueError for a value of
+        a wrong type."""
+        if unknown := set(value) - set(cls.__dataclass_fields__):
+            raise UnsupportedError(f"scheme of a table: unknown keys {sorted(unknown)}; written by a newer dfq?")
+        return cls(int(value["bits"]), int(value.get("group", 0)), bool(value.get("symmetric", True)))
