@@ -196,7 +196,7 @@ def compare(
         report["calibration"] = {"name": settings.dataset, "split": "train", "digest": digest, "evaluated": same_text}
         write_json(stage.folder / REPORT_FILE, report)
         write_bytes(stage.folder / TABLE_FILE, markdown(report).encode())
-        stage.publish({"report": REPORT_FILE, **plan.resolution})
+        stage.publish({"report": REPORT_FILE, **planned.resolution})
     return report
 
 
