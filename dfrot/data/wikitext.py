@@ -61,7 +61,8 @@ def _offline_unless_reachable(datasets: Any) -> Iterator[None]:
     and again for half a minute before it looks into its cache or gives up."""
     from huggingface_hub import HfApi, constants
 
-    settings = ((constants, constants.HF_HUB_OFFLINE), (datasets.config, datasets.config.HF_HUB_OFFLINE))
+    modules: tuple[Any, ...] = (constants, datasets.config)
+    settings = [(module, module.HF_HUB_OFFLINE) for module in modules]
     try:
         HfApi().dataset_info(HUB_ID, timeout=HUB_TIMEOUT)
     except Exception:  # no network, a proxy, offline mode: many types, one meaning
