@@ -300,7 +300,7 @@ def test_no_two_classes_of_one_name() -> None:
 
 def test_tests_mirror_the_packages() -> None:
     """Folders of tests are packages of the library, the command line, the kernels or, by name, what else is tested."""
-    others = {"cli", "kernels", "core", "packaging", "docs", "contributing", "examples"}
+    others = {"cli", "kernels", "core", "packaging", "docs", "contributing", "examples", "real"}
     folders = {path.name for path in (ROOT / "tests").iterdir() if any(path.glob("**/test_*.py"))}
     packages = {path.parent.name for path in (ROOT / "dfrot").glob("*/__init__.py")}
     assert folders - others <= packages
