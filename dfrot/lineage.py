@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from, as its stages recorded it: rotation, seeds, calibration."""
+"""Where a checkpoint comes from: the hub's commit, and what its stages recorded: rotation, seeds, calibration."""
 
 from __future__ import annotations
 
@@ -18,6 +18,22 @@ def read_stage_record(folder: Path) -> dict[str, Any]:
     except DfqError:
         return {}
     return record if isinstance(record, dict) else {}
+
+
+def hub_source(folder: Path) -> dict[str, str]:
+    """{"hub_id", "commit"} of a folder in the hub's cache (models--OWNER--NAME/snapshots/COMMIT); empty for others."""
+    snapshots = folder.absolute().parent
+    kind, _, hub_id = snapshots.parent.name.partition("--")
+    if kind != "models" or snapshots.name != "snapshots" or not hub_id:
+        return {}
+    return {"hub_id": hub_id.replace("--", "/", 1), "commit": folder.name}
+
+
+def source_record(folder: Path) -> dict[str, Any]:
+    """What records say of the checkpoint that they were made from: {"hub": hub_source} where it lies in the hub's
+    cache, or a stage recorded that of the checkpoint before; else empty."""
+    source = hub_source(folder) or read_stage_record(folder).get("hub")
+    return {"hub": source} if isinstance(source, dict) and source else {}
 
 
 def lineage(folder: Path) -> dict[str, Any]:

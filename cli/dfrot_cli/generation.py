@@ -14,6 +14,7 @@ from dfrot.generation.settings import GenerateSettings
 from dfrot_cli import show
 from dfrot_cli.commands.draft.options import draft_option, shape_options, single_shape
 from dfrot_cli.engine import open_engine
+from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, model_option
 from dfrot_cli.plan import plan
 from dfrot_cli.setting_options import options_of, settings_from
@@ -43,7 +44,6 @@ def generate(
     """Run `dfq NAME`: print the text, or the plan, or one JSON document."""
     common.prepare()
     from dfrot.errors import InputError
-    from dfrot.hub import resolve_model
 
     shape, sampling = single_shape(chain, tree), settings_from(Sampling, options)
     settings = settings_from(GenerateSettings, options)
@@ -51,7 +51,7 @@ def generate(
         show.note("--top-k and --top-p restrict sampling; at --temperature 0 the likeliest token is taken")
     if settings.system is not None and not (settings.chat or settings.images):
         raise InputError("`system` is a message of a conversation: add `chat`", field=("system", "chat"))
-    folder = resolve_model(model)
+    folder = model_folder(model)
     if common.plan:
         known = {key: value for key, value in vars(settings).items() if key not in ("prompt", "force")}
         plan(name, {"model": folder, "draft": draft}, {**known, "sampling": sampling, "shape": shape}, None, common)

@@ -108,7 +108,8 @@ def _dequantized(checkpoint: Checkpoint, entry: Any, dtype: torch.dtype | None) 
                 file=stored.file,
                 tensor=name,
             )
-        if name.endswith(".weight") and (not stored.dtype.is_floating_point or stored.dtype.itemsize == 1):
+        is_code = not stored.dtype.is_floating_point and name.endswith(".weight")
+        if is_code or (stored.dtype.is_floating_point and stored.dtype.itemsize == 1):
             raise InputError(
                 f"{stored.file}: tensor {name} is {stored.dtype} and has no scale that {method} defines; restore the "
                 "folder",

@@ -15,7 +15,7 @@ from typing import Any
 
 from dfrot.errors import ExistsError, InputError, ResourceError
 from dfrot.files import digest_json, read_json, remove_partial, write_json
-from dfrot.hub import ALIASES, REFERENCE, cached_folder, resolve_model
+from dfrot.hub import REFERENCE, find_local, resolve_model
 from dfrot.inputs import open_model
 from dfrot.progress import Progress, silent
 from dfrot.recipe import check
@@ -30,7 +30,7 @@ def local_folder(model: str) -> Path | None:
     """The folder of a model that is on this machine; None where it would have to be downloaded."""
     if Path(model).expanduser().exists() or model == REFERENCE:
         return resolve_model(model)
-    return cached_folder(ALIASES.get(model.lower(), model))
+    return find_local(model)
 
 
 def plan(recipe: Recipe, out: Path) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def run(
         raise ExistsError(
             f"{out}: already exists and holds no run of a recipe; choose another `out`", field="out", file=out
         )
-    model = resolve_model(recipe.model)
+    model = resolve_model(recipe.model, progress)
     if out.resolve() == model.resolve():
         raise InputError(f"{out}: is the model itself; choose another `out`", field="out", file=out)
     try:

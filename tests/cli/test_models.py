@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def test_the_reference_model_ships() -> None:
 
 def test_a_cached_model_needs_no_network(cache: Path) -> None:
     snapshot = fill(cache, "Qwen/Qwen3-8B", {"config.json": "{}", "model.safetensors": ""})
-    assert models.resolve_model("qwen3-8b") == snapshot
+    assert models.resolve_model("qwen3-8b") == models.find_local("qwen3-8b") == snapshot
     assert models.resolve_model("Qwen/Qwen3-8B") == snapshot
     assert [row.alias for row in models.known_aliases() if row.folder] == ["qwen3-8b"]
 
@@ -105,12 +106,67 @@ def test_downloads_ask_for_weights_and_tokenizers_only(cache: Path, monkeypatch:
     assert not any(fetched(name) for name in unwanted)
 
 
-@pytest.mark.parametrize("name", ["qwen3-8bb", "no such thing", "./missing", "a/b/c", "../x"])
+@pytest.mark.parametrize(
+    "name", ["qwen3-8bb", "a/b--c", "a/b..c", "a/b.git", "a/b-", "a/ß", "no such thing", "./missing", "a/b/c", "../x"]
+)
 def test_nonsense_is_refused_without_asking_the_hub(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # whose neighbourhood is known
-    monkeypatch.setattr("dfrot.hub._download", lambda hub_id: pytest.fail(f"asked the hub for {hub_id}"))
+    monkeypatch.setattr("dfrot.hub.download", lambda name, *_: pytest.fail(f"asked the hub for {name}"))
     with pytest.raises(InputError, match="no such folder"):
         models.resolve_model(name)
+
+
+HUB = "https://huggingface.co/"
+
+
+@pytest.mark.parametrize(
+    ("name", "hub_id", "revision"),
+    [
+        ("org/name@v1.0", "org/name", "v1.0"),
+        ("qwen3-8b@refs/pr/3", "Qwen/Qwen3-8B", "refs/pr/3"),
+        ("org/name@0123abc", "org/name", "0123abc"),
+        (HUB + "org/name", "org/name", None),
+        (HUB + "org/name/", "org/name", None),
+        (HUB + "org/name/tree/main", "org/name", "main"),
+        (HUB + "org/name/tree/refs%2Fpr%2F1?x=1#y", "org/name", "refs/pr/1"),
+        (HUB + "org/name/commit/0123abc", "org/name", "0123abc"),
+        ("hf.co/org/name", "org/name", None),
+        ("huggingface.co/org/name/tree/v1", "org/name", "v1"),
+    ],
+)
+def test_revisions_and_pages(name: str, hub_id: str, revision: str | None) -> None:
+    assert models.parse_hub_name(name) == models.HubModel(hub_id, revision)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (HUB + "datasets/org/name", "not the page of a model"),
+        (HUB + "org", "not the page of a model"),
+        (HUB + "org/name/blob/main/model.safetensors", "not the page of a model"),
+        (HUB + "org/name/tree/main/folder", "not a branch, tag or commit"),
+        (HUB + "../../etc", "not the page of a model"),
+        ("https://example.com/org/name", "only URLs of huggingface.co"),
+        ("org/name@", "not a branch, tag or commit"),
+        ("org/name@../x", "not a branch, tag or commit"),
+        ("org/name@refs/../../x", "not a branch, tag or commit"),
+        ("org/na me@v1", "no such folder"),
+    ],
+)
+def test_what_is_no_name_of_a_model(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        models.resolve_model(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_revision_is_looked_up_in_the_cache(cache: Path) -> None:
+    snapshot = fill(cache, "org/name", {"config.json": "{}", "model.safetensors": ""})
+    (snapshot.parents[1] / "refs" / "v1").write_text("c0ffee")
+    assert models.resolve_model("org/name@v1") == snapshot
+    assert models.resolve_model("org/name@c0ffee") == snapshot
+    assert models.resolve_model(HUB + "org/name/tree/v1") == snapshot
+    with pytest.raises(ResourceError, match="org/name@v2"):
+        models.resolve_model("org/name@v2")
 
 
 def test_a_near_miss_gets_a_hint() -> None:
@@ -141,3 +197,21 @@ def test_checkpoints_in_a_folder_put_the_baseline_first(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="`models`"):
         models.checkpoints_in(tmp_path / "empty")
+
+
+def test_records_name_the_commit(dfq: Any, make: Any, cache: Path, tmp_path: Path) -> None:
+    """Of the checkpoint in the hub's cache, through the stages that follow."""
+    model = make("model")
+    snapshot = cache / "models--org--some-name" / "snapshots" / ("0123456789" * 4)
+    shutil.copytree(model, snapshot)
+    (cache / "models--org--some-name" / "refs").mkdir()
+    (cache / "models--org--some-name" / "refs" / "main").write_text(snapshot.name)
+    (tmp_path / "text.txt").write_text("what is written here matters little. " * 40)
+    data = ("--dataset", tmp_path / "text.txt", "--samples", 2, "--seqlen", 32, "--no-statistics")
+    assert dfq("rotate", "--model", "org/some-name", "--method", "none", "--out", tmp_path / "rotated").code == 0
+    assert dfq("calibrate", "--model", tmp_path / "rotated", *data, "--out", tmp_path / "stats").code == 0
+    for folder in ("rotated", "stats"):
+        record = json.loads((tmp_path / folder / "stage.json").read_text())
+        assert record["hub"] == {"hub_id": "org/some-name", "commit": "0123456789" * 4}
+    assert dfq("rotate", "--model", model, "--method", "none", "--out", tmp_path / "other").code == 0
+    assert "hub" not in json.loads((tmp_path / "other" / "stage.json").read_text())

@@ -9,6 +9,7 @@ import click
 
 from dfrot.stages.calibrate.settings import CalibrateSettings
 from dfrot_cli import show
+from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, dataset_option, model_option, out_option
 from dfrot_cli.plan import plan
 from dfrot_cli.setting_options import options_of, settings_from
@@ -25,10 +26,10 @@ def command(model: str, out: Path, dataset: str | None, common: Common, **option
 
     One block is in memory at a time."""
     common.prepare()
-    from dfrot.hub import default_dataset, resolve_model
+    from dfrot.hub import default_dataset
     from dfrot.stages.calibrate.run import calibrate
 
-    folder = resolve_model(model)
+    folder = model_folder(model)
     dataset = dataset or default_dataset(model, folder)
     settings = settings_from(CalibrateSettings, options, dataset=dataset, seed=common.seed)
     if common.plan:

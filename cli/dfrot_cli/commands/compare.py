@@ -11,6 +11,7 @@ from dfrot.stages.compare.rows import ROWS, STANDARD
 from dfrot.stages.compare.settings import CompareSettings
 from dfrot_cli import show
 from dfrot_cli.compare_show import show_comparison
+from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, dataset_option, model_option, out_option
 from dfrot_cli.plan import plan
 from dfrot_cli.setting_options import options_of, settings_from
@@ -46,14 +47,16 @@ def command(model: str, out: Path, dataset: str | None, common: Common, **option
     and with the papers' claims about them.
     """
     common.prepare()
-    from dfrot.hub import default_dataset, resolve_model
+    from dfrot.hub import default_dataset
     from dfrot.stages.compare.run import compare
+    from dfrot.stages.compare.run import plan as plan_cells
 
-    folder = resolve_model(model)
+    folder = model_folder(model)
     dataset = dataset or default_dataset(model, folder)
     settings = settings_from(CompareSettings, options, dataset=dataset, seed=common.seed)
     if common.plan:
-        plan("compare", {"model": folder}, settings, out, common)
+        counts = plan_cells(folder, out, settings)
+        plan("compare", {"model": folder, **counts}, settings, out, common)
         return
     with show.progress() as progress:
         report = compare(folder, out, settings, progress=progress, **common.stage())

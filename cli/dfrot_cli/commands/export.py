@@ -10,6 +10,7 @@ import click
 from dfrot.export.settings import ExportCheckSettings, ExportSettings
 from dfrot.quant.scheme import QuantScheme
 from dfrot_cli import export_show, show
+from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, dataset_option, file_option
 from dfrot_cli.plan import plan
 from dfrot_cli.setting_options import options_of, settings_from
@@ -56,9 +57,9 @@ def command(
         raise InputError(
             "give `model`, `to` and `out`; or `listed` for what is possible", field=("model", "to", "out", "listed")
         )
-    from dfrot.hub import default_dataset, resolve_model
+    from dfrot.hub import default_dataset
 
-    folder = resolve_model(model)
+    folder = model_folder(model)
     text = dataset or default_dataset(model, folder)
     measured = settings_from(ExportCheckSettings, options, dataset=text)
     if common.plan:

@@ -9,6 +9,7 @@ import click
 
 from dfrot.stages.imports.settings import ImportSettings
 from dfrot_cli import show
+from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, out_option
 from dfrot_cli.plan import plan
 from dfrot_cli.setting_options import options_of, settings_from
@@ -26,10 +27,9 @@ def command(model: str, out: Path, common: Common, **options: Any) -> None:
     commands read all of these as they are; import is for other programs, and for models that are read many times.
     """
     common.prepare()
-    from dfrot.hub import resolve_model
     from dfrot.stages.imports import run as imports
 
-    source = resolve_model(model)
+    source = model_folder(model)
     settings = settings_from(ImportSettings, options)
     if common.plan:
         plan("import", {"model": source, **imports.plan(source, settings)}, settings, out, common)

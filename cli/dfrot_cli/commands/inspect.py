@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from dfrot_cli import show
+from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common
 
 
@@ -23,10 +24,9 @@ def command(path: str, common: Common) -> None:
     from pathlib import Path
 
     from dfrot.export.inspect import inspect
-    from dfrot.hub import resolve_model
 
     folder = Path(path)
-    facts = inspect(folder if folder.exists() else resolve_model(path))
+    facts = inspect(folder if folder.exists() else model_folder(path))
     if common.json:
         show.as_json(facts)
         return

@@ -11,6 +11,7 @@ import click
 from dfrot.quant.scheme import QuantScheme
 from dfrot.stages.quantize.settings import QuantizeSettings
 from dfrot_cli import show
+from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, model_option, out_option, path_option
 from dfrot_cli.plan import plan
 from dfrot_cli.setting_options import options_of, settings_from
@@ -37,12 +38,11 @@ def command(
 ) -> None:
     """Quantize weights to packed integers; activations and KV cache are quantized while the result runs."""
     common.prepare()
-    from dfrot.hub import resolve_model
     from dfrot.stages.quantize.run import quantize
 
     kept = tuple(name for name in keep if name)  # --keep "" keeps nothing
     settings = settings_from(QuantizeSettings, options, scheme=replace(scheme, kv_clip=kv_clip), keep=kept)
-    folder = resolve_model(model)
+    folder = model_folder(model)
     if common.plan:
         plan("quantize", {"model": folder, "calibration": calibration}, settings, out, common)
         return

@@ -9,6 +9,7 @@ import click
 
 from dfrot.stages.rotate.settings import RotateSettings
 from dfrot_cli import show
+from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, dataset_option, model_option, out_option
 from dfrot_cli.plan import plan
 from dfrot_cli.setting_options import options_of, settings_from
@@ -25,10 +26,10 @@ def command(model: str, out: Path, dataset: str | None, common: Common, **option
 
     The model's function stays the same; this is checked before the result is published."""
     common.prepare()
-    from dfrot.hub import default_dataset, resolve_model
+    from dfrot.hub import default_dataset
     from dfrot.stages.rotate import run as rotate
 
-    folder = resolve_model(model)
+    folder = model_folder(model)
     dataset = dataset or default_dataset(model, folder)
     settings = settings_from(RotateSettings, options, dataset=dataset, seed=common.seed)
     if common.plan:

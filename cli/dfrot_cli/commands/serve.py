@@ -12,6 +12,7 @@ from dfrot.serve.settings import ServeSettings
 from dfrot_cli import show
 from dfrot_cli.commands.draft.options import draft_option, shape_options, single_shape
 from dfrot_cli.engine import open_engine
+from dfrot_cli.models import model_folder, served_name
 from dfrot_cli.options import Common, common, model_option
 from dfrot_cli.plan import plan
 from dfrot_cli.setting_options import options_of, settings_from
@@ -60,15 +61,14 @@ def command(
     requests are done. For large deployments export to vLLM (dfq export)."""
     common.prepare()
     from dfrot.errors import ResourceError
-    from dfrot.hub import resolve_model
 
     try:
         from dfrot.serve.server import serve
     except ModuleNotFoundError as error:
         raise ResourceError(f"dfq serve needs {error.name}, which is not installed: pip install 'dfq[serve]'") from None
     shape = single_shape(chain, tree)
-    folder = resolve_model(model)
-    settings = settings_from(ServeSettings, options, name=name or folder.resolve().name)
+    folder = model_folder(model)
+    settings = settings_from(ServeSettings, options, name=name or served_name(folder))
     if common.plan:
         shown = {"host": host, "port": port, **vars(settings), "api_key": bool(settings.api_key)}
         plan("serve", {"model": folder, "draft": draft}, shown, None, common)

@@ -9,6 +9,7 @@ import click
 
 from dfrot.stages.tune.settings import TuneSettings
 from dfrot_cli import show
+from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, dataset_option, model_option, out_option
 from dfrot_cli.plan import plan
 from dfrot_cli.setting_options import options_of, settings_from
@@ -26,10 +27,10 @@ def command(model: str, teacher: str, out: Path, dataset: str | None, common: Co
 
     The model and its gradients must fit into memory: about 12 bytes per weight."""
     common.prepare()
-    from dfrot.hub import default_dataset, resolve_model
+    from dfrot.hub import default_dataset
     from dfrot.stages.tune.run import tune
 
-    folder, reference = resolve_model(model), resolve_model(teacher)
+    folder, reference = model_folder(model), model_folder(teacher)
     dataset = dataset or default_dataset(teacher, reference)
     settings = settings_from(TuneSettings, options, dataset=dataset, seed=common.seed)
     if common.plan:

@@ -20,6 +20,7 @@ from dfrot.calib.hidden_states import HiddenStates, remove_hidden_states
 from dfrot.calib.stats import CalibStats
 from dfrot.calib.taps import observe_taps, samples_per_chunk
 from dfrot.files import require_free_space
+from dfrot.lineage import source_record
 from dfrot.progress import Progress, silent
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.stage_folder import Stage, open_stage, read_record
@@ -49,7 +50,8 @@ def calibrate(
             store.save_tensors(stage.folder, "tokens", {"tokens": plan.tokens})
             summary = _BlockwiseCalibration(stage, plan).run(progress) if settings.statistics else {}
             remove_hidden_states(stage.folder)
-            stage.publish({"taps": summary, **plan.checkpoint.resolution()})
+            record = {"taps": summary, **plan.checkpoint.resolution(), **source_record(plan.checkpoint.path)}
+            stage.publish(record)
     return read_record(out, KIND)
 
 

@@ -26,6 +26,7 @@ from dfrot.errors import InputError
 from dfrot.files import require_free_space
 from dfrot.generation.load_target import load_target
 from dfrot.generation.target import Target
+from dfrot.lineage import source_record
 from dfrot.progress import Progress, silent
 from dfrot.stage_folder import open_stage, read_record
 from dfrot.stages.draft.samples import data_request, describe_target, draft_config, live_source
@@ -91,7 +92,7 @@ def train(
         run.group.broadcast(b"" if stage.finished else WORK)
         if not stage.finished:
             stage.mark("begun")
-            stage.publish(run.train(stage.folder))
+            stage.publish({**run.train(stage.folder), **source_record(model)})
     return read_record(out, KIND)
 
 

@@ -22,7 +22,7 @@ from dfrot.checkpoint_writer import SafetensorsWriter
 from dfrot.data.tokenizer import copy_tokenizer
 from dfrot.errors import InputError
 from dfrot.files import require_free_space, write_json
-from dfrot.lineage import lineage
+from dfrot.lineage import lineage, source_record
 from dfrot.progress import Progress, silent
 from dfrot.quant import algorithm, rtn
 from dfrot.quant.config import DfqConfig
@@ -67,8 +67,8 @@ def quantize(
             remove_hidden_states(stage.folder)
             _write_config(plan, stage.folder)
             vision.carry_vision_part(plan.checkpoint.path, stage.folder)
-            resolution = plan.checkpoint.resolution()
-            stage.publish({**_record(plan, linears), **resolution, "lineage": lineage(model)})
+            origin = {**plan.checkpoint.resolution(), **source_record(model), "lineage": lineage(model)}
+            stage.publish({**_record(plan, linears), **origin})
     return read_record(out, KIND)
 
 

@@ -43,7 +43,7 @@ class RotatePlan:
     online: OnlineRotations
     """The online rotations that the result declares."""
     calibration: Tensor | None
-    """int64 [1, seqlen]: the sample of the refinement; None when R1 is not refined."""
+    """int64 [1, seqlen]: the sample of norm outputs; None when R1 is neither refined nor aligned."""
     moment_tokens: Tensor | None
     """int64 [windows, seqlen]: what transforms are computed from; None without transforms."""
     transforms: tuple[tuple[FreeTransform, str], ...]
@@ -51,7 +51,7 @@ class RotatePlan:
     gate_tokens: Tensor
     """int64 [1, S]: held-out tokens, or seeded random ids."""
     decode: Callable[[list[int]], str] | None
-    """Token ids -> text, for the report on massive tokens; None when R1 is not refined."""
+    """Token ids -> text, for the report on massive tokens; None without a sample."""
     request: dict[str, Any]
     """Settings and digests of the inputs: what decides the bytes of the result."""
 
@@ -134,13 +134,14 @@ def plan_rotation(model: Path, settings: RotateSettings) -> RotatePlan:
     transforms = _transforms(arch, settings, config_file)
     calibration, moment_tokens, decode, source = None, None, None, None
     gated = settings.gate and settings.method != "none"
-    if settings.dataset is not None and (settings.method == "dfrot" or gated or transforms):
+    samples_rows = settings.method == "dfrot" or settings.align
+    if settings.dataset is not None and (samples_rows or gated or transforms):
         tokenizer = load_tokenizer(checkpoint.path)
         source = {"name": settings.dataset}
-        if settings.method == "dfrot" or transforms:
+        if samples_rows or transforms:
             train = load_text(settings.dataset, "train", tokenizer)
             source |= {"train": train.digest, **train.rendered}
-        if settings.method == "dfrot":
+        if samples_rows:
             calibration = text_window(train, tokenizer, settings.seqlen, settings.seed)
             decode = tokenizer.decode
         if transforms:
@@ -182,6 +183,8 @@ def _online_rotations(arch: BoundArch, settings: RotateSettings, config_file: st
     """R3 and R4, where they are wanted. Raises UnsupportedError for a method that is about R1, where there is none."""
     if settings.method == "none":
         return OnlineRotations()
+    if settings.align and (reason := arch.spec.refuses(Space.RESIDUAL)):
+        raise UnsupportedError(f"{config_file}: {reason}; leave `align` out", field="align", file=config_file)
     if settings.method != "hadamard" and (reason := arch.spec.refuses(Space.RESIDUAL)):
         raise UnsupportedError(
             f"{config_file}: {reason}; `method={settings.method}` is about R1: take `method=hadamard`, which gives "

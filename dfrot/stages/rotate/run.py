@@ -16,6 +16,7 @@ from dfrot.checkpoint_writer import SafetensorsWriter
 from dfrot.data.tokenizer import copy_tokenizer
 from dfrot.errors import GateError, InputError
 from dfrot.files import require_free_space, write_json
+from dfrot.lineage import source_record
 from dfrot.progress import Progress, silent
 from dfrot.quant.config import DfqConfig
 from dfrot.rotation.fuse import Fuser, Rotations
@@ -93,7 +94,7 @@ def _run(stage: Stage, plan: RotatePlan, progress: Progress) -> None:
         record["gate"] = gate(source, result, plan.gate_tokens, rotations.r1, images, progress=progress)
         record["gate"]["source"] = plan.settings.dataset or "random ids"
     record["weights"] = Checkpoint.open(stage.folder).digest()
-    stage.publish(record)
+    stage.publish({**record, **source_record(checkpoint.path)})
 
 
 def _require_space(stage: Stage, plan: RotatePlan) -> None:

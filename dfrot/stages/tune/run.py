@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from dfrot.files import require_free_space
-from dfrot.lineage import lineage
+from dfrot.lineage import lineage, source_record
 from dfrot.outliers.fixes.base import Change
 from dfrot.outliers.rewrite import rewrite
 from dfrot.progress import Progress, silent
@@ -52,7 +52,9 @@ def tune(
             rewrite(plan.student, stage.folder, change)
             (stage.folder / STATE_FILE).unlink(missing_ok=True)
             record = {"scheme": plan.scheme.name, "history": history, "linears": len(trainer.student.linears)}
-            stage.publish({**record, "lineage": {**lineage(model), "tuning": plan.request["settings"]}})
+            stage.publish(
+                {**record, **source_record(model), "lineage": {**lineage(model), "tuning": plan.request["settings"]}}
+            )
     return read_record(out, KIND)
 
 

@@ -11,6 +11,7 @@ from dfrot.generation.sampling import Sampling
 from dfrot.stages.draft.settings import DraftEvalSettings
 from dfrot_cli import show
 from dfrot_cli.commands.draft.options import required_draft_option, shape_options, shapes_of
+from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, file_option, model_option, require_new
 from dfrot_cli.plan import plan
 from dfrot_cli.setting_options import options_of, settings_from
@@ -39,7 +40,6 @@ def command(
     common.prepare()
     from dfrot.errors import InputError
     from dfrot.files import write_json
-    from dfrot.hub import resolve_model
     from dfrot.stages.draft.evaluate import evaluate
 
     require_new(out, common)
@@ -51,7 +51,7 @@ def command(
         )
     measured: dict[str, Any] = {"shapes": shapes_of(chain, tree), "sampling": sampling, "seed": common.seed}
     settings = settings_from(DraftEvalSettings, options, **measured)
-    folder = resolve_model(model)
+    folder = model_folder(model)
     if common.plan:
         plan("draft eval", {"model": folder, "draft": draft}, settings, out, common)
         return

@@ -8,6 +8,7 @@ import click
 
 from dfrot_cli import show
 from dfrot_cli.commands.draft.options import required_draft_option
+from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, model_option, out_option
 from dfrot_cli.plan import plan
 
@@ -28,10 +29,9 @@ FORMATS = ("speculators",)
 def command(model: str, draft: Path, kind: str, verifier: str | None, out: Path, common: Common) -> None:
     """Write an eagle3 draft in the format of serving engines, which do not support dream drafts."""
     common.prepare()
-    from dfrot.hub import resolve_model
     from dfrot.stages.draft.export import export_draft
 
-    folder = resolve_model(model)
+    folder = model_folder(model)
     if common.plan:
         plan("draft export", {"model": folder, "draft": draft}, {"format": kind, "verifier": verifier}, out, common)
         return

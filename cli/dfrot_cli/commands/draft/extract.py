@@ -9,6 +9,7 @@ import click
 
 from dfrot_cli import show
 from dfrot_cli.commands.draft.options import data_options, draft_settings
+from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, model_option, out_option
 from dfrot_cli.plan import plan
 
@@ -21,10 +22,9 @@ from dfrot_cli.plan import plan
 def command(model: str, out: Path, common: Common, **options: Any) -> None:
     """Write training features to safetensors shards, to train several drafts on them."""
     common.prepare()
-    from dfrot.hub import resolve_model
     from dfrot.stages.draft.extract import extract, extract_size
 
-    settings, folder = draft_settings(common, options), resolve_model(model)
+    settings, folder = draft_settings(common, options), model_folder(model)
     size = show.size(extract_size(folder, settings))
     if common.plan:
         plan("draft extract", {"model": folder, "disk": size}, settings, out, common)

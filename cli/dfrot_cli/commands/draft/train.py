@@ -12,6 +12,7 @@ from dfrot.stages.draft.settings import DraftSettings
 from dfrot_cli import show
 from dfrot_cli.commands.draft.options import LOSS_WEIGHTS, data_options, draft_settings
 from dfrot_cli.launch import launched
+from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, model_option, out_option, path_option
 from dfrot_cli.plan import plan
 from dfrot_cli.setting_options import options_of
@@ -43,11 +44,10 @@ def command(
     its share of the draft's parameters, gradients and moments."""
     common.prepare()
     from dfrot.draft.training.tensorboard import tensorboard as log_to
-    from dfrot.hub import resolve_model
     from dfrot.stages.draft.train import train
 
     settings = draft_settings(common, options)
-    folder = resolve_model(model)
+    folder = model_folder(model)
     if common.plan:
         plan("draft train", {"model": folder, "features": features}, settings, out, common)
         return

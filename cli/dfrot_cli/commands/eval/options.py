@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, file_option, require_new
 
 models_option = click.option(
@@ -18,10 +19,8 @@ report_option = file_option("Also write the result as JSON to this file (see dfq
 
 def resolved(models: Sequence[str], out: Path | None, common: Common) -> list[Path]:
     """The folders of `models`. Refuses an output that exists."""
-    from dfrot.hub import resolve_model
-
     require_new(out, common)
-    return [resolve_model(model) for model in models]
+    return [model_folder(model) for model in models]
 
 
 def keep(report: dict[str, Any], models: Sequence[str], out: Path | None) -> None:

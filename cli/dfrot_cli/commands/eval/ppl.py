@@ -10,6 +10,7 @@ import click
 from dfrot.stages.evaluate.settings import PerplexitySettings
 from dfrot_cli import show
 from dfrot_cli.commands.eval.options import keep, report_option
+from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, dataset_option, require_new
 from dfrot_cli.plan import numbered, plan
 from dfrot_cli.setting_options import options_of, settings_from
@@ -27,11 +28,11 @@ def command(models: tuple[str, ...], out: Path | None, common: Common, dataset: 
     Without --model, in the folder of a run, this evaluates the checkpoints of that run.
     """
     common.prepare(cuda=True)
-    from dfrot.hub import checkpoints_in, default_dataset, resolve_model
+    from dfrot.hub import checkpoints_in, default_dataset
     from dfrot.stages.evaluate.perplexity import evaluate
 
     require_new(out, common)
-    folders = [resolve_model(model) for model in models] or checkpoints_in(Path.cwd())
+    folders = [model_folder(model) for model in models] or checkpoints_in(Path.cwd())
     dataset = dataset or default_dataset(models[0] if models else "", folders[0])
     machine: dict[str, Any] = {"threads": common.threads, "device": common.device}
     settings = settings_from(PerplexitySettings, options, dataset=dataset, **machine)

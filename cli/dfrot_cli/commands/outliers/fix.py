@@ -10,6 +10,7 @@ import click
 from dfrot.quant.scheme import QuantScheme
 from dfrot.stages.outliers.settings import FixSettings, OutlierSettings, RecipeSettings
 from dfrot_cli import show
+from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, dataset_option, out_option, path_option
 from dfrot_cli.plan import plan
 from dfrot_cli.setting_options import options_of, settings_from
@@ -31,11 +32,11 @@ def command(
 ) -> None:
     """Remove outliers from MODEL. MODEL stays as it is: the result is a checkpoint of its own."""
     common.prepare()
-    from dfrot.hub import default_dataset, resolve_model
+    from dfrot.hub import default_dataset
     from dfrot.stages.outliers.fix import fix
 
     QuantScheme.parse(options["scheme"])
-    folder = resolve_model(model)
+    folder = model_folder(model)
     text: dict[str, Any] = {"dataset": dataset or default_dataset(model, folder), "seed": common.seed}
     recipe = settings_from(RecipeSettings, options, EVALUATION, **text)
     measured = OutlierSettings(seqlen=seqlen, perplexity=False, **text)

@@ -10,6 +10,7 @@ import click
 from dfrot.outliers.measure.criteria import Criteria
 from dfrot.stages.outliers.settings import OutlierSettings
 from dfrot_cli import show
+from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, dataset_option, file_option
 from dfrot_cli.plan import numbered, plan
 from dfrot_cli.setting_options import options_of, settings_from
@@ -26,13 +27,13 @@ def command(models: tuple[str, ...], out: Path | None, dataset: str | None, comm
     """Measure one checkpoint (source, rotated or quantized) in one pass, or compare two."""
     common.prepare()
     from dfrot.errors import InputError
-    from dfrot.hub import default_dataset, resolve_model
+    from dfrot.hub import default_dataset
     from dfrot.stages.outliers.compare import compare
     from dfrot.stages.outliers.measure import outliers
 
     if len(models) > 2:
         raise InputError(f"outliers: {len(models)} checkpoints were given; give one to measure or two to compare")
-    folders = [resolve_model(model) for model in models]
+    folders = [model_folder(model) for model in models]
     dataset = dataset or default_dataset(models[0], folders[0])
     criteria = settings_from(Criteria, options)
     settings = settings_from(OutlierSettings, options, dataset=dataset, seed=common.seed, criteria=criteria)
