@@ -23,6 +23,7 @@ from dfrot.safetensors_file import (
 )
 from dfrot.weight_files import refuse_adapter, stored_tensors
 
+REPEAT_ROWS = 4096  # of two tensors that are compared, in memory at a time
 SAMPLE_BYTES = 4096  # per place, of the three in each tensor that a digest reads
 
 
@@ -73,14 +74,24 @@ class Checkpoint:
         return checkpoint
 
     def resolve(
-        self, note: str, entries: dict[str, TensorEntry] | None = None, config: dict[str, Any] | None = None
+        self,
+        note: str,
+        entries: dict[str, TensorEntry] | None = None,
+        config: dict[str, Any] | None = None,
+        prefix: str | None = None,
     ) -> Checkpoint:
-        """The same folder, read with other tensors or another configuration for the reason `note`, a sentence."""
+        """The same folder, read with other tensors, another configuration or another prefix for the reason `note`, a
+        sentence."""
         checkpoint = copy.copy(self)
+        checkpoint.prefix = self.prefix if prefix is None else prefix
         checkpoint.entries = self.entries if entries is None else entries
         checkpoint.config = self.config if config is None else config
         checkpoint.resolved = (*self.resolved, note)
         return checkpoint
+
+    def resolution(self) -> dict[str, list[str]]:
+        """The entry `resolved` of a record; empty for a folder that left nothing open."""
+        return {"resolved": list(self.resolved)} if self.resolved else {}
 
     def __contains__(self, name: str) -> bool:
         return name in self.entries
@@ -108,6 +119,14 @@ class Checkpoint:
         row_bytes = (entry.end - entry.start) // max(entry.shape[0], 1)
         flat = read_bytes(entry, entry.start + begin * row_bytes, entry.start + min(end, entry.shape[0]) * row_bytes)
         return flat.reshape(-1, *entry.shape[1:])
+
+    def repeats(self, first: str, second: str) -> bool:
+        """Whether two tensors are equal in dtype, shape and values."""
+        one, other = self.entry(first), self.entry(second)
+        if (one.dtype, one.shape) != (other.dtype, other.shape):
+            return False
+        parts = ((begin, begin + REPEAT_ROWS) for begin in range(0, one.shape[0] if one.shape else 0, REPEAT_ROWS))
+        return all(self.read_rows(first, *part).equal(self.read_rows(second, *part)) for part in parts)
 
     def digest(self) -> str:
         """Identity of the weights: headers, config and a sample of every tensor's bytes (not all of them:

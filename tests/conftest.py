@@ -215,6 +215,12 @@ def decoding() -> Any:
 
 
 @pytest.fixture(scope="session")
+def readings() -> Any:
+    """tests/readings.py."""
+    return _helpers("readings")
+
+
+@pytest.fixture(scope="session")
 def kit(decoding: Any) -> SimpleNamespace:
     """Random targets, and drafts that are random, always right or always wrong."""
     return SimpleNamespace(

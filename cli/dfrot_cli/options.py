@@ -113,5 +113,5 @@ model_option = click.option(
     "--model",
     required=True,
     metavar="M",
-    help="The checkpoint: a folder, a hub id, an alias (see dfq models), reference or reference-vlm.",
+    help="The checkpoint: a folder, a .gguf file, a hub id, an alias (see dfq models), reference or reference-vlm.",
 )

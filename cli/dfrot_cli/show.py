@@ -84,6 +84,19 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
+def resolved(record: Mapping[str, Any]) -> None:
+    """On stderr, how a folder was read that left something open. record: a stage's."""
+    for text in record.get("resolved", ()):
+        note(f"note: {text}")
+
+
+def notes(results: Sequence[Mapping[str, Any]]) -> None:
+    """On stderr, what should be known of evaluated checkpoints. results: `name` and `notes` of each."""
+    for result in results:
+        for text in result.get("notes", ()):
+            note(f"note: {result['name']}: {text}")
+
+
 def as_json(value: Any) -> None:
     """One JSON document on stdout."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))

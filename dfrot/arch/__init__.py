@@ -13,6 +13,7 @@ from dfrot.arch.layouts import with_described_names
 from dfrot.arch.llama import GRANITE, LLAMA, MISTRAL, PHI3, QWEN2, QWEN3
 from dfrot.arch.moe import MIXTRAL, OLMOE, QWEN3_MOE
 from dfrot.arch.postnorm import GEMMA2, GEMMA3, OLMO2
+from dfrot.arch.resolve import with_known_biases, with_named_dtype, with_narrow_floats, with_one_head, without_prefix
 from dfrot.arch.space import Size, Space
 from dfrot.arch.spec import ArchSpec, Linear, Norm
 from dfrot.arch.vlm import WRAPPERS
@@ -64,12 +65,27 @@ def open_described(path: Path | str) -> tuple[Checkpoint, BoundArch]:
 
 
 def described(checkpoint: Checkpoint) -> tuple[Checkpoint, BoundArch]:
-    """An open checkpoint under the names of its architecture's description, checked against it. Raises DfqError where
-    it does not fit."""
-    arch = describe(checkpoint.config, str(checkpoint.path / "config.json"))
-    checkpoint = with_described_names(checkpoint, arch)
+    """An open checkpoint, resolved (see `resolve`) and checked against the description of its architecture. Raises
+    DfqError where it does not fit."""
+    checkpoint, arch = resolve(checkpoint)
     arch.check(checkpoint)
     return checkpoint, arch
+
+
+def resolve(checkpoint: Checkpoint, to_run: bool = False) -> tuple[Checkpoint, BoundArch]:
+    """`checkpoint` under the names of its architecture's description, and as transformers would load it where its
+    files leave that open; what was decided is in `Checkpoint.resolved`. Raises DfqError for what cannot be decided.
+
+    Nothing is checked for completeness: `BoundArch.check` does that.
+
+    to_run: it will run, or be made into what runs, which is never in float64."""
+    where = str(checkpoint.path / "config.json")
+    checkpoint = without_prefix(checkpoint, in_vlm=str(checkpoint.config.get("model_type")) in WRAPPERS)
+    arch = describe(checkpoint.config, where)
+    checkpoint = with_named_dtype(with_described_names(checkpoint, arch), arch)
+    checkpoint = with_narrow_floats(checkpoint) if to_run else checkpoint
+    checkpoint = with_known_biases(with_one_head(checkpoint, arch), arch)
+    return checkpoint, describe(checkpoint.config, where)
 
 
 __all__ = [
@@ -85,6 +101,7 @@ __all__ = [
     "described",
     "is_described",
     "open_described",
+    "resolve",
     "untie_config",
     "with_described_names",
 ]

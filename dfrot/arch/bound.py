@@ -135,7 +135,7 @@ class BoundArch:
         return self.sizes[linear.rows], self.sizes[linear.cols]
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes that every checkpoint of this architecture has (biases are optional)."""
+        """Names and shapes that every checkpoint of this architecture has, besides `biases`."""
         spec, hidden = self.spec, self.hidden
         shapes: dict[str, tuple[int, ...]] = {f"{spec.embed}.weight": (self.vocab_size, hidden)}
         for layer in range(self.n_layers):
@@ -151,35 +151,38 @@ class BoundArch:
             shapes[f"{spec.head.name}.weight"] = self.shape(spec.head)
         return shapes
 
+    def biases(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the biases that the linears of the blocks have."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for _, linear, name in self.linears():
+            key = self.spec.bias_switch(linear.name)
+            if key is not None and (not key or self.config.get(key)):
+                shapes[f"{name}.bias"] = (self.sizes[linear.rows],)
+        return shapes
+
     # --- comparing with a checkpoint ---------------------------------------------------------------------------
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Compare a 16-bit checkpoint with the description. Raises InputError for a missing tensor, a wrong shape or
         dtype, or a tensor that is not described."""
-        expected = self.tensors()
+        expected = {**self.tensors(), **self.biases()}
         for name, shape in expected.items():
             entry = checkpoint.entry(name)
             if entry.shape != shape:
                 raise _wrong(entry, name, f"shape {list(entry.shape)}, config.json needs {list(shape)}")
             _require_float(entry, name)
-        biases = {f"{name}.bias": self.sizes[linear.rows] for _, linear, name in self.linears()}
-        biases[f"{self.spec.head.name}.bias"] = self.vocab_size
-        head = f"{self.spec.head.name}.weight"
         for name, entry in checkpoint.entries.items():
-            if name in expected or name.endswith(ROTARY_TABLE) or (name == head and self.tied):
+            if name in expected or name.endswith(ROTARY_TABLE):
                 continue
             if self.is_outside(name):
                 self._check_outside(name, entry)
                 continue
-            if name not in biases:
-                raise InputError(
-                    f"{entry.file}: tensor {name} is not part of a {self.spec.model_type} model; "
-                    "is config.json the right one?",
-                    file=entry.file,
-                    tensor=name,
-                )
-            if entry.shape != (biases[name],):
-                raise _wrong(entry, name, f"shape {list(entry.shape)}, needs [{biases[name]}]")
+            raise InputError(
+                f"{entry.file}: tensor {name} is not part of a {self.spec.model_type} model; "
+                "is config.json the right one?",
+                file=entry.file,
+                tensor=name,
+            )
 
     def _check_outside(self, name: str, entry: TensorEntry) -> None:
         """The same for a tensor of the VLM around the language model."""
@@ -200,7 +203,11 @@ def _wrong(entry: TensorEntry, name: str, fault: str) -> InputError:
 
 
 def _require_float(entry: TensorEntry, name: str) -> None:
-    if not entry.dtype.is_floating_point or entry.dtype.itemsize == 1:
+    if entry.dtype.is_floating_point and entry.dtype.itemsize == 1:
+        raise _wrong(
+            entry, name, f"holds FP8 ({entry.dtype}) without an entry that says how; start from 16-bit weights"
+        )
+    if not entry.dtype.is_floating_point:
         raise _wrong(entry, name, f"dtype {entry.dtype} is not a weight's; fetch it again")
 
 

@@ -23,6 +23,8 @@ class GGUFNames:
     """Our module name inside a block -> llama.cpp's inside `blk.N`."""
     norm_offset: float = 0.0
     """What llama.cpp's norm weights have more than Hugging Face's: 1 where the latter are multiplied as 1 + weight."""
+    experts: dict[str, str] = field(default_factory=dict)
+    """Our name of a linear of expert `{}` inside a block -> llama.cpp's, a matrix per expert in one tensor."""
     embed: str = "token_embd"
     final_norm: str = "output_norm"
     head: str = "output"
@@ -67,9 +69,33 @@ GEMMA_PARTS = {
     "post_feedforward_layernorm": "post_ffw_norm",
 }
 
+EXPERT_PARTS = {name: part for name, part in PARTS.items() if not name.startswith("mlp.")}
+EXPERTS = {
+    "mlp.experts.{}.gate_proj": "ffn_gate_exps",
+    "mlp.experts.{}.up_proj": "ffn_up_exps",
+    "mlp.experts.{}.down_proj": "ffn_down_exps",
+}
+MIXTRAL = GGUFNames(
+    "llama",
+    interleaved=(Q, K),
+    parts={**EXPERT_PARTS, "block_sparse_moe.gate": "ffn_gate_inp"},
+    experts={
+        "block_sparse_moe.experts.{}.w1": "ffn_gate_exps",
+        "block_sparse_moe.experts.{}.w3": "ffn_up_exps",
+        "block_sparse_moe.experts.{}.w2": "ffn_down_exps",
+    },
+)
+"""`llama` with experts."""
+
 GGUF_READABLE: dict[str, tuple[str, GGUFNames]] = {
     **{name: (name, GGUF_ARCHS[name]) for name in ("llama", "qwen2", "qwen3", "granite")},
+    "qwen3moe": (
+        "qwen3_moe",
+        GGUFNames("qwen3moe", parts={**EXPERT_PARTS, "mlp.gate": "ffn_gate_inp"}, experts=EXPERTS),
+    ),
+    "olmoe": ("olmoe", GGUFNames("olmoe", parts={**EXPERT_PARTS, "mlp.gate": "ffn_gate_inp"}, experts=EXPERTS)),
     "gemma2": ("gemma2", GGUFNames("gemma2", parts=GEMMA_PARTS, norm_offset=1.0)),
     "gemma3": ("gemma3_text", GGUFNames("gemma3", parts=GEMMA_PARTS, norm_offset=1.0)),
 }
-"""llama.cpp's architecture -> our model type and its names, for files that can be read. `llama` holds Mistral too."""
+"""llama.cpp's architecture -> our model type and its names, for files that can be read. `llama` holds Mistral and
+Mixtral too."""

@@ -40,6 +40,7 @@ ATTENTION = (
     Linear(name=V, reads=Space.RESIDUAL, writes=Space.VALUE, rows=Size.KEY_VALUES, cols=Size.HIDDEN),
     out_projection(OUT),
 )
+ATTENTION_BIAS = tuple((name, "attention_bias") for name in (Q, K, V, OUT))
 LLAMA = ArchSpec(
     model_type="llama",
     embed="model.embed_tokens",
@@ -49,9 +50,10 @@ LLAMA = ArchSpec(
     final_norm=Norm("model.norm", ("lm_head",)),
     head=Linear(name="lm_head", reads=Space.RESIDUAL, writes=Space.VOCAB, rows=Size.VOCAB, cols=Size.HIDDEN),
     bias_key="attention_bias",
+    biases=(*ATTENTION_BIAS, *((name, "mlp_bias") for name in (GATE, UP, DOWN))),
 )
-MISTRAL = replace(LLAMA, model_type="mistral", bias_key="")
-QWEN2 = replace(LLAMA, model_type="qwen2", bias_key="")  # q, k, v carry biases: found in the checkpoint, not declared
+MISTRAL = replace(LLAMA, model_type="mistral", bias_key="", biases=())
+QWEN2 = replace(LLAMA, model_type="qwen2", bias_key="", biases=((Q, ""), (K, ""), (V, "")))
 GRANITE = replace(
     LLAMA,
     model_type="granite",
@@ -66,6 +68,7 @@ PHI3 = replace(  # phi-4 as well
     LLAMA,
     model_type="phi3",
     bias_key="",
+    biases=(),
     norms=(Norm("input_layernorm", (QKV,)), Norm("post_attention_layernorm", (GATE_UP,))),
     linears=(
         Linear(
@@ -92,4 +95,4 @@ PHI3 = replace(  # phi-4 as well
         mlp_output(DOWN),
     ),
 )
-QWEN3 = replace(LLAMA, model_type="qwen3", head_norms=("self_attn.q_norm", "self_attn.k_norm"))
+QWEN3 = replace(LLAMA, model_type="qwen3", head_norms=("self_attn.q_norm", "self_attn.k_norm"), biases=ATTENTION_BIAS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dfrot.arch.llama import GATE, LLAMA, UP, K, Q, V
+from dfrot.arch.llama import ATTENTION_BIAS, GATE, LLAMA, UP, K, Q, V
 from dfrot.arch.space import Size
 from dfrot.arch.spec import Norm, Scalars
 
@@ -12,6 +12,7 @@ QK_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 OLMO2 = replace(
     LLAMA,
     model_type="olmo2",
+    biases=ATTENTION_BIAS,
     norms=(Norm("post_attention_layernorm", late=True), Norm("post_feedforward_layernorm", late=True)),
     head_norms=QK_NORMS,
     head_norm_sizes=(Size.QUERIES, Size.KEY_VALUES),  # over all heads at once
@@ -19,6 +20,7 @@ OLMO2 = replace(
 GEMMA2 = replace(
     LLAMA,
     model_type="gemma2",
+    biases=ATTENTION_BIAS,
     norms=(
         Norm("input_layernorm", (Q, K, V), offset=1.0),
         Norm("post_attention_layernorm", late=True, offset=1.0),

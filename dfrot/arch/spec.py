@@ -134,6 +134,8 @@ class ArchSpec:
     """The key of `config.json` that gives each linear of attention a bias; empty: the output projection has none."""
     requires: tuple[tuple[str, tuple[Any, ...], str], ...] = ()
     """(key of `config.json`, values that are supported, what other values mean)."""
+    biases: tuple[tuple[str, str], ...] = ()
+    """(linear of a block that may have a bias, key of `config.json` that gives it one; "": it always has one)."""
     tied_by_default: bool = False
     """Whether the head shares the embedding's weight where `config.json` does not say."""
     scalars: Scalars = Scalars()
@@ -144,6 +146,11 @@ class ArchSpec:
     def routers(self) -> tuple[Linear, ...]:
         """Linears that stay in high precision: they decide which others run."""
         return (self.experts.router,) if self.experts is not None else ()
+
+    def bias_switch(self, linear: str) -> str | None:
+        """The key of `config.json` that gives a linear of a block its bias; "" where it always has one, None where it
+        never has."""
+        return dict(self.biases).get(linear)
 
     def refuses(self, space: Space | str) -> str | None:
         """Why this architecture cannot have `space` rotated, or None."""

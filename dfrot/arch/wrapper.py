@@ -68,9 +68,9 @@ class Wrapper:
         text = config.get("text_config", {key: value for key, value in config.items() if key != "vision_config"})
         if not isinstance(text, dict):
             raise InputError(f"config.json: text_config is {type(text).__name__}, an object is needed")
-        model_type = str(text.get("model_type", ""))
-        model_type = self.languages.get(model_type, model_type)
-        language = {**with_omitted_sizes(text, model_type, inside_vlm=True), "model_type": model_type}
+        named = str(text.get("model_type", ""))
+        text_type = f"{named}_text" if named == self.model_type and named in self.languages else named
+        language = {**with_omitted_sizes(text, text_type), "model_type": self.languages.get(named, named)}
         _use_one_dimensional_positions(language)
         if "tie_word_embeddings" in config:
             language["tie_word_embeddings"] = config["tie_word_embeddings"]

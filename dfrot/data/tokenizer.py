@@ -20,7 +20,11 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
+    "vocab.txt",
     "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
     "chat_template.jinja",
     "chat_template.json",
     "generation_config.json",
@@ -28,13 +32,30 @@ TOKENIZER_FILES = (
     "processor_config.json",
     "video_preprocessor_config.json",
 )
+TEMPLATES = "additional_chat_templates"
+"""Folder of further chat templates, one `NAME.jinja` each, beside the default one."""
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
     """Copy the files of a tokenizer (and of a VLM's processor), those that exist, from `source` to `folder`."""
-    for name in TOKENIZER_FILES:
+    templates = sorted(path.relative_to(source).as_posix() for path in (source / TEMPLATES).glob("*.jinja"))
+    for name in (*TOKENIZER_FILES, *templates):
         if (source / name).is_file():
+            (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, folder / name)
+
+
+def require_known_ids(ids: Tensor, rows: int, folder: Path | None = None) -> None:
+    """Raise InputError where a token id lies outside an embedding of `rows` rows. folder: that of the tokenizer."""
+    largest = int(ids.max()) if ids.numel() else -1
+    if largest >= rows:
+        where = f"{folder}: " if folder is not None else ""
+        raise InputError(
+            f"{where}the tokenizer makes id {largest}, the embedding has {rows} rows (vocab_size); copy the tokenizer "
+            "of this model",
+            file=folder,
+            limit=rows,
+        )
 
 
 def load_tokenizer(folder: Path) -> Any:

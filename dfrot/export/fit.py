@@ -10,6 +10,7 @@ from typing import Any
 from dfrot.errors import UnsupportedError
 from dfrot.export.targets import TARGETS, ExportTarget, Storage
 from dfrot.quant.scheme import FULL, QuantScheme
+from dfrot.quant.table import TableScheme
 
 # Rows of the matrix of formats: common schemes, and one of each kind that some target refuses.
 SCHEMES = (
@@ -129,6 +130,13 @@ def _weight_storage(target: ExportTarget, scheme: QuantScheme) -> Storage | _Ref
         known = _listed([group for group in storage.groups if group])
         return _Refusal(f"g{scheme.w_group}", f"groups of {scheme.w_group}; only {known} or a whole row")
     return storage
+
+
+def table_storage(target: ExportTarget, table: TableScheme) -> Storage | str:
+    """How `target` keeps an embedding or a head of this scheme, or why it cannot."""
+    scheme = QuantScheme(table.bits, FULL, FULL, table.group, table.symmetric)
+    storage = _weight_storage(target, scheme)
+    return storage.full if isinstance(storage, _Refusal) else storage
 
 
 def _listed(values: Sequence[int]) -> str:

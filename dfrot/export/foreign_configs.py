@@ -143,15 +143,16 @@ def _compressed_tensors_grid(args: dict[str, Any]) -> str:
 def count_weights(entries: Iterable[TensorEntry], packed: dict[str, float]) -> tuple[int, int, int]:
     """(weights, quantized weights, bytes of quantized linears with scales and zeros), from headers alone.
 
-    packed: as `ForeignFormat.packed`."""
+    packed: as `ForeignFormat.packed`; a whole name goes before its last part."""
     total = quantized = nbytes = 0
     tensors = list(entries)
-    modules = {entry.name.rpartition(".")[0] for entry in tensors if entry.name.rpartition(".")[2] in packed}
+    per_element = {entry.name: packed.get(entry.name, packed.get(entry.name.rpartition(".")[2])) for entry in tensors}
+    modules = {name.rpartition(".")[0] for name, weights in per_element.items() if weights is not None}
     for entry in tensors:
         module, _, kind = entry.name.rpartition(".")
-        elements = math.prod(entry.shape)
-        if kind in packed:
-            weights = round(elements * packed[kind])
+        elements, ratio = math.prod(entry.shape), per_element[entry.name]
+        if ratio is not None:
+            weights = round(elements * ratio)
             total, quantized, nbytes = total + weights, quantized + weights, nbytes + entry.end - entry.start
         elif module in modules and kind != "bias":
             nbytes += entry.end - entry.start

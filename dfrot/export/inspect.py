@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from dfrot.arch import describe, is_described, with_described_names
+from dfrot.arch import describe, is_described, resolve
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import DfqError, InputError
 from dfrot.export.foreign_configs import count_weights, describe_foreign
@@ -51,8 +51,7 @@ def _checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     if entry is None or entry.get("quant_method") == QUANT_METHOD:
         dfq = DfqConfig.of(config, where)
         facts |= _dfq_facts(checkpoint, dfq, where)
-        bits = dfq.scheme.w_bits if dfq is not None and dfq.scheme is not None and not dfq.fake else FULL
-        packed = {"weight_packed": 8 / bits} if bits != FULL else {}
+        packed = _codes_per_byte(config, dfq)
     else:
         foreign = describe_foreign(entry, where)
         packed = foreign.packed
@@ -74,6 +73,19 @@ def _checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     if quantized:
         facts["bits_per_quantized_weight"] = round(8 * nbytes / quantized, 4)
     return facts | _origin(checkpoint) | {"digest": checkpoint.digest()}
+
+
+def _codes_per_byte(config: dict[str, Any], dfq: DfqConfig | None) -> dict[str, float]:
+    """Weights in a byte of packed tensors, by the end of their name, or by the whole name of tables of their own."""
+    if dfq is None or dfq.scheme is None or dfq.fake:
+        return {}
+    packed = {"weight_packed": 8 / dfq.scheme.w_bits}
+    if is_described(config):
+        arch = describe(config)
+        for name, table in ((arch.spec.embed, dfq.embed), (arch.spec.head.name, dfq.head)):
+            if table.quantized:
+                packed[arch.written(f"{name}.weight_packed")] = 8 / table.bits
+    return packed
 
 
 def _view(path: Path) -> tuple[DequantizedCheckpoint | None, str]:
@@ -99,8 +111,8 @@ def _dfq_facts(checkpoint: Checkpoint, config: DfqConfig | None, where: str) -> 
     if not is_described(checkpoint.config):
         facts["notes"].append("this architecture is not described in dfq: it cannot be rotated or quantized")
         return facts
-    arch = describe(checkpoint.config, where)
-    checkpoint = with_described_names(checkpoint, arch)
+    checkpoint, arch = resolve(checkpoint)
+    facts["notes"] += checkpoint.resolved
     if config is None:
         arch.check(checkpoint)
     else:
@@ -114,6 +126,10 @@ def _dfq_facts(checkpoint: Checkpoint, config: DfqConfig | None, where: str) -> 
         facts["kept_in_16_bits"] = list(config.keep)
     if scheme is not None:
         facts |= {"scheme": scheme.name, "weights": _weights(scheme)}
+        assert config is not None
+        for name, table in (("embedding", config.embed), ("head", config.head)):
+            if table.quantized:
+                facts[name] = _grid(table.bits, table.group, table.symmetric)
         facts |= {"activations": _activations(scheme), "kv": _kv_cache(scheme)}
     if has_vision_part(checkpoint.path):
         vision = VisionConfig.read(checkpoint.path / CONFIG)
@@ -125,8 +141,12 @@ def _dfq_facts(checkpoint: Checkpoint, config: DfqConfig | None, where: str) -> 
 def _weights(scheme: QuantScheme) -> str:
     if scheme.w_bits == FULL:
         return "16 bits"
-    scope = f"groups of {scheme.w_group}" if scheme.w_group else "one scale per output channel"
-    return f"{scheme.w_bits}-bit {'symmetric' if scheme.w_sym else 'asymmetric'}, {scope}"
+    return _grid(scheme.w_bits, scheme.w_group, scheme.w_sym)
+
+
+def _grid(bits: int, group: int, symmetric: bool) -> str:
+    scope = f"groups of {group}" if group else "one scale per output channel"
+    return f"{bits}-bit {'symmetric' if symmetric else 'asymmetric'}, {scope}"
 
 
 def _activations(scheme: QuantScheme) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from dfrot.errors import UnsupportedError
-from dfrot.export.fit import without_activations
+from dfrot.export.fit import table_storage, without_activations
 from dfrot.export.targets import ExportTarget, Storage
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.plan import LinearPlan
 from dfrot.quant.scheme import FULL, QuantScheme
+from dfrot.quant.table import TableScheme
 from dfrot.rotation.online import HadamardSpec
 
 DENSE = QuantScheme(FULL, FULL, FULL)
@@ -106,15 +108,42 @@ def _check_r4(model: Path, target: ExportTarget, r4: HadamardSpec, online_r4: bo
         )
 
 
+def check_tables(
+    model: Path, target: ExportTarget, config: DfqConfig | None, scheme: QuantScheme
+) -> dict[str, Storage]:
+    """How the target keeps a quantized embedding (`embed`) and a head with a grid of its own (`head`).
+
+    Raises UnsupportedError for what it cannot hold. A head on the grid of the blocks, without quantized activations,
+    is a linear like others."""
+    storages: dict[str, Storage] = {}
+    for field in ("embed", "head"):
+        table: TableScheme = getattr(config, field) if config is not None else TableScheme()
+        if not table.quantized:
+            continue
+        grid = (table.bits, table.group, table.symmetric)
+        like_blocks = grid == (scheme.w_bits, scheme.w_group, scheme.w_sym) and scheme.a_bits == FULL
+        if field == "head" and not target.own_tables and like_blocks:
+            continue
+        storage = table_storage(target, table) if target.own_tables else f"{target.name} keeps it in 16 bits"
+        if isinstance(storage, str):
+            what = "embedding" if field == "embed" else "head"
+            raise UnsupportedError(
+                f"{model}: its {what} is quantized ({table.name}): {storage}; quantize with `{field}=16`", field=field
+            )
+        storages[field] = storage
+    return storages
+
+
 def check_linears(
     model: Path,
     target: ExportTarget,
-    storage: Storage | None,
+    storages: Callable[[str], Storage | None],
     head: str,
     plans: dict[str, LinearPlan],
     kept: tuple[str, ...],
 ) -> None:
-    """Check shapes and exceptions of single linears. `plans`: the packed ones by full name; `head`: the head's name.
+    """Check shapes and exceptions of single linears. `storages`: how one of them is kept; `plans`: the packed ones by
+    full name; `head`: the head's name.
 
     Raises UnsupportedError naming the linear to keep in 16 bits."""
     if plans and not target.keeps_linears and (others := [name for name in kept if name != head]):
@@ -130,6 +159,7 @@ def check_linears(
         )
     rows, cols = target.align
     for name, plan in plans.items():
+        storage = storages(name)
         group = plan.group or (storage.block if storage is not None else 0)
         if plan.rows % rows or plan.cols % cols or (group and plan.cols % group):
             raise UnsupportedError(

@@ -9,19 +9,20 @@ from typing import NamedTuple
 
 import torch
 
-from dfrot.arch import BoundArch, describe, with_described_names
+from dfrot.arch import BoundArch, resolve
 from dfrot.arch.gguf import GGUF_ARCHS
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.export.fit import fit
 from dfrot.export.float16_scales import Float16Rounding
-from dfrot.export.requirements import check_linears, check_runtime, requested_scheme, suggestion
+from dfrot.export.requirements import check_linears, check_runtime, check_tables, requested_scheme, suggestion
 from dfrot.export.targets import ExportTarget, Storage, engine_activation_clip
 from dfrot.inputs import open_model
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.plan import LinearPlan, check_packed, plan_linears
 from dfrot.quant.scheme import FULL, QuantScheme
 from dfrot.rotation.online import HadamardSpec
+from dfrot.runtime.transformers_reading import check_reading
 from dfrot.vision import carry as vision
 from dfrot_kernels.layouts import PackedWeight
 
@@ -57,6 +58,8 @@ class ExportSource:
     """The packed linears by full name."""
     kept: tuple[str, ...]
     """Linears that stay in 16 bits."""
+    tables: dict[str, Storage] = field(default_factory=dict)
+    """How embedding and head are kept where that is not `storage`, by full name."""
     r4: HadamardSpec | None = None
     """The online rotation to write, if any."""
     notes: list[str] = field(default_factory=list)
@@ -66,8 +69,13 @@ class ExportSource:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The model's dtype: that of its embedding."""
-        return self.checkpoint.entry(f"{self.arch.spec.embed}.weight").dtype
+        """The model's dtype: that of its embedding or, where this is packed, of its last norm."""
+        embed, norm = f"{self.arch.spec.embed}.weight", f"{self.arch.spec.final_norm.name}.weight"
+        return self.checkpoint.entry(embed if embed in self.checkpoint else norm).dtype
+
+    def storage_of(self, module: str) -> Storage | None:
+        """How the packed weight of `module` is kept."""
+        return self.tables.get(module, self.storage)
 
     def tensors(self) -> Iterator[SourceTensor]:
         """Every tensor, in the checkpoint's order."""
@@ -102,17 +110,17 @@ def open_source(
     checkpoint = open_model(model)
     where = str(checkpoint.path / "config.json")
     config = DfqConfig.of(checkpoint.config, where)
-    arch = describe(checkpoint.config, where)
+    checkpoint, arch = resolve(checkpoint, to_run=True)
     _refuse_architectures(model, arch)
-    checkpoint = with_described_names(checkpoint, arch)
     plans = plan_linears(arch, config, where) if config is not None else {}
     packed = {name: plan for name, plan in plans.items() if plan.packed}
     if packed:
         check_packed(checkpoint, arch, plans)
     else:
         arch.check(checkpoint)
+        check_reading(checkpoint, arch)
     declared = requested_scheme(model, config, scheme)
-    notes: list[str] = []
+    notes = list(checkpoint.resolved)
     r4 = check_runtime(model, target, config, declared, online_r4, notes)
     fitted = fit(target, declared)
     if fitted.reason is not None:
@@ -124,9 +132,11 @@ def open_source(
     if target.needs_described_names and arch.spec.model_type not in GGUF_ARCHS:
         raise UnsupportedError(f"{model}: {arch.spec.model_type} is not described in dfrot/arch/gguf.py; add it there")
     kept = config.keep if config is not None else ()
-    check_linears(model, target, fitted.storage, arch.spec.head.name, packed, kept)
+    names = {"embed": arch.spec.embed, "head": arch.spec.head.name}
+    tables = {names[role]: storage for role, storage in check_tables(model, target, config, declared).items()}
+    check_linears(model, target, lambda name: tables.get(name, fitted.storage), arch.spec.head.name, packed, kept)
     notes += _notes_on_loading(target, declared, fitted.storage)
-    return ExportSource(checkpoint, arch, target, declared, fitted.storage, packed, kept, r4, notes)
+    return ExportSource(checkpoint, arch, target, declared, fitted.storage, packed, kept, tables, r4, notes)
 
 
 def _refuse_architectures(model: Path, arch: BoundArch) -> None:

@@ -52,6 +52,8 @@ class ExportTarget:
     """Whether linears other than the head may stay in 16 bits."""
     quantized_head: bool = True
     """Whether the head may be quantized."""
+    own_tables: bool = False
+    """Whether embedding and head may be quantized in other ways than the linears of blocks."""
     online_r4: bool = False
     """Whether an online rotation of down_proj's input can be written."""
     needs_described_names: bool = False
@@ -92,6 +94,7 @@ GGUF = ExportTarget(
         Storage("Q8_0", 8, True, block=32, block_bytes=34),
     ),
     dense=True,
+    own_tables=True,
     needs_described_names=True,
 )
 GPTQ = ExportTarget(

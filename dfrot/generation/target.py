@@ -19,6 +19,7 @@ from dfrot.runtime.cache_rollback import keep_accepted_path
 from dfrot_kernels import native
 from dfrot_kernels.whole_blocks.draft import dense, servable
 
+HEAD_ROWS = 16  # that a packed head multiplies in one way; more of them take another, with other bits
 NO_LIMIT = 2**31 - 1  # context of a model whose config names none
 
 
@@ -45,6 +46,7 @@ class Target:
         self.group = heads // int(getattr(self.config, "num_key_value_heads", None) or heads)
         batched_modules = [self.decoder, *([] if self._dense_head() is not None else [self.head_module])]
         self.batch_invariance = BatchInvariance(batched_modules)
+        self._head_invariance = BatchInvariance([self.head_module])
         if drafted and attention_name(model) not in ROW_WISE:
             raise UnsupportedError(
                 f"attention implementation {attention_name(model)!r}: its rows cannot be verified one by one; "
@@ -99,20 +101,29 @@ class Target:
         if isinstance(weight, Tensor) and features.dtype != weight.dtype:
             features = features.to(weight.dtype)
         if torch.is_grad_enabled() and features.requires_grad and not isinstance(weight, Tensor):
-            raise UnsupportedError("the target's head is quantized: a draft cannot be trained through it; keep lm_head")
+            raise UnsupportedError(
+                "the target's head is quantized: a draft cannot be trained through it; quantize with a 16-bit head"
+            )
         return self.scale_logits(self.head_module(features))
 
     @torch.no_grad()
     def logits_rows(self, features: Tensor) -> Tensor:
-        """`head` for the few rows of a decoding step: every row has the bits that it would have alone, and a dense
-        head's weight is read once."""
+        """`head` for the few rows of a decoding step: every row has the bits that it would have alone, and the weight
+        of a dense or packed head is read once for every HEAD_ROWS of them."""
         weight = self._dense_head()
         if weight is None:
-            return self.head(features)
+            parts = torch.split(features.reshape(1, -1, features.shape[-1]), HEAD_ROWS, dim=1)
+            return torch.cat([self._alike(part) for part in parts], dim=1).view(*features.shape[:-1], -1)
         if any((self.head_module._forward_hooks, self.head_module._forward_pre_hooks)):  # hooks must see the call
             rows = [self.head(row[None]) for row in features.reshape(-1, features.shape[-1])]
             return torch.cat(rows).view(*features.shape[:-1], -1)
         return self.scale_logits(dense(features.to(weight.dtype), weight))
+
+    def _alike(self, rows: Tensor) -> Tensor:
+        """`head` of rows [1, n, d], one by one where its product depends on how many there are."""
+        if rows.shape[1] > 1 and self._head_invariance.dependent(rows.shape[1]):
+            return torch.cat([self.head(row[None, None]) for row in rows[0]], dim=1)
+        return self.head(rows)
 
     def _dense_head(self) -> Tensor | None:
         """The weight of a head that the native product of a few rows can read in place, or None."""

@@ -93,7 +93,7 @@ def read_schemes(entry: dict[str, Any], file: Path) -> SchemeTable:
     activations = entry.get("kv_cache_scheme") is not None
     for name, group in groups.items():
         if not isinstance(group, dict):
-            _malformed(file, f"config_groups.{str(name)[:40]}")
+            _malformed(file, f"config_groups.{str(name)[:40]!r}")
         activations |= any(group.get(key) is not None for key in ("input_activations", "output_activations"))
         rows.append((_targets(group, file), _scheme(entry, group, file)))
     return SchemeTable(file, tuple(rows), activations)
@@ -104,7 +104,7 @@ def _refuse_unread(entry: dict[str, Any], file: Path) -> None:
     sparsity = entry.get("sparsity_config")
     if isinstance(sparsity, dict) and sparsity.get("format", "dense") != "dense":
         raise UnsupportedError(
-            f"{file}: sparse weights ({str(sparsity.get('format'))[:40]}) are not read; start from a dense checkpoint",
+            f"{file}: sparse weights ({str(sparsity.get('format'))[:40]!r}) are not read; start from dense ones",
             file=file,
         )
     transforms = entry.get("transform_config") or {}
@@ -118,8 +118,8 @@ def _refuse_unread(entry: dict[str, Any], file: Path) -> None:
         online = [place.get("location") for place in places if place.get("location") not in FUSED]
         if online:
             raise UnsupportedError(
-                f"{file}: transform_config applies a rotation at {str(online[0])[:40]} while the model runs, which is "
-                "not read; start from the original checkpoint",
+                f"{file}: transform_config applies a rotation at {str(online[0])[:40]!r} while the model runs, which "
+                "is not read; start from the original checkpoint",
                 file=file,
             )
 
@@ -191,6 +191,4 @@ def _symmetric(weights: dict[str, Any], file: Path) -> bool:
 
 
 def _malformed(file: Path, field: str) -> NoReturn:
-    raise InputError(
-        f"{file}: quantization_config is not compressed-tensors' ({field}); restore the file", file=file, field=field
-    )
+    raise InputError(f"{file}: quantization_config is not compressed-tensors' ({field}); restore the file", file=file)

@@ -65,7 +65,8 @@ class DenseTensor:
     def _cast(self, values: Tensor) -> Tensor:
         """In `dtype`. Raises InputError for a value that it cannot hold."""
         cast = values.to(self.dtype)
-        if cast.numel() and not bool(torch.isfinite(cast.abs().max())):
+        comparable = cast.float() if cast.dtype.itemsize == 1 else cast  # FP8 has no arithmetic of its own
+        if cast.numel() and not bool(torch.isfinite(comparable.abs().max())):
             raise InputError(
                 f"{self.file}: tensor {self.name}: holds NaN or Inf once it is dequantized to {self.dtype}; the "
                 "weights are damaged, or need bf16",
@@ -126,13 +127,6 @@ class DequantizedCheckpoint(Checkpoint):
         self._starts = [entries[tensor.name].start for tensor in self._tensors]
         self._last: tuple[int, Tensor] | None = None
         self._lock = threading.Lock()
-
-    def renamed(self, entries: dict[str, TensorEntry]) -> DequantizedCheckpoint:
-        """The same model with its tensors, or parts of them, under other names."""
-        view = object.__new__(DequantizedCheckpoint)
-        view.__dict__.update(self.__dict__)
-        view.entries, view._last = entries, None
-        return view
 
     def read(self, name: str) -> Tensor:
         """The whole tensor, dequantized, checked for NaN and Inf."""

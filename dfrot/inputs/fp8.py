@@ -43,7 +43,9 @@ def _block_size(checkpoint: Checkpoint, entry: dict[str, Any]) -> tuple[int, int
     sizes = value if isinstance(value, list) else []
     if len(sizes) != 2 or not all(type(size) is int and 0 < size < 2**31 for size in sizes):
         where = checkpoint.path / "config.json"
-        raise InputError(f"{where}: weight_block_size {str(value)[:40]} is not two sizes; restore the file", file=where)
+        raise InputError(
+            f"{where}: weight_block_size {str(value)[:40]!r} is not two sizes; restore the file", file=where
+        )
     return sizes[0], sizes[1]
 
 

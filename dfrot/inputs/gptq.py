@@ -53,7 +53,7 @@ def _group_size(checkpoint: Checkpoint, entry: dict[str, Any]) -> int:
     size = entry.get("group_size", -1)
     if type(size) is not int or not (size == -1 or 0 < size < 2**31):
         where = checkpoint.path / "config.json"
-        raise InputError(f"{where}: group_size {str(size)[:40]} is not a size; restore the file", file=where)
+        raise InputError(f"{where}: group_size {str(size)[:40]!r} is not a size; restore the file", file=where)
     return size
 
 

@@ -70,9 +70,11 @@ def dense_dtype(config: dict[str, Any]) -> torch.dtype:
 def _cast(checkpoint: Checkpoint, dtype: torch.dtype) -> Checkpoint:
     """A 16-bit checkpoint in another dtype."""
     tensors = [stored_tensor(checkpoint, name, _cast_dtype(checkpoint, name, dtype)) for name in checkpoint.entries]
-    return DequantizedCheckpoint(
+    view = DequantizedCheckpoint(
         checkpoint.path, checkpoint.config, tensors, checkpoint.digest, "16-bit checkpoint", dtype
     )
+    view.resolved = checkpoint.resolved
+    return view
 
 
 def _cast_dtype(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> torch.dtype | None:
@@ -106,7 +108,8 @@ def _dequantized(checkpoint: Checkpoint, entry: Any, dtype: torch.dtype | None) 
                 file=stored.file,
                 tensor=name,
             )
-        if name.endswith(".weight") and (not stored.dtype.is_floating_point or stored.dtype.itemsize == 1):
+        is_code = not stored.dtype.is_floating_point and name.endswith(".weight")
+        if is_code or (stored.dtype.is_floating_point and stored.dtype.itemsize == 1):
             raise InputError(
                 f"{stored.file}: tensor {name} is {stored.dtype} and has no scale that {method} defines; restore the "
                 "folder",
@@ -115,6 +118,8 @@ def _dequantized(checkpoint: Checkpoint, entry: Any, dtype: torch.dtype | None) 
             )
         tensors.append(stored_tensor(checkpoint, name, dtype and _cast_dtype(checkpoint, name, dtype)))
     config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
-    return DequantizedCheckpoint(
+    view = DequantizedCheckpoint(
         checkpoint.path, config, tensors, checkpoint.digest, description.name, dense, description.dropped
     )
+    view.resolved = checkpoint.resolved
+    return view

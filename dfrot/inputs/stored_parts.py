@@ -96,7 +96,6 @@ def setting(checkpoint: Checkpoint, entry: dict[str, Any], key: str, allowed: Co
             f"{where}: {entry.get('quant_method')} with {key} {str(value)[:40]!r} is not read (read: "
             f"{', '.join(map(str, allowed))}); start from the original checkpoint",
             file=where,
-            field=key,
         )
     return value
 

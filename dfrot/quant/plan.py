@@ -140,7 +140,9 @@ def check_packed(checkpoint: Checkpoint, arch: BoundArch, plans: dict[str, Linea
     """Compare a packed checkpoint's tensors with its config. Raises InputError naming tensor and file."""
     packed = {name: plan for name, plan in plans.items() if plan.packed}
     expected: dict[str, tuple[torch.dtype | None, tuple[int, ...]]] = {
-        name: (None, shape) for name, shape in arch.tensors().items() if name.removesuffix(".weight") not in packed
+        name: (None, shape)
+        for name, shape in {**arch.tensors(), **arch.biases()}.items()
+        if name.removesuffix(".weight") not in packed
     }
     for plan in packed.values():
         expected.update(packed_tensors(plan))
@@ -159,11 +161,8 @@ def check_packed(checkpoint: Checkpoint, arch: BoundArch, plans: dict[str, Linea
                 file=entry.file,
                 tensor=name,
             )
-    optional = {f"{name}.bias" for _, _, name in arch.linears()} | {f"{arch.spec.head.name}.bias"}
-    if arch.tied:
-        optional.add(f"{arch.spec.head.name}.weight")
     for name, entry in checkpoint.entries.items():
-        is_known = name in expected or name in optional or name.endswith(ROTARY_TABLE)
+        is_known = name in expected or name.endswith(ROTARY_TABLE)
         if not is_known and not arch.is_outside(name):
             raise InputError(
                 f"{entry.file}: tensor {name} does not belong to this model; is config.json the right one?",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dfrot.arch import describe, with_described_names
+from dfrot.arch import describe, resolve
 from dfrot.checkpoint import Checkpoint
 from dfrot.compat.lazy_weights import lazy_state_dict
 from dfrot.compat.logs import quiet_transformers
@@ -30,8 +31,7 @@ def check_folder(path: Path) -> tuple[Checkpoint, DfqConfig | None]:
     checkpoint = open_model(path)
     config_file = checkpoint.path / "config.json"
     config = DfqConfig.of(checkpoint.config, str(config_file))
-    arch = describe(checkpoint.config, str(config_file))
-    checkpoint = with_described_names(checkpoint, arch)
+    checkpoint, arch = resolve(checkpoint, to_run=True)
     plans = plan_linears(arch, config, str(config_file)) if config is not None else {}
     if any(plan.packed for plan in plans.values()):
         check_packed(checkpoint, arch, plans)
@@ -107,6 +107,7 @@ def load_model(path: Path | str, dtype: torch.dtype | str | None = None, fake: b
             model, info = loader.from_pretrained(
                 **source,
                 dtype=_resolve_dtype(checkpoint, dtype),
+                key_mapping={f"^{re.escape(checkpoint.prefix)}": ""} if checkpoint.prefix else None,
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,

@@ -44,7 +44,7 @@ def make(tmp_path: Path) -> Make:
     ) -> Path:
         config = {"model_type": model_type, **SIZES, **EXTRA.get(model_type, {}), **changes}
         arch = describe(config)
-        shapes = dict(arch.tensors())
+        shapes = {**arch.tensors(), **arch.biases()}
         shapes.update({f"{n}.bias": (arch.sizes[s.rows],) for _, s, n in arch.linears() if s.name in bias})
         folder = tmp_path / f"{model_type}-{len(list(tmp_path.iterdir()))}"
         folder.mkdir()

@@ -112,13 +112,3 @@ def test_every_expert_is_its_own_tap() -> None:
     assert taps["block_sparse_moe.experts.2.w2"] == ["w2"]
     assert len(taps) == 2 + 2 * 4
     assert not any("gate" in name for _, _, name in arch.linears()), "routers are never quantized"
-
-
-@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text"])
-def test_sizes_that_are_left_out_are_transformers_own(model_type: str) -> None:
-    from transformers import AutoConfig
-
-    sizes = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 2}
-    arch, config = describe({"model_type": model_type, **sizes}), AutoConfig.for_model(model_type, **sizes)
-    assert (arch.n_heads, arch.n_kv_heads) == (config.num_attention_heads, config.num_key_value_heads)
-    assert (arch.head_dim, arch.sizes["vocab"], arch.tied) == (config.head_dim, config.vocab_size, True)

@@ -94,7 +94,8 @@ def make(tmp_path: Path) -> Callable[..., Path]:
         _tokenizer(folder)
         generator = torch.Generator().manual_seed(seed)
         tensors = {}
-        for key, shape in describe(config).tensors().items():
+        arch = describe(config)
+        for key, shape in {**arch.tensors(), **arch.biases()}.items():
             values = torch.randn(shape, generator=generator) * (shape[-1] ** -0.5 if len(shape) == 2 else 0.2)
             tensors[key] = (values + (1.0 if "norm" in key else 0.0)).bfloat16()
         write(folder, tensors, 20_000 if shards else 4 << 30)

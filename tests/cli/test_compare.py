@@ -223,6 +223,20 @@ def test_chosen_rows_alone_are_made(dfq: Any, options: tuple[object, ...], tmp_p
     assert "difference" not in text
 
 
+def test_what_does_not_fit_is_refused_before_work(
+    dfq: Any, make: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve bits of a head are no whole bytes: quantize would say so, behind the first rotation."""
+    monkeypatch.setattr(CheckpointMaker, "make", lambda *_: pytest.fail("work began"))
+    model = make(num_attention_heads=8)
+    refused = dfq(
+        "compare", "--model", model, "--dataset", text, "--scheme", "w4a4kv3", "--seqlen", 32, "--out", tmp_path / "out"
+    )
+    assert refused.code == 2
+    assert refused.err.count("\n") == 1
+    assert "head_dim 4 at 3 bits does not fill whole bytes" in refused.err
+
+
 def test_rows_are_listed_without_a_model(dfq: Any) -> None:
     result = dfq("compare", "--list-rows")
     assert result.code == 0
@@ -242,6 +256,8 @@ def test_a_second_run_measures_only_what_is_new(
     first = dfq(*options, "--rows", "rtn-none,rtn-hadamard", "--out", tmp_path / "first", "--json").json
     assert made == ["w4a4kv4-rtn-none", "w4a4kv4-rtn-hadamard-0"]
     more = ("--rows", "rtn-none,rtn-hadamard,gptq-hadamard", "--seeds", 2)
+    planned = dfq(*options, *more, "--out", tmp_path / "second", "--plan", "--json").json["inputs"]
+    assert (planned["cells"], planned["stored"]) == ("6", "3")
     second = dfq(*options, *more, "--out", tmp_path / "second", "--json").json
     assert made[2:] == ["w4a4kv4-gptq-hadamard-0", "w4a4kv4-rtn-hadamard-1", "w4a4kv4-gptq-hadamard-1"]
     assert {name: second["cells"][name] for name in first["cells"]} == first["cells"]

@@ -246,9 +246,10 @@ def test_a_checkpoint_that_fits_its_description(tmp_path: Path) -> None:
         ({"model.norm.weight": torch.ones(9)}, r"tensor model.norm.weight: shape \[9\], config.json needs \[8\]"),
         ({"model.norm.weight": torch.ones(8, dtype=torch.int32)}, "dtype torch.int32 is not a weight's"),
         ({"model.layers.1.mlp.up_proj.weight": torch.ones(12, 8)}, "is not part of a llama model"),
-        ({"model.layers.0.mlp.up_proj.bias": torch.ones(3)}, r"shape \[3\], needs \[12\]"),
+        ({"model.layers.0.mlp.up_proj.bias": torch.ones(12)}, "is a bias that llama does not have"),
+        ({"lm_head.bias": torch.ones(10)}, "is a bias that llama does not have"),
         ({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}, ""),
-        ({"model.layers.0.mlp.up_proj.bias": torch.ones(12)}, ""),
+        ({"model.layers.0.mlp.up_proj.bias": torch.zeros(12)}, ""),
     ],
 )
 def test_tensors_against_the_description(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -65,7 +65,7 @@ def build(
     (folder / "config.json").write_text(json.dumps(config))
     tokenizer(folder)
     arch = describe(config)
-    shapes = dict(arch.tensors())
+    shapes = {**arch.tensors(), **arch.biases()}
     shapes |= {f"{n}.bias": (arch.sizes[s.rows],) for _, s, n in arch.linears() if s.name in bias}
     generator = torch.Generator().manual_seed(seed)
     writer = SafetensorsWriter(folder, [TensorPlan(name, dtype, shape) for name, shape in shapes.items()])

@@ -78,8 +78,8 @@ BAD: list[tuple[dict[str, Tensor], Any, str]] = [
     ({"weight_scale_inv": scales(3, 1)}, [128, 128], "the codes need [2, 1]"),
     ({"weight_scale_inv": scales(2, 1).double()}, [128, 128], "is torch.float64"),
     ({"weight_scale_inv": scales(2, 1)}, None, "states no weight_block_size"),
-    ({"weight_scale_inv": scales(2, 1)}, [128, 0], "weight_block_size [128, 0] is not two sizes"),
-    ({"weight_scale_inv": scales(2, 1)}, "128", "weight_block_size 128 is not two sizes"),
+    ({"weight_scale_inv": scales(2, 1)}, [128, 0], "weight_block_size '[128, 0]' is not two sizes"),
+    ({"weight_scale_inv": scales(2, 1)}, "128", "weight_block_size '128' is not two sizes"),
     ({"weight_scale_inv": scales(2, 1)}, [True, 128], "is not two sizes"),
 ]
 

@@ -150,7 +150,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("gptq", {"checkpoint_format": "marlin"}, "checkpoint_format 'marlin' is not read"),
     ("gptq", {"pack_dtype": "int16"}, "pack_dtype 'int16' is not read"),
     ("gptq", {"rotation": "hadamard"}, "rotation 'hadamard' is not read"),
-    ("gptq", {"group_size": 0}, "group_size 0 is not a size"),
+    ("gptq", {"group_size": 0}, "group_size '0' is not a size"),
     ("awq", {"version": "gemv"}, "version 'gemv' is not read"),
     ("awq", {"bits": 3}, "bits '3' is not read"),
     ("awq", {"zero_point": False}, "zero_point 'False' is not read"),

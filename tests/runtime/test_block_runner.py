@@ -41,7 +41,7 @@ GEMMA = {"query_pre_attn_scalar": 6, "sliding_window": 4, "layer_types": [f"{k}_
 
 def save(folder: Path, config: dict[str, Any], bias: tuple[str, ...] = ()) -> Path:
     arch = describe(config)
-    shapes = arch.tensors()
+    shapes = {**arch.tensors(), **arch.biases()}
     shapes.update({f"{n}.bias": (arch.sizes[s.rows],) for _, s, n in arch.linears() if s.name in bias})
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))

@@ -37,6 +37,7 @@ def command(model: str, out: Path, dataset: str | None, common: Common, **option
         return
     with show.progress() as progress:
         evidence = calibrate(folder, out, settings, progress=progress, **common.stage())
+    show.resolved(evidence)
     if common.json:
         show.as_json({"out": str(out), **evidence})
         return

@@ -48,6 +48,7 @@ def command(
         return
     with show.progress() as progress:
         evidence = quantize(folder, calibration, out, settings, progress=progress, **common.stage())
+    show.resolved(evidence)
     show.as_json({"out": str(out), **evidence}) if common.json else _table(evidence, out)
 
 

@@ -41,6 +41,7 @@ def command(model: str, out: Path, dataset: str | None, common: Common, **option
         return
     with show.progress() as progress:
         evidence = rotate.rotate(folder, out, settings, progress=progress, **common.stage())
+    show.resolved(evidence)
     show.as_json({"out": str(out), **evidence}) if common.json else show.facts(str(out), _summary(evidence))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,30 @@ from dfrot.files import write_json
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.plan import LinearPlan, packed_tensors, plan_linears
 from dfrot.quant.scheme import QuantScheme
+from dfrot.quant.table import TableScheme
 from dfrot.rotation.hadamard import hadamard_plan
 from dfrot.rotation.online import OnlineRotations
 
 
 def random_checkpoint(
-    folder: Path, config: dict[str, Any], scheme: str, seed: int = 0, keep_head: bool = False
+    folder: Path,
+    config: dict[str, Any],
+    scheme: str,
+    seed: int = 0,
+    keep_head: bool = False,
+    tables: tuple[str, str] = ("16", "16"),
 ) -> Path:
     """Write a checkpoint into `folder`; returns it.
 
-    config: of the model, Hugging Face's. scheme: of every linear, the head included unless `keep_head`. Online
-    rotations are declared where `dfq quantize` needs them. Scales keep activations near unit size, so that nothing
-    overflows."""
+    config: of the model, Hugging Face's. scheme: of every linear, the head included unless `keep_head`. tables: schemes
+    of the embedding and, where it has one of its own, of the head. Online rotations are declared where `dfq quantize`
+    needs them. Scales keep activations near unit size, so that nothing overflows."""
     arch = describe(config)
-    entry = dfq_config(arch, QuantScheme.parse(scheme), keep_head)
+    embed, head = map(TableScheme.parse, tables)
+    entry = replace(dfq_config(arch, QuantScheme.parse(scheme), keep_head), embed=embed, head=head)
     plans = plan_linears(arch, entry)
     tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
-    for name, shape in arch.tensors().items():
+    for name, shape in {**arch.tensors(), **arch.biases()}.items():
         plan = plans.get(name.removesuffix(".weight"))
         if plan is not None and plan.packed:
             tensors.update(packed_tensors(plan))

@@ -60,7 +60,7 @@ def plan_tensors(source: ExportSource, dense_type: str) -> Iterator[GGUFPlan]:
 
 def _module_plans(source: ExportSource, module: str, name: str, dense_type: str, heads: int = 0) -> Iterator[GGUFPlan]:
     """Weight and bias of a module, where the checkpoint has them. Norms and biases are float32."""
-    linear, storage = source.plans.get(module), source.storage
+    linear, storage = source.plans.get(module), source.storage_of(module)
     if linear is not None and storage is not None:
         shape: tuple[int, ...] = (linear.rows, linear.cols // storage.block * storage.block_bytes)
         yield GGUFPlan(f"{name}.weight", storage.name, shape, module, "weight", heads)
@@ -79,8 +79,9 @@ def tensor_value(source: ExportSource, plan: GGUFPlan) -> Tensor:
 
     Raises UnsupportedError for values beyond float16."""
     if plan.kind == "weight" and plan.module in source.plans:
-        assert source.storage is not None
-        value = pack_blocks(source.packed_weight(plan.module), source.storage, source.rounding, plan.module)
+        storage = source.storage_of(plan.module)
+        assert storage is not None
+        value = pack_blocks(source.packed_weight(plan.module), storage, source.rounding, plan.module)
     else:
         name = f"{plan.module}.{plan.kind}"
         value = source.checkpoint.read(name).to(WRITTEN_DTYPES[plan.type])

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfrot.arch.gguf import GGUF_READABLE
+from dfrot.arch.gguf import GGUF_READABLE, MIXTRAL, GGUFNames
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.inputs.gguf.metadata import GGUFMetadata
 from dfrot.inputs.gguf.rope import rope_config
+from dfrot.inputs.gguf.vocabulary import CONTROL, SENTENCEPIECE_IDS, TOKENS, TYPES
 
 CLASSES = {
     "llama": "LlamaForCausalLM",
@@ -23,6 +24,9 @@ CLASSES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "granite": "GraniteForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "olmoe": "OlmoeForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
 }
@@ -37,6 +41,10 @@ _GRANITE = {
     "attention_multiplier": ".attention.scale",
     "logits_scaling": ".logit_scale",
 }
+_MIXTURES = {"mixtral": "num_local_experts", "qwen3_moe": "num_experts", "olmoe": "num_experts"}
+"""model_type -> the entry of config.json with the number of experts."""
+_ENDS = {"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|end|>"}
+"""Control tokens that end a text or a turn in every model that has them."""
 _ALWAYS = "always"
 _ATTENTION = {"attention_bias": tuple(f"self_attn.{name}_proj.bias" for name in "qkvo")}
 _MLP = {"mlp_bias": tuple(f"mlp.{name}_proj.bias" for name in ("gate", "up", "down"))}
@@ -47,6 +55,9 @@ _BIASES: dict[str, dict[str, tuple[str, ...]]] = {
     "mistral": {},
     "qwen2": {_ALWAYS: _ATTENTION["attention_bias"][:3]},
     "qwen3": _ATTENTION,
+    "mixtral": {},
+    "qwen3_moe": _ATTENTION,
+    "olmoe": _ATTENTION,
     "gemma2": _ATTENTION,
     "gemma3_text": _ATTENTION,
 }
@@ -60,9 +71,16 @@ def model_type(metadata: GGUFMetadata) -> str:
             f"{', '.join(GGUF_READABLE)}",
             file=metadata.header.file,
         )
-    if metadata.arch == "llama" and metadata.raw(".attention.sliding_window"):
-        return "mistral"
+    if metadata.arch == "llama":
+        if metadata.raw(".expert_count"):
+            return "mixtral"
+        return "mistral" if metadata.raw(".attention.sliding_window") else "llama"
     return GGUF_READABLE[metadata.arch][0]
+
+
+def tensor_names(metadata: GGUFMetadata) -> GGUFNames:
+    """llama.cpp's names of the file's tensors. Raises UnsupportedError for an architecture that cannot be read."""
+    return MIXTRAL if model_type(metadata) == "mixtral" else GGUF_READABLE[metadata.arch][1]
 
 
 def read_config(
@@ -88,6 +106,8 @@ def read_config(
     }
     config |= rope_config(metadata, config["head_dim"], config["max_position_embeddings"], divisors)
     config |= _gemma(metadata, config) if kind in _GEMMA else {"hidden_act": "silu", **_window(metadata, kind)}
+    if kind in _MIXTURES:
+        config |= _mixture(metadata, kind)
     if kind == "granite":
         config |= {name: metadata.number(key, 1.0) for name, key in _GRANITE.items()}
         metadata.require(".rope.scaling.finetuned", (True,), "a Granite without rotary embedding")
@@ -113,7 +133,7 @@ def _sizes(metadata: GGUFMetadata) -> dict[str, Any]:
         raise UnsupportedError(f"{metadata.where}: keys of {head_dim} and values of another width, or of an odd one")
     return {
         "hidden_size": hidden,
-        "intermediate_size": metadata.integer(".feed_forward_length"),
+        "intermediate_size": metadata.integer(".feed_forward_length", metadata.raw(".expert_feed_forward_length")),
         "num_hidden_layers": metadata.integer(".block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": metadata.integer(".attention.head_count_kv", heads),
@@ -125,10 +145,26 @@ def _sizes(metadata: GGUFMetadata) -> dict[str, Any]:
 
 def _window(metadata: GGUFMetadata, kind: str) -> dict[str, Any]:
     """Sliding attention of other models than Gemma: Mistral's."""
-    if kind == "mistral":
-        return {"sliding_window": metadata.integer(".attention.sliding_window")}
+    if kind in ("mistral", "mixtral"):
+        return {"sliding_window": metadata.integer(".attention.sliding_window", 0, least=0) or None}
     metadata.require(".attention.sliding_window", (0,), "sliding attention in this architecture")
-    return {"use_sliding_window": False} if kind in ("qwen2", "qwen3") else {}
+    return {"use_sliding_window": False} if kind in ("qwen2", "qwen3", "qwen3_moe") else {}
+
+
+def _mixture(metadata: GGUFMetadata, kind: str) -> dict[str, Any]:
+    """What a mixture of experts adds. Whether the weights of the chosen experts add up to 1 follows from the
+    architecture."""
+    count, used = metadata.integer(".expert_count"), metadata.integer(".expert_used_count")
+    if used > count:
+        raise metadata.error(metadata.full(".expert_used_count"), f"a number up to {count}")
+    metadata.require(".expert_gating_func", (1,), "a router without softmax")
+    metadata.require(".expert_shared_count", (0,), "experts that every token passes")
+    config: dict[str, Any] = {_MIXTURES[kind]: count, "num_experts_per_tok": used}
+    if kind == "qwen3_moe":
+        config |= {"moe_intermediate_size": metadata.integer(".expert_feed_forward_length"), "norm_topk_prob": True}
+        config |= {"decoder_sparse_step": 1, "mlp_only_layers": []}
+        config["intermediate_size"] = metadata.integer(".feed_forward_length", config["moe_intermediate_size"])
+    return config
 
 
 def _gemma(metadata: GGUFMetadata, config: dict[str, Any]) -> dict[str, Any]:
@@ -186,24 +222,35 @@ def _biases(metadata: GGUFMetadata, kind: str, layers: int, names: Collection[st
 
 
 def _special_tokens(metadata: GGUFMetadata, vocab: int) -> dict[str, Any]:
-    """Ids of special tokens: end of text, and end of turn beside it where that is another token."""
-    ids: dict[str, Any] = {}
-    for name, role in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+    """Ids of special tokens; `eos_token_id` is a list where several end a text, as llama.cpp finds them."""
+    sentencepiece = metadata.text("tokenizer.ggml.model", "none") == "llama"
+    ids: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None}
+    if sentencepiece and vocab > max(SENTENCEPIECE_IDS.values()):
+        ids = {f"{name}_token_id": SENTENCEPIECE_IDS[name] for name in ("bos", "eos")}
+    turn = []
+    for name, role in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("eot", "eot")):
         key = f"tokenizer.ggml.{role}_token_id"
-        if metadata.raw(key) is not None:
-            ids[f"{name}_token_id"] = metadata.integer(key, least=0)
-            if ids[f"{name}_token_id"] >= vocab:
-                raise metadata.error(key, f"an id below {vocab}")
-    turn = metadata.raw("tokenizer.ggml.eot_token_id")
-    if type(turn) is int and 0 <= turn < vocab and "eos_token_id" in ids and turn != ids["eos_token_id"]:
-        ids["eos_token_id"] = [ids["eos_token_id"], turn]
+        if metadata.raw(key) is None:
+            continue
+        index = metadata.integer(key, least=0)
+        if index >= vocab:
+            raise metadata.error(key, f"an id below {vocab}")
+        if name == "eot":
+            turn.append(index)
+        else:
+            ids[f"{name}_token_id"] = index
+    tokens, types = metadata.array(TOKENS, str) or [], metadata.array(TYPES, int) or []
+    known = [index for index, (text, kind) in enumerate(zip(tokens, types)) if kind == CONTROL and text in _ENDS]
+    ends = list(dict.fromkeys(index for index in (ids["eos_token_id"], *turn, *known) if index is not None))
+    ids["eos_token_id"] = ends if len(ends) > 1 else ends[0] if ends else None
     return ids
 
 
 def _refuse_others(metadata: GGUFMetadata, config: dict[str, Any]) -> None:
     """Refuse what changes the computation and has no entry in config.json, and every key that is unknown."""
-    metadata.require(".expert_count", (0,), "a mixture of experts")
-    metadata.require(".expert_used_count", (0,), "a mixture of experts")
+    if config["model_type"] not in _MIXTURES:
+        metadata.require(".expert_count", (0,), "a mixture of experts")
+        metadata.require(".expert_used_count", (0,), "a mixture of experts")
     metadata.require(".pooling_type", (0,), "an embedding model")
     metadata.require(".attention.causal", (True,), "tokens that see what follows them")
     metadata.require(".use_parallel_residual", (False,), "attention and MLP side by side")

@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 
-from dfrot.arch.gguf import GGUF_READABLE
 from dfrot.errors import InputError
 from dfrot.files import digest_bytes
 from dfrot.inputs.gguf.blocks import require_readable
-from dfrot.inputs.gguf.config import head_size, model_type, read_config
+from dfrot.inputs.gguf.config import head_size, read_config, tensor_names
 from dfrot.inputs.gguf.header import GGUFHeader, GGUFTensor, read_header
 from dfrot.inputs.gguf.metadata import GGUFMetadata
 from dfrot.inputs.gguf.tensors import DIVISORS, StoredRows, map_tensors, read_vector
-from dfrot.inputs.gguf.tokenizer import ARRAYS, tokenizer_files
+from dfrot.inputs.gguf.tokenizer import MERGES, SCORES, tokenizer_files
+from dfrot.inputs.gguf.vocabulary import TOKENS, TYPES
 
 EMBEDDING = "model.embed_tokens.weight"
 MAX_LAYERS = 1 << 12
@@ -71,15 +71,16 @@ def read_model(file: Path, dtype: torch.dtype | None = None, tokenizer: bool = T
 
     No weight is read. Raises InputError for a damaged file, UnsupportedError for what transformers would compute
     differently, ResourceError without the package gguf where it is needed."""
-    header, tensors = with_parts(read_header(file, ARRAYS if tokenizer else ()), ARRAYS if tokenizer else ())
+    arrays = (TOKENS, TYPES, SCORES, MERGES) if tokenizer else (TOKENS, TYPES)
+    header, tensors = with_parts(read_header(file, arrays), arrays)
     metadata, where = GGUFMetadata(header), str(file)
-    model_type(metadata)
+    names = tensor_names(metadata)
     layers = metadata.integer(".block_count")
     if layers > MAX_LAYERS:
         raise metadata.error(metadata.full(".block_count"), f"a number up to {MAX_LAYERS}")
     stored = {tensor.type for tensor in tensors}
     require_readable(stored, where)
-    mapped = map_tensors(tensors, GGUF_READABLE[metadata.arch][1], layers, head_size(metadata), where)
+    mapped = map_tensors(tensors, names, layers, head_size(metadata), where)
     if EMBEDDING not in mapped:
         raise InputError(f"{where}: no embedding; the file holds no whole model", file=file, tensor=EMBEDDING)
     vocab = mapped[EMBEDDING].tensor.shape[0]

@@ -1,6 +1,7 @@
 """How byte-level text is split before merging, by llama.cpp's tag, as steps of tokenizer.json.
 
-Tags with the expressions of one published tokenizer share a row. `default` is llama.cpp's own, for files without a tag.
+Tags with the expressions of one published tokenizer share a row. `default` is llama.cpp's own. A file without a tag is
+refused: llama.cpp takes `default` for it and warns, since its text was split otherwise in training.
 Expressions are those of the publishers' tokenizer.json; llama.cpp writes some of them differently for its own engine.
 """
 

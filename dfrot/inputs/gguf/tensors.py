@@ -8,7 +8,7 @@ and `granite` graphs pair 2i with 2i + 1.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -55,14 +55,22 @@ def map_tensors(
     for a shape that no such tensor has."""
     modules = {names.embed: "model.embed_tokens", names.final_norm: "model.norm", names.head: "lm_head"}
     interleaved = set()
+    merged: dict[str, str] = {}
     for layer in range(layers):
+        merged |= {
+            f"blk.{layer}.{gguf_name}.weight": f"model.layers.{layer}.{part}.weight"
+            for part, gguf_name in names.experts.items()
+        }
         for part, gguf_name in names.parts.items():
             modules[f"blk.{layer}.{gguf_name}"] = f"model.layers.{layer}.{part}"
             if part in names.interleaved:
                 interleaved.add(f"blk.{layer}.{gguf_name}")
-    mapped = {}
+    mapped: dict[str, StoredRows] = {}
     for tensor in tensors:
         if tensor.name == DIVISORS:
+            continue
+        if tensor.name in merged:
+            mapped |= _split_experts(tensor, merged[tensor.name], where)
             continue
         module, _, kind = tensor.name.rpartition(".")
         if module not in modules or kind not in ("weight", "bias"):
@@ -76,6 +84,24 @@ def map_tensors(
         pairs = head_dim if module in interleaved else 0
         mapped[name] = checked_rows(StoredRows(tensor, pairs, names.norm_offset if is_norm else 0.0), where)
     return mapped
+
+
+def _split_experts(tensor: GGUFTensor, name: str, where: str) -> dict[str, StoredRows]:
+    """Hugging Face's names of the matrices in `tensor` [experts, rows, columns]; `{}` in `name` is the expert.
+
+    Raises InputError for a tensor of another shape."""
+    if len(tensor.shape) != 3 or not tensor.shape[0]:
+        raise InputError(
+            f"{where}: tensor {tensor.name[:60]}: shape {list(tensor.shape)} is not a matrix per expert",
+            file=tensor.file,
+            tensor=tensor.name,
+        )
+    count, nbytes = tensor.shape[0], tensor.nbytes // tensor.shape[0]
+    experts = (
+        replace(tensor, shape=tensor.shape[1:], nbytes=nbytes, start=tensor.start + index * nbytes)
+        for index in range(count)
+    )
+    return {name.format(index): checked_rows(StoredRows(expert), where) for index, expert in enumerate(experts)}
 
 
 def checked_rows(rows: StoredRows, where: str) -> StoredRows:

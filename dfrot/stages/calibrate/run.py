@@ -50,7 +50,8 @@ def calibrate(
             store.save_tensors(stage.folder, "tokens", {"tokens": plan.tokens})
             summary = _BlockwiseCalibration(stage, plan).run(progress) if settings.statistics else {}
             remove_hidden_states(stage.folder)
-            stage.publish({"taps": summary, **source_record(plan.checkpoint.path)})
+            record = {"taps": summary, **plan.checkpoint.resolution(), **source_record(plan.checkpoint.path)}
+            stage.publish(record)
     return read_record(out, KIND)
 
 

@@ -10,12 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dfrot.quant.table import TableScheme
+
+TRANSFORMS = ("up-down", "head-center", "head-whiten", "key-scale")
 NO_ROTATION = "none"
 ROTATIONS: dict[str, Mapping[str, Any]] = {
     NO_ROTATION: {},
     "orthogonal": {"method": "orthogonal"},
     "hadamard": {"method": "hadamard"},
+    "hadamard-up-down": {"method": "hadamard", "transform": ("up-down",)},
+    "hadamard-head-whiten": {"method": "hadamard", "transform": ("head-whiten",)},
+    "hadamard-key-scale": {"method": "hadamard", "transform": ("key-scale",)},
+    "hadamard-transforms": {"method": "hadamard", "transform": TRANSFORMS},
     "dfrot": {"method": "dfrot"},
+    "dfrot-transforms": {"method": "dfrot", "transform": TRANSFORMS},
 }
 """Name -> fields of RotateSettings, in the order of work. NO_ROTATION is the source checkpoint itself."""
 
@@ -80,6 +88,25 @@ ROWS: dict[str, Row] = {
     ),
     "gptq-hadamard-groups": Row(
         "GPTQ + Hadamard, groups of 32", "hadamard", _GPTQ, scheme={"w_group": 32}, against=("gptq-hadamard",)
+    ),
+    "gptq-hadamard-ends": Row(
+        "GPTQ + Hadamard, embedding and head in 8 bits",
+        "hadamard",
+        {**_GPTQ, "embed": TableScheme(8), "head": TableScheme(8)},
+        against=("gptq-hadamard",),
+    ),
+    "gptq-hadamard-up-down": Row("GPTQ + Hadamard + up-down", "hadamard-up-down", _GPTQ, against=("gptq-hadamard",)),
+    "gptq-hadamard-head-whiten": Row(
+        "GPTQ + Hadamard + head-whiten", "hadamard-head-whiten", _GPTQ, against=("gptq-hadamard",)
+    ),
+    "gptq-hadamard-key-scale": Row(
+        "GPTQ + Hadamard + key-scale", "hadamard-key-scale", _GPTQ, against=("gptq-hadamard",)
+    ),
+    "gptq-hadamard-transforms": Row(
+        "GPTQ + Hadamard + transforms", "hadamard-transforms", _GPTQ, against=("gptq-hadamard",)
+    ),
+    "gptq-dfrot-transforms": Row(
+        "GPTQ + DFRot + transforms", "dfrot-transforms", _GPTQ, against=("gptq-dfrot", "gptq-hadamard-transforms")
     ),
 }
 """Name -> row, in the order of the table."""

@@ -14,8 +14,8 @@ from dfrot.arch import Space
 from dfrot.data.text import load_text
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import InputError, UnsupportedError
+from dfrot.evaluate.tokens import WindowReader
 from dfrot.files import read_json, write_bytes, write_json
-from dfrot.fingerprint import language_fingerprint
 from dfrot.inputs import open_described_model
 from dfrot.progress import Progress, silent
 from dfrot.quant.config import DfqConfig
@@ -34,6 +34,8 @@ from dfrot.stages.compare.measure import TextMeter
 from dfrot.stages.compare.settings import CompareSettings
 from dfrot.stages.compare.store import CellStore
 from dfrot.stages.compare.table import summarise
+from dfrot.stages.quantize.plan import plan_quantization
+from dfrot.stages.rotate.plan import plan_rotation
 
 KIND = "compare"
 REPORT_FILE, TABLE_FILE = "compare.json", "compare.md"
@@ -48,20 +50,22 @@ class ComparePlan:
     model: Path
     """The source checkpoint."""
     identity: str
-    """Digest of its weights, configuration and tokenizer."""
+    """Digest of its weights and configuration."""
     settings: CompareSettings
     """What was asked for."""
     groups: tuple[ComparisonGroup, ...]
     """What to make, in order."""
     texts: dict[str, Any]
-    """Digests of the texts: `calibration`, and `evaluation`, a list."""
+    """Digests of the texts: `calibration`, and the lists `evaluation` and `token_ids`."""
     request: dict[str, Any]
     """Settings and digests of the inputs: what decides the result."""
+    resolution: dict[str, list[str]]
+    """How the source was read where it left something open."""
 
     @property
-    def cells(self) -> int:
-        """Number of cells, the baseline included."""
-        return 1 + sum(len(group.cells) for group in self.groups)
+    def cells(self) -> list[ComparisonCell | None]:
+        """All cells in the order of work; None is the baseline."""
+        return [None, *(cell for group in self.groups for cell in group.cells)]
 
     def simulated(self, cell: ComparisonCell) -> bool:
         """Whether a cell is measured in floating point, for want of kernels."""
@@ -75,7 +79,8 @@ class ComparePlan:
     def cell_request(self, cell: ComparisonCell | None) -> dict[str, Any]:
         """What decides the numbers of a cell (None: of the baseline)."""
         measured = {key: getattr(self.settings, key) for key in ("seqlen", "windows", "batch")}
-        request: dict[str, Any] = {"model": self.identity, "texts": self.texts["evaluation"], "versions": versions()}
+        request: dict[str, Any] = {"model": self.identity, "versions": versions()}
+        request |= {key: self.texts[key] for key in ("evaluation", "token_ids")}
         if cell is None:
             return {**request, "measured": {**measured, "decode": self.settings.decode}}
         steps = {
@@ -101,7 +106,8 @@ class ComparePlan:
 def plan_comparison(model: Path, settings: CompareSettings) -> ComparePlan:
     """Open checkpoint folder `model`.
 
-    Raises UnsupportedError for a checkpoint that was rotated or quantized already, or that R1 cannot rotate."""
+    Raises UnsupportedError for a checkpoint that was rotated or quantized already, that R1 cannot rotate, or that a row
+    does not fit."""
     checkpoint, arch = open_described_model(model)
     config_file = str(checkpoint.path / "config.json")
     if DfqConfig.of(checkpoint.config, config_file) is not None:
@@ -116,14 +122,18 @@ def plan_comparison(model: Path, settings: CompareSettings) -> ComparePlan:
             file=config_file,
         )
     tokenizer = load_tokenizer(model)
+    evaluated = [load_text(name, "test", tokenizer) for name in settings.texts]
     texts = {
         "calibration": load_text(settings.dataset, "train", tokenizer).digest,
-        "evaluation": [load_text(name, "test", tokenizer).digest for name in settings.texts],
+        "evaluation": [text.digest for text in evaluated],
+        "token_ids": [WindowReader(text, settings.seqlen, settings.windows).read(model).digest for text in evaluated],
     }
     _check_texts(settings, texts)
-    request = {"model": checkpoint.digest(), "settings": asdict(replace(settings, keep=False, store=None))}
+    _check_cells(model, settings)
+    identity = checkpoint.digest()
+    request = {"model": identity, "settings": asdict(replace(settings, keep=False, store=None))}
     groups = tuple(comparison_groups(settings))
-    return ComparePlan(model, language_fingerprint(model), settings, groups, texts, request)
+    return ComparePlan(model, identity, settings, groups, texts, request, checkpoint.resolution())
 
 
 def _check_texts(settings: CompareSettings, texts: dict[str, Any]) -> None:
@@ -133,6 +143,30 @@ def _check_texts(settings: CompareSettings, texts: dict[str, Any]) -> None:
             raise InputError(f"`also` {name}: is the text of the calibration; give another one", field="also")
         if texts["evaluation"][number] in texts["evaluation"][:number]:
             raise InputError(f"`also` {name}: is measured already; give another text", field="also")
+
+
+def _check_cells(model: Path, settings: CompareSettings) -> None:
+    """Raise what the stages would raise hours later for rows that this model cannot have."""
+    for rotating in {rotate_settings(settings, cell) for cell in comparison_cells(settings)}:
+        if rotating is not None and rotating.transform and rotating.seed == settings.seed:
+            plan_rotation(model, rotating)
+    for quantizing in {cell.quantize_settings(settings) for cell in comparison_cells(settings)}:
+        # what is written does not depend on the rotation, nor on how it is rounded
+        plan_quantization(model, None, replace(quantizing, algorithm="rtn", a_clip=None, compensate=None))
+
+
+def plan(model: Path, out: Path, settings: CompareSettings) -> dict[str, Any]:
+    """What `compare` would do: the number of `cells`, and of those that the store holds already (`stored`).
+
+    Raises what `compare` raises before work starts."""
+    planned, store = plan_comparison(model, settings), _store(out, settings)
+    stored = [cell for cell in planned.cells if store.has(planned.cell_request(cell))]
+    return {"cells": len(planned.cells), "stored": len(stored)}
+
+
+def _store(out: Path, settings: CompareSettings) -> CellStore:
+    """The store of a comparison that is published as `out`."""
+    return CellStore(settings.store or out.parent / STORE_FOLDER)
 
 
 def compare(
@@ -149,26 +183,26 @@ def compare(
     `resume=False` measures everything again, whatever the store holds. Raises what the stages raise; UnsupportedError
     for a checkpoint that was rotated or quantized already.
     """
-    plan = plan_comparison(model, settings)
-    with open_stage(out, KIND, plan.request, resume=resume, overwrite=overwrite) as stage:
+    planned = plan_comparison(model, settings)
+    with open_stage(out, KIND, planned.request, resume=resume, overwrite=overwrite) as stage:
         if stage.finished:
             return dict(read_json(out / REPORT_FILE))
-        store = CellStore(settings.store or out.parent / STORE_FOLDER)
+        store = _store(out, settings)
         with store.locked():
-            measured = _measured_cells(plan, store, resume is False, progress)
-        report = summarise(measured, comparison_cells(settings), settings.parsed(), _refinements(plan, measured))
-        digest = plan.texts["calibration"]
-        same_text = digest == plan.texts["evaluation"][0]
+            measured = _measured_cells(planned, store, resume is False, progress)
+        report = summarise(measured, comparison_cells(settings), settings.parsed(), _refinements(planned, measured))
+        digest = planned.texts["calibration"]
+        same_text = digest == planned.texts["evaluation"][0]
         report["calibration"] = {"name": settings.dataset, "split": "train", "digest": digest, "evaluated": same_text}
         write_json(stage.folder / REPORT_FILE, report)
         write_bytes(stage.folder / TABLE_FILE, markdown(report).encode())
-        stage.publish({"report": REPORT_FILE})
+        stage.publish({"report": REPORT_FILE, **planned.resolution})
     return report
 
 
 def _measured_cells(plan: ComparePlan, store: CellStore, again: bool, progress: Progress) -> dict[str, Any]:
     """Measurements by cell name, the baseline first. again: measure what the store holds, too."""
-    cells: list[ComparisonCell | None] = [None, *(cell for group in plan.groups for cell in group.cells)]
+    cells = plan.cells
     requests = [plan.cell_request(cell) for cell in cells]
     pending = [index for index, request in enumerate(requests) if again or not store.has(request)]
     meter = TextMeter(plan.model, plan.settings, progress)

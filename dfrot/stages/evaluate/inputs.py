@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dfrot.arch import describe
 from dfrot.checkpoint import Checkpoint
 from dfrot.data.text import Text
+from dfrot.data.tokenizer import require_known_ids
 from dfrot.errors import InputError
 from dfrot.evaluate.tokens import EvalTokens, WindowReader
 from dfrot.quant.config import DfqConfig
@@ -33,6 +35,15 @@ class EvaluatedCheckpoint:
         """Name of its scheme; None for 16-bit weights."""
         return self.config.scheme.name if self.config is not None and self.config.scheme is not None else None
 
+    def notes(self, seqlen: int) -> list[str]:
+        """What the reader of its figures should know: how the folder was read, and windows of `seqlen` tokens that are
+        longer than the context it was trained for."""
+        context = describe(self.checkpoint.config).config.get("max_position_embeddings")
+        notes = list(self.checkpoint.resolved)
+        if isinstance(context, int) and seqlen > context:
+            notes.append(f"windows of {seqlen} tokens exceed its context of {context} (max_position_embeddings)")
+        return notes
+
     @property
     def bytes_on_disk(self) -> int:
         """Bytes of its weight files."""
@@ -51,6 +62,11 @@ def read_windows(
 ) -> list[EvalTokens]:
     """The same `windows` (None: all) of `seqlen` tokens for every checkpoint.
 
-    Raises MismatchError when two tokenizers read the text differently."""
+    Raises MismatchError when two tokenizers read the text differently, InputError for token ids that a checkpoint has
+    no embedding for."""
     reader = WindowReader(text, seqlen, windows)
-    return [reader.read(checkpoint.path) for checkpoint in checkpoints]
+    read = []
+    for checkpoint in checkpoints:
+        read.append(reader.read(checkpoint.path))
+        require_known_ids(read[-1].windows, describe(checkpoint.checkpoint.config).vocab_size, checkpoint.path)
+    return read

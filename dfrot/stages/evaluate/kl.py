@@ -56,9 +56,9 @@ def divergence(models: Sequence[Path], settings: KlSettings, progress: Progress 
             baseline.finish()
         summary = result.summary() if results else {}
         perplexity, _ = perplexity_interval(nll)
-        results.append(
-            {"model": str(checkpoint.path), "scheme": checkpoint.scheme, "perplexity": perplexity, **summary}
-        )
+        result_of = {"model": str(checkpoint.path), "scheme": checkpoint.scheme, "perplexity": perplexity, **summary}
+        notes = checkpoint.notes(settings.seqlen)
+        results.append({**result_of, "notes": notes} if notes else result_of)
     dataset = {"name": text.name, "split": text.split, "digest": text.digest, **text.rendered}
     dataset["token_ids"] = tokens[0].digest
     # `windows` of the settings, which may be None, takes precedence over the count

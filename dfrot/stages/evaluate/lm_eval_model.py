@@ -11,6 +11,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from torch import Tensor
 
+from dfrot.data.tokenizer import require_known_ids
 from dfrot.errors import UnsupportedError
 from dfrot.generation.engine import Engine, TextRequest
 from dfrot.generation.sampling import Sampling
@@ -76,7 +77,9 @@ class DfqLM(TemplateLM):  # type: ignore[misc]
         bos = self.tokenizer.bos_token
         if add_special_tokens is None:
             add_special_tokens = not (bos and string.startswith(bos))
-        return list(self.tokenizer(string, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
+        ids = list(self.tokenizer(string, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
+        require_known_ids(torch.tensor(ids), self.engine.target.vocab_size)
+        return ids
 
     def apply_chat_template(self, chat_history: Any, add_generation_prompt: bool = True) -> str:
         """The text of a conversation in the model's chat template."""

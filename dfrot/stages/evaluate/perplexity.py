@@ -115,6 +115,8 @@ def measure_model(
         "logits_dtype": str(model.dtype).removeprefix("torch."),
         **_agreement(agreement, count, settings),
     }
+    if notes := checkpoint.notes(settings.seqlen):
+        result["notes"] = notes
     if settings.decode:
         result["decode_tokens_per_second"] = decode_speed(model, eval_tokens.tokenizer, settings.decode)
     if baseline is not None and agreement is None:

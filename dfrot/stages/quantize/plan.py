@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dfrot.arch import BoundArch, describe, with_described_names
+from dfrot.arch import BoundArch, resolve
 from dfrot.calib.calibration import HEAD, Calibration, file_stems
 from dfrot.calib.hidden_states import HiddenStates
 from dfrot.checkpoint import Checkpoint
@@ -16,6 +16,7 @@ from dfrot.quant import algorithm, keep
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.scheme import FULL
 from dfrot.rotation.online import OnlineRotations
+from dfrot.runtime.transformers_reading import check_reading
 from dfrot.stages.quantize.layout import CheckpointLayout
 from dfrot.stages.quantize.settings import QuantizeSettings
 from dfrot.vision.llava_layout import has_vision_part, vision_digest
@@ -101,9 +102,9 @@ def _open_source(model: Path) -> tuple[Checkpoint, BoundArch, DfqConfig | None]:
     entry = DfqConfig.of(checkpoint.config, config_file)
     if entry is not None and entry.scheme is not None:
         raise UnsupportedError(f"{model}: is quantized already; give the 16-bit checkpoint", file=model)
-    arch = describe(checkpoint.config, config_file)
-    checkpoint = with_described_names(checkpoint, arch)
+    checkpoint, arch = resolve(checkpoint, to_run=True)
     arch.check(checkpoint)
+    check_reading(checkpoint, arch)
     return checkpoint, arch, entry
 
 

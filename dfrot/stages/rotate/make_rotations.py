@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dfrot.progress import Progress
+from dfrot.rotation.align import aligned, constant_share, gain_signs, mean_share, tap_means
 from dfrot.rotation.fuse import Rotations
 from dfrot.rotation.hadamard import hadamard_plan, random_orthogonal, randomized_hadamard
+from dfrot.rotation.refinement.calibration_rows import CalibrationRows
 from dfrot.rotation.refinement.massive_rule import MassiveRule
 from dfrot.rotation.refinement.refine import refine
 from dfrot.rotation.rotation import ROTATION_FILE, Rotation, load_rotations, save_rotations
+from dfrot.rotation.transforms import TRANSFORMS_FILE, Transforms
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.stage_folder import Stage
 from dfrot.stages.rotate.collect_rows import collect_rows
@@ -30,11 +34,7 @@ def make_rotations(stage: Stage, plan: RotatePlan, progress: Progress) -> tuple[
         report: dict[str, Any] = {}
         rotations: dict[str, Rotation] = {}
         if plan.uses_r1:
-            if settings.method == "dfrot":
-                matrix, report = _refined_r1(plan, progress)
-            else:
-                draw = random_orthogonal if settings.method == "orthogonal" else randomized_hadamard
-                matrix = draw(arch.hidden, settings.seed)
+            matrix, report = _make_r1(plan, stage.folder / TRANSFORMS_FILE, progress)
             rotations["R1"] = Rotation(matrix, settings.method, settings.seed)
             report["r1"] = _summary(rotations["R1"], arch.hidden)
         per_layer = [randomized_hadamard(arch.head_dim, (settings.seed, 1 + layer)) for layer in range(arch.n_layers)]
@@ -61,18 +61,40 @@ def _summary(rotation: Rotation, size: int) -> dict[str, Any]:
     }
 
 
-def _refined_r1(plan: RotatePlan, progress: Progress) -> tuple[Tensor, dict[str, Any]]:
-    """DFRot's R1 float64 [hidden, hidden]: rows of one calibration sample, then the refinement from a randomised
-    Hadamard matrix."""
-    assert plan.calibration is not None
-    assert plan.decode is not None
-    settings, decode = plan.settings, plan.decode
+def _make_r1(plan: RotatePlan, file: Path, progress: Progress) -> tuple[Tensor, dict[str, Any]]:
+    """R1 float64 [hidden, hidden]: drawn, then aligned and refined where the settings say so, on norm outputs of one
+    calibration sample. The signs of gains that belong to an aligned R1 are written to `file`."""
+    settings = plan.settings
+    draw = random_orthogonal if settings.method == "orthogonal" else randomized_hadamard
+    if plan.calibration is None:
+        return draw(plan.arch.hidden, settings.seed), {}
     runner = BlockRunner(plan.checkpoint, plan.arch)
     rule = MassiveRule.parse(settings.massive_rule)
     rows = collect_rows(runner, plan.calibration, seed=settings.seed, rule=rule, progress=progress)
     release_memory()
-    start = randomized_hadamard(plan.arch.hidden, settings.seed)
-    result = refine(rows, start, settings.refinement(), progress=progress)
+    matrix = draw(plan.arch.hidden, settings.seed)
+    report: dict[str, Any] = {}
+    means = tap_means(rows)
+    if settings.align:
+        matrix = aligned(matrix, means)
+    if settings.method == "dfrot":
+        matrix, refinement = _refined(plan, rows, matrix, progress)
+        report |= refinement
+    if settings.align:
+        shares = {"mean": mean_share(rows, means), "constant": constant_share(matrix, means)}
+        report["align"] = {name: float(f"{share:.3g}") for name, share in shares.items()}
+        signs = gain_signs(matrix, means)
+        Transforms(norm=signs.reshape(plan.arch.n_layers, -1, plan.arch.hidden)).save(file)
+    return matrix, report
+
+
+def _refined(
+    plan: RotatePlan, rows: CalibrationRows, start: Tensor, progress: Progress
+) -> tuple[Tensor, dict[str, Any]]:
+    """DFRot's R1 float64 [hidden, hidden], refined from `start` on the rows of one calibration sample."""
+    assert plan.decode is not None
+    decode = plan.decode
+    result = refine(rows, start, plan.settings.refinement(), progress=progress)
     report = {
         "massive": rows.report(lambda token: str(decode([token]))),
         "refinement": {

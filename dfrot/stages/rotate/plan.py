@@ -14,7 +14,7 @@ from dfrot.arch import BoundArch, Space
 from dfrot.checkpoint import Checkpoint
 from dfrot.data.text import load_text
 from dfrot.data.text_window import text_window
-from dfrot.data.tokenizer import load_tokenizer
+from dfrot.data.tokenizer import load_tokenizer, require_known_ids
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.inputs import open_described_model
 from dfrot.quant.config import DfqConfig
@@ -22,6 +22,7 @@ from dfrot.rotation.fuse import Fuser, Rotations
 from dfrot.rotation.hadamard import hadamard_plan
 from dfrot.rotation.online import OnlineRotations
 from dfrot.rotation.transforms import Transforms
+from dfrot.runtime.transformers_reading import check_reading
 from dfrot.stages.rotate.settings import RotateSettings
 from dfrot.transforms import TRANSFORMS, FreeTransform, parse_transform
 from dfrot.vision.llava_layout import has_vision_part, vision_digest
@@ -42,7 +43,7 @@ class RotatePlan:
     online: OnlineRotations
     """The online rotations that the result declares."""
     calibration: Tensor | None
-    """int64 [1, seqlen]: the sample of the refinement; None when R1 is not refined."""
+    """int64 [1, seqlen]: the sample of norm outputs; None when R1 is neither refined nor aligned."""
     moment_tokens: Tensor | None
     """int64 [windows, seqlen]: what transforms are computed from; None without transforms."""
     transforms: tuple[tuple[FreeTransform, str], ...]
@@ -50,7 +51,7 @@ class RotatePlan:
     gate_tokens: Tensor
     """int64 [1, S]: held-out tokens, or seeded random ids."""
     decode: Callable[[list[int]], str] | None
-    """Token ids -> text, for the report on massive tokens; None when R1 is not refined."""
+    """Token ids -> text, for the report on massive tokens; None without a sample."""
     request: dict[str, Any]
     """Settings and digests of the inputs: what decides the bytes of the result."""
 
@@ -110,6 +111,7 @@ class RotatePlan:
             "transforms": [f"{transform.name}:{mode}" for transform, mode in self.transforms],
             "calibration_tokens": 0 if self.calibration is None else self.calibration.numel(),
             "gate_tokens": self.gate_tokens.numel() if self.gated else 0,
+            **self.checkpoint.resolution(),
         }
 
 
@@ -119,6 +121,7 @@ def plan_rotation(model: Path, settings: RotateSettings) -> RotatePlan:
     Raises what `rotate` raises before work starts: UnsupportedError for a checkpoint that dfq has rotated already or
     whose architecture refuses the method, InputError for a dataset or a tokenizer that does not serve."""
     checkpoint, arch = open_described_model(model)
+    check_reading(checkpoint, arch)
     config_file = str(checkpoint.path / "config.json")
     if DfqConfig.of(checkpoint.config, config_file) is not None:
         raise UnsupportedError(
@@ -131,13 +134,14 @@ def plan_rotation(model: Path, settings: RotateSettings) -> RotatePlan:
     transforms = _transforms(arch, settings, config_file)
     calibration, moment_tokens, decode, source = None, None, None, None
     gated = settings.gate and settings.method != "none"
-    if settings.dataset is not None and (settings.method == "dfrot" or gated or transforms):
+    samples_rows = settings.method == "dfrot" or settings.align
+    if settings.dataset is not None and (samples_rows or gated or transforms):
         tokenizer = load_tokenizer(checkpoint.path)
         source = {"name": settings.dataset}
-        if settings.method == "dfrot" or transforms:
+        if samples_rows or transforms:
             train = load_text(settings.dataset, "train", tokenizer)
             source |= {"train": train.digest, **train.rendered}
-        if settings.method == "dfrot":
+        if samples_rows:
             calibration = text_window(train, tokenizer, settings.seqlen, settings.seed)
             decode = tokenizer.decode
         if transforms:
@@ -147,7 +151,9 @@ def plan_rotation(model: Path, settings: RotateSettings) -> RotatePlan:
             test = load_text(settings.dataset, "test", tokenizer)
             source |= {"test": test.digest, **test.rendered}
             gate_tokens = text_window(test, tokenizer, GATE_TOKENS, None)
-        _check_ids(checkpoint, arch, calibration, moment_tokens, gate_tokens)
+        for window in (calibration, moment_tokens, gate_tokens):
+            if window is not None:
+                require_known_ids(window, arch.vocab_size, checkpoint.path)
     request = {"source": checkpoint.digest(), "settings": asdict(settings), "dataset": source}
     if has_vision_part(checkpoint.path):
         request["vision"] = vision_digest(checkpoint.path)
@@ -177,6 +183,8 @@ def _online_rotations(arch: BoundArch, settings: RotateSettings, config_file: st
     """R3 and R4, where they are wanted. Raises UnsupportedError for a method that is about R1, where there is none."""
     if settings.method == "none":
         return OnlineRotations()
+    if settings.align and (reason := arch.spec.refuses(Space.RESIDUAL)):
+        raise UnsupportedError(f"{config_file}: {reason}; leave `align` out", field="align", file=config_file)
     if settings.method != "hadamard" and (reason := arch.spec.refuses(Space.RESIDUAL)):
         raise UnsupportedError(
             f"{config_file}: {reason}; `method={settings.method}` is about R1: take `method=hadamard`, which gives "
@@ -188,15 +196,3 @@ def _online_rotations(arch: BoundArch, settings: RotateSettings, config_file: st
         return OnlineRotations()
     r4 = hadamard_plan(arch.intermediate, settings.r4_block)
     return OnlineRotations(r3=hadamard_plan(arch.head_dim), r4=r4)
-
-
-def _check_ids(checkpoint: Checkpoint, arch: BoundArch, *windows: Tensor | None) -> None:
-    """Raise InputError for token ids outside the vocabulary."""
-    for ids in windows:
-        if ids is not None and int(ids.max()) >= arch.vocab_size:
-            raise InputError(
-                f"{checkpoint.path}: the tokenizer makes id {int(ids.max())}, the vocabulary has "
-                f"{arch.vocab_size} entries; copy the tokenizer of this model",
-                file=checkpoint.path,
-                limit=arch.vocab_size,
-            )

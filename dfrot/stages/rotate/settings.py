@@ -50,6 +50,11 @@ class RotateSettings:
     r4_block: int | None = setting(
         None, minimum=1, help="Block size of R4. Default: the widest Hadamard matrix that divides the MLP's width."
     )
+    align: bool = setting(
+        False,
+        help="Choose R1, and the signs of the norms' gains, so that what tokens have in common becomes a constant, "
+        "which asymmetric activation grids absorb; with method dfrot the refinement starts there.",
+    )
     transform: tuple[str, ...] = setting(
         (),
         listed=True,
@@ -58,7 +63,7 @@ class RotateSettings:
         "head-whiten, key-scale; NAME:MODE for a variant.",
     )
     transform_windows: int = setting(
-        4, minimum=1, help="Windows of `seqlen` tokens of the train split that transforms are computed from."
+        4, minimum=1, help="Windows of the train split, as long as the text sample, that transforms are computed from."
     )
     gate: bool = setting(True, help="Compare the result with the source checkpoint before it is published.")
 
@@ -70,6 +75,14 @@ class RotateSettings:
                 field=("method", "dataset"),
             )
         MassiveRule.parse(self.massive_rule)
+        if self.align and (self.dataset is None or self.method == "none"):
+            missing = "a `dataset` to take rows from" if self.dataset is None else "a `method` other than none"
+            raise InputError(f"`align` needs {missing}", field=("align", "dataset", "method"))
+        if self.align and self.a_sym:
+            raise InputError(
+                "`align` is for asymmetric activations: a symmetric grid has no offset that absorbs a constant",
+                field=("align", "a_sym"),
+            )
         if self.transform and (self.dataset is None or self.method == "none"):
             missing = "a `dataset` to compute them from" if self.dataset is None else "a `method` other than none"
             raise InputError(f"`transform` needs {missing}", field=("transform", "dataset", "method"))

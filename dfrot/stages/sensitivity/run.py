@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
-from dfrot.arch import BoundArch, open_described
+from dfrot.arch import BoundArch, described
 from dfrot.checkpoint import Checkpoint
 from dfrot.data.text import load_text
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import MismatchError, UnsupportedError
 from dfrot.evaluate.intervals import perplexity_interval
 from dfrot.evaluate.tokens import WindowReader
+from dfrot.inputs import open_model
 from dfrot.progress import Progress, silent
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.options import AlgorithmOptions
@@ -68,11 +69,11 @@ def sensitivity(
 
 def _open(path: Path) -> tuple[Checkpoint, BoundArch]:
     """A 16-bit checkpoint. Raises UnsupportedError for a quantized one."""
-    plain = Checkpoint.open(path)
+    plain = open_model(path)
     config = DfqConfig.of(plain.config, str(plain.path / "config.json"))
     if config is not None and config.scheme is not None:
         raise UnsupportedError(f"{path}: is quantized already; give the 16-bit checkpoint", file=path)
-    return open_described(path)
+    return described(plain)
 
 
 def _is_rotated(checkpoint: Checkpoint) -> bool:
@@ -94,7 +95,7 @@ def _measure(
     masks: those of the unrotated model, where it was measured before."""
     biased = key_linear(runner, 0) is not None
     classes = not is_rotated or masks is not None
-    variants = all_variants(runner.arch, settings.scheme, by_layer=settings.layers, classes=classes, key_bias=biased)
+    variants = all_variants(runner.arch, settings.scheme, layers=settings.layers, classes=classes, key_bias=biased)
     options = AlgorithmOptions(mse_clip=settings.mse_clip)
     streams = VariantStreams(runner, settings.scheme, options)
     given = masks if is_rotated else None

@@ -69,6 +69,18 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "head_dim": 32,
+            "norm_topk_prob": True,
+        },
+    ),
+    "olmoe": ("olmoe", {"num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 4}),
     "gemma2": (
         "gemma2",
         {**GEMMA, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "tie_word_embeddings": True},
@@ -86,7 +98,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-ARCHS = {"mistral": "llama", "gemma3_text": "gemma3"}
+ARCHS = {"mistral": "llama", "mixtral": "llama", "qwen3_moe": "qwen3moe", "gemma3_text": "gemma3"}
 PLAIN_PARTS = {"post_attention_layernorm": "ffn_norm"}
 GEMMA_PARTS = {
     "post_attention_layernorm": "post_attention_norm",
@@ -104,6 +116,7 @@ PARTS = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
 }
 TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
@@ -118,8 +131,8 @@ def random_model(name: str, seed: int = 0, **changes: Any) -> Any:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
         for key, value in model.named_parameters():
-            if value.ndim == 2:
-                value.normal_(std=1.5 * value.shape[1] ** -0.5)
+            if value.ndim >= 2:
+                value.normal_(std=1.5 * value.shape[-1] ** -0.5)
             else:
                 value.copy_(
                     0.3 * torch.randn(value.shape) + (1.0 if "norm" in key and "gemma" not in model_type else 0)
@@ -150,7 +163,14 @@ def gguf_tensors(model: Any) -> dict[str, np.ndarray]:
         array = value.numpy().copy()
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        if config.model_type in ("llama", "mistral", "granite"):
+        if ".experts." in name:
+            block = f"blk.{name.split('.')[2]}"
+            if name.endswith("gate_up_proj"):
+                tensors[f"{block}.ffn_gate_exps.weight"], tensors[f"{block}.ffn_up_exps.weight"] = np.split(array, 2, 1)
+            else:
+                tensors[f"{block}.ffn_down_exps.weight"] = array
+            continue
+        if config.model_type in ("llama", "mistral", "mixtral", "granite"):
             if ".q_proj." in name:
                 array = permuted(array, config.num_attention_heads)
             if ".k_proj." in name:
@@ -176,6 +196,11 @@ def write_sizes(writer: Any, config: Any) -> None:
     if head_dim * config.num_attention_heads != config.hidden_size or "gemma" in config.model_type:
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
+    if experts := getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None):
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+    if config.model_type == "qwen3_moe":
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     if config.model_type in ("mistral", "gemma2", "gemma3_text"):
         writer.add_sliding_window(config.sliding_window)
     if config.model_type == "gemma2":

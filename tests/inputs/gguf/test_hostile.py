@@ -114,13 +114,18 @@ REFUSED: dict[str, tuple[Change, type[DfqError], str]] = {
         UnsupportedError,
         "key 'llama.attention.new_trick' is unknown to dfq",
     ),
-    "a mixture": (lambda w: w.add_expert_count(8), UnsupportedError, "expert_count is 8: a mixture of experts"),
+    "experts that are not there": (
+        lambda w: (w.add_expert_count(2), w.add_expert_used_count(1)),
+        UnsupportedError,
+        "tensor blk.0.ffn_gate.weight has no place",
+    ),
     "half of a head rotated": (lambda w: w.add_rope_dimension_count(8), UnsupportedError, "rotates 8 of 16 dimensions"),
     "another kind of scaling": (
         lambda w: (w.add_string("llama.rope.scaling.type", "longrope"), w.add_rope_scaling_factor(2.0)),
         UnsupportedError,
         "rope scaling 'longrope' cannot be read",
     ),
+    "a base that is not positive": (lambda w: w.add_rope_freq_base(0.0), InputError, "freq_base is '0.0', a positive"),
     "values of another width": (lambda w: w.add_value_length(8), UnsupportedError, "values of another width"),
     "no layers": (lambda w: w.add_block_count(0), InputError, "block_count is '0', an integer from 1 on"),
     "billions of layers": (lambda w: w.add_block_count(1 << 31), InputError, "block_count is '2147483648'"),
@@ -195,6 +200,7 @@ def test_any_damaged_byte_is_refused_or_read(kit: SimpleNamespace, tmp_path: Pat
 
     def few_tokens(writer: Any) -> None:
         writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("gpt-2")
         writer.add_token_list(["t", "0", "t0", *(f"t{index}" for index in range(3, 512))])
         writer.add_token_types([1] * 512)
         writer.add_token_merges(["t 0"])
@@ -219,6 +225,56 @@ def test_any_damaged_byte_is_refused_or_read(kit: SimpleNamespace, tmp_path: Pat
     assert read > 20
     assert len(messages) > 200
     assert not any("\n" in message for message in messages)
+
+
+EXPERTS: dict[str, tuple[str, dict[str, np.ndarray | None], Change | None, str]] = {
+    "a mixture in another architecture": ("qwen2", {}, lambda w: w.add_expert_count(8), "expert_count is 8: a mixture"),
+    "no number of chosen experts": (
+        "mixtral",
+        {},
+        lambda w: w.kv_data[0].pop("llama.expert_used_count"),
+        "expert_used_count is 'None', an integer from 1",
+    ),
+    "more chosen experts than there are": (
+        "mixtral",
+        {},
+        lambda w: w.add_expert_used_count(5),
+        "expert_used_count is '5', a number up to 4 is needed",
+    ),
+    "a matrix for all experts": (
+        "mixtral",
+        {"blk.0.ffn_up_exps.weight": np.zeros((96, 64), np.float32)},
+        None,
+        "is not a matrix per expert",
+    ),
+    "an expert too few": (
+        "qwen3_moe",
+        {"blk.0.ffn_up_exps.weight": np.zeros((3, 32, 64), np.float32)},
+        None,
+        "experts.3.up_proj.weight",
+    ),
+    "a shared expert": (
+        "qwen3_moe",
+        {},
+        lambda w: w.add_expert_shared_count(1),
+        "expert_shared_count is 1: experts that every token passes",
+    ),
+    "a router without softmax": (
+        "olmoe",
+        {},
+        lambda w: w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID),
+        "expert_gating_func is 2: a router without softmax",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", EXPERTS)
+def test_mixtures(what: str, kit: SimpleNamespace, tmp_path: Path) -> None:
+    model, replaced, change, message = EXPERTS[what]
+    file = kit.write_gguf(tmp_path / "model.gguf", kit.random_model(model), change=change, replaced=replaced)
+    with pytest.raises(DfqError, match=message) as caught:
+        open_described_model(file)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.fixture

@@ -47,7 +47,8 @@ def make(tmp_path: Path) -> Callable[..., Path]:
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(config))
         _tokenizer(folder)
-        shapes = describe(config).tensors()
+        arch = describe(config)
+        shapes = {**arch.tensors(), **arch.biases()}
         writer = SafetensorsWriter(folder, [TensorPlan(key, dtype, shape) for key, shape in shapes.items()])
         generator = torch.Generator().manual_seed(seed)
         for key, shape in shapes.items():

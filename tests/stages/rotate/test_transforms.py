@@ -1,4 +1,4 @@
-"""`dfq rotate --transform`: the same model, recorded, resumable, refused with a reason."""
+"""`dfq rotate --transform` and `--align`: the same model, recorded, resumable, refused with a reason."""
 
 from __future__ import annotations
 
@@ -116,3 +116,35 @@ def test_the_plan_names_them(make: Make, text: str) -> None:
     summary = plan(make(), settings(text, "key-scale", "up-down"))
     assert summary["transforms"] == ["up-down:rms", "key-scale:product"]
     json.dumps(summary)
+
+
+@pytest.mark.parametrize("method", ["hadamard", "dfrot"])
+def test_an_aligned_rotation_keeps_the_model(make: Make, text: str, tmp_path: Path, method: str) -> None:
+    model, out = make(dtype=torch.float32), tmp_path / "out"
+    record = rotate(model, out, RotateSettings(method, text, seqlen=64, rounds=2, align=True))
+    assert torch.allclose(logits(out), logits(model), rtol=1e-3, atol=1e-4)
+    assert 0 < record["align"]["mean"] < 1
+    assert 0.5 < record["align"]["constant"] <= 1
+    assert ("refinement" in record) == (method == "dfrot")
+    signs = Transforms.load(out / TRANSFORMS_FILE).norm
+    assert signs is not None
+    assert set(signs.unique().tolist()) == {-1.0, 1.0}
+    assert torch.equal(Checkpoint.open(out).read("model.layers.1.post_attention_layernorm.weight"), signs[1, 1].float())
+
+
+def test_align_and_transforms_share_a_file(make: Make, text: str, tmp_path: Path) -> None:
+    model, out = make(dtype=torch.float32), tmp_path / "out"
+    rotate(model, out, settings(text, "up-down", align=True))
+    stored = Transforms.load(out / TRANSFORMS_FILE)
+    assert stored.norm is not None
+    assert stored.up is not None
+    assert torch.allclose(logits(out), logits(model), rtol=1e-3, atol=1e-4)
+
+
+def test_align_is_refused_where_nothing_absorbs_it(make: Make, text: str) -> None:
+    with pytest.raises(InputError, match="`align` is for asymmetric activations"):
+        RotateSettings("hadamard", text, align=True, a_sym=True)
+    with pytest.raises(InputError, match="`align` needs a `dataset`"):
+        RotateSettings("hadamard", None, align=True)
+    with pytest.raises(UnsupportedError, match=r"R1 cannot be fused.*leave `align` out"):
+        plan(make(model_type="olmo2"), RotateSettings("hadamard", text, align=True))

@@ -38,6 +38,7 @@ def command(models: tuple[str, ...], out: Path | None, common: Common, dataset: 
     with show.progress() as progress:
         report = divergence(folders, settings, progress)
     keep(report, models, out)
+    show.notes(report["results"])
     show.as_json(report) if common.json else _table(report, models[0], out)
 
 

@@ -42,6 +42,7 @@ def command(models: tuple[str, ...], out: Path | None, common: Common, dataset: 
     with show.progress() as progress:
         report = evaluate(folders, settings, progress)
     keep(report, models or [folder.name for folder in folders], out)
+    show.notes(report["results"])
     show.as_json(report) if common.json else _table(report, out)
 
 
