@@ -19,6 +19,8 @@ from dfrot.stages.calibrate.run import calibrate
 from dfrot.stages.calibrate.settings import CalibrateSettings
 from dfrot.stages.evaluate import perplexity
 from dfrot.stages.evaluate.settings import PerplexitySettings
+from dfrot.stages.outliers.measure import outliers
+from dfrot.stages.outliers.settings import OutlierSettings
 from dfrot.stages.quantize.run import quantize
 from dfrot.stages.quantize.settings import QuantizeSettings
 from dfrot.stages.rotate.run import rotate
@@ -86,3 +88,40 @@ def test_unknown_methods_are_refused_in_one_line(kit: SimpleNamespace, tmp_path:
     with pytest.raises(DfqError, match="already quantized with 'bitsandbytes', which dfq does not read") as caught:
         open_model(folder)
     assert "\n" not in str(caught.value)
+
+
+MOE = {
+    "model_type": "qwen3_moe",
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "norm_topk_prob": True,
+    "head_dim": 32,
+}
+
+
+def test_mixtures_of_experts(kit: SimpleNamespace, tmp_path: Path) -> None:
+    """transformers merges the experts of a layer while it loads them."""
+    tensors = kit.quantized_tensors(kit.dense_tensors(**MOE), kit.fp8_blocks)
+    model = kit.write_folder(tmp_path / "fp8", tensors, kit.FP8, **MOE)
+    view = open_model(model)
+    twin = kit.write_folder(tmp_path / "twin", {name: view.read(name) for name in view.entries}, None, **MOE)
+    tokens = torch.arange(20)[None] * 7
+    assert torch.equal(load_model(model)(tokens).logits, load_model(twin)(tokens).logits)
+    for name, source in (("ours", model), ("theirs", twin)):
+        rotate(source, tmp_path / name, RotateSettings("hadamard", "stdlib", seqlen=64))
+    assert weights(tmp_path / "ours") == weights(tmp_path / "theirs")
+
+
+def test_generated_text_and_outliers_are_those_of_the_twin(fp8_model: Path, twin: Path, tmp_path: Path) -> None:
+    tokens = torch.arange(5)[None]
+    drawn = [load_model(model).generate(tokens, max_new_tokens=8, do_sample=False) for model in (fp8_model, twin)]
+    assert torch.equal(*drawn)
+    settings = OutlierSettings(dataset="stdlib", windows=1, seqlen=64)
+    reports = [outliers(model, None, settings) for model in (fp8_model, twin)]
+    names = [report.pop("model")["name"] for report in reports]
+    assert names == ["fp8", "twin"]
+    assert reports[0] == reports[1]
