@@ -30,7 +30,7 @@ fi
 echo "SmolLM2-135M-Instruct to 4 bits: weights, activations and KV cache (W4A4KV4), embedding and head in 8 bits."
 echo "Text for calibration and evaluation: the Python standard library on this machine."
 stage quantize --model "$real" --scheme w4a4kv4 --algorithm rtn --embed 8 --head 8 --out "$out/plain"
-stage rotate --model "$real" --method hadamard --out "$out/rotated"
+stage rotate --model "$real" --method hadamard --dataset stdlib --out "$out/rotated"
 stage quantize --model "$out/rotated" --scheme w4a4kv4 --algorithm rtn --embed 8 --head 8 --out "$out/rotated-rtn"
 stage calibrate --model "$out/rotated" --dataset stdlib --samples 16 --seqlen 512 --no-hessians --no-statistics \
   --out "$out/calibration"

@@ -27,7 +27,7 @@ COMMANDS = {
     "compare": "Compare all methods on one model in one table.",
     "models": "List the model aliases.",
     "doctor": "Show which kernel implements each operator, and why.",
-    "bench": "Measure dfq itself (dfq bench rotate, kernels, generate, draft).",
+    "bench": "Measure dfq itself (dfq bench rotate, kernels, generate, evaluate, draft).",
 }
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect

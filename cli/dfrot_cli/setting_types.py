@@ -79,7 +79,8 @@ class _Table(click.ParamType):  # type: ignore[type-arg]
         try:
             return TableScheme.parse(value)
         except UnsupportedError as error:
-            raise click.BadParameter(str(error), ctx, param) from None
+            name = str(param.name) if param is not None else "table"
+            raise UnsupportedError(f"`{name}` {error}", field=name) from None
 
 
 class _Listed(click.ParamType):  # type: ignore[type-arg]

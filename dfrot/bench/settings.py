@@ -1,11 +1,11 @@
-"""Settings of `dfq bench rotate|kernels|generate|draft`."""
+"""Settings of `dfq bench rotate|kernels|generate|draft|evaluate`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfrot.settings import check, same_as, seed_setting, setting
+from dfrot.settings import check, dataset_setting, same_as, seed_setting, setting
 
 _PRESET = "Size of the model, with random weights: tiny, 160m, 1.1b, 3b or 8b."
 
@@ -102,6 +102,25 @@ class DraftBenchSettings:
     prompt: int = setting(128, minimum=2, help="Positions in the KV cache.")
     repeats: int = setting(5, minimum=1, help="Samples per measurement, taken in turns.")
     seed: int = seed_setting()
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class EvaluateBenchSettings:
+    """On which text the loss of a checkpoint is timed."""
+
+    dataset: str = dataset_setting("stdlib", "Text to evaluate on.")
+    seqlen: int = setting(1024, minimum=2, help="Tokens of a window.")
+    windows: int = setting(4, minimum=1, metavar="N", help="Evaluate the first N windows only.")
+    batch: int = setting(1, minimum=1, help="Windows per forward pass.")
+    dtype: str | None = setting(
+        None,
+        choices=("float32", "bfloat16", "float16"),
+        help="Data type of the computation. Default: the checkpoint's own.",
+    )
+    repeats: int = setting(3, minimum=1, help="Samples per measurement, taken in turns.")
 
     def __post_init__(self) -> None:
         check(self)

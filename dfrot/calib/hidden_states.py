@@ -49,12 +49,10 @@ class HiddenStates:
         self._writer.write_rows("hidden", begin, rows.float())
 
     def read(self, begin: int, end: int) -> Tensor:
-        """Samples begin .. end, float32 [end - begin, seqlen, hidden].
-
-        Cloned into torch's own aligned memory: BLAS results can depend on alignment."""
+        """Samples begin .. end, float32 [end - begin, seqlen, hidden]."""
         if self._reader is None:
             self._reader = Checkpoint(self.folder, {}, read_header(self.file))
-        return self._reader.read_rows("hidden", begin, end).clone()
+        return self._reader.read_rows("hidden", begin, end)
 
     def sync(self) -> None:
         """Make the file durable, before the journal names it."""

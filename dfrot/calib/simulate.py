@@ -22,16 +22,25 @@ from dfrot.runtime.experts import Experts, find_experts
 
 
 class _LastRounded(threading.local):
-    """The last input of a tap, and what it was rounded to. Each thread has its own run of the block."""
+    """The last input of a tap, what it was rounded to, and how many linears got it. Each thread has its own run of the
+    block."""
 
     source: Tensor | None = None
     result: Tensor | None = None
+    uses: int = 0
+
+    def forget(self) -> None:
+        """Release the activations."""
+        self.source, self.result, self.uses = None, None, 0
 
 
 class TapQuantizer:
-    """A forward pre-hook shared by the linears of one tap: they get the same tensor, so it is rounded once."""
+    """A forward pre-hook shared by all `linears` linears of a tap: they get the same tensor, so it is rounded once."""
 
-    def __init__(self, scheme: QuantScheme, clip: float, sink_tokens: int, mixture: Experts | None) -> None:
+    def __init__(
+        self, scheme: QuantScheme, clip: float, sink_tokens: int, mixture: Experts | None, linears: int
+    ) -> None:
+        self.linears = linears
         self.scheme, self.clip, self.sink_tokens, self.mixture = scheme, clip, sink_tokens, mixture
         self.seqlen = 1
         self.last = _LastRounded()
@@ -39,7 +48,7 @@ class TapQuantizer:
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
         x, last = args[0], self.last
         if x is not last.source or last.result is None:
-            last.source = x
+            last.source, last.uses = x, 0
             last.result = fake_quantize(x, self.scheme.a_bits, self.scheme.a_sym, self.clip)
             rows = self.mixture.rows if self.mixture is not None else None
             if self.sink_tokens and rows is None:
@@ -47,7 +56,11 @@ class TapQuantizer:
             elif self.sink_tokens and rows is not None:
                 leading = rows % self.seqlen < self.sink_tokens
                 last.result[leading] = x[leading]
-        return (last.result,)
+        result = last.result
+        last.uses += 1
+        if last.uses == self.linears:
+            last.forget()
+        return (result,)
 
     def begin(self, block: nn.Module, args: tuple[Any, ...]) -> None:
         """Pre-hook of the block, which runs on hidden [B, S, d]: experts get some of its B S rows."""
@@ -55,7 +68,7 @@ class TapQuantizer:
 
     def forget(self, *_: Any) -> None:
         """Forward hook of the block: release the activations of the last run."""
-        self.last.source = self.last.result = None
+        self.last.forget()
 
 
 def quantize_activations(
@@ -66,12 +79,13 @@ def quantize_activations(
     clip: ratio of the range; sink_tokens: leading positions that stay exact."""
     if scheme.a_bits == FULL:
         return
-    quantizer = TapQuantizer(scheme, clip, sink_tokens, find_experts(block) if tap.expert is not None else None)
+    linears = [linear for linear in tap.linears if linear.name in names]
+    mixture = find_experts(block) if tap.expert is not None else None
+    quantizer = TapQuantizer(scheme, clip, sink_tokens, mixture, len(linears))
     if tap.expert is not None:
         block.register_forward_pre_hook(quantizer.begin)
-    for linear in tap.linears:
-        if linear.name in names:
-            inner_linear(block, linear.name).register_forward_pre_hook(quantizer)
+    for linear in linears:
+        inner_linear(block, linear.name).register_forward_pre_hook(quantizer)
     block.register_forward_hook(quantizer.forget, always_call=True)
 
 

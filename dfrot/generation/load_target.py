@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dfrot.fingerprint import language_fingerprint
 from dfrot.generation.target import Target
 from dfrot.generation.transformers_hook import eos_token_ids
+from dfrot.inputs.fingerprint import language_fingerprint
 from dfrot.runtime.load import load_model
 from dfrot.vision.llava_layout import has_vision_part
 from dfrot.vision.llava_model import attach_vision

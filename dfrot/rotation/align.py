@@ -1,9 +1,13 @@
-"""R1 with one direction on a constant: energy that all tokens share costs an asymmetric quantizer nothing.
+"""R1 and the signs of gains that turn what tokens share into a constant, which asymmetric activation grids absorb.
 
-A per-token asymmetric grid covers [min, max], so a constant on all channels moves it and does not widen it. R1 may
-therefore map the direction u that the rows have in common to (1, ..., 1) / sqrt(d): `R1 P`, P the reflection that
-exchanges u R1 and that vector. Of a Hadamard matrix P changes entries by a term of rank 1, so spikes stay spread. The
-idea of one direction that the offset absorbs is OffQ's (arXiv 2606.07116).
+Norm outputs have a mean: half of their energy in the models measured. A per-token asymmetric grid covers [min, max], so
+a constant on all channels moves it and does not widen it. The mean is another vector behind every norm, but a gain may
+be negative: with gain sign(m R1), which the readers of the norm take back, the mean m becomes |m R1|. That is constant
+where the entries of m R1 differ in sign alone. R1 is chosen so that they do for all norms at once, as in iterative
+quantization (Gong and Lazebnik, CVPR 2011): signs s_l = sign(m_l R), then the orthogonal R that maps m_l nearest to
+s_l / sqrt(d), in turns. There are fewer norms than channels, so nearly all means fit, and R differs from the matrix
+that it started from in the directions of means and targets alone. (One direction that an offset absorbs: OffQ, arXiv
+2606.07116.)
 """
 
 from __future__ import annotations
@@ -11,36 +15,59 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dfrot.errors import InputError
 from dfrot.rotation.refinement.calibration_rows import CalibrationRows
 
-ROWS = 4096  # rows per product: bounds the temporary
+ROUNDS = 40  # of signs and rotation
+ANCHOR = 0.02  # weight of the start beside the means, whose weights add up to 1
 
 
-def common_direction(rows: CalibrationRows) -> tuple[Tensor, float]:
-    """The unit vector float64 [d] with the largest share of the rows' energy, and that share."""
-    gram = torch.zeros(rows.width, rows.width, dtype=torch.float64)
-    for begin in range(0, len(rows.rows), ROWS):
-        part = rows.rows[begin : begin + ROWS]
-        gram += ((part * rows.weight[begin : begin + ROWS, None]).T @ part).double()
-    values, vectors = torch.linalg.eigh(gram)
-    return vectors[:, -1], float(values[-1] / values.sum().clamp_min(1e-300))
+def tap_means(rows: CalibrationRows) -> Tensor:
+    """The mean row behind every norm, massive tokens left out, float64 [taps, d]."""
+    common = ~rows.massive
+    weight = rows.weight[common].double()
+    tap = rows.tap[common]
+    total = torch.zeros(len(rows.taps), rows.width, dtype=torch.float64)
+    total.index_add_(0, tap, rows.rows[common].double() * weight[:, None])
+    count = torch.zeros(len(rows.taps), dtype=torch.float64).index_add_(0, tap, weight)
+    return total / count.clamp_min(1e-300)[:, None]
 
 
-def aligned(matrix: Tensor, direction: Tensor) -> Tensor:
-    """Orthogonal float64 [d, d] that maps unit vector `direction` [d] to a constant, made of `matrix` by a reflection.
+def aligned(start: Tensor, means: Tensor, rounds: int = ROUNDS) -> Tensor:
+    """Orthogonal float64 [d, d] under which the entries of each mean [n, d] have like magnitudes, near `start` [d, d].
 
-    Raises InputError for a direction that is no unit vector."""
-    size = matrix.shape[0]
-    if abs(float(direction.square().sum()) - 1) > 1e-9:
-        raise InputError("rotation: the direction to align is no unit vector")
-    constant = torch.full((size,), size**-0.5, dtype=torch.float64)
-    image = direction @ matrix
-    if float(image @ constant) < 0:
-        constant = -constant  # the nearer of both: direction has no sign
-    normal = image - constant
-    length = float(normal.norm())
-    if length < 1e-12:
-        return matrix.clone()
-    normal = normal / length
-    return matrix - 2 * torch.outer(matrix @ normal, normal)
+    The best rotation is the polar factor of `a I + A^T W T`, A the means behind `start`, T the targets: the identity
+    outside the span of both, so that no round costs more than a d x 2n factorisation."""
+    size = start.shape[0]
+    energy = means.square().sum(1, keepdim=True)
+    now = (means / energy.sqrt().clamp_min(1e-300)) @ start
+    weighted = now * energy / energy.sum().clamp_min(1e-300)
+    turned, basis, inner = now, now.new_zeros(size, 1), now.new_zeros(1, 1)
+    for _ in range(rounds):
+        target = torch.sign(turned) * size**-0.5
+        basis = torch.linalg.qr(torch.cat([now, target]).T).Q
+        left, _, right = torch.linalg.svd(
+            ANCHOR * torch.eye(basis.shape[1], dtype=basis.dtype) + (weighted @ basis).T @ (target @ basis)
+        )
+        inner = left @ right - torch.eye(basis.shape[1], dtype=basis.dtype)
+        turned = now + now @ basis @ inner @ basis.T
+    return start + start @ basis @ inner @ basis.T
+
+
+def gain_signs(matrix: Tensor, means: Tensor) -> Tensor:
+    """+-1 float64 [n, d]: the gains that make every entry of the rotated means positive."""
+    return torch.where(means @ matrix < 0, -1.0, 1.0).to(torch.float64)
+
+
+def constant_share(matrix: Tensor, means: Tensor) -> float:
+    """Energy of the means that lies in the constant behind `gain_signs`, as a share of all their energy."""
+    constant = (means @ matrix).abs().mean(1).square().sum() * matrix.shape[0]
+    return float(constant / means.square().sum().clamp_min(1e-300))
+
+
+def mean_share(rows: CalibrationRows, means: Tensor) -> float:
+    """Energy of the means [taps, d] as a share of the energy of the common rows."""
+    common = ~rows.massive
+    weight = rows.weight[common].double()
+    energy = (rows.rows[common].double().square().sum(1) * weight).sum()
+    count = torch.zeros(len(rows.taps), dtype=torch.float64).index_add_(0, rows.tap[common], weight)
+    return float((means.square().sum(1) * count).sum() / energy.clamp_min(1e-300))

@@ -75,6 +75,8 @@ class _Job:
     constant: float | None = None  # every element of the output
     factor: Tensor | None = None  # float64, multiplied onto gains
     bias: Callable[[], Tensor] | None = None  # makes the float64 vector that stands in for the stored one
+    norm: int | None = None  # which norm of the block feeds it
+    gains: Tensor | None = None  # float64, of a norm, as stored: in the basis of R1
     rows: int | None = None  # of a bias that the source, a weight, does not have yet
 
 
@@ -89,6 +91,8 @@ class Fuser:
         self.transforms = transforms or Transforms()
         rotations.check(arch)
         self.transforms.check(arch)
+        if self.transforms.norm is not None and rotations.r1 is None:
+            raise UnsupportedError("transform norm: gains in the basis of R1 need R1")
         self.checkpoint, self.arch, self.rotations = checkpoint, arch, rotations
         self.jobs = self._jobs()
 
@@ -120,18 +124,20 @@ class Fuser:
         spec, arch = self.arch.spec, self.arch
         jobs: dict[str, _Job] = {}
         gains = {}  # linear -> name and offset of the gain in front of it
-        for norm in spec.norms:
+        for number, norm in enumerate(spec.norms):
             name = f"{arch.full(layer, norm.name)}.weight"
             jobs[name] = self._norm(name, norm.offset)
-            gains.update(dict.fromkeys(norm.feeds, (name, norm.offset)))
+            if self.transforms.norm is not None:
+                jobs[name] = replace(jobs[name], gains=self.transforms.norm[layer, number] - norm.offset)
+            gains.update(dict.fromkeys(norm.feeds, (name, norm.offset, number)))
         for number, norm_name in enumerate(spec.head_norms):
             name = f"{arch.full(layer, norm_name)}.weight"
             jobs[name] = _Job(name, factor=self._head_norm_factor(layer, number), offset=spec.final_norm.offset)
         for linear in (*spec.routers, *spec.linears):
             name = arch.full(layer, linear.name)
-            gain, offset = gains.get(linear.name, ("", 0.0))
+            gain, offset, fed_by = gains.get(linear.name, ("", 0.0, None))
             jobs[f"{name}.weight"] = _Job(
-                f"{name}.weight", layer, linear.reads, linear.writes, linear, gain=gain, offset=offset
+                f"{name}.weight", layer, linear.reads, linear.writes, linear, gain=gain, offset=offset, norm=fed_by
             )
             jobs[f"{name}.bias"] = self._bias(layer, linear, name)
         return jobs
@@ -197,8 +203,11 @@ class Fuser:
         """The output tensor in row blocks (first row, rows [n, ...] in the stored dtype)."""
         job = self.jobs[name]
         entry = self._entry(job)
-        if job.constant is not None:
+        if job.constant is not None and job.gains is None:
             yield 0, torch.full(entry.shape, job.constant, dtype=entry.dtype)
+            return
+        if job.gains is not None:
+            yield 0, self._cast(job.gains, entry, job)
             return
         if job.factor is not None:
             own = self.checkpoint.read(job.source).to(torch.float64) + job.offset
@@ -303,7 +312,9 @@ class Fuser:
         """Rows float64 [n, columns] times T_reads, or the transposed inverse of a map that is not orthogonal."""
         r1, r4 = self.rotations.r1, self.rotations.r4
         if job.reads == Space.RESIDUAL and r1 is not None:
-            return rows @ r1
+            rows = rows @ r1
+            norm = self.transforms.norm
+            return rows if norm is None or job.norm is None else rows / norm[job.layer, job.norm]
         if job.reads == Space.VALUE and (matrices := self._value_matrices(job.layer, inverse=True)) is not None:
             heads = rows.reshape(len(rows), -1, self.arch.head_dim)
             if matrices.ndim == 2:

@@ -5,7 +5,7 @@ With rows as vectors (`y = x W^T`), per layer:
     up -> down     up's rows times s, down's columns divided by s: nothing but a product lies between them
     v -> o         values become (v - m) T, attention's output (x - m) T: its weights sum to 1 and mix tokens only
     q, k           a key channel times s, the query channel divided by s: q k^T stays, if RoPE's pairs share s
-    norm -> q, ... a norm's gain becomes s in the rotated basis, every linear that it feeds is divided by s
+    norm -> q, ... a norm's gain becomes s in the basis of R1, every linear that it feeds is divided by s
 
 Any of them can be combined with any rotation. `dfrot.transforms` chooses the numbers.
 """
@@ -39,6 +39,8 @@ class Transforms:
     """[layers, kv heads, D]: m, subtracted from values; the output projection's bias takes it back."""
     key: Tensor | None = None
     """[layers, kv heads, D]: factors of key channels; query channels are divided by them."""
+    norm: Tensor | None = None
+    """[layers, norms, hidden]: gains in the basis of R1; what the norm feeds is divided by them."""
 
     def __bool__(self) -> bool:
         return any(getattr(self, item.name) is not None for item in fields(self))
@@ -51,6 +53,7 @@ class Transforms:
             "value": (layers, heads, width, width),
             "value_shift": (layers, heads, width),
             "key": (layers, heads, width),
+            "norm": (layers, len(arch.spec.norms), arch.hidden),
         }
 
     def check(self, arch: BoundArch) -> None:
@@ -70,6 +73,8 @@ class Transforms:
             factors = getattr(self, name)
             if factors is not None and not bool((factors > 0).all()):
                 raise InputError(f"transform {name}: factors must be above 0")
+        if self.norm is not None and not bool((self.norm != 0).all()):
+            raise InputError("transform norm: gains must not be 0")
         if self.value is not None and not bool(torch.isfinite(torch.linalg.inv_ex(self.value).inverse).all()):
             raise InputError("transform value: a matrix cannot be inverted")
         if self.value_shift is not None and (reason := refuses_shift(arch)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dfrot.errors import UnsupportedError
-from dfrot.fingerprint import language_fingerprint
+from dfrot.inputs.fingerprint import language_fingerprint
 from dfrot.vision.llava_layout import CONFIG, carry_vision, has_vision_part, rotate_vision
 
 

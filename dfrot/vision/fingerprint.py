@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dfrot.files import digest_bytes
-from dfrot.fingerprint import language_fingerprint
+from dfrot.inputs.fingerprint import language_fingerprint
 from dfrot.vision.llava_layout import vision_digest
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from dfrot.errors import InputError
-from dfrot.fingerprint import PROCESSOR_FILES
 from dfrot.inputs import open_model
+from dfrot.inputs.fingerprint import PROCESSOR_FILES
 
 
 class Processor:

@@ -15,6 +15,8 @@ from torch import Tensor
 
 _OF_A_FILE = (0b000, 0b001, 0b101)  # bits 63 (present), 62 (swapped) and 61 (file) of a pagemap entry
 
+_M_ARENA_MAX = -8  # of glibc's malloc.h
+
 
 def drop_pages(x: Tensor) -> int:
     """Give back the resident pages of a tensor that is a view of a mapped file: whoever reads it again gets the file's
@@ -49,3 +51,14 @@ def release_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def share_heap() -> None:
+    """Let threads that start from now on take memory from the main heap of the process (glibc's M_ARENA_MAX; elsewhere
+    nothing happens). This cannot be undone.
+
+    glibc gives every thread a heap of its own, and what one of them frees no other can use: threads that take turns
+    with large tensors would need that memory as often as there are threads."""
+    option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if option is not None:
+        option(_M_ARENA_MAX, 1)

@@ -272,6 +272,9 @@ def random_transforms(folder: Path, *names: str) -> Transforms:
     shapes = Transforms().shapes(arch)
     maps = {name: torch.randn(shape, dtype=torch.float64, generator=generator) for name, shape in shapes.items()}
     maps["up"], maps["key"] = maps["up"].exp(), maps["key"].exp()
+    maps["norm"] = maps["norm"].exp() * maps["norm"].sign()  # of either sign
+    if arch.spec.refuses("residual"):
+        del maps["norm"]  # needs R1
     maps["value"] += 3 * torch.eye(arch.head_dim, dtype=torch.float64)
     half = rotary_width(arch) // 2
     maps["key"][..., half : 2 * half] = maps["key"][..., :half]  # pairs of RoPE
@@ -305,6 +308,12 @@ def test_each_transform_stands_alone(make: Any, tmp_path: Path, model_type: str,
         set(after.entries) - set(before.entries)
     )
     assert bool(changed) == (name != "value_shift" or model_type != "phi3")
+
+
+def test_gains_in_the_basis_of_r1_need_r1(make: Any) -> None:
+    folder = make("llama")
+    with pytest.raises(UnsupportedError, match="need R1"):
+        Fuser(*open_described(folder), Rotations(), random_transforms(folder, "norm"))
 
 
 def test_a_partial_rope_leaves_the_other_channels_free(make: Any, tmp_path: Path) -> None:

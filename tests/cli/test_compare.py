@@ -256,6 +256,8 @@ def test_a_second_run_measures_only_what_is_new(
     first = dfq(*options, "--rows", "rtn-none,rtn-hadamard", "--out", tmp_path / "first", "--json").json
     assert made == ["w4a4kv4-rtn-none", "w4a4kv4-rtn-hadamard-0"]
     more = ("--rows", "rtn-none,rtn-hadamard,gptq-hadamard", "--seeds", 2)
+    planned = dfq(*options, *more, "--out", tmp_path / "second", "--plan", "--json").json["inputs"]
+    assert (planned["cells"], planned["stored"]) == ("6", "3")
     second = dfq(*options, *more, "--out", tmp_path / "second", "--json").json
     assert made[2:] == ["w4a4kv4-gptq-hadamard-0", "w4a4kv4-rtn-hadamard-1", "w4a4kv4-gptq-hadamard-1"]
     assert {name: second["cells"][name] for name in first["cells"]} == first["cells"]

@@ -7,6 +7,7 @@ import json
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -122,14 +123,21 @@ def test_wikitext_without_the_package_says_how_to_point_at_a_folder(monkeypatch:
 
 
 def test_wikitext_through_the_package_and_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    package = types.ModuleType("datasets")
-    package.load_dataset = lambda hub, config, split: {"text": [hub, config, split]}  # type: ignore[attr-defined]
+    package: Any = types.ModuleType("datasets")
+    package.config = types.SimpleNamespace(HF_HUB_OFFLINE=False)
+
+    def cached(hub: str, config: str, split: str) -> dict[str, list[str]]:
+        assert package.config.HF_HUB_OFFLINE, "left alone, the package asks an unreachable hub for half a minute"
+        return {"text": [hub, config, split]}
+
+    package.load_dataset = cached
     monkeypatch.setitem(sys.modules, "datasets", package)
     assert load_text("wikitext2", "test").text == "Salesforce/wikitext\n\nwikitext-2-raw-v1\n\ntest"
+    assert not package.config.HF_HUB_OFFLINE
 
     def offline(*args: str, **options: str) -> None:
         raise ConnectionError("no route\nto host")
 
-    package.load_dataset = offline  # type: ignore[attr-defined]
+    package.load_dataset = offline
     with pytest.raises(ResourceError, match=r"neither cached nor reachable \(no route\); give as `dataset` a folder"):
         load_text("wikitext2", "test")

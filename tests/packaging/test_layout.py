@@ -46,7 +46,7 @@ ENVIRONMENT = {"kernels/dfrot_kernels/native.py", "kernels/dfrot_kernels/which.p
 # Top-level files of the library that every package may import; they import one another only.
 FILES = {
     *("errors", "settings", "files", "processor", "checkpoint", "checkpoint_writer", "safetensors_file"),
-    *("weight_files", "tensor_file", "training_state", "stage_folder", "fingerprint", "progress"),
+    *("weight_files", "tensor_file", "training_state", "stage_folder", "progress"),
 }
 # The packages of the library (and two files above FILES): the duty of each, and which others it may import.
 PACKAGES = {
@@ -65,10 +65,10 @@ PACKAGES = {
     "calib": ("statistics of activations", "arch quant rotation runtime"),
     "transforms": ("free transforms beside the rotations, in closed form", "arch calib rotation runtime"),
     "evaluate": ("perplexity, divergence, intervals", "data"),
-    "generation": ("text, token by token, plain or speculative", "arch compat data quant runtime vision"),
+    "generation": ("text, token by token, plain or speculative", "arch compat data inputs quant runtime vision"),
     "draft": ("speculative drafts and their training", "arch data generation quant rotation runtime vision"),
     "outliers": ("finding, explaining and removing outliers", "arch calib data inputs quant rotation runtime"),
-    "bench": ("speed beside others", "arch draft generation inputs quant rotation runtime"),
+    "bench": ("speed beside others", "arch data draft evaluate generation inputs quant rotation runtime"),
     "stages": (
         "what the commands do: folders in, one folder out",
         "arch bench calib data draft evaluate generation inputs lineage outliers quant rotation runtime transforms "
@@ -300,7 +300,7 @@ def test_no_two_classes_of_one_name() -> None:
 
 def test_tests_mirror_the_packages() -> None:
     """Folders of tests are packages of the library, the command line, the kernels or, by name, what else is tested."""
-    others = {"cli", "kernels", "core", "packaging", "docs", "contributing", "examples"}
+    others = {"cli", "kernels", "core", "packaging", "docs", "contributing", "examples", "real"}
     folders = {path.name for path in (ROOT / "tests").iterdir() if any(path.glob("**/test_*.py"))}
     packages = {path.parent.name for path in (ROOT / "dfrot").glob("*/__init__.py")}
     assert folders - others <= packages

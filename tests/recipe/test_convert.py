@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dfrot.errors import InputError, UnsupportedError
+from dfrot.quant.table import TableScheme
 from dfrot.recipe.convert import build
 from dfrot.recipe.recipe import load
 from dfrot.recipe.stages import STAGES
@@ -40,6 +41,18 @@ def test_the_error_of_a_setting_stays_data() -> None:
         build(CalibrateSettings, {"samples": 0}, "x.yaml: calibrate")
     assert str(caught.value) == "x.yaml: calibrate: `samples` 0: must be at least 1"
     assert (caught.value.fields, caught.value.limit) == (("samples",), 1)
+
+
+def test_a_table_is_a_number_a_name_or_its_parts(write: Any) -> None:
+    changes = ["quantize.embed=8", "quantize.head=4-g64-asym"]
+    settings = load(write(), changes).stages["quantize"]
+    assert (settings.embed, settings.head) == (TableScheme(8), TableScheme(4, 64, False))
+    parts = load(write(), ["quantize.embed={bits: 4, group: 16}"]).stages["quantize"].embed
+    assert parts == TableScheme(4, 16)
+    assert not load(write()).stages["quantize"].embed.quantized
+    for wrong in ("5", "true", "[8]"):
+        with pytest.raises((UnsupportedError, InputError), match=r"quantize.embed"):
+            load(write(), [f"quantize.embed={wrong}"])
 
 
 def test_a_scheme_is_a_name_or_its_parts(write: Any) -> None:

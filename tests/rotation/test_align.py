@@ -3,64 +3,63 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dfrot.errors import InputError
 from dfrot.quant.activations import fake_quantize
-from dfrot.rotation.align import aligned, common_direction
+from dfrot.rotation.align import aligned, constant_share, gain_signs, mean_share, tap_means
 from dfrot.rotation.hadamard import randomized_hadamard
 from dfrot.rotation.refinement.calibration_rows import CalibrationRows
 from dfrot.rotation.rotation import Rotation
 
-SIZE = 96
+SIZE, TAPS = 96, 6
 
 
-def rows_with(direction: torch.Tensor, amplitude: float) -> torch.Tensor:
-    noise = torch.randn(300, SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    return noise - (noise @ direction)[:, None] * direction + amplitude * direction
+def sample(amplitude: float = 10.0) -> CalibrationRows:
+    """50 rows behind each of 6 norms, with a mean of their own."""
+    generator = torch.Generator().manual_seed(1)
+    means = torch.randn(TAPS, SIZE, generator=generator)
+    means *= amplitude / means.norm(dim=1, keepdim=True)
+    rows = torch.randn(TAPS * 50, SIZE, generator=generator)
+    tap = torch.arange(TAPS).repeat_interleave(50)
+    massive = torch.zeros(len(rows), dtype=torch.bool)
+    massive[7] = True
+    rows += means[tap]
+    rows[7] = 1e4
+    weight = torch.full((len(rows),), 2.0)
+    zeros = torch.zeros(len(rows), dtype=torch.long)
+    return CalibrationRows(rows, weight, massive, tap, zeros, zeros, tuple("abcdef"), 2 * len(rows))
 
 
-def unit(seed: int) -> torch.Tensor:
-    vector = torch.randn(SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    return vector / vector.norm()
+def test_means_leave_massive_rows_out() -> None:
+    rows = sample()
+    means = tap_means(rows)
+    assert torch.allclose(means[1], rows.rows[50:100].double().mean(0), atol=1e-6)
+    assert float(means.abs().max()) < 10
+    assert mean_share(rows, means) == pytest.approx(100 / (100 + SIZE), rel=0.1)
 
 
-def relative_error(rows: torch.Tensor, matrix: torch.Tensor, symmetric: bool = False) -> float:
-    turned = (rows @ matrix).float()
-    return float((fake_quantize(turned, 4, symmetric) - turned).square().sum() / rows.square().sum())
-
-
-def test_the_direction_becomes_a_constant_and_the_matrix_stays_orthogonal() -> None:
-    start, direction = randomized_hadamard(SIZE, 0), unit(0)
-    matrix = aligned(start, direction)
-    image = direction @ matrix
-    assert torch.allclose(image, image[0].expand(SIZE), atol=1e-12)
+def test_all_means_become_constants_behind_the_signs() -> None:
+    means, start = tap_means(sample()), randomized_hadamard(SIZE, 0)
+    matrix = aligned(start, means)
     assert Rotation(matrix, "hadamard", 0).require_orthogonal() < 1e-12
-    assert float(matrix.abs().max()) < 0.5  # spikes stay spread
-    assert torch.allclose(aligned(matrix, direction), matrix, atol=1e-12)
+    assert constant_share(start, means) < 0.75
+    assert constant_share(matrix, means) > 0.9
+    assert bool((((means @ matrix) * gain_signs(matrix, means)) >= 0).all())
 
 
-def test_a_common_direction_costs_an_asymmetric_quantizer_nothing() -> None:
-    start, direction = randomized_hadamard(SIZE, 0), unit(0)
-    rows = rows_with(direction, 20.0)
-    matrix = aligned(start, direction)
-    asymmetric, symmetric = (
-        relative_error(rows, matrix, choice) / relative_error(rows, start, choice) for choice in (False, True)
-    )
-    assert asymmetric < 0.4
-    assert symmetric > 1.5 * asymmetric  # no offset absorbs the constant
+def test_spikes_stay_spread() -> None:
+    matrix = aligned(randomized_hadamard(SIZE, 0), tap_means(sample()))
+    assert float(matrix.abs().max()) < 0.45  # 1 for a rotation that leaves a channel alone, 0.1 for a Hadamard matrix
 
 
-def test_the_common_direction_is_found() -> None:
-    direction = unit(3)
-    rows = rows_with(direction, 9.0).float()
-    weight = torch.ones(len(rows))
-    nothing = torch.zeros(len(rows), dtype=torch.long)
-    vector, share = common_direction(
-        CalibrationRows(rows, weight, nothing.bool(), nothing, nothing, nothing, ("norm",), len(rows))
-    )
-    assert abs(float(vector @ direction)) == pytest.approx(1, abs=5e-3)
-    assert share == pytest.approx(81 / (81 + SIZE - 1), rel=0.05)
+def test_asymmetric_grids_gain_what_the_means_held() -> None:
+    rows = sample(14.0)
+    means, start = tap_means(rows), randomized_hadamard(SIZE, 0)
+    matrix = aligned(start, means)
+    x = rows.rows[~rows.massive].double()
+    signs = gain_signs(matrix, means)[rows.tap[~rows.massive]]
 
+    def error(turned: torch.Tensor) -> float:
+        values = turned.float()
+        return float((fake_quantize(values, 4, False) - values).square().sum())
 
-def test_no_unit_vector_is_refused() -> None:
-    with pytest.raises(InputError, match="no unit vector"):
-        aligned(randomized_hadamard(SIZE, 0), 2 * unit(0))
+    assert error((x @ matrix) * signs) < 0.6 * error(x @ start)
+    assert error((x @ matrix) * signs) < 0.7 * error(x @ matrix)

@@ -15,7 +15,7 @@ from dfrot.data.jsonl import read_json_lines
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.draft.training.multimodal_data import training_sample
 from dfrot.files import read_json
-from dfrot.fingerprint import PROCESSOR_FILES
+from dfrot.inputs.fingerprint import PROCESSOR_FILES
 from dfrot.quant.scheme import QuantScheme
 from dfrot.stages.quantize.run import quantize
 from dfrot.stages.quantize.settings import QuantizeSettings

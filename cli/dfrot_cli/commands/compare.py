@@ -49,12 +49,14 @@ def command(model: str, out: Path, dataset: str | None, common: Common, **option
     common.prepare()
     from dfrot.hub import default_dataset
     from dfrot.stages.compare.run import compare
+    from dfrot.stages.compare.run import plan as plan_cells
 
     folder = model_folder(model)
     dataset = dataset or default_dataset(model, folder)
     settings = settings_from(CompareSettings, options, dataset=dataset, seed=common.seed)
     if common.plan:
-        plan("compare", {"model": folder}, settings, out, common)
+        counts = plan_cells(folder, out, settings)
+        plan("compare", {"model": folder, **counts}, settings, out, common)
         return
     with show.progress() as progress:
         report = compare(folder, out, settings, progress=progress, **common.stage())

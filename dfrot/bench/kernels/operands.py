@@ -12,10 +12,10 @@ GATE_ROWS = 8  # rows that a gate compares: operators treat rows alike, and the 
 
 @dataclass(frozen=True)
 class Weight:
-    """A 4-bit symmetric weight in the canonical layout."""
+    """A symmetric weight in the canonical layout."""
 
     packed: Tensor
-    """Codes, two per byte, uint8 [N, K/2]."""
+    """Codes: two of 4 bits per byte, uint8 [N, K/2], or one of 8."""
     scale: Tensor
     """bfloat16 [N, G]."""
     group: int
@@ -37,6 +37,14 @@ def random_weight(n: int, k: int, group: int, generator: torch.Generator) -> Wei
     packed = torch.randint(0, 256, (n, k // 2), dtype=torch.uint8, generator=generator)
     groups = -(-k // group) if group else 1
     scale = torch.empty(n, groups).uniform_(0.5, 1.0, generator=generator).mul_(k**-0.5).bfloat16()
+    return Weight(packed, scale, group)
+
+
+def random_bytes(n: int, k: int, group: int, generator: torch.Generator) -> Weight:
+    """The same with codes of 8 bits, packed [n, k]; any k."""
+    packed = torch.randint(0, 256, (n, k), dtype=torch.uint8, generator=generator)
+    groups = -(-k // group) if group else 1
+    scale = torch.empty(n, groups).uniform_(0.03, 0.06, generator=generator).mul_(k**-0.5).bfloat16()
     return Weight(packed, scale, group)
 
 

@@ -16,6 +16,7 @@ from dfrot.arch.gguf import GGUF_READABLE, MIXTRAL, GGUFNames
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.inputs.gguf.metadata import GGUFMetadata
 from dfrot.inputs.gguf.rope import rope_config
+from dfrot.inputs.gguf.vocabulary import CONTROL, SENTENCEPIECE_IDS, TOKENS, TYPES
 
 CLASSES = {
     "llama": "LlamaForCausalLM",
@@ -42,6 +43,8 @@ _GRANITE = {
 }
 _MIXTURES = {"mixtral": "num_local_experts", "qwen3_moe": "num_experts", "olmoe": "num_experts"}
 """model_type -> the entry of config.json with the number of experts."""
+_ENDS = {"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|end|>"}
+"""Control tokens that end a text or a turn in every model that has them."""
 _ALWAYS = "always"
 _ATTENTION = {"attention_bias": tuple(f"self_attn.{name}_proj.bias" for name in "qkvo")}
 _MLP = {"mlp_bias": tuple(f"mlp.{name}_proj.bias" for name in ("gate", "up", "down"))}
@@ -219,17 +222,27 @@ def _biases(metadata: GGUFMetadata, kind: str, layers: int, names: Collection[st
 
 
 def _special_tokens(metadata: GGUFMetadata, vocab: int) -> dict[str, Any]:
-    """Ids of special tokens: end of text, and end of turn beside it where that is another token."""
-    ids: dict[str, Any] = {}
-    for name, role in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+    """Ids of special tokens; `eos_token_id` is a list where several end a text, as llama.cpp finds them."""
+    sentencepiece = metadata.text("tokenizer.ggml.model", "none") == "llama"
+    ids: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None}
+    if sentencepiece and vocab > max(SENTENCEPIECE_IDS.values()):
+        ids = {f"{name}_token_id": SENTENCEPIECE_IDS[name] for name in ("bos", "eos")}
+    turn = []
+    for name, role in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("eot", "eot")):
         key = f"tokenizer.ggml.{role}_token_id"
-        if metadata.raw(key) is not None:
-            ids[f"{name}_token_id"] = metadata.integer(key, least=0)
-            if ids[f"{name}_token_id"] >= vocab:
-                raise metadata.error(key, f"an id below {vocab}")
-    turn = metadata.raw("tokenizer.ggml.eot_token_id")
-    if type(turn) is int and 0 <= turn < vocab and "eos_token_id" in ids and turn != ids["eos_token_id"]:
-        ids["eos_token_id"] = [ids["eos_token_id"], turn]
+        if metadata.raw(key) is None:
+            continue
+        index = metadata.integer(key, least=0)
+        if index >= vocab:
+            raise metadata.error(key, f"an id below {vocab}")
+        if name == "eot":
+            turn.append(index)
+        else:
+            ids[f"{name}_token_id"] = index
+    tokens, types = metadata.array(TOKENS, str) or [], metadata.array(TYPES, int) or []
+    known = [index for index, (text, kind) in enumerate(zip(tokens, types)) if kind == CONTROL and text in _ENDS]
+    ends = list(dict.fromkeys(index for index in (ids["eos_token_id"], *turn, *known) if index is not None))
+    ids["eos_token_id"] = ends if len(ends) > 1 else ends[0] if ends else None
     return ids
 
 

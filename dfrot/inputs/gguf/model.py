@@ -21,7 +21,8 @@ from dfrot.inputs.gguf.config import head_size, read_config, tensor_names
 from dfrot.inputs.gguf.header import GGUFHeader, GGUFTensor, read_header
 from dfrot.inputs.gguf.metadata import GGUFMetadata
 from dfrot.inputs.gguf.tensors import DIVISORS, StoredRows, map_tensors, read_vector
-from dfrot.inputs.gguf.tokenizer import ARRAYS, tokenizer_files
+from dfrot.inputs.gguf.tokenizer import MERGES, SCORES, tokenizer_files
+from dfrot.inputs.gguf.vocabulary import TOKENS, TYPES
 
 EMBEDDING = "model.embed_tokens.weight"
 MAX_LAYERS = 1 << 12
@@ -70,7 +71,8 @@ def read_model(file: Path, dtype: torch.dtype | None = None, tokenizer: bool = T
 
     No weight is read. Raises InputError for a damaged file, UnsupportedError for what transformers would compute
     differently, ResourceError without the package gguf where it is needed."""
-    header, tensors = with_parts(read_header(file, ARRAYS if tokenizer else ()), ARRAYS if tokenizer else ())
+    arrays = (TOKENS, TYPES, SCORES, MERGES) if tokenizer else (TOKENS, TYPES)
+    header, tensors = with_parts(read_header(file, arrays), arrays)
     metadata, where = GGUFMetadata(header), str(file)
     names = tensor_names(metadata)
     layers = metadata.integer(".block_count")

@@ -32,6 +32,8 @@ def rope_config(metadata: GGUFMetadata, head_dim: int, context: int, divisors: T
             f"{metadata.where}: rotates {dimensions} of {head_dim} dimensions of a head, which dfq cannot read"
         )
     theta = metadata.number(".rope.freq_base", 10000.0)
+    if theta <= 0:
+        raise metadata.error(metadata.full(".rope.freq_base"), "a positive number")
     config: dict[str, Any] = {"rope_theta": theta, "rope_scaling": None}
     kind = metadata.text(".rope.scaling.type", "linear")
     factor = metadata.number(".rope.scaling.factor", metadata.number(".rope.scale_linear", NO_SCALING))

@@ -11,36 +11,25 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.inputs.gguf.metadata import GGUFMetadata
 from dfrot.inputs.gguf.pre_tokenizers import PreTokenizer, pre_tokenizer
+from dfrot.inputs.gguf.vocabulary import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    USER_DEFINED,
+    GGUFVocabulary,
+    read_vocabulary,
+)
 
-TOKENS, TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
-PRE = "tokenizer.ggml.pre"
 SCORES, MERGES = "tokenizer.ggml.scores", "tokenizer.ggml.merges"
-ARRAYS = (TOKENS, TYPES, SCORES, MERGES)
-"""Keys of the metadata that must be read in full."""
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's token types
+PRE = "tokenizer.ggml.pre"
 SPACE = "\u2581"
-MAX_LENGTH, MAX_CHARACTERS = 1024, 1 << 24  # of a token, of all tokens: bound the number of splits
-ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-_SENTENCEPIECE_IDS = {"bos": 1, "eos": 2, "unk": 0}  # where a file of model `llama` does not say
 _NOTHING_SPECIAL: dict[str, Any] = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-
-
-@dataclass(frozen=True)
-class _Vocabulary:
-    """The tokens of a file, checked."""
-
-    tokens: list[str]
-    types: list[int]
-    ids: dict[str, int]
-    """Texts that can be produced -> ids; placeholders of unused rows are not among them."""
-    special: dict[str, int]
-    """Role -> id."""
 
 
 def tokenizer_files(metadata: GGUFMetadata, rows: int) -> dict[str, str]:
@@ -51,7 +40,7 @@ def tokenizer_files(metadata: GGUFMetadata, rows: int) -> dict[str, str]:
     kind = metadata.text("tokenizer.ggml.model", "none")
     if kind not in ("gpt2", "llama"):
         raise UnsupportedError(f"{metadata.where}: tokenizer {kind[:40]!r} cannot be read; gpt2 and llama can")
-    vocabulary = _read(metadata, rows, kind)
+    vocabulary = read_vocabulary(metadata, rows, kind)
     if kind == "gpt2":
         if metadata.raw(PRE) is None:
             raise UnsupportedError(
@@ -81,37 +70,7 @@ def tokenizer_files(metadata: GGUFMetadata, rows: int) -> dict[str, str]:
     return files
 
 
-def _read(metadata: GGUFMetadata, rows: int, kind: str) -> _Vocabulary:
-    """Tokens, types and special ids."""
-    tokens = metadata.array(TOKENS, str)
-    if tokens is None or not 0 < len(tokens) <= rows:
-        count = "no" if tokens is None else len(tokens)
-        raise InputError(f"{metadata.where}: {count} tokens, the embedding has {rows} rows", file=metadata.header.file)
-    if max(map(len, tokens)) > MAX_LENGTH or sum(map(len, tokens)) > MAX_CHARACTERS:
-        raise InputError(f"{metadata.where}: tokens are longer than any model's", file=metadata.header.file)
-    types = metadata.array(TYPES, int, len(tokens)) or [NORMAL] * len(tokens)
-    special = {}
-    for role, name in ROLES.items():
-        key = f"tokenizer.ggml.{name}_token_id"
-        default = _SENTENCEPIECE_IDS.get(role) if kind == "llama" else None
-        if metadata.raw(key) is None and (default is None or default >= len(tokens)):
-            continue
-        special[role] = metadata.integer(key, default, least=0)
-        if special[role] >= len(tokens):
-            raise metadata.error(key, f"an id below {len(tokens)}")
-    ids: dict[str, int] = {}
-    for index, text in enumerate(tokens):
-        if not text or (types[index] == UNUSED and index not in special.values()):
-            continue
-        if text in ids:
-            raise InputError(
-                f"{metadata.where}: tokens {ids[text]} and {index} are both {text[:40]!r}", file=metadata.header.file
-            )
-        ids[text] = index
-    return _Vocabulary(tokens, types, ids, special)
-
-
-def _byte_level(metadata: GGUFMetadata, vocabulary: _Vocabulary, split: PreTokenizer) -> dict[str, Any]:
+def _byte_level(metadata: GGUFMetadata, vocabulary: GGUFVocabulary, split: PreTokenizer) -> dict[str, Any]:
     """tokenizer.json of a byte-level tokenizer."""
     merges = metadata.array(MERGES, str)
     if merges is None:
@@ -142,7 +101,7 @@ def _pair(metadata: GGUFMetadata, merge: str, ids: dict[str, int]) -> list[str]:
     return [first, second]
 
 
-def _sentencepiece(metadata: GGUFMetadata, vocabulary: _Vocabulary) -> dict[str, Any]:
+def _sentencepiece(metadata: GGUFMetadata, vocabulary: GGUFVocabulary) -> dict[str, Any]:
     """tokenizer.json of a sentencepiece tokenizer with byte fallback."""
     scores = metadata.array(SCORES, float, len(vocabulary.tokens))
     if scores is None:
@@ -184,7 +143,7 @@ def _sentencepiece(metadata: GGUFMetadata, vocabulary: _Vocabulary) -> dict[str,
     }
 
 
-def _with_escaped_spaces(vocabulary: _Vocabulary) -> _Vocabulary:
+def _with_escaped_spaces(vocabulary: GGUFVocabulary) -> GGUFVocabulary:
     """The same with tokens of nothing but spaces as ordinary tokens of U+2581."""
     tokens, types = list(vocabulary.tokens), list(vocabulary.types)
     ids = dict(vocabulary.ids)
@@ -192,10 +151,10 @@ def _with_escaped_spaces(vocabulary: _Vocabulary) -> _Vocabulary:
         if text.strip(" ") == "" and SPACE * len(text) not in vocabulary.ids:
             tokens[index], types[index] = SPACE * len(text), NORMAL
             ids[tokens[index]] = ids.pop(text)
-    return _Vocabulary(tokens, types, ids, vocabulary.special)
+    return GGUFVocabulary(tokens, types, ids, vocabulary.special)
 
 
-def _merges(vocabulary: _Vocabulary, scores: list[float]) -> list[list[str]]:
+def _merges(vocabulary: GGUFVocabulary, scores: list[float]) -> list[list[str]]:
     """Every split of a token into two tokens: by score of the union, then by length and ids of the parts."""
     ids = vocabulary.ids
     ranked = []
@@ -210,7 +169,7 @@ def _merges(vocabulary: _Vocabulary, scores: list[float]) -> list[list[str]]:
     return [pair for _, pair in sorted(ranked)]
 
 
-def _model(vocabulary: _Vocabulary, merges: Iterable[list[str]]) -> dict[str, Any]:
+def _model(vocabulary: GGUFVocabulary, merges: Iterable[list[str]]) -> dict[str, Any]:
     """`model` of tokenizer.json."""
     return {
         "type": "BPE",
@@ -226,7 +185,7 @@ def _model(vocabulary: _Vocabulary, merges: Iterable[list[str]]) -> dict[str, An
     }
 
 
-def _added_tokens(vocabulary: _Vocabulary) -> list[dict[str, Any]]:
+def _added_tokens(vocabulary: GGUFVocabulary) -> list[dict[str, Any]]:
     """Tokens that are found in text as they are: control tokens (special) and user-defined ones."""
     whole = {CONTROL: True, UNKNOWN: True, USER_DEFINED: False}
     return [
@@ -237,7 +196,7 @@ def _added_tokens(vocabulary: _Vocabulary) -> list[dict[str, Any]]:
 
 
 def _template(
-    vocabulary: _Vocabulary, begin: bool, end: bool, metadata: GGUFMetadata, byte_level: bool
+    vocabulary: GGUFVocabulary, begin: bool, end: bool, metadata: GGUFMetadata, byte_level: bool
 ) -> dict[str, Any] | None:
     """The post-processor: BOS before a text and EOS behind it, as the file says."""
     roles = [role for role, wanted in (("bos", begin), ("eos", end)) if wanted]
@@ -259,7 +218,7 @@ def _template(
     return steps[0] if len(steps) == 1 else {"type": "Sequence", "processors": steps}
 
 
-def _single_template(vocabulary: _Vocabulary, roles: list[str]) -> dict[str, Any]:
+def _single_template(vocabulary: GGUFVocabulary, roles: list[str]) -> dict[str, Any]:
     """A template with special tokens of `roles` around every text."""
     texts = {role: vocabulary.tokens[vocabulary.special[role]] for role in roles}
 

@@ -63,9 +63,9 @@ class ComparePlan:
     """How the source was read where it left something open."""
 
     @property
-    def cells(self) -> int:
-        """Number of cells, the baseline included."""
-        return 1 + sum(len(group.cells) for group in self.groups)
+    def cells(self) -> list[ComparisonCell | None]:
+        """All cells in the order of work; None is the baseline."""
+        return [None, *(cell for group in self.groups for cell in group.cells)]
 
     def simulated(self, cell: ComparisonCell) -> bool:
         """Whether a cell is measured in floating point, for want of kernels."""
@@ -155,6 +155,20 @@ def _check_cells(model: Path, settings: CompareSettings) -> None:
         plan_quantization(model, None, replace(quantizing, algorithm="rtn", a_clip=None, compensate=None))
 
 
+def plan(model: Path, out: Path, settings: CompareSettings) -> dict[str, Any]:
+    """What `compare` would do: the number of `cells`, and of those that the store holds already (`stored`).
+
+    Raises what `compare` raises before work starts."""
+    planned, store = plan_comparison(model, settings), _store(out, settings)
+    stored = [cell for cell in planned.cells if store.has(planned.cell_request(cell))]
+    return {"cells": len(planned.cells), "stored": len(stored)}
+
+
+def _store(out: Path, settings: CompareSettings) -> CellStore:
+    """The store of a comparison that is published as `out`."""
+    return CellStore(settings.store or out.parent / STORE_FOLDER)
+
+
 def compare(
     model: Path,
     out: Path,
@@ -169,26 +183,26 @@ def compare(
     `resume=False` measures everything again, whatever the store holds. Raises what the stages raise; UnsupportedError
     for a checkpoint that was rotated or quantized already.
     """
-    plan = plan_comparison(model, settings)
-    with open_stage(out, KIND, plan.request, resume=resume, overwrite=overwrite) as stage:
+    planned = plan_comparison(model, settings)
+    with open_stage(out, KIND, planned.request, resume=resume, overwrite=overwrite) as stage:
         if stage.finished:
             return dict(read_json(out / REPORT_FILE))
-        store = CellStore(settings.store or out.parent / STORE_FOLDER)
+        store = _store(out, settings)
         with store.locked():
-            measured = _measured_cells(plan, store, resume is False, progress)
-        report = summarise(measured, comparison_cells(settings), settings.parsed(), _refinements(plan, measured))
-        digest = plan.texts["calibration"]
-        same_text = digest == plan.texts["evaluation"][0]
+            measured = _measured_cells(planned, store, resume is False, progress)
+        report = summarise(measured, comparison_cells(settings), settings.parsed(), _refinements(planned, measured))
+        digest = planned.texts["calibration"]
+        same_text = digest == planned.texts["evaluation"][0]
         report["calibration"] = {"name": settings.dataset, "split": "train", "digest": digest, "evaluated": same_text}
         write_json(stage.folder / REPORT_FILE, report)
         write_bytes(stage.folder / TABLE_FILE, markdown(report).encode())
-        stage.publish({"report": REPORT_FILE, **plan.resolution})
+        stage.publish({"report": REPORT_FILE, **planned.resolution})
     return report
 
 
 def _measured_cells(plan: ComparePlan, store: CellStore, again: bool, progress: Progress) -> dict[str, Any]:
     """Measurements by cell name, the baseline first. again: measure what the store holds, too."""
-    cells: list[ComparisonCell | None] = [None, *(cell for group in plan.groups for cell in group.cells)]
+    cells = plan.cells
     requests = [plan.cell_request(cell) for cell in cells]
     pending = [index for index, request in enumerate(requests) if again or not store.has(request)]
     meter = TextMeter(plan.model, plan.settings, progress)

@@ -44,6 +44,10 @@ class TapInput:
         return combined
 
 
+TapInputs = dict[str, TapInput]
+"""By tap name."""
+
+
 class TapMoments:
     """Second moments at one tap: of the quantized model's rows, and of these with the unquantized model's."""
 
@@ -84,10 +88,12 @@ class ExactRun:
     strength: float
     """How much of the compensation's step to take, 0 to 1."""
 
-    def run(self, runner: BlockRunner, layer: int, taps: Sequence[Tap], begin: int, end: int) -> dict[str, TapInput]:
-        """Run the unquantized block on samples begin .. end; returns the inputs of `taps` by tap name."""
-        inputs: dict[str, TapInput] = {}
+    def run(self, runner: BlockRunner, layer: int, taps: Sequence[Tap], chunks: Sequence[slice]) -> list[TapInputs]:
+        """Run the unquantized block on some samples after others; returns the inputs of `taps` for each chunk."""
+        inputs: list[TapInputs] = []
         block = runner.block(layer)
-        with observe_taps(block, taps, lambda tap, x, rows: inputs.update({tap.name: TapInput(x, rows)})):
-            self.target.write(begin, runner.run(block, self.source.read(begin, end)))
+        with observe_taps(block, taps, lambda tap, x, rows: inputs[-1].update({tap.name: TapInput(x, rows)})):
+            for chunk in chunks:
+                inputs.append({})
+                self.target.write(chunk.start, runner.run(block, self.source.read(chunk.start, chunk.stop)))
         return inputs

@@ -31,7 +31,8 @@ from dfrot.quant.grid import Quantized
 from dfrot.quant.rtn import starved
 from dfrot.quant.scheme import FULL
 from dfrot.runtime.block_runner import BlockRunner
-from dfrot.stages.quantize.compensate import ExactRun, TapInput, TapMoments
+from dfrot.stages.quantize.compensate import ExactRun, TapInput, TapInputs, TapMoments
+from dfrot_kernels.memory import share_heap
 
 TapQuantize = Callable[[Sequence[Tensor], Tensor | None, str | None], list[Quantized]]
 """Weights float32 [N_i, K] of one tap, their Hessian [K, K], or why there is none to use -> one result each."""
@@ -105,7 +106,7 @@ class _BlockQuantization:
     def in_one_pass(self, source: HiddenStates, target: HiddenStates) -> None:
         """All samples together: each tap is quantized when the pass reaches it."""
         samples = source.shape[0]
-        exact_inputs = self._run_exact(self.taps, 0, samples)
+        (exact_inputs,) = self._run_exact(self.taps, [slice(0, samples)])
         waiting = {tap.name: tap for tap in self.taps}
 
         def quantize_reached(tap: Tap, x: Tensor, rows: Tensor | None) -> None:
@@ -121,7 +122,7 @@ class _BlockQuantization:
     def in_lockstep(self, source: HiddenStates, target: HiddenStates, step: int) -> None:
         """`step` samples at a time: every chunk's pass waits at each tap until that is quantized."""
         starts = range(0, source.shape[0], step)
-        exact_inputs = [self._run_exact(self.taps, begin, begin + step) for begin in starts]
+        exact_inputs = self._run_exact(self.taps, [slice(begin, begin + step) for begin in starts])
         running: list[PausedRun] = []
 
         def wait(tap: Tap, x: Tensor, rows: Tensor | None) -> None:
@@ -136,6 +137,7 @@ class _BlockQuantization:
             running[:] = [run]
             return run.step()  # type: ignore[no-any-return]
 
+        share_heap()
         with ExitStack() as stack:
             runs = [stack.enter_context(PausedRun(pass_over(begin))) for begin in starts]
             stack.enter_context(observe_taps(self.block, self.taps, wait))
@@ -155,23 +157,23 @@ class _BlockQuantization:
         for group in _groups_of_taps(self.arch, self.taps):
             moments = {tap.name: TapMoments() for tap in group}
             for begin in starts:
-                exact_inputs = self._run_exact(group, begin, begin + step)
+                (exact_inputs,) = self._run_exact(group, [slice(begin, begin + step)])
                 for name, tap_input in self._run_until(group, source.read(begin, begin + step)).items():
                     moments[name].add(tap_input, exact_inputs.get(name), self.exact is not None)
             for tap in group:
                 self._quantize_tap(tap, moments.pop(tap.name))
         for begin in starts:
             if not self.taps:  # nothing here is quantized: no pass above ran the unquantized block
-                self._run_exact([], begin, begin + step)
+                self._run_exact([], [slice(begin, begin + step)])
             target.write(begin, self.runner.run(self.block, source.read(begin, begin + step), self.cache))
 
-    def _run_exact(self, taps: Sequence[Tap], begin: int, end: int) -> dict[str, TapInput]:
-        """Inputs of `taps` in the unquantized model; empty without compensation."""
-        return self.exact.run(self.runner, self.layer, taps, begin, end) if self.exact is not None else {}
+    def _run_exact(self, taps: Sequence[Tap], chunks: Sequence[slice]) -> list[TapInputs]:
+        """Inputs of `taps` in the unquantized model, per chunk of samples; empty without compensation."""
+        return self.exact.run(self.runner, self.layer, taps, chunks) if self.exact is not None else [{} for _ in chunks]
 
-    def _run_until(self, taps: Sequence[Tap], hidden: Tensor) -> dict[str, TapInput]:
+    def _run_until(self, taps: Sequence[Tap], hidden: Tensor) -> TapInputs:
         """Inputs of `taps` by tap name, from a run on hidden [B, S, d] that goes no further than the last of them."""
-        inputs: dict[str, TapInput] = {}
+        inputs: TapInputs = {}
 
         def stop(tap: Tap, x: Tensor, rows: Tensor | None) -> None:
             inputs[tap.name] = TapInput(x, rows)
@@ -199,7 +201,7 @@ def _waiting_bytes(arch: BoundArch, tokens: int) -> int:
     """Activations that wait at a tap, decided by shapes only: of the quantized model at most the residual stream, the
     input and what attention or MLP hold, of the unquantized one the inputs of all taps; float32."""
     sizes = arch.sizes
-    quantized = 3 * sizes["hidden"] + max(sizes["q"] + 2 * sizes["kv"], sizes["intermediate"])
+    quantized = 3 * sizes["hidden"] + max(sizes["q"] + 2 * sizes["kv"], 2 * sizes["intermediate"])
     return 4 * tokens * (quantized + sum(sizes[tap.linears[0].cols] for tap in arch.taps()))
 
 

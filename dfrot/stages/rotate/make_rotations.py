@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dfrot.progress import Progress
-from dfrot.rotation.align import aligned, common_direction
+from dfrot.rotation.align import aligned, constant_share, gain_signs, mean_share, tap_means
 from dfrot.rotation.fuse import Rotations
 from dfrot.rotation.hadamard import hadamard_plan, random_orthogonal, randomized_hadamard
 from dfrot.rotation.refinement.calibration_rows import CalibrationRows
 from dfrot.rotation.refinement.massive_rule import MassiveRule
 from dfrot.rotation.refinement.refine import refine
 from dfrot.rotation.rotation import ROTATION_FILE, Rotation, load_rotations, save_rotations
+from dfrot.rotation.transforms import TRANSFORMS_FILE, Transforms
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.stage_folder import Stage
 from dfrot.stages.rotate.collect_rows import collect_rows
@@ -32,7 +34,7 @@ def make_rotations(stage: Stage, plan: RotatePlan, progress: Progress) -> tuple[
         report: dict[str, Any] = {}
         rotations: dict[str, Rotation] = {}
         if plan.uses_r1:
-            matrix, report = _make_r1(plan, progress)
+            matrix, report = _make_r1(plan, stage.folder / TRANSFORMS_FILE, progress)
             rotations["R1"] = Rotation(matrix, settings.method, settings.seed)
             report["r1"] = _summary(rotations["R1"], arch.hidden)
         per_layer = [randomized_hadamard(arch.head_dim, (settings.seed, 1 + layer)) for layer in range(arch.n_layers)]
@@ -59,9 +61,9 @@ def _summary(rotation: Rotation, size: int) -> dict[str, Any]:
     }
 
 
-def _make_r1(plan: RotatePlan, progress: Progress) -> tuple[Tensor, dict[str, Any]]:
+def _make_r1(plan: RotatePlan, file: Path, progress: Progress) -> tuple[Tensor, dict[str, Any]]:
     """R1 float64 [hidden, hidden]: drawn, then aligned and refined where the settings say so, on norm outputs of one
-    calibration sample."""
+    calibration sample. The signs of gains that belong to an aligned R1 are written to `file`."""
     settings = plan.settings
     draw = random_orthogonal if settings.method == "orthogonal" else randomized_hadamard
     if plan.calibration is None:
@@ -72,12 +74,17 @@ def _make_r1(plan: RotatePlan, progress: Progress) -> tuple[Tensor, dict[str, An
     release_memory()
     matrix = draw(plan.arch.hidden, settings.seed)
     report: dict[str, Any] = {}
+    means = tap_means(rows)
     if settings.align:
-        direction, share = common_direction(rows)
-        matrix, report["align"] = aligned(matrix, direction), {"energy": float(f"{share:.3g}")}
+        matrix = aligned(matrix, means)
     if settings.method == "dfrot":
         matrix, refinement = _refined(plan, rows, matrix, progress)
         report |= refinement
+    if settings.align:
+        shares = {"mean": mean_share(rows, means), "constant": constant_share(matrix, means)}
+        report["align"] = {name: float(f"{share:.3g}") for name, share in shares.items()}
+        signs = gain_signs(matrix, means)
+        Transforms(norm=signs.reshape(plan.arch.n_layers, -1, plan.arch.hidden)).save(file)
     return matrix, report
 
 

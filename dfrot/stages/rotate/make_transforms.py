@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -16,10 +17,12 @@ from dfrot.transforms.moments import BlockMoments, visit_blocks
 
 
 def make_transforms(stage: Stage, plan: RotatePlan, progress: Progress) -> tuple[Transforms, dict[str, Any]]:
-    """The transforms of `plan`, solved or (after an interruption) read from the stage, and the record of them."""
-    if not plan.transforms:
-        return Transforms(), {}
+    """The transforms of `plan`, solved or (after an interruption) read from the stage, and the record of them; with the
+    signs of gains that belong to an aligned R1."""
     file = stage.folder / TRANSFORMS_FILE
+    signs = Transforms.load(file).norm if plan.settings.align else None
+    if not plan.transforms:
+        return Transforms(norm=signs), {}
     if not stage.done("transforms"):
         assert plan.moment_tokens is not None
         blocks: list[BlockMaps] = []
@@ -32,7 +35,7 @@ def make_transforms(stage: Stage, plan: RotatePlan, progress: Progress) -> tuple
             blocks.append(maps)
 
         visit_blocks(BlockRunner(plan.checkpoint, plan.arch), plan.moment_tokens, solve, progress)
-        stacked(blocks).save(file)
+        replace(stacked(blocks), norm=signs).save(file)
         stage.mark("transforms", report)
     return Transforms.load(file), {"transforms": stage.recall("transforms")}
 

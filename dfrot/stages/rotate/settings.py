@@ -52,8 +52,8 @@ class RotateSettings:
     )
     align: bool = setting(
         False,
-        help="Let R1 map the direction that norm outputs have in common to a constant, which asymmetric activation "
-        "grids absorb; with method dfrot the refinement starts there.",
+        help="Choose R1, and the signs of the norms' gains, so that what tokens have in common becomes a constant, "
+        "which asymmetric activation grids absorb; with method dfrot the refinement starts there.",
     )
     transform: tuple[str, ...] = setting(
         (),

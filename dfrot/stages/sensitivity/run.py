@@ -95,7 +95,7 @@ def _measure(
     masks: those of the unrotated model, where it was measured before."""
     biased = key_linear(runner, 0) is not None
     classes = not is_rotated or masks is not None
-    variants = all_variants(runner.arch, settings.scheme, by_layer=settings.layers, classes=classes, key_bias=biased)
+    variants = all_variants(runner.arch, settings.scheme, layers=settings.layers, classes=classes, key_bias=biased)
     options = AlgorithmOptions(mse_clip=settings.mse_clip)
     streams = VariantStreams(runner, settings.scheme, options)
     given = masks if is_rotated else None

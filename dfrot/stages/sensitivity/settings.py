@@ -23,7 +23,12 @@ class SensitivitySettings:
     positions: int = setting(
         1024, minimum=0, help="Predictions that are compared, evenly spaced over the windows; 0 compares all."
     )
-    layers: bool = setting(True, help="Also round one layer at a time.")
+    layers: str = setting(
+        "parts",
+        choices=("none", "parts", "inputs"),
+        help="What is also rounded one layer at a time: none, parts (weights, activations, keys, values) or inputs (of "
+        "every linear, in place of all activations; twice the time).",
+    )
     mse_clip: bool = setting(
         True, help="Search the clip ratio of every weight row or group for the smallest error, as dfq quantize does."
     )

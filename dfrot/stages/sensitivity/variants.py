@@ -58,16 +58,15 @@ def tap_label(tap: Tap) -> str:
     return "/".join(linear.name.rpartition(".")[2].removesuffix("_proj") for linear in tap.linears)
 
 
-def all_variants(
-    arch: BoundArch, scheme: QuantScheme, *, by_layer: bool, classes: bool, key_bias: bool
-) -> list[Variant]:
+def all_variants(arch: BoundArch, scheme: QuantScheme, *, layers: str, classes: bool, key_bias: bool) -> list[Variant]:
     """Every variant of a model, those that a scheme leaves exact left out.
 
-    by_layer: one layer at a time, too; classes: token classes are known; key_bias: keys have a bias."""
+    layers: what of one layer at a time, as `SensitivitySettings.layers`; classes: token classes are known; key_bias:
+    keys have a bias."""
     taps = list(dict.fromkeys(tap_label(tap) for tap in arch.taps()))
     variants = [*_parts(taps, scheme, key_bias), *(_token_classes(taps) if classes else ())]
-    if by_layer:
-        variants += _by_layer(taps, arch.n_layers)
+    if layers != "none":
+        variants += _by_layer(taps, arch.n_layers, layers == "inputs")
     return [variant for variant in variants if _rounds(variant, scheme)]
 
 
@@ -113,11 +112,14 @@ def _token_classes(taps: list[str]) -> Iterator[Variant]:
         yield Variant(TOKENS, f"KV cache of {tokens}", keys=True, values=True, tokens=tokens)
 
 
-def _by_layer(taps: list[str], layers: int) -> Iterator[Variant]:
-    """One layer at a time."""
+def _by_layer(taps: list[str], layers: int, inputs: bool) -> Iterator[Variant]:
+    """One layer at a time. inputs: one input at a time in place of all activations."""
     every = frozenset(taps)
     for layer in range(layers):
         yield Variant(LAYERS, "weights", weights=every, layer=layer)
-        yield Variant(LAYERS, "activations", inputs=every, layer=layer)
+        for tap in taps if inputs else ():
+            yield Variant(LAYERS, f"input of {tap}", inputs=frozenset([tap]), layer=layer)
+        if not inputs:
+            yield Variant(LAYERS, "activations", inputs=every, layer=layer)
         yield Variant(LAYERS, "keys", keys=True, layer=layer)
         yield Variant(LAYERS, "values", values=True, layer=layer)

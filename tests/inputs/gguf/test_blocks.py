@@ -184,3 +184,28 @@ def test_the_table_of_types_is_the_packages() -> None:
         if name in KNOWN:
             kind = gguf.GGMLQuantizationType[name]
             assert (number, block, nbytes) == (int(kind), *gguf.GGML_QUANT_SIZES[kind]), name
+
+
+def test_no_more_is_dequantized_at_once_than_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory beside the result is a chunk in float32; a row costs a row, or the head that it is interleaved with."""
+    from dfrot.inputs.gguf import tensors
+
+    tensor = write(tmp_path / "model.gguf", {"x": (random_blocks("Q8_0", 96, 256), "Q8_0")})["x"]
+    elements: list[int] = []
+
+    def recorded(data: Tensor, kind: str) -> Tensor:
+        values = dequantize(data, kind)
+        elements.append(values.numel())
+        return values
+
+    monkeypatch.setattr(tensors, "dequantize", recorded)
+    monkeypatch.setattr(tensors, "CHUNK", 10 * 256)
+    read_rows(StoredRows(tensor), 0, 96, torch.bfloat16)
+    assert max(elements) == 10 * 256
+    assert sum(elements) == 96 * 256
+    elements.clear()
+    read_rows(StoredRows(tensor), 17, 18, torch.bfloat16)
+    assert elements == [256]
+    elements.clear()
+    read_rows(StoredRows(tensor, pairs=8), 17, 18, torch.bfloat16)
+    assert elements == [8 * 256]

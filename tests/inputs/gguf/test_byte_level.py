@@ -126,3 +126,41 @@ def test_refused(what: str, write: Callable[..., Path]) -> None:
         read_model(write(change))
     assert "\n" not in str(caught.value)
     assert "model.gguf" in str(caught.value)
+
+
+def named(**texts: int) -> Callable[[Any], None]:
+    """Give control tokens other texts."""
+
+    def change(writer: Any) -> None:
+        tokens, types = [f"t{index}" for index in range(4096)], [1] * 4096
+        for text, index in texts.items():
+            tokens[index], types[index] = text, 3
+        writer.add_token_types(types)
+        tokens[2], tokens[3] = "t", "4"
+        writer.add_token_list(tokens)
+        writer.add_token_merges(["t 4"])
+
+    return change
+
+
+def test_what_ends_a_text(write: Callable[..., Path]) -> None:
+    """The file's end of text, its end of turn, and control tokens that end a turn in every model; one list in all."""
+    change = named(**{"<|endoftext|>": 7, "<|im_end|>": 9})
+    assert read_model(write(change)).config["eos_token_id"] == [1, 7, 9]
+
+    def with_turn(writer: Any) -> None:
+        change(writer)
+        writer.add_eot_token_id(5)
+        writer.add_eos_token_id(9)
+
+    file = write(with_turn)
+    assert read_model(file).config["eos_token_id"] == [9, 5, 7]
+    assert read_model(file, tokenizer=False).config == read_model(file).config
+
+    def without(writer: Any) -> None:
+        writer.kv_data[0].pop("tokenizer.ggml.eos_token_id")
+        writer.kv_data[0].pop("tokenizer.ggml.bos_token_id")
+        writer.add_add_bos_token(False)
+
+    config = read_model(write(without)).config
+    assert (config["bos_token_id"], config["eos_token_id"]) == (None, None)

@@ -125,6 +125,7 @@ REFUSED: dict[str, tuple[Change, type[DfqError], str]] = {
         UnsupportedError,
         "rope scaling 'longrope' cannot be read",
     ),
+    "a base that is not positive": (lambda w: w.add_rope_freq_base(0.0), InputError, "freq_base is '0.0', a positive"),
     "values of another width": (lambda w: w.add_value_length(8), UnsupportedError, "values of another width"),
     "no layers": (lambda w: w.add_block_count(0), InputError, "block_count is '0', an integer from 1 on"),
     "billions of layers": (lambda w: w.add_block_count(1 << 31), InputError, "block_count is '2147483648'"),

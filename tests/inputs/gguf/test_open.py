@@ -19,6 +19,7 @@ from dfrot.hub import resolve_model
 from dfrot.inputs import DequantizedCheckpoint, open_described_model, open_model
 from dfrot.inputs.gguf.folder import gguf_file
 from dfrot.runtime.load import load_model
+from dfrot.vision.fingerprint import checkpoint_fingerprint
 from dfrot_cli.main import main
 
 
@@ -67,6 +68,7 @@ def test_identity(kit: SimpleNamespace, tmp_path: Path) -> None:
     shutil.copyfile(file, copied)
     assert open_model(file).digest() == open_model(copied).digest() == open_model(resolve_model(str(file))).digest()
     assert open_model(file).digest() != open_model(file, torch.bfloat16).digest()
+    assert checkpoint_fingerprint(resolve_model(str(file))) == checkpoint_fingerprint(resolve_model(str(copied)))
     changed = bytearray(file.read_bytes())
     changed[-64] ^= 1
     copied.write_bytes(bytes(changed))

@@ -49,7 +49,7 @@ def test_totals_are_those_of_simulated_checkpoints(
     build: Any, text: Path, tmp_path: Path, part: str, scheme: str, online: bool
 ) -> None:
     model = build(tmp_path / "model", "qwen2", online=online, dtype=torch.float32)
-    report = sensitivity(model, SensitivitySettings(dataset=str(text), layers=False, **SIZES))
+    report = sensitivity(model, SensitivitySettings(dataset=str(text), layers="none", **SIZES))
     (result,) = report["results"]
     simulated = tmp_path / "simulated"
     settings = QuantizeSettings(scheme=QuantScheme.parse(scheme), algorithm="rtn", fake=True)
@@ -81,10 +81,21 @@ def test_layers_above_see_what_a_rounded_layer_did(build: Any, text: Path, tmp_p
     assert min(layers) > 0
 
 
+def test_inputs_of_one_layer(build: Any, text: Path, tmp_path: Path) -> None:
+    """The input of q, k and v of the only layer is that input in all layers."""
+    model = build(tmp_path / "model", num_hidden_layers=1, dtype=torch.float32)
+    (result,) = sensitivity(model, SensitivitySettings(dataset=str(text), layers="inputs", **SIZES))["results"]
+    layers = {variant["part"]: variant["kl"] for variant in result["variants"] if variant["group"] == LAYERS}
+    parts = by_part(result)
+    assert "activations" not in layers
+    for tap in ("q/k/v", "o", "gate/up", "down"):
+        assert layers[f"input of {tap}"] == parts[f"input of {tap}"]["kl"] > 0
+
+
 def test_classes_of_tokens_partition_the_text(build: Any, text: Path, tmp_path: Path) -> None:
     """Without massive tokens, rounding them changes nothing; what the first token costs is no share of the others'."""
     model = build(tmp_path / "model", dtype=torch.float32)
-    (result,) = sensitivity(model, SensitivitySettings(dataset=str(text), layers=False, **SIZES))["results"]
+    (result,) = sensitivity(model, SensitivitySettings(dataset=str(text), layers="none", **SIZES))["results"]
     assert result["tokens"] == {"first token": 3, "massive tokens": 0, "common tokens": 3 * 23}
     parts = by_part(result)
     for kind in ("activations", "KV cache"):
@@ -92,7 +103,7 @@ def test_classes_of_tokens_partition_the_text(build: Any, text: Path, tmp_path: 
         assert parts[f"{kind} of first token"]["kl"] > 0
         assert parts[f"{kind} of common tokens"]["kl"] > parts[f"{kind} of first token"]["kl"]
     # a rule that calls every token massive leaves no common ones
-    every = SensitivitySettings(dataset=str(text), layers=False, massive_rule="energy:0.0001", **SIZES)
+    every = SensitivitySettings(dataset=str(text), layers="none", massive_rule="energy:0.0001", **SIZES)
     (result,) = sensitivity(model, every)["results"]
     assert by_part(result)["activations of common tokens"]["kl"] == 0
     assert result["tokens"]["massive tokens"] == 3 * 23
@@ -114,18 +125,18 @@ def test_a_large_key_bias_is_named_as_the_cause(build: Any, text: Path, tmp_path
     bias = torch.zeros(16)
     bias[::8] = 60.0
     rewrite(model, {f"model.layers.{layer}.self_attn.k_proj.bias": bias for layer in range(3)})
-    (result,) = sensitivity(model, SensitivitySettings(dataset=str(text), layers=False, **SIZES))["results"]
+    (result,) = sensitivity(model, SensitivitySettings(dataset=str(text), layers="none", **SIZES))["results"]
     parts = by_part(result)
     assert parts["keys"]["kl"] > 20 * parts["keys, their bias exact"]["kl"] > 0
     without = build(tmp_path / "llama", dtype=torch.float32)
-    (result,) = sensitivity(without, SensitivitySettings(dataset=str(text), layers=False, **SIZES))["results"]
+    (result,) = sensitivity(without, SensitivitySettings(dataset=str(text), layers="none", **SIZES))["results"]
     assert "keys, their bias exact" not in by_part(result)
 
 
 def test_a_rotated_checkpoint_is_measured_beside_its_source(build: Any, text: Path, tmp_path: Path) -> None:
     model, rotated = build(tmp_path / "model", dtype=torch.float32), tmp_path / "rotated"
     rotate(model, rotated, RotateSettings(method="hadamard", dataset=str(text)))
-    settings = SensitivitySettings(dataset=str(text), layers=False, **SIZES)
+    settings = SensitivitySettings(dataset=str(text), layers="none", **SIZES)
     report = sensitivity(model, settings, rotated=rotated)
     source, other = report["results"]
     assert (source["rotated"], other["rotated"]) == (False, True)
@@ -143,7 +154,7 @@ def test_parts_follow_the_scheme(build: Any, tmp_path: Path) -> None:
     _, arch = open_described(build(tmp_path / "model"))
 
     def parts(scheme: str) -> list[str]:
-        variants = all_variants(arch, QuantScheme.parse(scheme), by_layer=True, classes=True, key_bias=False)
+        variants = all_variants(arch, QuantScheme.parse(scheme), layers="parts", classes=True, key_bias=False)
         return list(dict.fromkeys(variant.label for variant in variants))
 
     assert parts("w4a16") == [
@@ -161,7 +172,7 @@ def test_a_mixture_of_experts(build: Any, text: Path, tmp_path: Path) -> None:
     model = build(
         tmp_path / "model", "mixtral", num_local_experts=4, num_experts_per_tok=2, head_dim=8, dtype=torch.float32
     )
-    settings = SensitivitySettings(dataset=str(text), layers=False, **SIZES)
+    settings = SensitivitySettings(dataset=str(text), layers="none", **SIZES)
     parts = by_part(sensitivity(model, settings)["results"][0])
     names = [part for part in parts if part.startswith("input of")]
     assert len(names) == 5

@@ -10,6 +10,7 @@ MEMBERS = {
     "rotate": "Time the refinement of rotations, or draw its effect.",
     "kernels": "Time every operator beside torch's.",
     "generate": "Time whole models beside llama.cpp.",
+    "evaluate": "Time the loss of a checkpoint beside transformers'.",
     "draft": "Measure what drafting costs, and when it pays.",
 }
 

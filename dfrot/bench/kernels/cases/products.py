@@ -8,11 +8,13 @@ import torch
 
 from dfrot.bench.kernels.case import BFLOAT16, FLOATING, Builder, Case, ProblemShape, relative_error
 from dfrot.bench.kernels.cases import common
-from dfrot.bench.kernels.cases.common import linear_operations, linear_peers, linear_sizes, random_weights
+from dfrot.bench.kernels.cases.common import MANY_ROWS, linear_operations, linear_peers, linear_sizes, random_weights
 from dfrot.bench.kernels.operands import (
     gate_rows,
     random_activations,
+    random_bytes,
     random_codes,
+    ring_size,
 )
 from dfrot_kernels.ops import references as ref
 
@@ -34,6 +36,34 @@ def w4a16_mm(shape: ProblemShape, generator: torch.Generator, cover: int) -> Cas
         FLOATING + BFLOAT16,
         [partial(op, x, *weight.arguments) for weight in weights],
         weights[0].nbytes + 2 * shape.rows * (shape.k + shape.n),
+        linear_operations(shape),
+        "bf16",
+        linear_peers(shape, generator, cover),
+    )
+
+
+def w8a16_mm(shape: ProblemShape, generator: torch.Generator, cover: int) -> Case:
+    """A head of 8 bits on bfloat16 activations."""
+    op = common.operator("w8a16_mm")
+    x, first = (
+        random_activations(shape.rows, shape.k, generator),
+        random_bytes(shape.n, shape.k, shape.group, generator),
+    )
+    count = ring_size(first.nbytes, cover if shape.rows <= MANY_ROWS else 0)
+    weights = [first, *(random_bytes(shape.n, shape.k, shape.group, generator) for _ in range(count - 1))]
+
+    def gate() -> float:
+        rows = gate_rows(shape.rows)
+        expected = ref.w8a16_mm(x[rows].float(), first.packed, first.scale, first.group)
+        return relative_error(op(x, first.packed, first.scale, first.group)[rows], expected)
+
+    return Case(
+        "w8a16_mm",
+        linear_sizes(shape),
+        gate,
+        FLOATING + BFLOAT16,
+        [partial(op, x, weight.packed, weight.scale, weight.group) for weight in weights],
+        first.nbytes + 2 * shape.rows * (shape.k + shape.n),
         linear_operations(shape),
         "bf16",
         linear_peers(shape, generator, cover),

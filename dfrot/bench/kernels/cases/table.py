@@ -8,6 +8,7 @@ from dfrot.bench.kernels.cases import fused, kv_cache, prepared, products, rows
 # name in torch.ops.dfq -> builder of its Case
 BUILDERS: dict[str, Builder] = {
     "w4a16_mm": products.w4a16_mm,
+    "w8a16_mm": products.w8a16_mm,
     "w4a8_mm": products.integer_product("w4a8_mm", 8),
     "w4a4_mm": products.integer_product("w4a4_mm", 4),
     "hadamard": rows.hadamard,

@@ -20,7 +20,8 @@ int dfq_dense(const dfq_dense_args* args) {
     return DFQ_BAD_ARGUMENT;
   return returning_status([&] {
     const DenseKernels& use = kernels().dense;
-    const bool bf16 = args->kind == DFQ_BFLOAT16 && use.dense_bf16;
+    auto* const narrow = !codes ? use.dense_bf16 : group == args->k ? use.codes_bf16 : nullptr;
+    const bool bf16 = args->dtype == DFQ_BFLOAT16 && narrow;
     const int64_t stride = ceil_div(args->k, 32) * 32, size = bf16 ? 2 : 4, groups = ceil_div(args->k, group);
     const int64_t bytes = codes ? 1 : args->kind == DFQ_FLOAT32 ? 4 : 2;
     char* const rows = static_cast<char*>(scratch(SCRATCH_CALLER, args->m * stride * size));
@@ -39,8 +40,7 @@ int dfq_dense(const dfq_dense_args* args) {
         for (int64_t i = 0; i < args->m; i += DECODE_ROWS) {
           const int64_t block = std::min(DECODE_ROWS, args->m - i);
           const char* const at = rows + i * stride * size;
-          if (bf16)
-            use.dense_bf16(reinterpret_cast<const uint16_t*>(at), block, stride, w, 0, count, sums, DENSE_ROWS);
+          if (bf16) narrow(reinterpret_cast<const uint16_t*>(at), block, stride, w, 0, count, sums, DENSE_ROWS);
           else use.dense(reinterpret_cast<const float*>(at), block, stride, w, 0, count, sums, DENSE_ROWS);
           for (int64_t row = 0; row < block; ++row) {
             use.store(sums + row * DENSE_ROWS, count, int(args->dtype), args->out, (i + row) * args->n + from);

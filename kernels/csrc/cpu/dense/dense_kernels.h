@@ -28,6 +28,9 @@ struct DenseKernels {
   // product
   void (*dense_bf16)(const uint16_t* x, int64_t rows, int64_t stride, const DenseWeight& weight, int64_t begin,
                        int64_t end, float* out, int64_t out_stride);
+  // the same of bfloat16 x and codes with a scale per row; or null
+  void (*codes_bf16)(const uint16_t* x, int64_t rows, int64_t stride, const DenseWeight& weight, int64_t begin,
+                     int64_t end, float* out, int64_t out_stride);
 };
 
 }  // namespace dfq

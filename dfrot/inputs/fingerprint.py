@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dfrot.checkpoint import Checkpoint
 from dfrot.files import digest_bytes
+from dfrot.inputs.open_model import open_model
 
 # The files that decide how text and conversations become token ids. Their order is part of the fingerprint.
 TOKENIZER_FILES = (
@@ -25,4 +25,4 @@ def language_fingerprint(folder: Path) -> str:
     files = [folder / name for name in TOKENIZER_FILES]
     contents = [file.read_bytes() if file.is_file() else b"" for file in files]
     contents += [(folder / name).read_bytes() for name in PROCESSOR_FILES if (folder / name).is_file()]
-    return digest_bytes(Checkpoint.open(folder).digest().encode(), *contents)
+    return digest_bytes(open_model(folder).digest().encode(), *contents)
