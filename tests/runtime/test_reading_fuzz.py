@@ -292,8 +292,9 @@ def sources(tmp_path_factory: pytest.TempPathFactory, kit: SimpleNamespace) -> d
 
 
 def test_faults_are_resolved_or_refused(readings: Any, sources: dict[str, Path], tmp_path: Path) -> None:
-    counts = Counter(run(readings, sources, tmp_path / "m", seed) for seed in range(60))
-    assert 0 < counts["equal"] < 60
+    seeds = [*range(60), 757, 5339, 5637]  # the last three once ended in a traceback
+    counts = Counter(run(readings, sources, tmp_path / "m", seed) for seed in seeds)
+    assert 0 < counts["equal"] < len(seeds)
 
 
 @pytest.mark.slow  # ten thousand folders take half an hour of one core
