@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from dfrot.outliers.report import svg
@@ -15,7 +16,7 @@ SMALLEST = 1e-6  # nats: a divergence below is that of rounding in float32
 def sensitivity_figure(report: Mapping[str, Any]) -> str:
     """The report of `sensitivity` as SVG: bars by part, lines by layer for every checkpoint."""
     results = report["results"]
-    names = [result.get("name", result["model"]) for result in results]
+    names = [Path(result.get("name", result["model"])).name for result in results]
     charts = [_bars(results, names)]
     for result, name in zip(results, names):
         if any(variant["group"] == LAYERS for variant in result["variants"]):
