@@ -32,6 +32,8 @@ def bind(spec: ArchSpec, config: dict[str, Any]) -> BoundArch:
     if mixture is not None:
         present = [key for key in mixture.count if config.get(key) is not None]
         experts = _size(config, (present or mixture.count)[0])
+        if (chosen := _size(config, "num_experts_per_tok", 1)) > experts:
+            raise InputError(f"config.json: num_experts_per_tok is {chosen}, there are {experts} experts")
     return BoundArch(
         spec=spec.with_experts(experts),
         config=config,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,27 @@ def load_tokenizer(folder: Path) -> Any:
         raise InputError(
             f"{folder}: no usable tokenizer ({reason}); copy tokenizer.json beside the weights", file=folder
         ) from None
+
+
+_BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that byte-level tokenizers write as they are
+_BYTE_LEVEL = {chr(byte): byte for byte in _PRINTABLE}
+_BYTE_LEVEL |= {chr(256 + n): byte for n, byte in enumerate(sorted(set(range(256)) - set(_PRINTABLE)))}
+
+
+def token_bytes(tokenizer: Any, token: int) -> bytes:
+    """The UTF-8 bytes that a token stands for, which may be part of a character; of a special token, its name."""
+    piece = tokenizer.convert_ids_to_tokens(token)
+    if not isinstance(piece, str):  # an id without a token
+        return b""
+    if token in tokenizer.all_special_ids or token in tokenizer.added_tokens_decoder:
+        return piece.encode()
+    if (fallback := _BYTE_FALLBACK.fullmatch(piece)) is not None:
+        return bytes.fromhex(fallback[1])
+    decoder = repr(getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", ""))
+    if "ByteLevel" in decoder and all(char in _BYTE_LEVEL for char in piece):
+        return bytes(_BYTE_LEVEL[char] for char in piece)
+    return piece.replace("\u2581", " ").encode()
 
 
 _CACHE_SIZE = 4

@@ -45,6 +45,8 @@ def describe_foreign(entry: dict[str, Any], where: str) -> ForeignFormat:
             return _compressed_tensors(entry)
         if method in ("fp8", "fbgemm_fp8"):
             return _fp8(entry)
+        if method == "bitsandbytes":
+            return _bitsandbytes(entry)
         if method == "mxfp4":
             return ForeignFormat("MXFP4 experts", "4-bit float, g 32", readers=("transformers", "vLLM", "SGLang"))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -98,6 +100,15 @@ def _fp8(entry: dict[str, Any]) -> ForeignFormat:
         f"8-bit float, {scope}",
         "8-bit float, " + ("dynamic" if dynamic else "static"),
         readers=("vLLM", "SGLang", "transformers"),
+    )
+
+
+def _bitsandbytes(entry: dict[str, Any]) -> ForeignFormat:
+    if not entry.get("load_in_4bit"):
+        return ForeignFormat("bitsandbytes (int8)", "8-bit, per channel", "8 bits", readers=("transformers", "vLLM"))
+    kind = "nf4" if entry.get("bnb_4bit_quant_type") == "nf4" else "fp4"
+    return ForeignFormat(
+        f"bitsandbytes ({kind})", "4-bit, blocks of the flattened weight", readers=("transformers", "vLLM")
     )
 
 

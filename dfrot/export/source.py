@@ -22,6 +22,7 @@ from dfrot.quant.config import DfqConfig
 from dfrot.quant.plan import LinearPlan, check_packed, plan_linears
 from dfrot.quant.scheme import FULL, QuantScheme
 from dfrot.rotation.online import HadamardSpec
+from dfrot.runtime.transformers_reading import check_reading
 from dfrot.vision import carry as vision
 from dfrot_kernels.layouts import PackedWeight
 
@@ -117,6 +118,7 @@ def open_source(
         check_packed(checkpoint, arch, plans)
     else:
         arch.check(checkpoint)
+        check_reading(checkpoint, arch)
     declared = requested_scheme(model, config, scheme)
     notes = list(checkpoint.resolved)
     r4 = check_runtime(model, target, config, declared, online_r4, notes)

@@ -27,6 +27,7 @@ from dfrot.generation.speculation.shape_search import MeasuredShape
 from dfrot.generation.speculation.tree import TreeShape
 from dfrot.generation.target import Target
 from dfrot.generation.text_stream import TextStream
+from dfrot.generation.token_logprobs import LogprobRecorder
 from dfrot.vision.image_inputs import ImageInputs
 from dfrot.vision.prompts import find_prompt_reader
 
@@ -51,6 +52,10 @@ class TextRequest:
     """Of sampling."""
     ignore_eos: bool = False
     """Continue behind the end-of-text token."""
+    stop_tokens: tuple[int, ...] = ()
+    """Token ids that end the text and are not part of it, also where `ignore_eos` is set."""
+    logprobs: int | None = None
+    """Record log-probabilities, with this many of the likeliest tokens; decoding is plain then."""
     images: ImageInputs | None = None
     """The prompt's images, from `Engine.encode_multimodal`, which returned the prompt too."""
 
@@ -118,18 +123,49 @@ class Engine:
         """Whether the tokenizer has a chat template."""
         return bool(getattr(self.tokenizer, "chat_template", None))
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
-        """Token ids of a conversation (role and content each), ready for the assistant's turn. Raises InputError
-        without a chat template, for what is no Unicode text, and where the template refuses the messages."""
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> tuple[int, ...]:
+        """Token ids of a conversation, ready for the assistant's turn.
+
+        Args:
+            messages: role and content each, and what else the template reads.
+            tools: functions that the model may call, as OpenAI's interface describes them.
+            options: variables of the template, by name.
+
+        Raises InputError without a chat template, for what is no Unicode text, and where the template refuses the
+        messages or takes no tools."""
         if not self.has_chat_template:
             raise InputError("this model has no chat template: continue a text instead (a prompt, /v1/completions)")
+        text = self._rendered(messages, tools, options or {})
+        if tools and text == self._rendered(messages, (), options or {}):
+            raise InputError("`tools`: the model's chat template takes none; leave them out", field="tools")
+        check_unicode(text, "messages")
+        return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def _rendered(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+    ) -> str:
+        call: dict[str, Any] = {"tools": list(tools)} if tools else {}
         try:
-            text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+            return str(
+                self.tokenizer.apply_chat_template(
+                    list(messages), tokenize=False, add_generation_prompt=True, **call, **options
+                )
+            )
         except Exception as error:  # templates raise whatever their authors chose
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"messages: refused by the model's chat template ({reason})") from None
-        check_unicode(text, "messages")
-        return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    @property
+    def calls_tools_in_tags(self) -> bool:
+        """Whether the template has the model write calls of tools as `<tool_call>{"name", "arguments"}</tool_call>`
+        (Hermes, Qwen)."""
+        templates = getattr(self.tokenizer, "chat_template", None) or ""
+        return all(mark in str(templates) for mark in ("<tool_call>", "</tool_call>", "arguments"))
 
     @property
     def takes_images(self) -> bool:
@@ -193,12 +229,16 @@ class Generation:
                 limit=engine.context,
                 code=CONTEXT_LENGTH_EXCEEDED,
             )
+        if any(not 0 <= token < engine.target.vocab_size for token in request.stop_tokens):
+            raise InputError(f"a stop token lies outside 0..{engine.target.vocab_size - 1}")
         if engine.prompt_reader is not None and request.images is None:
             engine.prompt_reader.check(request.prompt, 0, "the prompt")
         self.engine, self.request, self.out = engine, request, GenerationOutput()
         self.finish: Finish | None = None
         self.policy: AdaptivePolicy | None = None  # what chose the shapes, where the engine was given none
-        self.stop = StopCriteria(count, frozenset() if request.ignore_eos else engine.end_tokens)
+        ends = frozenset(request.stop_tokens) | (frozenset() if request.ignore_eos else engine.end_tokens)
+        self.stop = StopCriteria(count, ends)
+        self.logprobs = None if request.logprobs is None else LogprobRecorder(request.logprobs)
 
     def __iter__(self) -> Iterator[str]:
         """Text after every step, "" where none is certain yet."""
@@ -220,6 +260,8 @@ class Generation:
     def _steps(self) -> Iterator[None]:
         engine, request = self.engine, self.request
         prompt, sampling, seed, images = request.prompt, request.sampling, request.seed, request.images
+        if self.logprobs is not None:
+            return plain_steps(engine.target, prompt, self.stop, sampling, self.out, seed, images, self.logprobs)
         shape: TreeShape | AdaptivePolicy | None = engine.shape
         if engine.drafter is not None and engine.options:
             self.policy = AdaptivePolicy(engine.drafter.rates, sampling.greedy, 0, engine.options)

@@ -10,7 +10,7 @@ import torch
 from dfrot.arch import BoundArch, described
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, UnsupportedError
-from dfrot.inputs import awq, compressed_tensors, fp8, gptq, mxfp4
+from dfrot.inputs import awq, bitsandbytes, compressed_tensors, fp8, gptq, mxfp4
 from dfrot.inputs.dense_view import DenseTensor, DequantizedCheckpoint, stored_tensor
 from dfrot.inputs.gguf.folder import gguf_file
 from dfrot.inputs.gguf.open import open_gguf
@@ -26,6 +26,7 @@ FOLDER_FORMATS: dict[str, FolderFormat] = {
     "gptq": gptq.read_format,
     "awq": awq.read_format,
     "mxfp4": mxfp4.read_format,
+    "bitsandbytes": bitsandbytes.read_format,
 }
 """`quant_method` of config.json -> reader of the format."""
 

@@ -80,6 +80,8 @@ class BlockRunner:
         self.online = dfq.online if dfq else None
         self.resets = dfq.resets if dfq else ()
         config = hf_config(arch.config, dtype)
+        if "sliding_attention" in (getattr(config, "layer_types", None) or ()) and not config.sliding_window:
+            raise InputError("config.json: layers of sliding attention need a sliding_window", field="sliding_window")
         if softcap_of(config, arch, "attention") is not None:
             set_implementation(config, "eager")  # PyTorch's fused attention knows no caps
         with torch.device("meta"), warnings.catch_warnings():

@@ -17,6 +17,7 @@ from dfrot.checkpoint import Checkpoint, TensorEntry
 from dfrot.compat.loading import parameter_sources, tied_parameters
 from dfrot.compat.logs import quiet_transformers
 from dfrot.errors import InputError
+from dfrot.inputs import DequantizedCheckpoint
 from dfrot.runtime.block_runner import hf_config
 
 _Bytes = list[tuple[str, int, int]]
@@ -56,7 +57,10 @@ def build_skeleton(config: Any, arch: BoundArch) -> Any:
 
 def check_reading(checkpoint: Checkpoint, arch: BoundArch) -> None:
     """Raise InputError in one line where transformers would load other bytes into a parameter of this 16-bit
-    checkpoint than dfq reads for it, or compute with another configuration."""
+    checkpoint than dfq reads for it, or compute with another configuration. Weights that are dequantized when they are
+    read are not compared."""
+    if isinstance(checkpoint, DequantizedCheckpoint):
+        return
     config = transformers_config(checkpoint)
     _compare_configs(checkpoint, arch, config)
     with torch.device("meta"):
@@ -73,7 +77,7 @@ def check_reading(checkpoint: Checkpoint, arch: BoundArch) -> None:
         theirs.setdefault(source, theirs.get(target, []))
         theirs.pop(target, None)
         ours.pop(target, None)
-    names = {name for name, _ in model.named_parameters()}
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name in sorted(names - (set(tied) if arch.tied else set())):
         if not theirs.get(name):
             raise _differs(checkpoint, name, "is missing: transformers would start it at random")

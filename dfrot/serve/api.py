@@ -3,26 +3,48 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from dfrot.errors import DfqError
 from dfrot.generation.sampling import LogitsProcessor, Sampling
+from dfrot.generation.token_logprobs import MAX_TOP
 from dfrot.serve.errors import api_error, bad_request
 from dfrot.serve.fields import Fields, is_number
 from dfrot.serve.logits_processors import LogitBias, PresencePenalty
 from dfrot.serve.messages import parse_messages
+from dfrot.serve.tools import parse_tools
 
 Kind = Literal["chat", "completion"]
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "n": (1,), "best_of": (1,), "echo": (False,), "suffix": ("",), "logprobs": (False, 0), "top_logprobs": (0,),
-    "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],), "response_format": ({"type": "text"},),
-    "modalities": (["text"],), "min_p": (0, 0.0), "guided_json": (), "audio": (), "prediction": (),
+    "best_of": (1,), "echo": (False,), "suffix": ("",), "functions": ([],), "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},), "modalities": (["text"],), "min_p": (0, 0.0), "guided_json": (),
+    "audio": (), "prediction": (),
 }  # fmt: skip
 """Fields that are only accepted with these values (and null), which ask for nothing special."""
+_CHAT_ONLY: dict[str, tuple[Any, ...]] = {
+    "tools": ([],), "tool_choice": ("none", "auto"), "chat_template_kwargs": ({},), "top_logprobs": (0,),
+}  # fmt: skip
+"""As _UNSUPPORTED, for completions."""
+_REASONS = {
+    "response_format": "JSON modes are not supported: this server does not constrain what the model writes; ask for "
+    "JSON in the prompt, and check it",
+    "functions": "is not supported; use tools",
+    "function_call": "is not supported; use tools and tool_choice",
+}
+"""Why a field is refused, where more can be said."""
 _IGNORED = {"user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key"}
 _MAX_STOPS = 16
+_MAX_CHOICES = 8
+_TEMPLATE_NAME = re.compile(r"[A-Za-z]\w{0,63}", re.ASCII)
+_NOT_OF_TEMPLATES = {
+    *("conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize"),
+    *("continue_final_message", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
+    *("return_assistant_tokens_mask", "tokenizer_kwargs", "processor_kwargs", "kwargs", "self"),
+}
+"""Arguments of transformers' `apply_chat_template` and others that are no variables of a template."""
 _MAX_TOKENS = 1 << 31
 _COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for completions
 _MAX_BIAS = 100
@@ -68,6 +90,16 @@ class ApiRequest:
     """Answer in server-sent events."""
     include_usage: bool
     """Send token counts at the end of a stream."""
+    choices: int
+    """Answers to generate (`n`)."""
+    stop_tokens: tuple[int, ...]
+    """Token ids that end the text."""
+    logprobs: int | None
+    """Likeliest tokens per position; None for no log-probabilities."""
+    tools: tuple[dict[str, Any], ...]
+    """Functions that the model may call."""
+    template_options: Mapping[str, Any]
+    """Variables of the chat template."""
 
     def sampling(self, prompt: int, vocabulary: int) -> Sampling:
         """The sampler behind a prompt of `prompt` tokens. Raises ApiError for a bias outside the vocabulary."""
@@ -88,7 +120,7 @@ def parse_request(kind: Kind, body: Any) -> ApiRequest:
     """Check the body of a request. Raises ApiError naming the field."""
     if not isinstance(body, dict):
         raise bad_request("the body must be a JSON object")
-    fields = Fields(_supported(body))
+    fields = Fields(_supported(body, kind))
     prompt, images = parse_messages(fields.take("messages")) if kind == "chat" else (_prompt(fields), ())
     stream = fields.flag("stream")
     request = ApiRequest(
@@ -109,26 +141,64 @@ def parse_request(kind: Kind, body: Any) -> ApiRequest:
         ignore_eos=fields.flag("ignore_eos"),
         stream=stream,
         include_usage=_include_usage(fields.take("stream_options", {}), stream),
+        choices=fields.number("n", 1, 1, _MAX_CHOICES, integer=True),
+        stop_tokens=_stop_tokens(fields.take("stop_token_ids", [])),
+        logprobs=_logprobs(fields, kind),
+        tools=parse_tools(fields.take("tools", []), fields.take("tool_choice", "auto")) if kind == "chat" else (),
+        template_options=_template_options(fields.take("chat_template_kwargs", {})) if kind == "chat" else {},
     )
     _refuse_unknown(fields)
     return request
 
 
-def _supported(body: dict[str, Any]) -> dict[str, Any]:
+def _supported(body: dict[str, Any], kind: Kind) -> dict[str, Any]:
     """The fields of a body without null and ignored ones. Raises ApiError for values that are not supported."""
     fields = {key: value for key, value in body.items() if value is not None and key not in _IGNORED}
-    for key in [key for key in fields if key in _UNSUPPORTED]:
+    unsupported = _UNSUPPORTED if kind == "chat" else {**_UNSUPPORTED, **_CHAT_ONLY}
+    for key in [key for key in fields if key in unsupported]:
         value = fields.pop(key)
-        if not any(value == accepted and type(value) is type(accepted) for accepted in _UNSUPPORTED[key]):
-            raise bad_request(f"{key}: is not supported by this server; leave it out", key, "unsupported_parameter")
+        if not any(value == accepted and type(value) is type(accepted) for accepted in unsupported[key]):
+            where = "in completions" if key in _CHAT_ONLY else "by this server"
+            reason = _REASONS.get(key, f"is not supported {where}; leave it out")
+            raise bad_request(f"{key}: {reason}", key, "unsupported_parameter")
     return fields
+
+
+def _stop_tokens(value: Any) -> tuple[int, ...]:
+    valid = isinstance(value, list) and all(isinstance(id_, int) and not isinstance(id_, bool) for id_ in value)
+    if not valid or len(value) > _MAX_STOPS:
+        raise bad_request(f"stop_token_ids: must be a list of at most {_MAX_STOPS} token ids", "stop_token_ids")
+    return tuple(value)
+
+
+def _logprobs(fields: Fields, kind: Kind) -> int | None:
+    """Likeliest tokens per position; None for no log-probabilities."""
+    if kind == "completion":
+        top: int | None = fields.number("logprobs", None, 0, MAX_TOP, integer=True)
+        return top
+    wanted = fields.flag("logprobs")
+    count: int = fields.number("top_logprobs", 0, 0, MAX_TOP, integer=True)
+    if count and not wanted:
+        raise bad_request("top_logprobs: needs logprobs: true", "top_logprobs")
+    return count if wanted else None
+
+
+def _template_options(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise bad_request("chat_template_kwargs: must be an object", "chat_template_kwargs")
+    for name in value:
+        if not _TEMPLATE_NAME.fullmatch(name) or name in _NOT_OF_TEMPLATES:
+            raise bad_request(
+                f"chat_template_kwargs.{name}: is no variable of a chat template; leave it out", "chat_template_kwargs"
+            )
+    return value
 
 
 def _refuse_unknown(fields: Fields) -> None:
     if not fields.left:
         return
     name = sorted(fields.left)[0]
-    known = sorted([*fields.known, *_UNSUPPORTED, *_IGNORED])
+    known = sorted([*fields.known, *_UNSUPPORTED, *_CHAT_ONLY, *_IGNORED])
     similar = difflib.get_close_matches(name, known, 1, _MIN_SIMILARITY)
     hint = f"did you mean {similar[0]}?" if similar else "leave it out"
     raise bad_request(f"{name}: unknown field; {hint}", name, "unknown_parameter")
@@ -164,12 +234,14 @@ def _logit_bias(value: Any) -> dict[int, float]:
 
 
 def _include_usage(value: Any, stream: bool) -> bool:
-    if not isinstance(value, dict) or set(value) - {"include_usage"}:
-        raise bad_request("stream_options: only include_usage is supported", "stream_options")
-    include_usage = value.get("include_usage", False)
-    if not isinstance(include_usage, bool) or (value and not stream):
-        raise bad_request("stream_options: include_usage is true or false, and needs stream: true", "stream_options")
-    return include_usage
+    if not isinstance(value, dict) or set(value) - {"include_usage", "include_obfuscation"}:
+        raise bad_request(
+            "stream_options: only include_usage and include_obfuscation (which does nothing here) are supported",
+            "stream_options",
+        )
+    if not all(isinstance(flag, bool) for flag in value.values()) or (value and not stream):
+        raise bad_request("stream_options: its fields are true or false, and need stream: true", "stream_options")
+    return bool(value.get("include_usage", False))
 
 
 def _prompt(fields: Fields) -> str | tuple[int, ...]:

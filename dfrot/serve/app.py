@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -15,7 +16,7 @@ from dfrot.serve.metrics import CONTENT_TYPE, resident
 from dfrot.serve.respond import generate
 from dfrot.serve.service import Service
 
-PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics")
+PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{id:path}", "/health", "/metrics")
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left; only the metrics show it
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -31,11 +32,12 @@ def make_app(service: Service) -> Starlette:
         finally:
             service.scheduler.close()
 
-    chat, completions, models, health, metrics = PATHS
+    chat, completions, models, model, health, metrics = PATHS
     routes = [
         _route(service, chat, endpoints.chat, "POST"),
         _route(service, completions, endpoints.completion, "POST"),
         _route(service, models, endpoints.models, "GET"),
+        _route(service, model, endpoints.model, "GET"),
         _route(service, health, endpoints.health, "GET", needs_key=False),
         _route(service, metrics, endpoints.metrics, "GET"),
     ]
@@ -79,9 +81,17 @@ class _Endpoints:
         return await generate(self.service, request, "completion")
 
     async def models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._model()]})
+
+    async def model(self, request: Request) -> Response:
+        if request.path_params["id"] != self.service.settings.name:
+            raise self.service.unknown_model(request.path_params["id"])
+        return JSONResponse(self._model())
+
+    def _model(self) -> dict[str, Any]:
         service = self.service
         model = {"id": service.settings.name, "object": "model", "created": service.started, "owned_by": "dfq"}
-        return JSONResponse({"object": "list", "data": [{**model, "max_model_len": service.engine.context}]})
+        return {**model, "max_model_len": service.engine.context}
 
     async def health(self, request: Request) -> Response:
         alive = self.service.scheduler.alive

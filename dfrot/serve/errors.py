@@ -51,4 +51,4 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
 def api_error(error: DfqError) -> ApiError:
     """A library error about a request, as the API reports it."""
     status, code = _LIBRARY_CODES.get(error.code, (400, None))
-    return ApiError(status, str(error), code=code)
+    return ApiError(status, str(error), param=next(iter(error.fields), None), code=code)

@@ -6,8 +6,9 @@ from typing import Any
 
 from dfrot.serve.errors import bad_request
 from dfrot.serve.images import check_count, image_of
+from dfrot.serve.tools import parse_message_calls
 
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 
 
 def parse_messages(value: Any) -> tuple[list[dict[str, Any]], tuple[bytes, ...]]:
@@ -27,9 +28,21 @@ def _message(value: Any, where: str, images: list[bytes]) -> dict[str, Any]:
     role = value.get("role")
     if not isinstance(role, str) or role not in _ROLES:
         raise bad_request(f"{where}.role: {role!r} is not one of {', '.join(_ROLES)}", "messages")
-    if extra := {key for key, item in value.items() if item is not None} - {"role", "content", "name"}:
+    left = {key: item for key, item in value.items() if item is not None and item != []}
+    known = {"role", "content", "name"} | {"assistant": {"tool_calls"}, "tool": {"tool_call_id"}}.get(role, set())
+    if extra := set(left) - known:
         raise bad_request(f"{where}.{sorted(extra)[0]}: is not supported", "messages", "unsupported_parameter")
-    return {"role": _ROLES[role], "content": _content(value.get("content"), where, role == "user", images)}
+    message: dict[str, Any] = {"role": _ROLES[role]}
+    if "tool_calls" in left:
+        message["tool_calls"] = parse_message_calls(left["tool_calls"], where)
+    if role == "tool":
+        if not isinstance(left.get("tool_call_id"), str):
+            raise bad_request(f"{where}.tool_call_id: must name the call that this answers", "messages")
+        message["tool_call_id"] = left["tool_call_id"]
+        if "name" in left:  # some templates write it
+            message["name"] = left["name"]
+    content = "" if "tool_calls" in left and "content" not in left else left.get("content")
+    return {**message, "content": _content(content, where, role == "user", images)}
 
 
 def _content(value: Any, where: str, may_have_images: bool, images: list[bytes]) -> str | list[dict[str, str]]:

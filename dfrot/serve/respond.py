@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -16,15 +17,20 @@ from dfrot.serve.response_bodies import ResponseBodies, server_sent_event
 from dfrot.serve.scheduler import Event, Job
 from dfrot.serve.service import Service
 
+Numbered = tuple[int, Event]
+"""Number of the choice, and an event of its job."""
+
 
 class EventStream(Response):
-    """Server-sent events of one job. The job ends when the client leaves."""
+    """Server-sent events of a request's jobs. They end when the client leaves."""
 
-    def __init__(self, job: Job, bodies: ResponseBodies, first: Event, events: asyncio.Queue[Event]) -> None:
-        """first: the job's first event; the others come from `events`."""
+    def __init__(
+        self, jobs: Sequence[Job], bodies: ResponseBodies, first: Numbered, events: asyncio.Queue[Numbered]
+    ) -> None:
+        """first: the first event; the others come from `events`."""
         super().__init__(media_type="text/event-stream", headers={"cache-control": "no-store"})
         del self.headers["content-length"]
-        self.job, self.bodies, self.first, self.events = job, bodies, first, events
+        self.jobs, self.bodies, self.first, self.events = jobs, bodies, first, events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application of this response."""
@@ -36,22 +42,26 @@ class EventStream(Response):
             finally:
                 disconnect.cancel()
         finally:
-            self.job.cancel()  # does nothing to a finished job
+            for job in self.jobs:
+                job.cancel()  # does nothing to a finished one
 
     async def _send(self, send: Send) -> None:
         body = self.bodies.first()
-        kind, value = self.first
+        index, (kind, value) = self.first
+        unfinished = len(self.jobs)
         while True:
             if kind == "text":
-                body += self.bodies.piece(value)
+                body += self.bodies.piece(index, value)
             elif kind == "done":
-                body += self.bodies.last(value)
+                unfinished -= 1
+                body += self.bodies.last(index, value) + (b"" if unfinished else self.bodies.end())
             else:
+                unfinished = 0
                 body += server_sent_event(value.body())
-            await send({"type": "http.response.body", "body": body, "more_body": kind == "text"})
-            if kind != "text":
+            await send({"type": "http.response.body", "body": body, "more_body": unfinished > 0})
+            if not unfinished:
                 return
-            body, (kind, value) = b"", await self.events.get()
+            body, (index, (kind, value)) = b"", await self.events.get()
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -76,40 +86,50 @@ async def generate(service: Service, request: Request, kind: Kind) -> Response:
     """The response to a chat or completion request. Raises ApiError for a refused request, ClientDisconnect when the
     client leaves."""
     call = parse_request(kind, await read_json(request, service.settings.max_body))
-    loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
+    loop, events = asyncio.get_running_loop(), asyncio.Queue[Numbered]()
 
-    def emit(event: Event) -> None:
-        loop.call_soon_threadsafe(events.put_nowait, event)
+    def emitter(index: int) -> Callable[[Event], None]:
+        def emit(event: Event) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, (index, event))
 
-    job = await service.submit(call, emit)
-    bodies = ResponseBodies(call, job, service.run_id)
+        return emit
+
+    jobs = await service.submit(call, emitter)
+    bodies = ResponseBodies(call, jobs, service.run_id)
     disconnect = asyncio.create_task(_disconnected(request.receive))
     streaming = False
     try:
         first = await _unless_disconnected(asyncio.create_task(events.get()), disconnect)
         if first is None:
             raise ClientDisconnect
-        if first[0] == "error":
-            raise first[1]
+        if first[1][0] == "error":
+            raise first[1][1]
         if call.stream:
             streaming = True
-            return EventStream(job, bodies, first, events)
-        result = await _unless_disconnected(asyncio.create_task(_collected(first, events)), disconnect)
-        if result is None:
+            return EventStream(jobs, bodies, first, events)
+        results = await _unless_disconnected(asyncio.create_task(_collected(first, events, len(jobs))), disconnect)
+        if results is None:
             raise ClientDisconnect
-        return JSONResponse(bodies.complete(*result))
+        return JSONResponse(bodies.complete(results))
     finally:
         disconnect.cancel()
         if not streaming:
-            job.cancel()
+            for job in jobs:
+                job.cancel()
 
 
-async def _collected(event: Event, events: asyncio.Queue[Event]) -> tuple[str, str]:
-    """The whole text and the finish reason, from a job's first event on."""
-    pieces = []
-    while event[0] == "text":
-        pieces.append(event[1])
-        event = await events.get()
-    if event[0] == "error":
-        raise event[1]
-    return "".join(pieces), str(event[1])
+async def _collected(first: Numbered, events: asyncio.Queue[Numbered], count: int) -> list[tuple[str, str]]:
+    """Text and finish reason of `count` choices, from the first event on."""
+    pieces: list[list[str]] = [[] for _ in range(count)]
+    finish: dict[int, str] = {}
+    index, (kind, value) = first
+    while True:
+        if kind == "error":
+            raise value
+        if kind == "text":
+            pieces[index].append(value)
+        else:
+            finish[index] = str(value)
+        if len(finish) == count:
+            return [("".join(pieces[number]), finish[number]) for number in range(count)]
+        index, (kind, value) = await events.get()

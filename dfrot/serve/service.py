@@ -53,21 +53,43 @@ class Service:
         seconds = now - job.created
         self.report({"job": job.number, "outcome": outcome, "prompt": prompt, "new": new, "seconds": seconds})
 
-    async def submit(self, call: ApiRequest, emit: Callable[[Event], None]) -> Job:
-        """Tokenize (in a thread) and queue. emit: see `Job`. Raises ApiError for a request that cannot be served."""
+    async def submit(self, call: ApiRequest, emit: Callable[[int], Callable[[Event], None]]) -> list[Job]:
+        """Tokenize (in a thread) and queue one job per choice.
+
+        emit: from the number of a choice to its `Job`'s. Raises ApiError for a request that cannot be served."""
         settings = self.settings
         if call.model != settings.name:
-            raise ApiError(404, f"model {call.model!r}: is not here; use {settings.name!r}", "model", "model_not_found")
+            raise self.unknown_model(call.model)
         if call.max_tokens is not None and call.max_tokens > settings.max_tokens:
             raise bad_request(
                 f"max_tokens: {call.max_tokens} is above this server's limit of {settings.max_tokens}", "max_tokens"
             )
+        if call.choices > (room := settings.parallel + settings.queue):
+            raise bad_request(f"n: {call.choices} answers; this server takes {room} at a time", "n")
         ids, images = await run_in_threadpool(self._encode, call)
         max_new_tokens = call.max_tokens or max(1, min(settings.max_tokens, self.engine.context - len(ids)))
         seed = secrets.randbits(SEED_BITS) if call.seed is None else call.seed % (1 << 63)
         sampling = call.sampling(len(ids), self.engine.target.vocab_size)
-        request = TextRequest(ids, max_new_tokens, call.stops, sampling, seed, call.ignore_eos, images)
-        return self.scheduler.submit(request, emit, settings.timeout)
+        jobs = list[Job]()
+        try:
+            for number in range(call.choices):
+                request = TextRequest(
+                    ids,
+                    max_new_tokens,
+                    call.stops,
+                    sampling,
+                    (seed + number) % (1 << 63),
+                    call.ignore_eos,
+                    call.stop_tokens,
+                    call.logprobs,
+                    images,
+                )
+                jobs.append(self.scheduler.submit(request, emit(number), settings.timeout))
+        except ApiError:
+            for job in jobs:
+                job.cancel()
+            raise
+        return jobs
 
     def _encode(self, call: ApiRequest) -> tuple[tuple[int, ...], ImageInputs | None]:
         """Token ids and images of a request's prompt."""
@@ -76,13 +98,19 @@ class Service:
         try:
             with self._encoding:
                 if call.images:
+                    if call.tools or call.template_options:
+                        raise bad_request("tools and chat_template_kwargs are not supported beside images", "messages")
                     pictures = [decode_image(data, f"image {number}") for number, data in enumerate(call.images)]
                     return self.engine.encode_multimodal(call.prompt, pictures)
                 if call.kind == "chat":
-                    return self.engine.encode_chat(call.prompt), None
+                    return self.engine.encode_chat(call.prompt, call.tools, call.template_options), None
                 return self.engine.encode(call.prompt) if isinstance(call.prompt, str) else call.prompt, None
         except DfqError as error:
             raise api_error(error) from None
+
+    def unknown_model(self, name: str) -> ApiError:
+        """The error for a model that is not served."""
+        return ApiError(404, f"model {name!r}: is not here; use {self.settings.name!r}", "model", "model_not_found")
 
     def require_key(self, request: Request) -> None:
         """Raise ApiError 401 unless the request carries the API key, where one is set."""

@@ -93,6 +93,13 @@ def test_sizes_that_have_no_meaning_as_null(key: str) -> None:
         describe({"model_type": "llama", **SIZES, key: None})
 
 
+@pytest.mark.parametrize("chosen", [0, 6, -1, "2", True])
+@pytest.mark.parametrize("model_type", ["mixtral", "olmoe", "qwen3_moe"])
+def test_a_token_goes_to_some_of_the_experts(model_type: str, chosen: Any) -> None:
+    with pytest.raises(DfqError, match="num_experts_per_tok is"):
+        describe({"model_type": model_type, **SIZES, "num_experts_per_tok": chosen})
+
+
 @pytest.mark.parametrize("model_type", VLM_LANGUAGES)
 def test_language_models_of_vlms(model_type: str) -> None:
     from transformers import AutoConfig

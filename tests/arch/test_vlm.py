@@ -31,6 +31,8 @@ from dfrot.generation.target import Target
 from dfrot.hub import resolve_model
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.load import load_model
+from dfrot.runtime.transformers_model import compare_with_transformers
+from dfrot.runtime.transformers_reading import check_reading
 from dfrot.stages.calibrate.run import calibrate
 from dfrot.stages.calibrate.settings import CalibrateSettings
 from dfrot.stages.evaluate.perplexity import evaluate
@@ -340,3 +342,10 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"config\.json needs"):
         open_described(folder)
     assert Checkpoint.open(folder).digest()
+
+
+@pytest.mark.parametrize("model_type", CASES)
+def test_transformers_reads_the_same(model_type: str, tmp_path: Path) -> None:
+    checkpoint, arch = open_described(build(model_type, tmp_path / "m", torch.float32))
+    check_reading(checkpoint, arch)
+    assert compare_with_transformers(checkpoint, arch, torch.tensor([[1, 7, 3, 39, 22, 5, 31]]))["largest_error"] < 1e-4

@@ -94,7 +94,11 @@ FOREIGN = {
         {"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": {"g": {"weights": W}}},
         "compressed-tensors (float-quantized)",
     ),
-    "other": ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+    "bitsandbytes": (
+        {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+        "bitsandbytes (nf4)",
+    ),
+    "other": ({"quant_method": "hqq"}, "hqq"),
 }
 
 

@@ -39,6 +39,8 @@ def ct(form: str, **weights: Any) -> dict[str, Any]:
     return {"quant_method": "compressed-tensors", "format": form, "config_groups": {"g": group}, "ignore": []}
 
 
+NF4_STATE = {"shape": [64, 96], "blocksize": 64, "nested_blocksize": 256, "nested_offset": 0.1}
+NF4 = torch.tensor(list(json.dumps(NF4_STATE).encode()), dtype=torch.uint8)
 # format -> quantization_config, parts of a linear of 64 outputs and 96 inputs
 FORMATS: dict[str, tuple[dict[str, Any], dict[str, Tensor]]] = {
     "fp8": (
@@ -83,6 +85,17 @@ FORMATS: dict[str, tuple[dict[str, Any], dict[str, Tensor]]] = {
     "awq": (
         {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True},
         {"qweight": words(96, 8), "qzeros": words(3, 8), "scales": torch.rand(3, 64).half()},
+    ),
+    "nf4": (
+        {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        {
+            "weight": octets(3072, 1),
+            "weight.quant_map": torch.rand(16),
+            "weight.absmax": octets(96),
+            "weight.nested_quant_map": torch.rand(256),
+            "weight.nested_absmax": torch.rand(1),
+            "weight.quant_state.bitsandbytes__nf4": NF4,
+        },
     ),
     "mxfp4": (
         {"quant_method": "mxfp4", "modules_to_not_convert": []},

@@ -84,8 +84,8 @@ def test_inspect_says_what_it_is(fp8_model: Path) -> None:
 
 
 def test_unknown_methods_are_refused_in_one_line(kit: SimpleNamespace, tmp_path: Path) -> None:
-    folder = kit.write_folder(tmp_path / "m", kit.dense_tensors(), {"quant_method": "bitsandbytes"})
-    with pytest.raises(DfqError, match="already quantized with 'bitsandbytes', which dfq does not read") as caught:
+    folder = kit.write_folder(tmp_path / "m", kit.dense_tensors(), {"quant_method": "hqq"})
+    with pytest.raises(DfqError, match="already quantized with 'hqq', which dfq does not read") as caught:
         open_model(folder)
     assert "\n" not in str(caught.value)
 

@@ -90,6 +90,41 @@ def test_the_same_logits_and_codes(make: Make, model_type: str, scheme: str) -> 
     assert different_codes(own, cache) < 1e-3
 
 
+@torch.inference_mode()
+def test_parts_of_a_block_agree_to_the_last_bit_or_but_for_it(make: Make) -> None:
+    """RoPE and products bit for bit; norms and SiLU within the rounding of float32. Activations are not quantized here,
+    so nothing makes a last bit larger."""
+    from transformers import DynamicCache
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    model = make(scheme="w4a16kv8", hidden_size=192, num_attention_heads=6, num_key_value_heads=2)
+    cache = DynamicCache()
+    model(tokens(count=1), past_key_values=cache, use_cache=True)
+    base, native_path, block = model.model, model.dfq_native, model.model.layers[0]
+    decoder, rows = native_path.decoder, 24
+    hidden = torch.randn(1, rows, 192) * 3
+    normed = hidden.clone()
+    decoder.finish(normed)
+    torch.testing.assert_close(normed, base.norm(hidden), rtol=5e-7, atol=1e-7)
+
+    cos, sin = native_path._rope_angles(base, hidden, 1, rows)
+    table = native_path._caches(decoder, cache.layers, rows + 1, 1, hidden)
+    query = decoder.before(0, hidden.clone(), table, cos, sin, 1, rotate=False)  # [1, rows, heads, D]
+    positions = torch.arange(1, rows + 1)[None]
+    projected = block.self_attn.q_proj(normed).view(1, rows, 6, 32).transpose(1, 2)
+    turned, _ = apply_rotary_pos_emb(projected, projected, *base.rotary_emb(hidden, positions))
+    assert torch.equal(query.transpose(1, 2), turned)
+
+    mixed, out = torch.randn(1, rows, 6, 32), hidden.clone()
+    decoder.after(0, out, mixed)
+    between = hidden + block.self_attn.o_proj(mixed.view(1, rows, 192))
+    expected = between + block.mlp(block.post_attention_layernorm(between))
+    assert float((out - expected).abs().mean()) < 1e-6 * float(expected.abs().mean())
+    assert float((out - expected).abs().max()) < 1e-5 * float(
+        expected.abs().max()
+    )  # inputs of products are rounded, too
+
+
 @pytest.mark.parametrize("scheme", ["w4a8kv4", "w4a16kv4"])
 def test_half_precision_models(make: Make, scheme: str) -> None:
     for dtype in (torch.bfloat16, torch.float16):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor
 
 from dfrot.arch import ARCHS, describe, open_described
-from dfrot.errors import DfqError, InputError
+from dfrot.arch.spec import Scalars
+from dfrot.errors import DfqError, GateError, InputError
 from dfrot.runtime.load import check_folder, load_model
+from dfrot.runtime.transformers_model import TransformersModel, compare_with_transformers
 from dfrot.runtime.transformers_reading import check_reading
 
 TIED = ["llama", "qwen2", "phi3", "gemma2", "mixtral"]
@@ -73,6 +76,8 @@ def test_a_head_that_differs_from_the_embedding_it_is_tied_to(
     assert not checkpoint.config["tie_word_embeddings"]
     assert checkpoint.stored_config["tie_word_embeddings"]
     assert "untied" in checkpoint.resolved[0]
+    check_reading(checkpoint, arch)
+    compare_with_transformers(checkpoint, arch, readings.TOKENS)
 
 
 @pytest.mark.parametrize("model_type", TIED)
@@ -87,6 +92,8 @@ def test_a_head_that_repeats_the_embedding_is_not_read(
     assert arch.tied
     assert HEAD not in checkpoint
     assert f"{HEAD} repeats {EMBED}" in checkpoint.resolved[0]
+    check_reading(checkpoint, arch)
+    compare_with_transformers(checkpoint, arch, readings.TOKENS)
     assert readings.difference(readings.dfq_logits(folder), readings.transformers_logits(folder)) < CLOSE
 
 
@@ -215,3 +222,32 @@ def test_eight_bit_floats_are_named(source: Source, readings: Any, tmp_path: Pat
 
     with pytest.raises(InputError, match=f"{name}: holds FP8"):
         open_described(readings.changed(source("llama"), tmp_path / "m", narrow))
+
+
+@pytest.mark.parametrize("model_type", ARCHS)
+def test_block_by_block_with_transformers(model_type: str, source: Source, readings: Any) -> None:
+    """transformers' own forward pass, its weights loaded block by block, is transformers' model."""
+    folder = source(model_type)
+    checkpoint, arch = open_described(folder)
+    logits = TransformersModel(checkpoint, arch).run(readings.TOKENS, lambda *_: None)
+    assert readings.difference(logits, readings.transformers_logits(folder)) < CLOSE
+    assert compare_with_transformers(checkpoint, arch, readings.TOKENS)["largest_error"] < CLOSE
+
+
+def test_a_wrong_description_cannot_pass(source: Source, readings: Any) -> None:
+    checkpoint, arch = open_described(source("llama"))
+    swapped = dict(checkpoint.entries)
+    gate, up = (f"model.layers.1.mlp.{name}_proj.weight" for name in ("gate", "up"))
+    swapped[gate], swapped[up] = swapped[up], swapped[gate]
+    with pytest.raises(InputError, match=f"{gate} is read from another place by transformers"):
+        check_reading(checkpoint.renamed(swapped), arch)
+    with pytest.raises(GateError, match=r"model\.layers\.1: dfq computes something else than transformers"):
+        compare_with_transformers(checkpoint.renamed(swapped), arch, readings.TOKENS)
+    other = replace(arch, config={**arch.config, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}})
+    with pytest.raises(InputError, match="dfq reads rope_parameters as"):
+        check_reading(checkpoint, other)
+    with pytest.raises(GateError, match=r"model\.layers\.0: dfq computes something else"):
+        compare_with_transformers(checkpoint, other, readings.TOKENS)
+    scaled = replace(arch, spec=replace(arch.spec, scalars=Scalars(embed="num_hidden_layers")))
+    with pytest.raises(GateError, match=r"model\.embed_tokens: dfq computes something else"):
+        compare_with_transformers(checkpoint, scaled, readings.TOKENS)

@@ -11,6 +11,7 @@ from dfrot.serve.api import parse_request
 from dfrot.serve.errors import ApiError
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+TOOL: dict[str, Any] = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
 TEXT: dict[str, Any] = {"model": "m", "prompt": "hi"}
 
 
@@ -22,11 +23,19 @@ def test_defaults_are_openais() -> None:
 
 def test_all_fields_are_read() -> None:
     body = {**CHAT, "max_completion_tokens": 5, "stop": "x", "seed": 3, "temperature": 0, "top_k": -1, "user": "me"}
-    body |= {"stream": True, "stream_options": {"include_usage": True}, "n": 1, "tools": [], "logprobs": False}
+    body |= {
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "n": 1,
+        "tools": [],
+        "logprobs": False,
+        "stop_token_ids": [7],
+    }
     call = parse_request("chat", body)
     assert (call.max_tokens, call.stops, call.seed, call.temperature, call.top_k) == (5, ("x",), 3, 0.0, 0)
     assert call.stream
     assert call.include_usage
+    assert (call.choices, call.tools, call.logprobs, call.stop_tokens) == (1, (), None, (7,))
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     messages = [{"role": "developer", "content": parts}, {"role": "user", "content": "c", "name": "me"}]
     call = parse_request("chat", {**CHAT, "messages": messages})
@@ -55,17 +64,38 @@ def test_all_fields_are_read() -> None:
         ({"stream": 1}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"more": 1}}, "stream_options"),
-        ({"n": 2}, "n"),
+        ({"stream": True, "stream_options": {"include_obfuscation": 1}}, "stream_options"),
+        ({"n": 0}, "n"),
+        ({"n": 9}, "n"),
         ({"n": True}, "n"),
         ({"tools": [{}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"logprobs": True}, "logprobs"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "ask for JSON in the prompt"),
+        ({"functions": [{}]}, "use tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "look_up"}}}, "tool_choice"),
+        ({"tools": [{"type": "function", "function": {"name": "x", "parameters": 3}}]}, "parameters"),
+        ({"tools": {}}, "tools"),
+        ({"logprobs": 1}, "logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"stop_token_ids": 3}, "stop_token_ids"),
+        ({"stop_token_ids": ["3"]}, "stop_token_ids"),
+        ({"stop_token_ids": [True]}, "stop_token_ids"),
+        ({"chat_template_kwargs": []}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"chat_template": "x"}}, "chat_template"),
+        ({"chat_template_kwargs": {"tokenize": True}}, "tokenize"),
+        ({"chat_template_kwargs": {"a b": True}}, "a b"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"logit_bias": {"1": 101}}, "logit_bias"),
         ({"logit_bias": {"99999": 1}}, "logit_bias"),
         ({"messages": []}, "messages"),
         ({"messages": ["x"]}, "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "role"),
+        ({"messages": [{"role": "function", "content": "x"}]}, "role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "tool_call_id"),
+        ({"messages": [{"role": "user", "content": "x", "tool_call_id": "1"}]}, "tool_call_id"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "x", "arguments": "["}}]}]}, "JSON"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "x", "arguments": "3"}}]}]}, "JSON"),
         ({"messages": [{"role": ["user"], "content": "x"}]}, "role"),
         ({"messages": [{"role": "user"}]}, "content"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "image_url"),
@@ -77,6 +107,27 @@ def test_refusals_name_the_field(change: dict[str, Any], field: str) -> None:
         parse_request("chat", {**CHAT, **change}).sampling(3, 1000)
     assert caught.value.status == 400
     assert field in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["tools", "chat_template_kwargs", "top_logprobs"])
+def test_completions_have_no_conversation(field: str) -> None:
+    with pytest.raises(ApiError, match=f"{field}: is not supported in completions"):
+        parse_request("completion", {**TEXT, field: 3})
+
+
+def test_conversations_with_tools() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "look_up", "arguments": '{"word": "north"}'}}
+    messages = [
+        {"role": "user", "content": "north?"},
+        {"role": "assistant", "content": None, "tool_calls": [call], "refusal": None, "annotations": []},
+        {"role": "tool", "tool_call_id": "c1", "name": "look_up", "content": "up"},
+    ]
+    request = parse_request("chat", {**CHAT, "messages": messages, "tools": [TOOL], "tool_choice": "auto"})
+    assert request.tools == (TOOL,)
+    assert request.prompt[1]["content"] == ""
+    assert request.prompt[1]["tool_calls"][0]["function"] == {"name": "look_up", "arguments": {"word": "north"}}
+    assert request.prompt[2] == {"role": "tool", "tool_call_id": "c1", "name": "look_up", "content": "up"}
+    assert parse_request("chat", {**CHAT, "tools": [TOOL], "tool_choice": "none"}).tools == ()
 
 
 @pytest.mark.parametrize("prompt", [None, 3, [], ["a", "b"], [1, "a"], [True], {"a": 1}])

@@ -15,6 +15,7 @@ from dfrot.checkpoint import Checkpoint
 from dfrot.data.text import calibration_windows, dataset_label, load_text
 from dfrot.data.tokenizer import encode, load_tokenizer, require_known_ids
 from dfrot.inputs import open_described_model
+from dfrot.runtime.transformers_reading import check_reading
 from dfrot.stages.calibrate.settings import CalibrateSettings
 
 TAP_BYTES = 8192  # of histogram, clip errors, moments and header per tap
@@ -44,6 +45,7 @@ class CalibratePlan:
 def plan_calibration(model: Path, settings: CalibrateSettings) -> CalibratePlan:
     """Open the checkpoint `model` and draw its tokens. Raises InputError for a dataset that is too short."""
     checkpoint, arch = open_described_model(model)
+    check_reading(checkpoint, arch)
     tokenizer = load_tokenizer(checkpoint.path)
     text = load_text(settings.dataset, "train", tokenizer)
     ids = encode(tokenizer, text.text)

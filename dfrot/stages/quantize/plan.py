@@ -16,6 +16,7 @@ from dfrot.quant import algorithm, keep
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.scheme import FULL
 from dfrot.rotation.online import OnlineRotations
+from dfrot.runtime.transformers_reading import check_reading
 from dfrot.stages.quantize.layout import CheckpointLayout
 from dfrot.stages.quantize.settings import QuantizeSettings
 from dfrot.vision.llava_layout import has_vision_part, vision_digest
@@ -103,6 +104,7 @@ def _open_source(model: Path) -> tuple[Checkpoint, BoundArch, DfqConfig | None]:
         raise UnsupportedError(f"{model}: is quantized already; give the 16-bit checkpoint", file=model)
     checkpoint, arch = resolve(checkpoint, to_run=True)
     arch.check(checkpoint)
+    check_reading(checkpoint, arch)
     return checkpoint, arch, entry
 
 

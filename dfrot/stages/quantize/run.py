@@ -25,10 +25,12 @@ from dfrot.files import require_free_space, write_json
 from dfrot.lineage import lineage, source_record
 from dfrot.progress import Progress, silent
 from dfrot.quant import algorithm, rtn
+from dfrot.quant.config import DfqConfig
 from dfrot.quant.grid import Quantized
 from dfrot.quant.rtn import starved
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.block_runner import BlockRunner
+from dfrot.runtime.transformers_model import TOKENS, compare_with_transformers
 from dfrot.stage_folder import Stage, open_stage, read_record
 from dfrot.stages.quantize.compensate import ExactRun
 from dfrot.stages.quantize.embedding import RoundedRows, grid_scheme, quantize_embedding
@@ -60,6 +62,7 @@ def quantize(
     require_free_space(out.parent, plan.nbytes)
     with open_stage(out, KIND, plan.request, resume, overwrite) as stage:
         if not stage.finished:
+            _compare_source(plan, progress)
             linears = _BlockwiseQuantization(stage, plan).run(progress)
             remove_hidden_states(stage.folder)
             _write_config(plan, stage.folder)
@@ -67,6 +70,14 @@ def quantize(
             origin = {**plan.checkpoint.resolution(), **source_record(model), "lineage": lineage(model)}
             stage.publish({**_record(plan, linears), **origin})
     return read_record(out, KIND)
+
+
+def _compare_source(plan: QuantizePlan, progress: Progress) -> None:
+    """Raise GateError where dfq reads a source otherwise than transformers; what dfq rotated passed that before."""
+    if DfqConfig.of(plan.checkpoint.config) is None:
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(0, plan.arch.vocab_size, (1, TOKENS), generator=generator)
+        compare_with_transformers(plan.checkpoint, plan.arch, tokens, progress)
 
 
 def _write_config(plan: QuantizePlan, folder: Path) -> None:

@@ -22,6 +22,7 @@ from dfrot.rotation.fuse import Fuser, Rotations
 from dfrot.rotation.hadamard import hadamard_plan
 from dfrot.rotation.online import OnlineRotations
 from dfrot.rotation.transforms import Transforms
+from dfrot.runtime.transformers_reading import check_reading
 from dfrot.stages.rotate.settings import RotateSettings
 from dfrot.transforms import TRANSFORMS, FreeTransform, parse_transform
 from dfrot.vision.llava_layout import has_vision_part, vision_digest
@@ -120,6 +121,7 @@ def plan_rotation(model: Path, settings: RotateSettings) -> RotatePlan:
     Raises what `rotate` raises before work starts: UnsupportedError for a checkpoint that dfq has rotated already or
     whose architecture refuses the method, InputError for a dataset or a tokenizer that does not serve."""
     checkpoint, arch = open_described_model(model)
+    check_reading(checkpoint, arch)
     config_file = str(checkpoint.path / "config.json")
     if DfqConfig.of(checkpoint.config, config_file) is not None:
         raise UnsupportedError(

@@ -22,6 +22,7 @@ from dfrot.quant.config import DfqConfig
 from dfrot.rotation.fuse import Fuser, Rotations
 from dfrot.rotation.transforms import Transforms
 from dfrot.runtime.block_runner import BlockRunner
+from dfrot.runtime.transformers_model import compare_with_transformers
 from dfrot.stage_folder import Stage, open_stage, read_record
 from dfrot.stages.rotate.gate import gate
 from dfrot.stages.rotate.gate_images import gate_images
@@ -71,6 +72,8 @@ def plan(model: Path, settings: RotateSettings) -> dict[str, Any]:
 def _run(stage: Stage, plan: RotatePlan, progress: Progress) -> None:
     checkpoint = plan.checkpoint
     _require_space(stage, plan)
+    if plan.settings.gate:
+        compare_with_transformers(checkpoint, plan.arch, plan.gate_tokens, progress)
     record: dict[str, Any] = {"online": plan.online.to_dict(), **checkpoint.resolution()}
     if plan.missing:
         record["without"] = plan.missing

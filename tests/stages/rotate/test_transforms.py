@@ -13,9 +13,13 @@ import torch
 from dfrot.arch import open_described
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, UnsupportedError
+from dfrot.quant.scheme import QuantScheme
 from dfrot.rotation.fuse import Fuser
 from dfrot.rotation.transforms import TRANSFORMS_FILE, Transforms
 from dfrot.runtime.block_runner import BlockRunner
+from dfrot.runtime.load import load_model
+from dfrot.stages.quantize.run import quantize
+from dfrot.stages.quantize.settings import QuantizeSettings
 from dfrot.stages.rotate.run import plan, rotate
 from dfrot.stages.rotate.settings import RotateSettings
 from dfrot.transforms import TRANSFORMS
@@ -148,3 +152,18 @@ def test_align_is_refused_where_nothing_absorbs_it(make: Make, text: str) -> Non
         RotateSettings("hadamard", None, align=True)
     with pytest.raises(UnsupportedError, match=r"R1 cannot be fused.*leave `align` out"):
         plan(make(model_type="olmo2"), RotateSettings("hadamard", text, align=True))
+
+
+def test_the_packed_model_equals_its_simulation(make: Make, text: str, tmp_path: Path) -> None:
+    """Gains of either sign, biases that were not there before: the native decoder takes them."""
+    model, rotated = make(dtype=torch.float32), tmp_path / "rotated"
+    rotate(model, rotated, settings(text, *TRANSFORMS, align=True))
+    outputs = []
+    for fake in (False, True):
+        out = tmp_path / f"quantized-{fake}"
+        quantize(rotated, None, out, QuantizeSettings(QuantScheme.parse("w4a4kv4"), algorithm="rtn", fake=fake))
+        loaded = load_model(out)
+        with torch.no_grad():
+            outputs.append(loaded(TOKENS).logits)
+    assert torch.allclose(*outputs, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(outputs[0], logits(model), rtol=1e-2, atol=1e-2)
