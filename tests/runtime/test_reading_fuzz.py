@@ -297,7 +297,7 @@ def test_faults_are_resolved_or_refused(readings: Any, sources: dict[str, Path],
     assert 0 < counts["equal"] < len(seeds)
 
 
-@pytest.mark.slow  # ten thousand folders take half an hour of one core
+@pytest.mark.slow  # ten thousand folders take some minutes of one core
 def test_ten_thousand_faults(
     readings: Any, sources: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
