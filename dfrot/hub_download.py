@@ -16,8 +16,8 @@ from dfrot.errors import ResourceError
 from dfrot.progress import Progress
 
 FETCHED = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt")
-# original/ and consolidated*: the same weights once more in the layout of their authors
-NOT_FETCHED = ("original/*", "consolidated*", "*/*")
+# the same weights once more in other layouts; of folders only additional_chat_templates/ is wanted
+NOT_FETCHED = ("consolidated*", "*/*.safetensors", "*/*.json")
 TIMEOUT = 4.0  # seconds for the hub's first answer
 MEGABYTE = 1_000_000
 

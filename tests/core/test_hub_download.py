@@ -16,7 +16,10 @@ import pytest
 
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}
 WEIGHTS = bytes(range(256)) * 90_000  # 23 MB; the client reads pieces of 10 MiB
-FILES = {"config.json": b"{}", "model.safetensors": WEIGHTS, "pytorch_model.bin": b"pickle", "tokenizer.json": b"{}"}
+TEMPLATE = "additional_chat_templates/tools.jinja"
+UNWANTED = ("pytorch_model.bin", "original/model.safetensors", "consolidated.safetensors", "onnx/config.json")
+FILES = {"config.json": b"{}", "model.safetensors": WEIGHTS, "tokenizer.json": b"{}", TEMPLATE: b"{{ tools }}"}
+FILES |= dict.fromkeys(UNWANTED, b"not this")
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -60,7 +63,7 @@ class Hub(BaseHTTPRequestHandler):
                 )
             files = [{"rfilename": name, "size": len(content)} for name, content in FILES.items()]
             return self._json(200, {"id": "org/name", "sha": commit, "siblings": files, "gated": False})
-        name, commit = path[-1], path[-2]
+        name, commit = "/".join(path[4:]), path[3]
         if name not in FILES:
             return self._json(404, {"error": "none"}, X_Error_Code="EntryNotFound")
         content = FILES[name]
@@ -131,7 +134,8 @@ def test_a_download_reports_and_is_found_again(hub: str, tmp_path: Path) -> None
     folder = Path(first["folder"])
     assert folder.name == COMMITS["v1"]
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
-    assert not (folder / "pytorch_model.bin").exists(), "no pickles"
+    assert (folder / TEMPLATE).read_bytes() == FILES[TEMPLATE]
+    assert not [name for name in UNWANTED if (folder / name).exists()]
     labels, done, totals = zip(*first["calls"])
     assert set(labels) == {"download org/name@v1"}
     assert list(done) == sorted(done)
