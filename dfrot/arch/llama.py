@@ -49,11 +49,10 @@ LLAMA = ArchSpec(
     linears=(*ATTENTION, mlp_input(GATE, activated=True), mlp_input(UP), mlp_output(DOWN)),
     final_norm=Norm("model.norm", ("lm_head",)),
     head=Linear(name="lm_head", reads=Space.RESIDUAL, writes=Space.VOCAB, rows=Size.VOCAB, cols=Size.HIDDEN),
-    bias_key="attention_bias",
     biases=(*ATTENTION_BIAS, *((name, "mlp_bias") for name in (GATE, UP, DOWN))),
 )
-MISTRAL = replace(LLAMA, model_type="mistral", bias_key="", biases=())
-QWEN2 = replace(LLAMA, model_type="qwen2", bias_key="", biases=((Q, ""), (K, ""), (V, "")))
+MISTRAL = replace(LLAMA, model_type="mistral", biases=())
+QWEN2 = replace(LLAMA, model_type="qwen2", biases=((Q, ""), (K, ""), (V, "")))
 GRANITE = replace(
     LLAMA,
     model_type="granite",
@@ -67,7 +66,6 @@ GRANITE = replace(
 PHI3 = replace(  # phi-4 as well
     LLAMA,
     model_type="phi3",
-    bias_key="",
     biases=(),
     norms=(Norm("input_layernorm", (QKV,)), Norm("post_attention_layernorm", (GATE_UP,))),
     linears=(

@@ -24,7 +24,6 @@ def _expert(gate: str, up: str, down: str) -> tuple[Linear, ...]:
 MIXTRAL = replace(
     LLAMA,
     model_type="mixtral",
-    bias_key="",
     biases=(),
     norms=(Norm("input_layernorm", (Q, K, V)), Norm("post_attention_layernorm", ("block_sparse_moe.gate",))),
     linears=ATTENTION,

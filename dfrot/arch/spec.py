@@ -130,8 +130,6 @@ class ArchSpec:
     """q and k norms inside attention, untouched by every rotation."""
     head_norm_sizes: tuple[Size, ...] = ()
     """The sizes of their gains; empty: head_dim."""
-    bias_key: str = ""
-    """The key of `config.json` that gives each linear of attention a bias; empty: the output projection has none."""
     requires: tuple[tuple[str, tuple[Any, ...], str], ...] = ()
     """(key of `config.json`, values that are supported, what other values mean)."""
     biases: tuple[tuple[str, str], ...] = ()
@@ -146,6 +144,15 @@ class ArchSpec:
     def routers(self) -> tuple[Linear, ...]:
         """Linears that stay in high precision: they decide which others run."""
         return (self.experts.router,) if self.experts is not None else ()
+
+    @property
+    def attention_bias_key(self) -> str:
+        """The key of `config.json` that gives every linear of attention a bias; empty: one never has one, or a key of
+        its own."""
+        spaces = (Space.VALUE, Space.QUERY_KEY, Space.SEVERAL)
+        attention = [linear.name for linear in self.linears if linear.reads in spaces or linear.writes in spaces]
+        keys = {self.bias_switch(name) for name in attention}
+        return (keys.pop() or "") if len(keys) == 1 else ""
 
     def bias_switch(self, linear: str) -> str | None:
         """The key of `config.json` that gives a linear of a block its bias; "" where it always has one, None where it

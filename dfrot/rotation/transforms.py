@@ -106,7 +106,7 @@ class Transforms:
 
 def refuses_shift(arch: BoundArch) -> str | None:
     """Why values cannot be shifted, or None: the output projection needs a bias that takes the shift back."""
-    if arch.spec.bias_key:
+    if arch.spec.attention_bias_key:
         return None
     return (
         f"{arch.spec.model_type}: values cannot be centred: transformers gives the output projection of this "
@@ -146,6 +146,6 @@ def rotary_width(arch: BoundArch) -> int:
 
 
 def attention_linears(arch: BoundArch) -> tuple[str, ...]:
-    """The linears of a block that have a bias where `ArchSpec.bias_key` says so."""
+    """The linears of a block that have a bias where `ArchSpec.attention_bias_key` says so."""
     rows = (Size.QUERIES, Size.KEY_VALUES)
     return tuple(linear.name for linear in arch.spec.linears if linear.rows in rows or linear.cols == Size.QUERIES)

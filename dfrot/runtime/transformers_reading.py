@@ -23,7 +23,7 @@ from dfrot.runtime.block_runner import hf_config
 _Bytes = list[tuple[str, int, int]]
 _NOT_COMPUTED = {  # entries of a configuration that say nothing about what a model computes
     *("dtype", "torch_dtype", "transformers_version", "_name_or_path", "architectures", "quantization_config"),
-    *("tie_word_embeddings", "model_type"),
+    *("tie_word_embeddings", "model_type", "auto_map"),
 }
 
 

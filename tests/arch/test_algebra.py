@@ -139,7 +139,8 @@ def rotated(folder: Path, out: Path, rotations: Rotations, transforms: Transform
     for name in fuser.jobs:
         fuser.write(name, writer)
     untied = {"tie_word_embeddings": False} if rotations.r1 is not None else {}
-    biases = {arch.spec.bias_key: True} if transforms is not None and transforms.value_shift is not None else {}
+    shifted = transforms is not None and transforms.value_shift is not None
+    biases = {arch.spec.attention_bias_key: True} if shifted else {}
     (out / "config.json").write_text(json.dumps(checkpoint.config | untied | biases))
     open_described(out)  # what comes out fits the description
     return out

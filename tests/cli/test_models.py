@@ -15,7 +15,8 @@ from dfrot.errors import InputError, ResourceError
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty hub cache."""
+    """An empty hub cache, and no package that carries a model."""
+    monkeypatch.setattr("dfrot.hub.PACKAGED", {})
     folder = tmp_path / "hub"
     folder.mkdir()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))

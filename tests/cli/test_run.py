@@ -50,8 +50,8 @@ def test_plan_runs_and_writes_nothing(dfq: Any, recipe: Path, tmp_path: Path, mo
 
 
 def test_plan_of_a_model_that_is_not_here_fetches_nothing(dfq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfrot.hub._download", lambda *a: pytest.fail("it fetched"))
-    monkeypatch.setattr("dfrot.recipe.run.cached_folder", lambda name: None)
+    monkeypatch.setattr("dfrot.hub.download", lambda *a: pytest.fail("it fetched"))
+    monkeypatch.setattr("dfrot.recipe.run.find_local", lambda name: None)
     path = Path(__file__).resolve().parents[2] / "recipes" / "llama3-70b-w4a4kv4.yaml"
     planned = dfq("run", path, "--plan", "--json").json
     assert "would be fetched" in planned["model"]

@@ -129,7 +129,7 @@ def _write_config(folder: Path, plan: RotatePlan) -> None:
     if plan.uses_r1:
         config = untie_config(config)  # R1 gives the head a weight of its own
     if plan.adds_biases:
-        config[plan.arch.spec.bias_key] = True
+        config[plan.arch.spec.attention_bias_key] = True
     if plan.online:
         config["quantization_config"] = DfqConfig(online=plan.online).to_dict()
     write_json(folder / "config.json", config)
