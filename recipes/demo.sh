@@ -49,7 +49,7 @@ echo
 echo "\"$question\""
 echo "  16 bits:          $(cat "$out/answer")"
 for model in w4a8kv4 w4a4kv4 rounded-w4a4kv4; do
-  printf '  %-17s %s\n' "$model:" "$(answer "$out/$model" | head -n 1)"
+  printf '  %-17s %s\n' "$model:" "$(answer "$out/$model" | tr "\n" " ")"
 done
 echo
 echo "The folder of a model serves it: dfq serve --model $out/w4a8kv4"
