@@ -16,7 +16,7 @@ BENCH := build/bench
 # What decides the content of the environment: a change installs again, nothing else does.
 INPUTS := pyproject.toml constraints.txt kernels/CMakeLists.txt $(shell find kernels/csrc -type f)
 
-.PHONY: setup test compat test-slow test-gpu sanitize emulate emulate-sanitize demo demo-draft table recipe ci lint type wheel-check check bench clean
+.PHONY: setup test walkthroughs compat test-slow test-gpu sanitize emulate emulate-sanitize demo demo-draft table recipe ci lint type wheel-check check bench clean
 
 setup: $(STAMP)
 
@@ -106,6 +106,10 @@ table: $(RUN)
 	$(BIN)/dfq compare --model reference --dataset stdlib --seqlen 1024 --windows 48 --batch 6 \
 	  --samples 64 --calibration-seqlen 1024 --out build/table --overwrite
 
+# The walk-throughs of CONTRIBUTING.md, followed literally: 100 s, so that they are no part of `make test`.
+walkthroughs: setup
+	$(BIN)/python -m pytest -q -m slow tests/contributing $(ARGS)
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -117,7 +121,7 @@ type: setup
 wheel-check: setup
 	$(BIN)/python -m pytest -q -m wheel tests/packaging $(ARGS)
 
-check: lint type test wheel-check
+check: lint type test walkthroughs wheel-check
 
 # One recipe, checked against its expected figures: make recipe NAME=llama3-8b-w4a4kv4 [ARGS="--set seed=1"]
 recipe: setup

@@ -196,6 +196,7 @@ def test_killed_and_resumed(
     }
 
 
+@pytest.mark.slow  # trains for 9 s; tests/stages/tune holds what tuning does
 def test_a_tuned_row_stands_beside_its_start(dfq: Any, options: tuple[object, ...], tmp_path: Path) -> None:
     report = dfq(*options, "--tune", 1, "--out", tmp_path / "out", "--json").json
     table = report["tables"]["w4a4kv4"]

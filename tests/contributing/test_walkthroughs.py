@@ -10,6 +10,9 @@ import pytest
 
 Follow = Callable[[str], list[str]]
 
+# 100 s: each follows its diffs in a copy of the tree and runs tests there. `make walkthroughs`, part of `make check`.
+pytestmark = pytest.mark.slow
+
 
 def passed(output: str) -> int:
     """How many tests a pytest run passed."""
