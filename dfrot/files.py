@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import glob
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +75,40 @@ def digest_bytes(*parts: bytes) -> str:
 def digest_json(value: Any) -> str:
     """SHA-256 of the canonical JSON of `value`."""
     return digest_bytes(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
+
+
+@contextlib.contextmanager
+def exclusive(lock: Path, busy: Exception) -> Iterator[None]:
+    """Hold the file `lock`, which is created, alone. Raises `busy` while another process holds it."""
+    with lock.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise busy from None
+        yield
+
+
+def make_cache_folder(folder: Path, fill: Callable[[Path], None], failure: str) -> Path:
+    """`folder`, below HF_HOME, with what `fill(folder)` writes: made aside and renamed, as other processes may, too.
+
+    failure: what a ResourceError says where it cannot be written ("the tokenizer cannot be written")."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+        try:
+            fill(temporary)
+            temporary.chmod(0o755)
+            temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # no other process wrote it meanwhile
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise ResourceError(
+            f"{folder}: {failure} there ({error.strerror}); set HF_HOME to a folder that can be written", file=folder
+        ) from None
+    return folder
 
 
 def require_free_space(folder: Path, needed: int) -> None:

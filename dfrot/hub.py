@@ -10,15 +10,13 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import re
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from dfrot.errors import InputError, ResourceError
-from dfrot.files import read_json
+from dfrot.errors import InputError
+from dfrot.files import make_cache_folder, read_json
 from dfrot.hub_download import download
 from dfrot.inputs.gguf.folder import gguf_file, gguf_folder
 from dfrot.progress import Progress, silent
@@ -297,25 +295,7 @@ def _build_reference_vlm() -> Path:
     folder = reference_vlm_folder()
     if folder.is_dir():
         return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".reference-vlm-", dir=folder.parent))
-        try:
-            build_vlm.write_model(temporary)
-            temporary.chmod(0o755)
-            temporary.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # no other process built it meanwhile
-                raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise ResourceError(
-            f"{folder}: reference-vlm cannot be put together there ({error.strerror}); set HF_HOME to a folder that "
-            "can be written",
-            file=folder,
-        ) from None
-    return folder
+    return make_cache_folder(folder, build_vlm.write_model, "reference-vlm cannot be put together")
 
 
 def _is_complete(folder: Path) -> bool:

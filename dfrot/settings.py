@@ -15,13 +15,15 @@ Settings are read without torch and transformers: modules named `settings.py` im
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from dfrot.errors import InputError
 
+Moded = TypeVar("Moded", bound="HasModes")
 LARGEST_SEED = 2**63 - 1  # of torch.Generator, which reads an int64
 _KEY = "setting"
 
@@ -153,3 +155,29 @@ def check(settings: Any) -> None:
         value = getattr(settings, name)
         if value != default_of(type(settings), name):
             known.check(name, value)
+
+
+class HasModes(Protocol):
+    """What a setting chooses by NAME:MODE."""
+
+    @property
+    def modes(self) -> Sequence[str]:
+        """The modes; a bare name means the first."""
+
+
+def mode_names(table: Mapping[str, HasModes]) -> list[str]:
+    """Every `NAME:MODE` of a table."""
+    return [f"{name}:{mode}" for name, choice in table.items() for mode in choice.modes]
+
+
+def choose_mode(field: str, text: str, table: Mapping[str, Moded]) -> tuple[Moded, str]:
+    """The entry of `table` and the mode that `text`, NAME or NAME:MODE, names. Raises InputError, with what there is,
+    for the setting `field`."""
+    name, _, mode = text.partition(":")
+    choice = table.get(name)
+    if choice is None or (mode and mode not in choice.modes):
+        names = mode_names(table)
+        near = difflib.get_close_matches(text, names, 1, cutoff=0.3)
+        hint = f"; nearest: {near[0]}" if near else ""
+        raise InputError(f"`{field}={text}`: unknown; choose of {', '.join(names)}{hint}", field=field)
+    return choice, mode or choice.modes[0]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import platform
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dfrot.errors import DfqError, ExistsError, MismatchError, ResourceError
-from dfrot.files import digest_json, fsync_folder, read_json, write_json
+from dfrot.files import digest_json, exclusive, fsync_folder, read_json, write_json
 
 JOURNAL, LOCK, REQUEST, RECORD = "journal.jsonl", ".lock", "request.json", "stage.json"
 
@@ -162,13 +161,8 @@ def open_stage(
         raise ResourceError(
             f"{out}: cannot be created ({error.strerror}); choose another `out`", field="out", file=out
         ) from None
-    with (stage.folder / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ExistsError(
-                f"{stage.folder}: another dfq process is working here; wait for it", file=stage.folder
-            ) from None
+    busy = ExistsError(f"{stage.folder}: another dfq process is working here; wait for it", file=stage.folder)
+    with exclusive(stage.folder / LOCK, busy):
         _prepare(stage, resume)
         if stage.finished:
             yield stage

@@ -7,12 +7,10 @@ file.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 
-from dfrot.errors import InputError, ResourceError
-from dfrot.files import digest_bytes, write_json
+from dfrot.errors import InputError
+from dfrot.files import digest_bytes, make_cache_folder, write_json
 from dfrot.inputs.gguf.model import first_part, read_model
 
 SUFFIX = ".gguf"
@@ -51,28 +49,14 @@ def gguf_folder(file: Path) -> Path:
     if folder.is_dir():
         return folder
     model = read_model(file)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".gguf-", dir=folder.parent))
-        try:
-            write_json(temporary / "config.json", model.config)
-            for name, content in model.tokenizer.items():
-                (temporary / name).write_text(content, encoding="utf-8", newline="")
-            (temporary / LINK).symlink_to(file)
-            temporary.chmod(0o755)
-            temporary.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # no other process wrote it meanwhile
-                raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise ResourceError(
-            f"{folder}: the tokenizer of {file.name} cannot be written there ({error.strerror}); set HF_HOME to a "
-            "folder that can be written",
-            file=folder,
-        ) from None
-    return folder
+
+    def fill(temporary: Path) -> None:
+        write_json(temporary / "config.json", model.config)
+        for name, content in model.tokenizer.items():
+            (temporary / name).write_text(content, encoding="utf-8", newline="")
+        (temporary / LINK).symlink_to(file)
+
+    return make_cache_folder(folder, fill, f"the tokenizer of {file.name} cannot be written")
 
 
 def _cache() -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import dfrot
 import dfrot_kernels
 from dfrot.errors import ExistsError, InputError, ResourceError
-from dfrot.files import digest_bytes, digest_json, read_json, remove_partial, write_json
+from dfrot.files import digest_bytes, digest_json, exclusive, read_json, remove_partial, write_json
 
 LOCK = ".lock"
 _CODE = ("*.py", "*.so")
@@ -51,15 +50,12 @@ class CellStore:
                 field="store",
                 file=self.folder,
             ) from None
-        with (self.folder / LOCK).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ExistsError(
-                    f"{self.folder}: another dfq compare is working here; wait for it, or choose another `store`",
-                    field="store",
-                    file=self.folder,
-                ) from None
+        busy = ExistsError(
+            f"{self.folder}: another dfq compare is working here; wait for it, or choose another `store`",
+            field="store",
+            file=self.folder,
+        )
+        with exclusive(self.folder / LOCK, busy):
             yield
 
     def _file(self, request: dict[str, Any]) -> Path:
