@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from dfrot import reference
+from dfrot.data.tokenizer import load_tokenizer
+from dfrot.inputs.gguf.model import read_model
 
 gguf = pytest.importorskip("gguf")
 
@@ -312,3 +314,18 @@ def kit() -> SimpleNamespace:
     return SimpleNamespace(
         MODELS=MODELS, random_model=random_model, write_gguf=write_gguf, logits=logits, gguf_tensors=gguf_tensors
     )
+
+
+@pytest.fixture
+def rebuilt() -> Callable[[Path, Path], Any]:
+    """rebuilt(file, folder): the tokenizer of a file as transformers loads it from the new folder."""
+
+    def build(file: Path, folder: Path) -> Any:
+        model = read_model(file)
+        folder.mkdir()
+        for name, content in model.tokenizer.items():
+            (folder / name).write_text(content)
+        (folder / "config.json").write_text(json.dumps(model.config))
+        return load_tokenizer(folder)
+
+    return build

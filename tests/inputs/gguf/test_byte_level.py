@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -44,17 +43,7 @@ def write(kit: SimpleNamespace, tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def rebuilt(file: Path, folder: Path) -> Any:
-    """The tokenizer of a file as transformers loads it."""
-    model = read_model(file)
-    folder.mkdir()
-    for name, content in model.tokenizer.items():
-        (folder / name).write_text(content)
-    (folder / "config.json").write_text(json.dumps(model.config))
-    return load_tokenizer(folder)
-
-
-def test_equal_to_the_original(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_equal_to_the_original(write: Callable[..., Path], rebuilt: Callable[..., Any], tmp_path: Path) -> None:
     ours, original = rebuilt(write(), tmp_path / "out"), load_tokenizer(reference.path())
     for text in TEXTS + random_texts(200, 0):
         assert ours(text)["input_ids"] == original(text)["input_ids"], text
@@ -67,7 +56,9 @@ def test_equal_to_the_original(write: Callable[..., Path], tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("tag", PRE_TOKENIZERS)
-def test_every_tag_splits_as_llama_cpp_does(tag: str, write: Callable[..., Path], tmp_path: Path) -> None:
+def test_every_tag_splits_as_llama_cpp_does(
+    tag: str, write: Callable[..., Path], rebuilt: Callable[..., Any], tmp_path: Path
+) -> None:
     llama_cpp = pytest.importorskip("llama_cpp")
     file = write(lambda writer: writer.add_tokenizer_pre(tag))
     theirs = llama_cpp.Llama(str(file), vocab_only=True, verbose=False)

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.inputs.gguf.model import read_model
 
@@ -97,23 +96,15 @@ def write(kit: SimpleNamespace, tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def rebuilt(file: Path, folder: Path) -> Any:
-    """The tokenizer of a file as transformers loads it."""
-    model = read_model(file)
-    folder.mkdir()
-    for name, content in model.tokenizer.items():
-        (folder / name).write_text(content)
-    (folder / "config.json").write_text(json.dumps(model.config))
-    return load_tokenizer(folder)
-
-
 def texts() -> list[str]:
     draw = random.Random(0)
     return ["", " ", "  two", *("".join(draw.choice(PIECES) for _ in range(10)) for _ in range(200))]
 
 
 @pytest.mark.parametrize("prefix", [True, False, None])
-def test_as_llama_cpp_tokenizes(prefix: bool | None, write: Callable[..., Path], tmp_path: Path) -> None:
+def test_as_llama_cpp_tokenizes(
+    prefix: bool | None, write: Callable[..., Path], rebuilt: Callable[..., Any], tmp_path: Path
+) -> None:
     llama_cpp = pytest.importorskip("llama_cpp")
     file = write(prefix=prefix)
     theirs = llama_cpp.Llama(str(file), vocab_only=True, verbose=False)
@@ -125,7 +116,7 @@ def test_as_llama_cpp_tokenizes(prefix: bool | None, write: Callable[..., Path],
         assert ours.decode(ours(text)["input_ids"], skip_special_tokens=True).strip() == text.strip()
 
 
-def test_special_tokens_stay_whole(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_special_tokens_stay_whole(write: Callable[..., Path], rebuilt: Callable[..., Any], tmp_path: Path) -> None:
     ours = rebuilt(write(prefix=False), tmp_path / "out")
     ids = ours("the<x> inn</s>", add_special_tokens=False)["input_ids"]
     assert ours.convert_ids_to_tokens(ids)[-1] == "</s>"
@@ -134,7 +125,9 @@ def test_special_tokens_stay_whole(write: Callable[..., Path], tmp_path: Path) -
     assert (ours.bos_token_id, ours.eos_token_id, ours.unk_token_id) == (1, 2, 0)
 
 
-def test_gemma_merges_in_the_order_of_its_tokens(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_gemma_merges_in_the_order_of_its_tokens(
+    write: Callable[..., Path], rebuilt: Callable[..., Any], tmp_path: Path
+) -> None:
     """Runs of spaces are ordinary tokens; scores are not looked at."""
     file = write("gemma3", prefix=False, spaces=True, change=lambda writer: writer.add_token_scores([-1000.0] * 512))
     ours = rebuilt(file, tmp_path / "out")

@@ -13,24 +13,10 @@ from torch import Tensor
 from dfrot.quant import gptq
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.block_runner import BlockRunner
-from dfrot.stages.calibrate.run import calibrate
-from dfrot.stages.calibrate.settings import CalibrateSettings
 from dfrot.stages.quantize.run import quantize
 from dfrot.stages.quantize.settings import QuantizeSettings
 
 Build = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def model(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("model"), online=True)
-
-
-@pytest.fixture(scope="module")
-def cal(model: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("stage") / "cal"
-    calibrate(model, out, CalibrateSettings(str(text), samples=4, seqlen=24))
-    return out
 
 
 def settings(scheme: str = "w4a4kv4", **changes: Any) -> QuantizeSettings:

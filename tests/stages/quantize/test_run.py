@@ -32,18 +32,6 @@ Q = "model.layers.1.self_attn.q_proj"
 DOWN = "model.layers.1.mlp.down_proj"
 
 
-@pytest.fixture(scope="module")
-def model(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("model"), online=True)
-
-
-@pytest.fixture(scope="module")
-def cal(model: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("stage") / "cal"
-    calibrate(model, out, CalibrateSettings(str(text), samples=4, seqlen=24))
-    return out
-
-
 def settings(scheme: str = "w4a4kv4", **changes: Any) -> QuantizeSettings:
     return QuantizeSettings(QuantScheme.parse(scheme), **changes)
 
