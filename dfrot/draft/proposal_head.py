@@ -19,7 +19,6 @@ from dfrot.quant.hessian_error import row_tiles
 from dfrot.quant.linear import QuantLinear
 from dfrot.quant.plan import LinearPlan
 from dfrot.quant.rtn import quantize
-from dfrot.quant.scheme import FULL
 
 COPY_SCHEME = "w4"
 
@@ -46,10 +45,10 @@ def rounded(head: nn.Module) -> QuantLinear:
     """A 4-bit copy of a dense head. Its `prepared` is None where no native kernel reads it; for any other kind of head
     an empty linear is returned."""
     if type(head) is not nn.Linear or head.bias is not None or head.weight.device.type != "cpu":
-        return QuantLinear(LinearPlan("head", 0, 0, True, 4, 0, True, FULL, False, 1.0, None), False, torch.float32)
+        return QuantLinear(LinearPlan("head", 0, 0, True, 4, 0, True), False, torch.float32)
     (rows, columns), scheme = head.weight.shape, SCHEMES[COPY_SCHEME]
     group = scheme.w_group if columns % scheme.w_group == 0 else 0
-    plan = LinearPlan("head", rows, columns, True, scheme.w_bits, group, True, FULL, False, 1.0, None)
+    plan = LinearPlan("head", rows, columns, True, scheme.w_bits, group, True)
     parts = [quantize(part, None, scheme).packed() for part in row_tiles(head.weight)]
     copy = QuantLinear(plan, False, torch.float32)
     stored = {"weight_packed": [part.packed for part in parts], "weight_scale": [part.scale for part in parts]}

@@ -25,7 +25,7 @@ BFLOAT16_BYTES = 2
 def _plan(name: str, linear: nn.Linear, scheme: QuantScheme) -> LinearPlan:
     group = scheme.w_group if scheme.w_group and linear.in_features % scheme.w_group == 0 else 0
     rows, columns = linear.out_features, linear.in_features
-    return LinearPlan(name, rows, columns, True, scheme.w_bits, group, True, FULL, False, 1.0, None)
+    return LinearPlan(name, rows, columns, True, scheme.w_bits, group, True)
 
 
 def _linears(draft: nn.Module) -> list[tuple[str, nn.Linear]]:

@@ -1,11 +1,20 @@
-"""What a packed weight that was read from a file must satisfy before it is used."""
+"""The buffers of a packed weight in a module, and what they must satisfy once they were read from a file."""
 
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from dfrot.errors import InputError
+from dfrot.quant.plan import LinearPlan, packed_tensors
 from dfrot_kernels.layouts import PackedWeight
+
+
+def register_packed_weight(module: nn.Module, plan: LinearPlan) -> None:
+    """Give a module the tensors of `packed_tensors` as buffers without values; a symmetric grid has no zeros: None."""
+    module.register_buffer("weight_zero", None)
+    for name, (dtype, shape) in packed_tensors(plan).items():
+        module.register_buffer(name.rpartition(".")[2], torch.empty(shape, dtype=dtype))
 
 
 def check_packed_weight(weight: PackedWeight, name: str) -> None:

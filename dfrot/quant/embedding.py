@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import dfrot_kernels  # noqa: F401  (registers torch.ops.dfq)
-from dfrot.quant.checked import check_packed_weight
+from dfrot.quant.checked import check_packed_weight, register_packed_weight
 from dfrot.quant.plan import LinearPlan
 from dfrot_kernels.layouts import PackedWeight
 
@@ -27,10 +27,7 @@ class QuantEmbedding(nn.Module):
         super().__init__()
         self.plan, self.dtype, self.factor = plan, dtype, factor
         self.num_embeddings, self.embedding_dim = plan.rows, plan.cols
-        self.register_buffer("weight_packed", torch.empty(plan.rows, plan.row_bytes, dtype=torch.uint8))
-        self.register_buffer("weight_scale", torch.empty(plan.rows, plan.groups, dtype=torch.bfloat16))
-        zero = None if plan.w_sym else torch.empty(plan.rows, plan.groups, dtype=torch.uint8)
-        self.register_buffer("weight_zero", zero)
+        register_packed_weight(self, plan)
 
     def stored_weight(self) -> PackedWeight:
         """The table as the kernels' value type."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfrot.compat.forward import has_replaced_forward
-from dfrot.quant.checked import check_packed_weight
+from dfrot.quant.checked import check_packed_weight, register_packed_weight
 from dfrot.quant.plan import LinearPlan
 from dfrot.quant.rotated_linear import RotatedLinear
 from dfrot.quant.scheme import FULL
@@ -45,10 +45,7 @@ class QuantLinear(RotatedLinear):
         """Tensors without values, for loading. bias: whether there is one, of this dtype."""
         super().__init__(plan, bias, dtype)
         self.prepared: PreparedWeight | None = None
-        self.register_buffer("weight_packed", torch.empty(plan.rows, plan.row_bytes, dtype=torch.uint8))
-        self.register_buffer("weight_scale", torch.empty(plan.rows, plan.groups, dtype=torch.bfloat16))
-        zero = None if plan.w_sym else torch.empty(plan.rows, plan.groups, dtype=torch.uint8)
-        self.register_buffer("weight_zero", zero)
+        register_packed_weight(self, plan)
 
     def stored_weight(self) -> PackedWeight:
         """The stored weight as the kernels' value type."""

@@ -34,13 +34,13 @@ class LinearPlan:
     """Columns that share a weight scale; 0: per row."""
     w_sym: bool
     """The weight has no zero codes."""
-    a_bits: int
+    a_bits: int = FULL
     """Bits of the rotated input, quantized per token."""
-    a_sym: bool
+    a_sym: bool = False
     """The input has no zero code."""
-    a_clip: float
+    a_clip: float = 1.0
     """Clip ratio of the input."""
-    hadamard: HadamardSpec | None
+    hadamard: HadamardSpec | None = None
     """Rotation of the input before anything else (R4)."""
     lookup: bool = False
     """An embedding: its rows are looked up, and nothing is multiplied."""
@@ -120,8 +120,9 @@ def _plan_embedding(arch: BoundArch, config: DfqConfig) -> dict[str, LinearPlan]
     table, name = config.embed, arch.spec.embed
     if not table.quantized:
         return {}
-    grid, activations = (table.bits, table.group, table.symmetric), (FULL, False, 1.0)
-    plan = LinearPlan(name, arch.vocab_size, arch.hidden, not config.fake, *grid, *activations, None, lookup=True)
+    plan = LinearPlan(
+        name, arch.vocab_size, arch.hidden, not config.fake, table.bits, table.group, table.symmetric, lookup=True
+    )
     return {name: plan}
 
 

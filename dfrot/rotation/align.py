@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dfrot.rotation.refinement.calibration_rows import CalibrationRows
+from dfrot.rotation.refinement.polar import polar
 
 ROUNDS = 40  # of signs and rotation
 ANCHOR = 0.02  # weight of the start beside the means, whose weights add up to 1
@@ -45,10 +46,8 @@ def aligned(start: Tensor, means: Tensor, rounds: int = ROUNDS) -> Tensor:
     for _ in range(rounds):
         target = torch.sign(turned) * size**-0.5
         basis = torch.linalg.qr(torch.cat([now, target]).T).Q
-        left, _, right = torch.linalg.svd(
-            ANCHOR * torch.eye(basis.shape[1], dtype=basis.dtype) + (weighted @ basis).T @ (target @ basis)
-        )
-        inner = left @ right - torch.eye(basis.shape[1], dtype=basis.dtype)
+        identity = torch.eye(basis.shape[1], dtype=basis.dtype)
+        inner = polar(ANCHOR * identity + (weighted @ basis).T @ (target @ basis)) - identity
         turned = now + now @ basis @ inner @ basis.T
     return start + start @ basis @ inner @ basis.T
 

@@ -26,7 +26,7 @@ from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.errors import InputError, MismatchError, UnsupportedError
 from dfrot.rotation.hadamard import hadamard_transform
 from dfrot.rotation.online import HadamardSpec
-from dfrot.rotation.transforms import Transforms, attention_linears, head_norm_factor, per_query_head
+from dfrot.rotation.transforms import Transforms, head_norm_factor, per_query_head
 
 CHUNK = 32 << 20  # bytes of float64 that one step computes
 
@@ -123,7 +123,7 @@ class Fuser:
         """The jobs of one block."""
         spec, arch = self.arch.spec, self.arch
         jobs: dict[str, _Job] = {}
-        gains = {}  # linear -> name and offset of the gain in front of it
+        gains = {}  # linear -> name and offset of the gain in front of it, and the number of its norm
         for number, norm in enumerate(spec.norms):
             name = f"{arch.full(layer, norm.name)}.weight"
             jobs[name] = self._norm(name, norm.offset)
@@ -151,7 +151,7 @@ class Fuser:
         """The job of a linear's bias, which a shift of the values may create."""
         shift, stored = self.transforms.value_shift, f"{name}.bias"
         job = _Job(stored, layer, writes=linear.writes, linear=linear)
-        if shift is None or linear.name not in attention_linears(self.arch):
+        if shift is None or self.arch.spec.bias_switch(linear.name) != self.arch.spec.attention_bias_key:
             return job
         if stored not in self.checkpoint:
             job = replace(job, source=f"{name}.weight", rows=self.arch.shape(linear)[0])

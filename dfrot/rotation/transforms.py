@@ -19,10 +19,8 @@ import torch
 from torch import Tensor
 
 from dfrot.arch import BoundArch
-from dfrot.arch.space import Size
-from dfrot.checkpoint import read_header, read_tensor
-from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.errors import InputError, MismatchError, UnsupportedError
+from dfrot.tensor_file import load_tensors, save_tensors
 
 TRANSFORMS_FILE = "transforms.safetensors"
 
@@ -41,9 +39,6 @@ class Transforms:
     """[layers, kv heads, D]: factors of key channels; query channels are divided by them."""
     norm: Tensor | None = None
     """[layers, norms, hidden]: gains in the basis of R1; what the norm feeds is divided by them."""
-
-    def __bool__(self) -> bool:
-        return any(getattr(self, item.name) is not None for item in fields(self))
 
     def shapes(self, arch: BoundArch) -> dict[str, tuple[int, ...]]:
         """The shape of every map for a model."""
@@ -85,23 +80,16 @@ class Transforms:
     def save(self, path: Path) -> None:
         """Write one safetensors file, atomically."""
         tensors = {item.name: getattr(self, item.name) for item in fields(self)}
-        tensors = {name: value for name, value in tensors.items() if value is not None}
-        plan = [TensorPlan(name, torch.float64, tuple(value.shape)) for name, value in tensors.items()]
-        temporary = f".{path.name}.partial"
-        writer = SafetensorsWriter(path.parent, plan, stem=temporary)
-        for name, value in tensors.items():
-            writer.write(name, value.contiguous())
-        writer.sync()
-        (path.parent / f"{temporary}.safetensors").replace(path)
+        save_tensors(path, {name: value.contiguous() for name, value in tensors.items() if value is not None})
 
     @classmethod
     def load(cls, path: Path) -> Transforms:
         """The inverse of `save`. Raises InputError when the file is damaged or holds something else."""
-        entries = read_header(path)
+        tensors = load_tensors(path)
         known = {item.name for item in fields(cls)}
-        if unknown := sorted(set(entries) - known):
+        if unknown := sorted(set(tensors) - known):
             raise InputError(f"{path}: tensor {unknown[0]}: is no transform; written by a newer dfq?", file=path)
-        return cls(**{name: read_tensor(entry).to(torch.float64) for name, entry in entries.items()})
+        return cls(**{name: tensor.to(torch.float64) for name, tensor in tensors.items()})
 
 
 def refuses_shift(arch: BoundArch) -> str | None:
@@ -143,9 +131,3 @@ def rotary_width(arch: BoundArch) -> int:
     parameters = arch.config.get("rope_parameters") or arch.config.get("rope_scaling") or {}
     share = arch.config.get("partial_rotary_factor") or parameters.get("partial_rotary_factor") or 1.0
     return int(arch.head_dim * share)
-
-
-def attention_linears(arch: BoundArch) -> tuple[str, ...]:
-    """The linears of a block that have a bias where `ArchSpec.attention_bias_key` says so."""
-    rows = (Size.QUERIES, Size.KEY_VALUES)
-    return tuple(linear.name for linear in arch.spec.linears if linear.rows in rows or linear.cols == Size.QUERIES)

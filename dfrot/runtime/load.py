@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from dfrot.quant.dense_linear import simulate
 from dfrot.quant.plan import check_packed, plan_linears
 from dfrot.runtime.block_runner import hf_config
 from dfrot.runtime.install import base_model_of, use_capped_attention
+from dfrot.runtime.transformers_reading import key_mapping
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -107,7 +107,7 @@ def load_model(path: Path | str, dtype: torch.dtype | str | None = None, fake: b
             model, info = loader.from_pretrained(
                 **source,
                 dtype=_resolve_dtype(checkpoint, dtype),
-                key_mapping={f"^{re.escape(checkpoint.prefix)}": ""} if checkpoint.prefix else None,
+                key_mapping=key_mapping(checkpoint),
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,

@@ -155,7 +155,9 @@ class NativeDecoder:
 
     def _checked_cache(self, base: Any, kwargs: dict[str, Any]) -> Any:
         """The cache of a call that fits; raises NotServable with the reason otherwise. Cheap: it runs on every step."""
-        if self._linears and self.unfit and self._current_linears(base) != self._linears:
+        past = kwargs.get("past_key_values")
+        begins = past is None or not past.get_seq_length()
+        if begins and self._linears and self.unfit and self._current_linears(base) != self._linears:
             self.unfit = None
         if self.unfit:
             raise NotServable(self.unfit)

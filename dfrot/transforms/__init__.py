@@ -6,7 +6,7 @@ One module each behind one interface (`base.FreeTransform`); `dfrot.rotation.tra
 from __future__ import annotations
 
 from dfrot.settings import choose_mode
-from dfrot.transforms.base import BlockMaps, BlockView, FreeTransform, stacked
+from dfrot.transforms.base import FreeTransform
 from dfrot.transforms.key_scale import KeyScale
 from dfrot.transforms.up_down import UpDown
 from dfrot.transforms.value_heads import HeadCenter, HeadScale, HeadWhiten
@@ -22,4 +22,4 @@ def parse_transform(text: str) -> tuple[FreeTransform, str]:
     return choose_mode("transform", text, TRANSFORMS)
 
 
-__all__ = ["TRANSFORMS", "BlockMaps", "BlockView", "FreeTransform", "parse_transform", "stacked"]
+__all__ = ["TRANSFORMS", "FreeTransform", "parse_transform"]

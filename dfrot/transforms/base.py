@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dfrot.arch import BoundArch, Linear, Space
 from dfrot.calib.taps import inner_linear
-from dfrot.rotation.transforms import Transforms, per_query_head
+from dfrot.rotation.transforms import Transforms
 from dfrot.transforms.moments import BlockMoments
 
 
@@ -82,14 +82,9 @@ class FreeTransform(Protocol):
     """What `NAME:MODE` calls it."""
     modes: tuple[str, ...]
     """Its variants; the first is the default."""
-    help: str
-    """What it does, in a few words."""
 
     def refuses(self, arch: BoundArch) -> str | None:
         """Why an architecture cannot have it, or None."""
 
     def solve(self, view: BlockView, maps: BlockMaps, mode: str) -> dict[str, Any]:
         """Add this transform's numbers for one block to `maps`; returns what the record shall say, as JSON."""
-
-
-__all__ = ["BlockMaps", "BlockView", "FreeTransform", "per_query_head", "stacked"]

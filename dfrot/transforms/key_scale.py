@@ -24,7 +24,6 @@ class KeyScale:
 
     name = "key-scale"
     modes: tuple[str, ...] = ("product",)
-    help = "scales the channels of keys, and those of queries inversely"
 
     def refuses(self, arch: BoundArch) -> str | None:
         """As `FreeTransform.refuses`."""

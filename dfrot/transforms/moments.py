@@ -6,8 +6,7 @@ share of its size. Moments of the inputs of o and down therefore count every tok
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -69,18 +68,14 @@ class ChannelMoments:
         self.count += len(rows)
 
 
-@dataclass
 class BlockMoments:
     """The moments of one block."""
 
-    arch: BoundArch
-    down: dict[int, ChannelMoments] = field(default_factory=dict)
-    """Input of the down projection, by expert (0 without a mixture)."""
-
-    def __post_init__(self) -> None:
-        heads, width = self.arch.n_kv_heads, self.arch.head_dim
-        for expert in range(max(1, self.arch.n_experts)):
-            self.down[expert] = ChannelMoments(self.arch.intermediate)
+    def __init__(self, arch: BoundArch) -> None:
+        self.arch = arch
+        heads, width = arch.n_kv_heads, arch.head_dim
+        self.down = [ChannelMoments(arch.intermediate) for _ in range(max(1, arch.n_experts))]
+        """Input of the down projection, by expert (0 without a mixture)."""
         self.values = VectorMoments(heads, width)
         """Of every kv head."""
         self.mixed = VectorMoments(heads, width)
@@ -89,10 +84,6 @@ class BlockMoments:
         """Summed squares of the queries of a group behind RoPE."""
         self.key = torch.zeros(heads, width, dtype=torch.float64)
         """Summed squares of keys behind RoPE."""
-        self.key_sum = torch.zeros(heads, width, dtype=torch.float64)
-        """Summed keys behind RoPE."""
-        self.tokens = 0
-        """Tokens that were seen."""
 
     def tap(self, tap: Tap, x: Tensor, rows: Tensor | None) -> None:
         """As `observe_taps` calls it: x [..., K] is about to enter the linears of a tap."""
@@ -115,8 +106,6 @@ class BlockMoments:
         self.values.add(value)
         self.query += query.reshape(heads, -1, width).square().sum(1, dtype=torch.float64)
         self.key += key.square().sum(1, dtype=torch.float64)
-        self.key_sum += key.sum(1, dtype=torch.float64)
-        self.tokens += key.shape[1]
 
 
 Visit = Callable[[int, nn.Module, BlockMoments], None]
@@ -128,7 +117,7 @@ def visit_blocks(runner: BlockRunner, windows: Tensor, visit: Visit, progress: P
     """Run `windows` int64 [samples, seqlen] through the model, block by block, one window at a time; call `visit` once
     for each block."""
     arch = runner.arch
-    hidden = list(_embedded(runner, windows))
+    hidden = [runner.embed(window[None]) for window in windows]
     taps = [tap for tap in arch.taps() if tap.reads in (Space.MLP, Space.VALUE)]
     for layer in range(arch.n_layers):
         progress("moments", layer, arch.n_layers)
@@ -139,8 +128,3 @@ def visit_blocks(runner: BlockRunner, windows: Tensor, visit: Visit, progress: P
         visit(layer, block, moments)
         del block
     progress("moments", arch.n_layers, arch.n_layers)
-
-
-def _embedded(runner: BlockRunner, windows: Tensor) -> Iterator[Tensor]:
-    """The embeddings of each window, [1, seqlen, hidden]."""
-    return (runner.embed(window[None]) for window in windows)

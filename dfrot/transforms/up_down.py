@@ -24,7 +24,6 @@ class UpDown:
 
     name = "up-down"
     modes: tuple[str, ...] = ("rms", "max")
-    help = "scales the channels between up and down projection"
 
     def refuses(self, arch: BoundArch) -> str | None:
         """As `FreeTransform.refuses`."""

@@ -30,7 +30,6 @@ class HeadCenter:
 
     name = "head-center"
     modes: tuple[str, ...] = ("output", "values")
-    help = "subtracts a mean from the values"
 
     def refuses(self, arch: BoundArch) -> str | None:
         """As `FreeTransform.refuses`."""
@@ -52,7 +51,6 @@ class HeadScale:
 
     name = "head-scale"
     modes: tuple[str, ...] = ("product", "rms")
-    help = "scales each value head"
 
     def refuses(self, arch: BoundArch) -> str | None:
         """As `FreeTransform.refuses`."""
@@ -74,7 +72,6 @@ class HeadWhiten:
 
     name = "head-whiten"
     modes: tuple[str, ...] = ("joint", "output")
-    help = "multiplies each value head by the matrix that balances it with the output projection"
 
     def refuses(self, arch: BoundArch) -> str | None:
         """As `FreeTransform.refuses`."""

@@ -19,6 +19,7 @@ from dfrot.outliers.fixes.base import Change, Context, scaled_rows
 from dfrot.outliers.measure.block_view import BlockCapture, run_and_capture
 from dfrot.outliers.measure.quantization_errors import BITS, to_hadamard_basis
 from dfrot.quant.activations import fake_quantize_kv
+from dfrot.rotation.transforms import per_query_head
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 QUERIES = 256  # sampled for the error of the scores
@@ -57,8 +58,7 @@ def _scale_projections(change: Change, context: Context, layer: int, scale: Tens
     """Divide the key projection of a layer by scale [kv heads, D] and multiply the query projection by it."""
     arch = context.arch
     query, key = (linear.name for linear in arch.spec.linears if linear.writes == "qk")
-    groups = arch.n_heads // arch.n_kv_heads
-    factors = {key: (1 / scale).flatten(), query: scale.repeat_interleave(groups, 0).flatten()}
+    factors = {key: (1 / scale).flatten(), query: per_query_head(arch, scale).flatten()}
     for name, factor in factors.items():
         for part in ("weight", "bias"):
             tensor = f"{arch.full(layer, name)}.{part}"

@@ -74,13 +74,13 @@ def _make_r1(plan: RotatePlan, file: Path, progress: Progress) -> tuple[Tensor, 
     release_memory()
     matrix = draw(plan.arch.hidden, settings.seed)
     report: dict[str, Any] = {}
-    means = tap_means(rows)
-    if settings.align:
+    means = tap_means(rows) if settings.align else None
+    if means is not None:
         matrix = aligned(matrix, means)
     if settings.method == "dfrot":
         matrix, refinement = _refined(plan, rows, matrix, progress)
         report |= refinement
-    if settings.align:
+    if means is not None:
         shares = {"mean": mean_share(rows, means), "constant": constant_share(matrix, means)}
         report["align"] = {name: float(f"{share:.3g}") for name, share in shares.items()}
         signs = gain_signs(matrix, means)

@@ -91,9 +91,9 @@ class RotatePlan:
     def layout(self) -> Fuser:
         """A fuser that knows the tensors of the result, and holds no matrix yet."""
         r1 = torch.empty(1, dtype=torch.float64).expand(self.arch.hidden, self.arch.hidden) if self.uses_r1 else None
-        shift = self.adds_biases
-        shape = (self.arch.n_layers, self.arch.n_kv_heads, self.arch.head_dim)
-        maps = Transforms(value_shift=torch.zeros(1, dtype=torch.float64).expand(shape) if shift else None)
+        shape = Transforms().shapes(self.arch)["value_shift"]
+        shift = torch.zeros(1, dtype=torch.float64).expand(shape) if self.adds_biases else None
+        maps = Transforms(value_shift=shift)
         return Fuser(self.checkpoint, self.arch, Rotations(r1=r1, r4=self.online.r4), maps)
 
     def to_dict(self) -> dict[str, Any]:
