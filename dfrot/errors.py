@@ -65,3 +65,8 @@ class GateError(DfqError):
     """A result failed dfq's own equivalence check and was not published."""
 
     exit_code = 1
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of an error of another package, or its type where it says nothing: for messages of one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

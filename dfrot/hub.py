@@ -149,18 +149,19 @@ def resolve_model(model: str, progress: Progress = silent, note: Callable[[str],
 
 def find_local(model: str) -> Path | None:
     """As `resolve_model`, for what lies on this machine already; None for anything else."""
-    if model == REFERENCE_VLM:
-        return reference_vlm_folder() if reference_vlm_folder().is_dir() else None
     if Path(model).expanduser().exists() or model == REFERENCE:
         return _shipped_or_file(model)
+    if model == REFERENCE_VLM:
+        folder = reference_vlm_folder()
+        return folder if folder.is_dir() else None
     try:
         target = parse_hub_name(model)
     except InputError:
         return None
-    folder = cached_folder(target.hub_id, target.revision)
-    if folder is None and (file := packaged_file(model.lower())) is not None:
+    cached = cached_folder(target.hub_id, target.revision)
+    if cached is None and (file := packaged_file(model.lower())) is not None:
         return gguf_folder(file)
-    return folder
+    return cached
 
 
 def _shipped_or_file(model: str) -> Path | None:

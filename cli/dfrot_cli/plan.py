@@ -32,12 +32,11 @@ def numbered(folders: Sequence[Path]) -> dict[str, Any]:
 def _rendering(inputs: Mapping[str, Any], dataset: Any) -> str | None:
     """How conversations of the dataset will become text; None where it has none, or no model is read."""
     folder = inputs.get("model", inputs.get("model 1"))
-    if not isinstance(folder, Path) or not isinstance(dataset, str) or not Path(dataset).is_file():
+    if not isinstance(folder, Path) or not isinstance(dataset, str):
         return None
     from dfrot.data.text import rendering_of
-    from dfrot.data.tokenizer import load_tokenizer
 
-    return rendering_of(dataset, load_tokenizer(folder))
+    return rendering_of(dataset, folder)
 
 
 def plan(kind: str, inputs: Mapping[str, Any], settings: Any, out: Path | None, common: Common) -> None:

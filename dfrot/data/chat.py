@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dfrot.errors import InputError
+from dfrot.errors import InputError, reason_of
 
 Render = Callable[[Sequence[Mapping[str, Any]], str], str]
 """(messages, location for errors) -> text."""
@@ -49,7 +49,7 @@ class ChatRenderer:
         try:
             return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=False))
         except Exception as error:  # templates raise whatever their authors chose
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = reason_of(error)
             raise InputError(f"{location}: the chat template refuses it ({reason}); mend or remove the row") from None
 
     def without_second_bos(self, text: str) -> str:
@@ -88,7 +88,7 @@ def answer_mask(
             mask += [False] * (len(prompt) - len(ids)) + [True] * (len(with_answer) - len(prompt))
             ids = with_answer
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = reason_of(error)
         raise InputError(f"{where}: the chat template refuses it ({reason})") from None
     if mask:
         mask[-1] = False  # nothing is drafted behind the token that ends the conversation

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dfrot.data.jsonl import json_values
-from dfrot.errors import InputError, ResourceError
+from dfrot.data.unicode_text import read_utf8
+from dfrot.errors import InputError, ResourceError, reason_of
 
 COLUMNS = ("text", "messages", "conversations", "prompt", "completion")  # of parquet files, one of them at least
 BESIDE = ("system", "images", "image")  # read, too, where a file has them
@@ -29,10 +30,9 @@ def row_values(path: Path) -> Iterator[tuple[Any, str]]:
 
 
 def _json_list(path: Path) -> Iterator[tuple[Any, str]]:
+    text = read_utf8(path)
     try:
-        rows = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 at byte {error.start}; convert the file to UTF-8", file=path) from None
+        rows = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error}); mend it, or give .jsonl", file=path) from None
     if not isinstance(rows, list):
@@ -63,7 +63,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[Any, str]]:
                     yield _without_nulls(row), f"{path}, row {number}"
                     number += 1
     except (pyarrow.ArrowException, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = reason_of(error)
         raise InputError(f"{path}: no parquet file that can be read ({reason})", file=path) from error
 
 

@@ -22,6 +22,7 @@ from dfrot.data.chat import ChatRenderer, Render
 from dfrot.data.dataset_rows import read_rows
 from dfrot.data.row_files import SUFFIXES
 from dfrot.data.text_rows import READERS, read_texts
+from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import InputError
 
 Split = Literal["train", "test"]
@@ -52,6 +53,11 @@ class Text:
         """What records say beside the digest: {"conversations": rendering} where there are conversations."""
         return {} if self.rendering is None else {"conversations": self.rendering}
 
+    @property
+    def record(self) -> dict[str, str]:
+        """How reports name the text."""
+        return {"name": self.name, "split": self.split, "digest": self.digest, **self.rendered}
+
 
 def load_text(dataset: str, split: Split, tokenizer: Any | None = None) -> Text:
     """A split of `dataset`: ``wikitext2``, ``stdlib``, or a path.
@@ -76,13 +82,14 @@ def load_text(dataset: str, split: Split, tokenizer: Any | None = None) -> Text:
     return Text(dataset, split, body, renderer.name if renderer.count else None)
 
 
-def rendering_of(dataset: str, tokenizer: Any | None) -> str | None:
-    """How `load_text` renders the conversations of a file, None where its first row is text: reads that row only."""
+def rendering_of(dataset: str, model: Path) -> str | None:
+    """How `load_text` renders the conversations of a file with the tokenizer in the folder `model`, None where its
+    first row is text: reads that row only, and the tokenizer where it is a conversation."""
     path = Path(dataset)
     if not path.is_file() or path.suffix not in SUFFIXES:
         return None
     first = next(read_rows(path), None)
-    return ChatRenderer(tokenizer).name if first is not None and first.messages else None
+    return ChatRenderer(load_tokenizer(model)).name if first is not None and first.messages else None
 
 
 def dataset_label(dataset: str) -> str:

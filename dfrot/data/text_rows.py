@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dfrot.data.chat import Render, plain_turns
 from dfrot.data.dataset_rows import read_rows
+from dfrot.data.unicode_text import read_utf8
 from dfrot.errors import InputError
 
 
@@ -29,21 +30,14 @@ def read_texts(path: Path, render: Render = plain_turns) -> list[str]:
         ) from error
 
 
-def _decode(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 at byte {error.start}; convert the file to UTF-8", file=path) from error
-
-
 def _plain_text(path: Path, render: Render) -> list[str]:
     """A text file is one row, line breaks included."""
-    return [_decode(path)]
+    return [read_utf8(path)]
 
 
 def _wikitext(path: Path, render: Render) -> list[str]:
     """One row per line, the line break kept, blank lines as empty rows: the rows of the hub's `wikitext` dataset."""
-    lines = _decode(path).replace("\r\n", "\n").split("\n")
+    lines = read_utf8(path).replace("\r\n", "\n").split("\n")
     rows = [f"{line}\n" for line in lines[:-1]] + lines[-1:] * bool(lines[-1])
     return [row if row.strip() else "" for row in rows]
 

@@ -77,19 +77,27 @@ _BYTE_LEVEL = {chr(byte): byte for byte in _PRINTABLE}
 _BYTE_LEVEL |= {chr(256 + n): byte for n, byte in enumerate(sorted(set(range(256)) - set(_PRINTABLE)))}
 
 
-def token_bytes(tokenizer: Any, token: int) -> bytes:
-    """The UTF-8 bytes that a token stands for, which may be part of a character; of a special token, its name."""
-    piece = tokenizer.convert_ids_to_tokens(token)
-    if not isinstance(piece, str):  # an id without a token
-        return b""
-    if token in tokenizer.all_special_ids or token in tokenizer.added_tokens_decoder:
-        return piece.encode()
-    if (fallback := _BYTE_FALLBACK.fullmatch(piece)) is not None:
-        return bytes.fromhex(fallback[1])
-    decoder = repr(getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", ""))
-    if "ByteLevel" in decoder and all(char in _BYTE_LEVEL for char in piece):
-        return bytes(_BYTE_LEVEL[char] for char in piece)
-    return piece.replace("\u2581", " ").encode()
+class TokenBytes:
+    """The UTF-8 bytes that tokens stand for. What it asks the tokenizer once would be made anew at every question."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.special = frozenset(tokenizer.all_special_ids)
+        self._named = self.special | frozenset(tokenizer.added_tokens_decoder)
+        self._byte_level = "ByteLevel" in repr(getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", ""))
+
+    def __call__(self, token: int) -> bytes:
+        """The bytes of a token, which may be part of a character; of a special token, its name."""
+        piece = self._tokenizer.convert_ids_to_tokens(token)
+        if not isinstance(piece, str):  # an id without a token
+            return b""
+        if token in self._named:
+            return piece.encode()
+        if (fallback := _BYTE_FALLBACK.fullmatch(piece)) is not None:
+            return bytes.fromhex(fallback[1])
+        if self._byte_level and all(char in _BYTE_LEVEL for char in piece):
+            return bytes(_BYTE_LEVEL[char] for char in piece)
+        return piece.replace("\u2581", " ").encode()
 
 
 _CACHE_SIZE = 4

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dfrot.errors import MismatchError
 from dfrot.evaluate.baseline import Baseline
-from dfrot.evaluate.intervals import mean_interval
+from dfrot.evaluate.intervals import as_list, mean_interval
 from dfrot.evaluate.logits import LikeliestTokens, RunningLogSumExp, TiledHead, TokenLogits
 from dfrot.evaluate.settings import LEVEL
 
@@ -146,9 +146,9 @@ class TokenDivergence:
         indices = {q: int(q * (len(ordered) - 1)) for q in QUANTILES}
         return {
             "kl": mean,
-            "kl_ci": None if interval is None else list(interval),
+            "kl_ci": as_list(interval),
             "top1": top1,
-            "top1_ci": None if top1_interval is None else list(top1_interval),
+            "top1_ci": as_list(top1_interval),
             "kl_quantiles": {str(q): float(ordered[index]) for q, index in indices.items()},
             "kl_max": float(ordered[-1]),
             "probability_change_rms": float(self.change.double().square().mean().sqrt()),

@@ -20,6 +20,11 @@ Interval = tuple[float, float] | None
 LARGEST_EXPONENT = 700.0  # exp of more overflows float64
 
 
+def as_list(interval: Interval) -> list[float] | None:
+    """An interval as JSON."""
+    return None if interval is None else list(interval)
+
+
 def mean_interval(values: Tensor, level: float = LEVEL) -> tuple[float, Interval]:
     """Mean of float [n] and its two-sided Student t interval at confidence `level`."""
     values = values.double()

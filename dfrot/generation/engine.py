@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from dfrot.data.conversation_rows import MAX_IMAGES
 from dfrot.data.images import read_image
-from dfrot.data.tokenizer import load_tokenizer
+from dfrot.data.tokenizer import TokenBytes, load_tokenizer
 from dfrot.data.unicode_text import check_unicode
-from dfrot.errors import InputError
+from dfrot.errors import InputError, reason_of
 from dfrot.generation.load_target import end_token_ids, load_target
 from dfrot.generation.output import CONTEXT_LENGTH_EXCEEDED, GenerationOutput, StopCriteria
 from dfrot.generation.plain import plain_steps
@@ -157,15 +158,13 @@ class Engine:
                 )
             )
         except Exception as error:  # templates raise whatever their authors chose
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = reason_of(error)
             raise InputError(f"messages: refused by the model's chat template ({reason})") from None
 
-    @property
-    def calls_tools_in_tags(self) -> bool:
-        """Whether the template has the model write calls of tools as `<tool_call>{"name", "arguments"}</tool_call>`
-        (Hermes, Qwen)."""
-        templates = getattr(self.tokenizer, "chat_template", None) or ""
-        return all(mark in str(templates) for mark in ("<tool_call>", "</tool_call>", "arguments"))
+    @cached_property
+    def token_bytes(self) -> TokenBytes:
+        """The bytes of the tokenizer's tokens."""
+        return TokenBytes(self.tokenizer)
 
     @property
     def takes_images(self) -> bool:

@@ -44,8 +44,7 @@ class Target:
         self.drafted = drafted
         heads = int(self.config.num_attention_heads)
         self.group = heads // int(getattr(self.config, "num_key_value_heads", None) or heads)
-        batched_modules = [self.decoder, *([] if self._dense_head() is not None else [self.head_module])]
-        self.batch_invariance = BatchInvariance(batched_modules)
+        self.batch_invariance = BatchInvariance([self.decoder])
         self._head_invariance = BatchInvariance([self.head_module])
         if drafted and attention_name(model) not in ROW_WISE:
             raise UnsupportedError(
@@ -113,17 +112,15 @@ class Target:
         weight = self._dense_head()
         if weight is None:
             parts = torch.split(features.reshape(1, -1, features.shape[-1]), HEAD_ROWS, dim=1)
-            return torch.cat([self._alike(part) for part in parts], dim=1).view(*features.shape[:-1], -1)
+            outputs = []
+            for part in parts:
+                with self._head_invariance.rows(part.shape[1]):
+                    outputs.append(self.head(part))
+            return torch.cat(outputs, dim=1).view(*features.shape[:-1], -1)
         if any((self.head_module._forward_hooks, self.head_module._forward_pre_hooks)):  # hooks must see the call
             rows = [self.head(row[None]) for row in features.reshape(-1, features.shape[-1])]
             return torch.cat(rows).view(*features.shape[:-1], -1)
         return self.scale_logits(dense(features.to(weight.dtype), weight))
-
-    def _alike(self, rows: Tensor) -> Tensor:
-        """`head` of rows [1, n, d], one by one where its product depends on how many there are."""
-        if rows.shape[1] > 1 and self._head_invariance.dependent(rows.shape[1]):
-            return torch.cat([self.head(row[None, None]) for row in rows[0]], dim=1)
-        return self.head(rows)
 
     def _dense_head(self) -> Tensor | None:
         """The weight of a head that the native product of a few rows can read in place, or None."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from dfrot.errors import ExistsError, InputError, ResourceError
 from dfrot.files import digest_json, read_json, remove_partial, write_json
-from dfrot.hub import REFERENCE, find_local, resolve_model
+from dfrot.hub import find_local, resolve_model
 from dfrot.inputs import open_model
 from dfrot.progress import Progress, silent
 from dfrot.recipe import check
@@ -26,16 +26,9 @@ RECIPE, RUN = "recipe.json", "run.json"
 READ_BYTES = 1 << 22  # of a file at a time, when it is hashed
 
 
-def local_folder(model: str) -> Path | None:
-    """The folder of a model that is on this machine; None where it would have to be downloaded."""
-    if Path(model).expanduser().exists() or model == REFERENCE:
-        return resolve_model(model)
-    return find_local(model)
-
-
 def plan(recipe: Recipe, out: Path) -> dict[str, Any]:
     """What `run` would do, stage by stage, as JSON; nothing is written and nothing is downloaded."""
-    folder = local_folder(recipe.model)
+    folder = find_local(recipe.model)
     known = _keys(out)
     keys = dict(_stage_keys(recipe, None if folder is None else open_model(folder).digest()))
     rows = []

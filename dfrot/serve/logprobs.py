@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from dfrot.data.tokenizer import token_bytes
 from dfrot.generation.engine import Generation
 from dfrot.generation.token_logprobs import TokenLogprob
 
@@ -15,6 +14,7 @@ class LogprobBodies:
     def __init__(self, generation: Generation, kind: str) -> None:
         """kind: chat or completion."""
         self.generation, self.kind = generation, kind
+        self._token_bytes = generation.engine.token_bytes
         self._sent = self._bytes = self._characters = 0  # entries that were handed out, and their length
         self._text = 0  # bytes of the text so far
 
@@ -29,7 +29,7 @@ class LogprobBodies:
             if entry.token in self.generation.stop.eos or (self._bytes >= self._text and not everything):
                 break  # what ends the text is no part of it, and neither is what a stop string cut off
             entries.append(entry)
-            if entry.token not in self.generation.engine.tokenizer.all_special_ids:  # they are left out of the text
+            if entry.token not in self._token_bytes.special:  # they are left out of the text
                 self._bytes += len(self._token_bytes(entry.token))
         self._sent += len(entries)
         return self._chat(entries) if self.kind == "chat" else self._completion(entries)
@@ -38,9 +38,6 @@ class LogprobBodies:
         """Whether a stop string ended the text."""
         generation = self.generation
         return generation.finish == "stop" and generation.out.tokens[-1] not in generation.stop.eos
-
-    def _token_bytes(self, token: int) -> bytes:
-        return token_bytes(self.generation.engine.tokenizer, token)
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
         content = self._token_bytes(token)

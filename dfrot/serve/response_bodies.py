@@ -10,7 +10,7 @@ from typing import Any
 from dfrot.serve.api import ApiRequest
 from dfrot.serve.logprobs import LogprobBodies
 from dfrot.serve.scheduler import Job
-from dfrot.serve.tools import ToolCallReader
+from dfrot.serve.tools import ToolCallReader, calls_in_tags
 
 DONE = b"data: [DONE]\n\n"
 _NAMES = {"chat": ("chatcmpl", "chat.completion"), "completion": ("cmpl", "text_completion")}
@@ -25,7 +25,7 @@ class ResponseBodies:
         prefix, self.kind = _NAMES[call.kind]
         self.base = {"id": f"{prefix}-{run_id}{jobs[0].number}", "created": int(time.time()), "model": call.model}
         self._logprobs = [LogprobBodies(job.generation, call.kind) for job in jobs]
-        reads_calls = bool(call.tools) and jobs[0].generation.engine.calls_tools_in_tags
+        reads_calls = bool(call.tools) and calls_in_tags(jobs[0].generation.engine.tokenizer)
         self._calls = [ToolCallReader() if reads_calls else None for _ in jobs]
 
     def usage(self) -> dict[str, int]:

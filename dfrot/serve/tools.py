@@ -13,6 +13,12 @@ OPEN, CLOSE = "<tool_call>", "</tool_call>"
 """Around a call as Hermes and Qwen write it: JSON with name and arguments."""
 
 
+def calls_in_tags(tokenizer: Any) -> bool:
+    """Whether the chat template has the model write its calls between OPEN and CLOSE."""
+    templates = str(getattr(tokenizer, "chat_template", None) or "")
+    return all(mark in templates for mark in (OPEN, CLOSE, "arguments"))
+
+
 def parse_tools(tools: Any, choice: Any) -> tuple[dict[str, Any], ...]:
     """The tools that the template gets; none where the choice is "none". Raises ApiError."""
     if not isinstance(tools, list) or len(tools) > MAX_TOOLS:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dfrot.compat.attention import kept_implementation
 from dfrot.compat.llava import llava_projector
-from dfrot.errors import InputError
+from dfrot.errors import InputError, reason_of
 from dfrot.vision.llava_layout import (
     CONFIG,
     PROJECTOR,
@@ -98,7 +98,7 @@ def _check_tensors(config: VisionConfig, text: Any, tensors: dict[str, Tensor], 
         with kept_implementation(text), torch.device("meta"):
             parts = _modules(config, text)[1]
     except Exception as error:  # of many kinds, all of which mean that the description is invalid
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:MAX_REASON]
+        reason = reason_of(error)[:MAX_REASON]
         raise InputError(f"{folder / CONFIG}: refused by transformers ({reason}); make it again") from None
     expected = nn.ModuleDict(parts).state_dict()
     for name, value in expected.items():

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dfrot.errors import InputError
+from dfrot.errors import InputError, reason_of
 from dfrot.inputs import open_model
 from dfrot.inputs.fingerprint import PROCESSOR_FILES
 
@@ -64,7 +64,7 @@ class Processor:
             has_bos = bos is not None and text.startswith(bos)
             encoded = self.processor(text=[text], images=images, add_special_tokens=not has_bos, return_tensors="pt")
         except Exception as error:  # templates and processors raise whatever their authors chose
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = reason_of(error)
             raise InputError(f"{where}: refused by the model's processor ({reason})") from None
         tensors = {name: value for name, value in encoded.items() if name not in ("input_ids", "attention_mask")}
         # without images nothing remains but token types, which are those of text

@@ -17,7 +17,7 @@ from dfrot.data.chat import template_ids
 from dfrot.data.images import normalized_pixels
 from dfrot.data.jsonl import read_json_lines
 from dfrot.data.tokenizer import load_tokenizer
-from dfrot.errors import InputError, UnsupportedError
+from dfrot.errors import InputError, UnsupportedError, reason_of
 from dfrot.inputs import open_model
 from dfrot.vision.conversations import Row, conversation_row, drawn_conversation, images_in, question
 from dfrot.vision.image_inputs import ImageInputs
@@ -69,7 +69,7 @@ class LlavaPromptReader:
         try:
             ids = self.expand(template_ids(self.tokenizer, messages, add_generation_prompt))
         except Exception as error:  # templates raise whatever their authors chose
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = reason_of(error)
             raise InputError(f"{where}: refused by the model's chat template ({reason})") from None
         self.check(ids, len(pictures), where)
         if not pictures:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dfrot import reference
-from dfrot.data.tokenizer import token_bytes
+from dfrot.data.tokenizer import TokenBytes
 from dfrot.draft.load import open_engine
 from dfrot.generation.engine import Engine, TextRequest
 
@@ -126,5 +126,5 @@ def test_more_choices_than_the_queue_takes(engine: Engine, start: Any) -> None:
 def test_bytes_of_tokens(engine: Engine) -> None:
     text = "naïve — 雪 \t end"
     ids = engine.tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert b"".join(token_bytes(engine.tokenizer, token) for token in ids).decode() == text
-    assert token_bytes(engine.tokenizer, engine.tokenizer.bos_token_id) == engine.tokenizer.bos_token.encode()
+    assert b"".join(map(TokenBytes(engine.tokenizer), ids)).decode() == text
+    assert TokenBytes(engine.tokenizer)(engine.tokenizer.bos_token_id) == engine.tokenizer.bos_token.encode()

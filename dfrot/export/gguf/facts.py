@@ -8,11 +8,11 @@ from typing import Any
 
 from dfrot.arch import described
 from dfrot.errors import DfqError
-from dfrot.inputs.gguf.header import read_header
+from dfrot.inputs.gguf.header import TYPES, read_header
 from dfrot.inputs.gguf.model import read_model, with_parts
 from dfrot.inputs.gguf.open import gguf_view
 
-QUANTIZED_TYPES = ("Q", "IQ", "TQ", "MXFP")  # how the names of quantized ggml types begin
+QUANTIZED_TYPES = {name for name, elements, _ in TYPES.values() if elements > 1}
 
 
 def gguf_facts(file: Path) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def gguf_facts(file: Path) -> dict[str, Any]:
         elements = math.prod(tensor.shape)
         counts[tensor.type] = counts.get(tensor.type, 0) + 1
         weights, nbytes = weights + elements, nbytes + tensor.nbytes
-        if tensor.type.startswith(QUANTIZED_TYPES):
+        if tensor.type in QUANTIZED_TYPES:
             quantized, quantized_bytes = quantized + elements, quantized_bytes + tensor.nbytes
     metadata = header.metadata
     facts: dict[str, Any] = {

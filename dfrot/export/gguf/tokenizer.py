@@ -14,8 +14,8 @@ from typing import Any
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.export.gguf.splitting import byte_fallback_prefix, byte_level_tag
 from dfrot.files import read_json
+from dfrot.inputs.gguf.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's token types
 NEVER_MERGED = -1e6  # score of a token that no merge makes
 
 

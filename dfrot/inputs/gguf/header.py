@@ -11,7 +11,7 @@ import math
 import mmap
 import struct
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +235,4 @@ def _placed(reader: _Reader, entries: list[GGUFTensor], begin: int, align: int) 
         end, before = entry.start + entry.nbytes, entry.name
         if begin + end > reader.size:
             raise reader.error(f"tensor {entry.name[:60]!r} lies beyond the end")
-    return [
-        GGUFTensor(entry.name, entry.type, entry.shape, entry.nbytes, entry.file, begin + entry.start)
-        for entry in entries
-    ]
+    return [replace(entry, start=begin + entry.start) for entry in entries]

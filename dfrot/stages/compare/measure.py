@@ -12,7 +12,7 @@ from dfrot.bench.process_meters import StageMeter
 from dfrot.data.text import load_text
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.evaluate.baseline import Baseline
-from dfrot.evaluate.intervals import ratio_interval
+from dfrot.evaluate.intervals import as_list, ratio_interval
 from dfrot.evaluate.tokens import WindowReader
 from dfrot.progress import Progress
 from dfrot.runtime.load import load_model
@@ -70,12 +70,12 @@ class TextMeter:
                     self.baselines[number] = baseline
                     self.losses.append(nll)
                 ratio, interval = ratio_interval(nll, self.losses[number])
-                dataset = {"name": text.name, "split": text.split, "digest": text.digest, **text.rendered}
+                dataset = text.record
                 results.append(
                     {
                         **result,
                         "ratio_to_first": ratio,
-                        "ratio_ci": None if interval is None else list(interval),
+                        "ratio_ci": as_list(interval),
                         "dataset": dataset,
                         "protocol": protocol_of(text.digest, tokens, used, result["logits_dtype"]),
                     }

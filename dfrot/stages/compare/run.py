@@ -150,9 +150,10 @@ def _check_cells(model: Path, settings: CompareSettings) -> None:
     for rotating in {rotate_settings(settings, cell) for cell in comparison_cells(settings)}:
         if rotating is not None and rotating.transform and rotating.seed == settings.seed:
             plan_rotation(model, rotating)
-    for quantizing in {cell.quantize_settings(settings) for cell in comparison_cells(settings)}:
-        # what is written does not depend on the rotation, nor on how it is rounded
-        plan_quantization(model, None, replace(quantizing, algorithm="rtn", a_clip=None, compensate=None))
+    # what is written does not depend on the rotation, nor on how it is rounded
+    asked = (cell.quantize_settings(settings) for cell in comparison_cells(settings))
+    for quantizing in {replace(each, algorithm="rtn", a_clip=None, compensate=None) for each in asked}:
+        plan_quantization(model, None, quantizing)
 
 
 def plan(model: Path, out: Path, settings: CompareSettings) -> dict[str, Any]:

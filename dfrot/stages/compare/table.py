@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfrot.evaluate.intervals import Interval, mean_interval, ratio_interval
+from dfrot.evaluate.intervals import as_list, mean_interval, ratio_interval
 from dfrot.quant.scheme import QuantScheme
 from dfrot.stages.compare.cells import BASELINE, ComparisonCell
 from dfrot.stages.compare.rows import ROWS
@@ -88,11 +88,6 @@ def _nll(runs: Runs) -> Tensor:
     return torch.tensor([run["window_nll"] for run in runs], dtype=torch.float64).mean(0)
 
 
-def _as_list(interval: Interval) -> list[float] | None:
-    """An interval as JSON."""
-    return None if interval is None else list(interval)
-
-
 def _row(label: str, runs: Runs, base: Runs, rtn: Runs | None) -> dict[str, Any]:
     """One method. base: the baseline; rtn: rounding without rotation, where it was measured."""
     values = [float(run["perplexity"]) for run in runs]
@@ -105,7 +100,7 @@ def _row(label: str, runs: Runs, base: Runs, rtn: Runs | None) -> dict[str, Any]
         "perplexity_by_seed": values,
         "spread": statistics.stdev(values) if len(values) > 1 else None,
         "ratio_to_bf16": ratio,
-        "ratio_ci": None if runs is base else _as_list(interval),
+        "ratio_ci": None if runs is base else as_list(interval),
         "bytes_on_disk": runs[0]["bytes_on_disk"],
         "tokens_per_second": max(float(run["tokens_per_second"]) for run in runs),
         "decode_tokens_per_second": max(speeds) if speeds else None,
@@ -117,7 +112,7 @@ def _row(label: str, runs: Runs, base: Runs, rtn: Runs | None) -> dict[str, Any]
         row["also"] = {name: _on_text(name, runs, base) for name in also}
     if rtn is not None and runs is not rtn:
         gain, gain_interval = ratio_interval(_nll(runs), _nll(rtn))
-        row["ratio_to_rtn"], row["ratio_to_rtn_ci"] = gain, _as_list(gain_interval)
+        row["ratio_to_rtn"], row["ratio_to_rtn_ci"] = gain, as_list(gain_interval)
     return row
 
 
@@ -127,7 +122,7 @@ def _agreement(runs: Runs) -> dict[str, Any]:
         return {"kl": runs[0].get("kl"), "kl_ci": None, "top1": runs[0].get("top1")}
     kl = torch.tensor([run["window_kl"] for run in runs], dtype=torch.float64).mean(0)
     mean, interval = mean_interval(kl)
-    return {"kl": mean, "kl_ci": _as_list(interval), "top1": statistics.fmean(float(run["top1"]) for run in runs)}
+    return {"kl": mean, "kl_ci": as_list(interval), "top1": statistics.fmean(float(run["top1"]) for run in runs)}
 
 
 def _on_text(name: str, runs: Runs, base: Runs) -> dict[str, Any]:
@@ -140,7 +135,7 @@ def _on_text(name: str, runs: Runs, base: Runs) -> dict[str, Any]:
         "perplexity_by_seed": values,
         "spread": statistics.stdev(values) if len(values) > 1 else None,
         "ratio_to_bf16": ratio,
-        "ratio_ci": None if runs is base else _as_list(interval),
+        "ratio_ci": None if runs is base else as_list(interval),
         **_agreement(results),
     }
 
@@ -174,7 +169,7 @@ def _difference(runs: Mapping[str, Runs], row_name: str, other: str) -> dict[str
         "method": ROWS[row_name].label,
         "against": ROWS[other].label,
         "ratio": ratio,
-        "ratio_ci": _as_list(interval),
+        "ratio_ci": as_list(interval),
         "ratio_by_seed": by_seed,
         "seeds_agree": all(value < 1 for value in by_seed) or all(value > 1 for value in by_seed),
     }
@@ -213,7 +208,7 @@ def _below(claim: str, runs: Runs, others: Runs) -> dict[str, Any]:
     ratio, interval = ratio_interval(_nll(runs), _nll(others))
     every_seed = all(float(a["perplexity"]) < float(b["perplexity"]) for a, b in _seed_pairs(runs, others))
     holds = every_seed and ratio < 1 and (interval is None or interval[1] < 1)
-    return {"claim": claim, "value": ratio, "ci": _as_list(interval), "holds": holds}
+    return {"claim": claim, "value": ratio, "ci": as_list(interval), "holds": holds}
 
 
 def _objective(name: str, record: Mapping[str, Any]) -> dict[str, Any]:

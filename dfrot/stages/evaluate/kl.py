@@ -59,7 +59,7 @@ def divergence(models: Sequence[Path], settings: KlSettings, progress: Progress 
         result_of = {"model": str(checkpoint.path), "scheme": checkpoint.scheme, "perplexity": perplexity, **summary}
         notes = checkpoint.notes(settings.seqlen)
         results.append({**result_of, "notes": notes} if notes else result_of)
-    dataset = {"name": text.name, "split": text.split, "digest": text.digest, **text.rendered}
+    dataset = text.record
     dataset["token_ids"] = tokens[0].digest
     # `windows` of the settings, which may be None, takes precedence over the count
     used = {"windows": len(tokens[0].windows), **asdict(settings)}

@@ -16,7 +16,7 @@ from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import InputError
 from dfrot.evaluate.baseline import Baseline
 from dfrot.evaluate.divergence import Observe, WindowAgreement, agreement_observer
-from dfrot.evaluate.intervals import Interval, mean_interval, perplexity_interval, ratio_interval
+from dfrot.evaluate.intervals import as_list, mean_interval, perplexity_interval, ratio_interval
 from dfrot.evaluate.ppl import PROTOCOL, window_losses
 from dfrot.evaluate.speed import decode_speed
 from dfrot.evaluate.tokens import EvalTokens
@@ -50,12 +50,12 @@ def evaluate(models: Sequence[Path], settings: PerplexitySettings, progress: Pro
             losses.append(nll)
             ratio, ratio_ci = ratio_interval(nll, losses[0], settings.level)
             result["ratio_to_first"] = ratio
-            result["ratio_ci"] = _as_list(ratio_ci) if len(results) else [1.0, 1.0]
+            result["ratio_ci"] = as_list(ratio_ci) if len(results) else [1.0, 1.0]
             result["protocol"] = protocol_of(text.digest, eval_tokens, settings, result["logits_dtype"])
             results.append(result)
     return {
         "protocol": results[0]["protocol"],
-        "dataset": {"name": text.name, "split": text.split, "digest": text.digest, **text.rendered},
+        "dataset": text.record,
         "level": settings.level,
         "results": results,
     }
@@ -103,7 +103,7 @@ def measure_model(
     result: dict[str, Any] = {
         "model": str(checkpoint.path),
         "perplexity": perplexity,
-        "ci": _as_list(interval),
+        "ci": as_list(interval),
         "tokens": eval_tokens.windows.numel(),
         "windows": count,
         "window_nll": nll.tolist(),
@@ -132,15 +132,10 @@ def _agreement(agreement: WindowAgreement | None, windows: int, settings: Perple
     mean, interval = mean_interval(kl, settings.level)
     return {
         "kl": mean,
-        "kl_ci": _as_list(interval),
+        "kl_ci": as_list(interval),
         "window_kl": kl.tolist(),
         "top1": float(agreement.top1.mean()) if agreement else 1.0,
     }
-
-
-def _as_list(interval: Interval) -> list[float] | None:
-    """An interval as JSON."""
-    return None if interval is None else list(interval)
 
 
 def protocol_of(text: str, eval_tokens: EvalTokens, settings: PerplexitySettings, dtype: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 
 from dfrot.draft.load import open_engine
 from dfrot.errors import ResourceError, UnsupportedError
-from dfrot.evaluate.intervals import mean_interval
+from dfrot.evaluate.intervals import as_list, mean_interval
 from dfrot.generation.engine import Engine
 from dfrot.progress import Progress, silent
 from dfrot.stages.evaluate.inputs import open_checkpoints
@@ -124,4 +124,4 @@ def _difference(own: dict[int, float], base: dict[int, float]) -> dict[str, Any]
         return {"difference": None, "difference_ci": None}
     differences = torch.tensor([own[document] - base[document] for document in common], dtype=torch.float64)
     mean, interval = mean_interval(differences)
-    return {"difference": mean, "difference_ci": None if interval is None else list(interval)}
+    return {"difference": mean, "difference_ci": as_list(interval)}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dfrot.errors import UnsupportedError
-from dfrot.evaluate.intervals import ratio_interval
+from dfrot.evaluate.intervals import as_list, ratio_interval
 from dfrot.outliers import fixes
 from dfrot.outliers.advice import DEFAULT_RECIPE
 from dfrot.outliers.fixes.base import Change, Context
@@ -78,7 +78,7 @@ class FixTrials:
                     torch.tensor(side[kind]["nll"], dtype=torch.float64) for side in (self.baseline, trial)
                 )
                 ratio, interval = ratio_interval(after, before)
-                trial[kind] |= {"ratio": ratio, "ratio_ci": None if interval is None else list(interval)}
+                trial[kind] |= {"ratio": ratio, "ratio_ci": as_list(interval)}
         return trial
 
     def record(self, names: list[str], after: Trial, trials: list[Trial]) -> dict[str, Any]:

@@ -123,28 +123,24 @@ class _BlockQuantization:
         """`step` samples at a time: every chunk's pass waits at each tap until that is quantized."""
         starts = range(0, source.shape[0], step)
         exact_inputs = self._run_exact(self.taps, [slice(begin, begin + step) for begin in starts])
-        running: list[PausedRun] = []
 
         def wait(tap: Tap, x: Tensor, rows: Tensor | None) -> None:
-            running[-1].pause((tap, TapInput(x, rows)))
+            run.pause((tap, TapInput(x, rows)))  # the one that takes its step
 
         def pass_over(begin: int) -> Callable[[], None]:
             return lambda: target.write(
                 begin, self.runner.run(self.block, source.read(begin, begin + step), self.cache)
             )
 
-        def advance(run: PausedRun) -> tuple[Tap, TapInput] | None:
-            running[:] = [run]
-            return run.step()  # type: ignore[no-any-return]
-
         share_heap()
         with ExitStack() as stack:
             runs = [stack.enter_context(PausedRun(pass_over(begin))) for begin in starts]
             stack.enter_context(observe_taps(self.block, self.taps, wait))
             while True:
-                moments, reached = TapMoments(), None
+                moments = TapMoments()
+                reached: tuple[Tap, TapInput] | None = None
                 for run, exact in zip(runs, exact_inputs):
-                    reached = advance(run)
+                    reached = run.step()
                     if reached is not None:
                         moments.add(reached[1], exact.pop(reached[0].name, None), self.exact is not None)
                 if reached is None:  # all passes are at their end: they reach the same taps

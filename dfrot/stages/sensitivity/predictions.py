@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dfrot.errors import GateError
-from dfrot.evaluate.intervals import mean_interval, perplexity_interval, ratio_interval
+from dfrot.evaluate.intervals import as_list, mean_interval, perplexity_interval, ratio_interval
 from dfrot.quant import rtn
 from dfrot.quant.activations import fake_quantize
 from dfrot.quant.options import AlgorithmOptions
@@ -71,9 +71,9 @@ class Predictions:
         return {
             "perplexity": perplexity,
             "ratio": ratio,
-            "ratio_ci": None if ratio_ci is None else list(ratio_ci),
+            "ratio_ci": as_list(ratio_ci),
             "kl": kl,
-            "kl_ci": None if kl_ci is None else list(kl_ci),
+            "kl_ci": as_list(kl_ci),
             "top1": float(self.top1.mean()),
         }
 

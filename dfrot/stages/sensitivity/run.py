@@ -62,7 +62,7 @@ def sensitivity(
         result, used = _measure(runner, tokens[0].windows, settings, is_rotated, masks, progress)
         masks = masks if is_rotated else used
         results.append({"model": str(checkpoint.path), "rotated": is_rotated, "layers": bound.n_layers, **result})
-    dataset = {"name": text.name, "split": text.split, "digest": text.digest, **text.rendered}
+    dataset = text.record
     shown = {**asdict(settings), "scheme": settings.scheme.name, "windows": len(tokens[0].windows)}
     return {"kind": KIND, "dataset": dataset, "settings": shown, "results": results}
 

@@ -8,6 +8,7 @@ import click
 
 from dfrot.bench.settings import EvaluateBenchSettings
 from dfrot_cli import show
+from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, model_option
 from dfrot_cli.plan import plan
 from dfrot_cli.setting_options import options_of, settings_from
@@ -22,9 +23,8 @@ def command(model: str, common: Common, **options: Any) -> None:
     own, in turns, on the same loaded model."""
     common.prepare()
     from dfrot.bench.evaluate import bench_evaluate
-    from dfrot.hub import resolve_model
 
-    folder = resolve_model(model)
+    folder = model_folder(model)
     settings = settings_from(EvaluateBenchSettings, options)
     if common.plan:
         plan("bench evaluate", {"model": folder}, settings, None, common)

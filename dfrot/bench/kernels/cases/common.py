@@ -38,11 +38,16 @@ def linear_peers(shape: ProblemShape, generator: torch.Generator, cover: int) ->
     return {name: rotated_calls(build, generator, cover) for name, build in builders.items()}
 
 
-def random_weights(shape: ProblemShape, generator: torch.Generator, cover: int) -> list[Weight]:
-    """Weights that cover `cover` bytes together."""
-    first = random_weight(shape.n, shape.k, shape.group, generator)
+def random_weights(
+    shape: ProblemShape,
+    generator: torch.Generator,
+    cover: int,
+    make: Callable[[int, int, int, torch.Generator], Weight] = random_weight,
+) -> list[Weight]:
+    """Weights that cover `cover` bytes together. make: (rows, columns, group, generator) -> one of them."""
+    first = make(shape.n, shape.k, shape.group, generator)
     count = ring_size(first.nbytes, cover if shape.rows <= MANY_ROWS else 0)
-    return [first, *(random_weight(shape.n, shape.k, shape.group, generator) for _ in range(count - 1))]
+    return [first, *(make(shape.n, shape.k, shape.group, generator) for _ in range(count - 1))]
 
 
 def random_inputs(

@@ -8,13 +8,12 @@ import torch
 
 from dfrot.bench.kernels.case import BFLOAT16, FLOATING, Builder, Case, ProblemShape, relative_error
 from dfrot.bench.kernels.cases import common
-from dfrot.bench.kernels.cases.common import MANY_ROWS, linear_operations, linear_peers, linear_sizes, random_weights
+from dfrot.bench.kernels.cases.common import linear_operations, linear_peers, linear_sizes, random_weights
 from dfrot.bench.kernels.operands import (
     gate_rows,
     random_activations,
     random_bytes,
     random_codes,
-    ring_size,
 )
 from dfrot_kernels.ops import references as ref
 
@@ -45,12 +44,9 @@ def w4a16_mm(shape: ProblemShape, generator: torch.Generator, cover: int) -> Cas
 def w8a16_mm(shape: ProblemShape, generator: torch.Generator, cover: int) -> Case:
     """A head of 8 bits on bfloat16 activations."""
     op = common.operator("w8a16_mm")
-    x, first = (
-        random_activations(shape.rows, shape.k, generator),
-        random_bytes(shape.n, shape.k, shape.group, generator),
-    )
-    count = ring_size(first.nbytes, cover if shape.rows <= MANY_ROWS else 0)
-    weights = [first, *(random_bytes(shape.n, shape.k, shape.group, generator) for _ in range(count - 1))]
+    x = random_activations(shape.rows, shape.k, generator)
+    weights = random_weights(shape, generator, cover, random_bytes)
+    first = weights[0]
 
     def gate() -> float:
         rows = gate_rows(shape.rows)
