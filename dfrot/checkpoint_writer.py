@@ -149,6 +149,9 @@ class SafetensorsWriter:
     def copy(self, source: Checkpoint, name: str) -> None:
         """Copy tensor `name` of `source` as it is, in row blocks."""
         entry = source.entry(name)
+        if not entry.shape:
+            self.write(name, source.read(name))
+            return
         step = max(1, COPY_BYTES // max(1, (entry.end - entry.start) // max(entry.shape[0], 1)))
         for begin in range(0, entry.shape[0], step):
             self.write_rows(name, begin, source.read_rows(name, begin, begin + step))

@@ -16,6 +16,9 @@ from typing import Any
 
 from dfrot.errors import InputError, ResourceError
 
+HASH_CHUNK = 1 << 22  # bytes of a file that are hashed at a time
+STAT_BLOCK = 512  # bytes: the unit of st_blocks (POSIX)
+
 
 def fsync_folder(path: Path) -> None:
     """Make renames and creations inside `path` durable."""
@@ -70,6 +73,20 @@ def digest_bytes(*parts: bytes) -> str:
         sha.update(len(part).to_bytes(8, "little"))
         sha.update(part)
     return sha.hexdigest()
+
+
+def file_sha256(file: Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    sha = hashlib.sha256()
+    with file.open("rb") as handle:
+        while data := handle.read(HASH_CHUNK):
+            sha.update(data)
+    return sha.hexdigest()
+
+
+def allocated_bytes(folder: Path) -> int:
+    """Bytes on disk that the files in a folder take, holes left out."""
+    return sum(path.stat().st_blocks * STAT_BLOCK for path in folder.iterdir() if path.is_file())
 
 
 def digest_json(value: Any) -> str:

@@ -9,6 +9,7 @@ instance shadows the method of its class, as accelerate does it; `torch.nn.Modul
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,22 +18,12 @@ from torch import nn
 _ATTRIBUTE = "forward"
 
 
-class _BoundForward:
-    """A function bound to a module. Deep copies and pickles of the module call it with themselves; a method would be
-    pickled as an attribute of the module, which the module's class does not have."""
-
-    def __init__(self, forward: Callable[..., Any], module: nn.Module) -> None:
-        self.function, self.module = forward, module
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(self.module, *args, **kwargs)
-
-
 def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
     """Let `module(...)` run `forward(module, ...)` for good; the class's own is `type(module).forward`.
 
-    It goes along with copies and pickles of the module, where `forward` is a function of a module's top level."""
-    setattr(module, _ATTRIBUTE, _BoundForward(forward, module))
+    It goes along with copies and pickles of the module, where `forward` is a function of a module's top level: a
+    partial call is copied with its module, a bound method would be pickled as an attribute that the class lacks."""
+    setattr(module, _ATTRIBUTE, functools.partial(forward, module))
 
 
 def has_replaced_forward(module: nn.Module) -> bool:

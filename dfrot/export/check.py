@@ -62,7 +62,8 @@ def check_all(
 
     Raises UnsupportedError for simulated checkpoints and for those with online rotations.
     """
-    config = DfqConfig.of(open_model(model).config)
+    checkpoint = open_model(model)
+    config = DfqConfig.of(checkpoint.config)
     if config is not None and (config.scheme is None or config.fake):
         problem = "is simulated" if config.scheme is not None else "expects online rotations"
         raise UnsupportedError(
@@ -72,7 +73,7 @@ def check_all(
     own_scheme = config.scheme if config is not None else None
     names = schemes if own_scheme is None else (own_scheme.name,)
     tokens = WindowReader(load_text(dataset, "test", load_tokenizer(model)), seqlen, windows).read(model).windows
-    request = {"model": open_model(model).digest(), "dataset": dataset, "shape": list(tokens.shape)}
+    request = {"model": checkpoint.digest(), "dataset": dataset, "shape": list(tokens.shape)}
     rows: list[dict[str, Any]] = []
     with open_stage(out, KIND, request, False, overwrite) as stage:
         work = stage.folder / "work"

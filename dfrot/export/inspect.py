@@ -11,7 +11,7 @@ from dfrot.checkpoint import Checkpoint
 from dfrot.errors import DfqError, InputError
 from dfrot.export.foreign_configs import count_weights, describe_foreign
 from dfrot.export.gguf.facts import gguf_facts
-from dfrot.export.source import open_source
+from dfrot.export.source import fit_source, read_source
 from dfrot.export.targets import TARGETS
 from dfrot.inputs import DequantizedCheckpoint, open_model
 from dfrot.inputs.gguf.folder import gguf_file
@@ -30,8 +30,8 @@ def inspect(path: Path) -> dict[str, Any]:
     Keys: path, kind, model_type, parameters, bytes, bits_per_weight, bits_per_quantized_weight, weights, activations,
     kv, rotation, seed, digest, loads_in, exports_to, notes (absent where unknown). Raises DfqError in one line for
     anything damaged, hostile or of no kind known."""
-    if path.is_file() or gguf_file(path) is not None:
-        return gguf_facts(gguf_file(path) or path)
+    if (file := gguf_file(path)) is not None or path.is_file():
+        return gguf_facts(file or path)
     if not path.is_dir():
         raise InputError(f"{path}: is neither a folder nor a file; give a checkpoint folder or a .gguf file")
     if not (path / "config.json").is_file() and (stage := read_stage_record(path)):
@@ -134,7 +134,7 @@ def _dfq_facts(checkpoint: Checkpoint, config: DfqConfig | None, where: str) -> 
     if has_vision_part(checkpoint.path):
         vision = VisionConfig.read(checkpoint.path / CONFIG)
         facts["images"] = f"{vision.size} x {vision.size} pixels, {vision.per_image} tokens each"
-    facts["exports_to"] = {name: _export_storage(checkpoint, name) for name in TARGETS}
+    facts["exports_to"] = _export_storages(checkpoint.path)
     return facts
 
 
@@ -161,13 +161,24 @@ def _kv_cache(scheme: QuantScheme) -> str:
     return f"{scheme.kv_bits}-bit {'symmetric' if scheme.kv_sym else 'asymmetric'}, per token and head, dynamic"
 
 
-def _export_storage(checkpoint: Checkpoint, target: str) -> str:
-    """How a target would hold this checkpoint, or its refusal."""
+def _export_storages(model: Path) -> dict[str, str]:
+    """How each target would hold a checkpoint, or its refusal."""
+
+    def refusal(error: DfqError) -> str:
+        return "no: " + str(error).removeprefix(f"{model}: ")
+
     try:
-        source = open_source(checkpoint.path, TARGETS[target])
+        read = read_source(model)
     except DfqError as error:
-        return "no: " + str(error).removeprefix(f"{checkpoint.path}: ")
-    return source.storage.name if source.storage is not None else "dense"
+        return dict.fromkeys(TARGETS, refusal(error))
+    storages = {}
+    for name, target in TARGETS.items():
+        try:
+            source = fit_source(read, target)
+            storages[name] = source.storage.name if source.storage is not None else "dense"
+        except DfqError as error:
+            storages[name] = refusal(error)
+    return storages
 
 
 def _origin(checkpoint: Checkpoint) -> dict[str, Any]:

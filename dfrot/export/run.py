@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,13 @@ from dfrot.errors import UnsupportedError
 from dfrot.export.fit import target_of
 from dfrot.export.formats import WRITERS
 from dfrot.export.source import ExportSource, open_source
+from dfrot.files import file_sha256
 from dfrot.lineage import lineage
 from dfrot.progress import Progress, silent
 from dfrot.quant.scheme import QuantScheme
 from dfrot.stage_folder import open_stage, read_record
 
 KIND = "export"
-CHUNK = 1 << 22  # bytes hashed at a time
 
 
 def export(
@@ -85,8 +84,4 @@ def _record(source: ExportSource, folder: Path) -> dict[str, Any]:
 
 def _file_entry(path: Path) -> dict[str, Any]:
     """Size and SHA-256 of a file."""
-    sha = hashlib.sha256()
-    with path.open("rb") as handle:
-        while data := handle.read(CHUNK):
-            sha.update(data)
-    return {"bytes": path.stat().st_size, "sha256": sha.hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}

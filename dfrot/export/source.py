@@ -12,12 +12,13 @@ import torch
 from dfrot.arch import BoundArch, resolve
 from dfrot.arch.gguf import GGUF_ARCHS
 from dfrot.checkpoint import Checkpoint
-from dfrot.errors import InputError, UnsupportedError
+from dfrot.errors import UnsupportedError
 from dfrot.export.fit import fit
 from dfrot.export.float16_scales import Float16Rounding
 from dfrot.export.requirements import check_linears, check_runtime, check_tables, requested_scheme, suggestion
 from dfrot.export.targets import ExportTarget, Storage, engine_activation_clip
 from dfrot.inputs import open_model
+from dfrot.quant.checked import check_packed_weight
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.plan import LinearPlan, check_packed, plan_linears
 from dfrot.quant.scheme import FULL, QuantScheme
@@ -87,26 +88,31 @@ class ExportSource:
         """The packed linear of full name `name`, as stored. Raises InputError for zero points beyond its bits."""
         plan, read = self.plans[name], self.checkpoint.read
         zero = None if plan.w_sym else read(f"{name}.weight_zero")
-        if zero is not None and zero.numel() and int(zero.max()) >= 2**plan.w_bits:
-            tensor = f"{name}.weight_zero"
-            raise InputError(f"tensor {tensor} holds codes beyond {plan.w_bits} bits; make it again", tensor=tensor)
         packed, scale = read(f"{name}.weight_packed"), read(f"{name}.weight_scale")
-        return PackedWeight(packed, scale, zero, plan.w_bits, plan.group, (plan.rows, plan.cols))
+        weight = PackedWeight(packed, scale, zero, plan.w_bits, plan.group, (plan.rows, plan.cols))
+        check_packed_weight(weight, name)
+        return weight
 
 
-def open_source(
-    model: Path, target: ExportTarget, scheme: QuantScheme | None = None, online_r4: bool = False
-) -> ExportSource:
-    """Open `model` for `target`, reading no weight.
+@dataclass(frozen=True)
+class ReadSource:
+    """A checkpoint that was opened and checked, whatever it is exported to."""
 
-    Args:
-        model: folder of the checkpoint.
-        target: the format to write.
-        scheme: the scheme to declare; only activations and KV cache may differ from the checkpoint's. None: its own.
-        online_r4: write R4 as an online transform, where the target can.
+    model: Path
+    """Its folder."""
+    checkpoint: Checkpoint
+    """As `ExportSource` has it."""
+    arch: BoundArch
+    """Its architecture."""
+    config: DfqConfig | None
+    """What dfq wrote into its config.json."""
+    packed: dict[str, LinearPlan]
+    """The packed linears by full name."""
 
-    Raises UnsupportedError in one line, with what would work, for what the target cannot hold.
-    """
+
+def read_source(model: Path) -> ReadSource:
+    """Open `model` and check what no target changes. Of the weights it reads a head that a tied configuration stores
+    too, and undeclared biases. Raises DfqError."""
     checkpoint = open_model(model)
     where = str(checkpoint.path / "config.json")
     config = DfqConfig.of(checkpoint.config, where)
@@ -119,6 +125,30 @@ def open_source(
     else:
         arch.check(checkpoint)
         check_reading(checkpoint, arch)
+    return ReadSource(model, checkpoint, arch, config, packed)
+
+
+def open_source(
+    model: Path, target: ExportTarget, scheme: QuantScheme | None = None, online_r4: bool = False
+) -> ExportSource:
+    """`read_source`, then `fit_source`."""
+    return fit_source(read_source(model), target, scheme, online_r4)
+
+
+def fit_source(
+    source: ReadSource, target: ExportTarget, scheme: QuantScheme | None = None, online_r4: bool = False
+) -> ExportSource:
+    """How `target` will hold a checkpoint.
+
+    Args:
+        source: the checkpoint.
+        target: the format to write.
+        scheme: the scheme to declare; only activations and KV cache may differ from the checkpoint's. None: its own.
+        online_r4: write R4 as an online transform, where the target can.
+
+    Raises UnsupportedError in one line, with what would work, for what the target cannot hold.
+    """
+    model, checkpoint, arch, config, packed = source.model, source.checkpoint, source.arch, source.config, source.packed
     declared = requested_scheme(model, config, scheme)
     notes = list(checkpoint.resolved)
     r4 = check_runtime(model, target, config, declared, online_r4, notes)

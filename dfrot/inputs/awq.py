@@ -14,6 +14,7 @@ from torch import Tensor
 from dfrot.checkpoint import Checkpoint
 from dfrot.inputs.codes import unpack_bits
 from dfrot.inputs.dense_view import DenseTensor, assembled
+from dfrot.inputs.scale_grid import FLOAT_SCALES
 from dfrot.inputs.stored_parts import FormatDescription, StoredParts, drop_runtime_parts, modules_with, setting
 
 PARTS = ("qweight", "qzeros", "scales")
@@ -49,7 +50,7 @@ def _weight(parts: StoredParts, dtype: torch.dtype) -> DenseTensor:
     """The dequantized weight of a module."""
     codes = parts.require("qweight", (torch.int32,), 2)
     inputs, outputs = codes.shape[0], codes.shape[1] * PER_WORD
-    groups = parts.require("scales", (torch.float16, torch.bfloat16, torch.float32), 2).shape[0]
+    groups = parts.require("scales", FLOAT_SCALES, 2).shape[0]
     parts.require_shape("scales", (groups, outputs))
     parts.require("qzeros", (torch.int32,), 2)
     parts.require_shape("qzeros", (groups, codes.shape[1]))

@@ -106,18 +106,19 @@ def _four_bits(parts: StoredParts, dtype: torch.dtype) -> DenseTensor:
         table = parts.read("weight.quant_map")
         values = table[torch.stack([packed >> 4, packed & 15], -1).flatten().int()]
         values = values[first % 2 :][: last - first]
-        cells = torch.arange(first, last) // blocks.size
-        return (values * _scales(parts, blocks)[cells]).reshape(-1, blocks.cols)
+        low, high = first // blocks.size, -(-last // blocks.size)
+        cells = torch.arange(first, last) // blocks.size - low
+        return (values * _scales(parts, blocks, low, high)[cells]).reshape(-1, blocks.cols)
 
     return DenseTensor(f"{parts.module}.weight", dtype, (blocks.rows, blocks.cols), codes.file, compute)
 
 
-def _scales(parts: StoredParts, blocks: _Blocks) -> Tensor:
-    """The scale of each block, float32."""
-    stored = parts.read("weight.absmax")
+def _scales(parts: StoredParts, blocks: _Blocks, low: int, high: int) -> Tensor:
+    """The scales of blocks low .. high, float32."""
+    stored = parts.read_rows("weight.absmax", low, high)
     if not blocks.nested:
         return stored
-    factors = parts.read(NESTED[0])[torch.arange(blocks.count) // blocks.nested]
+    factors = parts.read(NESTED[0])[torch.arange(low, high) // blocks.nested]
     return parts.read(NESTED[1])[stored.int()] * factors + blocks.offset
 
 

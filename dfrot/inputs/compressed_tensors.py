@@ -87,8 +87,9 @@ def _packed_integers(parts: StoredParts, scheme: WeightScheme, dtype: torch.dtyp
             values -= 2 ** (scheme.bits - 1)
         else:
             zeros = unpack_bits(parts.read("weight_zero_point"), scheme.bits, grid.shape[0], 0).float()
-            values -= grid.spread(zeros, begin, end, columns)
-        return values * grid.spread(read_scales(parts, "weight_scale"), begin, end, columns)
+            values -= grid.spread(zeros[grid.touched(begin, end)], begin, end, columns)
+        scales = read_scales(grid, parts, "weight_scale", begin, end)
+        return values * grid.spread(scales, begin, end, columns)
 
     return DenseTensor(f"{parts.module}.weight", dtype, (rows, cols), codes.file, compute)
 
@@ -116,8 +117,10 @@ def _elementwise(parts: StoredParts, scheme: WeightScheme, dtype: torch.dtype) -
     def compute(begin: int, end: int) -> Tensor:
         values = parts.read_rows("weight", begin, end).float()
         if not scheme.symmetric:
-            values -= grid.spread(parts.read("weight_zero_point").float(), begin, end, columns)
-        return values * grid.spread(read_scales(parts, "weight_scale"), begin, end, columns)
+            zeros = grid.read(parts, "weight_zero_point", begin, end).float()
+            values -= grid.spread(zeros, begin, end, columns)
+        scales = read_scales(grid, parts, "weight_scale", begin, end)
+        return values * grid.spread(scales, begin, end, columns)
 
     return DenseTensor(f"{parts.module}.weight", dtype, (rows, cols), codes.file, compute)
 
@@ -133,7 +136,7 @@ def _fp4(parts: StoredParts, scheme: WeightScheme, dtype: torch.dtype) -> DenseT
         parts.require_shape("weight_global_scale", (1,))
 
     def compute(begin: int, end: int) -> Tensor:
-        scales = read_scales(parts, "weight_scale")
+        scales = read_scales(grid, parts, "weight_scale", begin, end)
         if scheme.format == NVFP4:
             scales = scales / parts.read("weight_global_scale")
         return fp4_values(parts.read_rows("weight_packed", begin, end)) * grid.spread(scales, begin, end)

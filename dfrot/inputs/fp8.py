@@ -75,7 +75,7 @@ def fp8_weight(parts: StoredParts, grid: ScaleGrid, dtype: torch.dtype) -> Dense
     grid.require(parts, part)
 
     def compute(begin: int, end: int) -> Tensor:
-        factors = grid.spread(read_scales(parts, part), begin, end)
+        factors = grid.spread(read_scales(grid, parts, part, begin, end), begin, end)
         return parts.read_rows("weight", begin, end).float() * factors
 
     return DenseTensor(f"{parts.module}.weight", dtype, codes.shape, codes.file, compute)

@@ -17,11 +17,10 @@ from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError
 from dfrot.inputs.codes import WORD, unpack_bits
 from dfrot.inputs.dense_view import DenseTensor, assembled
-from dfrot.inputs.scale_grid import group_columns
+from dfrot.inputs.scale_grid import FLOAT_SCALES, group_columns
 from dfrot.inputs.stored_parts import FormatDescription, StoredParts, drop_runtime_parts, modules_with, setting
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
-SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 BITS = (2, 3, 4, 8)
 VERSIONS = ("gptq", "gptq_v2")
 
@@ -60,7 +59,7 @@ def _group_size(checkpoint: Checkpoint, entry: dict[str, Any]) -> int:
 def _bits(parts: StoredParts) -> int:
     """Bits of a code, from the shapes of zeros and scales."""
     zeros = parts.require("qzeros", (torch.int32,), 2).shape
-    outputs = parts.require("scales", SCALE_DTYPES, 2).shape[1]
+    outputs = parts.require("scales", FLOAT_SCALES, 2).shape[1]
     bits = zeros[1] * WORD / outputs if outputs else 0
     if bits not in BITS:
         parts.refuse("qzeros", f"has {zeros[1]} columns for {outputs} outputs, which fits no width of {list(BITS)}")

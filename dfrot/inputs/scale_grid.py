@@ -17,6 +17,8 @@ SCALE_DTYPES = tuple(
     if hasattr(torch, name)
 )
 """Dtypes of scales. uint8 and e8m0 hold exponents."""
+FLOAT_SCALES = (torch.float16, torch.bfloat16, torch.float32)
+"""Those of formats whose scales are numbers of 16 or 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +52,29 @@ class ScaleGrid:
         if shape != self.shape and not (flat and 1 in self.shape):
             parts.refuse(part, f"has shape {list(shape)}, the codes need {list(self.shape)}")
 
+    def touched(self, begin: int, end: int) -> slice:
+        """The rows of cells that hold the weights of rows begin .. end."""
+        return slice(begin // self.row_step, -(-end // self.row_step))
+
+    def read(self, parts: StoredParts, part: str, begin: int, end: int) -> Tensor:
+        """Of a part with a value per cell, the rows of cells of weight rows begin .. end, as they are stored."""
+        cells = self.touched(begin, end)
+        if parts.entry(part).shape[:1] == self.shape[:1]:
+            return parts.read_rows(part, cells.start, cells.stop).reshape(-1, self.shape[1])
+        return parts.read(part).reshape(self.shape)[cells]
+
     def spread(self, values: Tensor, begin: int, end: int, columns: Tensor | None = None) -> Tensor:
-        """A value for each weight of rows begin .. end. values: one per cell; columns: the cell of each column, where
-        they are not consecutive."""
-        row_cells = torch.arange(begin, end) // self.row_step
+        """A value for each weight of rows begin .. end. values: of the cells that `touched` names; columns: the cell of
+        each column, where they are not consecutive."""
+        row_cells = torch.arange(begin, end) // self.row_step - self.touched(begin, end).start
         if columns is None:
             columns = torch.arange(self.cols) // self.col_step
-        return values.reshape(self.shape).index_select(0, row_cells).index_select(1, columns)
+        return values.index_select(0, row_cells).index_select(1, columns)
 
 
-def read_scales(parts: StoredParts, part: str) -> Tensor:
-    """A part that holds scales, as float32; exponents as powers of two."""
-    values = parts.read(part)
+def read_scales(grid: ScaleGrid, parts: StoredParts, part: str, begin: int, end: int) -> Tensor:
+    """`ScaleGrid.read` of a part that holds scales, as float32; exponents as powers of two."""
+    values = grid.read(parts, part, begin, end)
     is_exponent = values.dtype.itemsize == 1 and values.dtype != torch.float8_e4m3fn
     return exponents(values) if is_exponent else values.float()
 

@@ -7,14 +7,13 @@ OUT/run.json       digests of all stages, metrics, expectations; the same bytes 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dfrot.errors import ExistsError, InputError, ResourceError
-from dfrot.files import digest_json, read_json, remove_partial, write_json
+from dfrot.files import digest_json, file_sha256, read_json, remove_partial, write_json
 from dfrot.hub import find_local, resolve_model
 from dfrot.inputs import open_model
 from dfrot.progress import Progress, silent
@@ -23,7 +22,6 @@ from dfrot.recipe.recipe import Recipe
 from dfrot.recipe.stages import STAGES
 
 RECIPE, RUN = "recipe.json", "run.json"
-READ_BYTES = 1 << 22  # of a file at a time, when it is hashed
 
 
 def plan(recipe: Recipe, out: Path) -> dict[str, Any]:
@@ -151,9 +149,5 @@ def _folder_digest(folder: Path) -> str:
     digests = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            sha = hashlib.sha256()
-            with path.open("rb") as handle:
-                while block := handle.read(READ_BYTES):
-                    sha.update(block)
-            digests[path.relative_to(folder).as_posix()] = sha.hexdigest()
+            digests[path.relative_to(folder).as_posix()] = file_sha256(path)
     return digest_json(digests)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from dfrot.arch import BoundArch, describe
+from dfrot.arch.bound import ROTARY_TABLE
 from dfrot.arch.space import Space
 from dfrot.checkpoint import TensorEntry, read_header
 from dfrot.compat.attention import default_implementation, implementation, set_implementation
@@ -125,7 +126,7 @@ def check_tensors(model: Any, arch: BoundArch, entries: dict[str, TensorEntry], 
                 f"{entry.file}: tensor {name}: dtype {entry.dtype}, needs {tensor.dtype}", file=entry.file, tensor=name
             )
     for name, entry in entries.items():
-        if name not in expected and not name.endswith("rotary_emb.inv_freq"):
+        if name not in expected and not name.endswith(ROTARY_TABLE):
             raise InputError(
                 f"{entry.file}: tensor {name} does not belong to this model; is config.json the right one?",
                 file=entry.file,

@@ -19,7 +19,7 @@ from dfrot.quant.dense_linear import simulate
 from dfrot.quant.plan import check_packed, plan_linears
 from dfrot.runtime.block_runner import hf_config
 from dfrot.runtime.install import base_model_of, use_capped_attention
-from dfrot.runtime.transformers_reading import key_mapping
+from dfrot.runtime.transformers_reading import auto_class, key_mapping
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -70,13 +70,13 @@ def _dequantized_source(loader: Any, checkpoint: Checkpoint) -> tuple[Any, dict[
     """The class of a dequantized checkpoint's model, and the arguments with which it reads the weights from it."""
     from transformers import GenerationConfig
 
-    config = hf_config(checkpoint.config, torch.float32)
+    config, stored = hf_config(checkpoint.stored_config, torch.float32), checkpoint.renamed(checkpoint.on_disk)
     with torch.device("meta"):
         model_class = type(loader.from_config(config))
     source: dict[str, Any] = {
         "pretrained_model_name_or_path": None,
         "config": config,
-        "state_dict": lazy_state_dict(checkpoint.entries, checkpoint.read),
+        "state_dict": lazy_state_dict(stored.entries, stored.read),
     }
     if (checkpoint.path / "generation_config.json").is_file():
         source["generation_config"] = GenerationConfig.from_pretrained(checkpoint.path)
@@ -95,15 +95,13 @@ def load_model(path: Path | str, dtype: torch.dtype | str | None = None, fake: b
     Raises DfqError, in one line, for a folder that cannot be loaded.
     """
     checkpoint, config = check_folder(Path(path))
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-
     arch = describe(checkpoint.config)
-    loader = AutoModelForCausalLM if arch.wrapper is None else AutoModelForImageTextToText
+    loader = auto_class(arch)
     try:
         with quiet_transformers():
             source: dict[str, Any] = {"pretrained_model_name_or_path": checkpoint.path}
             if isinstance(checkpoint, DequantizedCheckpoint):
-                loader, source = _dequantized_source(loader, open_model(path))
+                loader, source = _dequantized_source(loader, checkpoint)
             model, info = loader.from_pretrained(
                 **source,
                 dtype=_resolve_dtype(checkpoint, dtype),

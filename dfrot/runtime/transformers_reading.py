@@ -43,14 +43,18 @@ def transformers_config(checkpoint: Checkpoint) -> Any:
         raise InputError(f"{file}: refused by transformers ({' '.join(str(error).split())[:300]})", file=file) from None
 
 
-def build_skeleton(config: Any, arch: BoundArch) -> Any:
-    """The model that transformers builds for a configuration. Raises InputError in one line where it cannot."""
+def auto_class(arch: BoundArch) -> Any:
+    """transformers' class for models of an architecture."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    loader = AutoModelForCausalLM if arch.wrapper is None else AutoModelForImageTextToText
+    return AutoModelForCausalLM if arch.wrapper is None else AutoModelForImageTextToText
+
+
+def build_skeleton(config: Any, arch: BoundArch) -> Any:
+    """The model that transformers builds for a configuration. Raises InputError in one line where it cannot."""
     try:
         with quiet_transformers():
-            return loader.from_config(config, dtype=torch.float32, trust_remote_code=False)
+            return auto_class(arch).from_config(config, dtype=torch.float32, trust_remote_code=False)
     except Exception as error:  # as above
         raise InputError(f"config.json: transformers builds no model ({' '.join(str(error).split())[:300]})") from None
 
@@ -70,20 +74,18 @@ def check_reading(checkpoint: Checkpoint, arch: BoundArch) -> None:
     for name, entry in checkpoint.entries.items():
         ours.setdefault(_parameter(arch, name), []).append(_place(entry))
     theirs = {name: [_place(checkpoint.on_disk[key]) for key in keys] for name, keys in stored.items()}
-    tied = tied_parameters(model)
+    tied = tied_parameters(model) if arch.tied else {}
     for target, source in tied.items():  # one of the two is enough, and both of equal bytes are one
-        if not arch.tied:
-            continue
         theirs.setdefault(source, theirs.get(target, []))
         theirs.pop(target, None)
         ours.pop(target, None)
     names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    for name in sorted(names - (set(tied) if arch.tied else set())):
+    for name in sorted(names - set(tied)):
         if not theirs.get(name):
             raise _differs(checkpoint, name, "is missing: transformers would start it at random")
         if _merged(ours.get(name, [])) != _merged(theirs[name]):
             raise _differs(checkpoint, name, "is read from another place by transformers than by dfq")
-    if extra := sorted(name for name in ours if name not in names and not name.endswith(("inv_freq",))):
+    if extra := sorted(name for name in ours if name not in names and not name.endswith("inv_freq")):
         raise _differs(checkpoint, extra[0], "belongs to no parameter of transformers' model, which ignores it")
 
 

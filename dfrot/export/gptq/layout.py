@@ -21,7 +21,7 @@ WORD = 32
 
 
 class GPTQLayout:
-    """A `folder.Layout`."""
+    """A `FolderLayout`."""
 
     def plan(self, source: ExportSource) -> list[TensorPlan]:
         """The tensors of the result, in the checkpoint's order."""

@@ -5,7 +5,6 @@ Tensors are dequantized one after the other, in row blocks, with a journal entry
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from dfrot.checkpoint import Checkpoint
 from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.data.tokenizer import copy_tokenizer
 from dfrot.errors import InputError, UnsupportedError
-from dfrot.files import require_free_space, write_json
+from dfrot.files import allocated_bytes, file_sha256, require_free_space, write_json
 from dfrot.inputs import DequantizedCheckpoint, open_model
 from dfrot.progress import Progress, silent
 from dfrot.stage_folder import Stage, open_stage, read_record
@@ -28,8 +27,6 @@ KIND = "import"
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 UNIT_BYTES = 256 << 20
 SPARE = 16 << 20  # bytes beside the weights: tokenizer, journal, record
-STAT_BLOCK = 512  # bytes: the unit of st_blocks (POSIX)
-HASH_CHUNK = 1 << 22  # bytes hashed at a time
 
 
 def import_model(
@@ -106,18 +103,15 @@ def _units(layout: list[TensorPlan]) -> Iterator[list[TensorPlan]]:
 def _write(stage: Stage, source: DequantizedCheckpoint, progress: Progress) -> None:
     """Write weights, those of an interrupted run taken over, config.json and the tokenizer's files."""
     layout = _layout(source)
-    present = sum(path.stat().st_blocks * STAT_BLOCK for path in stage.folder.iterdir() if path.is_file())
-    require_free_space(stage.folder, sum(tensor.nbytes for tensor in layout) + SPARE - present)
+    needed = sum(tensor.nbytes for tensor in layout) + SPARE
+    require_free_space(stage.folder, needed - allocated_bytes(stage.folder))
     writer = SafetensorsWriter(stage.folder, layout)
     units = list(_units(layout))
     for number, unit in enumerate(units):
         progress(KIND, number, len(units))
         if not stage.done(unit[0].name):
             for tensor in unit:
-                if tensor.shape:
-                    writer.copy(source, tensor.name)
-                else:
-                    writer.write(tensor.name, source.read(tensor.name))
+                writer.copy(source, tensor.name)
             writer.sync()
             stage.mark(unit[0].name)
     progress(KIND, len(units), len(units))
@@ -149,15 +143,6 @@ def _record(source: DequantizedCheckpoint, folder: Path) -> dict[str, Any]:
     written = sorted(folder.glob("*.safetensors"))
     return {
         "source": {**_facts(source), "files": {file.name: file.stat().st_size for file in files}},
-        "files": {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in written},
+        "files": {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in written},
         "weights": Checkpoint.open(folder).digest(),
     }
-
-
-def _sha256(file: Path) -> str:
-    """SHA-256 of a file."""
-    sha = hashlib.sha256()
-    with file.open("rb") as handle:
-        while data := handle.read(HASH_CHUNK):
-            sha.update(data)
-    return sha.hexdigest()

@@ -15,7 +15,7 @@ from dfrot.checkpoint import Checkpoint
 from dfrot.checkpoint_writer import SafetensorsWriter
 from dfrot.data.tokenizer import copy_tokenizer
 from dfrot.errors import GateError, InputError
-from dfrot.files import require_free_space, write_json
+from dfrot.files import allocated_bytes, require_free_space, write_json
 from dfrot.lineage import source_record
 from dfrot.progress import Progress, silent
 from dfrot.quant.config import DfqConfig
@@ -35,7 +35,6 @@ from dfrot.vision.llava_layout import has_vision_part
 
 KIND = "rotate"
 SPARE = 16 << 20  # bytes beside weights and rotations: tokenizer, journal, record
-STAT_BLOCK = 512  # bytes: the unit of st_blocks (POSIX)
 
 
 def rotate(
@@ -99,9 +98,8 @@ def _run(stage: Stage, plan: RotatePlan, progress: Progress) -> None:
 
 def _require_space(stage: Stage, plan: RotatePlan) -> None:
     """Raise ResourceError when the disk cannot take what is still to be written."""
-    written = sum(path.stat().st_blocks * STAT_BLOCK for path in stage.folder.iterdir() if path.is_file())
     weights = sum(tensor.nbytes for tensor in plan.layout().plan())
-    require_free_space(stage.folder, weights + plan.rotation_bytes + SPARE - written)
+    require_free_space(stage.folder, weights + plan.rotation_bytes + SPARE - allocated_bytes(stage.folder))
 
 
 def _fuse(stage: Stage, plan: RotatePlan, rotations: Rotations, transforms: Transforms, progress: Progress) -> None:
