@@ -114,9 +114,7 @@ def _result_config(
     """The quantization entry of the result; the resets and online rotations of the source stay in force.
 
     Raises UnsupportedError for a KV cache that does not fill whole bytes."""
-    scheme = settings.scheme
-    if isinstance(settings.a_clip, float | int):
-        scheme = replace(scheme, a_clip=float(settings.a_clip))
+    scheme = replace(settings.scheme, a_clip=settings.clip)
     if scheme.kv_bits != FULL and arch.head_dim * scheme.kv_bits % 8:
         raise UnsupportedError(
             f"`scheme` {scheme.name}: head_dim {arch.head_dim} at {scheme.kv_bits} bits does not fill whole bytes; use "
@@ -136,7 +134,7 @@ def _result_config(
             if name not in kept and clip != scheme.a_clip and not (name == head and settings.head.quantized)
         }
     online = source.online if source is not None else OnlineRotations()
-    config = DfqConfig(scheme, online, kept, settings.fake, settings.sink_tokens, clips)
+    config = DfqConfig(scheme, online, kept, settings.fake, settings.sinks, clips)
     resets = source.resets if source is not None else ()
     return replace(config, resets=resets, embed=settings.embed, head=settings.head)
 
