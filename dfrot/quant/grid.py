@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dfrot.quant.second_rows import folded_weight
 from dfrot_kernels.layouts import PackedWeight
 
 TINY = 2.0**-100  # below this a row counts as zero: its scale would be lost in subnormals
@@ -75,10 +76,15 @@ class Quantized:
     grid: Grid
     stats: dict[str, Any]
     """Algorithm, errors and fallbacks, as plain JSON."""
+    second: Tensor | None = None
+    """int32 [R]: the rows to which the last R of `codes` and `grid` are added (dfrot/quant/second_rows.py)."""
 
     def dequantize(self) -> Tensor:
         """The weight as float32 [N, K]."""
-        return self.grid.decode(self.codes)
+        weight = self.grid.decode(self.codes)
+        if self.second is None:
+            return weight
+        return folded_weight(weight, self.second, len(weight) - len(self.second))
 
     def packed(self) -> PackedWeight:
         """The weight as it is stored."""

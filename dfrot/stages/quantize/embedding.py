@@ -18,10 +18,10 @@ from dfrot.quant.hessian_error import fraction
 from dfrot.quant.options import AlgorithmOptions
 from dfrot.quant.plan import LinearPlan
 from dfrot.quant.scheme import QuantScheme
+from dfrot.quant.table import NARROW
 from dfrot.stages.quantize.layout import CheckpointLayout
 
 ROWS = 8192  # of the table in memory at a time
-NARROW = 4  # bits of a table with few levels
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from dfrot.quant.config import DfqConfig
 from dfrot.quant.grid import Quantized
 from dfrot.quant.plan import LinearPlan
 from dfrot.quant.rtn import starved
+from dfrot.quant.second_rows import most_frequent
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.runtime.transformers_model import TOKENS, compare_with_transformers
 from dfrot.stage_folder import Stage, open_stage, read_record
@@ -37,6 +38,7 @@ from dfrot.stages.quantize.compensate import ExactRun
 from dfrot.stages.quantize.embedding import RoundedRows, grid_scheme, quantize_embedding, table_options
 from dfrot.stages.quantize.plan import QuantizePlan, plan_quantization
 from dfrot.stages.quantize.propagate import head_hessian, quantize_block
+from dfrot.stages.quantize.second_rows import stacked
 from dfrot.stages.quantize.settings import QuantizeSettings
 from dfrot.vision import carry as vision
 
@@ -216,7 +218,20 @@ class _BlockwiseQuantization:
         else:
             stats = self._calibrated(store.HEAD).get(name)
             hessian = stats.hessian if stats is not None else None
-        return self._round_stored([name], hessian, table=self.layout.quantized[name])
+        results = self._round_stored([name], hessian, table=self.layout.quantized[name])
+        if self.plan.config.head.second_rows:
+            results[name] = self._with_second_rows(name, results[name], hessian)
+        return results
+
+    def _with_second_rows(self, name: str, first: Quantized, hessian: Tensor | None) -> Quantized:
+        """The head with second rows for what `first` leaves of the most frequent tokens of the calibration."""
+        assert self.plan.calibration is not None
+        table = self.layout.quantized[name]
+        ids = most_frequent(self.plan.calibration.tokens(), table.rows, table.second_rows)
+        weight = self.plan.checkpoint.read(f"{self.layout.stored(name)}.weight").float()
+        rest = (weight - first.dequantize())[ids.long()]
+        (second,) = self._round([rest], hessian, table=table)
+        return stacked(weight, first, second, ids, hessian)
 
     def _calibrated(self, stem: str) -> dict[str, CalibStats]:
         """The calibration's statistics by tap, with Hessians, when the algorithm wants them.
