@@ -74,6 +74,7 @@ def plan_quantization(model: Path, calibration_path: Path | None, settings: Quan
     calibration = Calibration.open(calibration_path, arch, digest) if calibration_path is not None else None
     if calibration is None and settings.needs_calibration():
         reason = "activation clip auto" if settings.a_clip == "auto" else f"algorithm {settings.algorithm}"
+        reason = f"head {settings.head.name}" if settings.head.second_rows else reason
         raise InputError(
             f"{reason} needs a `calibration`: run dfq calibrate and give its folder, or use rtn", field="calibration"
         )
@@ -140,8 +141,15 @@ def _result_config(
 
 
 def _check_tables(arch: BoundArch, settings: QuantizeSettings, kept: tuple[str, ...]) -> None:
-    """Raise UnsupportedError for a tied head that would have to be stored a second time in 16 bits."""
+    """Raise UnsupportedError for a tied head that would have to be stored a second time in 16 bits, and for more second
+    rows than tokens."""
     head = arch.spec.head.name
+    if settings.head.second_rows > arch.vocab_size:
+        raise UnsupportedError(
+            f"`head` {settings.head.name}: the model has {arch.vocab_size} tokens",
+            field="head",
+            limit=arch.vocab_size,
+        )
     in_16_bits = not settings.head.quantized and (head in kept or settings.scheme.w_bits == FULL)
     if settings.embed.quantized and arch.tied and in_16_bits:
         raise UnsupportedError(

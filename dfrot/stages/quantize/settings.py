@@ -56,7 +56,8 @@ class QuantizeSettings:
         default_factory=TableScheme,
         metavar="BITS",
         help="Bits of the head's weight, written like those of `embed`; its activations stay in 16 bits, and `keep` "
-        "does not apply to it. 16: as `scheme` and `keep` say.",
+        "does not apply to it. 4+N adds a second row of 4 bits for each of the N most frequent tokens of the "
+        "calibration. 16: as `scheme` and `keep` say.",
     )
     propagate: bool = setting(
         True,
@@ -88,6 +89,8 @@ class QuantizeSettings:
     def __post_init__(self) -> None:
         needs_hessian = algorithm(self.algorithm).needs_hessian
         check(self)
+        if self.embed.second_rows:
+            raise UnsupportedError("`embed`: second rows are for the head", field="embed")
         if self.compensate and not (self.propagate and needs_hessian):
             raise UnsupportedError(
                 "`compensate` works on propagated errors: use `algorithm=gptq` with `propagate`, or leave it out",
@@ -125,4 +128,4 @@ class QuantizeSettings:
         """Whether these settings cannot do without a calibration."""
         rounds = self.scheme.w_bits != FULL or self.head.quantized
         weights = rounds and algorithm(self.algorithm).needs_hessian
-        return weights or (self.a_clip == "auto" and self.scheme.a_bits != FULL)
+        return weights or self.head.second_rows > 0 or (self.a_clip == "auto" and self.scheme.a_bits != FULL)
