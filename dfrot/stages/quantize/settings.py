@@ -8,7 +8,7 @@ from typing import Literal
 from dfrot.errors import UnsupportedError
 from dfrot.quant import ALGORITHMS, algorithm
 from dfrot.quant.options import AlgorithmOptions
-from dfrot.quant.scheme import FULL, QuantScheme
+from dfrot.quant.scheme import FULL, KEY_SHIFTS, QuantScheme
 from dfrot.quant.table import TableScheme
 from dfrot.settings import check, setting
 
@@ -63,6 +63,13 @@ class QuantizeSettings:
     sink_tokens: int = setting(
         0, minimum=0, help="Leading positions whose activations and KV cache stay in full precision."
     )
+    key_shift: str | None = setting(
+        None,
+        choices=KEY_SHIFTS,
+        help="What is subtracted from keys before the cache rounds them, which attention does not notice: mean, per "
+        "head and channel behind RoPE, over the first 8192 tokens of the calibration, or none. Default: mean, where "
+        "keys are quantized, a calibration is given and the architecture allows it.",
+    )
     a_clip: float | Literal["auto"] | None = setting(
         None,
         words=("auto",),
@@ -103,4 +110,4 @@ class QuantizeSettings:
         """Whether these settings cannot do without a calibration."""
         rounds = self.scheme.w_bits != FULL or self.head.quantized
         weights = rounds and algorithm(self.algorithm).needs_hessian
-        return weights or (self.a_clip == "auto" and self.scheme.a_bits != FULL)
+        return weights or self.key_shift == "mean" or (self.a_clip == "auto" and self.scheme.a_bits != FULL)
