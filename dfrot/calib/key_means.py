@@ -9,7 +9,7 @@ from dfrot.progress import Progress, silent
 from dfrot.runtime.attention_hooks import AttentionCall, observe_block_attention
 from dfrot.runtime.block_runner import BlockRunner
 
-TOKENS = 8192
+TOKENS = 4096
 """Tokens whose keys are averaged: a mean settles long before the moments that calibrations are made for."""
 
 

@@ -67,7 +67,7 @@ class QuantizeSettings:
         None,
         choices=KEY_SHIFTS,
         help="What is subtracted from keys before the cache rounds them, which attention does not notice: mean, per "
-        "head and channel behind RoPE, over the first 8192 tokens of the calibration, or none. Default: mean, where "
+        "head and channel behind RoPE, over the first 4096 tokens of the calibration, or none. Default: mean, where "
         "keys are quantized, a calibration is given and the architecture allows it.",
     )
     a_clip: float | Literal["auto"] | None = setting(
