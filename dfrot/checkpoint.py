@@ -12,8 +12,6 @@ from torch import Tensor
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.files import digest_bytes, read_json
 from dfrot.safetensors_file import (
-    DTYPE_NAMES,
-    DTYPES,
     TensorEntry,
     read_bytes,
     read_header,
@@ -147,8 +145,6 @@ class Checkpoint:
 
 
 __all__ = [
-    "DTYPES",
-    "DTYPE_NAMES",
     "Checkpoint",
     "TensorEntry",
     "read_header",

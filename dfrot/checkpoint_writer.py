@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dfrot.checkpoint import DTYPE_NAMES, Checkpoint
+from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError
 from dfrot.files import write_json
+from dfrot.safetensors_file import DTYPE_NAMES
 
 COPY_BYTES = 64 << 20  # of a tensor that is copied, in memory at a time
 SHARD_BYTES = 4 << 30

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dfrot.arch import Tap
+from dfrot.arch.space import Space
 from dfrot.calib.taps import inner_linear
 from dfrot.quant.activations import fake_quantize, fake_quantize_kv
 from dfrot.quant.scheme import FULL, QuantScheme
@@ -38,9 +39,15 @@ class TapQuantizer:
     """A forward pre-hook shared by all `linears` linears of a tap: they get the same tensor, so it is rounded once."""
 
     def __init__(
-        self, scheme: QuantScheme, clip: float, sink_tokens: int, mixture: Experts | None, linears: int
+        self,
+        scheme: QuantScheme,
+        clip: float,
+        sink_tokens: int,
+        mixture: Experts | None,
+        linears: int,
+        overwrites: bool,
     ) -> None:
-        self.linears = linears
+        self.linears, self.overwrites = linears, overwrites
         self.scheme, self.clip, self.sink_tokens, self.mixture = scheme, clip, sink_tokens, mixture
         self.seqlen = 1
         self.last = _LastRounded()
@@ -48,14 +55,15 @@ class TapQuantizer:
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
         x, last = args[0], self.last
         if x is not last.source or last.result is None:
-            last.source, last.uses = x, 0
-            last.result = fake_quantize(x, self.scheme.a_bits, self.scheme.a_sym, self.clip)
+            rounded = fake_quantize(x, self.scheme.a_bits, self.scheme.a_sym, self.clip)
             rows = self.mixture.rows if self.mixture is not None else None
             if self.sink_tokens and rows is None:
-                last.result[:, : self.sink_tokens] = x[:, : self.sink_tokens]
+                rounded[:, : self.sink_tokens] = x[:, : self.sink_tokens]
             elif self.sink_tokens and rows is not None:
                 leading = rows % self.seqlen < self.sink_tokens
-                last.result[leading] = x[leading]
+                rounded[leading] = x[leading]
+            last.source, last.uses = x, 0
+            last.result = x.copy_(rounded) if self.overwrites else rounded
         result = last.result
         last.uses += 1
         if last.uses == self.linears:
@@ -72,16 +80,24 @@ class TapQuantizer:
 
 
 def quantize_activations(
-    block: nn.Module, tap: Tap, names: Collection[str], scheme: QuantScheme, clip: float, sink_tokens: int
+    block: nn.Module,
+    tap: Tap,
+    names: Collection[str],
+    scheme: QuantScheme,
+    clip: float,
+    sink_tokens: int,
+    overwrite: bool = False,
 ) -> None:
     """Attach the simulated quantizer to those linears of a tap that are in `names` (relative names).
 
-    clip: ratio of the range; sink_tokens: leading positions that stay exact."""
+    clip: ratio of the range; sink_tokens: leading positions that stay exact. overwrite: round in place where the block
+    computes the input for one linear alone (what attention and MLP return), so that it is in memory once."""
     if scheme.a_bits == FULL:
         return
     linears = [linear for linear in tap.linears if linear.name in names]
     mixture = find_experts(block) if tap.expert is not None else None
-    quantizer = TapQuantizer(scheme, clip, sink_tokens, mixture, len(linears))
+    own_input = tap.reads in (Space.VALUE, Space.MLP)
+    quantizer = TapQuantizer(scheme, clip, sink_tokens, mixture, len(linears), overwrite and own_input)
     if tap.expert is not None:
         block.register_forward_pre_hook(quantizer.begin)
     for linear in linears:

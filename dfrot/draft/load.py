@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from dfrot.draft.models.base import Draft
 from dfrot.draft.models.native_pass import unfit
 from dfrot.draft.store import check_target, load_draft
+from dfrot.dtypes import DTYPES
 from dfrot.generation.engine import Engine
 from dfrot.generation.load_target import load_target
 from dfrot.generation.target import Target
 
 LARGE = 32_000_000  # parameters from which on reading float32 weights costs more than converting bfloat16
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load_draft_in(draft: Path, dtype: str) -> Draft:

@@ -25,7 +25,7 @@ WORD = 32
 
 
 class CompressedTensorsLayout:
-    """A `folder.FolderLayout`."""
+    """A `FolderLayout`."""
 
     def plan(self, source: ExportSource) -> list[TensorPlan]:
         """The tensors of the result, in the checkpoint's order."""

@@ -1,4 +1,4 @@
-"""The checkpoint to export, opened and checked against a target before any weight is read."""
+"""The checkpoint to export, opened and checked against a target before its weights are converted."""
 
 from __future__ import annotations
 

@@ -18,10 +18,7 @@ from dfrot.inputs.dense_view import DenseTensor
 from dfrot.inputs.scale_grid import SCALE_DTYPES, ScaleGrid, group_columns, read_scales
 from dfrot.inputs.stored_parts import FormatDescription, StoredParts, drop_runtime_parts, modules_with
 
-CONSUMED = (
-    *("weight", "weight_packed", "weight_scale", "weight_shape"),
-    *("weight_zero_point", "weight_g_idx", "weight_global_scale"),
-)
+BESIDE_CODES = ("weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx", "weight_global_scale")
 MAX_SIZE = 2**31  # of a stored weight_shape
 
 
@@ -36,8 +33,11 @@ def read_format(checkpoint: Checkpoint, entry: dict[str, Any], dtype: torch.dtyp
         parts = StoredParts(checkpoint, module)
         scheme = table.of(module)
         names[scheme.format] = None
+        codes, other = ("weight", "weight_packed") if scheme.format in ELEMENTWISE else ("weight_packed", "weight")
+        if codes in parts and other in parts:
+            parts.refuse(other, f"is stored beside {codes}, which is what {scheme.format} reads")
         description.tensors.append(_weight(parts, scheme, dtype))
-        description.consumed |= parts.names(CONSUMED)
+        description.consumed |= parts.names((codes, *BESIDE_CODES))
     description.name = f"compressed-tensors ({', '.join(names)})"
     drop_runtime_parts(checkpoint, description)
     if table.quantizes_activations:

@@ -9,6 +9,7 @@ import torch
 
 from dfrot.arch import BoundArch, described
 from dfrot.checkpoint import Checkpoint
+from dfrot.dtypes import DTYPES
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.inputs import awq, bitsandbytes, compressed_tensors, fp8, gptq, mxfp4
 from dfrot.inputs.dense_view import DenseTensor, DequantizedCheckpoint, stored_tensor
@@ -17,7 +18,6 @@ from dfrot.inputs.gguf.open import open_gguf
 from dfrot.inputs.stored_parts import FolderFormat
 
 OWN = "dfq"  # quant_method of our own folders, which the stages read themselves
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 FOLDER_FORMATS: dict[str, FolderFormat] = {
     "fp8": fp8.read_format,

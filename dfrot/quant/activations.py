@@ -2,7 +2,7 @@
 
 The arithmetic is that of the integer path (`torch.ops.dfq.quantize_per_token`, `kv_quantize`), so that a
 simulated model computes the numbers of the packed one: float32 inside, half-to-even rounding, zero
-included in every asymmetric range, a scale of 1 for rows that are all zero.
+included in every asymmetric range, a scale of 1 for rows that are all zero. No gradient passes.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def fake_quantize(x: Tensor, bits: int, symmetric: bool, clip: float = 1.0) -> T
     """
     if bits == FULL:
         return x
-    rows = x.float()
-    scale, low = _ranges(rows, bits, symmetric, clip)
-    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-    return _round_trip(rows, scale, low, bits).to(x.dtype)
+    rows = x.unsqueeze(0).flatten(0, -2)
+    codes, scale, zero = torch.ops.dfq.quantize_per_token(rows, bits, symmetric, clip)
+    rounded: Tensor = codes.float().sub_(zero[:, None]).mul_(scale[:, None])
+    return rounded.view(x.shape).to(x.dtype)
 
 
 def fake_quantize_kv(x: Tensor, bits: int, symmetric: bool, clip: float = 1.0) -> Tensor:

@@ -28,10 +28,13 @@ HEAD_ROWS = 8192  # rows of the head that are in memory at a time
 
 
 class OnlineHadamard(nn.Module):
-    """A linear whose input is rotated first: the online half of R4."""
+    """A linear whose input is rotated first: the online half of R4.
+
+    Attributes: `overwrites`, False; True rotates in place, so that the input is in memory once."""
 
     def __init__(self, spec: HadamardSpec, linear: nn.Module) -> None:
         super().__init__()
+        self.overwrites = False
         self.spec = spec
         self.linear = linear
         self.register_buffer("base", spec.base(), persistent=False)
@@ -39,6 +42,8 @@ class OnlineHadamard(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] -> what the linear makes of x H, [..., N]."""
         rotated = torch.ops.dfq.hadamard(x, self.base, self.spec.block)
+        if self.overwrites:
+            rotated = x.copy_(rotated)
         return self.linear(rotated)  # type: ignore[no-any-return]
 
 

@@ -12,6 +12,7 @@ from dfrot.checkpoint import Checkpoint
 from dfrot.compat.lazy_weights import lazy_state_dict
 from dfrot.compat.logs import quiet_transformers
 from dfrot.data.tokenizer import load_tokenizer
+from dfrot.dtypes import DTYPES
 from dfrot.errors import DfqError, InputError, UnsupportedError
 from dfrot.inputs import DequantizedCheckpoint, open_model
 from dfrot.quant.config import DfqConfig
@@ -21,13 +22,12 @@ from dfrot.runtime.block_runner import hf_config
 from dfrot.runtime.install import base_model_of, use_capped_attention
 from dfrot.runtime.transformers_reading import auto_class, key_mapping
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 def check_folder(path: Path) -> tuple[Checkpoint, DfqConfig | None]:
     """The checkpoint of a folder and its dfq configuration (None: an ordinary 16-bit checkpoint).
 
-    Reads no weight. Raises DfqError, in one line, for what `load_model` could not load."""
+    Of the weights it reads a head that a tied configuration stores too, and undeclared biases. Raises DfqError, in one
+    line, for what `load_model` could not load."""
     checkpoint = open_model(path)
     config_file = checkpoint.path / "config.json"
     config = DfqConfig.of(checkpoint.config, str(config_file))

@@ -200,6 +200,20 @@ def test_logits_are_those_of_transformers(kit: SimpleNamespace, tmp_path: Path, 
     assert torch.equal(a, b), float((a - b).abs().max())
 
 
+@pytest.mark.parametrize(
+    ("name", "extra"), [("int4", "weight"), ("nvfp4", "weight"), ("int8-channel", "weight_packed")]
+)
+def test_a_weight_that_is_stored_twice_is_refused(kit: SimpleNamespace, tmp_path: Path, name: str, extra: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    write(kit, tmp_path / "m", *SCHEMES[name])
+    file, tensor = tmp_path / "m/model.safetensors", f"model.layers.0.mlp.down_proj.{extra}"
+    save_file({**load_file(file), tensor: torch.ones(2, 2)}, file)
+    with pytest.raises(DfqError, match="is stored beside weight") as caught:
+        open_model(tmp_path / "m")
+    assert tensor in str(caught.value)
+
+
 def test_what_is_not_read_is_refused_in_one_line(kit: SimpleNamespace, tmp_path: Path) -> None:
     write(kit, tmp_path / "m", *SCHEMES["int4"])
     config = json.loads((tmp_path / "m/config.json").read_text())

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import DfqError
 from dfrot.inputs import open_model
+from dfrot.lineage import source_record
 from dfrot.stages.imports.run import import_model, plan
 from dfrot.stages.imports.settings import ImportSettings
 from dfrot_cli.main import main
@@ -49,6 +50,14 @@ def test_the_folder_holds_what_the_view_reads(fp8_model: Path, tmp_path: Path, d
     assert record["source"]["format"] == "FP8 (e4m3)"
     assert record["source"]["left_out"] == ["rounding of activations to FP8"]
     assert record["weights"] == written.digest()
+
+
+def test_the_hub_commit_survives_the_import(fp8_model: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "c0ffee"
+    snapshot.parent.mkdir(parents=True)
+    fp8_model.rename(snapshot)
+    record = import_model(snapshot, tmp_path / "out")
+    assert record["hub"] == {"hub_id": "org/name", "commit": "c0ffee"} == source_record(tmp_path / "out")["hub"]
 
 
 def test_transformers_computes_the_same_from_it_as_from_the_source(kit: SimpleNamespace, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from dfrot.arch.gguf import GGUF_ARCHS
+from dfrot.dtypes import SHORT_DTYPES
 from dfrot.errors import ResourceError, UnsupportedError
 from dfrot.export.gguf import model as gguf_model
 from dfrot.export.gguf import tokenizer as gguf_tokenizer
@@ -18,7 +19,6 @@ from dfrot.files import require_free_space
 from dfrot.progress import Progress
 
 FILE_NAME = "model.gguf"
-DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
 
 class GGUFFile:
@@ -33,14 +33,14 @@ class GGUFFile:
             import gguf
         except ImportError:
             raise ResourceError("the package gguf is not installed: pip install 'dfq[gguf]'") from None
-        if dtype is not None and dtype not in DTYPES:
-            raise UnsupportedError(f"`dtype={dtype}`: use one of {', '.join(DTYPES)}", field="dtype")
+        if dtype is not None and dtype not in SHORT_DTYPES:
+            raise UnsupportedError(f"`dtype={dtype}`: use one of {', '.join(SHORT_DTYPES)}", field="dtype")
         arch, checkpoint = source.arch, source.checkpoint.path
         vocabulary = gguf_tokenizer.read_vocabulary(checkpoint, arch.sizes["vocab"], arch.config)
         writer = gguf.GGUFWriter(folder / FILE_NAME, GGUF_ARCHS[arch.spec.model_type].arch)
         gguf_model.write_sizes(writer, arch, checkpoint / "config.json")
         freqs = gguf_model.write_rope(writer, arch, checkpoint / "config.json")
-        dense_type = DTYPE_NAMES[DTYPES[dtype] if dtype is not None else source.dtype]
+        dense_type = DTYPE_NAMES[SHORT_DTYPES[dtype] if dtype is not None else source.dtype]
         plans = list(plan_tensors(source, dense_type))
         if freqs is not None:
             plans.insert(0, GGUFPlan("rope_freqs.weight", "F32", (freqs.nbytes,)))

@@ -62,7 +62,7 @@ class Subject:
     entry in config.json or None; `scheme`, of a quantized checkpoint or None; `runner`."""
 
     def __init__(self, path: Path) -> None:
-        """Open the folder `path`, reading no weight.
+        """Open the folder `path`, reading no weight but what `check_folder` reads.
 
         Raises UnsupportedError for architectures that cannot be measured block by block."""
         opened, config = check_folder(path)

@@ -21,6 +21,7 @@ from dfrot.calib.stats import CalibStats
 from dfrot.calib.taps import observe_taps, samples_per_chunk
 from dfrot.files import require_free_space
 from dfrot.lineage import source_record
+from dfrot.processor import onednn_products
 from dfrot.progress import Progress, silent
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.stage_folder import Stage, open_stage, read_record
@@ -30,6 +31,7 @@ from dfrot.stages.calibrate.settings import CalibrateSettings
 KIND = "calibrate"
 
 
+@onednn_products()
 def calibrate(
     model: Path,
     out: Path,

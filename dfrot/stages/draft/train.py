@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from dfrot.arch import BoundArch
 from dfrot.draft.models.base import Draft
 from dfrot.draft.models.build import build
 from dfrot.draft.models.config import DraftConfig
@@ -22,12 +23,14 @@ from dfrot.draft.training.sources import FeatureSource
 from dfrot.draft.training.stored_features import StoredFeatures
 from dfrot.draft.training.train_state import STATE
 from dfrot.draft.training.trainer import Trainer, by_rank
-from dfrot.errors import InputError
+from dfrot.errors import InputError, UnsupportedError
 from dfrot.files import require_free_space
 from dfrot.generation.load_target import load_target
 from dfrot.generation.target import Target
 from dfrot.lineage import source_record
 from dfrot.progress import Progress, silent
+from dfrot.quant.config import DfqConfig
+from dfrot.quant.plan import plan_linears
 from dfrot.stage_folder import open_stage, read_record
 from dfrot.stages.draft.samples import data_request, describe_target, draft_config, live_source
 from dfrot.stages.draft.settings import DraftSettings
@@ -67,8 +70,9 @@ def train(
         overwrite: see `open_stage`.
 
     Raises DfqError for targets that cannot be drafted for, for data without answers, and for features of another
-    target."""
+    target; UnsupportedError for a target whose head is stored as integers, which no gradient passes."""
     arch, fingerprint = describe_target(model)
+    _refuse_integer_head(model, arch)
     config = draft_config(arch, settings, fingerprint)
     if settings.quantize:
         scheme_of(settings.quantize)
@@ -94,6 +98,19 @@ def train(
             stage.mark("begun")
             stage.publish({**run.train(stage.folder), **source_record(model)})
     return read_record(out, KIND)
+
+
+def _refuse_integer_head(model: Path, arch: BoundArch) -> None:
+    """Raise UnsupportedError where the target's head is stored as integers."""
+    config = DfqConfig.of(arch.config)
+    head = None if config is None else plan_linears(arch, config).get(arch.spec.head.name)
+    if head is not None and head.packed:
+        raise UnsupportedError(
+            f"{model}: its head has {head.w_bits} bits, and no gradient passes through integers; train the draft on a "
+            "target with a 16-bit head",
+            field="model",
+            file=model,
+        )
 
 
 def parameter_count(config: DraftConfig) -> int:

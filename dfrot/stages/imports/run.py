@@ -11,20 +11,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dfrot.checkpoint import Checkpoint
 from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.data.tokenizer import copy_tokenizer
+from dfrot.dtypes import SHORT_DTYPES
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.files import allocated_bytes, file_sha256, require_free_space, write_json
 from dfrot.inputs import DequantizedCheckpoint, open_model
+from dfrot.lineage import source_record
 from dfrot.progress import Progress, silent
 from dfrot.stage_folder import Stage, open_stage, read_record
 from dfrot.stages.imports.settings import ImportSettings
 
 KIND = "import"
-DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 UNIT_BYTES = 256 << 20
 SPARE = 16 << 20  # bytes beside the weights: tokenizer, journal, record
 
@@ -63,7 +62,7 @@ def plan(model: Path, settings: ImportSettings) -> dict[str, Any]:
 
 def _source(model: Path, settings: ImportSettings) -> DequantizedCheckpoint:
     """The model, in the dtype asked for. Raises UnsupportedError for one that needs no import."""
-    source = open_model(model, None if settings.dtype is None else DTYPES[settings.dtype])
+    source = open_model(model, None if settings.dtype is None else SHORT_DTYPES[settings.dtype])
     if source.config.get("quantization_config") is not None:
         raise UnsupportedError(
             f"{source.path}: is dfq's own; the other commands take it as it is", field="model", file=source.path
@@ -145,4 +144,5 @@ def _record(source: DequantizedCheckpoint, folder: Path) -> dict[str, Any]:
         "source": {**_facts(source), "files": {file.name: file.stat().st_size for file in files}},
         "files": {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in written},
         "weights": Checkpoint.open(folder).digest(),
+        **source_record(files[0].parent if files else source.path),  # a GGUF file's folder is dfq's, not the hub's
     }

@@ -30,9 +30,9 @@ from dfrot.quant.config import DfqConfig
 from dfrot.quant.grid import Quantized
 from dfrot.quant.rtn import starved
 from dfrot.quant.scheme import FULL
-from dfrot.runtime.block_runner import BlockRunner
+from dfrot.runtime.block_runner import BlockRunner, OnlineHadamard
 from dfrot.stages.quantize.compensate import ExactRun, TapInput, TapInputs, TapMoments
-from dfrot_kernels.memory import share_heap
+from dfrot_kernels.memory import release_memory, share_heap
 
 TapQuantize = Callable[[Sequence[Tensor], Tensor | None, str | None], list[Quantized]]
 """Weights float32 [N_i, K] of one tap, their Hessian [K, K], or why there is none to use -> one result each."""
@@ -103,11 +103,14 @@ class _BlockQuantization:
         self.block = runner.block(layer)
         for parameter in self.block.parameters():
             parameter.data = parameter.data.clone()  # aligned, so that BLAS repeats itself after a resume
+        for module in self.block.modules():
+            if isinstance(module, OnlineHadamard):
+                module.overwrites = True
         self.taps = quantized_taps(runner, config, layer)
         for tap in self.taps:
             names = [linear.name for linear in tap.linears]
             clip = config.a_clips.get(self.arch.full(layer, names[0]), config.scheme.a_clip)
-            quantize_activations(self.block, tap, names, config.scheme, clip, config.sink_tokens)
+            quantize_activations(self.block, tap, names, config.scheme, clip, config.sink_tokens, overwrite=True)
         self.cache = SimulatedKV.of(config.scheme, config.online.r3, config.sink_tokens, key_shift)
         self.results: dict[str, Quantized] = {}
 
@@ -154,6 +157,7 @@ class _BlockQuantization:
                 if reached is None:  # all passes are at their end: they reach the same taps
                     return
                 self._quantize_tap(reached[0], moments)
+                release_memory()  # what waits next has another size than the holes that are left
 
     def in_chunks(self, source: HiddenStates, target: HiddenStates, step: int) -> None:
         """`step` samples at a time: one pass over all chunks per group of taps, then one for the outputs."""

@@ -23,6 +23,7 @@ from dfrot.data.tokenizer import copy_tokenizer
 from dfrot.errors import InputError
 from dfrot.files import require_free_space, write_json
 from dfrot.lineage import lineage, source_record
+from dfrot.processor import onednn_products
 from dfrot.progress import Progress, silent
 from dfrot.quant import algorithm, rtn
 from dfrot.quant.config import DfqConfig
@@ -44,6 +45,7 @@ from dfrot.vision import carry as vision
 KIND = "quantize"
 
 
+@onednn_products()
 def quantize(
     model: Path,
     calibration: Path | None,

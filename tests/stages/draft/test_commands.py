@@ -119,6 +119,18 @@ def test_plans_write_nothing(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
+def test_a_target_with_an_integer_head_is_refused_before_work(tmp_path: Path) -> None:
+    quantized = run(
+        *("quantize", "--model", "reference", "--algorithm", "rtn", "--scheme", "w4a16", "--head", "8"),
+        *("--out", tmp_path / "packed"),
+    )
+    assert quantized.exit_code == 0, quantized.output
+    result = run("draft", "train", "--model", tmp_path / "packed", "--out", tmp_path / "draft", *TRAIN)
+    assert result.exit_code == 2
+    assert "its head has 8 bits" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["packed"], "nothing was begun"
+
+
 def test_extracted_features_train_a_draft(tmp_path: Path) -> None:
     result = run("draft", "extract", "--model", "reference", "--out", tmp_path / "f", *TRAIN[:6])
     assert result.exit_code == 0, result.output
