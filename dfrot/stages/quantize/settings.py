@@ -8,7 +8,7 @@ from typing import Literal
 from dfrot.errors import UnsupportedError
 from dfrot.quant import ALGORITHMS, algorithm
 from dfrot.quant.options import AlgorithmOptions
-from dfrot.quant.scheme import FULL, QuantScheme
+from dfrot.quant.scheme import FULL, KEY_SHIFTS, QuantScheme
 from dfrot.quant.table import TableScheme
 from dfrot.settings import check, setting
 
@@ -71,6 +71,13 @@ class QuantizeSettings:
         help="Leading positions whose activations and KV cache stay in full precision. Default: 4 where activations "
         "have at most 4 bits, else 0.",
     )
+    key_shift: str | None = setting(
+        None,
+        choices=KEY_SHIFTS,
+        help="What is subtracted from keys before the cache rounds them, which attention does not notice: mean, per "
+        "head and channel behind RoPE, over the first 4096 tokens of the calibration, or none. Default: mean, where "
+        "keys are quantized, a calibration is given and the architecture allows it.",
+    )
     a_clip: float | Literal["auto"] | None = setting(
         None,
         words=("auto",),
@@ -128,4 +135,5 @@ class QuantizeSettings:
         """Whether these settings cannot do without a calibration."""
         rounds = self.scheme.w_bits != FULL or self.head.quantized
         weights = rounds and algorithm(self.algorithm).needs_hessian
-        return weights or self.head.second_rows > 0 or (self.a_clip == "auto" and self.scheme.a_bits != FULL)
+        tokens = self.key_shift == "mean" or self.head.second_rows > 0
+        return weights or tokens or (self.a_clip == "auto" and self.scheme.a_bits != FULL)
