@@ -156,29 +156,38 @@ def quantize_activations(
 class SimulatedKV:
     """In place of a transformers cache: keys and values [B, heads, S, head_dim] come back rounded.
 
-    Keys are rounded in the basis of R3 and returned in the model's own: the rotation of the queries, which would
-    cancel it, is left out on both sides.
+    Keys are rounded in the basis of R3, minus `shift` float32 [kv heads, head_dim], and returned in the model's own:
+    the rotation of the queries, which would cancel that of the keys, is left out on both sides.
     """
 
-    def __init__(self, scheme: QuantScheme, r3: HadamardSpec | None, sink_tokens: int) -> None:
+    def __init__(
+        self, scheme: QuantScheme, r3: HadamardSpec | None, sink_tokens: int, shift: Tensor | None = None
+    ) -> None:
         self.scheme, self.r3, self.sink_tokens = scheme, r3, sink_tokens
+        self.shift = None if shift is None else shift[:, None]  # [kv heads, 1, head_dim]
         self.base = r3.base() if r3 is not None else None
 
     @classmethod
-    def of(cls, scheme: QuantScheme, r3: HadamardSpec | None, sink_tokens: int) -> SimulatedKV | None:
+    def of(
+        cls, scheme: QuantScheme, r3: HadamardSpec | None, sink_tokens: int, shift: Tensor | None = None
+    ) -> SimulatedKV | None:
         """The cache for a scheme; None when the scheme leaves the cache alone."""
-        return None if scheme.kv_bits == FULL else cls(scheme, r3, sink_tokens)
+        return None if scheme.kv_bits == FULL else cls(scheme, r3, sink_tokens, shift)
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """As `transformers.Cache.update`: keys and values [B, heads, S, head_dim], rounded."""
-        return self._round(self._rotate(keys), keys, self._unrotate), self._round(values, values, lambda x: x)
+        return self._round(self._stored(keys), keys, self._restored), self._round(values, values, lambda x: x)
 
-    def _rotate(self, x: Tensor) -> Tensor:
-        if self.base is None or self.r3 is None:
-            return x
-        return torch.ops.dfq.hadamard(x.contiguous(), self.base, self.r3.block)  # type: ignore[no-any-return]
+    def _stored(self, x: Tensor) -> Tensor:
+        """Keys in the basis of the cache."""
+        if self.base is not None and self.r3 is not None:
+            x = torch.ops.dfq.hadamard(x.contiguous(), self.base, self.r3.block)
+        return x if self.shift is None else x - self.shift
 
-    def _unrotate(self, x: Tensor) -> Tensor:
+    def _restored(self, x: Tensor) -> Tensor:
+        """The inverse of `_stored`."""
+        if self.shift is not None:
+            x = x + self.shift
         if self.base is None or self.r3 is None:
             return x
         # H = base (x) Sylvester, and Sylvester is symmetric

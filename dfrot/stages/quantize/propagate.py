@@ -65,13 +65,15 @@ def quantize_block(
     source: HiddenStates,
     target: HiddenStates,
     exact: ExactRun | None = None,
+    key_shift: Tensor | None = None,
 ) -> dict[str, Quantized]:
     """Quantize block `layer` on the hidden states `source`, and write its quantized outputs to `target`.
 
-    exact: the unquantized model's run beside it, for compensation. Returns the results by full linear name."""
+    exact: the unquantized model's run beside it, for compensation. key_shift: of the block's cache, float32 [kv heads,
+    head_dim]. Returns the results by full linear name."""
     samples, seqlen, _ = source.shape
     step = samples_per_chunk(runner.arch, seqlen)
-    block = _BlockQuantization(runner, layer, config, quantize, exact)
+    block = _BlockQuantization(runner, layer, config, quantize, exact, key_shift)
     if samples <= step:
         block.in_one_pass(source, target)
     elif runner.arch.spec.experts is None and _waiting_bytes(runner.arch, samples * seqlen) <= WAITING_BYTES:
@@ -88,7 +90,13 @@ class _BlockQuantization:
     """One block, whose weights are replaced by their quantized values tap by tap."""
 
     def __init__(
-        self, runner: BlockRunner, layer: int, config: DfqConfig, quantize: TapQuantize, exact: ExactRun | None
+        self,
+        runner: BlockRunner,
+        layer: int,
+        config: DfqConfig,
+        quantize: TapQuantize,
+        exact: ExactRun | None,
+        key_shift: Tensor | None,
     ) -> None:
         assert config.scheme is not None
         self.runner, self.layer, self.quantize, self.exact = runner, layer, quantize, exact
@@ -104,7 +112,7 @@ class _BlockQuantization:
             names = [linear.name for linear in tap.linears]
             clip = config.a_clips.get(self.arch.full(layer, names[0]), config.scheme.a_clip)
             quantize_activations(self.block, tap, names, config.scheme, clip, config.sink_tokens, overwrite=True)
-        self.cache = SimulatedKV.of(config.scheme, config.online.r3, config.sink_tokens)
+        self.cache = SimulatedKV.of(config.scheme, config.online.r3, config.sink_tokens, key_shift)
         self.results: dict[str, Quantized] = {}
 
     def in_one_pass(self, source: HiddenStates, target: HiddenStates) -> None:
