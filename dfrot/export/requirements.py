@@ -78,6 +78,8 @@ def check_runtime(
         )
     if config.online.r3 is not None:
         notes.append("R3 is left out: without a quantized KV cache it cancels in every query-key product")
+    if config.shifts_keys:
+        notes.append("the key shift is left out: only dfq's quantized KV cache has it, and without one it cancels")
     if config.online.r4 is not None:
         _check_r4(model, target, config.online.r4, online_r4, engines)
         notes.append(

@@ -12,6 +12,7 @@ from dfrot.arch.bound import ROTARY_TABLE
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError
 from dfrot.quant.config import DfqConfig
+from dfrot.quant.key_shift import key_shift_tensors, refuses_key_shift
 from dfrot.quant.scheme import FULL, MIN_CLIP
 from dfrot.rotation.online import HadamardSpec
 
@@ -82,8 +83,16 @@ def _check(arch: BoundArch, config: DfqConfig, where: str) -> None:
     for reset in config.resets:
         if reset.module not in blocks or reset.channel >= arch.hidden:
             raise InputError(f"{where}: reset of channel {reset.channel} behind {reset.module}: no such place here")
+    if config.shifts_keys and (reason := _refuses_shift(arch, config)):
+        raise InputError(f"{where}: key_shift: {reason}", field="key_shift")
     if config.sink_tokens < 0:
         raise InputError(f"{where}: sink_tokens is {config.sink_tokens}, it cannot be negative")
+
+
+def _refuses_shift(arch: BoundArch, config: DfqConfig) -> str | None:
+    if config.scheme is None or config.scheme.kv_bits == FULL:
+        return "keys are kept in 16 bits"
+    return refuses_key_shift(arch)
 
 
 def plan_linears(arch: BoundArch, config: DfqConfig, where: str = "config.json") -> dict[str, LinearPlan]:
@@ -147,12 +156,19 @@ def packed_tensors(plan: LinearPlan) -> dict[str, tuple[torch.dtype, tuple[int, 
     return tensors
 
 
-def check_packed(checkpoint: Checkpoint, arch: BoundArch, plans: dict[str, LinearPlan]) -> None:
-    """Compare a packed checkpoint's tensors with its config. Raises InputError naming tensor and file."""
+def check_stored(
+    checkpoint: Checkpoint, arch: BoundArch, config: DfqConfig | None, plans: dict[str, LinearPlan]
+) -> None:
+    """Compare the tensors of a 16-bit, packed or simulated checkpoint with its config. plans: its linears, by
+    `plan_linears`. Raises InputError naming tensor and file."""
+    shifts = key_shift_tensors(arch, config)
     packed = {name: plan for name, plan in plans.items() if plan.packed}
+    if not packed:
+        arch.check(checkpoint, shifts)
+        return
     expected: dict[str, tuple[torch.dtype | None, tuple[int, ...]]] = {
         name: (None, shape)
-        for name, shape in {**arch.tensors(), **arch.biases()}.items()
+        for name, shape in {**arch.tensors(), **arch.biases(), **shifts}.items()
         if name.removesuffix(".weight") not in packed
     }
     for plan in packed.values():

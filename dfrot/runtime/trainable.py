@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from dfrot.arch import BoundArch
 from dfrot.compat import attention as table
 from dfrot.quant.activations import fake_quantize_kv
+from dfrot.quant.key_shift import TENSOR as KEY_SHIFT
 from dfrot.quant.linear import QuantLinear
 from dfrot.quant.rotated_linear import hadamard
 from dfrot.quant.trainable_linear import RoundedTo, TrainableLinear, straight_through
@@ -83,6 +84,8 @@ def _trainable_attention(
     query, key, value = query.float(), key.float(), value.float()
     if getattr(module, "r3_base", None) is not None:
         query, key = (hadamard(x, module.r3_base, module.r3_block) for x in (query, key))
+    if (shift := getattr(module, KEY_SHIFT, None)) is not None:
+        key = key - shift.float()[:, None]
 
     def rounded(states: Tensor) -> Tensor:
         return straight_through(states, lambda x: fake_quantize_kv(x, kv.bits, kv.symmetric, kv.clip))

@@ -19,6 +19,8 @@ from dfrot.errors import UnsupportedError
 from dfrot.inputs import DenseTensor, DequantizedCheckpoint
 from dfrot.inputs.dense_view import stored_tensor
 from dfrot.quant.config import DfqConfig
+from dfrot.quant.key_shift import TENSOR as KEY_SHIFT
+from dfrot.quant.key_shift import key_shift_name
 from dfrot.quant.plan import LinearPlan, plan_linears
 from dfrot.quant.second_rows import check_second
 from dfrot.runtime.block_runner import BlockRunner
@@ -31,10 +33,11 @@ PARTS = ("weight_packed", "weight_scale", "weight_zero", "weight_second")
 def dequantized(packed: Checkpoint, config: dict[str, Any], plans: dict[str, LinearPlan]) -> DequantizedCheckpoint:
     """A packed checkpoint whose weights are dequantized, to float32 [N, K], when they are read.
 
-    config: of the dense model; plans: linears by full name."""
+    config: of the dense model, which has no key shifts; plans: linears by full name."""
     packed_plans = {name: plan for name, plan in plans.items() if plan.packed}
     parts = {f"{name}.{part}" for name in packed_plans for part in PARTS}
-    tensors = [stored_tensor(packed, name) for name in packed.entries if name not in parts]
+    kept = (name for name in packed.entries if name not in parts and not name.endswith(f".{KEY_SHIFT}"))
+    tensors = [stored_tensor(packed, name) for name in kept]
     tensors += [_dense_linear(packed, name, plan) for name, plan in packed_plans.items()]
     return DequantizedCheckpoint(packed.path, config, tensors, packed.digest, "dfq, packed", torch.float32)
 
@@ -122,8 +125,9 @@ class Subject:
                     quantize_activations(block, tap, names, self.scheme, clip, self.config.sink_tokens)
         return block
 
-    def cache(self) -> SimulatedKV | None:
-        """A new cache that rounds keys and values; None where the checkpoint does not."""
+    def cache(self, layer: int) -> SimulatedKV | None:
+        """A new cache that rounds the keys and values of a layer; None where the checkpoint does not."""
         if self.config is None or self.scheme is None:
             return None
-        return SimulatedKV.of(self.scheme, self.config.online.r3, self.config.sink_tokens)
+        shift = self.source.read(key_shift_name(self.arch, layer)) if self.config.shifts_keys else None
+        return SimulatedKV.of(self.scheme, self.config.online.r3, self.config.sink_tokens, shift)

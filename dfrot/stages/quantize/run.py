@@ -29,6 +29,7 @@ from dfrot.quant import algorithm, rtn
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.grid import Quantized
 from dfrot.quant.plan import LinearPlan
+from dfrot.quant.key_shift import key_shift_name
 from dfrot.quant.rtn import starved
 from dfrot.quant.second_rows import most_frequent
 from dfrot.runtime.block_runner import BlockRunner
@@ -36,6 +37,7 @@ from dfrot.runtime.transformers_model import TOKENS, compare_with_transformers
 from dfrot.stage_folder import Stage, open_stage, read_record
 from dfrot.stages.quantize.compensate import ExactRun
 from dfrot.stages.quantize.embedding import RoundedRows, grid_scheme, quantize_embedding, table_options
+from dfrot.stages.quantize.key_shift import make_key_shifts, remove_key_shifts
 from dfrot.stages.quantize.plan import QuantizePlan, plan_quantization
 from dfrot.stages.quantize.propagate import head_hessian, quantize_block
 from dfrot.stages.quantize.second_rows import stacked
@@ -69,6 +71,7 @@ def quantize(
             _compare_source(plan, progress)
             linears = _BlockwiseQuantization(stage, plan).run(progress)
             remove_hidden_states(stage.folder)
+            remove_key_shifts(stage.folder)
             _write_config(plan, stage.folder)
             vision.carry_vision_part(plan.checkpoint.path, stage.folder)
             origin = {**plan.checkpoint.resolution(), **source_record(model), "lineage": lineage(model)}
@@ -99,6 +102,7 @@ def _record(plan: QuantizePlan, linears: dict[str, Any]) -> dict[str, Any]:
     return {
         "scheme": plan.settings.scheme.name,
         "compensation": plan.settings.compensation,
+        **({"key_shift": plan.config.key_shift} if plan.config.shifts_keys else {}),
         "linears": linears,
         "fallbacks": {name: stats["fallback"] for name, stats in linears.items() if "fallback" in stats},
         "sizes": plan.layout.sizes(),
@@ -124,6 +128,7 @@ class _BlockwiseQuantization:
     def run(self, progress: Progress) -> dict[str, Any]:
         """Everything that is not done yet; returns the statistics by full linear name."""
         units = store.file_stems(self.arch)
+        self.key_shifts = make_key_shifts(self.stage, self.plan, progress)
         self._write_dense()
         linears: dict[str, Any] = dict(self.stage.recall("dense") or {})
         for number, unit in enumerate(units):
@@ -151,6 +156,8 @@ class _BlockwiseQuantization:
             ids = torch.unique(self.tokens) if self.plan.propagates else torch.empty(0, dtype=torch.int64)
             table, rounded = quantize_embedding(self.layout, self.writer, self.options, ids)
             stats = {embed: table}
+        for name, shift in self.key_shifts.items():
+            self.writer.write(name, shift)
         if self.plan.propagates:
             self._write_streams(rounded)
         self.writer.sync()
@@ -197,7 +204,8 @@ class _BlockwiseQuantization:
             (source, *exact_source), (target, *exact_target) = self._streams(layer), self._streams(layer + 1)
             strength = self.plan.compensation
             exact = ExactRun(exact_source[0], exact_target[0], strength) if strength else None
-            return quantize_block(self.runner, layer, self.plan.config, self._round, source, target, exact)
+            shift = self.key_shifts.get(key_shift_name(self.arch, layer))
+            return quantize_block(self.runner, layer, self.plan.config, self._round, source, target, exact, shift)
         calibrated = self._calibrated(store.block_stem(layer))
         results: dict[str, Quantized] = {}
         for tap in self.arch.taps():
