@@ -12,14 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dfrot.arch import Tap
 from dfrot.arch.space import Space
 from dfrot.calib.taps import inner_linear
-from dfrot.quant.activations import fake_quantize, fake_quantize_kv
+from dfrot.quant.activations import TokenCodes, fake_quantize_kv
 from dfrot.quant.scheme import FULL, QuantScheme
 from dfrot.rotation.online import HadamardSpec
 from dfrot.runtime.experts import Experts, find_experts
+from dfrot_kernels.layouts import PackedWeight
+from dfrot_kernels.prepared import PreparedWeight
 
 
 class _LastRounded(threading.local):
@@ -29,10 +32,12 @@ class _LastRounded(threading.local):
     source: Tensor | None = None
     result: Tensor | None = None
     uses: int = 0
+    codes: TokenCodes | None = None
+    products: int = 0
 
     def forget(self) -> None:
         """Release the activations."""
-        self.source, self.result, self.uses = None, None, 0
+        self.source, self.result, self.codes = None, None, None
 
 
 class TapQuantizer:
@@ -55,20 +60,37 @@ class TapQuantizer:
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
         x, last = args[0], self.last
         if x is not last.source or last.result is None:
-            rounded = fake_quantize(x, self.scheme.a_bits, self.scheme.a_sym, self.clip)
-            rows = self.mixture.rows if self.mixture is not None else None
-            if self.sink_tokens and rows is None:
-                rounded[:, : self.sink_tokens] = x[:, : self.sink_tokens]
-            elif self.sink_tokens and rows is not None:
-                leading = rows % self.seqlen < self.sink_tokens
-                rounded[leading] = x[leading]
-            last.source, last.uses = x, 0
+            rounded = self._round(x)
+            last.source, last.uses, last.products = x, 0, 0
             last.result = x.copy_(rounded) if self.overwrites else rounded
         result = last.result
         last.uses += 1
         if last.uses == self.linears:
-            last.forget()
+            last.source = last.result = None
         return (result,)
+
+    def _round(self, x: Tensor) -> Tensor:
+        """x [..., K] rounded, but for sinks. Keeps the codes where there are none."""
+        codes = TokenCodes.of(x, self.scheme.a_bits, self.scheme.a_sym, self.clip)
+        rounded = codes.dequantize().view(x.shape).to(x.dtype)
+        rows = self.mixture.rows if self.mixture is not None else None
+        if not self.sink_tokens:
+            self.last.codes = codes
+        elif rows is None:
+            rounded[:, : self.sink_tokens] = x[:, : self.sink_tokens]
+        else:
+            leading = rows % self.seqlen < self.sink_tokens
+            rounded[leading] = x[leading]
+        return rounded
+
+    def codes(self) -> TokenCodes | None:
+        """What the linear that runs now got, as integers; None where some tokens stay exact."""
+        last = self.last
+        codes = last.codes
+        last.products += 1
+        if last.products == self.linears:
+            last.codes = None
+        return codes
 
     def begin(self, block: nn.Module, args: tuple[Any, ...]) -> None:
         """Pre-hook of the block, which runs on hidden [B, S, d]: experts get some of its B S rows."""
@@ -77,6 +99,30 @@ class TapQuantizer:
     def forget(self, *_: Any) -> None:
         """Forward hook of the block: release the activations of the last run."""
         self.last.forget()
+
+
+class SimulatedProduct:
+    """`forward` of a linear behind a TapQuantizer: in float32 until its weight is packed, then the integer product of
+    the packed model, where a native kernel has it."""
+
+    def __init__(self, linear: nn.Linear, quantizer: TapQuantizer) -> None:
+        # the parameters alone: a reference to the linear would keep the block alive
+        self.dense, self.bias, self.quantizer = linear.weight, linear.bias, quantizer
+        self.packed: PreparedWeight | None = None
+
+    def pack(self, weight: PackedWeight) -> None:
+        """Multiply by `weight`, which the dense weight of the linear must equal, from now on."""
+        if PreparedWeight.serves(weight):
+            self.packed = PreparedWeight.from_packed(weight, with_sums=not self.quantizer.scheme.a_sym)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [..., K], as the quantizer rounded it -> [..., N]."""
+        codes = self.quantizer.codes()
+        if codes is None or self.packed is None:
+            return functional.linear(x, self.dense, self.bias)
+        zero = None if self.quantizer.scheme.a_sym else codes.zero
+        product = self.packed.integer_linear(codes.codes, codes.scale, zero, self.bias, x.dtype)
+        return product.view(*x.shape[:-1], -1)
 
 
 def quantize_activations(
@@ -101,7 +147,9 @@ def quantize_activations(
     if tap.expert is not None:
         block.register_forward_pre_hook(quantizer.begin)
     for linear in linears:
-        inner_linear(block, linear.name).register_forward_pre_hook(quantizer)
+        module = inner_linear(block, linear.name)
+        module.register_forward_pre_hook(quantizer)
+        module.forward = SimulatedProduct(module, quantizer)  # type: ignore[assignment,method-assign]
     block.register_forward_hook(quantizer.forget, always_call=True)
 
 

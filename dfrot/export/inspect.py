@@ -84,7 +84,8 @@ def _codes_per_byte(config: dict[str, Any], dfq: DfqConfig | None) -> dict[str, 
         arch = describe(config)
         for name, table in ((arch.spec.embed, dfq.embed), (arch.spec.head.name, dfq.head)):
             if table.quantized:
-                packed[arch.written(f"{name}.weight_packed")] = 8 / table.bits
+                share = arch.vocab_size / (arch.vocab_size + table.second_rows)  # a second row adds no weights
+                packed[arch.written(f"{name}.weight_packed")] = 8 / table.bits * share
     return packed
 
 
@@ -127,6 +128,8 @@ def _dfq_facts(checkpoint: Checkpoint, config: DfqConfig | None, where: str) -> 
         for name, table in (("embedding", config.embed), ("head", config.head)):
             if table.quantized:
                 facts[name] = _grid(table.bits, table.group, table.symmetric)
+                if table.second_rows:
+                    facts[name] += f", second rows for {table.second_rows} tokens"
         facts |= {"activations": _activations(scheme), "kv": _kv_cache(scheme, config.shifts_keys)}
     if has_vision_part(checkpoint.path):
         vision = VisionConfig.read(checkpoint.path / CONFIG)

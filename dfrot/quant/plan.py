@@ -45,6 +45,13 @@ class LinearPlan:
     """Rotation of the input before anything else (R4)."""
     lookup: bool = False
     """An embedding: its rows are looked up, and nothing is multiplied."""
+    second_rows: int = 0
+    """Stored rows behind the first N, each of which is added to one of them (dfrot/quant/second_rows.py)."""
+
+    @property
+    def stored_rows(self) -> int:
+        """Rows of the packed tensors."""
+        return self.rows + self.second_rows
 
     @property
     def groups(self) -> int:
@@ -117,6 +124,7 @@ def plan_linears(arch: BoundArch, config: DfqConfig, where: str = "config.json")
             a_sym=scheme.a_sym if scheme else False,
             a_clip=config.a_clips.get(name, scheme.a_clip if scheme else 1.0),
             hadamard=hadamard,
+            second_rows=table.second_rows if table else 0,
         )
     tied = [name for name in (arch.spec.head.name, arch.spec.embed) if name in plans and plans[name].w_bits != FULL]
     if tied and arch.tied:
@@ -135,14 +143,16 @@ def _plan_embedding(arch: BoundArch, config: DfqConfig) -> dict[str, LinearPlan]
     return {name: plan}
 
 
-def packed_tensors(plan: LinearPlan) -> dict[str, tuple[torch.dtype, tuple[int, int]]]:
+def packed_tensors(plan: LinearPlan) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     """Names, dtypes and shapes that a packed linear has on disk instead of its `weight`."""
-    tensors = {
-        f"{plan.name}.weight_packed": (torch.uint8, (plan.rows, plan.row_bytes)),
-        f"{plan.name}.weight_scale": (torch.bfloat16, (plan.rows, plan.groups)),
+    tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+        f"{plan.name}.weight_packed": (torch.uint8, (plan.stored_rows, plan.row_bytes)),
+        f"{plan.name}.weight_scale": (torch.bfloat16, (plan.stored_rows, plan.groups)),
     }
     if not plan.w_sym:
-        tensors[f"{plan.name}.weight_zero"] = (torch.uint8, (plan.rows, plan.groups))
+        tensors[f"{plan.name}.weight_zero"] = (torch.uint8, (plan.stored_rows, plan.groups))
+    if plan.second_rows:
+        tensors[f"{plan.name}.weight_second"] = (torch.int32, (plan.second_rows,))
     return tensors
 
 

@@ -13,6 +13,7 @@ from dfrot.processor import fast_bfloat16
 from dfrot.quant.linear import QuantLinear
 from dfrot.quant.rotated_linear import hadamard
 from dfrot.quant.scheme import FULL
+from dfrot.quant.second_rows import folded_outputs
 from dfrot_kernels.layouts import PackedWeight
 
 
@@ -75,7 +76,7 @@ class TrainableLinear(nn.Module):
         self.integers = weight.codes().float() - self._per_column(zero.float())
         self.scale = weight.scale.float()
         self.bias = None if module.bias is None else module.bias.detach().float()
-        self.base = module.hadamard_base
+        self.base, self.second = module.hadamard_base, module.weight_second
         self.growth = nn.Parameter(torch.zeros_like(self.scale))
 
     def _per_column(self, per_group: Tensor) -> Tensor:
@@ -104,6 +105,8 @@ class TrainableLinear(nn.Module):
         else:
             out = _Product.apply(rows, self.integers, self.scales()[:, 0])  # type: ignore[no-untyped-call]
         out = out if step is None else out * step
+        if self.second is not None:
+            out = folded_outputs(out, self.second, p.rows)
         out = out if self.bias is None else out + self.bias
         return out.view(*x.shape[:-1], p.rows)
 

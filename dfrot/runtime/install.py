@@ -30,7 +30,7 @@ from dfrot.runtime.native_operands import name_in_base
 from dfrot.runtime.packed_states import KVSpec
 from dfrot.runtime.softcap import softcap_of
 
-_PACKED_SUFFIXES = (".weight_packed", ".weight_zero", ".weight_scale")
+_PACKED_SUFFIXES = (".weight_packed", ".weight_zero", ".weight_scale", ".weight_second")
 
 
 def _bound_arch(model: Any) -> BoundArch:

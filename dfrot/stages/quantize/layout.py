@@ -100,6 +100,8 @@ class CheckpointLayout:
         yield f"{name}.weight_scale", packed.scale
         if packed.zero is not None:
             yield f"{name}.weight_zero", packed.zero
+        if result.second is not None:
+            yield f"{name}.weight_second", result.second
 
     @property
     def nbytes(self) -> int:

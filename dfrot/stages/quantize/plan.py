@@ -75,6 +75,7 @@ def plan_quantization(model: Path, calibration_path: Path | None, settings: Quan
     calibration = Calibration.open(calibration_path, arch, digest) if calibration_path is not None else None
     if calibration is None and settings.needs_calibration():
         reason = "activation clip auto" if settings.a_clip == "auto" else f"algorithm {settings.algorithm}"
+        reason = f"head {settings.head.name}" if settings.head.second_rows else reason
         reason = "key shift mean" if settings.key_shift == "mean" else reason
         raise InputError(
             f"{reason} needs a `calibration`: run dfq calibrate and give its folder, or use rtn", field="calibration"
@@ -121,9 +122,7 @@ def _result_config(
     """The quantization entry of the result; the resets and online rotations of the source stay in force.
 
     Raises UnsupportedError for a KV cache that does not fill whole bytes."""
-    scheme = settings.scheme
-    if isinstance(settings.a_clip, float | int):
-        scheme = replace(scheme, a_clip=float(settings.a_clip))
+    scheme = replace(settings.scheme, a_clip=settings.clip)
     if scheme.kv_bits != FULL and arch.head_dim * scheme.kv_bits % 8:
         raise UnsupportedError(
             f"`scheme` {scheme.name}: head_dim {arch.head_dim} at {scheme.kv_bits} bits does not fill whole bytes; use "
@@ -143,7 +142,7 @@ def _result_config(
             if name not in kept and clip != scheme.a_clip and not (name == head and settings.head.quantized)
         }
     online = source.online if source is not None else OnlineRotations()
-    config = DfqConfig(scheme, online, kept, settings.fake, settings.sink_tokens, clips)
+    config = DfqConfig(scheme, online, kept, settings.fake, settings.sinks, clips)
     resets = source.resets if source is not None else ()
     shift = _key_shift(arch, settings, calibration)
     return replace(config, resets=resets, embed=settings.embed, head=settings.head, key_shift=shift)
@@ -161,8 +160,15 @@ def _key_shift(arch: BoundArch, settings: QuantizeSettings, calibration: Calibra
 
 
 def _check_tables(arch: BoundArch, settings: QuantizeSettings, kept: tuple[str, ...]) -> None:
-    """Raise UnsupportedError for a tied head that would have to be stored a second time in 16 bits."""
+    """Raise UnsupportedError for a tied head that would have to be stored a second time in 16 bits, and for more second
+    rows than tokens."""
     head = arch.spec.head.name
+    if settings.head.second_rows > arch.vocab_size:
+        raise UnsupportedError(
+            f"`head` {settings.head.name}: the model has {arch.vocab_size} tokens",
+            field="head",
+            limit=arch.vocab_size,
+        )
     in_16_bits = not settings.head.quantized and (head in kept or settings.scheme.w_bits == FULL)
     if settings.embed.quantized and arch.tied and in_16_bits:
         raise UnsupportedError(

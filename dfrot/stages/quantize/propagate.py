@@ -23,7 +23,7 @@ from dfrot.arch import BoundArch, Tap
 from dfrot.calib.hessian import HessianSum
 from dfrot.calib.hidden_states import HiddenStates
 from dfrot.calib.paused_run import PausedRun
-from dfrot.calib.simulate import SimulatedKV, quantize_activations
+from dfrot.calib.simulate import SimulatedKV, SimulatedProduct, quantize_activations
 from dfrot.calib.taps import inner_linear, observe_taps, samples_per_chunk
 from dfrot.quant.activations import fake_quantize
 from dfrot.quant.config import DfqConfig
@@ -122,7 +122,7 @@ class _BlockQuantization:
 
         def quantize_reached(tap: Tap, x: Tensor, rows: Tensor | None) -> None:
             moments = TapMoments()
-            moments.add(TapInput(x, rows), exact_inputs.pop(tap.name, None), self.exact is not None)
+            moments.add(TapInput(x, rows), exact_inputs.pop(tap.name, None))
             self._quantize_tap(waiting.pop(tap.name), moments)
 
         with observe_taps(self.block, self.taps, quantize_reached):
@@ -153,7 +153,7 @@ class _BlockQuantization:
                 for run, exact in zip(runs, exact_inputs):
                     reached = run.step()
                     if reached is not None:
-                        moments.add(reached[1], exact.pop(reached[0].name, None), self.exact is not None)
+                        moments.add(reached[1], exact.pop(reached[0].name, None))
                 if reached is None:  # all passes are at their end: they reach the same taps
                     return
                 self._quantize_tap(reached[0], moments)
@@ -167,7 +167,7 @@ class _BlockQuantization:
             for begin in starts:
                 (exact_inputs,) = self._run_exact(group, [slice(begin, begin + step)])
                 for name, tap_input in self._run_until(group, source.read(begin, begin + step)).items():
-                    moments[name].add(tap_input, exact_inputs.get(name), self.exact is not None)
+                    moments[name].add(tap_input, exact_inputs.get(name))
             for tap in group:
                 self._quantize_tap(tap, moments.pop(tap.name))
         for begin in starts:
@@ -202,6 +202,8 @@ class _BlockQuantization:
             weights = moments.compensated(weights, hessian, self.exact.strength)
         for linear, module, result in zip(tap.linears, modules, self.quantize(weights, hessian, reason)):
             module.weight.data = result.dequantize()
+            if isinstance(module.forward, SimulatedProduct):
+                module.forward.pack(result.packed())
             self.results[self.arch.full(self.layer, linear.name)] = result
 
 

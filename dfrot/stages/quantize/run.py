@@ -28,17 +28,19 @@ from dfrot.progress import Progress, silent
 from dfrot.quant import algorithm, rtn
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.grid import Quantized
+from dfrot.quant.plan import LinearPlan
 from dfrot.quant.key_shift import key_shift_name
 from dfrot.quant.rtn import starved
-from dfrot.quant.scheme import QuantScheme
+from dfrot.quant.second_rows import most_frequent
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.runtime.transformers_model import TOKENS, compare_with_transformers
 from dfrot.stage_folder import Stage, open_stage, read_record
 from dfrot.stages.quantize.compensate import ExactRun
-from dfrot.stages.quantize.embedding import RoundedRows, grid_scheme, quantize_embedding
+from dfrot.stages.quantize.embedding import RoundedRows, grid_scheme, quantize_embedding, table_options
 from dfrot.stages.quantize.key_shift import make_key_shifts, remove_key_shifts
 from dfrot.stages.quantize.plan import QuantizePlan, plan_quantization
 from dfrot.stages.quantize.propagate import head_hessian, quantize_block
+from dfrot.stages.quantize.second_rows import stacked
 from dfrot.stages.quantize.settings import QuantizeSettings
 from dfrot.vision import carry as vision
 
@@ -185,14 +187,16 @@ class _BlockwiseQuantization:
         weights: Sequence[Tensor],
         hessian: Tensor | None,
         reason: str | None = None,
-        scheme: QuantScheme | None = None,
+        table: LinearPlan | None = None,
     ) -> list[Quantized]:
         """Quantize weights that share an input. reason: why they are rounded to nearest in place of the algorithm.
-        scheme: theirs, where it is not that of the checkpoint."""
-        scheme = scheme or self.scheme
+        table: the plan of a head, which has a grid of its own."""
+        scheme, options = self.scheme, self.options
+        if table is not None:
+            scheme, options = grid_scheme(table, scheme), table_options(table, options)
         if reason is not None:
-            return rtn.fallback(weights, scheme, self.options, reason)
-        return self.quantize_together(weights, hessian, scheme, self.options)
+            return rtn.fallback(weights, scheme, options, reason)
+        return self.quantize_together(weights, hessian, scheme, options)
 
     def _block(self, layer: int) -> dict[str, Quantized]:
         """Results by full linear name."""
@@ -224,8 +228,20 @@ class _BlockwiseQuantization:
         else:
             stats = self._calibrated(store.HEAD).get(name)
             hessian = stats.hessian if stats is not None else None
-        scheme = grid_scheme(self.layout.quantized[name], self.scheme)
-        return self._round_stored([name], hessian, scheme=scheme)
+        results = self._round_stored([name], hessian, table=self.layout.quantized[name])
+        if self.plan.config.head.second_rows:
+            results[name] = self._with_second_rows(name, results[name], hessian)
+        return results
+
+    def _with_second_rows(self, name: str, first: Quantized, hessian: Tensor | None) -> Quantized:
+        """The head with second rows for what `first` leaves of the most frequent tokens of the calibration."""
+        assert self.plan.calibration is not None
+        table = self.layout.quantized[name]
+        ids = most_frequent(self.plan.calibration.tokens(), table.rows, table.second_rows)
+        weight = self.plan.checkpoint.read(f"{self.layout.stored(name)}.weight").float()
+        rest = (weight - first.dequantize())[ids.long()]
+        (second,) = self._round([rest], hessian, table=table)
+        return stacked(weight, first, second, ids, hessian)
 
     def _calibrated(self, stem: str) -> dict[str, CalibStats]:
         """The calibration's statistics by tap, with Hessians, when the algorithm wants them.
@@ -243,11 +259,11 @@ class _BlockwiseQuantization:
         return stats
 
     def _round_stored(
-        self, names: list[str], hessian: Tensor | None, reason: str | None = None, scheme: QuantScheme | None = None
+        self, names: list[str], hessian: Tensor | None, reason: str | None = None, table: LinearPlan | None = None
     ) -> dict[str, Quantized]:
         """Quantize the linears `names` of one tap, with their weights as the checkpoint stores them."""
         if not names:
             return {}
         stored = (self.plan.checkpoint.read(f"{self.layout.stored(name)}.weight") for name in names)
         weights = [weight.float() for weight in stored]
-        return dict(zip(names, self._round(weights, hessian, reason, scheme)))
+        return dict(zip(names, self._round(weights, hessian, reason, table)))
