@@ -28,8 +28,8 @@ from dfrot.progress import Progress, silent
 from dfrot.quant import algorithm, rtn
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.grid import Quantized
-from dfrot.quant.plan import LinearPlan
 from dfrot.quant.key_shift import key_shift_name
+from dfrot.quant.plan import LinearPlan
 from dfrot.quant.rtn import starved
 from dfrot.quant.second_rows import most_frequent
 from dfrot.runtime.block_runner import BlockRunner
