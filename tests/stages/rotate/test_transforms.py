@@ -98,7 +98,7 @@ def test_an_interrupted_run_ends_in_the_same_bytes(
 
 
 def test_without_transforms_nothing_is_added(make: Make, text: str, tmp_path: Path) -> None:
-    record = rotate(make(), tmp_path / "out", settings(text))
+    record = rotate(make(), tmp_path / "out", settings(text, "none", align=False))
     assert "transforms" not in record
     assert not (tmp_path / "out" / TRANSFORMS_FILE).exists()
 
