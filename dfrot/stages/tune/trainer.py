@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dfrot.arch import describe
 from dfrot.draft.training.optim import AdamW, rate
@@ -37,6 +37,8 @@ class TuneTrainer:
         self.teacher = load_model(plan.teacher.path, dtype=torch.float32)
         self.optimizer = AdamW(self.student.parameters, 0.0, MAX_GRADIENT_NORM)
         self.half = fast_bfloat16()
+        if self.half:
+            _store_in_bfloat16(self.teacher)
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}
 
@@ -97,3 +99,10 @@ class TuneTrainer:
         self.optimizer.load(parts["optimizer"])
         self.best, self.history = parts["best"], state["history"]
         return int(state["step"])
+
+
+def _store_in_bfloat16(model: nn.Module) -> None:
+    """Round the weights of linears once, which autocast would do in every step. A tied embedding stays float32."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.weight = nn.Parameter(module.weight.data.bfloat16(), requires_grad=False)

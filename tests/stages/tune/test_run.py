@@ -25,7 +25,7 @@ from dfrot.stages.rotate.run import rotate
 from dfrot.stages.rotate.settings import RotateSettings
 from dfrot.stages.tune.run import tune
 from dfrot.stages.tune.settings import TuneSettings
-from dfrot.stages.tune.trainer import STATE_FILE, AdamW
+from dfrot.stages.tune.trainer import STATE_FILE, AdamW, _store_in_bfloat16
 from dfrot_cli.main import main
 
 QUICK = TuneSettings(dataset="stdlib", steps=4, batch=1, seqlen=64, held_out=2, evaluations=2)
@@ -41,6 +41,20 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         settings = QuantizeSettings(scheme=QuantScheme.parse(scheme), algorithm="rtn")
         quantize(folder / "rotated", None, folder / name, settings)
     return folder
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_teacher_whose_linears_are_rounded_once_predicts_the_same(tied: bool) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = LlamaConfig(vocab_size=64, num_hidden_layers=2, tie_word_embeddings=tied, attention_bias=True, **sizes)
+    model, ids = LlamaForCausalLM(config).eval(), torch.arange(40)[None]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = model(ids, use_cache=False).logits
+        _store_in_bfloat16(model)
+        assert model(ids, use_cache=False).logits.equal(expected)
+    assert model.model.layers[0].mlp.up_proj.weight.dtype == model.lm_head.weight.dtype == torch.bfloat16
+    assert model.model.embed_tokens.weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", ["packed", "groups"])
