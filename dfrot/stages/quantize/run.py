@@ -28,8 +28,8 @@ from dfrot.progress import Progress, silent
 from dfrot.quant import algorithm, rtn
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.grid import Quantized
-from dfrot.quant.plan import LinearPlan
 from dfrot.quant.key_shift import key_shift_name
+from dfrot.quant.plan import LinearPlan
 from dfrot.quant.rtn import starved
 from dfrot.quant.second_rows import most_frequent
 from dfrot.runtime.block_runner import BlockRunner
@@ -191,7 +191,8 @@ class _BlockwiseQuantization:
         table: the plan of a head, which has a grid of its own."""
         scheme, options = self.scheme, self.options
         if table is not None:
-            scheme, options = grid_scheme(table, scheme), table_options(table, options)
+            scheme = grid_scheme(table, scheme)
+            options = table_options(table, options) if self.plan.config.head.quantized else options
         if reason is not None:
             return rtn.fallback(weights, scheme, options, reason)
         return self.quantize_together(weights, hessian, scheme, options)
