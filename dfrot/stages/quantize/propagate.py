@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from dfrot.arch import BoundArch, Tap
+from dfrot.arch.space import Space
 from dfrot.calib.hessian import HessianSum
 from dfrot.calib.hidden_states import HiddenStates
 from dfrot.calib.paused_run import PausedRun
@@ -154,6 +155,8 @@ class _BlockQuantization:
                     reached = run.step()
                     if reached is not None:
                         moments.add(reached[1], exact.pop(reached[0].name, None))
+                    if reached is not None and reached[0].reads == Space.MLP:
+                        release_memory()  # what stays of a chunk settles in the holes that its MLP leaves
                 if reached is None:  # all passes are at their end: they reach the same taps
                     return
                 self._quantize_tap(reached[0], moments)

@@ -118,6 +118,7 @@ class _BlockwiseQuantization:
         self.arch, self.layout = plan.arch, plan.layout
         self.scheme, self.options = plan.config.scheme, plan.settings.options()
         self.algorithm = algorithm(plan.settings.algorithm)
+        self.key_shifts: dict[str, Tensor] = {}
         self.quantize_together = self.algorithm.load()
         self.writer = SafetensorsWriter(stage.folder, plan.layout.plan(), stored=plan.arch.written)
         if plan.propagates:
@@ -128,7 +129,8 @@ class _BlockwiseQuantization:
     def run(self, progress: Progress) -> dict[str, Any]:
         """Everything that is not done yet; returns the statistics by full linear name."""
         units = store.file_stems(self.arch)
-        self.key_shifts = make_key_shifts(self.stage, self.plan, progress)
+        if not all(self.stage.done(unit) for unit in ("dense", *units)):  # else their file may be gone already
+            self.key_shifts = make_key_shifts(self.stage, self.plan, progress)
         self._write_dense()
         linears: dict[str, Any] = dict(self.stage.recall("dense") or {})
         for number, unit in enumerate(units):

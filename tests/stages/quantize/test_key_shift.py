@@ -95,6 +95,23 @@ def test_when_there_is_one(model: Path, cal: Path, build: Build, text: Path, tmp
         quantize(capped, tmp_path / "capped", tmp_path / "no", settings(key_shift="mean"))
 
 
+def test_a_run_that_stops_before_it_publishes_goes_on(
+    model: Path, cal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantize(model, cal, tmp_path / "straight", settings())
+
+    def stop(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dfrot.stages.quantize.run._write_config", stop)
+        with pytest.raises(KeyboardInterrupt):
+            quantize(model, cal, tmp_path / "stopped", settings())
+    quantize(model, cal, tmp_path / "stopped", settings())
+    for file in (tmp_path / "straight").iterdir():
+        assert file.read_bytes() == (tmp_path / "stopped" / file.name).read_bytes()
+
+
 def test_refusals_before_work(model: Path, cal: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="key shift mean needs a `calibration`"):
         quantize(model, None, tmp_path / "no", settings(key_shift="mean"))
@@ -138,7 +155,7 @@ def test_a_key_bias_costs_less(biased: Path, text: Path, tmp_path: Path) -> None
 def test_packed_simulated_and_trainable_agree(biased: Path, text: Path, tmp_path: Path) -> None:
     calibrate(biased, tmp_path / "cal", CalibrateSettings(str(text), 2, 32))
     for name, fake in (("packed", False), ("fake", True)):
-        quantize(biased, tmp_path / "cal", tmp_path / name, settings("w4a4kv4", fake=fake))
+        quantize(biased, tmp_path / "cal", tmp_path / name, settings("w4a4kv4", fake=fake, sink_tokens=0))
     packed = load_model(tmp_path / "packed", torch.float32)
     with torch.no_grad():
         expected = packed(TOKENS).logits
