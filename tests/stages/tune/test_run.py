@@ -39,7 +39,8 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     for name, scheme in (("packed", "w4a4kv4"), ("groups", "w3a8-g64-wasym")):
         # sinks, which four-bit activations have by default, cannot be tuned
-        settings = QuantizeSettings(scheme=QuantScheme.parse(scheme), algorithm="rtn", sink_tokens=0)
+        parsed = QuantScheme.parse(scheme)
+        settings = QuantizeSettings(scheme=parsed, algorithm="rtn", sink_tokens=0, a_clip=1.0)
         quantize(folder / "rotated", None, folder / name, settings)
     return folder
 
