@@ -14,7 +14,7 @@ COMMANDS = {
     "rotate": "Rotate a checkpoint; its function stays the same.",
     "calibrate": "Collect the statistics that quantize needs.",
     "quantize": "Quantize a checkpoint to packed integers.",
-    "tune": "Fit scales, biases and norm gains of a packed checkpoint end to end.",
+    "tune": "Fit scales and norm gains of a packed checkpoint end to end.",
     "eval": "Measure checkpoints (dfq eval ppl, kl, tasks, speed).",
     "export": "Write a checkpoint for vLLM, llama.cpp, transformers, ...",
     "import": "Write a quantized model of another tool as a 16-bit checkpoint.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,6 +92,11 @@ class BoundArch:
         """`model.layers.3` + `self_attn.q_proj` -> `model.layers.3.self_attn.q_proj`."""
         return f"{self.prefix(layer)}.{name}"
 
+    def attention(self, layer: int) -> str:
+        """The attention module of a block: `model.layers.3.self_attn`."""
+        name = next(linear.name for linear in self.spec.linears if linear.enters(Space.QUERY_KEY))
+        return self.full(layer, name.rpartition(".")[0])
+
     def module(self, name: str) -> str:
         """Where transformers keeps what the description calls `name` (a full or relative name)."""
         if self.wrapper is not None:
@@ -162,10 +167,10 @@ class BoundArch:
 
     # --- comparing with a checkpoint ---------------------------------------------------------------------------
 
-    def check(self, checkpoint: Checkpoint) -> None:
-        """Compare a 16-bit checkpoint with the description. Raises InputError for a missing tensor, a wrong shape or
-        dtype, or a tensor that is not described."""
-        expected = {**self.tensors(), **self.biases()}
+    def check(self, checkpoint: Checkpoint, more: Mapping[str, tuple[int, ...]] | None = None) -> None:
+        """Compare a checkpoint with dense weights with the description. more: names and shapes of tensors that it has
+        besides. Raises InputError for a missing tensor, a wrong shape or dtype, or a tensor that is not described."""
+        expected = {**self.tensors(), **self.biases(), **(more or {})}
         for name, shape in expected.items():
             entry = checkpoint.entry(name)
             if entry.shape != shape:

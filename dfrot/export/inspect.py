@@ -17,7 +17,7 @@ from dfrot.inputs import DequantizedCheckpoint, open_model
 from dfrot.inputs.gguf.folder import gguf_file
 from dfrot.lineage import lineage, read_stage_record
 from dfrot.quant.config import QUANT_METHOD, DfqConfig
-from dfrot.quant.plan import check_packed, plan_linears
+from dfrot.quant.plan import check_stored, plan_linears
 from dfrot.quant.scheme import FULL, QuantScheme
 from dfrot.vision.llava_layout import CONFIG, VisionConfig, has_vision_part
 
@@ -84,7 +84,8 @@ def _codes_per_byte(config: dict[str, Any], dfq: DfqConfig | None) -> dict[str, 
         arch = describe(config)
         for name, table in ((arch.spec.embed, dfq.embed), (arch.spec.head.name, dfq.head)):
             if table.quantized:
-                packed[arch.written(f"{name}.weight_packed")] = 8 / table.bits
+                share = arch.vocab_size / (arch.vocab_size + table.second_rows)  # a second row adds no weights
+                packed[arch.written(f"{name}.weight_packed")] = 8 / table.bits * share
     return packed
 
 
@@ -113,11 +114,8 @@ def _dfq_facts(checkpoint: Checkpoint, config: DfqConfig | None, where: str) -> 
         return facts
     checkpoint, arch = resolve(checkpoint)
     facts["notes"] += checkpoint.resolved
-    if config is None:
-        arch.check(checkpoint)
-    else:
-        plans = plan_linears(arch, config, where)
-        check_packed(checkpoint, arch, plans) if any(p.packed for p in plans.values()) else arch.check(checkpoint)
+    check_stored(checkpoint, arch, config, plan_linears(arch, config, where) if config is not None else {})
+    if config is not None:
         online = {
             name.upper(): f"Hadamard, blocks of {spec['block']}" for name, spec in config.online.to_dict().items()
         }
@@ -130,7 +128,9 @@ def _dfq_facts(checkpoint: Checkpoint, config: DfqConfig | None, where: str) -> 
         for name, table in (("embedding", config.embed), ("head", config.head)):
             if table.quantized:
                 facts[name] = _grid(table.bits, table.group, table.symmetric)
-        facts |= {"activations": _activations(scheme), "kv": _kv_cache(scheme)}
+                if table.second_rows:
+                    facts[name] += f", second rows for {table.second_rows} tokens"
+        facts |= {"activations": _activations(scheme), "kv": _kv_cache(scheme, config.shifts_keys)}
     if has_vision_part(checkpoint.path):
         vision = VisionConfig.read(checkpoint.path / CONFIG)
         facts["images"] = f"{vision.size} x {vision.size} pixels, {vision.per_image} tokens each"
@@ -155,10 +155,11 @@ def _activations(scheme: QuantScheme) -> str:
     return f"{scheme.a_bits}-bit {'symmetric' if scheme.a_sym else 'asymmetric'}, per token, dynamic"
 
 
-def _kv_cache(scheme: QuantScheme) -> str:
+def _kv_cache(scheme: QuantScheme, shifts_keys: bool) -> str:
     if scheme.kv_bits == FULL:
         return "16 bits"
-    return f"{scheme.kv_bits}-bit {'symmetric' if scheme.kv_sym else 'asymmetric'}, per token and head, dynamic"
+    grid = f"{scheme.kv_bits}-bit {'symmetric' if scheme.kv_sym else 'asymmetric'}, per token and head, dynamic"
+    return f"{grid}; keys minus their mean" if shifts_keys else grid
 
 
 def _export_storages(model: Path) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from dfrot.errors import UnsupportedError
@@ -77,6 +78,8 @@ def check_runtime(
         )
     if config.online.r3 is not None:
         notes.append("R3 is left out: without a quantized KV cache it cancels in every query-key product")
+    if config.shifts_keys:
+        notes.append("the key shift is left out: only dfq's quantized KV cache has it, and without one it cancels")
     if config.online.r4 is not None:
         _check_r4(model, target, config.online.r4, online_r4, engines)
         notes.append(
@@ -120,6 +123,12 @@ def check_tables(
         table: TableScheme = getattr(config, field) if config is not None else TableScheme()
         if not table.quantized:
             continue
+        if table.second_rows:
+            raise UnsupportedError(
+                f"{model}: its head has second rows for {table.second_rows} tokens, which no format holds; quantize "
+                f"with `{field}={replace(table, second_rows=0).name}`",
+                field=field,
+            )
         grid = (table.bits, table.group, table.symmetric)
         like_blocks = grid == (scheme.w_bits, scheme.w_group, scheme.w_sym) and scheme.a_bits == FULL
         if field == "head" and not target.own_tables and like_blocks:

@@ -20,7 +20,8 @@ from dfrot.export.targets import ExportTarget, Storage, engine_activation_clip
 from dfrot.inputs import open_model
 from dfrot.quant.checked import check_packed_weight
 from dfrot.quant.config import DfqConfig
-from dfrot.quant.plan import LinearPlan, check_packed, plan_linears
+from dfrot.quant.key_shift import TENSOR as KEY_SHIFT
+from dfrot.quant.plan import LinearPlan, check_stored, plan_linears
 from dfrot.quant.scheme import FULL, QuantScheme
 from dfrot.rotation.online import HadamardSpec
 from dfrot.runtime.transformers_reading import check_reading
@@ -79,9 +80,11 @@ class ExportSource:
         return self.tables.get(module, self.storage)
 
     def tensors(self) -> Iterator[SourceTensor]:
-        """Every tensor, in the checkpoint's order."""
+        """Every tensor, in the checkpoint's order, except the key shifts: they cancel in 16-bit attention."""
         for name in self.checkpoint.entries:
             module, _, kind = name.rpartition(".")
+            if kind == KEY_SHIFT:
+                continue
             yield SourceTensor(name, module, kind, self.plans.get(module) if kind != "bias" else None)
 
     def packed_weight(self, name: str) -> PackedWeight:
@@ -120,10 +123,8 @@ def read_source(model: Path) -> ReadSource:
     _refuse_architectures(model, arch)
     plans = plan_linears(arch, config, where) if config is not None else {}
     packed = {name: plan for name, plan in plans.items() if plan.packed}
-    if packed:
-        check_packed(checkpoint, arch, plans)
-    else:
-        arch.check(checkpoint)
+    check_stored(checkpoint, arch, config, plans)
+    if not packed:
         check_reading(checkpoint, arch)
     return ReadSource(model, checkpoint, arch, config, packed)
 

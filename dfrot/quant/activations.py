@@ -8,6 +8,7 @@ included in every asymmetric range, a scale of 1 for rows that are all zero. No 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +36,26 @@ def _round_trip(x: Tensor, scale: Tensor, low: Tensor | None, bits: int) -> Tens
     return codes.add_(zero).clamp_(-half, half - 1).sub_(zero).mul_(scale)
 
 
+class TokenCodes(NamedTuple):
+    """Activations [M, K] as integers: `scale (codes - zero)`."""
+
+    codes: Tensor
+    """int8 [M, K]."""
+    scale: Tensor
+    """float32 [M]."""
+    zero: Tensor
+    """int32 [M]."""
+
+    @classmethod
+    def of(cls, x: Tensor, bits: int, symmetric: bool, clip: float) -> TokenCodes:
+        """Quantize x [..., K] per token, as `fake_quantize` says; bits: 2..8."""
+        return cls(*torch.ops.dfq.quantize_per_token(x.unsqueeze(0).flatten(0, -2), bits, symmetric, clip))
+
+    def dequantize(self) -> Tensor:
+        """float32 [M, K]."""
+        return self.codes.float().sub_(self.zero[:, None]).mul_(self.scale[:, None])
+
+
 def fake_quantize(x: Tensor, bits: int, symmetric: bool, clip: float = 1.0) -> Tensor:
     """Dynamic per-token quantization of x [..., K] over the last dimension, dequantized again.
 
@@ -43,10 +64,7 @@ def fake_quantize(x: Tensor, bits: int, symmetric: bool, clip: float = 1.0) -> T
     """
     if bits == FULL:
         return x
-    rows = x.unsqueeze(0).flatten(0, -2)
-    codes, scale, zero = torch.ops.dfq.quantize_per_token(rows, bits, symmetric, clip)
-    rounded: Tensor = codes.float().sub_(zero[:, None]).mul_(scale[:, None])
-    return rounded.view(x.shape).to(x.dtype)
+    return TokenCodes.of(x, bits, symmetric, clip).dequantize().view(x.shape).to(x.dtype)
 
 
 def fake_quantize_kv(x: Tensor, bits: int, symmetric: bool, clip: float = 1.0) -> Tensor:

@@ -11,8 +11,9 @@ from dfrot_kernels.layouts import PackedWeight
 
 
 def register_packed_weight(module: nn.Module, plan: LinearPlan) -> None:
-    """Give a module the tensors of `packed_tensors` as buffers without values; a symmetric grid has no zeros: None."""
+    """Give a module the tensors of `packed_tensors` as buffers without values; None for what its plan lacks."""
     module.register_buffer("weight_zero", None)
+    module.register_buffer("weight_second", None)
     for name, (dtype, shape) in packed_tensors(plan).items():
         module.register_buffer(name.rpartition(".")[2], torch.empty(shape, dtype=dtype))
 

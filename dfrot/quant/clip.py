@@ -40,7 +40,7 @@ def _clipping_cost(extreme: Tensor, low: Tensor, high: Tensor, bits: int, symmet
     return _cost(beyond.clamp_(min=0))
 
 
-def _search_rows(rows: Tensor, bits: int, symmetric: bool) -> Tensor:
+def _search_rows(rows: Tensor, bits: int, symmetric: bool, signed: bool) -> Tensor:
     """Best ratio [R] for each row of float32 [R, g]."""
     top = 2**bits - 1
     low, high = torch.aminmax(rows, dim=1, keepdim=True)
@@ -63,7 +63,7 @@ def _search_rows(rows: Tensor, bits: int, symmetric: bool) -> Tensor:
                 active, rows, low, high, extreme = (t[keep] for t in (active, rows, low, high, extreme))
                 if not len(active):
                     break
-        scale, zero = parameters(low * p, high * p, bits, symmetric)
+        scale, zero = parameters(low * p, high * p, bits, symmetric, signed)
         nearest = torch.round(rows / scale).add_(zero).clamp_(0, top).sub_(zero).mul_(scale)
         cost = _cost(nearest.sub_(rows).abs_())
         better = cost < best[active]
@@ -73,9 +73,10 @@ def _search_rows(rows: Tensor, bits: int, symmetric: bool) -> Tensor:
     return ratio
 
 
-def search(weight: Tensor, bits: int, symmetric: bool, group: int = 0) -> Tensor:
-    """The best clip ratios float32 [N, G] of a weight float32 [N, K], for `grid.fit`; CHUNK elements at a time."""
+def search(weight: Tensor, bits: int, symmetric: bool, group: int = 0, signed: bool = False) -> Tensor:
+    """The best clip ratios float32 [N, G] of a weight float32 [N, K], for `grid.fit` with the same arguments; CHUNK
+    elements at a time."""
     rows = grouped(weight, group)
     height = max(1, CHUNK // max(rows.shape[1], 1))
-    parts = [_search_rows(part, bits, symmetric) for part in torch.split(rows, height)]
+    parts = [_search_rows(part, bits, symmetric, signed) for part in torch.split(rows, height)]
     return torch.cat(parts).reshape(weight.shape[0], -1)

@@ -12,7 +12,7 @@ from typing import Any
 
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.quant.resets import Reset
-from dfrot.quant.scheme import QuantScheme
+from dfrot.quant.scheme import KEY_SHIFTS, NO_SHIFT, QuantScheme
 from dfrot.quant.table import TableScheme
 from dfrot.rotation.online import OnlineRotations
 
@@ -41,6 +41,13 @@ class DfqConfig:
     """How the embedding is stored."""
     head: TableScheme = TableScheme()
     """How the head is stored if its weight alone is quantized; 16 bits: as `scheme` and `keep` say."""
+    key_shift: str = NO_SHIFT
+    """What is subtracted from keys before the cache rounds them: `mean` (of calibration keys) or `none`."""
+
+    @property
+    def shifts_keys(self) -> bool:
+        """Whether keys are shifted, and the checkpoint has the tensors."""
+        return self.key_shift != NO_SHIFT
 
     def to_dict(self) -> dict[str, Any]:
         """The entry of `config.json`."""
@@ -48,6 +55,8 @@ class DfqConfig:
         for name, table in (("embed", self.embed), ("head", self.head)):
             if table.quantized:
                 more[name] = table.to_dict()
+        if self.shifts_keys:
+            more["key_shift"] = self.key_shift
         return {
             "quant_method": QUANT_METHOD,
             "format_version": FORMAT_VERSION,
@@ -64,7 +73,7 @@ class DfqConfig:
     def from_dict(cls, value: dict[str, Any], where: str = "config.json") -> DfqConfig:
         """Read the entry; `where` names the file in error messages. Raises UnsupportedError for unknown keys and
         versions, InputError for values of a wrong type."""
-        known = set(cls().to_dict()) | {"resets", "embed", "head"}
+        known = set(cls().to_dict()) | {"resets", "embed", "head", "key_shift"}
         if unknown := set(value) - known:
             raise UnsupportedError(f"{where}: quantization_config has unknown keys {sorted(unknown)}; update dfq")
         if value.get("format_version") != FORMAT_VERSION:
@@ -80,6 +89,7 @@ class DfqConfig:
                 resets=tuple(Reset.from_dict(reset) for reset in value.get("resets", ())),
                 embed=TableScheme.from_dict(value["embed"]) if "embed" in value else TableScheme(),
                 head=TableScheme.from_dict(value["head"]) if "head" in value else TableScheme(),
+                key_shift=_key_shift(value.get("key_shift", NO_SHIFT)),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{where}: quantization_config is malformed ({error}); restore the file") from None
@@ -96,3 +106,9 @@ class DfqConfig:
         if method != QUANT_METHOD:
             raise UnsupportedError(f"{where}: already quantized with {method!r}; start from the original checkpoint")
         return cls.from_dict(value, where)
+
+
+def _key_shift(value: Any) -> str:
+    if value not in KEY_SHIFTS:
+        raise ValueError(f"key_shift {value!r} is none of {', '.join(KEY_SHIFTS)}")
+    return str(value)

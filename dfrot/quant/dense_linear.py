@@ -39,7 +39,7 @@ class DenseLinear(RotatedLinear):
         dtype = module.bias.dtype if module.bias is not None else torch.float32
         with torch.device("meta"):
             dense = cls(module.plan, False, dtype, torch.float32)
-        dense.weight = nn.Parameter(module.stored_weight().dequantize(torch.float32), requires_grad=False)
+        dense.weight = nn.Parameter(module.dequantized(), requires_grad=False)
         dense.bias, dense.hadamard_base, dense.sinks = module.bias, module.hadamard_base, module.sinks
         return dense
 

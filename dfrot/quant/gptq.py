@@ -12,7 +12,7 @@ Rows are independent, so linears that read the same activations are quantized as
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +23,7 @@ from dfrot.quant import rtn
 from dfrot.quant.grid import Grid, Quantized
 from dfrot.quant.hessian_error import fraction, output_errors, row_tiles, weight_error
 from dfrot.quant.options import AlgorithmOptions
+from dfrot.quant.scale_fit import fitted_scales
 from dfrot.quant.scheme import QuantScheme
 
 BLOCK = 128  # columns between two updates of everything to the right, as in the paper
@@ -166,13 +167,20 @@ def quantize_together(
     grid = rtn.grid_for(stacked, scheme, options)
     hessian = hessian.float()
     columns: list[list[Tensor]] = [[], [], [], [], []]
+    scales: list[Tensor] = []
     begin = 0
     for tile in row_tiles(stacked):
         tile_grid = grid.rows(begin, begin + len(tile))
-        for column, value in zip(columns, _quantize_rows(tile, hessian, tile_grid, factored, options.guard)):
+        tile_rows = _quantize_rows(tile, hessian, tile_grid, factored, options.guard)
+        if options.fit_scales:
+            scale, error = fitted_scales(tile, hessian, factored.added, tile_grid, tile_rows.codes, tile_rows.error)
+            tile_rows = tile_rows._replace(error=error)
+            scales.append(scale)
+        for column, value in zip(columns, tile_rows):
             column.append(value)
         begin += len(tile)
     rows = _Rows(*(torch.cat(column) for column in columns))
+    grid = replace(grid, scale=torch.cat(scales)) if scales else grid
     results, begin = [], 0
     for weight in weights:
         part = slice(begin, begin + len(weight))

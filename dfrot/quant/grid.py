@@ -4,7 +4,7 @@ A grid is one bfloat16 scale, and for asymmetric schemes one zero code, per row 
 unsigned, `w = scale (u - zero)` with u in [0, 2^bits - 1]; symmetric grids have zero = 2^(bits-1). Scales are
 rounded to bfloat16 before any code is derived, so that what is stored is what was optimised (a code rounded
 against the unrounded scale would be off by one where it matters). Zero is always on the grid, hence the columns
-that pad a short last group change nothing.
+that pad a short last group change nothing. A scale may be negative (`parameters`, signed).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dfrot.quant.second_rows import folded_weight
 from dfrot_kernels.layouts import PackedWeight
 
 TINY = 2.0**-100  # below this a row counts as zero: its scale would be lost in subnormals
@@ -75,10 +76,15 @@ class Quantized:
     grid: Grid
     stats: dict[str, Any]
     """Algorithm, errors and fallbacks, as plain JSON."""
+    second: Tensor | None = None
+    """int32 [R]: the rows to which the last R of `codes` and `grid` are added (dfrot/quant/second_rows.py)."""
 
     def dequantize(self) -> Tensor:
         """The weight as float32 [N, K]."""
-        return self.grid.decode(self.codes)
+        weight = self.grid.decode(self.codes)
+        if self.second is None:
+            return weight
+        return folded_weight(weight, self.second, len(weight) - len(self.second))
 
     def packed(self) -> PackedWeight:
         """The weight as it is stored."""
@@ -94,24 +100,30 @@ def grouped(weight: Tensor, group: int) -> Tensor:
     return padded.reshape(-1, group)
 
 
-def parameters(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+def parameters(low: Tensor, high: Tensor, bits: int, symmetric: bool, signed: bool = False) -> tuple[Tensor, Tensor]:
     """Scale (float32 holding bfloat16 values) and zero code (float32 holding integers) for ranges [low, high].
 
-    low <= 0 <= high, any shape. Symmetric: max(-low, high) / (2^(b-1) - 1), so that code 0 stays unused.
+    low <= 0 <= high, any shape. Symmetric: max(-low, high) / (2^(b-1) - 1), so that code 0 stays unused; signed: code 0
+    is the end with the larger magnitude, for which a scale is negative where that end is `high`.
     """
     top = 2**bits - 1
-    if symmetric:
+    if symmetric and signed:
+        scale = torch.where(high > -low, -high, -low) / 2 ** (bits - 1)
+    elif symmetric:
         scale = torch.maximum(-low, high) / (2 ** (bits - 1) - 1)
     else:
         scale = (high - low) / top
-    scale = torch.where(scale < TINY, torch.ones_like(scale), scale).bfloat16().float()
+    scale = torch.where(scale.abs() < TINY, torch.ones_like(scale), scale).bfloat16().float()
     if symmetric:
         return scale, torch.full_like(scale, 2 ** (bits - 1))
     return scale, torch.round(-low / scale).clamp_(0, top)
 
 
-def fit(weight: Tensor, bits: int, symmetric: bool, group: int = 0, ratio: Tensor | None = None) -> Grid:
-    """The grid of a weight float32 [N, K]; `ratio` [N, G] shrinks the range (see `clip.search`).
+def fit(
+    weight: Tensor, bits: int, symmetric: bool, group: int = 0, ratio: Tensor | None = None, signed: bool = False
+) -> Grid:
+    """The grid of a weight float32 [N, K]; `ratio` [N, G] shrinks the range (see `clip.search`), `signed` as for
+    `parameters`.
 
     Values must be finite: weights are checked when they are read.
     """
@@ -120,6 +132,6 @@ def fit(weight: Tensor, bits: int, symmetric: bool, group: int = 0, ratio: Tenso
     low, high = low.clamp(max=0), high.clamp(min=0)
     if ratio is not None:
         low, high = low * ratio.reshape(-1), high * ratio.reshape(-1)
-    scale, zero = parameters(low, high, bits, symmetric)
+    scale, zero = parameters(low, high, bits, symmetric, signed)
     scale, zero = scale.reshape(len(weight), -1), zero.reshape(len(weight), -1)
     return Grid(scale.bfloat16(), None if symmetric else zero.to(torch.uint8), bits, group)

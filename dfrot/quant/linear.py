@@ -19,6 +19,7 @@ from dfrot.quant.checked import check_packed_weight, register_packed_weight
 from dfrot.quant.plan import LinearPlan
 from dfrot.quant.rotated_linear import RotatedLinear
 from dfrot.quant.scheme import FULL
+from dfrot.quant.second_rows import check_second, folded_outputs, folded_weight
 from dfrot_kernels import memory
 from dfrot_kernels.layouts import PackedWeight
 from dfrot_kernels.ops.w8a16.schema import supports
@@ -41,6 +42,7 @@ class QuantLinear(RotatedLinear):
     weight_packed: Tensor | None
     weight_scale: Tensor | None
     weight_zero: Tensor | None
+    weight_second: Tensor | None
 
     def __init__(self, plan: LinearPlan, bias: bool, dtype: torch.dtype) -> None:
         """Tensors without values, for loading. bias: whether there is one, of this dtype."""
@@ -49,15 +51,20 @@ class QuantLinear(RotatedLinear):
         register_packed_weight(self, plan)
 
     def stored_weight(self) -> PackedWeight:
-        """The stored weight as the kernels' value type."""
+        """The stored weight as the kernels' value type, second rows behind the others."""
         if self.prepared is not None:
             return self.prepared.to_packed()
         p = self.plan
         assert self.weight_packed is not None
         assert self.weight_scale is not None
         return PackedWeight(
-            self.weight_packed, self.weight_scale, self.weight_zero, p.w_bits, p.group, (p.rows, p.cols)
+            self.weight_packed, self.weight_scale, self.weight_zero, p.w_bits, p.group, (p.stored_rows, p.cols)
         )
+
+    def dequantized(self) -> Tensor:
+        """The weight as float32 [N, K]."""
+        weight = self.stored_weight().dequantize(torch.float32)
+        return weight if self.weight_second is None else folded_weight(weight, self.weight_second, self.plan.rows)
 
     @property
     def qweight(self) -> Tensor:
@@ -71,6 +78,8 @@ class QuantLinear(RotatedLinear):
         for damaged ones, naming the tensor of module `name`."""
         super().prepare(name)
         check_packed_weight(self.stored_weight(), name)
+        if self.weight_second is not None:
+            check_second(self.weight_second, self.plan.rows, name)
         self._prepack()
 
     def _prepack(self) -> None:
@@ -132,15 +141,19 @@ class QuantLinear(RotatedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] -> [..., N] of its dtype."""
-        return self.multiply(self.rows(x)).view(*x.shape[:-1], self.plan.rows)
+        return self.folded(self.multiply(self.rows(x))).view(*x.shape[:-1], self.plan.rows)
 
     def multiply(self, rows: Tensor) -> Tensor:
-        """rows [M, K], as `rows` returns them -> [M, N] of their dtype; sinks with 16-bit activations."""
+        """rows [M, K], as `rows` returns them -> [M, stored rows] of their dtype; sinks with 16-bit activations."""
         out = self._product(rows)
         sinks = self.sink_rows()
         if sinks is not None:
             out[sinks] = self._full(rows[sinks])
         return out
+
+    def folded(self, out: Tensor) -> Tensor:
+        """Outputs [M, stored rows] -> [M, N]: second rows added to those that they belong to."""
+        return out if self.weight_second is None else folded_outputs(out, self.weight_second, self.plan.rows)
 
     def rounded(self, rows: Tensor) -> Tensor:
         """rows [M, K] as the weight meets them: quantized and dequantized, except for sinks."""
@@ -151,7 +164,7 @@ class QuantLinear(RotatedLinear):
         return out
 
     def set_scale(self, scale: Tensor) -> None:
-        """Replace the scales by bfloat16 [N, G]; the codes stay. For training them."""
+        """Replace the scales by bfloat16 [stored rows, G]; the codes stay. For training them."""
         if self.prepared is not None:
             self.prepared = self.prepared.with_scale(scale)
         else:
@@ -174,7 +187,7 @@ class QuantLinear(RotatedLinear):
     def _full(self, rows: Tensor) -> Tensor:
         """rows [M, K] with 16-bit activations -> [M, N] of their dtype, bias added in float32."""
         if self.prepared is not None:
-            return self.prepared.linear(rows, self.bias)
+            return self.prepared.linear(rows, self._stored_bias())
         if self._has_bytes:
             product: Tensor = torch.ops.dfq.w8a16_mm(
                 rows if self.bias is None else rows.float(), self.weight_packed, self.weight_scale, self.plan.group
@@ -193,9 +206,16 @@ class QuantLinear(RotatedLinear):
         p = self.plan
         return supports(p.w_bits, p.cols, p.group, p.w_sym)
 
+    def _stored_bias(self) -> Tensor | None:
+        """The bias of every stored row; second rows have none of their own."""
+        if self.bias is None or not self.plan.second_rows:
+            return self.bias
+        return F.pad(self.bias, (0, self.plan.second_rows))
+
     def _finished(self, out: Tensor, dtype: torch.dtype) -> Tensor:
         """A float32 product with the bias added, cast once."""
-        return (out if self.bias is None else out + self.bias.float()).to(dtype)
+        bias = self._stored_bias()
+        return (out if bias is None else out + bias.float()).to(dtype)
 
     def _dense(self) -> Tensor:
         return self.stored_weight().dequantize(torch.float32)

@@ -20,6 +20,12 @@ class AlgorithmOptions:
     guard: bool = True
     """A row whose GPTQ result is worse than rounding, on the damped Hessian, is rounded instead."""
 
+    signed_scales: bool = False
+    """Symmetric grids: a scale takes the sign that gives the largest magnitude of its group the code 0. All 2^bits
+    levels are then in use, one more than with positive scales."""
+    fit_scales: bool = False
+    """GPTQ: once the codes stand, replace a row's scales by those with the least output error."""
+
     def __post_init__(self) -> None:
         if not 0 < self.damping <= 1:
             raise UnsupportedError(

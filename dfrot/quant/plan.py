@@ -12,6 +12,7 @@ from dfrot.arch.bound import ROTARY_TABLE
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError
 from dfrot.quant.config import DfqConfig
+from dfrot.quant.key_shift import key_shift_tensors, refuses_key_shift
 from dfrot.quant.scheme import FULL, MIN_CLIP
 from dfrot.rotation.online import HadamardSpec
 
@@ -44,6 +45,13 @@ class LinearPlan:
     """Rotation of the input before anything else (R4)."""
     lookup: bool = False
     """An embedding: its rows are looked up, and nothing is multiplied."""
+    second_rows: int = 0
+    """Stored rows behind the first N, each of which is added to one of them (dfrot/quant/second_rows.py)."""
+
+    @property
+    def stored_rows(self) -> int:
+        """Rows of the packed tensors."""
+        return self.rows + self.second_rows
 
     @property
     def groups(self) -> int:
@@ -75,8 +83,16 @@ def _check(arch: BoundArch, config: DfqConfig, where: str) -> None:
     for reset in config.resets:
         if reset.module not in blocks or reset.channel >= arch.hidden:
             raise InputError(f"{where}: reset of channel {reset.channel} behind {reset.module}: no such place here")
+    if config.shifts_keys and (reason := _refuses_shift(arch, config)):
+        raise InputError(f"{where}: key_shift: {reason}", field="key_shift")
     if config.sink_tokens < 0:
         raise InputError(f"{where}: sink_tokens is {config.sink_tokens}, it cannot be negative")
+
+
+def _refuses_shift(arch: BoundArch, config: DfqConfig) -> str | None:
+    if config.scheme is None or config.scheme.kv_bits == FULL:
+        return "keys are kept in 16 bits"
+    return refuses_key_shift(arch)
 
 
 def plan_linears(arch: BoundArch, config: DfqConfig, where: str = "config.json") -> dict[str, LinearPlan]:
@@ -108,6 +124,7 @@ def plan_linears(arch: BoundArch, config: DfqConfig, where: str = "config.json")
             a_sym=scheme.a_sym if scheme else False,
             a_clip=config.a_clips.get(name, scheme.a_clip if scheme else 1.0),
             hadamard=hadamard,
+            second_rows=table.second_rows if table else 0,
         )
     tied = [name for name in (arch.spec.head.name, arch.spec.embed) if name in plans and plans[name].w_bits != FULL]
     if tied and arch.tied:
@@ -126,23 +143,32 @@ def _plan_embedding(arch: BoundArch, config: DfqConfig) -> dict[str, LinearPlan]
     return {name: plan}
 
 
-def packed_tensors(plan: LinearPlan) -> dict[str, tuple[torch.dtype, tuple[int, int]]]:
+def packed_tensors(plan: LinearPlan) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     """Names, dtypes and shapes that a packed linear has on disk instead of its `weight`."""
-    tensors = {
-        f"{plan.name}.weight_packed": (torch.uint8, (plan.rows, plan.row_bytes)),
-        f"{plan.name}.weight_scale": (torch.bfloat16, (plan.rows, plan.groups)),
+    tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+        f"{plan.name}.weight_packed": (torch.uint8, (plan.stored_rows, plan.row_bytes)),
+        f"{plan.name}.weight_scale": (torch.bfloat16, (plan.stored_rows, plan.groups)),
     }
     if not plan.w_sym:
-        tensors[f"{plan.name}.weight_zero"] = (torch.uint8, (plan.rows, plan.groups))
+        tensors[f"{plan.name}.weight_zero"] = (torch.uint8, (plan.stored_rows, plan.groups))
+    if plan.second_rows:
+        tensors[f"{plan.name}.weight_second"] = (torch.int32, (plan.second_rows,))
     return tensors
 
 
-def check_packed(checkpoint: Checkpoint, arch: BoundArch, plans: dict[str, LinearPlan]) -> None:
-    """Compare a packed checkpoint's tensors with its config. Raises InputError naming tensor and file."""
+def check_stored(
+    checkpoint: Checkpoint, arch: BoundArch, config: DfqConfig | None, plans: dict[str, LinearPlan]
+) -> None:
+    """Compare the tensors of a 16-bit, packed or simulated checkpoint with its config. plans: its linears, by
+    `plan_linears`. Raises InputError naming tensor and file."""
+    shifts = key_shift_tensors(arch, config)
     packed = {name: plan for name, plan in plans.items() if plan.packed}
+    if not packed:
+        arch.check(checkpoint, shifts)
+        return
     expected: dict[str, tuple[torch.dtype | None, tuple[int, ...]]] = {
         name: (None, shape)
-        for name, shape in {**arch.tensors(), **arch.biases()}.items()
+        for name, shape in {**arch.tensors(), **arch.biases(), **shifts}.items()
         if name.removesuffix(".weight") not in packed
     }
     for plan in packed.values():

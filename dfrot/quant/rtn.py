@@ -20,8 +20,9 @@ def grid_for(weight: Tensor, scheme: QuantScheme, options: AlgorithmOptions) -> 
     UnsupportedError for a scheme with 16-bit weights."""
     if scheme.w_bits == FULL:
         raise UnsupportedError(f"scheme {scheme.name} leaves weights in 16 bits; there is no grid to round to")
-    ratios = clip.search(weight, scheme.w_bits, scheme.w_sym, scheme.w_group) if options.mse_clip else None
-    return fit(weight, scheme.w_bits, scheme.w_sym, scheme.w_group, ratios)
+    shape, signed = (scheme.w_bits, scheme.w_sym, scheme.w_group), options.signed_scales
+    ratios = clip.search(weight, *shape, signed) if options.mse_clip else None
+    return fit(weight, *shape, ratios, signed)
 
 
 def quantize(

@@ -12,6 +12,9 @@ from dfrot.settings import setting
 _NAME = re.compile(r"w(\d+)a(\d+)(?:kv(\d+))?((?:-(?:g\d+|asym|sym|wasym|wsym|kvasym|kvsym))*)")
 FULL = 16
 """The number of bits that means: left in the model's dtype."""
+NO_SHIFT = "none"
+KEY_SHIFTS = ("mean", NO_SHIFT)
+"""What can be subtracted from keys before the cache rounds them (dfrot/quant/key_shift.py)."""
 MIN_CLIP = 0.1
 """The smallest clip ratio: below it hardly any value would be inside the range."""
 

@@ -9,8 +9,10 @@ from typing import Any
 from dfrot.errors import UnsupportedError
 from dfrot.quant.scheme import FULL
 
-_NAME = re.compile(r"(\d+)(?:-g(\d+))?(-asym)?")
+_NAME = re.compile(r"(\d+)(?:-g(\d+))?(-asym)?(?:\+(\d+))?")
 BITS = (FULL, 8, 4)
+NARROW = 4
+"""Bits of a table with few levels."""
 GROUP_OF_4_BITS = 32
 """Columns that share a scale where 4 bits are asked for without a group: one scale per row costs twice the error."""
 
@@ -26,23 +28,28 @@ class TableScheme:
     """Columns that share a scale; 0: one scale per row (token)."""
     symmetric: bool = True
     """No zero codes."""
+    second_rows: int = 0
+    """A head of 4 bits: the most frequent tokens that have a second row of codes for what the first leaves."""
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
             raise UnsupportedError(f"{self.bits} bits for a table are not supported; use 16, 8 or 4")
         if self.group < 0 or self.group % 8:
             raise UnsupportedError(f"group size {self.group} of a table is not a multiple of 8")
+        if self.second_rows < 0 or (self.second_rows and self.bits != NARROW):
+            raise UnsupportedError(f"{self.second_rows} second rows: only tables of {NARROW} bits have some")
 
     @classmethod
     def parse(cls, text: str | int) -> TableScheme:
-        """Read a name: `16`, `8` (one scale per row), `8-g64`, `4` (groups of 32), `4-g0` (per row), `4-g64-asym`.
-        Raises UnsupportedError for one that cannot be read, or for bits that are not supported."""
+        """Read a name: `16`, `8` (one scale per row), `8-g64`, `4` (groups of 32), `4-g0` (per row), `4-g64-asym`,
+        `4+256` (with 256 second rows). Raises UnsupportedError for one that cannot be read, or for bits that are not
+        supported."""
         match = _NAME.fullmatch(str(text).strip().lower())
-        if not match or (int(match[1]) == FULL and (match[2] or match[3])):
-            raise UnsupportedError(f"{text!r} is not understood; write it like 16, 8, 4, 8-g64 or 4-g64-asym")
+        if not match or (int(match[1]) == FULL and (match[2] or match[3] or match[4])):
+            raise UnsupportedError(f"{text!r} is not understood; write it like 16, 8, 4, 8-g64, 4-g64-asym or 4+256")
         bits = int(match[1])
         group = int(match[2]) if match[2] else GROUP_OF_4_BITS if bits == 4 else 0
-        return cls(bits, group, match[3] is None)
+        return cls(bits, group, match[3] is None, int(match[4] or 0))
 
     @property
     def quantized(self) -> bool:
@@ -54,11 +61,15 @@ class TableScheme:
         """The canonical short name; `parse(name)` gives the scheme back."""
         default = GROUP_OF_4_BITS if self.bits == 4 else 0
         group = f"-g{self.group}" if self.group != default else ""
-        return f"{self.bits}{group}{'' if self.symmetric else '-asym'}"
+        second = f"+{self.second_rows}" if self.second_rows else ""
+        return f"{self.bits}{group}{'' if self.symmetric else '-asym'}{second}"
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, as plain JSON."""
-        return asdict(self)
+        """All fields, as plain JSON; without `second_rows` where there are none, as older versions wrote it."""
+        value = asdict(self)
+        if not self.second_rows:
+            del value["second_rows"]
+        return value
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> TableScheme:
@@ -66,4 +77,9 @@ class TableScheme:
         a wrong type."""
         if unknown := set(value) - set(cls.__dataclass_fields__):
             raise UnsupportedError(f"scheme of a table: unknown keys {sorted(unknown)}; written by a newer dfq?")
-        return cls(int(value["bits"]), int(value.get("group", 0)), bool(value.get("symmetric", True)))
+        return cls(
+            int(value["bits"]),
+            int(value.get("group", 0)),
+            bool(value.get("symmetric", True)),
+            int(value.get("second_rows", 0)),
+        )

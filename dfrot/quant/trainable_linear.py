@@ -1,5 +1,4 @@
-"""A packed linear whose scales and bias can learn: the integers stay, and every rounding passes gradients straight
-through."""
+"""A packed linear whose scales can learn: the integers stay, and every rounding passes gradients straight through."""
 
 from __future__ import annotations
 
@@ -42,33 +41,34 @@ class RoundedTo(nn.Module):
 
 
 class _Product(torch.autograd.Function):
-    """rows [M, K] through the packed linear -> float32 [M, N], by the kernels that serve it.
+    """rows [M, K] through the packed linear -> float32 [M, stored rows], by the kernels that serve it.
 
     Gradients need not be exact: they are products of bfloat16 where the processor has them. The gradient of a scale's
     logarithm is the gradient of what the scale multiplies, times that: of the output without bias where a row has one
     scale, else of the products of a group, which cost one more matrix product."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, growth: Tensor, bias: Tensor | None, linear: TrainableLinear) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, growth: Tensor, linear: TrainableLinear) -> Tensor:
         out = linear.module.multiply(rows)
-        ctx.linear, ctx.has_bias = linear, bias is not None
+        ctx.linear = linear
         inputs = linear.module.rounded(rows).to(_gradient_dtype()) if linear.plan.group else None
-        ctx.save_for_backward(out, inputs, bias)
+        ctx.save_for_backward(out, inputs)
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, None]:
-        out, inputs, bias = ctx.saved_tensors
-        of_bias = None if bias is None else gradient.sum(0)
-        rows = None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        out, inputs = ctx.saved_tensors
+        linear, bias, rows = ctx.linear, ctx.linear.module.bias, None
         if ctx.needs_input_grad[0] or inputs is not None:
             low = gradient.to(_gradient_dtype())
-            weight = ctx.linear.packed().dequantize(low.dtype)
+            weight = linear.packed().dequantize(low.dtype)
             rows = (low @ weight).float() if ctx.needs_input_grad[0] else None
         if inputs is not None:
-            return rows, ctx.linear.per_group((low.T @ inputs).float().mul_(weight)), of_bias, None
+            return rows, linear.per_group((low.T @ inputs).float().mul_(weight)), None
         growth = torch.linalg.vecdot(gradient, out, dim=0)
-        return rows, (growth if of_bias is None else growth.sub_(of_bias * bias))[:, None], of_bias, None
+        if bias is not None:
+            growth[: len(bias)] -= gradient[:, : len(bias)].sum(0) * bias  # second rows have none
+        return rows, growth[:, None], None
 
 
 def _gradient_dtype() -> torch.dtype:
@@ -79,25 +79,19 @@ class TrainableLinear(nn.Module):
     """Replaces a QuantLinear while its scales learn, and runs it: the output is the one that will be served.
 
     growth: float32 [N, G], the logarithm of the factor on each scale; the product is rounded to bfloat16, as in the
-    checkpoint. bias: float32 [N] or None, used as rounded to the dtype that the checkpoint stores."""
+    checkpoint."""
 
-    def __init__(self, module: QuantLinear, stored: torch.dtype) -> None:
-        """module: of a model in float32. stored: the checkpoint's dtype of the bias."""
+    def __init__(self, module: QuantLinear) -> None:
+        """module: of a model in float32."""
         super().__init__()
-        self.plan, self.stored = module.plan, stored
-        weight = module.stored_weight()
-        self.scale = weight.scale.float()
+        self.plan = module.plan
+        self.scale = module.stored_weight().scale.float()
         self.growth = nn.Parameter(torch.zeros_like(self.scale))
-        self.bias = None if module.bias is None else nn.Parameter(module.bias.detach().float().clone())
         self.module = module.requires_grad_(False)
 
     def scales(self) -> Tensor:
         """The scales bfloat16 [N, G] now."""
         return (self.scale * self.growth.detach().exp()).bfloat16()
-
-    def stored_bias(self) -> Tensor | None:
-        """The bias [N] now, in the dtype of the checkpoint."""
-        return None if self.bias is None else self.bias.detach().to(self.stored)
 
     def per_group(self, products: Tensor) -> Tensor:
         """products [N, K] -> their sums [N, G] over the columns of each group."""
@@ -107,13 +101,10 @@ class TrainableLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] -> float32 [..., N]."""
-        with torch.no_grad():
-            self.module.set_scale(self.scales())
-            if (bias := self.stored_bias()) is not None:
-                self.module.bias.copy_(bias)  # type: ignore[union-attr]
+        self.module.set_scale(self.scales())
         rows = self.module.rows(x.float())
-        out: Tensor = _Product.apply(rows, self.growth, self.bias, self)  # type: ignore[no-untyped-call]
-        return out.view(*x.shape[:-1], self.plan.rows)
+        out: Tensor = _Product.apply(rows, self.growth, self)  # type: ignore[no-untyped-call]
+        return self.module.folded(out).view(*x.shape[:-1], self.plan.rows)
 
     def packed(self) -> PackedWeight:
         """The weight as the checkpoint stores it now."""

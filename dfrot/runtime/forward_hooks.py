@@ -38,11 +38,12 @@ class ForwardHooks:
         kv: how keys and values are stored; None: in 16 bits, by transformers' own cache.
         sink_tokens: leading positions that stay exact.
         n_layers: blocks of the model, each with one cache layer.
+        key_shifts: names of the layers' key shifts, buffers of the base model; empty: keys are not shifted.
     """
 
-    def __init__(self, kv: KVSpec | None, sink_tokens: int, n_layers: int) -> None:
+    def __init__(self, kv: KVSpec | None, sink_tokens: int, n_layers: int, key_shifts: tuple[str, ...] = ()) -> None:
         self.kv = kv
-        self.n_layers = n_layers
+        self.n_layers, self.key_shifts = n_layers, key_shifts
         self.sinks = Sinks(sink_tokens)
         self._transient = False  # the running call has a cache that its caller did not ask for
 
@@ -100,17 +101,18 @@ class ForwardHooks:
             )
         layers = cache.layers
         if layers and type(layers[0]) is DfqCacheLayer:
-            if layers[0].spec != self.kv or len(layers) != self.n_layers:
+            alike = layers[0].spec == self.kv and (layers[0].shift is None) == (not self.key_shifts)
+            if not alike or len(layers) != self.n_layers:
                 raise UnsupportedError("past_key_values belongs to another model; start with an empty DynamicCache")
             return cache
         if any(layer.get_seq_length() for layer in layers):
             raise UnsupportedError(
                 "past_key_values already holds unquantized keys and values; start with an empty DynamicCache"
             )
+        shifts: list[Tensor | None] = [base.get_buffer(name).float() for name in self.key_shifts]
+        shifts = shifts or [None] * self.n_layers
         persistent = not self._transient
-        replace_layers(
-            cache, [DfqCacheLayer(self.kv, self.sinks, persistent, as_view=True) for _ in range(self.n_layers)]
-        )
+        replace_layers(cache, [DfqCacheLayer(self.kv, self.sinks, persistent, True, shift) for shift in shifts])
         return cache
 
 

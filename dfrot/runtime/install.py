@@ -11,7 +11,6 @@ from torch import nn
 
 from dfrot.arch import BoundArch, describe
 from dfrot.arch.bound import ROTARY_TABLE
-from dfrot.arch.space import Space
 from dfrot.checkpoint import TensorEntry, read_header
 from dfrot.compat.attention import default_implementation, implementation, set_implementation
 from dfrot.errors import InputError, UnsupportedError
@@ -19,6 +18,7 @@ from dfrot.quant import resets
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.dense_linear import DenseLinear
 from dfrot.quant.embedding import QuantEmbedding
+from dfrot.quant.key_shift import key_shift_tensors
 from dfrot.quant.linear import QuantLinear
 from dfrot.quant.plan import LinearPlan, plan_linears
 from dfrot.quant.scheme import FULL
@@ -26,10 +26,11 @@ from dfrot.runtime import attention
 from dfrot.runtime.experts import Experts, install_experts
 from dfrot.runtime.forward_hooks import ForwardHooks
 from dfrot.runtime.native_decoder import attach_native_decoder
+from dfrot.runtime.native_operands import name_in_base
 from dfrot.runtime.packed_states import KVSpec
 from dfrot.runtime.softcap import softcap_of
 
-_PACKED_SUFFIXES = (".weight_packed", ".weight_zero", ".weight_scale")
+_PACKED_SUFFIXES = (".weight_packed", ".weight_zero", ".weight_scale", ".weight_second")
 
 
 def _bound_arch(model: Any) -> BoundArch:
@@ -87,6 +88,9 @@ def replace_linears(model: Any, config: DfqConfig, files: Sequence[str] | None) 
         # a simulated weight lies on a grid that the model's dtype may not hold: keep the stored one
         stored = entry if config.fake and plan.w_bits != FULL else None
         model.set_submodule(module, _new_linear(plan, model.get_submodule(module), stored, model.dtype))
+    for name, shape in key_shift_tensors(arch, config).items():
+        attention_name, _, tensor = arch.module(name).rpartition(".")
+        model.get_submodule(attention_name).register_buffer(tensor, torch.empty(shape, dtype=torch.float32))
     check_tensors(model, arch, entries, Path(files[0]).parent if files else Path())
 
 
@@ -148,8 +152,8 @@ def finish_model(model: Any, config: DfqConfig) -> None:
     kv = None
     if scheme is not None and scheme.kv_bits != FULL:
         kv = KVSpec(scheme.kv_bits, scheme.kv_sym, scheme.kv_clip, config.online.r3)
-    hooks = ForwardHooks(kv, config.sink_tokens, arch.n_layers)
     base = base_model_of(model, arch)
+    hooks = ForwardHooks(kv, config.sink_tokens, arch.n_layers, _key_shifts(base, arch, config))
     for name, module in model.named_modules():
         if isinstance(module, QuantLinear | DenseLinear):
             module.prepare(arch.stored(name))
@@ -167,6 +171,15 @@ def finish_model(model: Any, config: DfqConfig) -> None:
     model.dfq_runtime = hooks
 
 
+def _key_shifts(base: Any, arch: BoundArch, config: DfqConfig) -> tuple[str, ...]:
+    """Names of the loaded key shifts in `base`. Raises InputError for values that would spoil every score."""
+    names = tuple(key_shift_tensors(arch, config))
+    for name in names:
+        if not bool(torch.isfinite(base.get_buffer(name_in_base(name))).all()):
+            raise InputError(f"tensor {name} holds NaN or Inf; make the checkpoint again", tensor=name)
+    return tuple(name_in_base(name) for name in names)
+
+
 def _use_packed_attention(model: Any, base: Any, arch: BoundArch, kv: KVSpec) -> None:
     """Let the model run the attention function that reads the packed cache, with R3 on its queries."""
     attention.register_attention()
@@ -175,8 +188,8 @@ def _use_packed_attention(model: Any, base: Any, arch: BoundArch, kv: KVSpec) ->
     if chosen not in {default, attention.NAME} | capped:
         raise UnsupportedError(f"attn_implementation={chosen!r}: dfq models run on {default}; leave it out")
     if kv.r3 is not None:
-        for name in _attention_modules(arch):
-            attention.rotate_queries(model.get_submodule(arch.module(name)), kv.r3)
+        for layer in range(arch.n_layers):
+            attention.rotate_queries(model.get_submodule(arch.module(arch.attention(layer))), kv.r3)
     set_implementation(base.config, attention.NAME)
 
 
@@ -186,8 +199,3 @@ def use_capped_attention(base: Any, arch: BoundArch) -> None:
     if softcap_of(base.config, arch, "attention") is not None:
         attention.register_attention()
         set_implementation(base.config, attention.NAME)
-
-
-def _attention_modules(arch: BoundArch) -> set[str]:
-    """Names of the modules whose linears write query and key heads."""
-    return {name.rpartition(".")[0] for _, linear, name in arch.linears() if linear.enters(Space.QUERY_KEY)}

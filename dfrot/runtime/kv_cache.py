@@ -1,7 +1,8 @@
 """A transformers cache layer that keeps keys and values packed: 2 to 8 bits, one scale per token and head.
 
-Keys are rotated (R3) in float32 and then quantized, so they are stored and returned in the rotated basis; the
-attention function `dfq` rotates the queries in the same way. Sliding-window models keep every position and rely on the
+Keys are rotated (R3) in float32, shifted where the checkpoint asks for it, and then quantized, so they are stored and
+returned in that basis; the attention function `dfq` rotates the queries in the same way, and its softmax does not see
+the shift. Sliding-window models keep every position and rely on the
 mask.
 
 A few query rows (decoding, verifying drafts) read the packed memory as it is: `update` then returns a `CacheView`
@@ -60,13 +61,21 @@ class DfqCacheLayer(DynamicLayer):  # type: ignore[misc]
         sinks: which positions stay exact; shared by all layers and linears of a model.
         persistent: False for a call without cache, which quantizes its keys and values but stores nothing.
         as_view: `update` may return a `CacheView`, which the attention function `dfq` understands.
+        shift: float32 [kv heads, head_dim], subtracted from every key behind R3 (dfrot/quant/key_shift.py), or None.
     """
 
     is_croppable = True
 
-    def __init__(self, spec: KVSpec, sinks: Sinks, persistent: bool = True, as_view: bool = False) -> None:
+    def __init__(
+        self,
+        spec: KVSpec,
+        sinks: Sinks,
+        persistent: bool = True,
+        as_view: bool = False,
+        shift: Tensor | None = None,
+    ) -> None:
         super().__init__()
-        self.spec, self.sinks, self.persistent, self.as_view = spec, sinks, persistent, as_view
+        self.spec, self.sinks, self.persistent, self.as_view, self.shift = spec, sinks, persistent, as_view, shift
         self._clear()
 
     def _clear(self) -> None:
@@ -103,13 +112,13 @@ class DfqCacheLayer(DynamicLayer):  # type: ignore[misc]
         begin, self.length = self.length, self.length + new
         r3 = self.spec.r3_operands(key_states.device)
         if self.sinks.count:
-            self.sink_states.save(key_states, value_states, begin, self.dtype, r3)
+            self.sink_states.save(key_states, value_states, begin, self.dtype, r3, self.shift)
         stores = self.packed if self.persistent else self._new_stores((key_states.shape[-1], value_states.shape[-1]))
         for store in stores:
             store.reserve(self.length, begin, batch, heads, key_states.device)
         buffers = (*stores[0].buffers(), *stores[1].buffers())
         rows = key_states.transpose(1, 2), value_states.transpose(1, 2)
-        torch.ops.dfq.kv_append(*rows, *buffers, begin, self.spec.bits, self.spec.clip, *r3)
+        torch.ops.dfq.kv_append(*rows, *buffers, begin, self.spec.bits, self.spec.clip, *r3, self.shift)
         view = CacheView(self, stores, self.length)
         return (view, view) if self.as_view and new <= MAX_ROWS else view.tensors()
 

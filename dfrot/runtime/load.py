@@ -17,7 +17,7 @@ from dfrot.errors import DfqError, InputError, UnsupportedError
 from dfrot.inputs import DequantizedCheckpoint, open_model
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.dense_linear import simulate
-from dfrot.quant.plan import check_packed, plan_linears
+from dfrot.quant.plan import check_stored, plan_linears
 from dfrot.runtime.block_runner import hf_config
 from dfrot.runtime.install import base_model_of, use_capped_attention
 from dfrot.runtime.transformers_reading import auto_class, key_mapping
@@ -33,10 +33,7 @@ def check_folder(path: Path) -> tuple[Checkpoint, DfqConfig | None]:
     config = DfqConfig.of(checkpoint.config, str(config_file))
     checkpoint, arch = resolve(checkpoint, to_run=True)
     plans = plan_linears(arch, config, str(config_file)) if config is not None else {}
-    if any(plan.packed for plan in plans.values()):
-        check_packed(checkpoint, arch, plans)
-    else:
-        arch.check(checkpoint)
+    check_stored(checkpoint, arch, config, plans)
     return checkpoint, config
 
 

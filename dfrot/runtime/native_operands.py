@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dfrot.arch import BoundArch, Linear
 from dfrot.arch.space import Size, Space
+from dfrot.quant.key_shift import TENSOR as KEY_SHIFT
 from dfrot.quant.linear import QuantLinear
 from dfrot.runtime.packed_states import KVSpec
 from dfrot_kernels.prepared import PreparedWeight
@@ -117,15 +118,19 @@ def _block_linears(arch: BoundArch) -> tuple[Linear, ...]:
     return (*attention, o[0], *mlp, down[0])
 
 
+def name_in_base(name: str) -> str:
+    """What a module or tensor of the checkpoint is called in the language model below its head."""
+    return name.removeprefix(f"{_ROOT}.")
+
+
 def module_of(base: nn.Module, name: str) -> Any:
     """A module of the language model by its name in the checkpoint."""
-    return base.get_submodule(name.removeprefix(f"{_ROOT}."))
+    return base.get_submodule(name_in_base(name))
 
 
 def attention_of(base: nn.Module, arch: BoundArch, layer: int) -> Any:
     """The attention module of one layer."""
-    name = next(linear.name for linear in arch.spec.linears if linear.enters(Space.QUERY_KEY))
-    return module_of(base, arch.full(layer, name.rpartition(".")[0]))
+    return module_of(base, arch.attention(layer))
 
 
 def _window(config: Any, layer: int) -> int:
@@ -148,7 +153,8 @@ def _block_operand(base: nn.Module, arch: BoundArch, layer: int, linears: Sequen
         if len({(linear.bits, linear.symmetric, linear.clip, linear.weight.group) for linear in same_input}) != 1:
             raise NotServable("linears that quantize one input differently")
     q_norm, k_norm = gains if len(gains) == 2 else (None, None)
-    return BlockOperand(first, second, q_norm, k_norm, operands)
+    shift = getattr(attention_of(base, arch, layer), KEY_SHIFT, None)
+    return BlockOperand(first, second, q_norm, k_norm, operands, shift)
 
 
 def _linear_operand(module: Any, name: str) -> LinearOperand:

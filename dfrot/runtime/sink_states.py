@@ -11,8 +11,9 @@ from dfrot.quant.sinks import Sinks
 class SinkStates:
     """The sinks of one cache layer.
 
-    tensors: keys and values [N, B, H, D], keys rotated by R3; None before the first call. starts: padded positions
-    before each sequence, int64 [B], None without left padding: sink i of sequence b is cache position starts[b] + i."""
+    tensors: keys and values [N, B, H, D], keys rotated by R3 and shifted like the others; None before the first call.
+    starts: padded positions before each sequence, int64 [B], None without left padding: sink i of sequence b is cache
+    position starts[b] + i."""
 
     def __init__(self, sinks: Sinks) -> None:
         self.sinks = sinks
@@ -26,9 +27,18 @@ class SinkStates:
         slots = torch.arange(count, device=starts.device)[:, None] + starts[None, :]
         return slots, torch.arange(batch, device=starts.device)[None, :].expand(count, batch)
 
-    def save(self, keys: Tensor, values: Tensor, begin: int, dtype: torch.dtype, r3: tuple[Tensor | None, int]) -> None:
+    def save(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        begin: int,
+        dtype: torch.dtype,
+        r3: tuple[Tensor | None, int],
+        shift: Tensor | None = None,
+    ) -> None:
         """Copy what sinks there are among new keys and values [B, H, S, D] at positions begin .. begin + S. r3: base
-        and block, applied to the keys; dtype: of the keys that are kept."""
+        and block, applied to the keys; shift: float32 [H, D], then subtracted from them; dtype: of the keys that are
+        kept."""
         count, length = self.sinks.count, begin + keys.shape[2]
         if self.tensors is None:
             self.starts = None if self.sinks.starts is None else self.sinks.starts.to(keys.device)
@@ -37,6 +47,8 @@ class SinkStates:
             return
         if r3[0] is not None:
             keys = torch.ops.dfq.hadamard(keys.float(), *r3)
+        if shift is not None:
+            keys = keys.float() - shift[:, None]
         keys, values = keys.permute(2, 0, 1, 3), values.permute(2, 0, 1, 3)
         if self.tensors is None:
             self.tensors = (

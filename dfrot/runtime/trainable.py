@@ -1,4 +1,4 @@
-"""A loaded packed model that gradients pass through: scales, biases and norm gains learn, everything else stays as it
+"""A loaded packed model that gradients pass through: scales and norm gains learn, everything else stays as it
 is when the model is run."""
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from dfrot.runtime.trainable_attention import NAME, trainable_attention
 
 
 class TrainableModel:
-    """A packed model whose scales, biases and norm gains are parameters.
+    """A packed model whose scales and norm gains are parameters.
 
     model: the model itself, changed for good. linears: its packed linears by name. gains: names of its norms.
     parameters: everything that learns, by name with "/" for "."."""
 
     def __init__(self, model: Any, arch: BoundArch, stored: torch.dtype) -> None:
-        """model: loaded in float32. stored: the dtype in which the checkpoint keeps gains and biases."""
+        """model: loaded in float32. stored: the dtype in which the checkpoint keeps gains."""
         self.model = model
         self.linears: dict[str, TrainableLinear] = {}
         for name, module in list(model.named_modules()):
             if isinstance(module, QuantLinear):
-                self.linears[name] = TrainableLinear(module, stored)
+                self.linears[name] = TrainableLinear(module)
                 model.set_submodule(name, self.linears[name])
         model.requires_grad_(False)
         self.gains = [arch.full(layer, norm.name) for layer in range(arch.n_layers) for norm in arch.spec.norms]
@@ -40,8 +40,6 @@ class TrainableModel:
         self.parameters = nn.ParameterDict()
         for name, linear in self.linears.items():
             self._train(f"{name}.growth", linear.growth)
-            if linear.bias is not None:
-                self._train(f"{name}.bias", linear.bias)
         for name in self.gains:
             self._train(name, model.get_submodule(name).parametrizations.weight.original)
         _use_trainable_attention(model, arch)
@@ -61,11 +59,9 @@ class TrainableModel:
         embed.register_forward_hook(lambda module, args, rows: rows.float())
 
     def tensors(self) -> dict[str, Tensor]:
-        """What the checkpoint stores of everything that learns, by tensor name: scales bfloat16, gains and biases in
-        their stored dtype."""
+        """What the checkpoint stores of everything that learns, by tensor name: scales bfloat16, gains in their stored
+        dtype."""
         tensors = {f"{name}.weight_scale": linear.scales() for name, linear in self.linears.items()}
-        biases = {f"{name}.bias": linear.stored_bias() for name, linear in self.linears.items()}
-        tensors |= {name: bias for name, bias in biases.items() if bias is not None}
         for name in self.gains:
             norm = self.model.get_submodule(name)
             tensors[f"{name}.weight"] = norm.weight.detach().to(norm.parametrizations.weight[0].dtype)

@@ -10,6 +10,7 @@ from torch import Tensor
 from dfrot.compat import attention as table
 from dfrot.processor import fast_bfloat16
 from dfrot.quant.activations import fake_quantize_kv
+from dfrot.quant.key_shift import TENSOR as KEY_SHIFT
 from dfrot.quant.rotated_linear import hadamard
 from dfrot.quant.trainable_linear import straight_through
 from dfrot.runtime.packed_states import KVSpec
@@ -25,11 +26,13 @@ def trainable_attention(
     """Attention over keys and values [B, kv_heads, length, D] rounded as the packed cache rounds them, leading
     `dfq_sinks` positions excepted; query [B, heads, S, D]. See dfrot.compat.attention.AttentionFunction.
 
-    What a packed cache does to keys before it rounds them (R3) is done here, too."""
+    What a packed cache does to keys before it rounds them (R3, a shift) is done here, too."""
     kv: KVSpec = module.dfq_kv
     query, key, value = query.float(), key.float(), value.float()
     if getattr(module, "r3_base", None) is not None:
         query, key = (hadamard(x, module.r3_base, module.r3_block) for x in (query, key))
+    if (shift := getattr(module, KEY_SHIFT, None)) is not None:
+        key = key - shift.float()[:, None]
     key, value = (_rounded(states, kv, module.dfq_sinks) for states in (key, value))
     return fast_attention(module, query, key, value, mask, **kwargs)
 

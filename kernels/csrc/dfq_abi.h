@@ -82,13 +82,14 @@ DFQ_AT(dfq_linear, group, 56); DFQ_AT(dfq_linear, bits, 64); DFQ_AT(dfq_linear, 
 DFQ_AT(dfq_linear, clip, 80); DFQ_AT(dfq_linear, base_t, 88); DFQ_AT(dfq_linear, order, 96);
 DFQ_AT(dfq_linear, block, 104); DFQ_SIZE(dfq_linear, 112);
 
-// Gains of the norms as float32. q_norm, k_norm [head_dim] or null. q, k, v read the first norm, gate and up the
-// second.
+// Gains of the norms as float32. q_norm, k_norm [head_dim] or null. k_shift [kv_heads, head_dim] or null: subtracted
+// from keys behind R3, before they are quantized. q, k, v read the first norm, gate and up the second.
 struct dfq_block {
   const float* input_norm;
   const float* mlp_norm;
   const float* q_norm;  // or null
   const float* k_norm;  // or null
+  const float* k_shift;  // or null
   struct dfq_linear q;
   struct dfq_linear k;
   struct dfq_linear v;
@@ -98,9 +99,9 @@ struct dfq_block {
   struct dfq_linear down;
 };
 DFQ_AT(dfq_block, input_norm, 0); DFQ_AT(dfq_block, mlp_norm, 8); DFQ_AT(dfq_block, q_norm, 16);
-DFQ_AT(dfq_block, k_norm, 24); DFQ_AT(dfq_block, q, 32); DFQ_AT(dfq_block, k, 144); DFQ_AT(dfq_block, v, 256);
-DFQ_AT(dfq_block, o, 368); DFQ_AT(dfq_block, gate, 480); DFQ_AT(dfq_block, up, 592); DFQ_AT(dfq_block, down, 704);
-DFQ_SIZE(dfq_block, 816);
+DFQ_AT(dfq_block, k_norm, 24); DFQ_AT(dfq_block, k_shift, 32); DFQ_AT(dfq_block, q, 40); DFQ_AT(dfq_block, k, 152);
+DFQ_AT(dfq_block, v, 264); DFQ_AT(dfq_block, o, 376); DFQ_AT(dfq_block, gate, 488); DFQ_AT(dfq_block, up, 600);
+DFQ_AT(dfq_block, down, 712); DFQ_SIZE(dfq_block, 824);
 
 // Keys and values of one block as dfq_kv_append writes them. k_sink, v_sink [sinks, batch, kv_heads, head_dim] of the
 // model's dtype: the first positions in full precision; unread where the model has no sinks.
@@ -578,7 +579,8 @@ DFQ_API int dfq_dense(const struct dfq_dense_args* args);
 // key [batch, rows, heads, k_dim], value [batch, rows, heads, v_dim] -> positions `position` and on of the cache of
 // one layer, in place: codes [positions, batch, heads, bytes], scale and zero [positions, batch, heads] as
 // dfq_kv_quantize writes them (zero null: symmetric). Keys are rotated in float32 by R3: base null, or [order, order]
-// of the Hadamard transform in blocks of `block`.
+// of the Hadamard transform in blocks of `block`. Then shift [heads, k_dim], if any, is subtracted from them in
+// float32.
 struct dfq_kv_append_args {
   const void* key;
   const void* value;
@@ -601,6 +603,7 @@ struct dfq_kv_append_args {
   const float* base;  // or null
   int64_t order;
   int64_t block;
+  const float* shift;  // or null
   int64_t threads;
 };
 DFQ_AT(dfq_kv_append_args, key, 0); DFQ_AT(dfq_kv_append_args, value, 8); DFQ_AT(dfq_kv_append_args, dtype, 16);
@@ -612,7 +615,7 @@ DFQ_AT(dfq_kv_append_args, v_scale, 96); DFQ_AT(dfq_kv_append_args, v_zero, 104)
 DFQ_AT(dfq_kv_append_args, position, 112); DFQ_AT(dfq_kv_append_args, bits, 120);
 DFQ_AT(dfq_kv_append_args, symmetric, 128); DFQ_AT(dfq_kv_append_args, clip, 136);
 DFQ_AT(dfq_kv_append_args, base, 144); DFQ_AT(dfq_kv_append_args, order, 152); DFQ_AT(dfq_kv_append_args, block, 160);
-DFQ_AT(dfq_kv_append_args, threads, 168); DFQ_SIZE(dfq_kv_append_args, 176);
+DFQ_AT(dfq_kv_append_args, shift, 168); DFQ_AT(dfq_kv_append_args, threads, 176); DFQ_SIZE(dfq_kv_append_args, 184);
 DFQ_API int dfq_kv_append(const struct dfq_kv_append_args* args);
 
 // query [batch, rows, heads, k_dim] at the last `rows` (at most 64) of `length` positions -> out [batch, rows, heads,

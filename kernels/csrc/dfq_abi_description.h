@@ -14,8 +14,8 @@
   "const float* bias?, int64_t n, int64_t k, int64_t group, int64_t bits, int64_t symmetric, double clip, const" \
   " float* base_t?, int64_t order, int64_t block\n" \
   "struct dfq_block: const float* input_norm, const float* mlp_norm, const float* q_norm?, const float* " \
-  "k_norm?, struct dfq_linear q, struct dfq_linear k, struct dfq_linear v, struct dfq_linear o, struct " \
-  "dfq_linear gate, struct dfq_linear up, struct dfq_linear down\n" \
+  "k_norm?, const float* k_shift?, struct dfq_linear q, struct dfq_linear k, struct dfq_linear v, struct " \
+  "dfq_linear o, struct dfq_linear gate, struct dfq_linear up, struct dfq_linear down\n" \
   "struct dfq_cache: uint8_t* k_packed, uint16_t* k_scale, uint8_t* k_zero?, uint8_t* v_packed, uint16_t* " \
   "v_scale, uint8_t* v_zero?, const void* k_sink?, const void* v_sink?\n" \
   "struct dfq_decoder: const struct dfq_block* blocks, const float* final_norm, int64_t dtype, int64_t layers, " \
@@ -70,7 +70,7 @@
   "dfq_kv_append: const void* key, const void* value, int64_t dtype, int64_t batch, int64_t rows, int64_t " \
   "heads, int64_t k_dim, int64_t v_dim, uint8_t* k_packed, uint16_t* k_scale, uint8_t* k_zero?, uint8_t* " \
   "v_packed, uint16_t* v_scale, uint8_t* v_zero?, int64_t position, int64_t bits, int64_t symmetric, double " \
-  "clip, const float* base?, int64_t order, int64_t block, int64_t threads\n" \
+  "clip, const float* base?, int64_t order, int64_t block, const float* shift?, int64_t threads\n" \
   "dfq_kv_attention: const void* query, int64_t dtype, int64_t batch, int64_t rows, int64_t heads, int64_t " \
   "kv_heads, int64_t k_dim, int64_t v_dim, const uint8_t* k_packed, const uint16_t* k_scale, const uint8_t* " \
   "k_zero?, const uint8_t* v_packed, const uint16_t* v_scale, const uint8_t* v_zero?, int64_t length, int64_t " \

@@ -250,21 +250,23 @@ def dense(*, x: Tensor, dtype: int, m: int, n: int, k: int, weight: Tensor, kind
         _refuse("dfq_dense", code)
 
 
-_kv_append = Struct("=qqqqqqqqqqqqqqqqqdqqqq").pack
+_kv_append = Struct("=qqqqqqqqqqqqqqqqqdqqqqq").pack
 
 
 def kv_append(*, key: Tensor, value: Tensor, dtype: int, batch: int, rows: int, heads: int, k_dim: int, v_dim: int,
               k_packed: Tensor, k_scale: Tensor, k_zero: Tensor | None, v_packed: Tensor, v_scale: Tensor,
               v_zero: Tensor | None, position: int, bits: int, symmetric: int, clip: float, base: Tensor | None,
-              order: int, block: int) -> None:
+              order: int, block: int, shift: Tensor | None) -> None:
     """dfq_kv_append: key [batch, rows, heads, k_dim], value [batch, rows, heads, v_dim] -> positions `position` and
     on of the cache of one layer, in place: codes [positions, batch, heads, bytes], scale and zero [positions, batch,
     heads] as dfq_kv_quantize writes them (zero null: symmetric). Keys are rotated in float32 by R3: base null, or
-    [order, order] of the Hadamard transform in blocks of `block`."""
+    [order, order] of the Hadamard transform in blocks of `block`. Then shift [heads, k_dim], if any, is subtracted
+    from them in float32."""
     code = functions["dfq_kv_append"](_kv_append(key.data_ptr(), value.data_ptr(), dtype, batch, rows, heads, k_dim,
         v_dim, k_packed.data_ptr(), k_scale.data_ptr(), 0 if k_zero is None else k_zero.data_ptr(),
         v_packed.data_ptr(), v_scale.data_ptr(), 0 if v_zero is None else v_zero.data_ptr(), position, bits,
-        symmetric, clip, 0 if base is None else base.data_ptr(), order, block, _threads()))
+        symmetric, clip, 0 if base is None else base.data_ptr(), order, block,
+        0 if shift is None else shift.data_ptr(), _threads()))
     if code:
         _refuse("dfq_kv_append", code)
 

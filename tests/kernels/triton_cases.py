@@ -201,7 +201,10 @@ def kv_append_cases() -> Iterator[Case]:
         stores = (*kv_store(7, batch, heads, dims[0], bits, zero), *kv_store(7, batch, heads, dims[1], bits, zero))
         base = hadamard_base(order) if order else None
         args = (key.transpose(1, 2).contiguous().transpose(1, 2), value, *stores, 2, bits, 1.0, base, block)
-        yield Case("kv_append", f"{bits} {block} {order} {dims}", args, EXACT, tuple(range(2, 8)))
+        shift = torch.randint(-9, 10, (heads, dims[0]), generator=seeded(*dims)).float()
+        for more in ((), (shift,)):
+            label = f"{bits} {block} {order} {dims}" + (" shift" if more else "")
+            yield Case("kv_append", label, (*args, *more), EXACT, tuple(range(2, 8)))
 
 
 def attention_case(

@@ -13,26 +13,29 @@ def _cost(weight: Tensor, grid: Grid) -> Tensor:
     return grouped(error, grid.group).sum(1).reshape(weight.shape[0], -1)
 
 
-def _exhaustive(weight: Tensor, bits: int, symmetric: bool, group: int) -> Tensor:
+def _exhaustive(weight: Tensor, bits: int, symmetric: bool, group: int, signed: bool) -> Tensor:
     """The smallest cost over all 80 ratios, without any pruning, in float64."""
     shape = fit(weight, bits, symmetric, group).scale.shape
-    costs = [_cost(weight, fit(weight, bits, symmetric, group, torch.full(shape, 1 - i / 100))) for i in range(80)]
+    ratios = (torch.full(shape, 1 - i / 100) for i in range(80))
+    costs = [_cost(weight, fit(weight, bits, symmetric, group, ratio, signed)) for ratio in ratios]
     return torch.stack(costs).min(0).values
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("symmetric", "signed"), [(True, False), (True, True), (False, False)])
 @pytest.mark.parametrize(("k", "group"), [(40, 0), (100, 32), (600, 0)])
-def test_pruned_search_finds_the_best_of_all_ratios(bits: int, symmetric: bool, k: int, group: int) -> None:
+def test_pruned_search_finds_the_best_of_all_ratios(
+    bits: int, symmetric: bool, signed: bool, k: int, group: int
+) -> None:
     generator = torch.Generator().manual_seed(bits)
     weight = torch.randn(6, k, generator=generator)
     weight[0, 3] = 9.0  # an outlier
     weight[1] = weight[1].abs()  # one-sided
     weight[2] *= 1e-12  # to the 2.4 this is below float32
     weight[3] = weight[3].sign()
-    ratio = clip.search(weight, bits, symmetric, group)
-    cost = _cost(weight, fit(weight, bits, symmetric, group, ratio))
-    torch.testing.assert_close(cost, _exhaustive(weight, bits, symmetric, group), rtol=1e-4, atol=0)
+    ratio = clip.search(weight, bits, symmetric, group, signed)
+    cost = _cost(weight, fit(weight, bits, symmetric, group, ratio, signed))
+    torch.testing.assert_close(cost, _exhaustive(weight, bits, symmetric, group, signed), rtol=1e-4, atol=0)
 
 
 def test_zero_rows_and_values_on_the_grid_are_not_clipped() -> None:

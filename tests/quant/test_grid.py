@@ -51,6 +51,21 @@ def test_symmetric_grid_leaves_code_zero_unused_and_hits_the_extreme() -> None:
     assert grid.scale.item() == 1.0
 
 
+def test_signed_grid_gives_the_extreme_code_zero_whatever_its_sign() -> None:
+    weight = torch.tensor([[8.0, -3.0, 0.0, -7.0], [-8.0, 3.0, 0.0, 7.0], [0.0, 0.0, 0.0, 0.0]])
+    grid = fit(weight, 4, True, signed=True)
+    assert grid.scale.flatten().tolist() == [-1.0, 1.0, 1.0]
+    assert grid.encode(weight).tolist() == [[0, 11, 8, 15], [0, 11, 8, 15], [8, 8, 8, 8]]
+    assert torch.equal(grid.round(weight), weight)
+
+
+def test_signed_scales_lower_the_error() -> None:
+    """The extreme is 8 steps from zero and not 7."""
+    weight = torch.randn(512, 32, generator=torch.Generator().manual_seed(0))
+    plain, signed = ((fit(weight, 4, True, signed=way).round(weight) - weight).square().sum() for way in (False, True))
+    assert float(signed / plain) == pytest.approx((7 / 8) ** 2, rel=0.1)
+
+
 def test_codes_derive_from_the_stored_scale() -> None:
     """A weight between two codes of the exact scale falls where the bfloat16 scale says."""
     top = 7 * 1.0037  # the exact scale 1.0037 is stored as 1.0

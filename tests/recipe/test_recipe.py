@@ -12,7 +12,7 @@ from dfrot.hub import ALIASES
 from dfrot.recipe import document
 from dfrot.recipe.recipe import load, parse
 
-MEASURED = ("reference", "smollm2-135m-instruct")
+MEASURED = ("reference", "smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct")
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
 
 

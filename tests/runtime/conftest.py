@@ -18,6 +18,7 @@ from dfrot.checkpoint import Checkpoint
 from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.files import read_json, write_json
 from dfrot.quant.config import DfqConfig
+from dfrot.quant.key_shift import key_shift_tensors
 from dfrot.quant.plan import LinearPlan, plan_linears
 from dfrot.rotation.hadamard import hadamard_matrix
 from dfrot_kernels.layouts import PackedWeight
@@ -106,7 +107,8 @@ def grid(weight: Tensor, plan: LinearPlan) -> tuple[Tensor, Tensor, Tensor | Non
 
 def _tensors(checkpoint: Checkpoint, arch: BoundArch, config: DfqConfig) -> dict[str, Tensor]:
     plans = plan_linears(arch, replace(config, fake=False))
-    out = {}
+    generator = torch.Generator().manual_seed(3)
+    out = {name: torch.randn(shape, generator=generator) for name, shape in key_shift_tensors(arch, config).items()}
     for name in checkpoint.entries:
         tensor = checkpoint.read(name)
         plan = plans.get(name.removesuffix(".weight"))

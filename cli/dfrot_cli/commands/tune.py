@@ -1,4 +1,4 @@
-"""dfq tune: scales, biases and norm gains of a packed model, fitted end to end."""
+"""dfq tune: scales and norm gains of a packed model, fitted end to end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dfrot_cli.setting_options import options_of, settings_from
 @out_option("Folder of the tuned checkpoint.")
 @common
 def command(model: str, teacher: str, out: Path, dataset: str | None, common: Common, **options: Any) -> None:
-    """Fit scales, biases and norm gains of a packed checkpoint to the 16-bit model's predictions; the integers stay.
+    """Fit scales and norm gains of a packed checkpoint to the 16-bit model's predictions; the integers stay.
 
     Both models must fit into memory: about 3 bytes per weight, and what one window leaves for its gradients."""
     common.prepare()

@@ -70,6 +70,8 @@ def _random_tensor(
         plan = plans[name.rpartition(".")[0]]
         top = 256 if name.endswith("_packed") else 2**plan.w_bits
         return torch.randint(0, top, shape, dtype=torch.uint8, generator=generator)
+    if name.endswith(".weight_second"):
+        return torch.arange(shape[0], dtype=dtype)
     if name.endswith(".weight_scale"):
         plan = plans[name.rpartition(".")[0]]
         deviation = (2**plan.w_bits - 1) / 12**0.5  # of uniform codes

@@ -44,7 +44,7 @@ class QueryFix:
         hidden = subject.runner.embed(context.tokens[:1])[0]
         for layer in range(arch.n_layers):
             capture = BlockCapture(layer, 0, context.tokens[0], hidden)
-            hidden = run_and_capture(subject.runner, subject.block(layer), arch, capture, subject.cache())
+            hidden = run_and_capture(subject.runner, subject.block(layer), arch, capture, subject.cache(layer))
             assert capture.query is not None
             assert capture.key is not None
             scale, account = tune_scale(capture.query, capture.key)

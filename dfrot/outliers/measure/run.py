@@ -149,7 +149,7 @@ class Measurement:
     ) -> Tensor:
         """Run one window through a block; returns the stream [S, hidden] after it."""
         capture = BlockCapture(layer, window, self.tokens[window], hidden)
-        out = run_and_capture(self.runner, block, self.arch, capture, self.subject.cache())
+        out = run_and_capture(self.runner, block, self.arch, capture, self.subject.cache(layer))
         streams = [capture.before, *capture.states.values()]
         masks = {
             norm: self.store.add(self.arch.full(layer, norm), stream, self.windows)
@@ -187,7 +187,7 @@ class Measurement:
             ]
         window = self.ablation.window
         capture = BlockCapture(layer, window, self.tokens[window], self.ablation.hidden)
-        self.ablation.hidden = run_and_capture(self.runner, block, self.arch, capture, self.subject.cache())
+        self.ablation.hidden = run_and_capture(self.runner, block, self.arch, capture, self.subject.cache(layer))
         for writer in self.writers:
             self.ablation.count_massive(self.arch.full(layer, writer.name), capture.states[writer.name])
 

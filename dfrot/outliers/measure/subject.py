@@ -19,19 +19,25 @@ from dfrot.errors import UnsupportedError
 from dfrot.inputs import DenseTensor, DequantizedCheckpoint
 from dfrot.inputs.dense_view import stored_tensor
 from dfrot.quant.config import DfqConfig
+from dfrot.quant.key_shift import TENSOR as KEY_SHIFT
+from dfrot.quant.key_shift import key_shift_name
 from dfrot.quant.plan import LinearPlan, plan_linears
+from dfrot.quant.second_rows import check_second
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.runtime.load import check_folder
 from dfrot_kernels.layouts import PackedWeight
+
+PARTS = ("weight_packed", "weight_scale", "weight_zero", "weight_second")
 
 
 def dequantized(packed: Checkpoint, config: dict[str, Any], plans: dict[str, LinearPlan]) -> DequantizedCheckpoint:
     """A packed checkpoint whose weights are dequantized, to float32 [N, K], when they are read.
 
-    config: of the dense model; plans: linears by full name."""
+    config: of the dense model, which has no key shifts; plans: linears by full name."""
     packed_plans = {name: plan for name, plan in plans.items() if plan.packed}
-    parts = {f"{name}.{part}" for name in packed_plans for part in ("weight_packed", "weight_scale", "weight_zero")}
-    tensors = [stored_tensor(packed, name) for name in packed.entries if name not in parts]
+    parts = {f"{name}.{part}" for name in packed_plans for part in PARTS}
+    kept = (name for name in packed.entries if name not in parts and not name.endswith(f".{KEY_SHIFT}"))
+    tensors = [stored_tensor(packed, name) for name in kept]
     tensors += [_dense_linear(packed, name, plan) for name, plan in packed_plans.items()]
     return DequantizedCheckpoint(packed.path, config, tensors, packed.digest, "dfq, packed", torch.float32)
 
@@ -39,7 +45,7 @@ def dequantized(packed: Checkpoint, config: dict[str, Any], plans: dict[str, Lin
 def _dense_linear(packed: Checkpoint, name: str, plan: LinearPlan) -> DenseTensor:
     """The weight of a packed linear."""
 
-    def rows(begin: int, end: int) -> Tensor:
+    def stored(begin: int, end: int) -> Tensor:
         def read(part: str) -> Tensor:
             return packed.read_rows(f"{name}.{part}", begin, end)
 
@@ -47,6 +53,17 @@ def _dense_linear(packed: Checkpoint, name: str, plan: LinearPlan) -> DenseTenso
         shape = (end - begin, plan.cols)
         codes, scale = read("weight_packed"), read("weight_scale")
         return PackedWeight(codes, scale, zero, plan.w_bits, plan.group, shape).dequantize(torch.float32)
+
+    def rows(begin: int, end: int) -> Tensor:
+        weight = stored(begin, end)
+        if plan.second_rows:
+            second = packed.read(f"{name}.weight_second")
+            check_second(second, plan.rows, name)
+            first, last = torch.searchsorted(second, torch.tensor([begin, end], dtype=second.dtype)).tolist()
+            if first < last:
+                extra = stored(plan.rows + first, plan.rows + last)
+                weight.index_add_(0, second[first:last].long() - begin, extra)
+        return weight
 
     file = packed.entry(f"{name}.weight_packed").file
     return DenseTensor(f"{name}.weight", torch.float32, (plan.rows, plan.cols), file, rows)
@@ -108,8 +125,9 @@ class Subject:
                     quantize_activations(block, tap, names, self.scheme, clip, self.config.sink_tokens)
         return block
 
-    def cache(self) -> SimulatedKV | None:
-        """A new cache that rounds keys and values; None where the checkpoint does not."""
+    def cache(self, layer: int) -> SimulatedKV | None:
+        """A new cache that rounds the keys and values of a layer; None where the checkpoint does not."""
         if self.config is None or self.scheme is None:
             return None
-        return SimulatedKV.of(self.scheme, self.config.online.r3, self.config.sink_tokens)
+        shift = self.source.read(key_shift_name(self.arch, layer)) if self.config.shifts_keys else None
+        return SimulatedKV.of(self.scheme, self.config.online.r3, self.config.sink_tokens, shift)

@@ -11,19 +11,29 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dfrot.quant.table import TableScheme
+from dfrot.stages.rotate.settings import NONE
 
 TRANSFORMS = ("up-down", "head-center", "head-whiten", "key-scale")
 NO_ROTATION = "none"
+
+
+def _rotation(method: str, align: bool = False, transform: tuple[str, ...] = (NONE,)) -> Mapping[str, Any]:
+    return {"method": method, "align": align, "transform": transform}
+
+
 ROTATIONS: dict[str, Mapping[str, Any]] = {
     NO_ROTATION: {},
-    "orthogonal": {"method": "orthogonal"},
-    "hadamard": {"method": "hadamard"},
-    "hadamard-up-down": {"method": "hadamard", "transform": ("up-down",)},
-    "hadamard-head-whiten": {"method": "hadamard", "transform": ("head-whiten",)},
-    "hadamard-key-scale": {"method": "hadamard", "transform": ("key-scale",)},
-    "hadamard-transforms": {"method": "hadamard", "transform": TRANSFORMS},
-    "dfrot": {"method": "dfrot"},
-    "dfrot-transforms": {"method": "dfrot", "transform": TRANSFORMS},
+    "orthogonal": _rotation("orthogonal"),
+    "hadamard": _rotation("hadamard"),
+    "hadamard-align": _rotation("hadamard", align=True),
+    "hadamard-up-down": _rotation("hadamard", transform=("up-down",)),
+    "hadamard-head-whiten": _rotation("hadamard", transform=("head-whiten",)),
+    "hadamard-key-scale": _rotation("hadamard", transform=("key-scale",)),
+    "hadamard-transforms": _rotation("hadamard", transform=TRANSFORMS),
+    "hadamard-default": {"method": "hadamard"},
+    "dfrot": _rotation("dfrot"),
+    "dfrot-transforms": _rotation("dfrot", transform=TRANSFORMS),
+    "dfrot-default": {},
 }
 """Name -> fields of RotateSettings, in the order of work. NO_ROTATION is the source checkpoint itself."""
 
@@ -58,7 +68,9 @@ class Row:
         return self.rotation != NO_ROTATION or self.calibrated or self.tuned
 
 
-_RTN, _GPTQ = {"algorithm": "rtn"}, {"algorithm": "gptq"}
+PLAIN = {"a_clip": 1.0, "sink_tokens": 0}
+"""Fields of QuantizeSettings without what the default recipe adds."""
+_RTN, _GPTQ = {"algorithm": "rtn", **PLAIN}, {"algorithm": "gptq", **PLAIN}
 TUNED = "tuned-dfrot"
 ROWS: dict[str, Row] = {
     "rtn-none": Row("RTN", NO_ROTATION, _RTN),
@@ -83,6 +95,12 @@ ROWS: dict[str, Row] = {
         calibrate={"statistics": True},
         against=("gptq-hadamard",),
     ),
+    "gptq-hadamard-0.85": Row(
+        "GPTQ + Hadamard, activations clipped at 0.85",
+        "hadamard",
+        {**_GPTQ, "a_clip": 0.85},
+        against=("gptq-hadamard",),
+    ),
     "gptq-hadamard-sinks": Row(
         "GPTQ + Hadamard, 4 sink tokens", "hadamard", {**_GPTQ, "sink_tokens": 4}, against=("gptq-hadamard",)
     ),
@@ -104,6 +122,16 @@ ROWS: dict[str, Row] = {
     ),
     "gptq-hadamard-transforms": Row(
         "GPTQ + Hadamard + transforms", "hadamard-transforms", _GPTQ, against=("gptq-hadamard",)
+    ),
+    "gptq-hadamard-align": Row("GPTQ + Hadamard, aligned", "hadamard-align", _GPTQ, against=("gptq-hadamard",)),
+    "gptq-hadamard-default": Row(
+        "GPTQ + Hadamard, default recipe", "hadamard-default", {"algorithm": "gptq"}, against=("gptq-hadamard",)
+    ),
+    "gptq-dfrot-default": Row(
+        "GPTQ + DFRot, default recipe",
+        "dfrot-default",
+        {"algorithm": "gptq"},
+        against=("gptq-dfrot", "gptq-hadamard-default"),
     ),
     "gptq-dfrot-transforms": Row(
         "GPTQ + DFRot + transforms", "dfrot-transforms", _GPTQ, against=("gptq-dfrot", "gptq-hadamard-transforms")

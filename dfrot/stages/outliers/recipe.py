@@ -102,7 +102,11 @@ def _apply_recipe(model: Path, recipe: OutlierRecipe, settings: RecipeSettings, 
     calibration = _calibration(rotated, settings, work) if settings.algorithm == "gptq" else None
     scheme = replace(QuantScheme.parse(settings.scheme), a_clip=recipe.a_clip, kv_clip=recipe.kv_clip)
     how = QuantizeSettings(
-        scheme=scheme, algorithm=settings.algorithm, keep=recipe.keep, sink_tokens=recipe.sink_tokens
+        scheme=scheme,
+        algorithm=settings.algorithm,
+        keep=recipe.keep,
+        sink_tokens=recipe.sink_tokens,
+        a_clip=recipe.a_clip,
     )
     packed = work / "packed"
     shutil.rmtree(packed, ignore_errors=True)

@@ -6,6 +6,9 @@ squares solution `W C (H + damping)^-1` with C = (2/n) sum x^T x', H = (2/n) sum
 which rounding noise of the activations drowns the signal and takes back errors of earlier layers. Matching the
 unquantized activations is the idea of GPTAQ (arXiv 2504.02692). The full step overfits small calibrations;
 `strength` takes a part of it: `W + strength W (C - H)(H + damping)^-1`.
+
+x is what the 16-bit model computes: where the processor multiplies bfloat16 natively and the weights are stored in it,
+its linears do.
 """
 
 from __future__ import annotations
@@ -14,12 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dfrot.arch import Tap
 from dfrot.calib.hessian import HessianSum
 from dfrot.calib.hidden_states import HiddenStates
-from dfrot.calib.taps import observe_taps
+from dfrot.calib.taps import inner_linear, observe_taps
+from dfrot.processor import fast_bfloat16
 from dfrot.runtime.block_runner import BlockRunner
 
 DAMPING = 0.01  # share of the mean diagonal; of this step alone, whatever GPTQ is asked to use
@@ -30,7 +34,7 @@ class TapInput:
     """The input of a tap in one run of a block."""
 
     x: Tensor
-    """float32 [..., K]."""
+    """float32 or bfloat16 [..., K]."""
     rows: Tensor | None
     """int64: which of the run's tokens these are; None: all."""
 
@@ -39,7 +43,7 @@ class TapInput:
         own = self.x.reshape(-1, self.x.shape[-1])
         if self.rows is None or other.rows is None:
             return own
-        combined = other.x.clone()
+        combined = other.x.to(own.dtype, copy=True)
         combined[torch.isin(other.rows, self.rows)] = own[torch.isin(self.rows, other.rows)]  # both ascend
         return combined
 
@@ -49,31 +53,37 @@ TapInputs = dict[str, TapInput]
 
 
 class TapMoments:
-    """Second moments at one tap: of the quantized model's rows, and of these with the unquantized model's."""
+    """Second moments at one tap: of the quantized model's rows x', and of the error x - x' with these."""
 
     def __init__(self) -> None:
         self.hessian = HessianSum()
-        self.cross: Tensor | None = None
+        self.error: Tensor | None = None
+        """float64 [K, K], sum (x - x')^T x'."""
 
-    def add(self, quantized: TapInput, exact: TapInput | None, compensate: bool) -> None:
-        """Add the same tokens of both models. An expert that only the quantized model sent tokens to has no `exact`."""
+    def add(self, quantized: TapInput, exact: TapInput | None) -> None:
+        """Add the same tokens of both models. exact: None without compensation, and for an expert that only the
+        quantized model sent tokens to."""
         rows = quantized.x.reshape(-1, quantized.x.shape[-1])
         self.hessian.add(rows)
-        if compensate:
-            product = (rows if exact is None else exact.for_tokens_of(quantized)).T @ rows
-            self.cross = product.double() if self.cross is None else self.cross.add_(product)
+        if exact is not None:
+            product = (exact.for_tokens_of(quantized) - rows).T @ rows
+            self.error = product.double() if self.error is None else self.error.add_(product)
 
     def compensated(self, weights: Sequence[Tensor], hessian: Tensor, strength: float) -> list[Tensor]:
         """The weights float32 [N, K] that are rounded in place of `weights`; hessian: float32 [K, K]."""
-        assert self.cross is not None
         damped = hessian.double()
-        missing = self.cross.mul(2 / self.hessian.count).sub_(damped)
         mean = float(damped.diagonal().mean())
-        if mean <= 0:
-            return list(weights)  # nothing is ever active here
+        if self.error is None or mean <= 0:
+            return list(weights)  # both models feed the same here, or nothing
         damped.diagonal().add_(DAMPING * mean)
-        # (H + damping) is symmetric: missing (H + damping)^-1 is the transpose of this solution
-        step = torch.linalg.solve(damped, missing.T).T.float().mul_(strength)
+        lower, info = torch.linalg.cholesky_ex(damped)
+        if int(info) != 0:
+            return list(weights)  # NaN or Inf, which the algorithm reports
+        missing = self.error.mul(2 * strength / self.hessian.count)
+        # (H + damping) is symmetric: missing (H + damping)^-1 is the transpose of a solution
+        if sum(map(len, weights)) < len(damped):
+            return [w + torch.cholesky_solve((w @ missing.float()).double().T, lower).T.float() for w in weights]
+        step = torch.cholesky_solve(missing.T, lower).T.float()
         return [weight + weight @ step for weight in weights]
 
 
@@ -92,8 +102,23 @@ class ExactRun:
         """Run the unquantized block on some samples after others; returns the inputs of `taps` for each chunk."""
         inputs: list[TapInputs] = []
         block = runner.block(layer)
+        for tap in runner.arch.taps():
+            for linear in tap.linears:
+                _multiply_in_bfloat16(inner_linear(block, linear.name))
         with observe_taps(block, taps, lambda tap, x, rows: inputs[-1].update({tap.name: TapInput(x, rows)})):
             for chunk in chunks:
                 inputs.append({})
                 self.target.write(chunk.start, runner.run(block, self.source.read(chunk.start, chunk.stop)))
         return inputs
+
+
+def _multiply_in_bfloat16(linear: nn.Linear) -> None:
+    """Let a linear round its input and output to bfloat16, where its weight lies in that format and the processor
+    multiplies in it. Hooks that are attached later get the rounded input."""
+    half = linear.weight.data.bfloat16()
+    if fast_bfloat16() and torch.equal(half.float(), linear.weight.data):
+        linear.weight.data = half
+        if linear.bias is not None:
+            linear.bias.data = linear.bias.data.bfloat16()
+        linear.register_forward_pre_hook(lambda _, args: (args[0].bfloat16(),))
+        linear.register_forward_hook(lambda _, args, out: out.float())

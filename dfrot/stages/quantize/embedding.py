@@ -18,6 +18,7 @@ from dfrot.quant.hessian_error import fraction
 from dfrot.quant.options import AlgorithmOptions
 from dfrot.quant.plan import LinearPlan
 from dfrot.quant.scheme import QuantScheme
+from dfrot.quant.table import NARROW
 from dfrot.stages.quantize.layout import CheckpointLayout
 
 ROWS = 8192  # of the table in memory at a time
@@ -43,13 +44,19 @@ def grid_scheme(plan: LinearPlan, scheme: QuantScheme) -> QuantScheme:
     return replace(scheme, w_bits=plan.w_bits, w_group=plan.group, w_sym=plan.w_sym)
 
 
+def table_options(plan: LinearPlan, options: AlgorithmOptions) -> AlgorithmOptions:
+    """`options` for a table: with 4 bits every level counts, so that scales take signs and fit the codes."""
+    narrow = plan.w_bits == NARROW
+    return replace(options, signed_scales=narrow and plan.w_sym, fit_scales=narrow)
+
+
 def quantize_embedding(
     layout: CheckpointLayout, writer: SafetensorsWriter, options: AlgorithmOptions, ids: Tensor
 ) -> tuple[dict[str, Any], RoundedRows]:
     """Write the rounded embedding. ids: int64 [n], ascending, rows to return. Returns statistics, as those of a linear,
     and the rows."""
     name = layout.arch.spec.embed
-    scheme = grid_scheme(layout.quantized[name], layout.scheme)
+    scheme, options = grid_scheme(layout.quantized[name], layout.scheme), table_options(layout.quantized[name], options)
     error = energy = 0.0
     wanted: list[Tensor] = []
     for begin in range(0, layout.arch.vocab_size, ROWS):

@@ -1,10 +1,10 @@
 """Names, dtypes and shapes of a quantized checkpoint, and how results are stored in it.
 
 Per quantized linear, and for a quantized embedding, `NAME.weight_packed` uint8 [N, ceil(K bits / 8)],
-`NAME.weight_scale` bfloat16 [N, G] and, asymmetric only, `NAME.weight_zero` uint8 [N, G]; everything else keeps its
-name and dtype. A simulated checkpoint stores `NAME.weight` in float32 instead: a bfloat16 scale times an integer has up
-to 16 significant bits, which neither bfloat16 nor float16 holds, and the simulated weights shall equal the packed ones
-bit for bit.
+`NAME.weight_scale` bfloat16 [N, G] and, asymmetric only, `NAME.weight_zero` uint8 [N, G]; where keys are shifted,
+`key_shift` float32 [kv heads, head_dim] in attention modules; everything else keeps its name and dtype. A simulated
+checkpoint stores `NAME.weight` in float32 instead: a bfloat16 scale times an integer has up to 16 significant bits,
+which neither bfloat16 nor float16 holds, and the simulated weights shall equal the packed ones bit for bit.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dfrot.checkpoint import Checkpoint
 from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.grid import Quantized
+from dfrot.quant.key_shift import key_shift_tensors
 from dfrot.quant.plan import LinearPlan, packed_tensors, plan_linears
 from dfrot.quant.scheme import FULL
 
@@ -55,7 +56,8 @@ class CheckpointLayout:
             plan += self._packed(module) if module in self.quantized else [self._dense(name)]
             if f"{module}.bias" in self.checkpoint and not self.arch.is_outside(name):
                 plan.append(self._dense(f"{module}.bias"))
-        return plan
+        shifts = key_shift_tensors(self.arch, self.config).items()
+        return plan + [TensorPlan(name, torch.float32, shape) for name, shape in shifts]
 
     def _dense(self, name: str) -> TensorPlan:
         """A tensor that stays as it is."""
@@ -98,6 +100,8 @@ class CheckpointLayout:
         yield f"{name}.weight_scale", packed.scale
         if packed.zero is not None:
             yield f"{name}.weight_zero", packed.zero
+        if result.second is not None:
+            yield f"{name}.weight_second", result.second
 
     @property
     def nbytes(self) -> int:

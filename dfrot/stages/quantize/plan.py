@@ -14,7 +14,8 @@ from dfrot.errors import InputError, UnsupportedError
 from dfrot.inputs import open_model
 from dfrot.quant import algorithm, keep
 from dfrot.quant.config import DfqConfig
-from dfrot.quant.scheme import FULL
+from dfrot.quant.key_shift import refuses_key_shift
+from dfrot.quant.scheme import FULL, NO_SHIFT
 from dfrot.rotation.online import OnlineRotations
 from dfrot.runtime.transformers_reading import check_reading
 from dfrot.stages.quantize.layout import CheckpointLayout
@@ -74,6 +75,8 @@ def plan_quantization(model: Path, calibration_path: Path | None, settings: Quan
     calibration = Calibration.open(calibration_path, arch, digest) if calibration_path is not None else None
     if calibration is None and settings.needs_calibration():
         reason = "activation clip auto" if settings.a_clip == "auto" else f"algorithm {settings.algorithm}"
+        reason = f"head {settings.head.name}" if settings.head.second_rows else reason
+        reason = "key shift mean" if settings.key_shift == "mean" else reason
         raise InputError(
             f"{reason} needs a `calibration`: run dfq calibrate and give its folder, or use rtn", field="calibration"
         )
@@ -82,9 +85,14 @@ def plan_quantization(model: Path, calibration_path: Path | None, settings: Quan
     for name in ("embed", "head"):  # left out where they decide nothing
         if not getattr(settings, name).quantized:
             del choices[name]
+    if config.shifts_keys:
+        choices["key_shift"] = config.key_shift
+    else:
+        del choices["key_shift"]
+    uses_calibration = settings.needs_calibration() or config.shifts_keys
     request = {
         "model": digest,
-        "calibration": calibration.digest if calibration is not None and settings.needs_calibration() else None,
+        "calibration": calibration.digest if calibration is not None and uses_calibration else None,
         "settings": choices,
     }
     if has_vision_part(checkpoint.path):
@@ -114,9 +122,7 @@ def _result_config(
     """The quantization entry of the result; the resets and online rotations of the source stay in force.
 
     Raises UnsupportedError for a KV cache that does not fill whole bytes."""
-    scheme = settings.scheme
-    if isinstance(settings.a_clip, float | int):
-        scheme = replace(scheme, a_clip=float(settings.a_clip))
+    scheme = replace(settings.scheme, a_clip=settings.clip)
     if scheme.kv_bits != FULL and arch.head_dim * scheme.kv_bits % 8:
         raise UnsupportedError(
             f"`scheme` {scheme.name}: head_dim {arch.head_dim} at {scheme.kv_bits} bits does not fill whole bytes; use "
@@ -136,14 +142,33 @@ def _result_config(
             if name not in kept and clip != scheme.a_clip and not (name == head and settings.head.quantized)
         }
     online = source.online if source is not None else OnlineRotations()
-    config = DfqConfig(scheme, online, kept, settings.fake, settings.sink_tokens, clips)
+    config = DfqConfig(scheme, online, kept, settings.fake, settings.sinks, clips)
     resets = source.resets if source is not None else ()
-    return replace(config, resets=resets, embed=settings.embed, head=settings.head)
+    shift = _key_shift(arch, settings, calibration)
+    return replace(config, resets=resets, embed=settings.embed, head=settings.head, key_shift=shift)
+
+
+def _key_shift(arch: BoundArch, settings: QuantizeSettings, calibration: Calibration | None) -> str:
+    """What is subtracted from keys. Raises UnsupportedError for a shift that was asked for and cannot be."""
+    in_16_bits = settings.scheme.kv_bits == FULL
+    reason = f"`scheme` {settings.scheme.name} keeps keys in 16 bits" if in_16_bits else refuses_key_shift(arch)
+    if settings.key_shift == NO_SHIFT or (settings.key_shift is None and (reason or calibration is None)):
+        return NO_SHIFT
+    if reason:
+        raise UnsupportedError(f"`key_shift={settings.key_shift}`: {reason}; leave it out", field="key_shift")
+    return "mean"
 
 
 def _check_tables(arch: BoundArch, settings: QuantizeSettings, kept: tuple[str, ...]) -> None:
-    """Raise UnsupportedError for a tied head that would have to be stored a second time in 16 bits."""
+    """Raise UnsupportedError for a tied head that would have to be stored a second time in 16 bits, and for more second
+    rows than tokens."""
     head = arch.spec.head.name
+    if settings.head.second_rows > arch.vocab_size:
+        raise UnsupportedError(
+            f"`head` {settings.head.name}: the model has {arch.vocab_size} tokens",
+            field="head",
+            limit=arch.vocab_size,
+        )
     in_16_bits = not settings.head.quantized and (head in kept or settings.scheme.w_bits == FULL)
     if settings.embed.quantized and arch.tied and in_16_bits:
         raise UnsupportedError(

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from dfrot.arch import BoundArch, Tap
+from dfrot.arch.space import Space
 from dfrot.calib.hessian import HessianSum
 from dfrot.calib.hidden_states import HiddenStates
 from dfrot.calib.paused_run import PausedRun
-from dfrot.calib.simulate import SimulatedKV, quantize_activations
+from dfrot.calib.simulate import SimulatedKV, SimulatedProduct, quantize_activations
 from dfrot.calib.taps import inner_linear, observe_taps, samples_per_chunk
 from dfrot.quant.activations import fake_quantize
 from dfrot.quant.config import DfqConfig
@@ -64,13 +65,15 @@ def quantize_block(
     source: HiddenStates,
     target: HiddenStates,
     exact: ExactRun | None = None,
+    key_shift: Tensor | None = None,
 ) -> dict[str, Quantized]:
     """Quantize block `layer` on the hidden states `source`, and write its quantized outputs to `target`.
 
-    exact: the unquantized model's run beside it, for compensation. Returns the results by full linear name."""
+    exact: the unquantized model's run beside it, for compensation. key_shift: of the block's cache, float32 [kv heads,
+    head_dim]. Returns the results by full linear name."""
     samples, seqlen, _ = source.shape
     step = samples_per_chunk(runner.arch, seqlen)
-    block = _BlockQuantization(runner, layer, config, quantize, exact)
+    block = _BlockQuantization(runner, layer, config, quantize, exact, key_shift)
     if samples <= step:
         block.in_one_pass(source, target)
     elif runner.arch.spec.experts is None and _waiting_bytes(runner.arch, samples * seqlen) <= WAITING_BYTES:
@@ -87,7 +90,13 @@ class _BlockQuantization:
     """One block, whose weights are replaced by their quantized values tap by tap."""
 
     def __init__(
-        self, runner: BlockRunner, layer: int, config: DfqConfig, quantize: TapQuantize, exact: ExactRun | None
+        self,
+        runner: BlockRunner,
+        layer: int,
+        config: DfqConfig,
+        quantize: TapQuantize,
+        exact: ExactRun | None,
+        key_shift: Tensor | None,
     ) -> None:
         assert config.scheme is not None
         self.runner, self.layer, self.quantize, self.exact = runner, layer, quantize, exact
@@ -103,7 +112,7 @@ class _BlockQuantization:
             names = [linear.name for linear in tap.linears]
             clip = config.a_clips.get(self.arch.full(layer, names[0]), config.scheme.a_clip)
             quantize_activations(self.block, tap, names, config.scheme, clip, config.sink_tokens, overwrite=True)
-        self.cache = SimulatedKV.of(config.scheme, config.online.r3, config.sink_tokens)
+        self.cache = SimulatedKV.of(config.scheme, config.online.r3, config.sink_tokens, key_shift)
         self.results: dict[str, Quantized] = {}
 
     def in_one_pass(self, source: HiddenStates, target: HiddenStates) -> None:
@@ -114,7 +123,7 @@ class _BlockQuantization:
 
         def quantize_reached(tap: Tap, x: Tensor, rows: Tensor | None) -> None:
             moments = TapMoments()
-            moments.add(TapInput(x, rows), exact_inputs.pop(tap.name, None), self.exact is not None)
+            moments.add(TapInput(x, rows), exact_inputs.pop(tap.name, None))
             self._quantize_tap(waiting.pop(tap.name), moments)
 
         with observe_taps(self.block, self.taps, quantize_reached):
@@ -145,7 +154,9 @@ class _BlockQuantization:
                 for run, exact in zip(runs, exact_inputs):
                     reached = run.step()
                     if reached is not None:
-                        moments.add(reached[1], exact.pop(reached[0].name, None), self.exact is not None)
+                        moments.add(reached[1], exact.pop(reached[0].name, None))
+                    if reached is not None and reached[0].reads == Space.MLP:
+                        release_memory()  # what stays of a chunk settles in the holes that its MLP leaves
                 if reached is None:  # all passes are at their end: they reach the same taps
                     return
                 self._quantize_tap(reached[0], moments)
@@ -159,7 +170,7 @@ class _BlockQuantization:
             for begin in starts:
                 (exact_inputs,) = self._run_exact(group, [slice(begin, begin + step)])
                 for name, tap_input in self._run_until(group, source.read(begin, begin + step)).items():
-                    moments[name].add(tap_input, exact_inputs.get(name), self.exact is not None)
+                    moments[name].add(tap_input, exact_inputs.get(name))
             for tap in group:
                 self._quantize_tap(tap, moments.pop(tap.name))
         for begin in starts:
@@ -194,6 +205,8 @@ class _BlockQuantization:
             weights = moments.compensated(weights, hessian, self.exact.strength)
         for linear, module, result in zip(tap.linears, modules, self.quantize(weights, hessian, reason)):
             module.weight.data = result.dequantize()
+            if isinstance(module.forward, SimulatedProduct):
+                module.forward.pack(result.packed())
             self.results[self.arch.full(self.layer, linear.name)] = result
 
 

@@ -28,15 +28,19 @@ from dfrot.progress import Progress, silent
 from dfrot.quant import algorithm, rtn
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.grid import Quantized
+from dfrot.quant.key_shift import key_shift_name
+from dfrot.quant.plan import LinearPlan
 from dfrot.quant.rtn import starved
-from dfrot.quant.scheme import QuantScheme
+from dfrot.quant.second_rows import most_frequent
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.runtime.transformers_model import TOKENS, compare_with_transformers
 from dfrot.stage_folder import Stage, open_stage, read_record
 from dfrot.stages.quantize.compensate import ExactRun
-from dfrot.stages.quantize.embedding import RoundedRows, grid_scheme, quantize_embedding
+from dfrot.stages.quantize.embedding import RoundedRows, grid_scheme, quantize_embedding, table_options
+from dfrot.stages.quantize.key_shift import make_key_shifts, remove_key_shifts
 from dfrot.stages.quantize.plan import QuantizePlan, plan_quantization
 from dfrot.stages.quantize.propagate import head_hessian, quantize_block
+from dfrot.stages.quantize.second_rows import stacked
 from dfrot.stages.quantize.settings import QuantizeSettings
 from dfrot.vision import carry as vision
 
@@ -67,6 +71,7 @@ def quantize(
             _compare_source(plan, progress)
             linears = _BlockwiseQuantization(stage, plan).run(progress)
             remove_hidden_states(stage.folder)
+            remove_key_shifts(stage.folder)
             _write_config(plan, stage.folder)
             vision.carry_vision_part(plan.checkpoint.path, stage.folder)
             origin = {**plan.checkpoint.resolution(), **source_record(model), "lineage": lineage(model)}
@@ -97,6 +102,7 @@ def _record(plan: QuantizePlan, linears: dict[str, Any]) -> dict[str, Any]:
     return {
         "scheme": plan.settings.scheme.name,
         "compensation": plan.settings.compensation,
+        **({"key_shift": plan.config.key_shift} if plan.config.shifts_keys else {}),
         "linears": linears,
         "fallbacks": {name: stats["fallback"] for name, stats in linears.items() if "fallback" in stats},
         "sizes": plan.layout.sizes(),
@@ -112,6 +118,7 @@ class _BlockwiseQuantization:
         self.arch, self.layout = plan.arch, plan.layout
         self.scheme, self.options = plan.config.scheme, plan.settings.options()
         self.algorithm = algorithm(plan.settings.algorithm)
+        self.key_shifts: dict[str, Tensor] = {}
         self.quantize_together = self.algorithm.load()
         self.writer = SafetensorsWriter(stage.folder, plan.layout.plan(), stored=plan.arch.written)
         if plan.propagates:
@@ -122,6 +129,8 @@ class _BlockwiseQuantization:
     def run(self, progress: Progress) -> dict[str, Any]:
         """Everything that is not done yet; returns the statistics by full linear name."""
         units = store.file_stems(self.arch)
+        if not all(self.stage.done(unit) for unit in ("dense", *units)):  # else their file may be gone already
+            self.key_shifts = make_key_shifts(self.stage, self.plan, progress)
         self._write_dense()
         linears: dict[str, Any] = dict(self.stage.recall("dense") or {})
         for number, unit in enumerate(units):
@@ -149,6 +158,8 @@ class _BlockwiseQuantization:
             ids = torch.unique(self.tokens) if self.plan.propagates else torch.empty(0, dtype=torch.int64)
             table, rounded = quantize_embedding(self.layout, self.writer, self.options, ids)
             stats = {embed: table}
+        for name, shift in self.key_shifts.items():
+            self.writer.write(name, shift)
         if self.plan.propagates:
             self._write_streams(rounded)
         self.writer.sync()
@@ -176,14 +187,16 @@ class _BlockwiseQuantization:
         weights: Sequence[Tensor],
         hessian: Tensor | None,
         reason: str | None = None,
-        scheme: QuantScheme | None = None,
+        table: LinearPlan | None = None,
     ) -> list[Quantized]:
         """Quantize weights that share an input. reason: why they are rounded to nearest in place of the algorithm.
-        scheme: theirs, where it is not that of the checkpoint."""
-        scheme = scheme or self.scheme
+        table: the plan of a head, which has a grid of its own."""
+        scheme, options = self.scheme, self.options
+        if table is not None:
+            scheme, options = grid_scheme(table, scheme), table_options(table, options)
         if reason is not None:
-            return rtn.fallback(weights, scheme, self.options, reason)
-        return self.quantize_together(weights, hessian, scheme, self.options)
+            return rtn.fallback(weights, scheme, options, reason)
+        return self.quantize_together(weights, hessian, scheme, options)
 
     def _block(self, layer: int) -> dict[str, Quantized]:
         """Results by full linear name."""
@@ -193,7 +206,8 @@ class _BlockwiseQuantization:
             (source, *exact_source), (target, *exact_target) = self._streams(layer), self._streams(layer + 1)
             strength = self.plan.compensation
             exact = ExactRun(exact_source[0], exact_target[0], strength) if strength else None
-            return quantize_block(self.runner, layer, self.plan.config, self._round, source, target, exact)
+            shift = self.key_shifts.get(key_shift_name(self.arch, layer))
+            return quantize_block(self.runner, layer, self.plan.config, self._round, source, target, exact, shift)
         calibrated = self._calibrated(store.block_stem(layer))
         results: dict[str, Quantized] = {}
         for tap in self.arch.taps():
@@ -214,8 +228,20 @@ class _BlockwiseQuantization:
         else:
             stats = self._calibrated(store.HEAD).get(name)
             hessian = stats.hessian if stats is not None else None
-        scheme = grid_scheme(self.layout.quantized[name], self.scheme)
-        return self._round_stored([name], hessian, scheme=scheme)
+        results = self._round_stored([name], hessian, table=self.layout.quantized[name])
+        if self.plan.config.head.second_rows:
+            results[name] = self._with_second_rows(name, results[name], hessian)
+        return results
+
+    def _with_second_rows(self, name: str, first: Quantized, hessian: Tensor | None) -> Quantized:
+        """The head with second rows for what `first` leaves of the most frequent tokens of the calibration."""
+        assert self.plan.calibration is not None
+        table = self.layout.quantized[name]
+        ids = most_frequent(self.plan.calibration.tokens(), table.rows, table.second_rows)
+        weight = self.plan.checkpoint.read(f"{self.layout.stored(name)}.weight").float()
+        rest = (weight - first.dequantize())[ids.long()]
+        (second,) = self._round([rest], hessian, table=table)
+        return stacked(weight, first, second, ids, hessian)
 
     def _calibrated(self, stem: str) -> dict[str, CalibStats]:
         """The calibration's statistics by tap, with Hessians, when the algorithm wants them.
@@ -233,11 +259,11 @@ class _BlockwiseQuantization:
         return stats
 
     def _round_stored(
-        self, names: list[str], hessian: Tensor | None, reason: str | None = None, scheme: QuantScheme | None = None
+        self, names: list[str], hessian: Tensor | None, reason: str | None = None, table: LinearPlan | None = None
     ) -> dict[str, Quantized]:
         """Quantize the linears `names` of one tap, with their weights as the checkpoint stores them."""
         if not names:
             return {}
         stored = (self.plan.checkpoint.read(f"{self.layout.stored(name)}.weight") for name in names)
         weights = [weight.float() for weight in stored]
-        return dict(zip(names, self._round(weights, hessian, reason, scheme)))
+        return dict(zip(names, self._round(weights, hessian, reason, table)))

@@ -8,11 +8,15 @@ from typing import Literal
 from dfrot.errors import UnsupportedError
 from dfrot.quant import ALGORITHMS, algorithm
 from dfrot.quant.options import AlgorithmOptions
-from dfrot.quant.scheme import FULL, QuantScheme
+from dfrot.quant.scheme import FULL, KEY_SHIFTS, QuantScheme
 from dfrot.quant.table import TableScheme
 from dfrot.settings import check, setting
 
 COMPENSATION = 0.5  # the full step overfits calibrations of 10^5 tokens
+# activations of 4 bits and fewer, on asymmetric grids (docs/results/ingredients.md): the values outside the range cost
+# less than a finer grid gains, and errors of the first tokens reach all others through attention
+CLIP = 0.85
+SINK_TOKENS = 4
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,8 @@ class QuantizeSettings:
         default_factory=TableScheme,
         metavar="BITS",
         help="Bits of the head's weight, written like those of `embed`; its activations stay in 16 bits, and `keep` "
-        "does not apply to it. 16: as `scheme` and `keep` say.",
+        "does not apply to it. 4+N adds a second row of 4 bits for each of the N most frequent tokens of the "
+        "calibration. 16: as `scheme` and `keep` say.",
     )
     propagate: bool = setting(
         True,
@@ -60,15 +65,25 @@ class QuantizeSettings:
         "the calibration.",
     )
     fake: bool = setting(False, help="Write the simulated model: dense float32 weights that lie on the integer grid.")
-    sink_tokens: int = setting(
-        0, minimum=0, help="Leading positions whose activations and KV cache stay in full precision."
+    sink_tokens: int | None = setting(
+        None,
+        minimum=0,
+        help="Leading positions whose activations and KV cache stay in full precision. Default: 4 where activations "
+        "have at most 4 bits, else 0.",
+    )
+    key_shift: str | None = setting(
+        None,
+        choices=KEY_SHIFTS,
+        help="What is subtracted from keys before the cache rounds them, which attention does not notice: mean, per "
+        "head and channel behind RoPE, over the first 4096 tokens of the calibration, or none. Default: mean, where "
+        "keys are quantized, a calibration is given and the architecture allows it.",
     )
     a_clip: float | Literal["auto"] | None = setting(
         None,
         words=("auto",),
         metavar="C",
         help="Clip ratio of activations: a number in 0.1..1, or auto for the best ratio of every input according to "
-        "the calibration. Default: the scheme's.",
+        "the calibration. Default: 0.85 where activations have at most 4 bits on an asymmetric grid, else 1.",
     )
     compensate: float | None = setting(
         None,
@@ -81,6 +96,8 @@ class QuantizeSettings:
     def __post_init__(self) -> None:
         needs_hessian = algorithm(self.algorithm).needs_hessian
         check(self)
+        if self.embed.second_rows:
+            raise UnsupportedError("`embed`: second rows are for the head", field="embed")
         if self.compensate and not (self.propagate and needs_hessian):
             raise UnsupportedError(
                 "`compensate` works on propagated errors: use `algorithm=gptq` with `propagate`, or leave it out",
@@ -99,8 +116,24 @@ class QuantizeSettings:
         propagates = self.propagate and algorithm(self.algorithm).needs_hessian and self.scheme.w_bits != FULL
         return COMPENSATION if propagates and self.scheme.a_bits != FULL else 0.0
 
+    @property
+    def sinks(self) -> int:
+        """The number of leading positions that stay exact."""
+        if self.sink_tokens is not None:
+            return self.sink_tokens
+        return SINK_TOKENS if self.scheme.a_bits <= 4 else 0
+
+    @property
+    def clip(self) -> float:
+        """The clip ratio of activations where `a_clip` names none of its own for an input."""
+        if isinstance(self.a_clip, float | int):
+            return float(self.a_clip)
+        default = self.scheme.a_clip == 1 and self.a_clip is None and self.scheme.a_bits <= 4 and not self.scheme.a_sym
+        return CLIP if default else self.scheme.a_clip
+
     def needs_calibration(self) -> bool:
         """Whether these settings cannot do without a calibration."""
         rounds = self.scheme.w_bits != FULL or self.head.quantized
         weights = rounds and algorithm(self.algorithm).needs_hessian
-        return weights or (self.a_clip == "auto" and self.scheme.a_bits != FULL)
+        tokens = self.key_shift == "mean" or self.head.second_rows > 0
+        return weights or tokens or (self.a_clip == "auto" and self.scheme.a_bits != FULL)

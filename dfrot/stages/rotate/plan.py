@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from dfrot.rotation.hadamard import hadamard_plan
 from dfrot.rotation.online import OnlineRotations
 from dfrot.rotation.transforms import Transforms
 from dfrot.runtime.transformers_reading import check_reading
-from dfrot.stages.rotate.settings import RotateSettings
-from dfrot.transforms import TRANSFORMS, FreeTransform, parse_transform
+from dfrot.stages.rotate.settings import AUTO, NONE, RotateSettings
+from dfrot.transforms import AUTO_TRANSFORMS, TRANSFORMS, FreeTransform, parse_transform
 from dfrot.vision.llava_layout import has_vision_part, vision_digest
 
 GATE_TOKENS = 256
@@ -39,7 +39,7 @@ class RotatePlan:
     arch: BoundArch
     """Its architecture."""
     settings: RotateSettings
-    """What was asked for."""
+    """What was asked for, with what was left to the architecture decided."""
     online: OnlineRotations
     """The online rotations that the result declares."""
     calibration: Tensor | None
@@ -128,6 +128,7 @@ def plan_rotation(model: Path, settings: RotateSettings) -> RotatePlan:
             f"{config_file}: is rotated (or quantized) by dfq already; start from the original checkpoint",
             file=config_file,
         )
+    settings = _for_architecture(arch, settings)
     online = _online_rotations(arch, settings, config_file)
     generator = torch.Generator().manual_seed(settings.seed)
     gate_tokens = torch.randint(0, arch.vocab_size, (1, GATE_TOKENS), generator=generator)
@@ -160,6 +161,19 @@ def plan_rotation(model: Path, settings: RotateSettings) -> RotatePlan:
     return RotatePlan(
         checkpoint, arch, settings, online, calibration, moment_tokens, transforms, gate_tokens, decode, request
     )
+
+
+def _for_architecture(arch: BoundArch, settings: RotateSettings) -> RotateSettings:
+    """The settings with `align` and `transform` decided where they are left to the architecture."""
+    possible = settings.dataset is not None and settings.method != "none"
+    align, transform = settings.align, settings.transform
+    if align is None:
+        align = possible and not settings.a_sym and arch.spec.refuses(Space.RESIDUAL) is None
+    if transform == (AUTO,):
+        transform = tuple(name for name in AUTO_TRANSFORMS if possible and TRANSFORMS[name].refuses(arch) is None)
+    elif transform == (NONE,):
+        transform = ()
+    return replace(settings, align=align, transform=transform)
 
 
 def _transforms(arch: BoundArch, settings: RotateSettings, config_file: str) -> tuple[tuple[FreeTransform, str], ...]:

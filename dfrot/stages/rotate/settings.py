@@ -9,6 +9,9 @@ from dfrot.rotation.refinement.massive_rule import MassiveRule
 from dfrot.rotation.refinement.settings import RefineSettings
 from dfrot.settings import check, dataset_setting, same_as, seed_setting, setting
 
+AUTO = "auto"
+NONE = "none"
+
 
 @dataclass(frozen=True)
 class RotateSettings:
@@ -50,17 +53,20 @@ class RotateSettings:
     r4_block: int | None = setting(
         None, minimum=1, help="Block size of R4. Default: the widest Hadamard matrix that divides the MLP's width."
     )
-    align: bool = setting(
-        False,
+    align: bool | None = setting(
+        None,
+        option="--align/--no-align",
         help="Choose R1, and the signs of the norms' gains, so that what tokens have in common becomes a constant, "
-        "which asymmetric activation grids absorb; with method dfrot the refinement starts there.",
+        "which asymmetric activation grids absorb; with method dfrot the refinement starts there. Default: wherever "
+        "it is possible.",
     )
     transform: tuple[str, ...] = setting(
-        (),
+        (AUTO,),
         listed=True,
         metavar="NAMES",
         help="Free transforms beside the rotations, with commas between them: up-down, head-center, head-scale, "
-        "head-whiten, key-scale; NAME:MODE for a variant.",
+        "head-whiten, key-scale; NAME:MODE for a variant. auto: up-down, head-whiten and key-scale, as far as the "
+        "architecture takes them; none: no transform.",
     )
     transform_windows: int = setting(
         4, minimum=1, help="Windows of the train split, as long as the text sample, that transforms are computed from."
@@ -83,9 +89,17 @@ class RotateSettings:
                 "`align` is for asymmetric activations: a symmetric grid has no offset that absorbs a constant",
                 field=("align", "a_sym"),
             )
-        if self.transform and (self.dataset is None or self.method == "none"):
+        alone = [word for word in (AUTO, NONE) if word in self.transform]
+        if alone and len(self.transform) > 1:
+            raise InputError(f"`transform`: {alone[0]} stands alone; leave the other names out", field="transform")
+        if self.asks_for_transforms and (self.dataset is None or self.method == "none"):
             missing = "a `dataset` to compute them from" if self.dataset is None else "a `method` other than none"
             raise InputError(f"`transform` needs {missing}", field=("transform", "dataset", "method"))
+
+    @property
+    def asks_for_transforms(self) -> bool:
+        """Whether transforms are named, rather than left to the architecture or turned off."""
+        return bool(self.transform) and self.transform[0] not in (AUTO, NONE)
 
     def refinement(self) -> RefineSettings:
         """The settings of the refinement itself."""

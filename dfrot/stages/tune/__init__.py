@@ -1,1 +1,1 @@
-"""`dfq tune`: scales, biases and norm gains of a packed checkpoint, fitted to the 16-bit model."""
+"""`dfq tune`: scales and norm gains of a packed checkpoint, fitted to the 16-bit model."""

@@ -1,4 +1,4 @@
-"""The training loop of `dfq tune`: scales, biases and norm gains against the divergence from the 16-bit model."""
+"""The training loop of `dfq tune`: scales and norm gains against the divergence from the 16-bit model."""
 
 from __future__ import annotations
 

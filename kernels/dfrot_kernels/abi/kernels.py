@@ -134,11 +134,12 @@ ATTENTION = (
     function(
         "dfq_kv_append",
         "const void* key, const void* value, int64_t dtype, int64_t batch, int64_t rows, int64_t heads, int64_t k_dim, "
-        f"int64_t v_dim, {_STORES}, int64_t position, {_RANGE}, {_TRANSFORM}",
+        f"int64_t v_dim, {_STORES}, int64_t position, {_RANGE}, {_TRANSFORM}, const float* shift?",
         "key [batch, rows, heads, k_dim], value [batch, rows, heads, v_dim] -> positions `position` and on of the "
         "cache of one layer, in place: codes [positions, batch, heads, bytes], scale and zero [positions, batch, "
         "heads] as dfq_kv_quantize writes them (zero null: symmetric). Keys are rotated in float32 by R3: base "
-        "null, or [order, order] of the Hadamard transform in blocks of `block`.",
+        "null, or [order, order] of the Hadamard transform in blocks of `block`. Then shift [heads, k_dim], if any, is "
+        "subtracted from them in float32.",
     ),
     function(
         "dfq_kv_attention",

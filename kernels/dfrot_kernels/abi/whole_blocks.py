@@ -22,10 +22,11 @@ DECODER_STRUCTS = (
         "dfq_block",
         fields(
             "const float* input_norm, const float* mlp_norm, const float* q_norm?, const float* k_norm?, "
-            + _LINEARS.format("dfq_linear")
+            "const float* k_shift?, " + _LINEARS.format("dfq_linear")
         ),
-        "Gains of the norms as float32. q_norm, k_norm [head_dim] or null. q, k, v read the first norm, gate and up "
-        "the second.",
+        "Gains of the norms as float32. q_norm, k_norm [head_dim] or null. k_shift [kv_heads, head_dim] or null: "
+        "subtracted from keys behind R3, before they are quantized. q, k, v read the first norm, gate and up the "
+        "second.",
     ),
     Struct(
         "dfq_cache",

@@ -56,6 +56,7 @@ class BlockOperand:
     q_norm: gain [head_dim] of the norm of each query head, or None.
     k_norm: gain [head_dim] of the norm of each key head, or None.
     linears: q, k, v, o, gate, up, down.
+    k_shift: [kv_heads, head_dim], subtracted from keys behind R3 before they are quantized, or None.
     """
 
     input_norm: Tensor
@@ -63,6 +64,7 @@ class BlockOperand:
     q_norm: Tensor | None
     k_norm: Tensor | None
     linears: tuple[LinearOperand, ...]
+    k_shift: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -139,11 +141,10 @@ class Decoder:
         return abi.words("dfq_linear", fields)
 
     def _block(self, block: BlockOperand) -> list[int]:
-        gains = {
-            name: self._held.float32(getattr(block, name)) for name in ("input_norm", "mlp_norm", "q_norm", "k_norm")
-        }
+        names = ("input_norm", "mlp_norm", "q_norm", "k_norm", "k_shift")
+        floats = {name: self._held.float32(getattr(block, name)) for name in names}
         linears = {place: self._linear(linear) for place, linear in zip(_PLACES, block.linears)}
-        return abi.words("dfq_block", {**gains, **linears})
+        return abi.words("dfq_block", {**floats, **linears})
 
     def caches(self, stores: Sequence[tuple[Store, Store]], sinks: Sequence[tuple[Tensor, Tensor]] | None) -> Tensor:
         """The table of a cache: keys and values of every layer, and their exact sinks where the shape has any. It holds

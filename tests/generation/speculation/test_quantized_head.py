@@ -22,7 +22,7 @@ from dfrot.generation.speculation.tree import TreeShape
 from dfrot.generation.target import Target
 from dfrot.runtime.load import load_model
 
-TABLES = [("8", "8"), ("8-g64", "8-g32"), ("4", "4"), ("8", "4-g64-asym"), ("4-g0", "8-asym")]
+TABLES = [("8", "8"), ("8-g64", "8-g32"), ("4", "4"), ("8", "4-g64-asym"), ("4-g0", "8-asym"), ("8", "4+9")]
 
 
 def target(folder: Path, tables: tuple[str, str], scheme: str = "w4a4kv4") -> Target:

@@ -105,6 +105,21 @@ def test_append_writes_what_the_single_steps_write(isa, paley, bits, symmetric, 
                 assert torch.equal(part[rest].nan_to_num(), untouched[rest].nan_to_num())
 
 
+@pytest.mark.parametrize(("bits", "symmetric"), [(3, False), (4, True), (4, False)])
+@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize(("dim", "order"), [(64, 1), (24, 12), (7, 0)])
+def test_append_shifts_keys_behind_r3(isa, paley, bits, symmetric, dtype, dim, order):
+    g = torch.Generator().manual_seed(dim)
+    key, value = (torch.randn(2, 5, 3, dim, generator=g).to(dtype) for _ in range(2))
+    shift = torch.randn(2, 3, dim, generator=g).transpose(0, 1)[:, 0] * 5  # [heads, D], not contiguous
+    base = paley(order - 1) if order > 1 else torch.ones(1, 1) if order else None
+    stores, plain = (empty(5, 2, 3, dim, bits, symmetric) + empty(5, 2, 3, dim, bits, symmetric) for _ in range(2))
+    torch.ops.dfq.kv_append(key, value, *stores, 0, bits, 0.9, base, dim if order else 0, shift)
+    rotated = key.float() if base is None else torch.ops.dfq.hadamard(key.float(), base, dim)
+    torch.ops.dfq.kv_append(rotated - shift, value.float(), *plain, 0, bits, 0.9, None, 0)
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(stores, plain, strict=True))
+
+
 def test_append_takes_views_and_no_positions(isa):
     x = torch.randn(2, 3, 6, 16, generator=torch.Generator().manual_seed(0))
     key, value = x.transpose(1, 2), x.transpose(1, 2) * 2  # [B, S, H, D] as attention modules have them
@@ -265,7 +280,9 @@ def test_opcheck(isa):
     stores = empty(4, 1, 2, 16, 4, False) + empty(4, 1, 2, 16, 4, False)
     stores = tuple(torch.zeros_like(part) for part in stores)
     new = torch.randn(1, 2, 2, 16)
-    torch.library.opcheck(torch.ops.dfq.kv_append.default, (new, new, *stores, 1, 4, 1.0, torch.ones(1, 1), 16))
+    for shift in (None, torch.randn(2, 16)):
+        append = (new, new, *stores, 1, 4, 1.0, torch.ones(1, 1), 16, shift)
+        torch.library.opcheck(torch.ops.dfq.kv_append.default, append)
 
 
 REFUSED = [
@@ -308,6 +325,8 @@ def test_append_refuses_buffers_that_do_not_fit():
         ((new[:, :, :1], new[:, :, :1], *stores, 0, *tail), "2 heads, key has 1"),
         ((new, new, stores[0][:, :, :, ::2], *stores[1:], 0, *tail), "8 bytes a row are needed"),
         ((new, new, *(torch.stack((part, part), -1)[..., 0] for part in stores), 0, *tail), "contiguous"),
+        ((new, new, *stores, 0, *tail, torch.zeros(16)), "shift has shape"),
+        ((new, new, *stores, 0, *tail, torch.zeros(2, 16).half()), "shift is float16"),
     ):
         with pytest.raises(ValueError, match=message):
             torch.ops.dfq.kv_append(*arguments)

@@ -30,7 +30,7 @@ def test_a_quantized_checkpoint_runs_as_it_would_when_loaded(
     hidden = subject.runner.embed(tokens[None])[0]
     for layer in range(3):
         capture = BlockCapture(layer, 0, tokens, hidden)
-        hidden = run_and_capture(subject.runner, subject.block(layer), subject.arch, capture, subject.cache())
+        hidden = run_and_capture(subject.runner, subject.block(layer), subject.arch, capture, subject.cache(layer))
     model = load_model(packed, torch.float32, fake=not fake)
     expected = model.base_model(input_ids=tokens[None], use_cache=False, output_hidden_states=True).hidden_states
     torch.testing.assert_close(capture.before, expected[2][0], atol=2e-2, rtol=2e-2)

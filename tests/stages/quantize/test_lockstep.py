@@ -40,8 +40,8 @@ def test_waiting_passes_and_repeated_ones_end_in_the_same_bytes(
     waiting, calls[0] = calls[0], 0
     monkeypatch.setattr("dfrot.stages.quantize.propagate.WAITING_BYTES", 0)
     quantize(model, cal, tmp_path / "repeated", how)
-    samples, streams = 4, 2 if scheme == "w4a4kv4" else 1
-    assert waiting == 3 * samples * streams  # every block once per sample and model
+    samples, streams = 4, 3 if scheme == "w4a4kv4" else 1  # means of keys, the quantized and the unquantized model
+    assert waiting == 3 * samples * streams  # every block once per sample and stream
     assert calls[0] > waiting
     for file in sorted((tmp_path / "waiting").iterdir()):
         assert file.read_bytes() == (tmp_path / "repeated" / file.name).read_bytes(), file.name

@@ -99,7 +99,6 @@ def test_propagation_collects_what_the_quantized_model_feeds(
     runner = BlockRunner(checkpoint, arch)
     assert runner.online is not None
     tokens = Calibration.open(cal, arch, checkpoint.digest()).tokens()
-    cache = SimulatedKV.of(scheme, runner.online.r3, sinks)
     hidden = runner.embed(tokens)
 
     def rounded(x: Tensor) -> Tensor:
@@ -107,7 +106,10 @@ def test_propagation_collects_what_the_quantized_model_feeds(
         return torch.cat([x[:, :sinks], out[:, sinks:]], 1)
 
     differing = total = 0
+    result_tensors = Checkpoint.open(tmp_path / "q")
     for layer in range(arch.n_layers):
+        shift = result_tensors.read(f"{arch.attention(layer)}.key_shift")
+        cache = SimulatedKV.of(scheme, runner.online.r3, sinks, shift)
         block = runner.block(layer)
         modules: dict[str, nn.Linear] = {}
         for linear in arch.spec.linears:

@@ -75,7 +75,9 @@ def test_rounded_tables_lie_on_their_grid_and_load(
             assert torch.equal(Checkpoint.open(tmp_path / "q").read(f"{name}.weight").float(), weight)
             continue
         scheme = QuantScheme(w_bits=table.bits, w_group=table.group, w_sym=table.symmetric)
-        expected = rtn.quantize(weight, None, scheme)
+        signed = table.bits == 4 and table.symmetric
+        expected = rtn.quantize(weight, None, scheme, AlgorithmOptions(signed_scales=signed))
+        assert bool((expected.grid.scale < 0).any()) == signed
         assert torch.equal(stored(tmp_path / "q", name, table).codes(), expected.codes)
         assert torch.equal(stored(tmp_path / "q", name, table).dequantize(), expected.dequantize())
         assert record["linears"][name]["weight_error"] == pytest.approx(expected.stats["weight_error"], rel=1e-4)
@@ -107,9 +109,20 @@ def test_gptq_of_the_head_minimises_its_output_error(build: Build, text: Path, t
         total.add(model.model(tokens, use_cache=False).last_hidden_state.reshape(-1, 32))
     weight = checkpoint.read(f"{HEAD}.weight").float()
     scheme = QuantScheme(w_bits=4, w_group=16)
-    expected = gptq.quantize(weight, total.value(), scheme, AlgorithmOptions())
-    codes = stored(tmp_path / "q", HEAD, table).codes()
-    assert int((codes != expected.codes).sum()) <= 0.02 * codes.numel()  # float32 sums in another order
+    expected = gptq.quantize(weight, total.value(), scheme, AlgorithmOptions(signed_scales=True, fit_scales=True))
+    packed = stored(tmp_path / "q", HEAD, table)
+    assert int((packed.codes() != expected.codes).sum()) <= 0.02 * expected.codes.numel()  # sums in another order
+    assert float((packed.scale != expected.grid.scale).float().mean()) <= 0.1
+    assert bool((packed.scale < 0).any())
+
+
+def test_a_head_of_8_bits_keeps_the_scales_of_its_rows(build: Build, text: Path, tmp_path: Path) -> None:
+    """Only few levels are worth fitting: bytes of 8-bit tables are those of the plain algorithm."""
+    source = build(tmp_path / "source")
+    quantize(source, calibrated(source, text, tmp_path / "cal"), tmp_path / "q", settings("8", "8"))
+    weight = Checkpoint.open(source).read(f"{HEAD}.weight").float()
+    expected = rtn.quantize(weight, None, QuantScheme(w_bits=8)).grid.scale
+    assert torch.equal(stored(tmp_path / "q", HEAD, TableScheme(8)).scale, expected)
 
 
 def test_blocks_are_quantized_on_what_the_rounded_embedding_feeds(build: Build, text: Path, tmp_path: Path) -> None:

@@ -117,9 +117,11 @@ int dfq_kv_append(const dfq_kv_append_args* args) {
                                 to = ((args->position + i % args->rows) * args->batch + i / args->rows) * args->heads;
                   const void* k = static_cast<const char*>(args->key) + from * args->k_dim * size;
                   int64_t k_type = args->dtype;
-                  if (args->base) {
-                    use.load(args->key, int(args->dtype), from * args->k_dim, args->heads * args->k_dim, keys);
-                    hadamard.apply(keys, args->heads * args->k_dim, base_t, keys + args->heads * args->k_dim);
+                  if (args->base || args->shift) {
+                    const int64_t count = args->heads * args->k_dim;
+                    use.load(args->key, int(args->dtype), from * args->k_dim, count, keys);
+                    hadamard.apply(keys, count, base_t, keys + count);
+                    for (int64_t j = 0; args->shift && j < count; ++j) keys[j] -= args->shift[j];
                     k = keys, k_type = DFQ_FLOAT32;
                   }
                   run.kv_quantize_rows(k, int(k_type), args->k_dim, int(args->bits), args->symmetric != 0,

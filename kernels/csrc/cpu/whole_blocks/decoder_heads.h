@@ -35,6 +35,11 @@ class DecoderHeads {
                               count / m_.r3_block);
   }
 
+  void shift(float* key, const dfq_block& b, int64_t head) {
+    const float* const shift = b.k_shift ? b.k_shift + head * m_.head_dim : nullptr;
+    for (int64_t i = 0; shift && i < m_.head_dim; ++i) key[i] -= shift[i];
+  }
+
   void store(const void* x, int type, uint8_t* packed, uint16_t* scale, uint8_t* zero) {
     s_.tables.rows.kv_quantize_rows(x, type, m_.head_dim, int(m_.kv_bits), m_.kv_symmetric != 0, float(m_.kv_clip),
                                     packed, scale, zero, 0, 1);

@@ -58,6 +58,7 @@ class TreeAttention : protected DecoderHeads {
     norm_and_rope(s_.k, from, b.k_norm, row);
     s_.tables.attention.load(s_.k, s_.type, from, dim, key);
     rotate(key, dim);
+    shift(key, b, head);
     store(key, DFQ_FLOAT32, s_.staged_codes + k * bytes, s_.staged_scale + k, s_.staged_zero + k);
     store(s_.v + from * s_.size, s_.type, s_.staged_codes + v * bytes, s_.staged_scale + v, s_.staged_zero + v);
   }

@@ -163,6 +163,7 @@ class DecoderWorker : private TreeAttention {
       norm_and_rope(s_.k, from, b.k_norm, row);
       s_.tables.attention.load(s_.k, s_.type, from, dim, key);
       rotate(key, dim);
+      shift(key, b, head);
       store(key, DFQ_FLOAT32, cache.k_packed + to * bytes, cache.k_scale + to,
             cache.k_zero ? cache.k_zero + to : &unused);
       store(s_.v + from * s_.size, s_.type, cache.v_packed + to * bytes, cache.v_scale + to,

@@ -162,6 +162,7 @@ class Prefill {
     uint8_t* const unused = reinterpret_cast<uint8_t*>(keys + heads * dim);  // zero points of a symmetric cache
     kernels_.to_float32(slab_.gate, type_, line * heads * dim, heads * dim, keys);
     if (m_.r3_base_t) rotate(keys, DFQ_FLOAT32, heads, keys, buffer);
+    for (int64_t i = 0; b_.k_shift && i < heads * dim; ++i) keys[i] -= b_.k_shift[i];
     store(keys, DFQ_FLOAT32, cache.k_packed + to * bytes, cache.k_scale + to,
           cache.k_zero ? cache.k_zero + to : unused);
     store(v, type_, cache.v_packed + to * bytes, cache.v_scale + to, cache.v_zero ? cache.v_zero + to : unused);

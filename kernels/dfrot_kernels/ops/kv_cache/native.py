@@ -48,6 +48,7 @@ def kv_append(
     clip: float,
     base: Tensor | None,
     block: int,
+    shift: Tensor | None = None,
 ) -> None:
     """`kv_append` of reference.py."""
     batch, rows, heads, k_dim = key.shape
@@ -57,4 +58,5 @@ def kv_append(
         batch=batch, rows=rows, heads=heads, k_dim=k_dim, v_dim=value.shape[3],
         k_packed=k_packed, k_scale=k_scale, k_zero=k_zero, v_packed=v_packed, v_scale=v_scale, v_zero=v_zero,
         position=position, bits=bits, symmetric=int(k_zero is None), clip=clip, base=base, order=order, block=block,
+        shift=dense(shift),
     )  # fmt: skip

@@ -52,6 +52,11 @@ def rotated(x: Tensor, base: Tensor | None, block: int) -> Tensor:
     return x.float() if base is None else hadamard(x.float(), base, block)
 
 
+def shifted(x: Tensor, shift: Tensor | None) -> Tensor:
+    """float32 x [B, S, H, D] minus `shift` [H, D] (None: as it is)."""
+    return x if shift is None else x - shift
+
+
 def kv_append(
     key: Tensor,
     value: Tensor,
@@ -66,14 +71,15 @@ def kv_append(
     clip: float,
     base: Tensor | None,
     block: int,
+    shift: Tensor | None = None,
 ) -> None:
     """key, value [B, S, H, D] -> cache positions `position` .. `position + S`, in place: R3 on the keys (in float32),
-    one scale per row, packed. Buffers as in the module's docstring."""
+    minus `shift` float32 [H, D] if there is one, one scale per row, packed. Buffers as in the module's docstring."""
     end = position + key.shape[1]
-    stores = ((rotated(key, base, block), k_packed, k_scale, k_zero), (value, v_packed, v_scale, v_zero))
-    for x, packed, scale, zero in stores:
-        codes, step, shift = kv_quantize(x.transpose(0, 1), bits, zero is None, clip)
+    keys = shifted(rotated(key, base, block), shift)
+    for x, packed, scale, zero in ((keys, k_packed, k_scale, k_zero), (value, v_packed, v_scale, v_zero)):
+        codes, step, zero_code = kv_quantize(x.transpose(0, 1), bits, zero is None, clip)
         packed[position:end] = codes
         scale[position:end] = step
         if zero is not None:
-            zero[position:end] = shift
+            zero[position:end] = zero_code

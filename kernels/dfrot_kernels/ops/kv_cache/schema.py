@@ -12,7 +12,7 @@ KV_DEQUANTIZE = "(Tensor packed, Tensor scale, Tensor? zero, int width, int bits
 KV_APPEND = (
     "(Tensor key, Tensor value, Tensor(a!) k_packed, Tensor(b!) k_scale, Tensor(c!)? k_zero, "
     "Tensor(d!) v_packed, Tensor(e!) v_scale, Tensor(f!)? v_zero, int position, int bits, float clip, "
-    "Tensor? base, int block) -> ()"
+    "Tensor? base, int block, Tensor? shift=None) -> ()"
 )
 Store = tuple[Tensor, Tensor, Tensor | None]  # codes, scale, zero of keys or values
 
@@ -80,6 +80,7 @@ def check_kv_append(
     clip: float,
     base: Tensor | None,
     block: int,
+    shift: Tensor | None = None,
 ) -> None:
     """Raises ValueError for arguments that `kv_append` refuses."""
     op = "kv_append"
@@ -106,6 +107,9 @@ def check_kv_append(
                 checks.fail(op, f"a buffer of {name} is not contiguous; it is written in place")
     if base is not None:
         checks.blocks(op, key, base, block)
+    if shift is not None:
+        checks.dtype(op, "shift", shift, (torch.float32,))
+        checks.shape(op, "shift", shift, (key.shape[2], key.shape[3]))
 
 
 def kv_quantize_shape(x: Tensor, bits: int, symmetric: bool, clip: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -139,6 +143,7 @@ def kv_append_shape(
     clip: float,
     base: Tensor | None,
     block: int,
+    shift: Tensor | None = None,
 ) -> None:
     """Empty outputs of `kv_append`."""
     return

@@ -42,11 +42,13 @@ def _codes(values, scale, zero, good, TOP: tl.constexpr):
 
 @triton.jit
 def _write(
-    x, packed, scales, zeros, size, dim, row_bytes, seq, heads, batch, position, clip, root,
-    BITS: tl.constexpr, SYMMETRIC: tl.constexpr, HAS_ZERO: tl.constexpr, R3: tl.constexpr, ROWS: tl.constexpr,
+    x, shift, packed, scales, zeros, size, dim, row_bytes, seq, heads, batch, position, clip, root,
+    BITS: tl.constexpr, SYMMETRIC: tl.constexpr, HAS_ZERO: tl.constexpr, HAS_SHIFT: tl.constexpr, R3: tl.constexpr,
+    ROWS: tl.constexpr,
     DIM: tl.constexpr, BYTES: tl.constexpr,
 ):  # fmt: skip
-    """Row ((b * seq) + s) * heads + h of x goes to row ((position + s) * batch + b) * heads + h of the store."""
+    """Row ((b * seq) + s) * heads + h of x goes to row ((position + s) * batch + b) * heads + h of the store.
+    shift [heads, dim] is subtracted from it."""
     HALF: tl.constexpr = 1 << (BITS - 1)
     TOP: tl.constexpr = 2 * HALF - 1
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -58,6 +60,8 @@ def _write(
     if R3 > 0:
         y = tl.reshape(multiply(tl.reshape(y, (ROWS * DIM // R3, R3)), sylvester(R3)), (ROWS, DIM))
         y = tl.div_rn(y, root + tl.zeros_like(y))
+    if HAS_SHIFT:
+        y -= tl.load(shift + (row % heads)[:, None] * dim + columns[None, :], mask=inside, other=0.0)
     low, high = tl.minimum(tl.min(y, 1), 0.0) * clip, tl.maximum(tl.max(y, 1), 0.0) * clip
     step = steps(low, high, HALF, SYMMETRIC)
     good = (tl.sum(not_finite(y), 1) == 0) & (step < INF)
@@ -84,26 +88,30 @@ def _write(
             column = byte * 8 // BITS + i
             inside_row = held[:, None] & (column < dim)[None, :]
             values = tl.load(x + row[:, None] * dim + column[None, :], mask=inside_row, other=0.0).to(tl.float32)
+            if HAS_SHIFT:
+                values -= tl.load(shift + (row % heads)[:, None] * dim + column[None, :], mask=inside_row, other=0.0)
             code = tl.where(inside_row, _codes(values, stored, zero, good, TOP), 0)
-            shift = (column * BITS - byte * 8)[None, :]  # -BITS < shift; 8 and more: the code lies beyond the byte
-            out |= (code << tl.minimum(tl.maximum(shift, 0), 8)) >> tl.maximum(-shift, 0)
+            offset = (column * BITS - byte * 8)[None, :]  # -BITS < offset; 8 and more: the code lies beyond the byte
+            out |= (code << tl.minimum(tl.maximum(offset, 0), 8)) >> tl.maximum(-offset, 0)
     at = to[:, None] * row_bytes + byte[None, :]
     tl.store(packed + at, (out & 255).to(tl.uint8), mask=held[:, None] & (byte < row_bytes)[None, :])
 
 
 def _store(
     x: Tensor, out: tuple[Tensor, Tensor, Tensor | None], bits: int, symmetric: bool, clip: float, r3: int,
-    shape: tuple[int, int, int], position: int,
+    shape: tuple[int, int, int], position: int, shift: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """Rows of x (contiguous, shape = batch, seq, heads) into the store `out` = packed, scale, zero."""
+    """Rows of x (contiguous, shape = batch, seq, heads) into the store `out` = packed, scale, zero. shift: float32
+    [heads, dim], subtracted behind R3, or None."""
     packed, scale, zero = out
     dim, row_bytes = x.shape[-1], packed.shape[-1]
     size, width = x.numel() // dim, max(16, power2(dim))
     rows = min(max(1, 4096 // width), max(16 if r3 else 1, power2(size)))
     batch, seq, heads = shape
     sizes = (size, dim, row_bytes, seq, heads, batch, position, clip, math.sqrt(r3 or 1))
-    flags = (bits, symmetric, zero is not None, r3, rows, width, power2(row_bytes))
-    _write[(ceil_div(size, rows),)](x, packed, scale, zero, *sizes, *flags, **EXACT)
+    flags = (bits, symmetric, zero is not None, shift is not None, r3, rows, width, power2(row_bytes))
+    shift = None if shift is None else shift.contiguous()
+    _write[(ceil_div(size, rows),)](x, shift, packed, scale, zero, *sizes, *flags, **EXACT)
 
 
 def kv_quantize(x: Tensor, bits: int, symmetric: bool, clip: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,6 +140,7 @@ def kv_append(
     clip: float,
     base: Tensor | None,
     block: int,
+    shift: Tensor | None = None,
 ) -> None:
     """`kv_append` of reference.py."""
     if key.numel() == 0:
@@ -142,7 +151,7 @@ def kv_append(
         usual = base.shape[0] == 1 and 16 <= block <= WIDEST_R3 and dim == power2(dim) and bits in (4, 8)
         r3 = block if usual else 0
         key = key if usual else transformed(key, base, block, torch.float32)
-    _store(key.contiguous(), (k_packed, k_scale, k_zero), bits, k_zero is None, clip, r3, shape, position)
+    _store(key.contiguous(), (k_packed, k_scale, k_zero), bits, k_zero is None, clip, r3, shape, position, shift)
     _store(value.contiguous(), (v_packed, v_scale, v_zero), bits, v_zero is None, clip, 0, shape, position)
 
 
