@@ -32,6 +32,13 @@ class TiledHead:
         self.rows: int = ROWS if self._plain else max(1, min(ROWS, LOGIT_BYTES // (4 * self.vocabulary)))
         """Rows of a tile. A quantized head computes whole rows, and fewer of them."""
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """All logits float32 [M, vocabulary] of hidden [M, d]; gradients pass. In float32, a head whose weight lies in
+        another dtype multiplies in that."""
+        if self._plain and hidden.dtype != self.module.weight.dtype:
+            hidden = hidden.to(self.module.weight.dtype)  # type: ignore[arg-type]
+        return self._finished(self.module(hidden))
+
     def tiles(self, hidden: Tensor) -> Iterator[tuple[int, Tensor]]:
         """(first token id, logits float32 [M, n]) over the vocabulary, for hidden [M, d] of at most `rows` rows."""
         logits = None if self._plain else self.module(hidden)

@@ -7,13 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dfrot.processor import fast_bfloat16
 from dfrot.quant.linear import QuantLinear
-from dfrot.quant.rotated_linear import hadamard
-from dfrot.quant.scheme import FULL
-from dfrot.quant.second_rows import folded_outputs
 from dfrot_kernels.layouts import PackedWeight
 
 
@@ -32,24 +28,6 @@ def straight_through(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     return _StraightThrough.apply(x, function)  # type: ignore[no-untyped-call, no-any-return]
 
 
-class _Product(torch.autograd.Function):
-    """rows of codes [M, K] times integers [N, K] times scales [N] -> float32 [M, N], summed as the packed model sums.
-    The gradient of the rows need not be exact: it is a product of bfloat16 where the processor has them."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, integers: Tensor, scales: Tensor) -> Tensor:
-        sums = F.linear(rows, integers)
-        ctx.save_for_backward(sums, integers, scales)
-        return sums * scales
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor]:
-        sums, integers, scales = ctx.saved_tensors
-        dtype = torch.bfloat16 if fast_bfloat16() else torch.float32
-        rows = (gradient * scales).to(dtype) @ integers.to(dtype)
-        return rows.float(), None, (gradient * sums).sum(0)
-
-
 class RoundedTo(nn.Module):
     """Parametrization: a float32 parameter, used as rounded to the dtype that the checkpoint stores."""
 
@@ -62,57 +40,73 @@ class RoundedTo(nn.Module):
         return straight_through(x, lambda value: value.to(self.dtype).float())
 
 
+class _Product(torch.autograd.Function):
+    """rows [M, K] through the packed linear -> float32 [M, stored rows], by the kernels that serve it.
+
+    Gradients need not be exact: they are products of bfloat16 where the processor has them. The gradient of a scale's
+    logarithm is the gradient of what the scale multiplies, times that: of the output without bias where a row has one
+    scale, else of the products of a group, which cost one more matrix product."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, growth: Tensor, linear: TrainableLinear) -> Tensor:
+        out = linear.module.multiply(rows)
+        ctx.linear = linear
+        inputs = linear.module.rounded(rows).to(_gradient_dtype()) if linear.plan.group else None
+        ctx.save_for_backward(out, inputs)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        out, inputs = ctx.saved_tensors
+        linear, bias, rows = ctx.linear, ctx.linear.module.bias, None
+        if ctx.needs_input_grad[0] or inputs is not None:
+            low = gradient.to(_gradient_dtype())
+            weight = linear.packed().dequantize(low.dtype)
+            rows = (low @ weight).float() if ctx.needs_input_grad[0] else None
+        if inputs is not None:
+            return rows, linear.per_group((low.T @ inputs).float().mul_(weight)), None
+        growth = torch.linalg.vecdot(gradient, out, dim=0)
+        if bias is not None:
+            growth[: len(bias)] -= gradient[:, : len(bias)].sum(0) * bias  # second rows have none
+        return rows, growth[:, None], None
+
+
+def _gradient_dtype() -> torch.dtype:
+    return torch.bfloat16 if fast_bfloat16() else torch.float32
+
+
 class TrainableLinear(nn.Module):
-    """Replaces a QuantLinear while its scales learn.
+    """Replaces a QuantLinear while its scales learn, and runs it: the output is the one that will be served.
 
     growth: float32 [N, G], the logarithm of the factor on each scale; the product is rounded to bfloat16, as in the
-    checkpoint. integers: float32 [N, K], codes less zero codes."""
+    checkpoint."""
 
     def __init__(self, module: QuantLinear) -> None:
+        """module: of a model in float32."""
         super().__init__()
-        weight = module.stored_weight()
-        self.plan, self.weight = module.plan, weight
-        zero = torch.full_like(weight.scale, 2.0 ** (weight.bits - 1)) if weight.zero is None else weight.zero
-        self.integers = weight.codes().float() - self._per_column(zero.float())
-        self.scale = weight.scale.float()
-        self.bias = None if module.bias is None else module.bias.detach().float()
-        self.base, self.second = module.hadamard_base, module.weight_second
+        self.plan = module.plan
+        self.scale = module.stored_weight().scale.float()
         self.growth = nn.Parameter(torch.zeros_like(self.scale))
-
-    def _per_column(self, per_group: Tensor) -> Tensor:
-        """[N, G] -> [N, K], or [N, 1] without groups."""
-        group = self.plan.group
-        return per_group.repeat_interleave(group, 1)[:, : self.plan.cols] if group else per_group
+        self.module = module.requires_grad_(False)
 
     def scales(self) -> Tensor:
-        """The scales float32 [N, G], rounded to bfloat16."""
-        return straight_through(self.scale * self.growth.exp(), lambda value: value.bfloat16().float())
+        """The scales bfloat16 [N, G] now."""
+        return (self.scale * self.growth.detach().exp()).bfloat16()
+
+    def per_group(self, products: Tensor) -> Tensor:
+        """products [N, K] -> their sums [N, G] over the columns of each group."""
+        group = self.plan.group
+        padded = nn.functional.pad(products, (0, -products.shape[1] % group))
+        return padded.view(len(products), -1, group).sum(-1)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] -> float32 [..., N]."""
-        p = self.plan
-        x = x.float()
-        if self.base is not None and p.hadamard is not None:
-            x = hadamard(x, self.base, p.hadamard.block)
-        rows, step = x.reshape(-1, p.cols), None
-        if p.a_bits != FULL:  # exactly the codes of the packed model: a different code here changes others further on
-            codes, scale, zero = torch.ops.dfq.quantize_per_token(rows.detach(), p.a_bits, p.a_sym, p.a_clip)
-            step = scale[:, None]
-            centred = codes.float().sub_(zero[:, None])
-            rows = straight_through(rows / step, lambda _: centred)
-        if p.group:
-            out = F.linear(rows, self.integers * self._per_column(self.scales()))
-        else:
-            out = _Product.apply(rows, self.integers, self.scales()[:, 0])  # type: ignore[no-untyped-call]
-        out = out if step is None else out * step
-        if self.second is not None:
-            out = folded_outputs(out, self.second, p.rows)
-        out = out if self.bias is None else out + self.bias
-        return out.view(*x.shape[:-1], p.rows)
+        self.module.set_scale(self.scales())
+        rows = self.module.rows(x.float())
+        out: Tensor = _Product.apply(rows, self.growth, self)  # type: ignore[no-untyped-call]
+        return self.module.folded(out).view(*x.shape[:-1], self.plan.rows)
 
     def packed(self) -> PackedWeight:
         """The weight as the checkpoint stores it now."""
-        with torch.no_grad():
-            scale = self.scales().bfloat16()
-        w = self.weight
-        return PackedWeight(w.packed, scale, w.zero, w.bits, w.group, w.shape)
+        weight = self.module.stored_weight()
+        return PackedWeight(weight.packed, self.scales(), weight.zero, weight.bits, weight.group, weight.shape)

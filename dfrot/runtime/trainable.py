@@ -1,5 +1,5 @@
-"""A loaded packed model that gradients pass through: its scales and norm gains learn, everything else stays as it is
-when the model is run."""
+"""A loaded packed model that gradients pass through: scales and norm gains learn, everything else stays as it
+is when the model is run."""
 
 from __future__ import annotations
 
@@ -11,15 +11,10 @@ from torch.nn.utils import parametrize
 
 from dfrot.arch import BoundArch
 from dfrot.compat import attention as table
-from dfrot.quant.activations import fake_quantize_kv
-from dfrot.quant.key_shift import TENSOR as KEY_SHIFT
 from dfrot.quant.linear import QuantLinear
-from dfrot.quant.rotated_linear import hadamard
-from dfrot.quant.trainable_linear import RoundedTo, TrainableLinear, straight_through
+from dfrot.quant.trainable_linear import RoundedTo, TrainableLinear
 from dfrot.runtime.native_operands import attention_of
-from dfrot.runtime.packed_states import KVSpec
-
-NAME = "dfq-trainable"
+from dfrot.runtime.trainable_attention import NAME, trainable_attention
 
 
 class TrainableModel:
@@ -54,10 +49,19 @@ class TrainableModel:
         parameter.requires_grad_(True)
         self.parameters[name.replace(".", "/")] = parameter
 
+    def halve_tables(self) -> None:
+        """Keep embedding and head, which the checkpoint stores in bfloat16, in that dtype, where they are not packed.
+        The embedding's rows are float32 all the same; the head multiplies in bfloat16."""
+        embed, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
+        for module in (embed, head):
+            if type(module) in (nn.Embedding, nn.Linear):
+                module.weight.data = module.weight.data.bfloat16()
+        embed.register_forward_hook(lambda module, args, rows: rows.float())
+
     def tensors(self) -> dict[str, Tensor]:
         """What the checkpoint stores of everything that learns, by tensor name: scales bfloat16, gains in their stored
         dtype."""
-        tensors = {f"{name}.weight_scale": linear.packed().scale for name, linear in self.linears.items()}
+        tensors = {f"{name}.weight_scale": linear.scales() for name, linear in self.linears.items()}
         for name in self.gains:
             norm = self.model.get_submodule(name)
             tensors[f"{name}.weight"] = norm.weight.detach().to(norm.parametrizations.weight[0].dtype)
@@ -70,24 +74,8 @@ def _use_trainable_attention(model: Any, arch: BoundArch) -> None:
     kv, hooks.kv = hooks.kv, None
     if kv is None:
         return
-    table.register(NAME, _trainable_attention)
+    table.register(NAME, trainable_attention)
     for layer in range(arch.n_layers):
-        attention_of(model.base_model, arch, layer).dfq_kv = kv
+        attention = attention_of(model.base_model, arch, layer)
+        attention.dfq_kv, attention.dfq_sinks = kv, hooks.sinks.count
     table.set_implementation(model.base_model.config, NAME)
-
-
-def _trainable_attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, Tensor | None]:
-    """Attention over keys and values [B, kv_heads, length, D] rounded as the packed cache rounds them, in float32."""
-    kv: KVSpec = module.dfq_kv
-    query, key, value = query.float(), key.float(), value.float()
-    if getattr(module, "r3_base", None) is not None:
-        query, key = (hadamard(x, module.r3_base, module.r3_block) for x in (query, key))
-    if (shift := getattr(module, KEY_SHIFT, None)) is not None:
-        key = key - shift.float()[:, None]
-
-    def rounded(states: Tensor) -> Tensor:
-        return straight_through(states, lambda x: fake_quantize_kv(x, kv.bits, kv.symmetric, kv.clip))
-
-    return table.sdpa(module, query, rounded(key), rounded(value), mask, **kwargs)

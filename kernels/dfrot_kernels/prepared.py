@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -66,6 +66,10 @@ class PreparedWeight:
         packed = torch.ops.dfq.unprepack(self.tiles, n, k)
         zero = None if self.zero is None else self.zero[:, :n].T.contiguous()
         return PackedWeight(packed, self.scale[:, :n].T.contiguous(), zero, 4, self.group, self.shape)
+
+    def with_scale(self, scale: Tensor) -> PreparedWeight:
+        """The same codes with other scales, bfloat16 [N, G]."""
+        return replace(self, scale=F.pad(scale.T, (0, -self.shape[0] % ROWS)).contiguous())
 
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [..., K] float32, bfloat16 or float16 -> [..., N] of the same dtype."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,8 @@ def command(
     settings = settings_from(QuantizeSettings, options, scheme=replace(scheme, kv_clip=kv_clip), keep=kept)
     folder = model_folder(model)
     if common.plan:
-        plan("quantize", {"model": folder, "calibration": calibration}, settings, out, common)
+        shown = {**asdict(settings), "effort means": settings.meaning}
+        plan("quantize", {"model": folder, "calibration": calibration}, shown, out, common)
         return
     with show.progress() as progress:
         evidence = quantize(folder, calibration, out, settings, progress=progress, **common.stage())
@@ -61,6 +62,9 @@ def _table(evidence: dict[str, Any], out: Path) -> None:
         show.note(f"{name}: rounded to nearest instead: {reason}")
     if len(fallbacks) > FALLBACKS:
         show.note(f"and {len(fallbacks) - FALLBACKS} more linears: see fallbacks in stage.json")
+    if "tuning" in evidence:
+        history = [entry["divergence"] for entry in evidence["tuning"]["history"]]
+        show.line(f"tuned: divergence {history[0]:.5f} -> {min(history):.5f} nats per token, held out")
     ratio = sizes["source_bytes"] / sizes["bytes"]
     show.line(
         f"wrote {out}: {show.size(sizes['bytes'])} (from {show.size(sizes['source_bytes'])}, {ratio:.2f}x smaller), "

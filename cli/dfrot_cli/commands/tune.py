@@ -23,9 +23,9 @@ from dfrot_cli.setting_options import options_of, settings_from
 @out_option("Folder of the tuned checkpoint.")
 @common
 def command(model: str, teacher: str, out: Path, dataset: str | None, common: Common, **options: Any) -> None:
-    """Fit the scales and norm gains of a packed checkpoint to the 16-bit model's predictions; the integers stay.
+    """Fit scales and norm gains of a packed checkpoint to the 16-bit model's predictions; the integers stay.
 
-    The model and its gradients must fit into memory: about 12 bytes per weight."""
+    Both models must fit into memory: about 3 bytes per weight, and what one window leaves for its gradients."""
     common.prepare()
     from dfrot.hub import default_dataset
     from dfrot.stages.tune.run import tune

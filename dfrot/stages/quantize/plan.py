@@ -18,8 +18,9 @@ from dfrot.quant.key_shift import refuses_key_shift
 from dfrot.quant.scheme import FULL, NO_SHIFT
 from dfrot.rotation.online import OnlineRotations
 from dfrot.runtime.transformers_reading import check_reading
+from dfrot.stages.quantize.effort import EffortTuning, plan_effort
 from dfrot.stages.quantize.layout import CheckpointLayout
-from dfrot.stages.quantize.settings import QuantizeSettings
+from dfrot.stages.quantize.settings import DEFAULT, QUICK, QuantizeSettings
 from dfrot.vision.llava_layout import has_vision_part, vision_digest
 
 
@@ -41,6 +42,8 @@ class QuantizePlan:
     """The tensors of the result."""
     request: dict[str, Any]
     """Settings and digests of the inputs: what decides the bytes of the result."""
+    tuning: EffortTuning | None = None
+    """What is tuned on, with effort high."""
 
     @property
     def rounds(self) -> bool:
@@ -77,10 +80,15 @@ def plan_quantization(model: Path, calibration_path: Path | None, settings: Quan
         raise InputError(
             f"{reason} needs a `calibration`: run dfq calibrate and give its folder, or use rtn", field="calibration"
         )
+    if settings.effort == QUICK and calibration is not None and not settings.needs_calibration():
+        raise InputError("`effort` quick reads no `calibration`; leave it out", field=("effort", "calibration"))
     config = _result_config(arch, source, settings, calibration)
     choices = asdict(settings)
     for name in ("embed", "head"):  # left out where they decide nothing
         if not getattr(settings, name).quantized:
+            del choices[name]
+    for name, default in (("effort", DEFAULT), ("tune_steps", None), ("tune_dataset", None)):
+        if choices[name] == default or name.startswith("tune_"):  # what is tuned on stands in `tuning`
             del choices[name]
     if config.shifts_keys:
         choices["key_shift"] = config.key_shift
@@ -95,7 +103,12 @@ def plan_quantization(model: Path, calibration_path: Path | None, settings: Quan
     if has_vision_part(checkpoint.path):
         request["vision"] = vision_digest(checkpoint.path)
     layout = CheckpointLayout(checkpoint, arch, config)
-    return QuantizePlan(checkpoint, arch, settings, calibration, config, layout, request)
+    tuning = None
+    if settings.tuned:
+        assert calibration is not None
+        tuning = plan_effort(checkpoint, arch, config, calibration, settings)
+        request["tuning"] = {"text": tuning.text, "settings": tuning.label}
+    return QuantizePlan(checkpoint, arch, settings, calibration, config, layout, request, tuning)
 
 
 def _open_source(model: Path) -> tuple[Checkpoint, BoundArch, DfqConfig | None]:

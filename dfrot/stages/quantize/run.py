@@ -36,6 +36,7 @@ from dfrot.runtime.block_runner import BlockRunner
 from dfrot.runtime.transformers_model import TOKENS, compare_with_transformers
 from dfrot.stage_folder import Stage, open_stage, read_record
 from dfrot.stages.quantize.compensate import ExactRun
+from dfrot.stages.quantize.effort import tune_quantized
 from dfrot.stages.quantize.embedding import RoundedRows, grid_scheme, quantize_embedding, table_options
 from dfrot.stages.quantize.key_shift import make_key_shifts, remove_key_shifts
 from dfrot.stages.quantize.plan import QuantizePlan, plan_quantization
@@ -73,9 +74,10 @@ def quantize(
             remove_hidden_states(stage.folder)
             remove_key_shifts(stage.folder)
             _write_config(plan, stage.folder)
+            tuned = tune_quantized(stage, plan.layout, plan.tuning, progress) if plan.tuning is not None else {}
             vision.carry_vision_part(plan.checkpoint.path, stage.folder)
             origin = {**plan.checkpoint.resolution(), **source_record(model), "lineage": lineage(model)}
-            stage.publish({**_record(plan, linears), **origin})
+            stage.publish({**_record(plan, linears), **tuned, **origin})
     return read_record(out, KIND)
 
 

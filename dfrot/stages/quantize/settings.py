@@ -11,12 +11,16 @@ from dfrot.quant.options import AlgorithmOptions
 from dfrot.quant.scheme import FULL, KEY_SHIFTS, QuantScheme
 from dfrot.quant.table import TableScheme
 from dfrot.settings import check, setting
+from dfrot.stages.tune.settings import TuneSettings
 
 COMPENSATION = 0.5  # the full step overfits calibrations of 10^5 tokens
 # activations of 4 bits and fewer, on asymmetric grids (docs/results/ingredients.md): the values outside the range cost
 # less than a finer grid gains, and errors of the first tokens reach all others through attention
 CLIP = 0.85
 SINK_TOKENS = 4
+DEFAULT, QUICK, HIGH = "default", "quick", "high"
+EFFORTS = {QUICK: "rtn", DEFAULT: "gptq", HIGH: "gptq"}
+"""Effort -> the algorithm that it chooses."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,9 @@ class QuantizeSettings:
         default_factory=QuantScheme, help="Bits and conventions: w4a4kv4, w4a16-g128, w3a3kv3, ..."
     )
     algorithm: str = setting(
-        "gptq", choices=tuple(ALGORITHMS), help="gptq (needs a calibration) or rtn, rounding to nearest."
+        None,
+        choices=tuple(ALGORITHMS),
+        help="gptq (needs a calibration) or rtn, rounding to nearest. Default: what `effort` says.",
     )
     mse_clip: bool = setting(
         AlgorithmOptions.mse_clip, help="Search the clip ratio of every weight row or group for the smallest error."
@@ -92,8 +98,26 @@ class QuantizeSettings:
         help="GPTQ: share of the activation quantization error that the weights take back. Default: 0.5 where "
         "activations are quantized and errors propagate, else 0.",
     )
+    effort: str = setting(
+        DEFAULT,
+        choices=tuple(EFFORTS),
+        help="quick: rounding to nearest without a calibration, in seconds. default: GPTQ. high: GPTQ, then scales and "
+        "norm gains tuned end to end against the 16-bit checkpoint on the calibration's dataset (as dfq tune does); "
+        "both models must fit into memory.",
+    )
+    tune_steps: int | None = setting(
+        None,
+        minimum=1,
+        help="With `effort` high: optimizer steps of tuning, of 8 windows of 512 tokens each. Default: 100.",
+    )
+    tune_dataset: str | None = setting(
+        None, metavar="D", help="With `effort` high: text to tune on. Default: the calibration's dataset."
+    )
 
     def __post_init__(self) -> None:
+        if self.algorithm is None:
+            object.__setattr__(self, "algorithm", EFFORTS.get(self.effort, EFFORTS[DEFAULT]))
+        self._check_effort()
         needs_hessian = algorithm(self.algorithm).needs_hessian
         check(self)
         if self.embed.second_rows:
@@ -103,6 +127,44 @@ class QuantizeSettings:
                 "`compensate` works on propagated errors: use `algorithm=gptq` with `propagate`, or leave it out",
                 field=("compensate", "algorithm", "propagate"),
             )
+
+    def _check_effort(self) -> None:
+        """Raise UnsupportedError for settings that contradict the effort."""
+        if self.effort == QUICK and self.needs_calibration() and self.algorithm == EFFORTS[QUICK]:
+            raise UnsupportedError(
+                "`effort` quick reads no calibration; leave out `a_clip` auto, `key_shift` mean and second rows of "
+                "`head`, or use `effort=default` with `algorithm=rtn`",
+                field=("effort", "a_clip", "key_shift", "head"),
+            )
+        if self.effort == HIGH and self.fake:
+            raise UnsupportedError(
+                "`fake`: a simulated checkpoint cannot be tuned; leave it out, or `effort` high",
+                field=("fake", "effort"),
+            )
+        if self.effort == HIGH and self.scheme.w_bits == FULL:
+            raise UnsupportedError(
+                f"`scheme` {self.scheme.name}: schemes with 16-bit weights cannot be tuned yet; leave `effort` out",
+                field=("scheme", "effort"),
+            )
+        for name in ("tune_steps", "tune_dataset"):
+            if getattr(self, name) is not None and self.effort != HIGH:
+                raise UnsupportedError(f"`{name}` belongs to `effort=high`", field=(name, "effort"))
+
+    @property
+    def tuned(self) -> bool:
+        """Whether tuning end to end follows."""
+        return self.effort == HIGH
+
+    @property
+    def meaning(self) -> str:
+        """What the effort means with these settings, for a plan."""
+        how = f"{self.algorithm}, {'with' if self.needs_calibration() else 'without'} a calibration"
+        if not self.tuned:
+            return how
+        text = self.tune_dataset or "the calibration's dataset"
+        steps = self.tune_steps or TuneSettings.steps
+        windows = f"{TuneSettings.batch} x {TuneSettings.seqlen} tokens"
+        return f"{how}, then {steps} tuning steps of {windows} of {text}; both models in memory, 3 bytes per weight"
 
     def options(self) -> AlgorithmOptions:
         """The options of the weight quantization algorithm."""
@@ -138,6 +200,8 @@ class QuantizeSettings:
     @property
     def calibration_reason(self) -> str | None:
         """The setting that cannot do without a calibration, with its value, or None."""
+        if self.tuned:
+            return "effort high"
         if self.key_shift == "mean":
             return "key shift mean"
         if self.head.second_rows:

@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from dfrot.arch import describe
+from dfrot.arch import BoundArch, describe
 from dfrot.checkpoint import Checkpoint
 from dfrot.data.text import calibration_windows, dataset_label, load_text
 from dfrot.data.tokenizer import encode, load_tokenizer
 from dfrot.errors import InputError, MismatchError, UnsupportedError
-from dfrot.quant.scheme import QuantScheme
+from dfrot.quant.config import DfqConfig
+from dfrot.quant.scheme import FULL, QuantScheme
 from dfrot.runtime.load import check_folder
 from dfrot.stages.tune.settings import TuneSettings
 from dfrot.vision import carry as vision
@@ -82,14 +83,19 @@ def _open_student(model: Path) -> tuple[Checkpoint, QuantScheme]:
     checkpoint, config = check_folder(model)
     if config is None or config.scheme is None or config.fake:
         raise InputError(f"{model}: is no packed checkpoint; quantize first (not simulated)", file=model)
-    arch = describe(checkpoint.config)
-    reason = None
-    if arch.wrapper is not None or arch.spec.experts is not None:
-        reason = "VLMs and mixtures of experts"
-    elif arch.spec.scalars.attention_cap:
-        reason = "models with capped attention"
-    elif config.sink_tokens or config.resets:
-        reason = "sink tokens and resets"
-    if reason is not None:
+    if (reason := untunable(describe(checkpoint.config), config)) is not None:
         raise UnsupportedError(f"{model}: {reason} cannot be tuned yet; serve the checkpoint as it is", file=model)
     return checkpoint, config.scheme
+
+
+def untunable(arch: BoundArch, config: DfqConfig) -> str | None:
+    """What of a packed checkpoint gradients do not reach, in the plural; None where it can be tuned."""
+    if arch.wrapper is not None or arch.spec.experts is not None:
+        return "VLMs and mixtures of experts"
+    if arch.spec.scalars.attention_cap:
+        return "models with capped attention"
+    if config.resets:
+        return "resets"
+    if config.scheme is not None and config.scheme.w_bits == FULL:
+        return "schemes with 16-bit weights"
+    return None

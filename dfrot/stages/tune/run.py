@@ -1,10 +1,10 @@
-"""`dfq tune`: the scales and norm gains of a packed model, fitted end to end to the predictions of the 16-bit model.
+"""`dfq tune`: scales and norm gains of a packed model, fitted end to end to the predictions of the 16-bit one.
 
 GPTQ quantizes every linear by itself. How the remaining errors of all linears, of activations and of the cache add up
 in the logits shows at the end only. The integers stay; the scales of the weights (as in EfficientQAT's second phase,
-arXiv 2407.11062) and the gains of the norms (as in norm tweaking, arXiv 2309.02784) are trained by gradient descent on
-the divergence KL(16-bit || quantized) of next-token distributions, with activations and KV rounded as they will be
-served. The result is a checkpoint of the same form, size and speed.
+arXiv 2407.11062) and the gains of the norms (as in norm tweaking, arXiv 2309.02784) are
+trained by gradient descent on the divergence KL(16-bit || quantized) of next-token distributions, with activations and
+KV rounded as they will be served, sink tokens exact. The result is a checkpoint of the same form, size and speed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def tune(
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Publish packed checkpoint `model`, tuned towards the 16-bit checkpoint `teacher` that it was made from (rotated
-    or not), as the folder `out`; returns its `stage.json`. The whole model and its gradients are in memory.
+    or not), as the folder `out`; returns its `stage.json`. Both models are in memory.
 
     Raises InputError, UnsupportedError or MismatchError, in one line, before any work."""
     plan = plan_tuning(model, teacher, settings)

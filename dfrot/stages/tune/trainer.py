@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dfrot.arch import describe
 from dfrot.draft.training.optim import AdamW, rate
 from dfrot.errors import InputError
+from dfrot.evaluate.logits import TiledHead
 from dfrot.processor import fast_bfloat16
 from dfrot.progress import Progress
 from dfrot.runtime.load import load_model
 from dfrot.runtime.trainable import TrainableModel
+from dfrot.runtime.trainable_attention import use_fast_attention
 from dfrot.stage_folder import Stage
+from dfrot.stages.tune.divergence import accumulate
 from dfrot.stages.tune.plan import TunePlan
 from dfrot.training_state import load_training, save_training
 
@@ -28,17 +29,19 @@ class TuneTrainer:
     """One run. A step depends on its number and the state before it alone: a killed run ends in the same bytes."""
 
     def __init__(self, stage: Stage, plan: TunePlan) -> None:
-        """Load both models, in float32; the state file lies in the folder of `stage`."""
+        """Load both models: the student in float32, its head and the teacher in bfloat16 where the processor multiplies
+        that. The state file lies in the folder of `stage`."""
         self.stage, self.settings = stage, plan.settings
         self.held_out, self.tokens = plan.tokens[: plan.settings.held_out], plan.tokens[plan.settings.held_out :]
         arch = describe(plan.student.config)
         stored = plan.student.entry(f"{arch.spec.final_norm.name}.weight").dtype
         self.student = TrainableModel(load_model(plan.student.path, dtype=torch.float32), arch, stored)
-        self.teacher = load_model(plan.teacher.path, dtype=torch.float32)
+        self.teacher = load_model(plan.teacher.path, dtype=torch.bfloat16 if fast_bfloat16() else torch.float32)
+        use_fast_attention(self.teacher)
+        if fast_bfloat16() and stored == torch.bfloat16:
+            self.student.halve_tables()
+        self.heads = TiledHead(self.teacher), TiledHead(self.student.model)
         self.optimizer = AdamW(self.student.parameters, 0.0, MAX_GRADIENT_NORM)
-        self.half = fast_bfloat16()
-        if self.half:
-            _store_in_bfloat16(self.teacher)
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}
 
@@ -56,7 +59,7 @@ class TuneTrainer:
             progress("tune", step, settings.steps)
             windows = self.tokens[step * settings.batch : (step + 1) * settings.batch]
             for window in torch.split(windows, 1):
-                (self._divergence(window) / len(windows)).backward()  # type: ignore[no-untyped-call]
+                self._divergence(window, 1 / len(windows))
             norm = self.optimizer.step(rate(step, settings.steps, settings.lr))
             if not math.isfinite(norm):
                 raise InputError(f"the gradient became NaN or Inf at step {step}; lower `lr`", field="lr")
@@ -65,21 +68,18 @@ class TuneTrainer:
         progress("tune", settings.steps, settings.steps)
         return self.history
 
-    def _divergence(self, window: Tensor) -> Tensor:
-        """Mean KL(16-bit || quantized), nats per token, of a window int64 [1, S]."""
-        with torch.no_grad(), self._autocast():
-            teacher = self.teacher(window, use_cache=False).logits.float().log_softmax(-1)
-        student = self.student.model(window, use_cache=False).logits.float().log_softmax(-1)
-        divergence: Tensor = (teacher.exp() * (teacher - student)).sum(-1).mean()
-        return divergence
-
-    def _autocast(self) -> Any:
-        return torch.autocast("cpu", torch.bfloat16) if self.half else contextlib.nullcontext()
+    def _divergence(self, window: Tensor, share: float = 0.0) -> float:
+        """Mean KL(16-bit || quantized), nats per token, of a window int64 [1, S]; `share` of its gradient is added to
+        the parameters' where gradients are enabled."""
+        with torch.no_grad():
+            exact = self.teacher.base_model(window, use_cache=False).last_hidden_state[0]
+        hidden = self.student.model.base_model(window, use_cache=False).last_hidden_state[0]
+        return accumulate(*self.heads, exact, hidden, share)
 
     @torch.no_grad()
     def _evaluate(self, step: int) -> None:
         """Measure the held-out divergence after `step` steps, keep the best tensors, and save the state."""
-        divergence = float(torch.stack([self._divergence(window) for window in torch.split(self.held_out, 1)]).mean())
+        divergence = sum(self._divergence(window) for window in torch.split(self.held_out, 1)) / len(self.held_out)
         if not self.best or divergence < min(earlier["divergence"] for earlier in self.history):
             self.best = self.student.tensors()
         self.history.append({"step": step, "divergence": divergence})
@@ -99,10 +99,3 @@ class TuneTrainer:
         self.optimizer.load(parts["optimizer"])
         self.best, self.history = parts["best"], state["history"]
         return int(state["step"])
-
-
-def _store_in_bfloat16(model: nn.Module) -> None:
-    """Round the weights of linears once, which autocast would do in every step. A tied embedding stays float32."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            module.weight = nn.Parameter(module.weight.data.bfloat16(), requires_grad=False)

@@ -21,6 +21,7 @@ from dfrot.files import read_json
 from dfrot.outliers.measure.subject import Subject
 from dfrot.quant.scheme import QuantScheme
 from dfrot.rotation.hadamard import hadamard_plan, hadamard_transform
+from dfrot.runtime import trainable_attention
 from dfrot.runtime.load import load_model
 from dfrot.runtime.trainable import TrainableModel
 from dfrot.stage_folder import read_record
@@ -153,7 +154,10 @@ def test_a_key_bias_costs_less(biased: Path, text: Path, tmp_path: Path) -> None
     assert results["mean"] < 0.4 * results["none"]
 
 
-def test_packed_simulated_and_trainable_agree(biased: Path, text: Path, tmp_path: Path) -> None:
+def test_packed_simulated_and_trainable_agree(
+    biased: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainable_attention, "fast_bfloat16", lambda: False)  # float32, as in the packed model
     calibrate(biased, tmp_path / "cal", CalibrateSettings(str(text), 2, 32))
     for name, fake in (("packed", False), ("fake", True)):
         quantize(biased, tmp_path / "cal", tmp_path / name, settings("w4a4kv4", fake=fake, sink_tokens=0))
