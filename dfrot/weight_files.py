@@ -33,8 +33,8 @@ def refuse_adapter(path: Path) -> None:
     base = value.get("base_model_name_or_path") if isinstance(value, dict) else None
     of = f" of {base[:100]!r}" if isinstance(base, str) and base else ""
     raise UnsupportedError(
-        f"{path}: holds an adapter{of} ({ADAPTER}), which dfq does not apply; merge it first (peft: merge_and_unload, "
-        f"then save_pretrained), or remove {ADAPTER} if the weights beside it are the model",
+        f"{path}: holds an adapter{of} ({ADAPTER}), which dfq does not run; merge it into its base model (dfq import "
+        f"BASE --merge-adapter {path}), or remove {ADAPTER} if the weights beside it are the model",
         file=path,
     )
 

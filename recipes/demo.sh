@@ -32,7 +32,7 @@ echo "SmolLM2-135M-Instruct to 4 bits. W4A8KV4: weights and KV cache in 4 bits, 
 echo "Embedding and head: 8 bits. Text of calibration and evaluation: the Python standard library on this machine."
 echo
 stage quantize --model "$real" --scheme w4a4kv4 --algorithm rtn --embed 8 --head 8 --out "$out/rounded-w4a4kv4"
-stage rotate --model "$real" --method hadamard --align --transform up-down,head-center,head-scale,key-scale \
+stage rotate --model "$real" --method hadamard \
   --dataset stdlib --seqlen 1024 --out "$out/rotated"
 stage calibrate --model "$out/rotated" --dataset stdlib --samples 12 --seqlen 512 --no-hessians --no-statistics \
   --out "$out/calibration"

@@ -70,21 +70,21 @@ class TapQuantizer:
         return (result,)
 
     def _round(self, x: Tensor) -> Tensor:
-        """x [..., K] rounded, but for sinks. Keeps the codes where there are none."""
+        """x [..., K] rounded, but for sinks. Keeps the codes, unless an expert's sinks are scattered."""
         codes = TokenCodes.of(x, self.scheme.a_bits, self.scheme.a_sym, self.clip)
         rounded = codes.dequantize().view(x.shape).to(x.dtype)
         rows = self.mixture.rows if self.mixture is not None else None
-        if not self.sink_tokens:
+        if rows is None or not self.sink_tokens:
             self.last.codes = codes
-        elif rows is None:
+        if self.sink_tokens and rows is None:
             rounded[:, : self.sink_tokens] = x[:, : self.sink_tokens]
-        else:
+        elif self.sink_tokens and rows is not None:
             leading = rows % self.seqlen < self.sink_tokens
             rounded[leading] = x[leading]
         return rounded
 
     def codes(self) -> TokenCodes | None:
-        """What the linear that runs now got, as integers; None where some tokens stay exact."""
+        """What the linear that runs now got, as integers, sinks too; None where there are none."""
         last = self.last
         codes = last.codes
         last.products += 1
@@ -122,7 +122,10 @@ class SimulatedProduct:
             return functional.linear(x, self.dense, self.bias)
         zero = None if self.quantizer.scheme.a_sym else codes.zero
         product = self.packed.integer_linear(codes.codes, codes.scale, zero, self.bias, x.dtype)
-        return product.view(*x.shape[:-1], -1)
+        product = product.view(*x.shape[:-1], -1)
+        if sinks := self.quantizer.sink_tokens:
+            product[:, :sinks] = functional.linear(x[:, :sinks], self.dense, self.bias)
+        return product
 
 
 def quantize_activations(

@@ -101,8 +101,9 @@ def require_order(stages: Mapping[str, Any], where: str) -> None:
     if not stages:
         raise InputError(f"{where}: names no stage; add one of {', '.join(STAGES)}")
     quantization = stages.get("quantize")
-    if quantization is not None and quantization.needs_calibration() and "calibrate" not in stages:
-        raise InputError(f"{where}: quantize: {quantization.algorithm} needs a calibration; add a section calibrate")
+    reason = quantization.calibration_reason if quantization is not None else None
+    if reason is not None and "calibrate" not in stages:
+        raise InputError(f"{where}: quantize: {reason} needs a calibration; add a section calibrate")
     if "calibrate" in stages and quantization is None:
         raise InputError(f"{where}: calibrate: nothing uses it; add a section quantize, or remove it")
     if "draft_eval" in stages and "draft" not in stages:

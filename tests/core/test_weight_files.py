@@ -94,7 +94,7 @@ def test_an_adapter_is_refused(tmp_path: Path, content: str, alone: bool) -> Non
     else:
         sharded(path, {"one.safetensors": {"a": A}})
     (path / "adapter_config.json").write_text(content)
-    refused(path, UnsupportedError, "adapter", "merge it first", *(["'some/base'"] if "base" in content else []))
+    refused(path, UnsupportedError, "adapter", "--merge-adapter", *(["'some/base'"] if "base" in content else []))
 
 
 def test_another_weight_file_in_the_configuration_is_refused(tmp_path: Path) -> None:

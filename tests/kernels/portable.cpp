@@ -408,6 +408,7 @@ void cache(int64_t rows, int64_t length, int64_t dim, int64_t bits, int64_t grou
   const int64_t top = (1 << bits) - 1;
   auto k_zero = integers<uint8_t>(places, 0, top), v_zero = integers<uint8_t>(places, 0, top);
   auto k_scale = integers<uint16_t>(places, 0x2800, 0x2c00), v_scale = integers<uint16_t>(places, 0x2c00, 0x3000);
+  const auto shift = floats(kv * dim);
   report("kv_append",
          call(dfq_kv_append, {.key = key,
                               .value = value,
@@ -430,6 +431,7 @@ void cache(int64_t rows, int64_t length, int64_t dim, int64_t bits, int64_t grou
                               .base = &one,
                               .order = 1,
                               .block = 8,
+                              .shift = shift.data(),
                               .threads = threads}),
          k, k_scale, k_zero, v, v_scale, v_zero);
   std::vector<char> out(all * heads * dim * size);

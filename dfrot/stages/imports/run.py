@@ -18,6 +18,7 @@ from dfrot.dtypes import SHORT_DTYPES
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.files import allocated_bytes, file_sha256, require_free_space, write_json
 from dfrot.inputs import DequantizedCheckpoint, open_model
+from dfrot.inputs.lora import merged, open_adapter
 from dfrot.lineage import source_record
 from dfrot.progress import Progress, silent
 from dfrot.stage_folder import Stage, open_stage, read_record
@@ -33,44 +34,50 @@ def import_model(
     out: Path,
     settings: ImportSettings | None = None,
     *,
+    merge_adapter: Path | None = None,
     progress: Progress = silent,
     resume: bool | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write the model of folder or file `model` as an ordinary checkpoint folder `out`; returns the record.
 
-    Raises InputError or UnsupportedError in one line, before work starts, for a model that cannot be read, and for one
-    that is an ordinary checkpoint already (unless a dtype is asked for) or dfq's own."""
+    merge_adapter: folder of a LoRA adapter of peft, which goes into the weights.
+
+    Raises InputError or UnsupportedError in one line, before work starts, for a model or an adapter that cannot be
+    read, and for a model that is dfq's own, or an ordinary checkpoint for which neither dtype nor adapter is given."""
     settings = settings or ImportSettings()
     if out.resolve() == Path(model).resolve():
         raise InputError(f"{out}: is the model itself; choose another `out`", field="out", file=out)
-    source = _source(model, settings)
+    source = _source(model, settings, merge_adapter)
     request = {"model": source.digest(), "settings": asdict(settings)}
     with open_stage(out, KIND, request, resume, overwrite) as stage:
         if not stage.finished:
             _write(stage, source, progress)
-            stage.publish(_record(source, stage.folder))
+            adapter = {} if merge_adapter is None else {"adapter": open_adapter(merge_adapter).files()}
+            stage.publish({**_record(source, stage.folder), **adapter})
     return read_record(out, KIND)
 
 
-def plan(model: Path, settings: ImportSettings) -> dict[str, Any]:
+def plan(model: Path, settings: ImportSettings, merge_adapter: Path | None = None) -> dict[str, Any]:
     """What `import_model` would do, as JSON, without doing it. Raises what it would raise before work starts."""
-    source = _source(model, settings)
+    source = _source(model, settings, merge_adapter)
     size = sum(tensor.nbytes for tensor in _layout(source))
     return {**_facts(source), "tensors": len(source.entries), "bytes": size}
 
 
-def _source(model: Path, settings: ImportSettings) -> DequantizedCheckpoint:
-    """The model, in the dtype asked for. Raises UnsupportedError for one that needs no import."""
+def _source(model: Path, settings: ImportSettings, adapter: Path | None) -> DequantizedCheckpoint:
+    """The model in the dtype asked for, with the adapter. Raises UnsupportedError for one that needs no import."""
     source = open_model(model, None if settings.dtype is None else SHORT_DTYPES[settings.dtype])
     if source.config.get("quantization_config") is not None:
         raise UnsupportedError(
             f"{source.path}: is dfq's own; the other commands take it as it is", field="model", file=source.path
         )
+    if adapter is not None:
+        return merged(source, open_adapter(adapter))
     if not isinstance(source, DequantizedCheckpoint):
         raise UnsupportedError(
-            f"{source.path}: is an ordinary checkpoint already; use it as it is, or name another `dtype`",
-            field=("model", "dtype"),
+            f"{source.path}: is an ordinary checkpoint already; use it as it is, or set `dtype` or `merge_adapter`",
+            field=("model", "dtype", "merge_adapter"),
             file=source.path,
         )
     return source

@@ -76,11 +76,7 @@ def plan_quantization(model: Path, calibration_path: Path | None, settings: Quan
     checkpoint, arch, source = _open_source(model)
     digest = checkpoint.digest()
     calibration = Calibration.open(calibration_path, arch, digest) if calibration_path is not None else None
-    if calibration is None and settings.needs_calibration():
-        reason = "activation clip auto" if settings.a_clip == "auto" else f"algorithm {settings.algorithm}"
-        reason = f"head {settings.head.name}" if settings.head.second_rows else reason
-        reason = "key shift mean" if settings.key_shift == "mean" else reason
-        reason = "effort high" if settings.tuned else reason
+    if calibration is None and (reason := settings.calibration_reason):
         raise InputError(
             f"{reason} needs a `calibration`: run dfq calibrate and give its folder, or use rtn", field="calibration"
         )

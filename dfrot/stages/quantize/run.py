@@ -195,7 +195,8 @@ class _BlockwiseQuantization:
         table: the plan of a head, which has a grid of its own."""
         scheme, options = self.scheme, self.options
         if table is not None:
-            scheme, options = grid_scheme(table, scheme), table_options(table, options)
+            scheme = grid_scheme(table, scheme)
+            options = table_options(table, options) if self.plan.config.head.quantized else options
         if reason is not None:
             return rtn.fallback(weights, scheme, options, reason)
         return self.quantize_together(weights, hessian, scheme, options)

@@ -195,7 +195,18 @@ class QuantizeSettings:
 
     def needs_calibration(self) -> bool:
         """Whether these settings cannot do without a calibration."""
+        return self.calibration_reason is not None
+
+    @property
+    def calibration_reason(self) -> str | None:
+        """The setting that cannot do without a calibration, with its value, or None."""
+        if self.key_shift == "mean":
+            return "key shift mean"
+        if self.head.second_rows:
+            return f"head {self.head.name}"
+        if self.a_clip == "auto" and self.scheme.a_bits != FULL:
+            return "activation clip auto"
+        if self.tuned:
+            return "effort high"
         rounds = self.scheme.w_bits != FULL or self.head.quantized
-        weights = rounds and algorithm(self.algorithm).needs_hessian
-        tokens = self.key_shift == "mean" or self.head.second_rows > 0 or self.tuned
-        return weights or tokens or (self.a_clip == "auto" and self.scheme.a_bits != FULL)
+        return f"algorithm {self.algorithm}" if rounds and algorithm(self.algorithm).needs_hessian else None

@@ -19,6 +19,7 @@ from dfrot.files import require_free_space
 from dfrot.lineage import lineage, source_record
 from dfrot.outliers.fixes.base import Change
 from dfrot.outliers.rewrite import rewrite
+from dfrot.processor import onednn_products
 from dfrot.progress import Progress, silent
 from dfrot.stage_folder import open_stage, read_record
 from dfrot.stages.tune.plan import plan_tuning
@@ -28,6 +29,7 @@ from dfrot.stages.tune.trainer import STATE_FILE, TuneTrainer
 KIND = "tune"
 
 
+@onednn_products()
 def tune(
     model: Path,
     teacher: Path,

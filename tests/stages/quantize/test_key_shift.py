@@ -18,6 +18,7 @@ from dfrot.errors import InputError, UnsupportedError
 from dfrot.export.inspect import inspect
 from dfrot.export.run import export
 from dfrot.files import read_json
+from dfrot.outliers.measure.subject import Subject
 from dfrot.quant.scheme import QuantScheme
 from dfrot.rotation.hadamard import hadamard_plan, hadamard_transform
 from dfrot.runtime import trainable_attention
@@ -164,6 +165,11 @@ def test_packed_simulated_and_trainable_agree(
     with torch.no_grad():
         expected = packed(TOKENS).logits
         assert torch.equal(load_model(tmp_path / "fake", torch.float32)(TOKENS).logits, expected)
+    subject = Subject(tmp_path / "packed")
+    hidden = subject.runner.embed(TOKENS[:1])
+    for layer in range(subject.arch.n_layers):
+        hidden = subject.runner.run(subject.block(layer), hidden, subject.cache(layer))
+    assert float((subject.runner.logits(hidden) - expected[:1]).abs().mean()) < 0.02 * float(expected.std())
     arch = open_described(biased)[1]
     student = TrainableModel(load_model(tmp_path / "packed", torch.float32), arch, torch.bfloat16)
     assert torch.allclose(student.model(TOKENS, use_cache=False).logits, expected, atol=1e-3 * float(expected.std()))

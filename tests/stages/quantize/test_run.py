@@ -33,7 +33,8 @@ DOWN = "model.layers.1.mlp.down_proj"
 
 
 def settings(scheme: str = "w4a4kv4", **changes: Any) -> QuantizeSettings:
-    return QuantizeSettings(QuantScheme.parse(scheme), **changes)
+    """No clipping of activations and no sink tokens, the defaults of 4-bit activations, unless asked for."""
+    return QuantizeSettings(QuantScheme.parse(scheme), **{"a_clip": 1.0, "sink_tokens": 0, **changes})
 
 
 def packed(folder: Path, name: str) -> PackedWeight:
