@@ -39,7 +39,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         resolve_model("reference"), folder / "rotated", RotateSettings(method="hadamard", dataset="stdlib", gate=False)
     )
     for name, scheme, sinks in (("packed", "w4a4kv4", 0), ("groups", "w3a8-g64-wasym", 0), ("sinks", "w4a4kv4", 3)):
-        settings = QuantizeSettings(scheme=QuantScheme.parse(scheme), algorithm="rtn", sink_tokens=sinks)
+        settings = QuantizeSettings(scheme=QuantScheme.parse(scheme), algorithm="rtn", sink_tokens=sinks, a_clip=1.0)
         quantize(folder / "rotated", None, folder / name, settings)
     return folder
 
