@@ -208,7 +208,5 @@ class QuantizeSettings:
             return f"head {self.head.name}"
         if self.a_clip == "auto" and self.scheme.a_bits != FULL:
             return "activation clip auto"
-        if self.tuned:
-            return "effort high"
         rounds = self.scheme.w_bits != FULL or self.head.quantized
         return f"algorithm {self.algorithm}" if rounds and algorithm(self.algorithm).needs_hessian else None
