@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from dfrot.files import digest_json
 from dfrot.recipe import check, document
 from dfrot.recipe.convert import build, convert, nearest
 from dfrot.recipe.stages import STAGES, metrics_of, require_order
+from dfrot.stages.quantize.settings import QuantizeSettings
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 TOP = {"name": str, "model": str, "dataset": str, "seed": int, "notes": str}
@@ -75,6 +76,9 @@ def parse(value: dict[str, Any], where: str) -> Recipe:
         for name, stage in STAGES.items()
         if name in value
     }
+    quantization = stages.get("quantize")
+    if isinstance(quantization, QuantizeSettings) and quantization.tuned and quantization.tune_dataset is None:
+        stages["quantize"] = replace(quantization, tune_dataset=top["dataset"])
     require_order(stages, where)
     expect = check.parse(value.get("expect") or {}, metrics_of(stages), f"{where}: expect")
     return Recipe(**top, stages=stages, expect=expect)

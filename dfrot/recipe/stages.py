@@ -24,7 +24,7 @@ from dfrot.stages.draft.train import train as train_draft
 from dfrot.stages.outliers.fix import fix
 from dfrot.stages.outliers.settings import FixSettings
 from dfrot.stages.quantize.run import quantize
-from dfrot.stages.quantize.settings import QuantizeSettings
+from dfrot.stages.quantize.settings import QUICK, QuantizeSettings
 from dfrot.stages.rotate.run import rotate
 from dfrot.stages.rotate.settings import RotateSettings
 
@@ -104,6 +104,8 @@ def require_order(stages: Mapping[str, Any], where: str) -> None:
     reason = quantization.calibration_reason if quantization is not None else None
     if reason is not None and "calibrate" not in stages:
         raise InputError(f"{where}: quantize: {reason} needs a calibration; add a section calibrate")
+    if quantization is not None and quantization.effort == QUICK and "calibrate" in stages:
+        raise InputError(f"{where}: quantize: effort quick reads no calibration; remove the section calibrate")
     if "calibrate" in stages and quantization is None:
         raise InputError(f"{where}: calibrate: nothing uses it; add a section quantize, or remove it")
     if "draft_eval" in stages and "draft" not in stages:

@@ -29,6 +29,13 @@ def test_dataset_and_seed_reach_every_stage(write: Any) -> None:
     assert recipe.stages["eval"].dataset == "wikitext2"
 
 
+def test_effort_high_tunes_on_the_text_of_the_recipe(write: Any) -> None:
+    assert load(write()).stages["quantize"].tune_dataset is None
+    assert load(write(), ["quantize.effort=high"]).stages["quantize"].tune_dataset == "stdlib"
+    named = load(write(), ["quantize.effort=high", "quantize.tune_dataset=wikitext2"])
+    assert named.stages["quantize"].tune_dataset == "wikitext2"
+
+
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
@@ -45,6 +52,7 @@ def test_dataset_and_seed_reach_every_stage(write: Any) -> None:
         ("quantize.damping=.nan", ["quantize.damping", "a number"]),
         ("calibrate=null", ["quantize", "needs a calibration"]),
         ("quantize=null", ["calibrate", "nothing uses it"]),
+        ("quantize.effort=quick", ["quick reads no calibration", "remove the section calibrate"]),
         ("draft_eval={}", ["draft_eval", "add a section draft"]),
         ("export={to: gguf}", ["export", "online", "rotate.online"]),
         ("export={to: gguf, online_r4: true}", ["export", "4-bit KV", "w4a16"]),
