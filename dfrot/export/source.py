@@ -152,7 +152,6 @@ def fit_source(
     model, checkpoint, arch, config, packed = source.model, source.checkpoint, source.arch, source.config, source.packed
     declared = requested_scheme(model, config, scheme)
     notes = list(checkpoint.resolved)
-    r4 = check_runtime(model, target, config, declared, online_r4, notes)
     fitted = fit(target, declared)
     if fitted.reason is not None:
         raise UnsupportedError(
@@ -160,6 +159,7 @@ def fit_source(
             f"{suggestion(fitted.instead, declared)}",
             field="scheme",
         )
+    r4 = check_runtime(model, target, config, declared, online_r4, notes)
     if target.needs_described_names and arch.spec.model_type not in GGUF_ARCHS:
         raise UnsupportedError(f"{model}: {arch.spec.model_type} is not described in dfrot/arch/gguf.py; add it there")
     kept = config.keep if config is not None else ()

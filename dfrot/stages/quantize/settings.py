@@ -75,7 +75,7 @@ class QuantizeSettings:
         None,
         minimum=0,
         help="Leading positions whose activations and KV cache stay in full precision. Default: 4 where activations "
-        "have at most 4 bits, else 0.",
+        "have at most 4 bits on an asymmetric grid, else 0 (engines with symmetric ones know no sinks).",
     )
     key_shift: str | None = setting(
         None,
@@ -117,9 +117,9 @@ class QuantizeSettings:
     def __post_init__(self) -> None:
         if self.algorithm is None:
             object.__setattr__(self, "algorithm", EFFORTS.get(self.effort, EFFORTS[DEFAULT]))
+        check(self)
         self._check_effort()
         needs_hessian = algorithm(self.algorithm).needs_hessian
-        check(self)
         if self.embed.second_rows:
             raise UnsupportedError("`embed`: second rows are for the head", field="embed")
         if self.compensate and not (self.propagate and needs_hessian):
@@ -183,7 +183,7 @@ class QuantizeSettings:
         """The number of leading positions that stay exact."""
         if self.sink_tokens is not None:
             return self.sink_tokens
-        return SINK_TOKENS if self.scheme.a_bits <= 4 else 0
+        return SINK_TOKENS if self.scheme.a_bits <= 4 and not self.scheme.a_sym else 0
 
     @property
     def clip(self) -> float:

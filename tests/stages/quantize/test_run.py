@@ -333,7 +333,7 @@ def test_refusals_before_work(model: Path, cal: Path, build: Build, tmp_path: Pa
     out = tmp_path / "out" / "q"
     with pytest.raises(InputError, match="needs a `calibration`"):
         quantize(model, None, out, settings())
-    with pytest.raises(UnsupportedError, match="`algorithm` 'awq'"):
+    with pytest.raises(InputError, match="`algorithm` 'awq': choose one of gptq, rtn"):
         settings(algorithm="awq")
     with pytest.raises(InputError, match="`sink_tokens` -1"):
         settings(sink_tokens=-1)
