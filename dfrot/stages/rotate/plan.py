@@ -164,8 +164,10 @@ def plan_rotation(model: Path, settings: RotateSettings) -> RotatePlan:
 
 
 def _for_architecture(arch: BoundArch, settings: RotateSettings) -> RotateSettings:
-    """The settings with `align` and `transform` decided where they are left to the architecture."""
-    possible = settings.dataset is not None and settings.method != "none"
+    """The settings with `align` and `transform` decided where they are left to the architecture.
+
+    Without online rotations the result is for engines that quantize weights alone, which neither serves."""
+    possible = settings.dataset is not None and settings.method != "none" and settings.online
     align, transform = settings.align, settings.transform
     if align is None:
         align = possible and not settings.a_sym and arch.spec.refuses(Space.RESIDUAL) is None

@@ -58,7 +58,7 @@ class RotateSettings:
         option="--align/--no-align",
         help="Choose R1, and the signs of the norms' gains, so that what tokens have in common becomes a constant, "
         "which asymmetric activation grids absorb; with method dfrot the refinement starts there. Default: wherever "
-        "it is possible.",
+        "it is possible, with `online` rotations.",
     )
     transform: tuple[str, ...] = setting(
         (AUTO,),
@@ -66,7 +66,7 @@ class RotateSettings:
         metavar="NAMES",
         help="Free transforms beside the rotations, with commas between them: up-down, head-center, head-scale, "
         "head-whiten, key-scale; NAME:MODE for a variant. auto: up-down, head-whiten and key-scale, as far as the "
-        "architecture takes them; none: no transform.",
+        "architecture takes them, with `online` rotations; none: no transform.",
     )
     transform_windows: int = setting(
         4, minimum=1, help="Windows of the train split, as long as the text sample, that transforms are computed from."
