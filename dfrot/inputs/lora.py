@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -57,8 +58,9 @@ class Adapter:
         alpha = next((value for end, value in self.alphas.items() if f".{module}".endswith(f".{end}")), self.alpha)
         return alpha / (math.sqrt(rank) if self.by_root else rank)
 
+    @cached_property
     def files(self) -> dict[str, str]:
-        """Name -> SHA-256 of its files."""
+        """Name -> SHA-256 of its files, read once."""
         return {name: file_sha256(self.path / name) for name in (CONFIG, WEIGHTS)}
 
 
@@ -169,7 +171,7 @@ def merged(base: Checkpoint, adapter: Adapter) -> DequantizedCheckpoint:
     dropped = view.dropped if view else ()
 
     def identity() -> str:
-        return digest_bytes(base.digest().encode(), *(sha.encode() for sha in adapter.files().values()))
+        return digest_bytes(base.digest().encode(), *(sha.encode() for sha in adapter.files.values()))
 
     result = DequantizedCheckpoint(base.path, base.config, tensors, identity, form, dtype, dropped)
     result.resolved = base.resolved

@@ -112,7 +112,9 @@ class ForwardHooks:
         shifts: list[Tensor | None] = [base.get_buffer(name).float() for name in self.key_shifts]
         shifts = shifts or [None] * self.n_layers
         persistent = not self._transient
-        replace_layers(cache, [DfqCacheLayer(self.kv, self.sinks, persistent, True, shift) for shift in shifts])
+        replace_layers(
+            cache, [DfqCacheLayer(self.kv, self.sinks, persistent, as_view=True, shift=shift) for shift in shifts]
+        )
         return cache
 
 

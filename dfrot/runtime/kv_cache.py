@@ -2,8 +2,7 @@
 
 Keys are rotated (R3) in float32, shifted where the checkpoint asks for it, and then quantized, so they are stored and
 returned in that basis; the attention function `dfq` rotates the queries in the same way, and its softmax does not see
-the shift. Sliding-window models keep every position and rely on the
-mask.
+the shift. Sliding-window models keep every position and rely on the mask.
 
 A few query rows (decoding, verifying drafts) read the packed memory as it is: `update` then returns a `CacheView`
 instead of tensors. Many new positions are dequantized for PyTorch's attention.

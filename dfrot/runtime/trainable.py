@@ -1,5 +1,5 @@
-"""A loaded packed model that gradients pass through: scales and norm gains learn, everything else stays as it
-is when the model is run."""
+"""A loaded packed model that gradients pass through: scales and norm gains learn, everything else stays as it is
+when the model is run."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dfrot.quant.scheme import NO_SHIFT
 from dfrot.quant.table import TableScheme
 from dfrot.stages.rotate.settings import NONE
 
@@ -68,7 +69,7 @@ class Row:
         return self.rotation != NO_ROTATION or self.calibrated or self.tuned
 
 
-PLAIN = {"a_clip": 1.0, "sink_tokens": 0}
+PLAIN = {"a_clip": 1.0, "sink_tokens": 0, "key_shift": NO_SHIFT}
 """Fields of QuantizeSettings without what the default recipe adds."""
 _RTN, _GPTQ = {"algorithm": "rtn", **PLAIN}, {"algorithm": "gptq", **PLAIN}
 TUNED = "tuned-dfrot"

@@ -18,7 +18,7 @@ from dfrot.dtypes import SHORT_DTYPES
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.files import allocated_bytes, file_sha256, require_free_space, write_json
 from dfrot.inputs import DequantizedCheckpoint, open_model
-from dfrot.inputs.lora import merged, open_adapter
+from dfrot.inputs.lora import Adapter, merged, open_adapter
 from dfrot.lineage import source_record
 from dfrot.progress import Progress, silent
 from dfrot.stage_folder import Stage, open_stage, read_record
@@ -48,24 +48,25 @@ def import_model(
     settings = settings or ImportSettings()
     if out.resolve() == Path(model).resolve():
         raise InputError(f"{out}: is the model itself; choose another `out`", field="out", file=out)
-    source = _source(model, settings, merge_adapter)
+    adapter = None if merge_adapter is None else open_adapter(merge_adapter)
+    source = _source(model, settings, adapter)
     request = {"model": source.digest(), "settings": asdict(settings)}
     with open_stage(out, KIND, request, resume, overwrite) as stage:
         if not stage.finished:
             _write(stage, source, progress)
-            adapter = {} if merge_adapter is None else {"adapter": open_adapter(merge_adapter).files()}
-            stage.publish({**_record(source, stage.folder), **adapter})
+            merged_files = {} if adapter is None else {"adapter": adapter.files}
+            stage.publish({**_record(source, stage.folder), **merged_files})
     return read_record(out, KIND)
 
 
 def plan(model: Path, settings: ImportSettings, merge_adapter: Path | None = None) -> dict[str, Any]:
     """What `import_model` would do, as JSON, without doing it. Raises what it would raise before work starts."""
-    source = _source(model, settings, merge_adapter)
+    source = _source(model, settings, None if merge_adapter is None else open_adapter(merge_adapter))
     size = sum(tensor.nbytes for tensor in _layout(source))
     return {**_facts(source), "tensors": len(source.entries), "bytes": size}
 
 
-def _source(model: Path, settings: ImportSettings, adapter: Path | None) -> DequantizedCheckpoint:
+def _source(model: Path, settings: ImportSettings, adapter: Adapter | None) -> DequantizedCheckpoint:
     """The model in the dtype asked for, with the adapter. Raises UnsupportedError for one that needs no import."""
     source = open_model(model, None if settings.dtype is None else SHORT_DTYPES[settings.dtype])
     if source.config.get("quantization_config") is not None:
@@ -73,7 +74,7 @@ def _source(model: Path, settings: ImportSettings, adapter: Path | None) -> Dequ
             f"{source.path}: is dfq's own; the other commands take it as it is", field="model", file=source.path
         )
     if adapter is not None:
-        return merged(source, open_adapter(adapter))
+        return merged(source, adapter)
     if not isinstance(source, DequantizedCheckpoint):
         raise UnsupportedError(
             f"{source.path}: is an ordinary checkpoint already; use it as it is, or set `dtype` or `merge_adapter`",

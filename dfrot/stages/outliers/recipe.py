@@ -100,7 +100,7 @@ def _apply_recipe(model: Path, recipe: OutlierRecipe, settings: RecipeSettings, 
     the next recipe."""
     rotated = _rotated(model, recipe, settings, work)
     calibration = _calibration(rotated, settings, work) if settings.algorithm == "gptq" else None
-    scheme = replace(QuantScheme.parse(settings.scheme), a_clip=recipe.a_clip, kv_clip=recipe.kv_clip)
+    scheme = replace(QuantScheme.parse(settings.scheme), kv_clip=recipe.kv_clip)
     how = QuantizeSettings(
         scheme=scheme,
         algorithm=settings.algorithm,

@@ -16,8 +16,8 @@ from dfrot.arch import BoundArch
 from dfrot.calib.calibration import Calibration
 from dfrot.checkpoint import Checkpoint
 from dfrot.checkpoint_writer import SafetensorsWriter
-from dfrot.data.text import calibration_windows, dataset_label, load_text
-from dfrot.data.tokenizer import encode, load_tokenizer
+from dfrot.data.text import dataset_label, load_text
+from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import DfqError, InputError, UnsupportedError
 from dfrot.progress import Progress
 from dfrot.quant.config import DfqConfig
@@ -25,7 +25,7 @@ from dfrot.runtime.load import check_folder
 from dfrot.stage_folder import Stage
 from dfrot.stages.quantize.layout import CheckpointLayout
 from dfrot.stages.quantize.settings import QuantizeSettings
-from dfrot.stages.tune.plan import SEED_OFFSET, TunePlan, untunable
+from dfrot.stages.tune.plan import TunePlan, tuning_windows, untunable
 from dfrot.stages.tune.settings import TuneSettings
 from dfrot.stages.tune.trainer import STATE_FILE, TuneTrainer
 from dfrot.training_state import load_training
@@ -89,11 +89,7 @@ def plan_effort(
             field="tune_dataset",
             file=calibration.path,
         )
-    count = settings.steps * settings.batch + settings.held_out
-    ids = encode(tokenizer, text.text)
-    return EffortTuning(
-        settings, calibration_windows(ids, count, settings.seqlen, settings.seed + SEED_OFFSET), text.digest
-    )
+    return EffortTuning(settings, tuning_windows(text, tokenizer, settings), text.digest)
 
 
 def tune_quantized(stage: Stage, layout: CheckpointLayout, tuning: EffortTuning, progress: Progress) -> dict[str, Any]:

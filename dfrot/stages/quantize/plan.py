@@ -87,9 +87,9 @@ def plan_quantization(model: Path, calibration_path: Path | None, settings: Quan
     for name in ("embed", "head"):  # left out where they decide nothing
         if not getattr(settings, name).quantized:
             del choices[name]
-    for name, default in (("effort", DEFAULT), ("tune_steps", None), ("tune_dataset", None)):
-        if choices[name] == default or name.startswith("tune_"):  # what is tuned on stands in `tuning`
-            del choices[name]
+    del choices["tune_steps"], choices["tune_dataset"]  # what is tuned on stands in `tuning`
+    if settings.effort == DEFAULT:
+        del choices["effort"]
     if config.shifts_keys:
         choices["key_shift"] = config.key_shift
     else:

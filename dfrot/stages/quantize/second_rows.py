@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -22,4 +24,4 @@ def stacked(weight: Tensor, first: Quantized, second: Quantized, ids: Tensor, he
         hessian = hessian.float()
         error = float(output_errors(weight - rounded, hessian).sum())
         stats["output_error"] = fraction(error, float(output_errors(weight, hessian).sum()))
-    return Quantized(result.codes, both, stats, ids)
+    return replace(result, stats=stats)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dfrot.arch import BoundArch, describe
 from dfrot.checkpoint import Checkpoint
-from dfrot.data.text import calibration_windows, dataset_label, load_text
+from dfrot.data.text import Text, calibration_windows, dataset_label, load_text
 from dfrot.data.tokenizer import encode, load_tokenizer
 from dfrot.errors import InputError, MismatchError, UnsupportedError
 from dfrot.quant.config import DfqConfig
@@ -64,9 +64,6 @@ def plan_tuning(model: Path, teacher: Path, settings: TuneSettings) -> TunePlan:
         )
     tokenizer = load_tokenizer(student.path)
     text = load_text(settings.dataset, "train", tokenizer)
-    ids = encode(tokenizer, text.text)
-    count = settings.steps * settings.batch + settings.held_out
-    tokens = calibration_windows(ids, count, settings.seqlen, settings.seed + SEED_OFFSET)
     request = {
         "model": student.digest(),
         "teacher": reference.digest(),
@@ -74,7 +71,14 @@ def plan_tuning(model: Path, teacher: Path, settings: TuneSettings) -> TunePlan:
         **text.rendered,
         "settings": {**asdict(settings), "dataset": dataset_label(settings.dataset)},
     }
-    return TunePlan(student, scheme, reference, settings, tokens, request)
+    return TunePlan(student, scheme, reference, settings, tuning_windows(text, tokenizer, settings), request)
+
+
+def tuning_windows(text: Text, tokenizer: Any, settings: TuneSettings) -> Tensor:
+    """int64 [held_out + steps * batch, seqlen]: windows of a text, the held-out ones first. Raises InputError where it
+    is too short."""
+    count = settings.steps * settings.batch + settings.held_out
+    return calibration_windows(encode(tokenizer, text.text), count, settings.seqlen, settings.seed + SEED_OFFSET)
 
 
 def _open_student(model: Path) -> tuple[Checkpoint, QuantScheme]:

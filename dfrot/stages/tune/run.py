@@ -2,9 +2,9 @@
 
 GPTQ quantizes every linear by itself. How the remaining errors of all linears, of activations and of the cache add up
 in the logits shows at the end only. The integers stay; the scales of the weights (as in EfficientQAT's second phase,
-arXiv 2407.11062) and the gains of the norms (as in norm tweaking, arXiv 2309.02784) are
-trained by gradient descent on the divergence KL(16-bit || quantized) of next-token distributions, with activations and
-KV rounded as they will be served, sink tokens exact. The result is a checkpoint of the same form, size and speed.
+arXiv 2407.11062) and the gains of the norms (as in norm tweaking, arXiv 2309.02784) are trained by gradient descent on
+the divergence KL(16-bit || quantized) of next-token distributions, with activations and KV rounded as they will be
+served, sink tokens exact. The result is a checkpoint of the same form, size and speed.
 """
 
 from __future__ import annotations
