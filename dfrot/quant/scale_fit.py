@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from dfrot.matrix_stacks import solutions
 from dfrot.quant.grid import Grid
 from dfrot.quant.hessian_error import output_errors
 
@@ -40,7 +41,7 @@ def fitted_scales(
         diagonal.add_(RIDGE * diagonal.mean(1, keepdim=True))
         diagonal.masked_fill_(diagonal == 0, 1.0)  # a row of zeros
         empty = wanted == 0
-        solved = torch.linalg.solve(matrix, wanted).float().bfloat16()
+        solved = solutions(matrix, wanted).float().bfloat16()
         scales.append(torch.where(empty | ~torch.isfinite(solved) | (solved == 0), rows.scale, solved))
     scale = torch.cat(scales)
     fitted = output_errors(weight - replace(grid, scale=scale).decode(codes), hessian)

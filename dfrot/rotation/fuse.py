@@ -24,6 +24,7 @@ from dfrot.arch.spec import Linear, Part
 from dfrot.checkpoint import Checkpoint, TensorEntry
 from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.errors import InputError, MismatchError, UnsupportedError
+from dfrot.matrix_stacks import inverses
 from dfrot.rotation.hadamard import hadamard_transform
 from dfrot.rotation.online import HadamardSpec
 from dfrot.rotation.transforms import Transforms, head_norm_factor, per_query_head
@@ -305,7 +306,7 @@ class Fuser:
         r2 = None if self.rotations.r2 is None else self.rotations.r2[layer]
         if value is None:
             return r2
-        matrices = per_query_head(self.arch, torch.linalg.inv(value).mT) if inverse else value
+        matrices = per_query_head(self.arch, inverses(value).mT) if inverse else value
         return matrices if r2 is None else matrices @ r2
 
     def _rotate_columns(self, rows: Tensor, job: _Job) -> Tensor:

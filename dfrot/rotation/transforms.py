@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dfrot.arch import BoundArch
 from dfrot.errors import InputError, MismatchError, UnsupportedError
+from dfrot.matrix_stacks import inverses
 from dfrot.tensor_file import load_tensors, save_tensors
 
 TRANSFORMS_FILE = "transforms.safetensors"
@@ -70,7 +71,7 @@ class Transforms:
                 raise InputError(f"transform {name}: factors must be above 0")
         if self.norm is not None and not bool((self.norm != 0).all()):
             raise InputError("transform norm: gains must not be 0")
-        if self.value is not None and not bool(torch.isfinite(torch.linalg.inv_ex(self.value).inverse).all()):
+        if self.value is not None and not bool(torch.isfinite(inverses(self.value)).all()):
             raise InputError("transform value: a matrix cannot be inverted")
         if self.value_shift is not None and (reason := refuses_shift(arch)):
             raise UnsupportedError(reason)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dfrot.arch import BoundArch
+from dfrot.matrix_stacks import inverses
 from dfrot.rotation.transforms import refuses_shift
 from dfrot.transforms.base import BlockMaps, BlockView
 
@@ -85,11 +86,11 @@ class HeadWhiten:
             output = output + CACHE_SHARE * scale[:, None, None] * values
         gram = view.output_gram()
         if maps.value is not None:
-            inverse = torch.linalg.inv(maps.value)
+            inverse = inverses(maps.value)
             gram = inverse @ gram @ inverse.mT
         matrices = torch.stack([balancing_matrix(*pair) for pair in zip(output, gram)])
         before = float((_trace(output).sum() * _trace(gram).sum()).clamp_min(1e-300))
-        inverse = torch.linalg.inv(matrices)
+        inverse = inverses(matrices)
         after = _trace(matrices.mT @ output @ matrices).sum() * _trace(inverse @ gram @ inverse.mT).sum()
         maps.add_value(matrices)
         return {"energy": float(after) / before}

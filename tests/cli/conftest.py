@@ -28,6 +28,7 @@ CONFIG: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": False,
     "bos_token_id": 0,
+    "eos_token_id": 2,
     "torch_dtype": "bfloat16",
 }
 
