@@ -38,8 +38,10 @@ $(STAMP): $(RUN)
 	$(PIP) "dfq[dev]"
 	touch $(STAMP)
 
+# Some 5 minutes in two processes, 11 in one.
+WORKERS ?= 2
 test: setup
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
 # The assumptions about transformers (tests/compat), under every supported version (tests/compat/versions.txt). Each version
 # lies in an environment of its own below build/compat, which takes everything else from the first one.

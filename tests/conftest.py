@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 
+# Workers of pytest-xdist have one core each; before anything imports torch. Tests about threads set their own number.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
 # Before anything imports huggingface_hub: a test that needs the network fails at once instead of waiting for it.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
