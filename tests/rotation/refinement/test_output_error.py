@@ -1,4 +1,4 @@
-"""R1 for outputs: the loss is what it says, its gradient is right, the result is orthogonal and better on held-out rows."""
+"""R1 for outputs: the loss is what it says, gradients are right, the result is orthogonal and betters the start."""
 
 from __future__ import annotations
 

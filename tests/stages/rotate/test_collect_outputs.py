@@ -57,4 +57,3 @@ def test_a_budget_keeps_equal_shares_of_every_window(make: Make, monkeypatch: py
         for part, window in zip(tap.rows.split(10), all_rows.rows.split(24)):
             kept = [bool((window == row).all(1).any()) for row in part]
             assert all(kept)
-
