@@ -105,16 +105,23 @@ def open_fast_tokenizer(folder: Path) -> FastTokenizer | None:
         return None
     if parts is None or refuses(folder, *parts) is not None:
         return None
-    from tokenizers import Tokenizer, normalizers
+    from tokenizers import AddedToken, Tokenizer, normalizers
 
     _, settings, config = parts
     template_file = folder / "chat_template.jinja"
     template = template_file.read_text(encoding="utf-8") if template_file.is_file() else settings.get("chat_template")
     named = {key: _content(settings[key]) for key in NAMED_TOKENS if settings.get(key) is not None}
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception:  # tokenizers raises nothing more precise; transformers' reader says in one line what is wrong
+        return None
     if _is_rebuilt(settings, config):
         tokenizer.normalizer = normalizers.NFC()
-    return FastTokenizer(tokenizer, named, [_content(token) for token in _extra(settings)], template)
+    extra = [_content(token) for token in _extra(settings)]
+    stored = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    missing = [token for token in dict.fromkeys([*named.values(), *extra]) if token not in stored]
+    tokenizer.add_tokens([AddedToken(token, special=True) for token in missing])
+    return FastTokenizer(tokenizer, named, extra, template)
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]] | None:
@@ -139,9 +146,22 @@ def refuses(folder: Path, model: dict[str, Any], settings: dict[str, Any], confi
         return "several chat templates"
     if not isinstance(model.get("model"), dict) or model["model"].get("type") != "BPE":
         return "no byte-pair encoding"
+    if not _is_sound(model, settings):
+        return "entries of another form than they have"
     if model.get("padding") is not None:
         return "tokenizer.json names a token for padding"
-    return _refuses_class(model, settings, config) or _refuses_tokens(model, settings)
+    return _refuses_class(model, settings, config) or _refuses_tokens(model, settings, _is_rebuilt(settings, config))
+
+
+def _is_sound(model: dict[str, Any], settings: dict[str, Any]) -> bool:
+    """Whether what is read here of both files has the types that it should have."""
+    tokens, steps = model.get("added_tokens", []), model.get("pre_tokenizer")
+    are_tokens = isinstance(tokens, list) and all(
+        isinstance(token, dict) and isinstance(token.get("content"), str) and type(token.get("id")) is int
+        for token in tokens
+    )
+    objects = (model["model"].get("vocab"), steps or {}, settings.get("added_tokens_decoder") or {})
+    return are_tokens and all(isinstance(part, dict) for part in objects)
 
 
 def _refuses_class(model: dict[str, Any], settings: dict[str, Any], config: dict[str, Any]) -> str | None:
@@ -175,7 +195,7 @@ def _refuses_rebuilding(model: dict[str, Any], settings: dict[str, Any]) -> str 
     options = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback")
     if any(model["model"].get(option) for option in (*options, "ignore_merges")):
         return f"other options of the encoding than those of {REBUILT}"
-    added, vocabulary = model.get("added_tokens") or [], model["model"].get("vocab") or {}
+    added, vocabulary = model.get("added_tokens", []), model["model"]["vocab"]
     new = sorted(token["id"] for token in added if vocabulary.get(token["content"]) != token["id"])
     if new != list(range(len(vocabulary), len(vocabulary) + len(new))):
         return "added tokens with gaps between their ids"
@@ -188,9 +208,9 @@ def _holds(part: Any, wanted: dict[str, Any]) -> bool:
     return isinstance(part, dict) and all(part.get(key) == value for key, value in wanted.items())
 
 
-def _refuses_tokens(model: dict[str, Any], settings: dict[str, Any]) -> str | None:
-    """Tokens that tokenizer_config.json describes in another way than tokenizer.json: transformers would add them."""
-    added = {token["content"]: token for token in model.get("added_tokens") or []}
+def _refuses_tokens(model: dict[str, Any], settings: dict[str, Any], is_rebuilt: bool) -> str | None:
+    """A token that tokenizer_config.json describes in another way than tokenizer.json: transformers would change it."""
+    added = {token["content"]: token for token in model.get("added_tokens", [])}
     for index, token in (settings.get("added_tokens_decoder") or {}).items():
         stored = added.get(token.get("content")) if isinstance(token, dict) else None
         if stored is None or str(stored["id"]) != str(index) or any(stored.get(f) != token.get(f) for f in _FLAGS):
@@ -198,6 +218,8 @@ def _refuses_tokens(model: dict[str, Any], settings: dict[str, Any]) -> str | No
     special = [settings[key] for key in NAMED_TOKENS if settings.get(key) is not None]
     for value in [*special, *_extra(settings)]:
         stored = added.get(_content(value)) if isinstance(value, str | dict) else None
+        if isinstance(value, str) and stored is None and not is_rebuilt:
+            continue  # it is added, by transformers and here
         if stored is None or not stored.get("special") or any(stored.get(flag) for flag in _FLAGS[:-1]):
             return f"special token {value!r} is not stored as one"
         if isinstance(value, dict) and any(stored.get(flag) != value.get(flag, False) for flag in _FLAGS[:-1]):

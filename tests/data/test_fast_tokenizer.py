@@ -89,10 +89,11 @@ def test_the_reference_model() -> None:
         {"add_bos_token": False, "add_eos_token": True, "clean_up_tokenization_spaces": True},
         {"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]},
         {"additional_special_tokens": ["<|im_start|>"], "model_max_length": 8, "padding_side": "left"},
+        {"eos_token": "a new token", "pad_token": "Hello", "extra_special_tokens": ["f(", "another"]},
         {"bos_token": {"__type": "AddedToken", "content": "<s>", "lstrip": False, "normalized": False}},
     ],
 )
-def test_settings_that_change_nothing(write: Write, settings: dict[str, Any]) -> None:
+def test_settings(write: Write, settings: dict[str, Any]) -> None:
     same(write(**settings))
 
 
@@ -131,7 +132,7 @@ def _lstrip(tokenizer: Any) -> None:
         ("bytes", "llama", None, {"tokenizer_class": None}),
         ("bytes", "llama", None, {"split_special_tokens": True}),
         ("bytes", "llama", None, {"image_token": "<|im_start|>"}),
-        ("bytes", "llama", None, {"eos_token": "never seen"}),
+        ("qwen", "qwen2", None, {"eos_token": "never seen"}),
         ("bytes", "llama", None, {"chat_template": [{"name": "default", "template": "x"}]}),
         ("bytes", "llama", None, {"added_tokens_decoder": {"0": {"content": "<s>", "special": True}}}),
         ("bytes", "llama", _lstrip, {"mask_token": "<mask>"}),
@@ -168,7 +169,11 @@ def test_a_folder_without_tokenizer_json_is_read_by_transformers(write: Write) -
     assert tokenizer(text)["input_ids"] == theirs(text, add_special_tokens=False)["input_ids"]
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", "{}", '{"model": 3, "added_tokens": 4}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{", "{}", '{"model": 3}', '{"model": {"type": "BPE", "vocab": []}}']
+    + ['{"model": {"type": "BPE", "vocab": {}}, "added_tokens": [4]}', '{"model": {"type": "BPE", "vocab": {}}}'],
+)
 def test_a_damaged_tokenizer_is_refused_in_one_line(write: Write, content: str) -> None:
     from dfrot.errors import InputError
 

@@ -172,6 +172,16 @@ def test_end_tokens(kit: Any, tmp_path: Path, file: dict[str, Any] | None, confi
     assert ours.generation_config.eos_token_id == theirs.generation_config.eos_token_id
 
 
+@pytest.mark.parametrize("content", ["[]", '{"eos_token_id": "2"}', '{"eos_token_id": [1, null]}'])
+def test_end_tokens_that_are_none(kit: Any, tmp_path: Path, content: str) -> None:
+    from dfrot.errors import InputError
+
+    folder = kit.build(tmp_path / "m")
+    (folder / "generation_config.json").write_text(content)
+    with pytest.raises(InputError, match="eos_token_id"):
+        load_for_decoding(folder)
+
+
 def test_a_damaged_weight_is_refused(kit: Any, tmp_path: Path) -> None:
     from dfrot.checkpoint import Checkpoint
     from dfrot.errors import InputError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,10 +10,15 @@ from torch import Tensor, nn
 
 from dfrot.arch import BoundArch
 from dfrot.checkpoint import Checkpoint
+from dfrot.errors import InputError
 from dfrot.files import read_json
+from dfrot.inputs import DequantizedCheckpoint
 from dfrot.quant.config import DfqConfig
 from dfrot.runtime.described.modules import DescribedCausalLM
 from dfrot.runtime.install import finish_model, replace_linears
+
+END_TOKENS = {"llama": 2, "mistral": 2}
+"""Model types with an id in transformers' configuration class that ends a text."""
 
 
 def build(checkpoint: Checkpoint, arch: BoundArch, config: DfqConfig | None, dtype: torch.dtype) -> DescribedCausalLM:
@@ -35,10 +41,23 @@ def build(checkpoint: Checkpoint, arch: BoundArch, config: DfqConfig | None, dty
 
 
 def end_tokens(checkpoint: Checkpoint) -> Any:
-    """The id or ids that end a text, or None: those of generation_config.json, and of config.json without one."""
+    """The id or ids that end a text, or None: those of generation_config.json, and of config.json without one. Raises
+    InputError for anything else."""
     file = checkpoint.path / "generation_config.json"
     defaults = read_json(file) if file.is_file() else checkpoint.stored_config
-    return defaults.get("eos_token_id")
+    ids = defaults.get("eos_token_id", _unnamed_end(checkpoint, file)) if isinstance(defaults, dict) else defaults
+    listed = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    if any(type(token) is not int for token in listed):
+        where = file if file.is_file() else checkpoint.path / "config.json"
+        raise InputError(f"{where}: eos_token_id {ids!r} is neither an id nor a list of ids; restore the file")
+    return ids
+
+
+def _unnamed_end(checkpoint: Checkpoint, file: Path) -> int | None:
+    """The id that transformers takes where no file names one: a default of the model type, where it is given the
+    configuration as an object, which it is where weights are dequantized when they are read."""
+    is_given = isinstance(checkpoint, DequantizedCheckpoint) and not file.is_file()
+    return END_TOKENS.get(str(checkpoint.stored_config.get("model_type"))) if is_given else None
 
 
 def _read(model: DescribedCausalLM, checkpoint: Checkpoint) -> None:
