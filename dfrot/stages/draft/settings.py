@@ -90,7 +90,8 @@ class DraftEvalSettings:
     prompt_tokens: int = setting(64, minimum=2, help="Tokens of a prompt that is cut from a text.")
     max_new_tokens: int = setting(128, minimum=2, help="The most new tokens per prompt.")
     shapes: tuple[tuple[int, int, int], ...] = (CHAIN_OF_3,)
-    """Tree shapes, (depth, top-k, total nodes) each; all are measured in one process."""
+    """Tree shapes, (depth, top-k, total nodes) each; all are measured in one process. Empty with look-up drafting:
+    the length of every chain is chosen as in generation."""
     sampling: Sampling = Sampling()
     """How tokens are chosen."""
     force: bool = same_as(GenerateSettings, "force")
