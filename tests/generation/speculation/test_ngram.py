@@ -33,19 +33,19 @@ OPTIONS = [MeasuredShape(TreeShape(length), 0.0, 1.0 + 0.1 * length, 1.0) for le
 
 
 def shapes() -> list[TreeShape | NgramPolicy]:
-    free = [MeasuredShape(TreeShape(length), 0.0, 1.0, 1.0) for length in (1, 10)]  # every match is drafted from
-    return [TreeShape(3), TreeShape(0), NgramPolicy(10, 0, OPTIONS), NgramPolicy(10, 0, free), NgramPolicy(10, 1000.0)]
+    free = [MeasuredShape(TreeShape(length), 0.0, 1.0, 1.0) for length in (1, 3)]  # every match is drafted from
+    return [TreeShape(2), TreeShape(0), NgramPolicy(4, 0, OPTIONS), NgramPolicy(3, 0, free)]
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-bf16", "llama-kv4", "mistral-kv4", "gemma3-bf16", "mixtral"])
 def test_greedy_text_is_that_of_plain_decoding(targets: Get, name: str) -> None:
     target, accepted = targets(name), 0
     for prompt in PROMPTS.values():
-        expected = plain(target, prompt, StopCriteria(48), GREEDY).tokens
+        expected = plain(target, prompt, StopCriteria(20), GREEDY).tokens
         for shape in shapes():
-            out = speculative(target, NGRAM, prompt, StopCriteria(48), GREEDY, shape)
+            out = speculative(target, NGRAM, prompt, StopCriteria(20), GREEDY, shape)
             assert out.tokens == expected
-            assert out.emitted == 47
+            assert out.emitted == 19
             accepted += sum(out.accepted)
     assert accepted > 0, "something was looked up"
 
@@ -76,14 +76,14 @@ def test_lengths_are_exact(targets: Get, sampling: Sampling, length: int) -> Non
 
 def test_ends_inside_a_round(targets: Get) -> None:
     target, prompt = targets("llama"), PROMPTS["repeated"]
-    expected = plain(target, prompt, StopCriteria(40), GREEDY).tokens
+    expected = plain(target, prompt, StopCriteria(12), GREEDY).tokens
 
     def spell(tokens: list[int]) -> str:
         return "".join(f"<{token}>" for token in tokens)
 
-    for index, shape in itertools.product(range(1, 9), (TreeShape(6), NgramPolicy(6, 0, OPTIONS))):
-        eos = StopCriteria(40, eos=frozenset([expected[index], 10_000]))
-        stop = StopCriteria(40, stops=(f"{expected[index - 1]}><{expected[index]}",), decode=spell)
+    for index, shape in itertools.product(range(1, 9, 2), (TreeShape(3), NgramPolicy(3, 0, OPTIONS))):
+        eos = StopCriteria(12, eos=frozenset([expected[index], 10_000]))
+        stop = StopCriteria(12, stops=(f"{expected[index - 1]}><{expected[index]}",), decode=spell)
         for criteria in (eos, stop):
             ended = plain(target, prompt, criteria, GREEDY).tokens
             out = speculative(target, NGRAM, prompt, criteria, GREEDY, shape)
@@ -93,7 +93,7 @@ def test_ends_inside_a_round(targets: Get) -> None:
 
 def test_the_context_ends_exactly(targets: Get) -> None:
     target = targets("llama")
-    for room in (1, 2, 5, 18):
+    for room in (1, 2, 5):
         prompt = (RANDOM * 30)[: target.max_length - room]
         expected = plain(target, prompt, StopCriteria(room), GREEDY).tokens
         for shape in shapes():
