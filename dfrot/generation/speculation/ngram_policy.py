@@ -22,13 +22,17 @@ from dfrot.generation.speculation.ngram_index import LONGEST_MATCH
 from dfrot.generation.speculation.shape_search import MAX_ROWS, MIN_BUDGET, MeasuredShape
 from dfrot.generation.speculation.tree import TreeShape
 
-# By the number of agreeing tokens, from 1 on: how often the next one agrees as well, greedily (docs/results/drafts.md).
-AVERAGE_RATES = (0.30, 0.50, 0.60, 0.70, 0.75, 0.80, 0.85, 0.90)
+# By the number of agreeing tokens, from 1 on: how often the next one is accepted (docs/results/drafts.md), in greedy
+# decoding and in sampling.
+GREEDY_RATES = (0.26, 0.68, 0.70, 0.80, 0.85, 0.90, 0.92, 0.97)
+SAMPLED_RATES = (0.25, 0.47, 0.52, 0.60, 0.64, 0.68, 0.70, 0.80)
 PRIOR = 4.0  # draft tokens that the averages weigh as much as
 PACE_PRIOR = 16.0  # plain steps by which the pace of a text begins at 1
-ALLOWANCE = 2.0  # plain steps that rejected draft tokens may cost in any text
+ALLOWANCE = 1.5  # plain steps that rejected draft tokens may cost in any text
 ALLOWANCE_SHARE = 0.01  # and this share of its tokens
-MEASURED_LENGTHS = (1, 2, 3, 4, 6, 10, 15)  # chains whose verify pass is measured; others lie in between
+# Chains whose verify pass is measured, as long as the budget lasts; others lie in between. Kernels compute few rows at
+# nearly the cost of one, so that a chain of 3 says most.
+MEASURED_LENGTHS = (3, 1, 7, 15, 2, 5, 11)
 
 
 class ChainLatencies(Protocol):
@@ -47,15 +51,16 @@ class ChainLatencies(Protocol):
 class NgramPolicy:
     """The policy for one text. `options` may be shared between texts, so that passes are measured once."""
 
-    def __init__(self, most: int, budget: float, options: Sequence[MeasuredShape] = ()) -> None:
+    def __init__(self, most: int, budget: float, options: Sequence[MeasuredShape] = (), greedy: bool = True) -> None:
         """most: draft tokens of a round, at most. budget: of measuring, in durations of a plain step. options: measured
-        chains; empty to measure when the text begins."""
+        chains; empty to measure when the text begins. greedy: whether the text is decoded greedily."""
         self.most, self.budget = most, budget
         self.options: list[MeasuredShape] = list(options)
         self.seconds = 0.0  # that measuring took
         self.costs: list[float] = [1.0]  # of a round by its draft tokens, in plain steps
-        self.accepted = [PRIOR * rate for rate in AVERAGE_RATES]  # draft tokens by the number of tokens that agree
-        self.verified = [PRIOR] * LONGEST_MATCH  # before them: accepted ones, and those of which it is known
+        # draft tokens by the number of tokens that agree before them: accepted ones, and those of which it is known
+        self.accepted = [PRIOR * rate for rate in (GREEDY_RATES if greedy else SAMPLED_RATES)]
+        self.verified = [PRIOR] * LONGEST_MATCH
         self.tokens, self.spent = 0.0, 0.0  # tokens written, and what they cost in plain steps
         self.rounds = self.drafted = self.hits = 0  # rounds with draft tokens, their draft tokens, accepted ones
 
@@ -141,9 +146,9 @@ class NgramPolicy:
 def _measured(
     costs: ChainLatencies, longest: int, spent: Callable[[], float] | None, budget: float
 ) -> list[MeasuredShape]:
-    """Chains up to `longest`, the shortest first, as long as the budget (in plain steps) lasts."""
+    """Chains up to `longest`, as long as the budget (in plain steps) lasts."""
     options: list[MeasuredShape] = []
-    for length in sorted({*(length for length in MEASURED_LENGTHS if length < longest), longest}):
+    for length in dict.fromkeys(min(length, longest) for length in MEASURED_LENGTHS):
         if options and spent is not None and spent() > max(MIN_BUDGET, budget * costs.step):
             break
         options.append(MeasuredShape(TreeShape(length), 0.0, costs.verify_chain(length), costs.step))

@@ -24,7 +24,7 @@ def policy_of(
     """The policy of one text. greedy: whether it is decoded greedily. budget: of measuring, in durations of a plain
     step. options: shapes measured before; empty to measure when the text begins."""
     if isinstance(drafter, NgramSettings):
-        return NgramPolicy(drafter.most, budget, options)
+        return NgramPolicy(drafter.most, budget, options, greedy)
     return AdaptivePolicy(drafter.rates, greedy, budget, options)
 
 

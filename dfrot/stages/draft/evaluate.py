@@ -18,7 +18,7 @@ from dfrot.generation.output import GenerationOutput, StopCriteria
 from dfrot.generation.plain import plain
 from dfrot.generation.settings import NgramSettings
 from dfrot.generation.speculation.loop import speculative
-from dfrot.generation.speculation.policies import Policy
+from dfrot.generation.speculation.policies import Policy, start_behind
 from dfrot.generation.speculation.tree import TreeShape
 from dfrot.generation.target import Target
 from dfrot.progress import Progress, silent
@@ -54,7 +54,7 @@ def evaluate(
     else:
         texts = load_prompts(settings.dataset, load_tokenizer(model), settings.prompts, settings.prompt_tokens)
         prompts = [PromptWithImages(ids) for ids in texts]
-    shapes = _shapes(target, loaded, prompts[0], stop, settings)
+    shapes = _shapes(target, loaded, prompts[0].ids, stop, settings)
     pairs = compare(target, loaded, prompts, list(shapes.values()), stop, settings, progress)
     trained = None if isinstance(loaded, NgramSettings) else loaded
     return {
@@ -70,7 +70,7 @@ def evaluate(
 def _shapes(
     target: Target,
     draft: Draft | NgramSettings,
-    prompt: PromptWithImages,
+    prompt: Sequence[int],
     stop: StopCriteria,
     settings: DraftEvalSettings,
 ) -> dict[str, ShapeOfText]:
@@ -80,7 +80,7 @@ def _shapes(
     if fixed or not isinstance(draft, NgramSettings):
         return {name: partial(TreeShape, *astuple(shape)) for name, shape in fixed.items()}
     first = policy_for(draft, stop, settings.sampling)
-    speculative(target, draft, prompt.ids, StopCriteria(2), settings.sampling, first, settings.seed, prompt.images)
+    start_behind(first, target, draft, prompt)
     return {"ngram": lambda: policy_for(draft, stop, settings.sampling, first.options)}
 
 

@@ -87,7 +87,7 @@ def test_look_up_drafting(tmp_path: Path) -> None:
     prompt = ("--prompt", "a = 1\nb = 2\na = 1\nb = 2\na = 1\n", "--max-new-tokens", "24", "--json")
     results = [json.loads(run("generate", *given, *prompt).stdout) for given in (common, common[:2])]
     assert results[0]["tokens"] == results[1]["tokens"]
-    assert results[0]["choice"]["measured"][0]["shape"] == "chain 1"
+    assert results[0]["choice"]["measured"][0]["shape"] == "chain 3"
     assert results[0]["how"].startswith("speculative, ngram, chains up to")
     plan = run("generate", *common, *prompt, "--plan")
     assert json.loads(plan.stdout)["inputs"]["draft"] == "ngram"
