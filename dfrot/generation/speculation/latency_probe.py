@@ -105,7 +105,7 @@ class LatencyProbe(TargetProbe):
         self.state, self.mark = state, state.mark()
         self.feature, self.position = feature, position
         self.embedding = target.embed(torch.tensor([token]))
-        self.logits = drafter.proposal_logits(target)
+        self.logits, self.token_ids = drafter.proposal_logits(target), drafter.token_ids
         self.tree_parents: dict[TreeShape, tuple[int, ...]] = {}  # of drafted trees
 
     @classmethod
@@ -135,6 +135,6 @@ class LatencyProbe(TargetProbe):
 
     def _tree(self, shape: TreeShape) -> Tree:
         root = self.state.extend(self.embedding, self.feature, self.position)
-        tree = expand(self.state, self.token, root, self.logits, self.target.embed, shape)
+        tree = expand(self.state, self.token, root, self.logits, self.target.embed, shape, self.token_ids)
         self.state.back(self.mark)
         return tree

@@ -117,7 +117,7 @@ class _ModelSequence(SpeculativeSequence):
         self._fixed_shape = None if isinstance(shape, AdaptivePolicy) else shape
         max_drafted = shape.max_drafted if isinstance(shape, AdaptivePolicy) else shape.drafted
         self.state = drafter.begin(len(prompt) + stop.max_new_tokens + max_drafted + SPARE_SLOTS)
-        self.logits = drafter.proposal_logits(target)
+        self.logits, self.token_ids = drafter.proposal_logits(target), drafter.token_ids
         # verified positions that the draft has not read: features, embeddings, and positions if not consecutive
         self.features = prefill.features
         self.embeddings, self.positions = prefill.draft_inputs(target, out.tokens[-1])
@@ -151,7 +151,7 @@ class _ModelSequence(SpeculativeSequence):
         start = time.perf_counter()
         root = self.state.extend(self.embeddings, self.features, self.positions)
         limited = TreeShape(min(shape.depth, self.room), shape.topk, shape.total)
-        tree = expand(self.state, self.out.tokens[-1], root, self.logits, self.target.embed, limited)
+        tree = expand(self.state, self.out.tokens[-1], root, self.logits, self.target.embed, limited, self.token_ids)
         path, tokens, self.features = self.verified(tree, start)
         self.embeddings, self.positions = self.target.embed(torch.tensor(tokens)), None
         if self.policy is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from dfrot.draft.training.settings import TrainSettings
 from dfrot.errors import InputError
@@ -62,6 +63,14 @@ class DraftSettings:
     intermediate: int | None = setting(None, minimum=1, help="Width of the draft's MLPs. Default: the target's.")
     warm: bool = setting(
         True, option="--warm/--cold", help="Start from the target's own first and last block, or from random weights."
+    )
+    draft_vocab: float | Literal["auto"] | None = setting(
+        None,
+        minimum=2,
+        words=("auto",),
+        metavar="N|auto",
+        help="Let the draft propose only the N most frequent tokens of what it is trained on; auto takes the smallest "
+        "of 4096, 8192, 16384 and 32768 that covers 95 % of it. Default: the whole vocabulary.",
     )
     quantize: str = setting(
         "", choices=("w4", "w8"), option="--quantize-draft", help="Round the weights of the trained draft."
