@@ -46,14 +46,13 @@ class TapQuantizer:
     def __init__(
         self,
         scheme: QuantScheme,
-        clip: float,
         sink_tokens: int,
         mixture: Experts | None,
         linears: int,
         overwrites: bool,
     ) -> None:
         self.linears, self.overwrites = linears, overwrites
-        self.scheme, self.clip, self.sink_tokens, self.mixture = scheme, clip, sink_tokens, mixture
+        self.scheme, self.sink_tokens, self.mixture = scheme, sink_tokens, mixture
         self.seqlen = 1
         self.last = _LastRounded()
 
@@ -71,7 +70,7 @@ class TapQuantizer:
 
     def _round(self, x: Tensor) -> Tensor:
         """x [..., K] rounded, but for sinks. Keeps the codes, unless an expert's sinks are scattered."""
-        codes = TokenCodes.of(x, self.scheme.a_bits, self.scheme.a_sym, self.clip)
+        codes = TokenCodes.of(x, self.scheme.a_bits, self.scheme.a_sym, self.scheme.a_clip)
         rounded = codes.dequantize().view(x.shape).to(x.dtype)
         rows = self.mixture.rows if self.mixture is not None else None
         if rows is None or not self.sink_tokens:
@@ -133,20 +132,20 @@ def quantize_activations(
     tap: Tap,
     names: Collection[str],
     scheme: QuantScheme,
-    clip: float,
     sink_tokens: int,
     overwrite: bool = False,
 ) -> None:
     """Attach the simulated quantizer to those linears of a tap that are in `names` (relative names).
 
-    clip: ratio of the range; sink_tokens: leading positions that stay exact. overwrite: round in place where the block
-    computes the input for one linear alone (what attention and MLP return), so that it is in memory once."""
+    scheme: with the bits and the clip ratio of this input. sink_tokens: leading positions that stay exact. overwrite:
+    round in place where the block computes the input for one linear alone (what attention and MLP return), so that it
+    is in memory once."""
     if scheme.a_bits == FULL:
         return
     linears = [linear for linear in tap.linears if linear.name in names]
     mixture = find_experts(block) if tap.expert is not None else None
     own_input = tap.reads in (Space.VALUE, Space.MLP)
-    quantizer = TapQuantizer(scheme, clip, sink_tokens, mixture, len(linears), overwrite and own_input)
+    quantizer = TapQuantizer(scheme, sink_tokens, mixture, len(linears), overwrite and own_input)
     if tap.expert is not None:
         block.register_forward_pre_hook(quantizer.begin)
     for linear in linears:

@@ -130,7 +130,7 @@ def _dfq_facts(checkpoint: Checkpoint, config: DfqConfig | None, where: str) -> 
                 facts[name] = _grid(table.bits, table.group, table.symmetric)
                 if table.second_rows:
                     facts[name] += f", second rows for {table.second_rows} tokens"
-        facts |= {"activations": _activations(scheme), "kv": _kv_cache(scheme, config.shifts_keys)}
+        facts |= {"activations": _activations(config, scheme), "kv": _kv_cache(scheme, config.shifts_keys)}
     if has_vision_part(checkpoint.path):
         vision = VisionConfig.read(checkpoint.path / CONFIG)
         facts["images"] = f"{vision.size} x {vision.size} pixels, {vision.per_image} tokens each"
@@ -149,10 +149,11 @@ def _grid(bits: int, group: int, symmetric: bool) -> str:
     return f"{bits}-bit {'symmetric' if symmetric else 'asymmetric'}, {scope}"
 
 
-def _activations(scheme: QuantScheme) -> str:
+def _activations(config: DfqConfig, scheme: QuantScheme) -> str:
     if scheme.a_bits == FULL:
         return "16 bits"
-    return f"{scheme.a_bits}-bit {'symmetric' if scheme.a_sym else 'asymmetric'}, per token, dynamic"
+    grid = f"{scheme.a_bits}-bit {'symmetric' if scheme.a_sym else 'asymmetric'}, per token, dynamic"
+    return f"{grid}; {config.other_inputs}" if config.a_bits else grid
 
 
 def _kv_cache(scheme: QuantScheme, shifts_keys: bool) -> str:

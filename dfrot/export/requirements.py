@@ -71,6 +71,12 @@ def check_runtime(
             "`sink_tokens=0`",
             field="sink_tokens",
         )
+    if config.a_bits and scheme.a_bits != FULL:
+        raise UnsupportedError(
+            f"{model}: reads the inputs of {len(config.a_bits)} linears in other bits than the rest, which no export "
+            "holds yet; quantize without `budget`",
+            field="budget",
+        )
     if config.a_clips and scheme.a_bits != FULL:
         raise UnsupportedError(
             f"{model}: has activation clips per linear, which {engines} cannot; quantize without `a_clip` auto",

@@ -7,7 +7,8 @@ while running). A rotated checkpoint without online rotations has no such entry:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dfrot.errors import InputError, UnsupportedError
@@ -35,6 +36,8 @@ class DfqConfig:
     """Leading positions whose activations, keys and values stay in full precision."""
     a_clips: dict[str, float] = field(default_factory=dict)
     """Activation clip ratios that differ from scheme.a_clip, by the linear's full name."""
+    a_bits: dict[str, int] = field(default_factory=dict)
+    """Activation bits that differ from scheme.a_bits, by the linear's full name."""
     resets: tuple[Reset, ...] = ()
     """Massive activations that are replaced by a constant at run time (unrotated models only)."""
     embed: TableScheme = TableScheme()
@@ -49,12 +52,26 @@ class DfqConfig:
         """Whether keys are shifted, and the checkpoint has the tensors."""
         return self.key_shift != NO_SHIFT
 
+    @property
+    def other_inputs(self) -> str:
+        """How many linears have other bits of activations than the scheme: `12 linears in 8 bits`; empty for none."""
+        counts = Counter(self.a_bits.values())
+        return ", ".join(f"{count} linears in {bits} bits" for bits, count in sorted(counts.items()))
+
+    def activations_of(self, name: str) -> QuantScheme:
+        """The scheme with the bits and the clip ratio that the input of linear `name` (its full name) has."""
+        assert self.scheme is not None
+        bits, clip = self.a_bits.get(name, self.scheme.a_bits), self.a_clips.get(name, self.scheme.a_clip)
+        return replace(self.scheme, a_bits=bits, a_clip=clip)
+
     def to_dict(self) -> dict[str, Any]:
         """The entry of `config.json`."""
         more: dict[str, Any] = {"resets": [reset.to_dict() for reset in self.resets]} if self.resets else {}
         for name, table in (("embed", self.embed), ("head", self.head)):
             if table.quantized:
                 more[name] = table.to_dict()
+        if self.a_bits:
+            more["a_bits"] = dict(self.a_bits)
         if self.shifts_keys:
             more["key_shift"] = self.key_shift
         return {
@@ -73,7 +90,7 @@ class DfqConfig:
     def from_dict(cls, value: dict[str, Any], where: str = "config.json") -> DfqConfig:
         """Read the entry; `where` names the file in error messages. Raises UnsupportedError for unknown keys and
         versions, InputError for values of a wrong type."""
-        known = set(cls().to_dict()) | {"resets", "embed", "head", "key_shift"}
+        known = set(cls().to_dict()) | {"resets", "embed", "head", "key_shift", "a_bits"}
         if unknown := set(value) - known:
             raise UnsupportedError(f"{where}: quantization_config has unknown keys {sorted(unknown)}; update dfq")
         if value.get("format_version") != FORMAT_VERSION:
@@ -86,6 +103,7 @@ class DfqConfig:
                 fake=bool(value.get("fake", False)),
                 sink_tokens=int(value.get("sink_tokens", 0)),
                 a_clips={str(k): float(v) for k, v in value.get("a_clips", {}).items()},
+                a_bits={str(k): _whole(v) for k, v in value.get("a_bits", {}).items()},
                 resets=tuple(Reset.from_dict(reset) for reset in value.get("resets", ())),
                 embed=TableScheme.from_dict(value["embed"]) if "embed" in value else TableScheme(),
                 head=TableScheme.from_dict(value["head"]) if "head" in value else TableScheme(),
@@ -106,6 +124,12 @@ class DfqConfig:
         if method != QUANT_METHOD:
             raise UnsupportedError(f"{where}: already quantized with {method!r}; start from the original checkpoint")
         return cls.from_dict(value, where)
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{value!r} is no whole number")
+    return value
 
 
 def _key_shift(value: Any) -> str:

@@ -67,12 +67,17 @@ class LinearPlan:
 def _check(arch: BoundArch, config: DfqConfig, where: str) -> None:
     """Raise InputError where the configuration does not fit the model."""
     known = {name for _, _, name in arch.linears()} | {arch.spec.head.name}
-    for label, names in (("keep", config.keep), ("a_clips", config.a_clips)):
+    for label, names in (("keep", config.keep), ("a_clips", config.a_clips), ("a_bits", config.a_bits)):
         if unknown := sorted(set(names) - known):
             raise InputError(f"{where}: {label} names {unknown[0]}, which is no linear of this model")
     for name, clip in config.a_clips.items():
         if not MIN_CLIP <= clip <= 1.0:
             raise InputError(f"{where}: activation clip ratio {clip} of {name} is outside {MIN_CLIP:g}..1")
+    for name, bits in config.a_bits.items():
+        if bits not in range(2, 9):
+            raise InputError(f"{where}: {bits}-bit activations of {name} are outside 2..8")
+        if config.scheme is None or config.scheme.a_bits == FULL or name in config.keep:
+            raise InputError(f"{where}: a_bits names {name}, whose activations stay in 16 bits")
     for label, spec, size in (
         ("r3", config.online.r3, arch.head_dim),
         ("r4", config.online.r4, arch.intermediate),
@@ -109,7 +114,8 @@ def plan_linears(arch: BoundArch, config: DfqConfig, where: str = "config.json")
         hadamard = config.online.r4 if linear.reads == Space.MLP else None
         rows, cols = arch.shape(linear)
         w_bits = table.bits if table else scheme.w_bits if quantized and scheme else FULL
-        a_bits = scheme.a_bits if quantized and scheme else FULL
+        inputs = config.activations_of(name) if quantized else None
+        a_bits = inputs.a_bits if inputs else FULL
         if w_bits == FULL and a_bits == FULL and hadamard is None:
             continue
         plans[name] = LinearPlan(
@@ -122,7 +128,7 @@ def plan_linears(arch: BoundArch, config: DfqConfig, where: str = "config.json")
             w_sym=table.symmetric if table else scheme.w_sym if scheme else True,
             a_bits=a_bits,
             a_sym=scheme.a_sym if scheme else False,
-            a_clip=config.a_clips.get(name, scheme.a_clip if scheme else 1.0),
+            a_clip=inputs.a_clip if inputs else 1.0,
             hadamard=hadamard,
             second_rows=table.second_rows if table else 0,
         )

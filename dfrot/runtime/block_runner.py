@@ -19,6 +19,7 @@ from dfrot.compat.masks import causal_mask
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.quant import resets
 from dfrot.quant.config import DfqConfig
+from dfrot.quant.rotated_linear import hadamard
 from dfrot.rotation.online import HadamardSpec
 from dfrot.runtime.experts import install_experts
 from dfrot.runtime.softcap import softcap_of
@@ -32,6 +33,8 @@ class OnlineHadamard(nn.Module):
 
     Attributes: `overwrites`, False; True rotates in place, so that the input is in memory once."""
 
+    base: Tensor
+
     def __init__(self, spec: HadamardSpec, linear: nn.Module) -> None:
         super().__init__()
         self.overwrites = False
@@ -41,6 +44,8 @@ class OnlineHadamard(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] -> what the linear makes of x H, [..., N]."""
+        if x.requires_grad:
+            return self.linear(hadamard(x, self.base, self.spec.block))  # type: ignore[no-any-return]
         rotated = torch.ops.dfq.hadamard(x, self.base, self.spec.block)
         if self.overwrites:
             rotated = x.copy_(rotated)
@@ -147,6 +152,10 @@ class BlockRunner:
         """One block on hidden [B, S, hidden], causal attention from position 0.
 
         cache: an object whose `update(keys, values, layer)` returns what attention reads instead."""
+        return self.differentiable(block, hidden, cache)
+
+    def differentiable(self, block: nn.Module, hidden: Tensor, cache: Any = None) -> Tensor:
+        """`run`, through which gradients pass where they are enabled."""
         positions = torch.arange(hidden.shape[1]).unsqueeze(0)
         mask = self._mask(block, hidden, positions)
         out = block(
@@ -176,11 +185,15 @@ class BlockRunner:
         sliding = layer_type == "sliding_attention" if layer_type is not None else window is not None
         return causal_mask(self.config, hidden, positions, sliding)
 
+    def final_norm(self) -> nn.Module:
+        """The norm behind the last block."""
+        name = self.arch.spec.final_norm.name
+        return self._materialise(self._module(name), name)
+
     @torch.no_grad()
     def normed(self, hidden: Tensor) -> Tensor:
         """The final norm, gain included, on hidden [..., hidden]."""
-        name = self.arch.spec.final_norm.name
-        return self._materialise(self._module(name), name)(hidden)  # type: ignore[no-any-return]
+        return self.final_norm()(hidden)  # type: ignore[no-any-return]
 
     def head_rows(self, rows: int = HEAD_ROWS) -> Iterator[Tensor]:
         """The head's weight in blocks of rows [n, hidden], in stored dtype."""

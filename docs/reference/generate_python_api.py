@@ -77,11 +77,12 @@ SECTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("dfrot.stages.tune.run:TuneSettings",),
     ),
     "Evaluate": (
-        "Perplexity with paired intervals; divergence from the first checkpoint; speed.",
+        "Perplexity with paired intervals; divergence from the first checkpoint; speed; a dataset's text.",
         (
             "dfrot.stages.evaluate.perplexity:evaluate",
             "dfrot.stages.evaluate.kl:divergence",
             "dfrot.stages.evaluate.speed:speed",
+            "dfrot.data.text:load_text",
         ),
         (
             "dfrot.stages.evaluate.perplexity:PerplexitySettings",
@@ -110,6 +111,7 @@ SECTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
             "dfrot.stages.draft.settings:DraftSettings",
             "dfrot.stages.draft.settings:DataSettings",
             "dfrot.generation.speculation.tree:TreeShape",
+            "dfrot.generation.settings:NgramSettings",
         ),
     ),
     "Recipes": (

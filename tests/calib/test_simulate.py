@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -35,7 +36,8 @@ def simulated(scheme: str, space: Space, sinks: int = 0, overwrite: bool = False
     sizes = {"rows": Size.QUERIES, "cols": Size.HIDDEN}
     linears = tuple(Linear(name=name, reads=space, writes=Space.QUERY_KEY, **sizes) for name in ("first", "second"))
     tap = Tap("first", linears, space)
-    quantize_activations(block, tap, ("first", "second"), QuantScheme.parse(scheme), 0.9, sinks, overwrite)
+    clipped = replace(QuantScheme.parse(scheme), a_clip=0.9)
+    quantize_activations(block, tap, ("first", "second"), clipped, sinks, overwrite)
     return block
 
 

@@ -14,6 +14,7 @@ SCRIPTS = {
     "quantize.py": "bits per quantized weight",
     "generate.py": "def read(self, size):",
     "perplexity.py": "95 % interval",
+    "make_task.py": "500 items of stdlib",
     "outliers.py": "massive activation: channel",
     "speculative.py": "identical to plain decoding: True",
 }

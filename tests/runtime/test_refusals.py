@@ -89,6 +89,11 @@ CONFIGS = {
     "unknown key": ({"surprise": 1}, "surprise"),
     "unknown keep": ({"keep": ["model.layers.7.mlp.up_proj"]}, "layers.7"),
     "unknown clip": ({"a_clips": {"nowhere": 0.5}}, "nowhere"),
+    "bits of an unknown linear": ({"a_bits": {"nowhere": 8}}, "nowhere"),
+    "bits of a linear in 16 bits": ({"a_bits": {"lm_head": 8}}, "lm_head"),
+    "bits out of range": ({"a_bits": {UP: 9}}, "9-bit activations"),
+    "bits that are no number": ({"a_bits": {UP: "8"}}, "'8' is no whole number"),
+    "bits that are no table": ({"a_bits": [8]}, "malformed"),
     "negative sinks": ({"sink_tokens": -1}, "sink_tokens"),
     "r4 of another size": ({"online": {"r4": {"size": 64, "block": 64, "bases": []}}}, "r4"),
 }

@@ -45,6 +45,8 @@ def command(
     folder = model_folder(model)
     if common.plan:
         shown = {**asdict(settings), "effort means": settings.meaning}
+        if settings.budget is not None:
+            shown["budget means"] = settings.budget_meaning
         plan("quantize", {"model": folder, "calibration": calibration}, shown, out, common)
         return
     with show.progress() as progress:
@@ -62,6 +64,8 @@ def _table(evidence: dict[str, Any], out: Path) -> None:
         show.note(f"{name}: rounded to nearest instead: {reason}")
     if len(fallbacks) > FALLBACKS:
         show.note(f"and {len(fallbacks) - FALLBACKS} more linears: see fallbacks in stage.json")
+    if "budget" in evidence:
+        _inputs(evidence["budget"])
     if "tuning" in evidence:
         history = [entry["divergence"] for entry in evidence["tuning"]["history"]]
         show.line(f"tuned: divergence {history[0]:.5f} -> {min(history):.5f} nats per token, held out")
@@ -70,3 +74,17 @@ def _table(evidence: dict[str, Any], out: Path) -> None:
         f"wrote {out}: {show.size(sizes['bytes'])} (from {show.size(sizes['source_bytes'])}, {ratio:.2f}x smaller), "
         f"{sizes['bits_per_quantized_weight']} bits per quantized weight"
     )
+
+
+def _inputs(budget: dict[str, Any]) -> None:
+    """Which inputs a budget raised, and what they cost before and after."""
+    rows = []
+    for kind in dict.fromkeys(row["input"] for row in budget["inputs"]):
+        own = [row for row in budget["inputs"] if row["input"] == kind]
+        few, many = min(own[0]["costs"], key=int), max(own[0]["costs"], key=int)
+        raised = [row["layer"] for row in own if str(row["bits"]) == many]
+        before, after = (sum(row["costs"][bits or str(row["bits"])] for row in own) for bits in (few, ""))
+        layers = " ".join(map(str, raised))
+        rows.append((kind, f"{len(raised)} of {len(own)}", layers, before, after))
+    columns = ("input", "in 8 bits", "of layers", "cost, nats per token", "with the budget")
+    show.table(f"bits of activations: {budget['mean']} in the mean, at most {budget['bits']:g}", columns, rows)

@@ -121,8 +121,8 @@ class Subject:
                 keep = self.config.keep
                 names = [linear.name for linear in tap.linears if self.arch.full(layer, linear.name) not in keep]
                 if names:
-                    clip = self.config.a_clips.get(self.arch.full(layer, names[0]), self.scheme.a_clip)
-                    quantize_activations(block, tap, names, self.scheme, clip, self.config.sink_tokens)
+                    scheme = self.config.activations_of(self.arch.full(layer, names[0]))
+                    quantize_activations(block, tap, names, scheme, self.config.sink_tokens)
         return block
 
     def cache(self, layer: int) -> SimulatedKV | None:

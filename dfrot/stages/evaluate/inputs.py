@@ -40,6 +40,8 @@ class EvaluatedCheckpoint:
         longer than the context it was trained for."""
         context = describe(self.checkpoint.config).config.get("max_position_embeddings")
         notes = list(self.checkpoint.resolved)
+        if self.config is not None and self.config.a_bits:
+            notes.append(f"activations beside its scheme: inputs of {self.config.other_inputs}")
         if isinstance(context, int) and seqlen > context:
             notes.append(f"windows of {seqlen} tokens exceed its context of {context} (max_position_embeddings)")
         return notes

@@ -9,6 +9,7 @@ from typing import Any
 from dfrot.arch import BoundArch, resolve
 from dfrot.calib.calibration import HEAD, Calibration, file_stems
 from dfrot.calib.hidden_states import HiddenStates
+from dfrot.calib.input_costs import cost_windows
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.inputs import open_model
@@ -65,7 +66,12 @@ class QuantizePlan:
         """Bytes of the result and of the hidden states on the way: before and behind a block, of both models."""
         if self.calibration is None:
             return self.layout.nbytes
-        return self.layout.nbytes + 4 * HiddenStates.nbytes((*self.calibration.tokens().shape, self.arch.hidden))
+        tokens = self.calibration.tokens()
+        states = 4 * HiddenStates.nbytes((*tokens.shape, self.arch.hidden))
+        if self.settings.budget is not None:  # before that, those before every block, of fewer windows
+            windows = cost_windows(tokens)
+            states = max(states, (self.arch.n_layers + 1) * HiddenStates.nbytes((*windows.shape, self.arch.hidden)))
+        return self.layout.nbytes + states
 
 
 def plan_quantization(model: Path, calibration_path: Path | None, settings: QuantizeSettings) -> QuantizePlan:
@@ -87,6 +93,8 @@ def plan_quantization(model: Path, calibration_path: Path | None, settings: Quan
     for name in ("embed", "head"):  # left out where they decide nothing
         if not getattr(settings, name).quantized:
             del choices[name]
+    if settings.budget is None:
+        del choices["budget"]
     del choices["tune_steps"], choices["tune_dataset"]  # what is tuned on stands in `tuning`
     if settings.effort == DEFAULT:
         del choices["effort"]
@@ -143,14 +151,13 @@ def _result_config(
     if settings.head.quantized:
         kept = tuple(name for name in kept if name != arch.spec.head.name)
     _check_tables(arch, settings, kept)
-    clips: dict[str, float] = {}
+    _check_budget(arch, source, settings, kept)
     head = arch.spec.head.name
-    if settings.a_clip == "auto" and scheme.a_bits != FULL and calibration is not None:
-        clips = {
-            name: clip
-            for name, clip in _best_clips(arch, scheme.a_bits, scheme.a_sym, calibration).items()
-            if name not in kept and clip != scheme.a_clip and not (name == head and settings.head.quantized)
-        }
+    clips = {
+        name: clip
+        for name, clip in clips_at(arch, settings, calibration, scheme.a_bits).items()
+        if name not in kept and clip != scheme.a_clip and not (name == head and settings.head.quantized)
+    }
     online = source.online if source is not None else OnlineRotations()
     config = DfqConfig(scheme, online, kept, settings.fake, settings.sinks, clips)
     resets = source.resets if source is not None else ()
@@ -188,8 +195,27 @@ def _check_tables(arch: BoundArch, settings: QuantizeSettings, kept: tuple[str, 
         )
 
 
-def _best_clips(arch: BoundArch, bits: int, symmetric: bool, calibration: Calibration) -> dict[str, float]:
-    """Full linear name -> the activation clip ratio with the least squared error at its tap."""
+def _check_budget(arch: BoundArch, source: DfqConfig | None, settings: QuantizeSettings, kept: tuple[str, ...]) -> None:
+    """Raise UnsupportedError for models whose inputs a budget cannot tell apart, or has none of."""
+    reason = None
+    if arch.spec.experts is not None:
+        reason = "a mixture of experts: which experts' inputs cost how much is not measured yet"
+    elif source is not None and source.resets:
+        reason = "the model resets massive activations, which gradients do not pass"
+    elif all(name in kept for _, _, name in arch.linears()):
+        reason = "no linear of the blocks is quantized"
+    if settings.budget is not None and reason is not None:
+        raise UnsupportedError(f"`budget` {settings.budget:g}: {reason}; leave it out", field="budget")
+
+
+def clips_at(
+    arch: BoundArch, settings: QuantizeSettings, calibration: Calibration | None, bits: int
+) -> dict[str, float]:
+    """Full linear name -> the clip ratio of its input with so many bits: with `a_clip` auto that with the least squared
+    error at its tap, else the same for all."""
+    if settings.a_clip != "auto" or bits == FULL or calibration is None:
+        return dict.fromkeys(keep.linear_names(arch), settings.clip_of(bits))
+    symmetric = settings.scheme.a_sym
     clips: dict[str, float] = {}
     for number, stem in enumerate(file_stems(arch)):
         stats = calibration.stats(stem, hessians=False)

@@ -46,11 +46,11 @@ class _TapsReached(Exception):
     """Raised inside a pass that need not go on: all of its taps were observed."""
 
 
-def quantized_taps(runner: BlockRunner, config: DfqConfig, layer: int) -> list[Tap]:
+def quantized_taps(arch: BoundArch, config: DfqConfig, layer: int) -> list[Tap]:
     """The taps of a block, reduced to the linears that are quantized."""
     taps = []
-    for tap in runner.arch.taps():
-        linears = tuple(linear for linear in tap.linears if runner.arch.full(layer, linear.name) not in config.keep)
+    for tap in arch.taps():
+        linears = tuple(linear for linear in tap.linears if arch.full(layer, linear.name) not in config.keep)
         if linears:
             taps.append(replace(tap, linears=linears))
     return taps
@@ -107,11 +107,11 @@ class _BlockQuantization:
         for module in self.block.modules():
             if isinstance(module, OnlineHadamard):
                 module.overwrites = True
-        self.taps = quantized_taps(runner, config, layer)
+        self.taps = quantized_taps(self.arch, config, layer)
         for tap in self.taps:
             names = [linear.name for linear in tap.linears]
-            clip = config.a_clips.get(self.arch.full(layer, names[0]), config.scheme.a_clip)
-            quantize_activations(self.block, tap, names, config.scheme, clip, config.sink_tokens, overwrite=True)
+            scheme = config.activations_of(self.arch.full(layer, names[0]))
+            quantize_activations(self.block, tap, names, scheme, config.sink_tokens, overwrite=True)
         self.cache = SimulatedKV.of(config.scheme, config.online.r3, config.sink_tokens, key_shift)
         self.results: dict[str, Quantized] = {}
 
@@ -243,11 +243,10 @@ def head_hessian(runner: BlockRunner, config: DfqConfig, source: HiddenStates) -
 
     source: the hidden states behind the last block."""
     assert config.scheme is not None
-    scheme, total = config.scheme, HessianSum()
+    scheme, total = config.activations_of(runner.arch.spec.head.name), HessianSum()
     bits = FULL if config.head.quantized else scheme.a_bits
-    clip = config.a_clips.get(runner.arch.spec.head.name, scheme.a_clip)
     step = samples_per_chunk(runner.arch, source.shape[1])
     for begin in range(0, source.shape[0], step):
         x = runner.normed(source.read(begin, begin + step))
-        total.add(fake_quantize(x, bits, scheme.a_sym, clip).reshape(-1, x.shape[-1]))
+        total.add(fake_quantize(x, bits, scheme.a_sym, scheme.a_clip).reshape(-1, x.shape[-1]))
     return total.value()

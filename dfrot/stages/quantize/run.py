@@ -35,6 +35,7 @@ from dfrot.quant.second_rows import most_frequent
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.runtime.transformers_model import TOKENS, compare_with_transformers
 from dfrot.stage_folder import Stage, open_stage, read_record
+from dfrot.stages.quantize.budget import budget_record, with_budget
 from dfrot.stages.quantize.compensate import ExactRun
 from dfrot.stages.quantize.effort import tune_quantized
 from dfrot.stages.quantize.embedding import RoundedRows, grid_scheme, quantize_embedding, table_options
@@ -70,6 +71,7 @@ def quantize(
     with open_stage(out, KIND, plan.request, resume, overwrite) as stage:
         if not stage.finished:
             _compare_source(plan, progress)
+            plan = with_budget(stage, plan, progress)
             linears = _BlockwiseQuantization(stage, plan).run(progress)
             remove_hidden_states(stage.folder)
             remove_key_shifts(stage.folder)
@@ -77,7 +79,7 @@ def quantize(
             tuned = tune_quantized(stage, plan.layout, plan.tuning, progress) if plan.tuning is not None else {}
             vision.carry_vision_part(plan.checkpoint.path, stage.folder)
             origin = {**plan.checkpoint.resolution(), **source_record(model), "lineage": lineage(model)}
-            stage.publish({**_record(plan, linears), **tuned, **origin})
+            stage.publish({**_record(plan, linears), **budget_record(stage, plan), **tuned, **origin})
     return read_record(out, KIND)
 
 

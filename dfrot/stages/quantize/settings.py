@@ -8,16 +8,15 @@ from typing import Literal
 from dfrot.errors import UnsupportedError
 from dfrot.quant import ALGORITHMS, algorithm
 from dfrot.quant.options import AlgorithmOptions
-from dfrot.quant.scheme import FULL, KEY_SHIFTS, QuantScheme
+from dfrot.quant.scheme import FULL, KEY_SHIFTS, LOW_BIT_CLIP, QuantScheme
 from dfrot.quant.table import TableScheme
 from dfrot.settings import check, setting
 from dfrot.stages.tune.settings import TuneSettings
 
 COMPENSATION = 0.5  # the full step overfits calibrations of 10^5 tokens
-# activations of 4 bits and fewer, on asymmetric grids (docs/results/ingredients.md): the values outside the range cost
-# less than a finer grid gains, and errors of the first tokens reach all others through attention
-CLIP = 0.85
-SINK_TOKENS = 4
+SINK_TOKENS = 4  # errors of the first tokens reach all others through attention (docs/results/ingredients.md)
+RAISED_BITS = 8
+"""Bits of the inputs that a budget raises."""
 DEFAULT, QUICK, HIGH = "default", "quick", "high"
 EFFORTS = {QUICK: "rtn", DEFAULT: "gptq", HIGH: "gptq"}
 """Effort -> the algorithm that it chooses."""
@@ -91,6 +90,14 @@ class QuantizeSettings:
         help="Clip ratio of activations: a number in 0.1..1, or auto for the best ratio of every input according to "
         "the calibration. Default: 0.85 where activations have at most 4 bits on an asymmetric grid, else 1.",
     )
+    budget: float | None = setting(
+        None,
+        above=2,
+        maximum=RAISED_BITS,
+        metavar="BITS",
+        help="Mean bits of activations over all products of the blocks, above those of `scheme`: inputs of linears "
+        "whose rounding costs most, measured on 4096 tokens of the calibration, are read in 8 bits. Weights stay.",
+    )
     compensate: float | None = setting(
         None,
         minimum=0,
@@ -119,6 +126,12 @@ class QuantizeSettings:
             object.__setattr__(self, "algorithm", EFFORTS.get(self.effort, EFFORTS[DEFAULT]))
         check(self)
         self._check_effort()
+        if self.budget is not None and not self.scheme.a_bits < self.budget:
+            raise UnsupportedError(
+                f"`budget` {self.budget:g}: is no more than the activations of `scheme` {self.scheme.name} have; take "
+                "a larger one, or leave it out",
+                field=("budget", "scheme"),
+            )
         needs_hessian = algorithm(self.algorithm).needs_hessian
         if self.embed.second_rows:
             raise UnsupportedError("`embed`: second rows are for the head", field="embed")
@@ -132,9 +145,9 @@ class QuantizeSettings:
         """Raise UnsupportedError for settings that contradict the effort."""
         if self.effort == QUICK and self.needs_calibration() and self.algorithm == EFFORTS[QUICK]:
             raise UnsupportedError(
-                "`effort` quick reads no calibration; leave out `a_clip` auto, `key_shift` mean and second rows of "
-                "`head`, or use `effort=default` with `algorithm=rtn`",
-                field=("effort", "a_clip", "key_shift", "head"),
+                "`effort` quick reads no calibration; leave out `a_clip` auto, `budget`, `key_shift` mean and second "
+                "rows of `head`, or use `effort=default` with `algorithm=rtn`",
+                field=("effort", "a_clip", "budget", "key_shift", "head"),
             )
         if self.effort == HIGH and self.fake:
             raise UnsupportedError(
@@ -166,6 +179,17 @@ class QuantizeSettings:
         windows = f"{TuneSettings.batch} x {TuneSettings.seqlen} tokens"
         return f"{how}, then {steps} tuning steps of {windows} of {text}; both models in memory, 3 bytes per weight"
 
+    @property
+    def budget_meaning(self) -> str:
+        """What the budget means with these settings, for a plan. Which inputs it raises is not known before they are
+        measured."""
+        assert self.budget is not None
+        share = (self.budget - self.scheme.a_bits) / (RAISED_BITS - self.scheme.a_bits)
+        return (
+            f"inputs with at most {100 * share:.3g} % of the products are read in {RAISED_BITS} bits, the others in "
+            f"{self.scheme.a_bits}: a first pass over the calibration measures which ones"
+        )
+
     def options(self) -> AlgorithmOptions:
         """The options of the weight quantization algorithm."""
         return AlgorithmOptions(self.mse_clip, self.act_order, self.damping)
@@ -188,10 +212,14 @@ class QuantizeSettings:
     @property
     def clip(self) -> float:
         """The clip ratio of activations where `a_clip` names none of its own for an input."""
+        return self.clip_of(self.scheme.a_bits)
+
+    def clip_of(self, bits: int) -> float:
+        """The clip ratio of activations of so many bits, where `a_clip` names none of its own for an input."""
         if isinstance(self.a_clip, float | int):
             return float(self.a_clip)
-        default = self.scheme.a_clip == 1 and self.a_clip is None and self.scheme.a_bits <= 4 and not self.scheme.a_sym
-        return CLIP if default else self.scheme.a_clip
+        default = self.scheme.a_clip == 1 and self.a_clip is None and bits <= 4 and not self.scheme.a_sym
+        return LOW_BIT_CLIP if default else self.scheme.a_clip
 
     def needs_calibration(self) -> bool:
         """Whether these settings cannot do without a calibration."""
@@ -202,6 +230,8 @@ class QuantizeSettings:
         """The setting that cannot do without a calibration, with its value, or None."""
         if self.tuned:
             return "effort high"
+        if self.budget is not None:
+            return f"budget {self.budget:g}"
         if self.key_shift == "mean":
             return "key shift mean"
         if self.head.second_rows:

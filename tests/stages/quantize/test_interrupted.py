@@ -78,3 +78,11 @@ def test_quantize(
     settings = QuantizeSettings(QuantScheme.parse("w4a4kv4"), propagate=propagate, compensate=compensate, keep=())
     stops = check(lambda out: quantize(model, tmp_path / "cal", out, settings), tmp_path, monkeypatch)
     assert stops == 2 * (1 + 1 + 2 + 1)
+
+
+def test_quantize_under_a_budget(build: Build, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(tmp_path / "model", online=True, num_hidden_layers=2)
+    calibrate(model, tmp_path / "cal", CalibrateSettings(str(text), 2, 16))
+    settings = QuantizeSettings(QuantScheme.parse("w4a4kv4"), budget=5.0)
+    stops = check(lambda out: quantize(model, tmp_path / "cal", out, settings), tmp_path, monkeypatch)
+    assert stops == 2 * (1 + 1 + 1 + 2 + 1)  # budget, key shift, dense tensors, blocks, head
