@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from dfrot.data.conversation_rows import MAX_IMAGES
+from dfrot.data.fast_tokenizer import open_tokenizer
 from dfrot.data.images import read_image
-from dfrot.data.tokenizer import TokenBytes, load_tokenizer
+from dfrot.data.tokenizer import TokenBytes
 from dfrot.data.unicode_text import check_unicode
 from dfrot.errors import InputError, reason_of
 from dfrot.generation.load_target import end_token_ids, load_target
@@ -87,7 +88,7 @@ class Engine:
             target = load_target(model, aux_layers, drafted=drafter is not None)
         self.target = target
         self.prompt_reader = find_prompt_reader(model)
-        self.tokenizer = load_tokenizer(model) if self.prompt_reader is None else self.prompt_reader.tokenizer
+        self.tokenizer = open_tokenizer(model) if self.prompt_reader is None else self.prompt_reader.tokenizer
         self.end_tokens = end_token_ids(self.target)
         self.shape: TreeShape | None = None
         self.options: list[MeasuredShape] = []  # measured shapes, where none was given

@@ -17,6 +17,9 @@ KEY_SHIFTS = ("mean", NO_SHIFT)
 """What can be subtracted from keys before the cache rounds them (dfrot/quant/key_shift.py)."""
 MIN_CLIP = 0.1
 """The smallest clip ratio: below it hardly any value would be inside the range."""
+LOW_BIT_CLIP = 0.85
+"""The default clip ratio of activations of at most 4 bits on asymmetric grids: the values outside the range cost less
+than a finer grid gains (docs/results/ingredients.md)."""
 
 
 @dataclass(frozen=True)
