@@ -29,6 +29,7 @@ V, DEPTH, LENGTH, RUNS = 8, 3, 4, 3000
 TABLE = 2 * torch.randn(V, V, generator=torch.Generator().manual_seed(4))
 DRAFT_TOKENS = [torch.randperm(V, generator=torch.Generator().manual_seed(n))[:3].tolist() for n in range(V)]
 EARLIER = torch.randint(V, (60,), generator=torch.Generator().manual_seed(5)).tolist()
+SAYABLE = [0, 2, 5, 6]
 SAMPLINGS = {
     "nucleus": Sampling(temperature=0.6, top_p=0.9),
     "top-k": Sampling(temperature=1.0, top_k=4),
@@ -75,6 +76,15 @@ def looked_up(tokens: list[int]) -> Tree:
     match = index.match()
     assert match is not None
     return Tree([tokens[-1], *index.continuation(match, 2)], [-1, 0, 1])
+
+
+def trimmed(root: int) -> Tree:
+    """A tree of a draft that cannot say half of the tokens."""
+    first = [token for token in DRAFT_TOKENS[root] if token in SAYABLE] or SAYABLE[:1]
+    tree = Tree([root, *first], [-1] + [0] * len(first))
+    tree.tokens.append(SAYABLE[1])
+    tree.parents.append(1)
+    return tree
 
 
 def counts(
@@ -133,6 +143,13 @@ def goodness_of_fit(sampling: Sampling, rule: str = "ours", **propose: Any) -> t
 @pytest.mark.parametrize("name", SAMPLINGS)
 def test_sampling_keeps_the_distribution(name: str) -> None:
     p_value, impossible = goodness_of_fit(SAMPLINGS[name])
+    assert p_value > 1e-3
+    assert impossible == 0
+
+
+@pytest.mark.parametrize("name", SAMPLINGS)
+def test_a_trimmed_vocabulary_keeps_the_distribution(name: str) -> None:
+    p_value, impossible = goodness_of_fit(SAMPLINGS[name], propose=lambda tokens: trimmed(tokens[-1]))
     assert p_value > 1e-3
     assert impossible == 0
 

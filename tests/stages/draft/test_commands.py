@@ -71,6 +71,27 @@ def test_eval_and_generate(trained: Path, tmp_path: Path) -> None:
     assert results[0]["how"].startswith("speculative, chain 2")
 
 
+def test_a_draft_with_a_vocabulary_of_its_own(tmp_path: Path) -> None:
+    result = run("draft", "train", "--model", "reference", "--out", tmp_path / "d", *TRAIN, "--draft-vocab", "300",
+                 "--quantize-draft", "w4", "--json")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert (
+        record["vocabulary"]["size"] == json.loads((tmp_path / "d/draft.json").read_text())["draft_vocab_size"] == 300
+    )
+    assert 0.5 < record["vocabulary"]["coverage"] <= 1
+    few = ("--count", "1", "--prompt-tokens", "12", "--max-new-tokens", "10", "--chain", "2", "--tree", "2,2,4")
+    result = run("draft", "eval", "--model", "reference", "--draft", tmp_path / "d", *few, "--require-lossless")
+    assert result.exit_code == 0, result.output
+    for bad, message in (("99999", "at most 4096"), ("1", "at least 2"), ("300.5", "whole number"), ("many", "auto")):
+        result = run("draft", "train", "--model", "reference", "--out", tmp_path / "x", *TRAIN, "--draft-vocab", bad)
+        assert result.exit_code == 2
+        assert "--draft-vocab" in result.stderr
+        assert message in result.stderr
+        assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "x").exists()
+
+
 def test_look_up_drafting(tmp_path: Path) -> None:
     common = ("--model", "reference", "--draft", "ngram")
     few = ("--count", "2", "--prompt-tokens", "12", "--max-new-tokens", "24")

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from dfrot.checkpoint import Checkpoint
 from dfrot.draft.store import save_draft
@@ -36,4 +37,16 @@ def test_export_of_eagle3(kit: SimpleNamespace, tmp_path: Path, reference: Path)
     names = set(Checkpoint.open(tmp_path / "out").entries)
     attention = {f"layers.0.self_attn.{part}_proj.weight" for part in "qkvo"}
     assert attention | {"fc.weight", "norm.weight", "lm_head.weight", "embed_tokens.weight", "d2t", "t2d"} <= names
+    few = tmp_path / "few"
+    few.mkdir()
+    trimmed = build(config_for(arch, "eagle3", intermediate_size=64, target_fingerprint=mark, draft_vocab_size=50))
+    trimmed.choose_tokens(torch.arange(7, 507, 10))
+    save_draft(few, trimmed)
+    export_draft(reference, few, tmp_path / "out-few", "me/model")
+    config = json.loads((tmp_path / "out-few" / "config.json").read_text())
+    assert config["draft_vocab_size"] == 50
+    exported = Checkpoint.open(tmp_path / "out-few")
+    assert torch.equal(exported.read("d2t") + torch.arange(50), torch.arange(7, 507, 10))
+    assert exported.read("t2d").nonzero().flatten().tolist() == list(range(7, 507, 10))
+    assert tuple(exported.entries["lm_head.weight"].shape) == (50, arch.hidden)
     assert {"layers.0.hidden_norm.weight", "layers.0.input_layernorm.weight"} <= names
