@@ -35,6 +35,8 @@ class DfqConfig:
     """Leading positions whose activations, keys and values stay in full precision."""
     a_clips: dict[str, float] = field(default_factory=dict)
     """Activation clip ratios that differ from scheme.a_clip, by the linear's full name."""
+    a_scales: dict[str, float] = field(default_factory=dict)
+    """Constant scales of NVFP4 inputs, by the linear's full name."""
     resets: tuple[Reset, ...] = ()
     """Massive activations that are replaced by a constant at run time (unrotated models only)."""
     embed: TableScheme = TableScheme()
@@ -55,6 +57,8 @@ class DfqConfig:
         for name, table in (("embed", self.embed), ("head", self.head)):
             if table.quantized:
                 more[name] = table.to_dict()
+        if self.a_scales:
+            more["a_scales"] = dict(self.a_scales)
         if self.shifts_keys:
             more["key_shift"] = self.key_shift
         return {
@@ -73,7 +77,7 @@ class DfqConfig:
     def from_dict(cls, value: dict[str, Any], where: str = "config.json") -> DfqConfig:
         """Read the entry; `where` names the file in error messages. Raises UnsupportedError for unknown keys and
         versions, InputError for values of a wrong type."""
-        known = set(cls().to_dict()) | {"resets", "embed", "head", "key_shift"}
+        known = set(cls().to_dict()) | {"resets", "embed", "head", "key_shift", "a_scales"}
         if unknown := set(value) - known:
             raise UnsupportedError(f"{where}: quantization_config has unknown keys {sorted(unknown)}; update dfq")
         if value.get("format_version") != FORMAT_VERSION:
@@ -86,6 +90,7 @@ class DfqConfig:
                 fake=bool(value.get("fake", False)),
                 sink_tokens=int(value.get("sink_tokens", 0)),
                 a_clips={str(k): float(v) for k, v in value.get("a_clips", {}).items()},
+                a_scales={str(k): float(v) for k, v in value.get("a_scales", {}).items()},
                 resets=tuple(Reset.from_dict(reset) for reset in value.get("resets", ())),
                 embed=TableScheme.from_dict(value["embed"]) if "embed" in value else TableScheme(),
                 head=TableScheme.from_dict(value["head"]) if "head" in value else TableScheme(),
