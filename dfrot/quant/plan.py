@@ -3,7 +3,6 @@ is quantized."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +15,9 @@ from dfrot.quant.config import DfqConfig
 from dfrot.quant.key_shift import key_shift_tensors, refuses_key_shift
 from dfrot.quant.scheme import FP4_GROUPS, FULL, INTEGERS, MIN_CLIP, NVFP4
 from dfrot.rotation.online import HadamardSpec
+
+SCALES = torch.finfo(torch.float32)
+"""Range of the constant scales of NVFP4 inputs."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,8 @@ def _check(arch: BoundArch, config: DfqConfig, where: str) -> None:
         if unknown := sorted(set(names) - known):
             raise InputError(f"{where}: {label} names {unknown[0]}, which is no linear of this model")
     for name, scale in config.a_scales.items():
-        if not 0 < scale < math.inf:
-            raise InputError(f"{where}: the scale {scale} of the input of {name} is no positive number")
+        if not SCALES.tiny <= scale <= SCALES.max:
+            raise InputError(f"{where}: the scale {scale} of the input of {name} is no positive float32")
     for name, clip in config.a_clips.items():
         if not MIN_CLIP <= clip <= 1.0:
             raise InputError(f"{where}: activation clip ratio {clip} of {name} is outside {MIN_CLIP:g}..1")

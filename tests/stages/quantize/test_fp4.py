@@ -109,7 +109,11 @@ def test_inputs_of_nvfp4_have_a_constant_scale_from_the_calibration(model: Path,
     assert "lm_head" not in entry["a_scales"]
     quantize(model, cal, tmp_path / "mx", QuantizeSettings(MX, "rtn"))
     assert "a_scales" not in read_json(tmp_path / "mx/config.json")["quantization_config"]
-    for damage, message in ((0.0, "no positive number"), (None, "a_scales lacks the input")):
+    for damage, message in (
+        (0.0, "no positive float32"),
+        (1e300, "no positive float32"),
+        (None, "a_scales lacks the input"),
+    ):
         name = "model.layers.0.mlp.up_proj"
         changed = {**entry["a_scales"], name: damage}
         if damage is None:
@@ -215,3 +219,40 @@ def test_runs_that_cannot_be_are_refused(model: Path, text: Path, build: Callabl
     quantize(model, None, packed, QuantizeSettings(QuantScheme.parse("mxfp4a16"), "rtn"))
     with pytest.raises(UnsupportedError, match="quantized already"):
         quantize(packed, None, tmp_path / "out", QuantizeSettings(MX, "rtn"))
+
+
+def test_commands_for_integers_refuse_fp4(model: Path, tmp_path: Path) -> None:
+    from dfrot.bench.models.random_model import random_checkpoint
+    from dfrot.outliers.measure.subject import Subject
+    from dfrot.stages.compare.settings import CompareSettings
+    from dfrot.stages.sensitivity.settings import SensitivitySettings
+    from dfrot.stages.tune.plan import plan_tuning
+    from dfrot.stages.tune.settings import TuneSettings
+
+    quantize(model, None, tmp_path / "packed", QuantizeSettings(QuantScheme.parse("nvfp4a16"), "rtn"))
+    config = read_json(model / "config.json")
+    refused: list[Callable[[], Any]] = [
+        lambda: SensitivitySettings(NV),
+        lambda: CompareSettings(schemes=("nvfp4",)),
+        lambda: random_checkpoint(tmp_path / "random", config, "mxfp4"),
+        lambda: Subject(tmp_path / "packed"),
+    ]
+    for call in refused:
+        with pytest.raises(UnsupportedError, match="integer schemes only"):
+            call()
+    with pytest.raises(UnsupportedError, match="do not move in small steps, cannot be tuned"):
+        plan_tuning(tmp_path / "packed", model, TuneSettings())
+
+
+@torch.no_grad()
+def test_adapters_run_beside_fp4(model: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    quantize(model, None, tmp_path / "packed", QuantizeSettings(QuantScheme.parse("mxfp4"), "rtn"))
+    running = load_model(tmp_path / "packed", torch.float32)
+    before = running(IDS).logits
+    adapted = peft.get_peft_model(running, peft.LoraConfig(r=2, target_modules=["v_proj"], task_type="CAUSAL_LM"))
+    assert torch.equal(adapted.eval()(IDS).logits, before)  # adapters begin at zero
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.fill_(0.1)
+    assert not torch.allclose(adapted(IDS).logits, before, atol=1e-3)
