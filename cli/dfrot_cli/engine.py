@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dfrot.generation.engine import Engine
+    from dfrot.generation.settings import NgramSettings
 
 
-def open_engine(model: Path, draft: Path | None, shape: tuple[int, int, int] | None, force: bool) -> Engine:
+def open_engine(
+    model: Path, draft: Path | NgramSettings | None, shape: tuple[int, int, int] | None, force: bool
+) -> Engine:
     """A loaded checkpoint, with its draft if one is given. shape: of draft trees, None to choose it from measured
     costs. force: allow a draft of another target."""
     if draft is None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dfrot.generation.sampling import Sampling
 from dfrot.generation.settings import GenerateSettings
 from dfrot_cli import show
-from dfrot_cli.commands.draft.options import draft_option, shape_options, single_shape
+from dfrot_cli.draft_options import draft_of, draft_options, shape_options, single_shape
 from dfrot_cli.engine import open_engine
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, model_option
@@ -27,7 +27,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def generate_options(function: Function) -> Function:
     """The options of `dfq generate` and of its old name."""
-    for add in (options_of(Sampling), shape_options, options_of(GenerateSettings), draft_option, model_option):
+    draft = draft_options()
+    for add in (options_of(Sampling), shape_options, options_of(GenerateSettings), draft, model_option):
         function = add(function)
     return function
 
@@ -36,7 +37,7 @@ def generate(
     name: str,
     common: Common,
     model: str,
-    draft: Path | None,
+    draft: Path | str | None,
     chain: tuple[int, ...],
     tree: tuple[str, ...],
     **options: Any,
@@ -46,6 +47,7 @@ def generate(
     from dfrot.errors import InputError
 
     shape, sampling = single_shape(chain, tree), settings_from(Sampling, options)
+    source = draft_of(draft, options)
     settings = settings_from(GenerateSettings, options)
     if sampling.greedy and (sampling.top_k or sampling.top_p < 1):
         show.note("--top-k and --top-p restrict sampling; at --temperature 0 the likeliest token is taken")
@@ -56,7 +58,7 @@ def generate(
         known = {key: value for key, value in vars(settings).items() if key not in ("prompt", "force")}
         plan(name, {"model": folder, "draft": draft}, {**known, "sampling": sampling, "shape": shape}, None, common)
         return
-    engine = open_engine(folder, draft, shape, settings.force)
+    engine = open_engine(folder, source, shape, settings.force)
     job = _start(engine, settings, sampling, common.seed)
     begin, pieces = time.perf_counter(), []
     for piece in job:

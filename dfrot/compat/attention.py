@@ -8,6 +8,7 @@ call. The table has a process-wide layer, which `register` writes, and a layer p
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,10 +39,11 @@ def sdpa(
 
 
 def registered(name: str) -> AttentionFunction | None:
-    """The function that runs under `name` now, wrappers included; None for "eager" and unknown names."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    return ALL_ATTENTION_FUNCTIONS.get(name)  # type: ignore[no-any-return]
+    """The function that runs under `name` now, wrappers included; None for "eager" and unknown names, and as long as
+    no model of transformers can have been loaded, which importing its table would cost seconds."""
+    modeling = sys.modules.get("transformers.modeling_utils")
+    table = getattr(modeling, "ALL_ATTENTION_FUNCTIONS", None)  # None too while that module is being imported
+    return None if table is None else table.get(name)
 
 
 def implementation(config: Any) -> str:

@@ -1,28 +1,32 @@
-"""transformers' cache of keys and values: the base class of a layer, and exchanging the layers of a cache object."""
+"""transformers' cache of keys and values: making one, and exchanging the layers of a cache object."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
-
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 
 def new_cache() -> Any:
     """An empty cache whose layers keep every position, sliding or not. A dfq model puts its packed layers in."""
+    from transformers import DynamicCache
+
     return DynamicCache()
 
 
 def is_dynamic(cache: Any) -> bool:
     """Whether `cache` is a plain DynamicCache, whose layers may be exchanged; no subclass and no other kind."""
-    return cache.__class__ is DynamicCache
+    module = sys.modules.get("transformers.cache_utils")  # where there is such a cache, its module was imported
+    return module is not None and cache.__class__ is module.DynamicCache
 
 
 def replace_layers(cache: Any, layers: Sequence[Any]) -> None:
-    """Let a DynamicCache hold exactly these layers, and create no others on demand."""
+    """Let a cache hold exactly these layers, and create no others on demand.
+
+    A cache of transformers asks its layers by name, and whether they count as its own (`isinstance`): so their classes
+    are registered as such."""
+    if (module := sys.modules.get("transformers.cache_utils")) is not None:
+        for layer in layers:
+            module.CacheLayerMixin.register(type(layer))
     cache.layers = list(layers)
     cache.layer_class_to_replicate = None
-
-
-__all__ = ["DynamicLayer", "is_dynamic", "new_cache", "replace_layers"]

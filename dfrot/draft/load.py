@@ -10,6 +10,7 @@ from dfrot.draft.store import check_target, load_draft
 from dfrot.dtypes import DTYPES
 from dfrot.generation.engine import Engine
 from dfrot.generation.load_target import load_target
+from dfrot.generation.settings import NgramSettings
 from dfrot.generation.target import Target
 
 LARGE = 32_000_000  # parameters from which on reading float32 weights costs more than converting bfloat16
@@ -24,9 +25,14 @@ def load_draft_in(draft: Path, dtype: str) -> Draft:
     return loaded.to(DTYPES[dtype])
 
 
-def load_target_and_draft(model: Path, draft: Path, dtype: str = "auto", force: bool = False) -> tuple[Target, Draft]:
-    """A target and its draft. Raises MismatchError for a draft of another target; `force` allows it unless sizes
-    differ."""
+def load_target_and_draft(
+    model: Path, draft: Path | NgramSettings, dtype: str = "auto", force: bool = False
+) -> tuple[Target, Draft | NgramSettings]:
+    """A target and its draft; look-up drafting has nothing to load.
+
+    Raises MismatchError for a draft of another target; `force` allows it unless sizes differ."""
+    if isinstance(draft, NgramSettings):
+        return load_target(model), draft
     loaded = load_draft_in(draft, dtype)
     target = load_target(model, loaded.aux_layers)
     check_target(loaded.config, model, target.vocab_size, int(target.config.hidden_size), force)
@@ -35,12 +41,12 @@ def load_target_and_draft(model: Path, draft: Path, dtype: str = "auto", force: 
 
 def open_engine(
     model: Path,
-    draft: Path | None,
+    draft: Path | NgramSettings | None,
     shape: tuple[int, int, int] | None = None,
     force: bool = False,
     draft_dtype: str = "auto",
 ) -> Engine:
-    """An `Engine` for a checkpoint and, if given, its draft.
+    """An `Engine` for a checkpoint and, if given, its draft: a folder, or settings of look-up drafting.
 
     shape: (depth, top-k, total) of draft trees; None measures which suits this machine. force: allow a draft of another
     target. draft_dtype: see `load_draft_in`. Raises DfqError as `Engine` and `load_target_and_draft` do."""

@@ -2,7 +2,8 @@
 
 tau: tokens per verify pass, the bonus token included; the prompt's pass and the first token do not count.
 accepted_per_round: tau without the bonus token. accept_at_position[i]: share of rounds that accepted at least i + 1
-draft tokens.
+draft tokens. acceptance_rate: accepted draft tokens over verified ones. drafted_share: share of rounds that verified
+any.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ def summary(outputs: Sequence[GenerationOutput]) -> dict[str, Any]:
         "accepted_per_round": sum(accepted) / rounds,
         "accept_at_position": accept_at,
         "conditional_accept_at_position": [share / before for share, before in zip(accept_at, [1.0, *accept_at])],
+        "acceptance_rate": sum(accepted) / max(1, sum(out.nodes for out in outputs) - len(accepted)),
+        "drafted_share": len(accepted) / rounds,
         "rounds": rounds,
         "nodes_per_round": sum(out.nodes for out in outputs) / rounds,
         "forced": sum(out.forced for out in outputs),

@@ -19,6 +19,8 @@ from dfrot.quant.hessian_error import row_tiles
 from dfrot.quant.linear import QuantLinear
 from dfrot.quant.plan import LinearPlan
 from dfrot.quant.rtn import quantize
+from dfrot_kernels import native
+from dfrot_kernels.whole_blocks.draft import dense, servable
 
 COPY_SCHEME = "w4"
 
@@ -27,13 +29,38 @@ def proposal_head(target: Target, draft: nn.Module) -> Callable[[Tensor], Tensor
     """Features [..., d] -> logits [..., V] for choosing draft tokens: the target's own head, or its 4-bit copy if the
     draft has 4 bits and a native kernel reads such a head. The copy is made at the first call and kept by the target.
     """
-    four_bits = any(isinstance(module, QuantLinear) and module.plan.w_bits == 4 for module in draft.modules())
-    if not four_bits:
+    if not _four_bits(draft):
         return target.logits_rows
     if target.rounded_head is None:
         target.rounded_head = rounded(target.head_module)
     copy = target.rounded_head
     return target.logits_rows if copy.prepared is None else partial(_logits, target, copy)
+
+
+def _four_bits(draft: nn.Module) -> bool:
+    return any(isinstance(module, QuantLinear) and module.plan.w_bits == 4 for module in draft.modules())
+
+
+@torch.no_grad()
+def trimmed_head(target: Target, draft: nn.Module, ids: Tensor) -> Callable[[Tensor], Tensor]:
+    """Features [k, d] -> logits [k, N] of the tokens `ids` int64 [N] (FR-Spec, arXiv 2502.14856): a head of these rows
+    alone, in the target's 16 bits, or in 4 bits for a draft in 4 bits. Rows of a head that is stored as integers, or
+    that has a bias, are computed with all the others."""
+    head = target.head_module
+    if type(head) is not nn.Linear or head.bias is not None:
+        return lambda features: target.logits_rows(features)[..., ids]
+    rows = nn.Linear(head.in_features, len(ids), bias=False, device="meta")
+    rows.weight = nn.Parameter(head.weight[ids], requires_grad=False)
+    if _four_bits(draft) and (copy := rounded(rows)).prepared is not None:
+        return partial(_logits, target, copy)
+    return partial(_dense_logits, target, rows.weight)
+
+
+def _dense_logits(target: Target, weight: Tensor, features: Tensor) -> Tensor:
+    features = features.to(weight.dtype)
+    if native.active() and servable(weight):
+        return target.scale_logits(dense(features, weight))
+    return target.scale_logits(features @ weight.T)
 
 
 def _logits(target: Target, copy: QuantLinear, features: Tensor) -> Tensor:

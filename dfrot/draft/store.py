@@ -41,10 +41,25 @@ def load_draft(folder: Path, dtype: torch.dtype = torch.float32) -> Draft:
     if draft.config.quantized:
         empty_linears(draft, draft.config.quantized)
     load_state(draft, load_tensors(weights_file), weights_file)
+    _check_tokens(draft, weights_file)
     prepare_linears(draft)
     if (folder / RECORD).is_file():
         draft.rates = AcceptanceRates.of_history(read_json(folder / RECORD))
     return draft.to(dtype).requires_grad_(False).eval()
+
+
+def _check_tokens(draft: Draft, file: Path) -> None:
+    """Raise InputError unless `d2t` names rising token ids of the target."""
+    ids = draft.token_ids
+    if ids is None:
+        return
+    outside = int(ids.min()) < 0 or int(ids.max()) >= draft.config.vocab_size
+    if outside or not bool((ids.diff() > 0).all()):
+        raise InputError(
+            f"{file}: tensor d2t names no rising ids below {draft.config.vocab_size}; make the draft again",
+            file=file,
+            tensor="d2t",
+        )
 
 
 def load_state(module: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:

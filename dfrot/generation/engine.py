@@ -12,18 +12,19 @@ import torch
 from torch import Tensor
 
 from dfrot.data.conversation_rows import MAX_IMAGES
+from dfrot.data.fast_tokenizer import open_tokenizer
 from dfrot.data.images import read_image
-from dfrot.data.tokenizer import TokenBytes, load_tokenizer
+from dfrot.data.tokenizer import TokenBytes
 from dfrot.data.unicode_text import check_unicode
 from dfrot.errors import InputError, reason_of
 from dfrot.generation.load_target import end_token_ids, load_target
 from dfrot.generation.output import CONTEXT_LENGTH_EXCEEDED, GenerationOutput, StopCriteria
 from dfrot.generation.plain import plain_steps
 from dfrot.generation.sampling import Sampling
+from dfrot.generation.settings import NgramSettings
 from dfrot.generation.speculation.drafter import Drafter
-from dfrot.generation.speculation.latency_probe import LatencyProbe
-from dfrot.generation.speculation.loop import SPARE_SLOTS, speculative_steps
-from dfrot.generation.speculation.policy import AdaptivePolicy
+from dfrot.generation.speculation.loop import speculative_steps
+from dfrot.generation.speculation.policies import Policy, described, policy_of, start_behind
 from dfrot.generation.speculation.shape_search import MeasuredShape
 from dfrot.generation.speculation.tree import TreeShape
 from dfrot.generation.target import Target
@@ -67,7 +68,7 @@ class Engine:
     def __init__(
         self,
         model: Path,
-        drafter: Drafter | None = None,
+        drafter: Drafter | NgramSettings | None = None,
         shape: tuple[int, int, int] | None = None,
         target: Target | None = None,
     ) -> None:
@@ -75,18 +76,19 @@ class Engine:
 
         Args:
             model: the checkpoint folder.
-            drafter: a loaded draft of this target; None decodes plainly.
-            shape: (depth, top-k, total) of draft trees. None measures here which shape suits this machine, plain
-                decoding among them; the policy of every text corrects that.
+            drafter: a loaded draft of this target, or settings of look-up drafting; None decodes plainly.
+            shape: (depth, top-k, total) of draft trees; look-up drafting takes chains. None measures here which shape
+                suits this machine, plain decoding among them; the policy of every text corrects that.
             target: the checkpoint, if it is loaded already (with the drafter's aux_layers).
 
         Raises DfqError for a checkpoint that cannot be loaded."""
         self.drafter = drafter
         if target is None:
-            target = load_target(model, () if drafter is None else drafter.aux_layers, drafted=drafter is not None)
+            aux_layers = () if drafter is None or isinstance(drafter, NgramSettings) else drafter.aux_layers
+            target = load_target(model, aux_layers, drafted=drafter is not None)
         self.target = target
         self.prompt_reader = find_prompt_reader(model)
-        self.tokenizer = load_tokenizer(model) if self.prompt_reader is None else self.prompt_reader.tokenizer
+        self.tokenizer = open_tokenizer(model) if self.prompt_reader is None else self.prompt_reader.tokenizer
         self.end_tokens = end_token_ids(self.target)
         self.shape: TreeShape | None = None
         self.options: list[MeasuredShape] = []  # measured shapes, where none was given
@@ -94,15 +96,14 @@ class Engine:
         self.how = "plain, no draft given"
         if drafter is not None:
             self.shape = None if shape is None else TreeShape(*shape)
-            self.how = self._measure(drafter) if self.shape is None else f"speculative, {self.shape.name}"
+            self.how = self._measure(drafter) if self.shape is None else described(drafter, self.shape)
 
-    def _measure(self, drafter: Drafter) -> str:
+    def _measure(self, drafter: Drafter | NgramSettings) -> str:
         """Measure shapes for all texts to come. Returns what is chosen for greedy ones."""
-        policy = AdaptivePolicy(drafter.rates, True, _PROBE_BUDGET)
+        policy = policy_of(drafter, True, _PROBE_BUDGET)
         if policy.needs_latencies:
             prompt = (torch.arange(_PROBE_LENGTH) % (self.target.vocab_size - 1)).tolist()
-            probe = LatencyProbe.after_prompt(self.target, drafter, prompt, policy.max_drafted + SPARE_SLOTS)
-            policy.start(probe, lambda: probe.spent, self.target.max_length - _PROBE_LENGTH - 1)
+            start_behind(policy, self.target, drafter, prompt)
             self.options, self.measuring_seconds = policy.options, policy.seconds
         return policy.why()
 
@@ -234,7 +235,7 @@ class Generation:
             engine.prompt_reader.check(request.prompt, 0, "the prompt")
         self.engine, self.request, self.out = engine, request, GenerationOutput()
         self.finish: Finish | None = None
-        self.policy: AdaptivePolicy | None = None  # what chose the shapes, where the engine was given none
+        self.policy: Policy | None = None  # what chose the shapes, where the engine was given none
         ends = frozenset(request.stop_tokens) | (frozenset() if request.ignore_eos else engine.end_tokens)
         self.stop = StopCriteria(count, ends)
         self.logprobs = None if request.logprobs is None else LogprobRecorder(request.logprobs)
@@ -261,9 +262,9 @@ class Generation:
         prompt, sampling, seed, images = request.prompt, request.sampling, request.seed, request.images
         if self.logprobs is not None:
             return plain_steps(engine.target, prompt, self.stop, sampling, self.out, seed, images, self.logprobs)
-        shape: TreeShape | AdaptivePolicy | None = engine.shape
+        shape: TreeShape | Policy | None = engine.shape
         if engine.drafter is not None and engine.options:
-            self.policy = AdaptivePolicy(engine.drafter.rates, sampling.greedy, 0, engine.options)
+            self.policy = policy_of(engine.drafter, sampling.greedy, 0, engine.options)
             self.policy.start()
             self.policy.seconds = engine.measuring_seconds
             shape = None if self.policy.shape is None else self.policy

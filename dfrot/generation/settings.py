@@ -1,4 +1,4 @@
-"""Settings of generated text, as `dfq generate` takes them."""
+"""Settings of generated text, as `dfq generate` takes them, and of drafting without a model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,25 @@ from pathlib import Path
 
 from dfrot.settings import check, setting
 from dfrot.vision.settings import KEEP
+
+
+@dataclass(frozen=True)
+class NgramSettings:
+    """Look-up drafting: draft tokens come from the text itself, from what followed its newest tokens earlier."""
+
+    longest: int = setting(
+        4,
+        minimum=1,
+        maximum=16,
+        option="--ngram-length",
+        help="With draft ngram: the longest n-gram that is looked up; shorter ones follow, down to one token.",
+    )
+    most: int = setting(
+        10, minimum=1, maximum=15, option="--ngram-tokens", help="With draft ngram: the most draft tokens of a round."
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)

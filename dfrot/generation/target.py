@@ -149,7 +149,7 @@ class Target:
 
     def start(self) -> Any:
         """An empty cache."""
-        return new_cache()
+        return getattr(self.decoder, "empty_cache", new_cache)()
 
     @torch.no_grad()
     def prefill(self, ids: Tensor, cache: Any) -> tuple[Tensor, Tensor]:

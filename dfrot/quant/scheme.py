@@ -21,6 +21,9 @@ FP4_GROUPS = {NVFP4: 16, MXFP4: 32}
 """Columns that share a scale in the formats of FP4."""
 MIN_CLIP = 0.1
 """The smallest clip ratio: below it hardly any value would be inside the range."""
+LOW_BIT_CLIP = 0.85
+"""The default clip ratio of activations of at most 4 bits on asymmetric grids: the values outside the range cost less
+than a finer grid gains (docs/results/ingredients.md)."""
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,7 @@ class TrainableLinear(nn.Module):
         """module: of a model in float32."""
         super().__init__()
         self.plan = module.plan
+        self.out_features = self.plan.rows  # of a head: its vocabulary
         self.scale = module.stored_weight().scale.float()
         self.growth = nn.Parameter(torch.zeros_like(self.scale))
         self.module = module.requires_grad_(False)

@@ -36,17 +36,37 @@ def dfq_attention(
 
     Returns [B, S, heads, head_dim] and no attention weights.
     """
+    if kwargs.get("softcap") is not None:
+        return attend(module, query, key, value, attention_mask, _capped, **kwargs)
+    return attend(module, query, key, value, attention_mask, table.sdpa, **kwargs)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Any,
+    value: Any,
+    mask: Tensor | None,
+    dense: table.AttentionFunction,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """`dfq_attention` of a module, whose R3, if any, rotates the queries. dense: computes attention over dense keys and
+    values; the packed cache is read in place where it can be."""
     if isinstance(key, CacheView):
-        out = _packed_attention(query, key, attention_mask, kwargs)
+        out = _packed_attention(query, key, mask, options)
         if out is not None:
             return out, None
         key, value = key.tensors()
     base = getattr(module, "r3_base", None)
     if base is not None:
         query = torch.ops.dfq.hadamard(query, base, module.r3_block)
-    if kwargs.get("softcap") is not None:
-        return _capped_attention(query, key, value, attention_mask, kwargs), None
-    return table.sdpa(module, query, key, value, attention_mask, **kwargs)
+    return dense(module, query, key, value, mask, **options)
+
+
+def _capped(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    return _capped_attention(query, key, value, mask, options), None
 
 
 def _packed_attention(query: Tensor, view: CacheView, mask: Tensor | None, options: dict[str, Any]) -> Tensor | None:
@@ -98,7 +118,8 @@ def _capped_attention(
 
 def is_wrapped() -> bool:
     """Whether something observes or replaces `dfq_attention` now (dfrot/runtime/attention_hooks.py)."""
-    return table.registered(NAME) is not dfq_attention
+    current = table.registered(NAME)
+    return current is not None and current is not dfq_attention
 
 
 def register_attention() -> None:

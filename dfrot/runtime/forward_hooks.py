@@ -17,6 +17,7 @@ from dfrot.errors import UnsupportedError
 from dfrot.quant.sinks import Sinks
 from dfrot.runtime.attention import NAME as ATTENTION
 from dfrot.runtime.attention import register_attention
+from dfrot.runtime.described.cache import DescribedCache
 from dfrot.runtime.kv_cache import DfqCacheLayer
 from dfrot.runtime.packed_states import KVSpec
 
@@ -93,8 +94,8 @@ class ForwardHooks:
             self._transient = not (config.use_cache if use_cache is None else use_cache)
             if self._transient and kwargs.get("position_ids") is not None:
                 _refuse_packed_sequences(kwargs["position_ids"])
-            cache = new_cache()
-        elif not is_dynamic(cache):
+            cache = getattr(base, "empty_cache", new_cache)()
+        elif not (isinstance(cache, DescribedCache) or is_dynamic(cache)):
             raise UnsupportedError(
                 f"{type(cache).__name__}: a dfq model keeps keys and values in its own {self.kv.bits}-bit layers; "
                 "pass a DynamicCache or none"

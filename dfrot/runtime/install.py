@@ -1,4 +1,6 @@
-"""Turning a freshly built transformers model into a dfq model, before and after its weights are loaded."""
+"""Turning a freshly built model into a dfq model, before and after its weights are loaded.
+
+The model is transformers' or a described one (dfrot/runtime/described)."""
 
 from __future__ import annotations
 
@@ -25,6 +27,7 @@ from dfrot.quant.plan import LinearPlan, plan_linears
 from dfrot.quant.rotated_linear import RotatedLinear
 from dfrot.quant.scheme import FULL, INTEGERS
 from dfrot.runtime import attention
+from dfrot.runtime.described.modules import DescribedModel
 from dfrot.runtime.experts import Experts, install_experts
 from dfrot.runtime.forward_hooks import ForwardHooks
 from dfrot.runtime.native_decoder import attach_native_decoder
@@ -184,7 +187,8 @@ def _key_shifts(base: Any, arch: BoundArch, config: DfqConfig) -> tuple[str, ...
 
 def _use_packed_attention(model: Any, base: Any, arch: BoundArch, kv: KVSpec) -> None:
     """Let the model run the attention function that reads the packed cache, with R3 on its queries."""
-    attention.register_attention()
+    if not isinstance(base, DescribedModel):
+        attention.register_attention()
     default, chosen = default_implementation(base), implementation(base.config)
     capped = {"eager"} if softcap_of(base.config, arch, "attention") is not None else set()
     if chosen not in {default, attention.NAME} | capped:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfrot.compat.cache import DynamicLayer
 from dfrot.quant.sinks import Sinks
 from dfrot.runtime.packed_states import KVSpec, PackedStates
 from dfrot.runtime.sink_states import SinkStates
@@ -52,7 +51,7 @@ class CacheView:
         return out
 
 
-class DfqCacheLayer(DynamicLayer):  # type: ignore[misc]
+class DfqCacheLayer:
     """One layer's keys and values.
 
     Args:
@@ -63,7 +62,8 @@ class DfqCacheLayer(DynamicLayer):  # type: ignore[misc]
         shift: float32 [kv heads, head_dim], subtracted from every key behind R3 (dfrot/quant/key_shift.py), or None.
     """
 
-    is_croppable = True
+    # transformers asks for these
+    is_croppable, is_sliding, is_compileable, supports_early_init = True, False, False, True
 
     def __init__(
         self,
@@ -73,7 +73,6 @@ class DfqCacheLayer(DynamicLayer):  # type: ignore[misc]
         as_view: bool = False,
         shift: Tensor | None = None,
     ) -> None:
-        super().__init__()
         self.spec, self.sinks, self.persistent, self.as_view, self.shift = spec, sinks, persistent, as_view, shift
         self._clear()
 

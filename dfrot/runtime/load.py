@@ -19,6 +19,8 @@ from dfrot.quant.config import DfqConfig
 from dfrot.quant.dense_linear import simulate
 from dfrot.quant.plan import check_stored, plan_linears
 from dfrot.runtime.block_runner import hf_config
+from dfrot.runtime.described.build import build
+from dfrot.runtime.described.config import refuses
 from dfrot.runtime.install import base_model_of, use_capped_attention
 from dfrot.runtime.transformers_reading import auto_class, key_mapping
 
@@ -91,7 +93,25 @@ def load_model(path: Path | str, dtype: torch.dtype | str | None = None, fake: b
 
     Raises DfqError, in one line, for a folder that cannot be loaded.
     """
+    return _by_transformers(*check_folder(Path(path)), dtype, fake)
+
+
+def load_for_decoding(path: Path | str) -> Any:
+    """The model of a checkpoint folder for plain decoding, in evaluation mode, on the CPU: a described one where its
+    configuration allows it (dfrot/runtime/described), which needs no transformers, else `load_model`'s.
+
+    Raises DfqError, in one line, for a folder that cannot be loaded."""
     checkpoint, config = check_folder(Path(path))
+    arch = describe(checkpoint.config)
+    if refuses(arch) is None:
+        return build(checkpoint, arch, config, _resolve_dtype(checkpoint, None))
+    return _by_transformers(checkpoint, config)
+
+
+def _by_transformers(
+    checkpoint: Checkpoint, config: DfqConfig | None, dtype: torch.dtype | str | None = None, fake: bool = False
+) -> Any:
+    """`load_model` of a checked folder."""
     arch = describe(checkpoint.config)
     loader = auto_class(arch)
     try:

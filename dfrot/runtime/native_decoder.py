@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from dfrot.arch import BoundArch
-from dfrot.compat.attention import sdpa
 from dfrot.compat.forward import replace_forward
 from dfrot.compat.outputs import base_model_output
 from dfrot.quant.sinks import Sinks
 from dfrot.runtime.attention import is_wrapped
+from dfrot.runtime.dense_attention import dense_attention
 from dfrot.runtime.kv_cache import CacheView, DfqCacheLayer
 from dfrot.runtime.native_calls import (
     causal_mask,
@@ -125,7 +125,7 @@ class NativeDecoder:
                 layer.length = begin + rows
         else:
             out = self._prompt(base, layers, table, hidden, cos, sin)
-        return base_model_output(out, cache)
+        return getattr(base, "make_output", base_model_output)(out, cache)
 
     def _prompt(
         self, base: Any, layers: list[DfqCacheLayer], table: Tensor, hidden: Tensor, cos: Tensor, sin: Tensor
@@ -148,7 +148,7 @@ class NativeDecoder:
                 mixed = view.attend(query, decoder.shape.scaling, *visible)
             else:
                 module = attention_of(base, self.arch, number)
-                mixed, _ = sdpa(module, query, *view.tensors(), mask, scaling=decoder.shape.scaling)
+                mixed, _ = dense_attention(module, query, *view.tensors(), mask, scaling=decoder.shape.scaling)
             decoder.after(number, hidden, mixed)
         decoder.finish(hidden)
         return hidden

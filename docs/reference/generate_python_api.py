@@ -110,6 +110,7 @@ SECTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
             "dfrot.stages.draft.settings:DraftSettings",
             "dfrot.stages.draft.settings:DataSettings",
             "dfrot.generation.speculation.tree:TreeShape",
+            "dfrot.generation.settings:NgramSettings",
         ),
     ),
     "Recipes": (

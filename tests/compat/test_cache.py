@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import DynamicLayer
 
 from dfrot.compat.attention import set_implementation
-from dfrot.compat.cache import DynamicLayer, is_dynamic, new_cache, replace_layers
+from dfrot.compat.cache import is_dynamic, new_cache, replace_layers
 from dfrot.quant.sinks import Sinks
 from dfrot.runtime.kv_cache import DfqCacheLayer
 from dfrot.runtime.packed_states import KVSpec
@@ -64,9 +65,15 @@ def test_which_caches_are_plain(build_model: Any) -> None:
     ["update", "lazy_initialization", "get_seq_length", "get_mask_sizes", "reset", "crop", "reorder_cache"]
     + ["batch_select_indices", "batch_repeat_interleave", "offload", "prefetch"],
 )
-def test_a_packed_layer_overrides_what_the_base_class_has(method: str) -> None:
+def test_a_packed_layer_has_what_a_layer_of_transformers_has(method: str) -> None:
     assert callable(getattr(DynamicLayer, method))
     assert method in vars(DfqCacheLayer)
+
+
+def test_a_packed_layer_lacks_nothing_that_a_layer_of_transformers_has() -> None:
+    """It has no base class of transformers': whatever a release adds to that class shows here."""
+    layer = DfqCacheLayer(KVSpec(4, False, 1.0, None), Sinks(0))
+    assert not [name for name in dir(DynamicLayer()) if not name.startswith("_") and not hasattr(layer, name)]
 
 
 def test_the_length_limit_has_one_of_two_names() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -20,12 +21,14 @@ from transformers import (
 
 from dfrot.errors import InputError
 from dfrot.generation.sampling import Sampling, sample
+from dfrot.generation.speculation.ngram_index import NgramIndex
 from dfrot.generation.speculation.tree import Tree
 from dfrot.generation.speculation.verify import VerifyResult, verify
 
 V, DEPTH, LENGTH, RUNS = 8, 3, 4, 3000
 TABLE = 2 * torch.randn(V, V, generator=torch.Generator().manual_seed(4))
 DRAFT_TOKENS = [torch.randperm(V, generator=torch.Generator().manual_seed(n))[:3].tolist() for n in range(V)]
+EARLIER = torch.randint(V, (60,), generator=torch.Generator().manual_seed(5)).tolist()
 SAMPLINGS = {
     "nucleus": Sampling(temperature=0.6, top_p=0.9),
     "top-k": Sampling(temperature=1.0, top_k=4),
@@ -66,14 +69,24 @@ def drafted(root: int) -> Tree:
     return tree
 
 
-def counts(sampling: Sampling, rule: str = "ours") -> Counter[tuple[int, ...]]:
+def looked_up(tokens: list[int]) -> Tree:
+    """What look-up drafting proposes behind a text, from that text and an earlier one."""
+    index = NgramIndex(2, [*EARLIER, *tokens])
+    match = index.match()
+    assert match is not None
+    return Tree([tokens[-1], *index.continuation(match, 2)], [-1, 0, 1])
+
+
+def counts(
+    sampling: Sampling, rule: str = "ours", propose: Callable[[list[int]], Tree] = lambda tokens: drafted(tokens[-1])
+) -> Counter[tuple[int, ...]]:
     """How often each continuation of token 0 comes out of RUNS speculative runs."""
     generator, outcomes = torch.Generator().manual_seed(1), Counter[tuple[int, ...]]()
     sampling = memoised(sampling)
     for _ in range(RUNS):
         tokens = [0]
         while len(tokens) <= LENGTH:
-            tree = drafted(tokens[-1])
+            tree = propose(tokens)
             logits = TABLE[tree.tokens]
             result = verify(tree, logits, tokens[:-1], sampling, generator)
             if rule == "raw bonus" and not tree.children(result.path[-1]):
@@ -102,9 +115,9 @@ def expected(sampling: Sampling) -> dict[tuple[int, ...], float]:
     return probabilities
 
 
-def goodness_of_fit(sampling: Sampling, rule: str = "ours") -> tuple[float, int]:
+def goodness_of_fit(sampling: Sampling, rule: str = "ours", **propose: Any) -> tuple[float, int]:
     """p-value over the cells that expect at least 5 (all others together are a cell), and the impossible outcomes."""
-    observed, p = counts(sampling, rule), expected(sampling)
+    observed, p = counts(sampling, rule, **propose), expected(sampling)
     assert abs(sum(p.values()) - 1) < 1e-4
     big = [cell for cell in p if RUNS * p[cell] >= 5]
     rest_expected = RUNS * (1 - sum(p[cell] for cell in big))
@@ -120,6 +133,13 @@ def goodness_of_fit(sampling: Sampling, rule: str = "ours") -> tuple[float, int]
 @pytest.mark.parametrize("name", SAMPLINGS)
 def test_sampling_keeps_the_distribution(name: str) -> None:
     p_value, impossible = goodness_of_fit(SAMPLINGS[name])
+    assert p_value > 1e-3
+    assert impossible == 0
+
+
+@pytest.mark.parametrize("name", SAMPLINGS)
+def test_look_up_drafting_keeps_the_distribution(name: str) -> None:
+    p_value, impossible = goodness_of_fit(SAMPLINGS[name], propose=looked_up)
     assert p_value > 1e-3
     assert impossible == 0
 

@@ -51,7 +51,7 @@ FILES = {
 # The packages of the library (and two files above FILES): the duty of each, and which others it may import.
 PACKAGES = {
     "arch": ("what an architecture reads and writes, as data", ""),
-    "data": ("texts, conversations, images, tokenizers", ""),
+    "data": ("texts, conversations, images, tokenizers", "compat"),
     "compat": ("what relies on the insides of transformers", ""),
     "reference": ("the models that ship", ""),
     "rotation": ("Hadamard matrices, fusing, refinement of R1", "arch"),

@@ -23,6 +23,7 @@ from dfrot import reference
 from dfrot.draft.load import open_engine
 from dfrot.errors import ResourceError, UnsupportedError
 from dfrot.generation.engine import Engine, TextRequest
+from dfrot.generation.settings import NgramSettings
 from dfrot.serve import body as request_body
 from dfrot.serve import protocol
 from dfrot.serve.server import KEEP_ALIVE, bind, serve
@@ -280,6 +281,20 @@ def test_a_draft_serves_the_same_text(engine: Engine, draft: Path, start: Any) -
     with start(open_engine(reference.path(), draft, (2, 1, 0))) as server:
         assert complete(server).choices[0].text == text(engine, PROMPT, 16)
         assert metric(server, "dfq_draft_rounds_total") > 0
+
+
+def test_look_up_drafting_serves_two_clients_the_same_text(engine: Engine, start: Any) -> None:
+    prompts = [f"def {name}(self):\n    return self.{name}\n\n" * 3 for name in ("read", "write")]
+    with start(open_engine(reference.path(), NgramSettings(), (4, 1, 0)), parallel=2) as server:
+
+        def ask(prompt: str) -> str:
+            with client(server) as own:
+                request = {"model": "reference", "prompt": prompt, "max_tokens": 24, "temperature": 0}
+                return str(own.completions.create(**request).choices[0].text)
+
+        with ThreadPoolExecutor(2) as pool:
+            assert list(pool.map(ask, prompts)) == [text(engine, prompt, 24) for prompt in prompts]
+        assert metric(server, "dfq_draft_accepted_total") > 0
 
 
 def soak(server: Any, engine: Engine, clients: int, seconds: float, count: int) -> tuple[int, list[str]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from dfrot.stages.rotate.settings import RotateSettings
+from dfrot.stages.rotate.settings import OUTPUTS, RotateSettings
 from dfrot_cli import show
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, dataset_option, model_option, out_option
@@ -52,7 +52,11 @@ def _summary(evidence: dict[str, Any]) -> dict[str, Any]:
     if massive := evidence.get("massive"):
         rows["massive tokens"] = f"{massive['massive']} of {massive['rows']} rows ({massive['rule']})"
         rows["their texts"] = " ".join(repr(token["text"]) for token in massive["tokens"][:6])
-    if refined := evidence.get("refinement"):
+    refined = evidence.get("refinement", {})
+    if refined.get("objective") == OUTPUTS:
+        errors = dict(refined["curve"])
+        rows["output error"] = f"{errors[0]:.4g} -> {errors[refined['best']]:.4g} of the outputs (held-out rows)"
+    elif refined:
         rows["objective"] = f"{refined['objective_start']:.6g} -> {refined['objective']:.6g}"
         rows["massive error"] = f"{refined['massive_error_start']:.4g} -> {refined['massive_error']:.4g}"
         rows["common error"] = f"{refined['common_error_start']:.4g} -> {refined['common_error']:.4g}"

@@ -10,7 +10,7 @@ import click
 from dfrot.generation.settings import GenerateSettings
 from dfrot.serve.settings import ServeSettings
 from dfrot_cli import show
-from dfrot_cli.commands.draft.options import draft_option, shape_options, single_shape
+from dfrot_cli.draft_options import draft_of, draft_options, shape_options, single_shape
 from dfrot_cli.engine import open_engine
 from dfrot_cli.models import model_folder, served_name
 from dfrot_cli.options import Common, common, model_option
@@ -25,7 +25,7 @@ OPTIONAL: dict[str, dict[str, Any]] = {
 
 @click.command("serve")
 @model_option
-@draft_option
+@draft_options()
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="Address to listen on. Any but this machine needs --api-key."
 )
@@ -43,7 +43,7 @@ OPTIONAL: dict[str, dict[str, Any]] = {
 @common
 def command(
     model: str,
-    draft: Path | None,
+    draft: Path | str | None,
     host: str,
     port: int,
     name: str | None,
@@ -66,7 +66,7 @@ def command(
         from dfrot.serve.server import serve
     except ModuleNotFoundError as error:
         raise ResourceError(f"dfq serve needs {error.name}, which is not installed: pip install 'dfq[serve]'") from None
-    shape = single_shape(chain, tree)
+    shape, source = single_shape(chain, tree), draft_of(draft, options)
     folder = model_folder(model)
     settings = settings_from(ServeSettings, options, name=name or served_name(folder))
     if common.plan:
@@ -75,7 +75,7 @@ def command(
         return
     if not open_to_all:
         _require_private(host, settings)
-    engine = open_engine(folder, draft, shape, force)
+    engine = open_engine(folder, source, shape, force)
 
     def ready(url: str) -> None:
         facts = {"url": f"{url}/v1", "model": settings.name, "decoding": engine.how, "context": engine.context}

@@ -6,12 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from dfrot.draft.models.config import DraftConfig
 from dfrot.draft.models.rotary import Rotary
 from dfrot.draft.models.state import CachedDraftState
-from dfrot.draft.proposal_head import proposal_head
+from dfrot.draft.proposal_head import proposal_head, trimmed_head
 from dfrot.generation.speculation.acceptance_rates import AcceptanceRates
 from dfrot.generation.target import Target
 
@@ -40,6 +41,9 @@ class Draft(nn.Module, ABC):
         self.config = config
         self.rotary = Rotary(config)
         self.rates: AcceptanceRates | None = None
+        self.d2t: Tensor | None  # int64 [N]: the target's id minus the draft's, rising ids
+        self.register_buffer("d2t", _first_ids(config.draft_vocab_size))
+        self._proposals: tuple[Target, Head] | None = None  # the head of the last target, cut to the draft's vocabulary
 
     def initialise(self) -> None:
         """Normal weights with standard deviation 1 / sqrt(inputs), smaller where they write to the residual stream."""
@@ -67,17 +71,44 @@ class Draft(nn.Module, ABC):
 
     @abstractmethod
     def logits(self, output: Tensor, head: Head) -> Tensor:
-        """Outputs [..., d] -> logits [..., V]."""
+        """Outputs [..., d] -> logits [..., N] of the tokens that the draft can propose. head: the target's, cut to them
+        (`own_head`)."""
 
     @abstractmethod
     def begin(self, capacity: int) -> CachedDraftState:
         """An empty decoding state for a sequence of at most `capacity` slots, draft nodes included."""
 
+    @property
+    def token_ids(self) -> Tensor | None:
+        """int64 [N], rising: the target's ids of the tokens that the draft can propose; None for all of them."""
+        return None if self.d2t is None else self.d2t + torch.arange(len(self.d2t), device=self.d2t.device)
+
+    def choose_tokens(self, ids: Tensor) -> None:
+        """Let the draft propose these tokens only: int64 [N], rising, N as its config says."""
+        assert self.d2t is not None
+        self.d2t.copy_(ids - torch.arange(len(ids)))
+
+    def own_head(self, head: Head) -> Head:
+        """The target's head, its logits [..., V] cut to those [..., N] of the draft's tokens; differentiable."""
+        ids = self.token_ids
+        return head if ids is None else lambda features: head(features)[..., ids]
+
     def proposal_logits(self, target: Target) -> Callable[[Tensor], Tensor]:
-        """The function from outputs [k, d] to the logits [k, V] from which draft tokens are chosen."""
-        head = proposal_head(target, self)
+        """The function from outputs [k, d] to the logits [k, N] from which draft tokens are chosen."""
+        ids = self.token_ids
+        if ids is None:
+            head: Head = proposal_head(target, self)
+        else:
+            if self._proposals is None or self._proposals[0] is not target:
+                self._proposals = (target, trimmed_head(target, self, ids))
+            head = self._proposals[1]
         return lambda output: self.logits(output, head)
 
     def count(self) -> int:
         """Number of parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+def _first_ids(count: int) -> Tensor | None:
+    """`d2t` of the first `count` ids; None for 0."""
+    return torch.zeros(count, dtype=torch.int64) if count else None

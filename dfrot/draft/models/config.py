@@ -52,6 +52,8 @@ class DraftConfig:
     """eagle3: the target layers (counted from 1) whose outputs it reads."""
     target_fingerprint: str = ""
     """`checkpoint_fingerprint` of the target (dfrot/vision/fingerprint.py)."""
+    draft_vocab_size: int = 0
+    """Tokens that the draft can propose; 0 for all of the target's. Which they are is in its tensor `d2t`."""
     quantized: str = ""
     """`w4` or `w8` where the draft's own linears are packed, else empty."""
     format_version: int = FORMAT_VERSION
@@ -67,6 +69,10 @@ class DraftConfig:
             value = getattr(self, name)
             if type(value) is not int or not 0 < value < 2**31:
                 raise InputError(f"draft config: {name} is {value!r}, a positive integer is needed")
+        if type(self.draft_vocab_size) is not int or not 0 <= self.draft_vocab_size < self.vocab_size:
+            raise InputError(
+                f"draft config: draft_vocab_size is {self.draft_vocab_size!r}, must be 0 or below {self.vocab_size}"
+            )
         if self.num_attention_heads % self.num_key_value_heads or self.head_dim % 2:
             raise InputError("draft config: heads must be a multiple of key/value heads, head_dim must be even")
         if self.mid_block not in (0, 1) or not 0 <= self.num_final_layers <= 2:
@@ -76,13 +82,21 @@ class DraftConfig:
         FeatureSelection.parse(self.select)
 
     @property
+    def proposed_size(self) -> int:
+        """Tokens that the draft can propose."""
+        return self.draft_vocab_size or self.vocab_size
+
+    @property
     def feature_size(self) -> int:
         """Width of the target features that the draft reads in decoding."""
         return self.target_hidden_size * (len(self.aux_layers) if self.arch == "eagle3" else 1)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON of `draft.json`."""
-        return {**asdict(self), "aux_layers": list(self.aux_layers)}
+        values = {**asdict(self), "aux_layers": list(self.aux_layers)}
+        if not self.draft_vocab_size:  # drafts of the whole vocabulary keep the file that they always had
+            del values["draft_vocab_size"]
+        return values
 
     @classmethod
     def from_dict(cls, value: Any, where: str) -> DraftConfig:

@@ -52,5 +52,5 @@ class DreamNetwork(Draft):
         return out if self.out_proj is None else self.out_proj(out)  # type: ignore[no-any-return]
 
     def logits(self, output: Tensor, head: Head) -> Tensor:
-        """Outputs [..., d] -> logits [..., V], by the target's head."""
+        """Outputs [..., d] -> logits [..., N], by the target's head, cut to the draft's tokens."""
         return head(output)

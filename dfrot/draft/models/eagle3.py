@@ -49,7 +49,7 @@ class Eagle3Draft(Draft):
         self.fc = nn.Linear(config.feature_size, size, bias=False)
         self.layers = nn.ModuleList([FusedLayer(config)])
         self.norm = RMSNorm(size, config.rms_norm_eps)
-        self.lm_head = nn.Linear(size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(size, config.proposed_size, bias=False)
         self.initialise()
 
     @property
@@ -80,7 +80,7 @@ class Eagle3Draft(Draft):
         return TrainOutput(outputs, None)
 
     def logits(self, output: Tensor, head: Head) -> Tensor:
-        """Outputs [..., d] -> logits [..., V], by the draft's own head."""
+        """Outputs [..., d] -> logits [..., N], by the draft's own head."""
         return self.lm_head(self.norm(output))  # type: ignore[no-any-return]
 
     def begin(self, capacity: int) -> Eagle3State:

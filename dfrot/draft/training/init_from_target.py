@@ -65,6 +65,8 @@ def init_from_target(draft: Draft, target: Target) -> list[str]:
         draft.fc.weight[:, -size:] += torch.eye(size)  # the deepest of the three features, and a little of all
         _copy_norm(draft.norm, final_norm, offset, "norm", copied)
         weight = getattr(target.head_module, "weight", None)
+        if isinstance(weight, Tensor) and draft.token_ids is not None:
+            weight = weight[draft.token_ids]
         if isinstance(weight, Tensor) and weight.shape == draft.lm_head.weight.shape:
             draft.lm_head.weight.copy_(weight)
             copied.append("lm_head.weight")

@@ -2,6 +2,10 @@
 
     loss = l_f SmoothL1(r(s^), r(s)) + l_m SmoothL1(r(mid^), r(mid)) + sum_t gamma^t KL_t,    r(x) = x / rms(x)
 
+A draft with a vocabulary of its own imitates the target's distribution restricted to it and renormalised. Acceptance
+(agreement, ranks and mass) is counted against the whole distribution: a token that the draft cannot say is never agreed
+on. The loss has no part that takes the target's token alone, so no position needs to be left out.
+
 KL is KL(target || draft), summed over the vocabulary and averaged over slots. (The published trainer averages it over
 the vocabulary, which divides it by V and leaves little but the regression.)
 """
@@ -107,11 +111,12 @@ class _Divergences:
     ) -> None:
         """kept: per step bool [B, S], the slots that count. count_agreement: whether to compare draft tokens."""
         self.draft, self.features, self.kept, self.head = draft, features, kept, head
+        self.draft_head, self.ids = draft.own_head(head), draft.token_ids
         self.count_agreement = count_agreement
         device, steps = features.last.device, len(kept)
         self.kl_sums = [torch.zeros((), device=device) for _ in range(steps)]
         # [0]: how often a draft token is the target's likeliest; [1]: the target's probability of it
-        self.rank_sums = torch.zeros(2, steps, min(RANKS, draft.config.vocab_size), device=device)
+        self.rank_sums = torch.zeros(2, steps, min(RANKS, draft.config.proposed_size), device=device)
 
     def add(self, slots: Tensor, outputs: list[Tensor]) -> None:
         """Add the slots [n, 2] (row, position) of a batch; outputs: of the draft per step, [B, S, d]."""
@@ -129,15 +134,19 @@ class _Divergences:
         """KL sums of a chunk per step."""
         b, s = chunk.T
         with torch.no_grad():
-            teacher = Teacher.of(self.head(self.features.last[b, s]))
+            logits = self.head(self.features.last[b, s])
+            teacher = Teacher.of(logits)
+            # of the tokens that the draft can propose: the target's distribution restricted to them, renormalised
+            imitated = teacher if self.ids is None else Teacher.of(logits[..., self.ids])
         sums = []
         for t, output in enumerate(outputs):
-            student, counts = self.draft.logits(output[b, s], self.head), self.kept[t][b, s]
+            student, counts = self.draft.logits(output[b, s], self.draft_head), self.kept[t][b, s]
             if self.count_agreement:
                 tokens = student[counts].topk(self.rank_sums.shape[-1]).indices
+                tokens = tokens if self.ids is None else self.ids[tokens]
                 self.rank_sums[0, t] += (tokens == teacher.top[counts][:, None]).sum(0)
                 self.rank_sums[1, t] += teacher.p[counts].gather(1, tokens).sum(0)
-            sums.append(teacher.divergence(student)[counts].sum())
+            sums.append(imitated.divergence(student)[counts].sum())
         return sums
 
 

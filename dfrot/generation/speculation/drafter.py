@@ -16,7 +16,7 @@ from dfrot.generation.speculation.acceptance_rates import AcceptanceRates
 from dfrot.generation.target import Target
 
 LogitsFunction = Callable[[Tensor], Tensor]
-"""Outputs of a draft [k, d] -> logits [k, V]."""
+"""Outputs of a draft [k, d] -> logits [k, N] of the tokens that it can propose."""
 
 
 class DraftState(Protocol):
@@ -60,6 +60,11 @@ class Drafter(Protocol):
     @property
     def aux_layers(self) -> tuple[int, ...]:
         """Target layers (counted from 1) whose outputs are the draft's features; empty: the final norm's output."""
+        ...
+
+    @property
+    def token_ids(self) -> Tensor | None:
+        """int64 [N], rising: the tokens that the draft can propose; None for the whole vocabulary."""
         ...
 
     @property

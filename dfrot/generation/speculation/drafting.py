@@ -16,22 +16,37 @@ EmbedFunction = Callable[[Tensor], Tensor]
 
 @torch.no_grad()
 def expand(
-    state: DraftState, root: int, output: Tensor, logits: LogitsFunction, embed: EmbedFunction, shape: TreeShape
+    state: DraftState,
+    root: int,
+    output: Tensor,
+    logits: LogitsFunction,
+    embed: EmbedFunction,
+    shape: TreeShape,
+    token_ids: Tensor | None = None,
 ) -> Tree:
-    """Draft a tree below the root's token, from the draft's output [1, d] at the root. Takes depth - 1 draft passes."""
+    """Draft a tree below the root's token, from the draft's output [1, d] at the root. Takes depth - 1 draft passes.
+
+    token_ids: int64 [N] of the tokens that the logits are of; None for the whole vocabulary."""
     if shape.depth == 0:
         return Tree([root])
     if shape.topk == 1:
-        return _chain(state, root, output, logits, embed, shape.depth)
-    return _tree(state, root, output, logits, embed, shape)
+        return _chain(state, root, output, logits, embed, shape.depth, token_ids)
+    return _tree(state, root, output, logits, embed, shape, token_ids)
 
 
 def _chain(
-    state: DraftState, root: int, output: Tensor, logits: LogitsFunction, embed: EmbedFunction, depth: int
+    state: DraftState,
+    root: int,
+    output: Tensor,
+    logits: LogitsFunction,
+    embed: EmbedFunction,
+    depth: int,
+    token_ids: Tensor | None,
 ) -> Tree:
     tree = Tree([root])
     for level in range(depth):
         token = logits(output).float().argmax(-1)  # argmax of bfloat16 takes three times as long
+        token = token if token_ids is None else token_ids[token]
         tree.tokens.append(int(token))
         tree.parents.append(level)
         if level + 1 < depth:
@@ -40,7 +55,13 @@ def _chain(
 
 
 def _tree(
-    state: DraftState, root: int, output: Tensor, logits: LogitsFunction, embed: EmbedFunction, shape: TreeShape
+    state: DraftState,
+    root: int,
+    output: Tensor,
+    logits: LogitsFunction,
+    embed: EmbedFunction,
+    shape: TreeShape,
+    token_ids: Tensor | None,
 ) -> Tree:
     """EAGLE-2: the likeliest `topk` nodes of a level get children, then the likeliest `total` nodes of all are kept.
 
@@ -52,9 +73,10 @@ def _tree(
     level_nodes, outputs = [0], output
     for depth in range(1, shape.depth + 1):
         top = logits(outputs).float().log_softmax(-1).topk(shape.topk)
+        likeliest = top.indices if token_ids is None else token_ids[top.indices]
         first_child = len(tokens)
         for row, node in enumerate(level_nodes):
-            for score, token in zip(top.values[row].tolist(), top.indices[row].tolist()):
+            for score, token in zip(top.values[row].tolist(), likeliest[row].tolist()):
                 tokens.append(token)
                 parents.append(node)
                 scores.append(scores[node] + min(score, 0.0))

@@ -11,15 +11,18 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from dfrot.errors import InputError
 from dfrot.generation.output import GenerationOutput, StopCriteria, check_prompt
-from dfrot.generation.prompt import prefill_prompt
 from dfrot.generation.sampling import Sampling
+from dfrot.generation.settings import NgramSettings
 from dfrot.generation.speculation.drafter import Drafter
 from dfrot.generation.speculation.drafting import expand
 from dfrot.generation.speculation.latency_probe import LatencyProbe
+from dfrot.generation.speculation.ngram_policy import NgramPolicy
+from dfrot.generation.speculation.ngram_sequence import NgramSequence
 from dfrot.generation.speculation.policy import AdaptivePolicy
+from dfrot.generation.speculation.sequence import SpeculativeSequence
 from dfrot.generation.speculation.tree import TreeShape
-from dfrot.generation.speculation.verify import verify
 from dfrot.generation.target import Target
 from dfrot.vision.image_inputs import ImageInputs
 
@@ -28,18 +31,19 @@ SPARE_SLOTS = 2  # in the draft's cache: the first new token, and the token that
 
 def speculative(
     target: Target,
-    drafter: Drafter,
+    drafter: Drafter | NgramSettings,
     prompt: Sequence[int],
     stop: StopCriteria,
     sampling: Sampling,
-    shape: TreeShape | AdaptivePolicy,
+    shape: TreeShape | AdaptivePolicy | NgramPolicy,
     seed: int = 0,
     images: ImageInputs | None = None,
 ) -> GenerationOutput:
     """Continue a prompt of token ids: greedily the same text as `plain`, sampling from the same distribution.
 
-    shape: of every round, or a policy that measures, observes the text, and may end in plain decoding. Raises
-    InputError for a prompt that does not fit."""
+    drafter: a draft, or settings of look-up drafting. shape: of every round (where look-up drafting finds a match), or
+    the drafter's policy, which measures, observes the text, and may end in plain decoding. Raises InputError for a
+    prompt that does not fit, and for look-up drafting with trees."""
     out = GenerationOutput()
     for _ in speculative_steps(target, drafter, prompt, stop, sampling, shape, out, seed, images):
         pass
@@ -49,22 +53,32 @@ def speculative(
 @torch.inference_mode()
 def speculative_steps(
     target: Target,
-    drafter: Drafter,
+    drafter: Drafter | NgramSettings,
     prompt: Sequence[int],
     stop: StopCriteria,
     sampling: Sampling,
-    shape: TreeShape | AdaptivePolicy,
+    shape: TreeShape | AdaptivePolicy | NgramPolicy,
     out: GenerationOutput,
     seed: int = 0,
     images: ImageInputs | None = None,
 ) -> Iterator[None]:
     """`speculative` into `out`, pausing after every round. Steps of several generations may be interleaved."""
     check_prompt(target, prompt, stop, images)
-    sequence = _Sequence(target, drafter, prompt, stop, sampling, shape, out, seed, images)
+    sequence: SpeculativeSequence
+    if isinstance(drafter, NgramSettings):
+        if isinstance(shape, AdaptivePolicy):
+            raise TypeError("a policy of draft models cannot choose lengths for look-up drafting")
+        if isinstance(shape, TreeShape):
+            refuse_tree(shape)
+        sequence = NgramSequence(target, drafter, prompt, stop, sampling, shape, out, seed, images)
+    else:
+        if isinstance(shape, NgramPolicy):
+            raise TypeError("a policy of look-up drafting cannot choose shapes for a draft model")
+        sequence = _ModelSequence(target, drafter, prompt, stop, sampling, shape, out, seed, images)
     yield
     begin = time.perf_counter()
     while not stop.ends(out.tokens):
-        tokens = sequence.plain_step() if sequence.shape is None else sequence.round(sequence.shape)
+        tokens = sequence.advance()
         out.rounds += 1
         for token in tokens:
             out.tokens.append(token)
@@ -75,8 +89,14 @@ def speculative_steps(
     out.seconds = time.perf_counter() - begin
 
 
-class _Sequence:
-    """One text while it is decoded: the target's cache, the draft's state, and what the draft has not read yet."""
+def refuse_tree(shape: TreeShape) -> None:
+    """Raise InputError for a shape that look-up drafting does not have."""
+    if shape.topk > 1:
+        raise InputError(f"`tree`: draft ngram proposes chains; give a `chain` instead of {shape.name}", field="tree")
+
+
+class _ModelSequence(SpeculativeSequence):
+    """Tokens are proposed by a draft model: its state, and what it has not read yet."""
 
     def __init__(
         self,
@@ -91,18 +111,13 @@ class _Sequence:
         images: ImageInputs | None,
     ) -> None:
         """Run the prompt, pick the first token, and let a policy choose its shape."""
-        self.target, self.stop, self.sampling, self.out = target, stop, sampling, out
-        self.prompt = prompt
-        self.generator = torch.Generator().manual_seed(seed)
-        self.cache = target.start()
-        prefill = prefill_prompt(target, prompt, self.cache, images)
-        self.cached = list(prompt)  # tokens in the cache; the newest token is not among them yet
-        out.tokens.append(sampling.pick(prefill.logits, prompt, self.generator))
+        super().__init__(target, prompt, stop, sampling, out, seed)
+        prefill = self.begin(images)
         self.policy = shape if isinstance(shape, AdaptivePolicy) else None
         self._fixed_shape = None if isinstance(shape, AdaptivePolicy) else shape
         max_drafted = shape.max_drafted if isinstance(shape, AdaptivePolicy) else shape.drafted
         self.state = drafter.begin(len(prompt) + stop.max_new_tokens + max_drafted + SPARE_SLOTS)
-        self.logits = drafter.proposal_logits(target)
+        self.logits, self.token_ids = drafter.proposal_logits(target), drafter.token_ids
         # verified positions that the draft has not read: features, embeddings, and positions if not consecutive
         self.features = prefill.features
         self.embeddings, self.positions = prefill.draft_inputs(target, out.tokens[-1])
@@ -128,40 +143,17 @@ class _Sequence:
             probe = LatencyProbe(target, drafter, self.state, self.cache, self.features, self.positions, token)
         policy.start(probe, None if probe is None else lambda: probe.spent, room, target.max_length - length)
 
-    def plain_step(self) -> list[int]:
-        """One token by the target alone, where drafting does not pay (any more)."""
-        start = time.perf_counter()
-        logits = self.target.step(self.out.tokens[-1], self.cache)
-        prefix = [*self.prompt, *self.out.tokens] if self.sampling.needs_prefix else ()
-        token = self.sampling.pick(logits, prefix, self.generator)
-        self.out.verify_seconds += time.perf_counter() - start
-        return [token]
-
-    def round(self, shape: TreeShape) -> list[int]:
-        """Draft, verify and accept. Returns the accepted tokens and the bonus token."""
-        target, out = self.target, self.out
+    def advance(self) -> list[int]:
+        """See SpeculativeSequence. A policy that gave drafting up never takes it up again."""
+        shape = self.shape
+        if shape is None:
+            return self.plain_step()
         start = time.perf_counter()
         root = self.state.extend(self.embeddings, self.features, self.positions)
-        tree = expand(self.state, out.tokens[-1], root, self.logits, target.embed, self._limited(shape))
-        drafted = time.perf_counter()
-        features, logits = target.verify(tree.tokens, tree.parents, self.cache)
-        result = verify(tree, logits, self.cached, self.sampling, self.generator)
-        target.keep(self.cache, len(self.cached), len(tree.tokens), result.path)
-        out.draft_seconds += drafted - start
-        out.verify_seconds += time.perf_counter() - drafted
-        out.nodes += len(tree.tokens)
-        out.forced += result.forced
-        out.accepted.append(len(result.path) - 1)
-        self.cached += [tree.tokens[node] for node in result.path]
-        tokens = [*(tree.tokens[node] for node in result.path[1:]), result.bonus]
-        self.features = features[result.path]
-        self.embeddings, self.positions = target.embed(torch.tensor(tokens)), None
+        limited = TreeShape(min(shape.depth, self.room), shape.topk, shape.total)
+        tree = expand(self.state, self.out.tokens[-1], root, self.logits, self.target.embed, limited, self.token_ids)
+        path, tokens, self.features = self.verified(tree, start)
+        self.embeddings, self.positions = self.target.embed(torch.tensor(tokens)), None
         if self.policy is not None:
-            self.policy.record_round(tree, result.path)
+            self.policy.record_round(tree, path)
         return tokens
-
-    def _limited(self, shape: TreeShape) -> TreeShape:
-        """`shape`, no deeper than the tokens that are still wanted and that the context holds."""
-        wanted = self.stop.max_new_tokens - len(self.out.tokens) - 1
-        room = min(wanted, self.target.max_length - len(self.cached) - 1)
-        return TreeShape(max(0, min(shape.depth, room)), shape.topk, shape.total)

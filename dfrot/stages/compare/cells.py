@@ -112,5 +112,6 @@ def rotate_settings(settings: CompareSettings, cell: ComparisonCell) -> RotateSe
     )
     if rotating.method != "dfrot":
         return rotating
-    scheme = cell.quantize_settings(settings).scheme
-    return replace(rotating, gamma=settings.gamma, a_bits=scheme.a_bits, a_sym=scheme.a_sym, a_clip=scheme.a_clip)
+    quantizing = cell.quantize_settings(settings)
+    scheme, clip = quantizing.scheme, quantizing.clip
+    return replace(rotating, gamma=settings.gamma, a_bits=scheme.a_bits, a_sym=scheme.a_sym, a_clip=clip)

@@ -110,9 +110,9 @@ def _note(folder: Path) -> Path:
 
 
 def _refinement(rotated: Path, seed: int, a_bits: int) -> dict[str, Any]:
-    """{"refinement": its record} of a rotated checkpoint whose rotation was refined."""
+    """{"refinement": its record} of a rotated checkpoint whose rotation was refined for its rows."""
     record = read_record(rotated, "rotate")
-    if "refinement" not in record:
+    if "common_error" not in record.get("refinement", {}):
         return {}
     refinement = {key: value for key, value in record["refinement"].items() if key != "curve"}
     return {"refinement": {**refinement, "seed": seed, "a_bits": a_bits}}

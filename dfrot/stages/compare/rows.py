@@ -12,14 +12,17 @@ from typing import Any
 
 from dfrot.quant.scheme import NO_SHIFT
 from dfrot.quant.table import TableScheme
-from dfrot.stages.rotate.settings import NONE
+from dfrot.stages.rotate.settings import NONE, OUTPUTS
+from dfrot.stages.rotate.settings import ROWS as ROWS_OBJECTIVE
 
 TRANSFORMS = ("up-down", "head-center", "head-whiten", "key-scale")
 NO_ROTATION = "none"
 
 
-def _rotation(method: str, align: bool = False, transform: tuple[str, ...] = (NONE,)) -> Mapping[str, Any]:
-    return {"method": method, "align": align, "transform": transform}
+def _rotation(
+    method: str, align: bool = False, transform: tuple[str, ...] = (NONE,), objective: str = ROWS_OBJECTIVE
+) -> Mapping[str, Any]:
+    return {"method": method, "align": align, "transform": transform, "objective": objective}
 
 
 ROTATIONS: dict[str, Mapping[str, Any]] = {
@@ -33,6 +36,7 @@ ROTATIONS: dict[str, Mapping[str, Any]] = {
     "hadamard-transforms": _rotation("hadamard", transform=TRANSFORMS),
     "hadamard-default": {"method": "hadamard"},
     "dfrot": _rotation("dfrot"),
+    "dfrot-outputs": _rotation("dfrot", objective=OUTPUTS),
     "dfrot-transforms": _rotation("dfrot", transform=TRANSFORMS),
     "dfrot-default": {},
 }
@@ -81,6 +85,10 @@ ROWS: dict[str, Row] = {
     "gptq-none": Row("GPTQ", NO_ROTATION, _GPTQ, against=("rtn-none",)),
     "gptq-orthogonal": Row("GPTQ + orthogonal", "orthogonal", _GPTQ, against=("rtn-orthogonal",)),
     "gptq-hadamard": Row("GPTQ + Hadamard", "hadamard", _GPTQ),
+    "rtn-dfrot-outputs": Row("RTN + DFRot for outputs", "dfrot-outputs", _RTN, against=("rtn-hadamard", "rtn-dfrot")),
+    "gptq-dfrot-outputs": Row(
+        "GPTQ + DFRot for outputs", "dfrot-outputs", _GPTQ, against=("gptq-hadamard", "gptq-dfrot")
+    ),
     "gptq-dfrot": Row("GPTQ + DFRot", "dfrot", _GPTQ, against=("gptq-hadamard",)),
     TUNED: Row("GPTQ + DFRot, tuned", "dfrot", _GPTQ, tuned=True, against=("gptq-dfrot",)),
     "gptq-hadamard-plain": Row(

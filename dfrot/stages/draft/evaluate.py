@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,13 @@ from dfrot.draft.models.native_pass import unfit
 from dfrot.generation.load_target import end_token_ids
 from dfrot.generation.output import GenerationOutput, StopCriteria
 from dfrot.generation.plain import plain
+from dfrot.generation.settings import NgramSettings
 from dfrot.generation.speculation.loop import speculative
+from dfrot.generation.speculation.policies import Policy, start_behind
 from dfrot.generation.speculation.tree import TreeShape
 from dfrot.generation.target import Target
 from dfrot.progress import Progress, silent
+from dfrot.stages.draft.generate import policy_for
 from dfrot.stages.draft.prompts import load_prompts
 from dfrot.stages.draft.settings import DraftEvalSettings
 from dfrot.vision.conversations import has_images
@@ -28,10 +33,16 @@ CLASSIFY_ROWS = 8  # rows of the verify pass by which a difference is classified
 
 OutputPair = tuple[GenerationOutput, GenerationOutput]
 """(plain, speculative)."""
+ShapeOfText = Callable[[], TreeShape | Policy]
+"""The shape, or a new policy, of one text."""
 
 
-def evaluate(model: Path, draft: Path, settings: DraftEvalSettings, progress: Progress = silent) -> dict[str, Any]:
+def evaluate(
+    model: Path, draft: Path | NgramSettings, settings: DraftEvalSettings, progress: Progress = silent
+) -> dict[str, Any]:
     """Decode every prompt plainly and with every shape. Returns JSON: {"shapes": {name: numbers}, "prompts", ...}.
+
+    draft: a folder, or settings of look-up drafting.
 
     Greedy outputs are compared token by token (`identical`), and differences classified (`mismatches`). Sampled outputs
     differ by nature; of them only the numbers are given."""
@@ -43,39 +54,57 @@ def evaluate(model: Path, draft: Path, settings: DraftEvalSettings, progress: Pr
     else:
         texts = load_prompts(settings.dataset, load_tokenizer(model), settings.prompts, settings.prompt_tokens)
         prompts = [PromptWithImages(ids) for ids in texts]
-    shapes = [TreeShape(*shape) for shape in settings.shapes]
-    pairs = compare(target, loaded, prompts, shapes, stop, settings, progress)
+    shapes = _shapes(target, loaded, prompts[0].ids, stop, settings)
+    pairs = compare(target, loaded, prompts, list(shapes.values()), stop, settings, progress)
+    trained = None if isinstance(loaded, NgramSettings) else loaded
     return {
         "prompts": len(prompts),
         "max_new_tokens": settings.max_new_tokens,
         "greedy": settings.sampling.greedy,
-        "draft_parameters": loaded.count(),
-        "draft_op_by_op": unfit(loaded),
-        "shapes": {shape.name: _numbers(target, prompts, pairs[n], settings) for n, shape in enumerate(shapes)},
+        "draft_parameters": 0 if trained is None else trained.count(),
+        "draft_op_by_op": None if trained is None else unfit(trained),
+        "shapes": {name: _numbers(target, prompts, pairs[n], settings) for n, name in enumerate(shapes)},
     }
+
+
+def _shapes(
+    target: Target,
+    draft: Draft | NgramSettings,
+    prompt: Sequence[int],
+    stop: StopCriteria,
+    settings: DraftEvalSettings,
+) -> dict[str, ShapeOfText]:
+    """What is compared, by name: the shapes asked for; for look-up drafting without any, its policy, which measures
+    behind the first prompt for all of them."""
+    fixed = {shape.name: shape for shape in (TreeShape(*shape) for shape in settings.shapes)}
+    if fixed or not isinstance(draft, NgramSettings):
+        return {name: partial(TreeShape, *astuple(shape)) for name, shape in fixed.items()}
+    first = policy_for(draft, stop, settings.sampling)
+    start_behind(first, target, draft, prompt)
+    return {"ngram": lambda: policy_for(draft, stop, settings.sampling, first.options)}
 
 
 def compare(
     target: Target,
-    draft: Draft,
+    draft: Draft | NgramSettings,
     prompts: Sequence[PromptWithImages],
-    shapes: Sequence[TreeShape],
+    shapes: Sequence[ShapeOfText],
     stop: StopCriteria,
     settings: DraftEvalSettings,
     progress: Progress = silent,
 ) -> list[list[OutputPair]]:
     """The outputs per shape and prompt. Plain decoding runs before and after the others in turns, so that a machine
-    that slows down favours neither."""
+    that slows down favours neither. shapes: called for every text."""
     sampling, seed = settings.sampling, settings.seed
     warm_up = StopCriteria(min(WARM_UP_TOKENS, stop.max_new_tokens))
     for shape in shapes:
-        speculative(target, draft, prompts[0].ids, warm_up, sampling, shape, seed, prompts[0].images)
+        speculative(target, draft, prompts[0].ids, warm_up, sampling, shape(), seed, prompts[0].images)
     pairs: list[list[OutputPair]] = [[] for _ in shapes]
     for number, prompt in enumerate(prompts):
         progress("decode prompts", number, len(prompts))
         ids, images = prompt.ids, prompt.images
         before = plain(target, ids, stop, sampling, seed, images) if number % 2 == 0 else None
-        fast = [speculative(target, draft, ids, stop, sampling, shape, seed, images) for shape in shapes]
+        fast = [speculative(target, draft, ids, stop, sampling, shape(), seed, images) for shape in shapes]
         reference = before or plain(target, ids, stop, sampling, seed, images)
         for shape_pairs, out in zip(pairs, fast):
             shape_pairs.append((reference, out))

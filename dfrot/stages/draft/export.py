@@ -51,13 +51,14 @@ def export_draft(
 
 
 def _tensors(draft: Eagle3Draft, target: Checkpoint) -> dict[str, torch.Tensor]:
-    """Weights under the names of that format. The whole vocabulary is drafted, so both maps are the identity."""
+    """Weights under the names of that format, and both maps between the vocabularies."""
     tensors = {name: value.to(torch.bfloat16) for name, value in draft.state_dict().items()}
     size = draft.config.vocab_size
     embed = next(name for name in target.entries if name.endswith("embed_tokens.weight"))
     tensors["embed_tokens.weight"] = target.read(embed).to(torch.bfloat16)
-    tensors["d2t"] = torch.zeros(size, dtype=torch.int64)  # target id minus draft id
-    tensors["t2d"] = torch.ones(size, dtype=torch.bool)
+    ids = torch.arange(size) if draft.token_ids is None else draft.token_ids
+    tensors["d2t"] = ids - torch.arange(len(ids))  # target id minus draft id
+    tensors["t2d"] = torch.zeros(size, dtype=torch.bool).index_fill_(0, ids, True)
     return tensors
 
 
@@ -89,7 +90,7 @@ def speculators_config(draft: DraftConfig, target: dict[str, Any], verifier: str
         "architectures": ["Eagle3Speculator"],
         "speculators_model_type": "eagle3",
         "speculators_version": "0.3.0",
-        "draft_vocab_size": draft.vocab_size,
+        "draft_vocab_size": draft.proposed_size,
         "target_hidden_size": draft.target_hidden_size,
         "norm_before_residual": False,
         "norm_before_fc": False,

@@ -9,8 +9,10 @@ from dfrot.draft.models.base import Draft
 from dfrot.generation.output import GenerationOutput, StopCriteria
 from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
+from dfrot.generation.settings import NgramSettings
 from dfrot.generation.speculation.drafter import Drafter
 from dfrot.generation.speculation.loop import speculative
+from dfrot.generation.speculation.policies import Policy, described, policy_of
 from dfrot.generation.speculation.policy import AdaptivePolicy
 from dfrot.generation.speculation.shape_search import MeasuredShape
 from dfrot.generation.speculation.tree import TreeShape
@@ -23,20 +25,20 @@ MEASURING_SHARE = 0.1  # of the time that plain decoding of the text would take:
 
 
 def policy_for(
-    drafter: Drafter, stop: StopCriteria, sampling: Sampling, options: Sequence[MeasuredShape] = ()
-) -> AdaptivePolicy:
+    drafter: Drafter | NgramSettings, stop: StopCriteria, sampling: Sampling, options: Sequence[MeasuredShape] = ()
+) -> Policy:
     """The speculation policy of one text. options: shapes measured for another text; empty to measure when the text
     begins."""
-    return AdaptivePolicy(drafter.rates, sampling.greedy, MEASURING_SHARE * stop.max_new_tokens, options)
+    return policy_of(drafter, sampling.greedy, MEASURING_SHARE * stop.max_new_tokens, options)
 
 
 def generate(
     target: Target,
-    drafter: Drafter,
+    drafter: Drafter | NgramSettings,
     prompt: Sequence[int],
     stop: StopCriteria,
     sampling: Sampling = GREEDY,
-    shape: TreeShape | AdaptivePolicy | None = None,
+    shape: TreeShape | Policy | None = None,
     seed: int = 0,
     images: ImageInputs | None = None,
 ) -> tuple[GenerationOutput, str]:
@@ -49,13 +51,13 @@ def generate(
     if isinstance(shape, AdaptivePolicy) and shape.rates is None:
         return plain(target, prompt, stop, sampling, seed, images), shape.why()
     out = speculative(target, drafter, prompt, stop, sampling, shape, seed, images)
-    how = shape.why() if isinstance(shape, AdaptivePolicy) else f"speculative, {shape.name}"
+    how = described(drafter, shape) if isinstance(shape, TreeShape) else shape.why()
     return out, f"{how}, tau {out.tau:.2f}" if out.accepted else how
 
 
 def custom_generate(
     model: Any,
-    draft: Draft,
+    draft: Draft | NgramSettings,
     shape: TreeShape | None = None,
     seed: int = 0,
     report: Callable[[str], None] = lambda how: None,
@@ -67,12 +69,12 @@ def custom_generate(
 
     Args:
         model: a loaded transformers model.
-        draft: its draft.
+        draft: its draft, or `NgramSettings()` for look-up drafting.
         shape: of draft trees; None measures at the first row which suits this machine.
         seed: of sampling.
         report: called for every row with how it was decoded.
     """
-    target = Target(model, draft.aux_layers)
+    target = Target(model, () if isinstance(draft, NgramSettings) else draft.aux_layers)
     options: list[MeasuredShape] = []
 
     def decode(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from dfrot.draft.training.settings import TrainSettings
 from dfrot.errors import InputError
@@ -63,6 +64,14 @@ class DraftSettings:
     warm: bool = setting(
         True, option="--warm/--cold", help="Start from the target's own first and last block, or from random weights."
     )
+    draft_vocab: float | Literal["auto"] | None = setting(
+        None,
+        minimum=2,
+        words=("auto",),
+        metavar="N|auto",
+        help="Let the draft propose only the N most frequent tokens of what it is trained on; auto takes the smallest "
+        "of 4096, 8192, 16384 and 32768 that covers 95 % of it. Default: the whole vocabulary.",
+    )
     quantize: str = setting(
         "", choices=("w4", "w8"), option="--quantize-draft", help="Round the weights of the trained draft."
     )
@@ -90,7 +99,8 @@ class DraftEvalSettings:
     prompt_tokens: int = setting(64, minimum=2, help="Tokens of a prompt that is cut from a text.")
     max_new_tokens: int = setting(128, minimum=2, help="The most new tokens per prompt.")
     shapes: tuple[tuple[int, int, int], ...] = (CHAIN_OF_3,)
-    """Tree shapes, (depth, top-k, total nodes) each; all are measured in one process."""
+    """Tree shapes, (depth, top-k, total nodes) each; all are measured in one process. Empty with look-up drafting:
+    the length of every chain is chosen as in generation."""
     sampling: Sampling = Sampling()
     """How tokens are chosen."""
     force: bool = same_as(GenerateSettings, "force")

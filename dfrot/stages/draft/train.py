@@ -18,6 +18,7 @@ from dfrot.draft.quantize import quantize_draft
 from dfrot.draft.schemes import scheme_of
 from dfrot.draft.store import save_draft
 from dfrot.draft.training.distributed import LocalGroup
+from dfrot.draft.training.draft_vocabulary import DraftVocabulary, check_size, choose_vocabulary
 from dfrot.draft.training.init_from_target import init_from_target
 from dfrot.draft.training.sources import FeatureSource
 from dfrot.draft.training.stored_features import StoredFeatures
@@ -74,6 +75,7 @@ def train(
     arch, fingerprint = describe_target(model)
     _refuse_integer_head(model, arch)
     config = draft_config(arch, settings, fingerprint)
+    check_size(settings.draft_vocab, config.vocab_size)
     if settings.quantize:
         scheme_of(settings.quantize)
     if config.arch == "eagle3" and max(config.aux_layers) > arch.n_layers:
@@ -85,6 +87,8 @@ def train(
         "quantize": settings.quantize,
         "data": data_request(settings.data) if features is None else {"features": StoredFeatures(features).index},
     }
+    if settings.draft_vocab is not None:
+        request["draft_vocab"] = settings.draft_vocab
     run = _Run(model, config, settings, features, progress, report, group or LocalGroup())
     if run.group.rank:
         if run.group.broadcast(b"") == WORK:
@@ -136,16 +140,26 @@ class _Run:
         target = load_target(self.model, self.config.aux_layers)
         source = self._source(target)
         torch.manual_seed(self.settings.train.seed)
-        draft = build(self.config)
+        vocabulary = choose_vocabulary(source.corpus("train"), self.settings.draft_vocab, self.config.vocab_size)
+        draft = self._untrained(vocabulary)
         if self.settings.warm:
             init_from_target(draft, target)
         trainer = Trainer(
             draft, source, target.embed, target.head, self.settings.train, folder, self.report, self.group
         )
         record: dict[str, Any] = {"history": trainer.run(self.progress)}
+        if vocabulary is not None:
+            record["vocabulary"] = {"size": len(vocabulary.ids), "coverage": vocabulary.coverage}
         if not self.group.rank:
             record |= self._save(trainer, folder)
         return {**record, "train_tokens": int(source.corpus("train").lengths.sum())}
+
+    def _untrained(self, vocabulary: DraftVocabulary | None) -> Draft:
+        if vocabulary is None:
+            return build(self.config)
+        draft = build(replace(self.config, draft_vocab_size=len(vocabulary.ids)))
+        draft.choose_tokens(vocabulary.ids)
+        return draft
 
     def _source(self, target: Target) -> FeatureSource:
         data = self.settings.data
@@ -160,7 +174,7 @@ class _Run:
         draft, record = trainer.draft, {}
         if self.settings.quantize:
             record["quantized"] = self._quantize(trainer, draft)
-            draft.config = replace(self.config, quantized=self.settings.quantize)
+            draft.config = replace(draft.config, quantized=self.settings.quantize)
         save_draft(folder, draft)
         (folder / STATE).unlink(missing_ok=True)
         return record

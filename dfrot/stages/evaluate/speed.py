@@ -15,6 +15,7 @@ from dfrot.bench.machine import machine
 from dfrot.bench.models import memory
 from dfrot.bench.models.peer import time_turn
 from dfrot.bench.models.runners import DfqRunner
+from dfrot.generation.settings import NgramSettings
 from dfrot.progress import Progress, silent
 from dfrot.stages.draft import evaluate as draft_eval
 from dfrot.stages.draft.settings import DraftEvalSettings
@@ -25,14 +26,18 @@ KIND = "eval speed"
 
 
 def speed(
-    models: Sequence[Path], settings: SpeedSettings, draft: Path | None = None, progress: Progress = silent
+    models: Sequence[Path],
+    settings: SpeedSettings,
+    draft: Path | NgramSettings | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Measure checkpoints at batch 1. All are loaded at once and take turns, so that a machine that slows down favours
     none.
 
     Returns {"kind", "settings", "machine", "results", "draft"}: per checkpoint seconds and tokens per second (medians)
-    of prefill and decoding, bytes on disk and, if asked for, memory. draft: a draft of the last checkpoint; its
-    acceptance and speed against plain decoding of the same prompts. Raises InputError when there is no checkpoint."""
+    of prefill and decoding, bytes on disk and, if asked for, memory. draft: a draft of the last checkpoint, a folder or
+    settings of look-up drafting; its acceptance and speed against plain decoding of the same prompts. Raises InputError
+    when there is no checkpoint."""
     checkpoints = open_checkpoints(models)
     memories = [_memory(Path(model), settings, progress) if settings.memory else None for model in models]
     seconds = _take_turns([Path(model) for model in models], settings, progress)
@@ -94,7 +99,9 @@ def _memory(model: Path, settings: SpeedSettings, progress: Progress) -> dict[st
         )
 
 
-def _with_draft(model: Path, draft: Path, settings: SpeedSettings, progress: Progress) -> dict[str, Any]:
+def _with_draft(
+    model: Path, draft: Path | NgramSettings, settings: SpeedSettings, progress: Progress
+) -> dict[str, Any]:
     """The report of `dfq draft eval` on the same number of new tokens."""
     draft_settings = DraftEvalSettings(
         dataset=settings.dataset, prompts=settings.prompts, max_new_tokens=settings.decode, shapes=settings.shapes

@@ -13,6 +13,7 @@ from dfrot.draft.load import open_engine
 from dfrot.errors import ResourceError, UnsupportedError
 from dfrot.evaluate.intervals import as_list, mean_interval
 from dfrot.generation.engine import Engine
+from dfrot.generation.settings import NgramSettings
 from dfrot.progress import Progress, silent
 from dfrot.stages.evaluate.inputs import open_checkpoints
 from dfrot.stages.evaluate.lm_eval_tasks import silenced, task_manager
@@ -23,9 +24,15 @@ BOOTSTRAP_ITERATIONS = 1000  # of lm-eval's standard errors
 
 
 def evaluate_tasks(
-    models: Sequence[Path], settings: TaskSettings, draft: Path | None = None, progress: Progress = silent
+    models: Sequence[Path],
+    settings: TaskSettings,
+    draft: Path | NgramSettings | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Run lm-eval's tasks on checkpoints. draft: of the last checkpoint, for tasks that generate (same text, sooner).
+    """Run lm-eval's tasks on checkpoints.
+
+    draft: of the last checkpoint, a folder or settings of look-up drafting, for tasks that generate (same text,
+    sooner).
 
     Returns {"kind", "lm_eval", "settings", "results"}: per checkpoint {"model", "scheme", "scores"}, and "notes" where
     requests had to be changed to fit the model; scores by task and metric: value, stderr, documents and, for all but

@@ -8,16 +8,13 @@ from typing import Literal
 from dfrot.errors import UnsupportedError
 from dfrot.quant import ALGORITHMS, algorithm
 from dfrot.quant.options import FOUR_OVER_SIX, GROUP_SCALES, AlgorithmOptions
-from dfrot.quant.scheme import FULL, INTEGERS, KEY_SHIFTS, NVFP4, QuantScheme
+from dfrot.quant.scheme import FULL, INTEGERS, KEY_SHIFTS, LOW_BIT_CLIP, NVFP4, QuantScheme
 from dfrot.quant.table import TableScheme
 from dfrot.settings import check, setting
 from dfrot.stages.tune.settings import TuneSettings
 
 COMPENSATION = 0.5  # the full step overfits calibrations of 10^5 tokens
-# activations of 4 bits and fewer, on asymmetric grids (docs/results/ingredients.md): the values outside the range cost
-# less than a finer grid gains, and errors of the first tokens reach all others through attention
-CLIP = 0.85
-SINK_TOKENS = 4
+SINK_TOKENS = 4  # errors of the first tokens reach all others through attention (docs/results/ingredients.md)
 DEFAULT, QUICK, HIGH = "default", "quick", "high"
 EFFORTS = {QUICK: "rtn", DEFAULT: "gptq", HIGH: "gptq"}
 """Effort -> the algorithm that it chooses."""
@@ -235,7 +232,7 @@ class QuantizeSettings:
         if isinstance(self.a_clip, float | int):
             return float(self.a_clip)
         default = self.scheme.a_clip == 1 and self.a_clip is None and self.scheme.a_bits <= 4 and not self.scheme.a_sym
-        return CLIP if default else self.scheme.a_clip
+        return LOW_BIT_CLIP if default else self.scheme.a_clip
 
     def needs_calibration(self) -> bool:
         """Whether these settings cannot do without a calibration."""

@@ -14,13 +14,16 @@ from dfrot.rotation.fuse import Rotations
 from dfrot.rotation.hadamard import hadamard_plan, random_orthogonal, randomized_hadamard
 from dfrot.rotation.refinement.calibration_rows import CalibrationRows
 from dfrot.rotation.refinement.massive_rule import MassiveRule
+from dfrot.rotation.refinement.output_error import refine_outputs
 from dfrot.rotation.refinement.refine import refine
 from dfrot.rotation.rotation import ROTATION_FILE, Rotation, load_rotations, save_rotations
 from dfrot.rotation.transforms import TRANSFORMS_FILE, Transforms
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.stage_folder import Stage
+from dfrot.stages.rotate.collect_outputs import collect_outputs
 from dfrot.stages.rotate.collect_rows import collect_rows
 from dfrot.stages.rotate.plan import RotatePlan
+from dfrot.stages.rotate.settings import OUTPUTS, ROWS
 from dfrot_kernels.memory import release_memory
 
 
@@ -76,33 +79,64 @@ def _make_r1(plan: RotatePlan, file: Path, progress: Progress) -> tuple[Tensor, 
     report: dict[str, Any] = {}
     means = tap_means(rows) if settings.align else None
     if means is not None:
+        report["align"] = {"mean": _three_digits(mean_share(rows, means))}
         matrix = aligned(matrix, means)
     if settings.method == "dfrot":
-        matrix, refinement = _refined(plan, rows, matrix, progress)
-        report |= refinement
+        assert plan.decode is not None
+        decode = plan.decode
+        report["massive"] = rows.report(lambda token: str(decode([token])))
+        if settings.objective == ROWS:
+            matrix, report["refinement"] = _refined_for_rows(plan, rows, matrix, progress)
+        else:
+            del rows
+            matrix, report["refinement"] = _refined_for_outputs(plan, runner, matrix, means, progress)
     if means is not None:
-        shares = {"mean": mean_share(rows, means), "constant": constant_share(matrix, means)}
-        report["align"] = {name: float(f"{share:.3g}") for name, share in shares.items()}
+        report["align"]["constant"] = _three_digits(constant_share(matrix, means))
         signs = gain_signs(matrix, means)
         Transforms(norm=signs.reshape(plan.arch.n_layers, -1, plan.arch.hidden)).save(file)
     return matrix, report
 
 
-def _refined(
+def _three_digits(value: float) -> float:
+    """Further digits depend on the order of summation, and a record must not."""
+    return float(f"{value:.3g}")
+
+
+def _refined_for_rows(
     plan: RotatePlan, rows: CalibrationRows, start: Tensor, progress: Progress
 ) -> tuple[Tensor, dict[str, Any]]:
-    """DFRot's R1 float64 [hidden, hidden], refined from `start` on the rows of one calibration sample."""
-    assert plan.decode is not None
-    decode = plan.decode
+    """The paper's R1 float64 [hidden, hidden], refined from `start` on the rows of one calibration sample, and the
+    record of it."""
     result = refine(rows, start, plan.settings.refinement(), progress=progress)
     report = {
-        "massive": rows.report(lambda token: str(decode([token]))),
-        "refinement": {
-            "curve": result.curve,
-            "accepted": result.accepted,
-            "best": result.best,
-            "orthogonality_error": result.orthogonality_error,
-            **result.stats,
-        },
+        "curve": result.curve,
+        "accepted": result.accepted,
+        "best": result.best,
+        "orthogonality_error": result.orthogonality_error,
+        **result.stats,
+    }
+    return result.matrix, report
+
+
+def _refined_for_outputs(
+    plan: RotatePlan, runner: BlockRunner, start: Tensor, means: Tensor | None, progress: Progress
+) -> tuple[Tensor, dict[str, Any]]:
+    """R1 float64 [hidden, hidden], refined from `start` for the outputs of its readers, and the record of it."""
+    settings = plan.settings
+    assert plan.moment_tokens is not None
+    taps = collect_outputs(runner, plan.moment_tokens, settings.seed, progress)
+    release_memory()
+
+    def signs(matrix: Tensor) -> Tensor:
+        return torch.ones(len(taps), len(matrix)) if means is None else gain_signs(matrix.double(), means).float()
+
+    grid = settings.refinement().grid
+    result = refine_outputs(taps, start, signs, grid, settings.steps, settings.seed, progress)
+    report = {
+        "objective": OUTPUTS,
+        "clip": settings.clip,
+        "rows": sum(len(tap.rows) for tap in taps),
+        "curve": [[step, float(f"{error:.4g}")] for step, error in result.curve],
+        "best": result.best,
     }
     return result.matrix, report

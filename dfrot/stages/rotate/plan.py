@@ -45,7 +45,7 @@ class RotatePlan:
     calibration: Tensor | None
     """int64 [1, seqlen]: the sample of norm outputs; None when R1 is neither refined nor aligned."""
     moment_tokens: Tensor | None
-    """int64 [windows, seqlen]: what transforms are computed from; None without transforms."""
+    """int64 [windows, seqlen]: what transforms, and R1 for objective outputs, are computed from; None without."""
     transforms: tuple[tuple[FreeTransform, str], ...]
     """The transforms that were asked for, with their modes, in the order in which they are solved."""
     gate_tokens: Tensor
@@ -136,16 +136,17 @@ def plan_rotation(model: Path, settings: RotateSettings) -> RotatePlan:
     calibration, moment_tokens, decode, source = None, None, None, None
     gated = settings.gate and settings.method != "none"
     samples_rows = settings.method == "dfrot" or settings.align
-    if settings.dataset is not None and (samples_rows or gated or transforms):
+    takes_windows = bool(transforms) or settings.refines_outputs
+    if settings.dataset is not None and (samples_rows or gated or takes_windows):
         tokenizer = load_tokenizer(checkpoint.path)
         source = {"name": settings.dataset}
-        if samples_rows or transforms:
+        if samples_rows or takes_windows:
             train = load_text(settings.dataset, "train", tokenizer)
             source |= {"train": train.digest, **train.rendered}
         if samples_rows:
             calibration = text_window(train, tokenizer, settings.seqlen, settings.seed)
             decode = tokenizer.decode
-        if transforms:
+        if takes_windows:
             seeds = range(settings.seed, settings.seed + settings.transform_windows)
             moment_tokens = torch.cat([text_window(train, tokenizer, settings.seqlen, seed) for seed in seeds])
         if gated:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dfrot.errors import InputError
+from dfrot.quant.scheme import LOW_BIT_CLIP
 from dfrot.rotation.refinement.massive_rule import MassiveRule
 from dfrot.rotation.refinement.settings import RefineSettings
 from dfrot.settings import check, dataset_setting, same_as, seed_setting, setting
 
 AUTO = "auto"
+OUTPUTS, ROWS = "outputs", "rows"
 NONE = "none"
 
 
@@ -39,8 +41,26 @@ class RotateSettings:
         option="--a-sym/--a-asym",
         help="Refine for a symmetric or an asymmetric activation quantizer.",
     )
-    a_clip: float = same_as(RefineSettings, "clip", above=None, minimum=0.1)
-    rounds: int = same_as(RefineSettings, "rounds")
+    a_clip: float | None = same_as(
+        RefineSettings,
+        "clip",
+        default=None,
+        above=None,
+        minimum=0.1,
+        help="Clip ratio of the activation quantizer that R1 is refined for. Default: 0.85 with objective outputs "
+        "where activations have at most 4 bits on an asymmetric grid, as dfq quantize takes it, else 1.",
+    )
+    objective: str = setting(
+        OUTPUTS,
+        choices=(OUTPUTS, ROWS),
+        help="What dfrot lowers: outputs, the error that rounding R1's outputs causes in the linears that read them, "
+        "by gradient; rows, the error of the rows themselves, massive tokens weighted, by Procrustes steps (as "
+        "published).",
+    )
+    steps: int = setting(300, minimum=0, help="Steps of the refinement with objective outputs.")
+    rounds: int = same_as(
+        RefineSettings, "rounds", help="The most refinement rounds of either search, with objective rows."
+    )
     massive_rule: str = setting(
         "energy",
         metavar="RULE",
@@ -69,7 +89,10 @@ class RotateSettings:
         "architecture takes them, with `online` rotations; none: no transform.",
     )
     transform_windows: int = setting(
-        4, minimum=1, help="Windows of the train split, as long as the text sample, that transforms are computed from."
+        4,
+        minimum=1,
+        help="Windows of the train split, as long as the text sample, that transforms are computed from, and that R1 "
+        "is refined on with objective outputs.",
     )
     gate: bool = setting(True, help="Compare the result with the source checkpoint before it is published.")
 
@@ -101,12 +124,24 @@ class RotateSettings:
         """Whether transforms are named, rather than left to the architecture or turned off."""
         return bool(self.transform) and self.transform[0] not in (AUTO, NONE)
 
+    @property
+    def refines_outputs(self) -> bool:
+        """Whether R1 is refined for the outputs of linears."""
+        return self.method == "dfrot" and self.objective == OUTPUTS
+
+    @property
+    def clip(self) -> float:
+        """The clip ratio of the quantizer that R1 is refined for."""
+        if self.a_clip is not None:
+            return self.a_clip
+        return LOW_BIT_CLIP if self.refines_outputs and self.a_bits <= 4 and not self.a_sym else 1.0
+
     def refinement(self) -> RefineSettings:
         """The settings of the refinement itself."""
         return RefineSettings(
             bits=self.a_bits,
             symmetric=self.a_sym,
-            clip=self.a_clip,
+            clip=self.clip,
             gamma=self.gamma,
             rounds=self.rounds,
             seed=self.seed,

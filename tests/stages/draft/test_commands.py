@@ -71,6 +71,46 @@ def test_eval_and_generate(trained: Path, tmp_path: Path) -> None:
     assert results[0]["how"].startswith("speculative, chain 2")
 
 
+def test_look_up_drafting(tmp_path: Path) -> None:
+    common = ("--model", "reference", "--draft", "ngram")
+    few = ("--count", "2", "--prompt-tokens", "12", "--max-new-tokens", "24")
+    for shape, name in (((), "ngram"), (("--chain", "2"), "chain 2")):
+        result = run("draft", "eval", *common, *shape, *few, "--require-lossless", "--json")
+        assert result.exit_code == 0, result.output
+        report = json.loads(result.stdout)
+        assert list(report["shapes"]) == [name]
+        assert report["draft_parameters"] == 0
+        numbers = report["shapes"][name]
+        assert numbers["identical"] == "2/2"
+        assert 0 <= numbers["acceptance_rate"] <= 1
+        assert 1 <= numbers["tau"] <= 11
+    prompt = ("--prompt", "a = 1\nb = 2\na = 1\nb = 2\na = 1\n", "--max-new-tokens", "24", "--json")
+    results = [json.loads(run("generate", *given, *prompt).stdout) for given in (common, common[:2])]
+    assert results[0]["tokens"] == results[1]["tokens"]
+    assert results[0]["choice"]["measured"][0]["shape"] == "chain 3"
+    assert results[0]["how"].startswith("speculative, ngram, chains up to")
+    plan = run("generate", *common, *prompt, "--plan")
+    assert json.loads(plan.stdout)["inputs"]["draft"] == "ngram"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("generate", "--draft", "ngram", "--prompt", "x", "--tree", "2,2,4"), "proposes chains"),
+        (("generate", "--draft", "ngram", "--prompt", "x", "--ngram-tokens", "99"), "--ngram-tokens 99"),
+        (("generate", "--draft", "./ngram", "--prompt", "x"), "no draft.json"),
+        (("generate", "--prompt", "x", "--ngram-length", "2"), "--ngram-length and --ngram-tokens belong to --draft"),
+        (("draft", "export", "--draft", "ngram", "--out", "never"), "has no weights"),
+        (("draft", "train", "--arch", "ngram", "--out", "never"), "ngram"),
+    ],
+)
+def test_what_look_up_drafting_refuses(arguments: tuple[str, ...], message: str) -> None:
+    result = CliRunner().invoke(main, [*arguments, "--model", "reference"])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not Path("never").exists()
+
+
 def test_numbers_go_to_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it is installed; elsewhere the run is refused before it starts."""
     written: list[tuple[str, float, int]] = []

@@ -87,7 +87,7 @@ def test_none_copies_the_weights(make: Make, tmp_path: Path) -> None:
 
 
 def test_the_record_of_dfrot_holds_refinement_and_inputs(make: Make, text: str, tmp_path: Path) -> None:
-    rotate(make(), tmp_path / "out", RotateSettings("dfrot", text, seqlen=64, rounds=5))
+    rotate(make(), tmp_path / "out", RotateSettings("dfrot", text, seqlen=64, objective="rows", rounds=5))
     record = json.loads((tmp_path / "out" / "stage.json").read_text())
     refinement = record["refinement"]
     assert refinement["accepted"] == sorted(refinement["accepted"], reverse=True)
@@ -96,6 +96,20 @@ def test_the_record_of_dfrot_holds_refinement_and_inputs(make: Make, text: str, 
     assert record["request"]["settings"]["seed"] == 0
     assert len(record["request"]["dataset"]["train"]) == 64
     assert record["weights"] == Checkpoint.open(tmp_path / "out").digest()
+
+
+def test_r1_for_outputs_lowers_their_error_on_held_out_rows(make: Make, text: str, tmp_path: Path) -> None:
+    model = make()
+    settings = RotateSettings("dfrot", text, seqlen=64, steps=50, transform_windows=3, align=True)
+    for name in ("a", "b"):
+        record = rotate(model, tmp_path / name, settings)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    refinement = record["refinement"]
+    assert refinement["rows"] == 3 * 64 * 6
+    assert refinement["clip"] == 0.85
+    errors = dict(refinement["curve"])
+    assert errors[refinement["best"]] == min(errors.values()) < errors[0]
+    assert record["r1"]["orthogonality_error"] < 1e-12
 
 
 def test_same_request_same_bytes_and_another_seed_other_bytes(make: Make, tmp_path: Path) -> None:

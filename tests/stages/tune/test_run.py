@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from dfrot.errors import InputError, MismatchError, UnsupportedError
 from dfrot.hub import resolve_model
 from dfrot.quant.rotated_linear import hadamard
 from dfrot.quant.scheme import QuantScheme
+from dfrot.quant.table import TableScheme
 from dfrot.rotation.hadamard import hadamard_plan
 from dfrot.runtime import trainable_attention
 from dfrot.runtime.load import load_model
@@ -41,6 +43,10 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, scheme, sinks in (("packed", "w4a4kv4", 0), ("groups", "w3a8-g64-wasym", 0), ("sinks", "w4a4kv4", 3)):
         settings = QuantizeSettings(scheme=QuantScheme.parse(scheme), algorithm="rtn", sink_tokens=sinks, a_clip=1.0)
         quantize(folder / "rotated", None, folder / name, settings)
+    ends = QuantizeSettings(
+        scheme=QuantScheme.parse("w4a4kv4"), algorithm="rtn", embed=TableScheme(8), head=TableScheme(8, 256)
+    )
+    quantize(folder / "rotated", None, folder / "ends", ends)
     return folder
 
 
@@ -64,6 +70,16 @@ def test_before_the_first_step_it_is_the_packed_model(packed: Path, name: str, m
     for parameter_name, parameter in student.parameters.items():
         assert parameter.grad is not None, parameter_name
         assert parameter.grad.abs().max() > 0, parameter_name
+
+
+def test_a_head_of_integers_is_tuned_as_well(packed: Path, tmp_path: Path) -> None:
+    record = tune(packed / "ends", packed / "rotated", tmp_path / "out", replace(QUICK, steps=12, batch=4, seqlen=128))
+    divergences = [entry["divergence"] for entry in record["history"]]
+    assert min(divergences[1:]) < divergences[0]
+    before, after = (
+        Checkpoint.open(folder).read("lm_head.weight_scale") for folder in (packed / "ends", tmp_path / "out")
+    )
+    assert not torch.equal(before, after)
 
 
 def test_the_gradient_of_the_transform_is_its_transpose() -> None:

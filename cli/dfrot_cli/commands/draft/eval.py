@@ -10,7 +10,7 @@ import click
 from dfrot.generation.sampling import Sampling
 from dfrot.stages.draft.settings import DraftEvalSettings
 from dfrot_cli import show
-from dfrot_cli.commands.draft.options import required_draft_option, shape_options, shapes_of
+from dfrot_cli.draft_options import draft_options, required_draft_of, shape_options, shapes_of
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, file_option, model_option, require_new
 from dfrot_cli.plan import plan
@@ -19,7 +19,7 @@ from dfrot_cli.setting_options import options_of, settings_from
 
 @click.command("eval")
 @model_option
-@required_draft_option
+@draft_options("Result of dfq draft train, or ngram: draft tokens are looked up in the text itself.", required=True)
 @options_of(DraftEvalSettings, skip=("seed", "draft_dtype"))
 @shape_options
 @options_of(Sampling)
@@ -28,7 +28,7 @@ from dfrot_cli.setting_options import options_of, settings_from
 @common
 def command(
     model: str,
-    draft: Path,
+    draft: Path | str,
     chain: tuple[int, ...],
     tree: tuple[str, ...],
     require_lossless: bool,
@@ -49,14 +49,15 @@ def command(
             "`require_lossless` compares tokens, which only greedy decoding repeats; leave out `temperature`",
             field=("require_lossless", "temperature"),
         )
-    measured: dict[str, Any] = {"shapes": shapes_of(chain, tree), "sampling": sampling, "seed": common.seed}
+    source, shapes = required_draft_of(draft, options), shapes_of(chain, tree, draft)
+    measured: dict[str, Any] = {"shapes": shapes, "sampling": sampling, "seed": common.seed}
     settings = settings_from(DraftEvalSettings, options, **measured)
     folder = model_folder(model)
     if common.plan:
         plan("draft eval", {"model": folder, "draft": draft}, settings, out, common)
         return
     with show.progress() as progress:
-        report = evaluate(folder, draft, settings, progress)
+        report = evaluate(folder, source, settings, progress)
     if out is not None:
         write_json(out, report)
     show.as_json(report) if common.json else _table(report)

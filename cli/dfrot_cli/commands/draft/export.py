@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from dfrot_cli import show
-from dfrot_cli.commands.draft.options import required_draft_option
+from dfrot_cli.draft_options import trained_draft_option
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, model_option, out_option
 from dfrot_cli.plan import plan
@@ -17,7 +17,7 @@ FORMATS = ("speculators",)
 
 @click.command("export")
 @model_option
-@required_draft_option
+@trained_draft_option
 @click.option(
     "--format", "kind", type=click.Choice(FORMATS), default=FORMATS[0], show_default=True, help="The format to write."
 )

@@ -9,23 +9,23 @@ import click
 
 from dfrot.stages.evaluate.settings import SpeedSettings
 from dfrot_cli import show
-from dfrot_cli.commands.draft.options import shape_options, shapes_of
 from dfrot_cli.commands.eval.options import keep, models_option, report_option, resolved
-from dfrot_cli.options import Common, common, path_option
+from dfrot_cli.draft_options import draft_of, draft_options, shape_options, shapes_of
+from dfrot_cli.options import Common, common
 from dfrot_cli.plan import numbered, plan
 from dfrot_cli.setting_options import options_of, settings_from
 
 
 @click.command("speed")
 @models_option
-@path_option("--draft", metavar="D", text="A draft of the last checkpoint.")
+@draft_options("A draft of the last checkpoint, or ngram: draft tokens are looked up in the text itself.")
 @options_of(SpeedSettings)
 @shape_options
 @report_option
 @common
 def command(
     models: tuple[str, ...],
-    draft: Path | None,
+    draft: Path | str | None,
     chain: tuple[int, ...],
     tree: tuple[str, ...],
     out: Path | None,
@@ -38,20 +38,21 @@ def command(
     common.prepare()
     from dfrot.stages.evaluate.speed import speed
 
+    source = draft_of(draft, options)
     folders = resolved(models, out, common)
-    settings = settings_from(SpeedSettings, options, shapes=shapes_of(chain, tree))
+    settings = settings_from(SpeedSettings, options, shapes=shapes_of(chain, tree, draft))
     if common.plan:
         inputs = {**numbered(folders), "draft": draft}
         plan("eval speed", inputs, settings, out, common)
         return
     with show.progress() as progress:
-        report = speed(folders, settings, draft, progress)
+        report = speed(folders, settings, source, progress)
     keep(report, models, out)
     show.as_json(report) if common.json else _tables(report, settings, models[-1], draft, out)
 
 
 def _tables(
-    report: dict[str, Any], settings: SpeedSettings, last_model: str, draft: Path | None, out: Path | None
+    report: dict[str, Any], settings: SpeedSettings, last_model: str, draft: Path | str | None, out: Path | None
 ) -> None:
     rows = []
     for result in report["results"]:

@@ -10,7 +10,8 @@ import click
 from dfrot.stages.evaluate.settings import TaskSettings
 from dfrot_cli import show
 from dfrot_cli.commands.eval.options import keep, models_option, report_option, resolved
-from dfrot_cli.options import Common, common, path_option
+from dfrot_cli.draft_options import draft_of, draft_options
+from dfrot_cli.options import Common, common
 from dfrot_cli.plan import numbered, plan
 from dfrot_cli.setting_options import options_of, settings_from
 
@@ -18,15 +19,18 @@ from dfrot_cli.setting_options import options_of, settings_from
 @click.command("tasks")
 @models_option
 @options_of(TaskSettings)
-@path_option("--draft", metavar="D", text="A draft of the last checkpoint.")
+@draft_options("A draft of the last checkpoint, or ngram: draft tokens are looked up in the text itself.")
 @report_option
 @common
-def command(models: tuple[str, ...], draft: Path | None, out: Path | None, common: Common, **options: Any) -> None:
+def command(
+    models: tuple[str, ...], draft: Path | str | None, out: Path | None, common: Common, **options: Any
+) -> None:
     """Measure scores on lm-eval's tasks (extra `tasks`), and the difference to the first checkpoint, paired over
     documents."""
     common.prepare()
     from dfrot.stages.evaluate.tasks import evaluate_tasks
 
+    source = draft_of(draft, options)
     folders = resolved(models, out, common)
     settings = settings_from(TaskSettings, options, seed=common.seed)
     if common.plan:
@@ -34,7 +38,7 @@ def command(models: tuple[str, ...], draft: Path | None, out: Path | None, commo
         plan("eval tasks", inputs, settings, out, common)
         return
     with show.progress() as progress:
-        report = evaluate_tasks(folders, settings, draft, progress)
+        report = evaluate_tasks(folders, settings, source, progress)
     keep(report, models, out)
     show.as_json(report) if common.json else _table(report, out)
     for result in report["results"]:
