@@ -18,7 +18,8 @@ from dfrot.arch import Tap
 from dfrot.arch.space import Space
 from dfrot.calib.taps import inner_linear
 from dfrot.quant.activations import TokenCodes, fake_quantize_kv
-from dfrot.quant.scheme import FULL, QuantScheme
+from dfrot.quant.fp4 import round_groups
+from dfrot.quant.scheme import FULL, INTEGERS, QuantScheme
 from dfrot.rotation.online import HadamardSpec
 from dfrot.runtime.experts import Experts, find_experts
 from dfrot_kernels.layouts import PackedWeight
@@ -50,7 +51,9 @@ class TapQuantizer:
         mixture: Experts | None,
         linears: int,
         overwrites: bool,
+        shared: float | None = None,
     ) -> None:
+        self.shared = shared
         self.linears, self.overwrites = linears, overwrites
         self.scheme, self.sink_tokens, self.mixture = scheme, sink_tokens, mixture
         self.seqlen = 1
@@ -69,12 +72,15 @@ class TapQuantizer:
         return (result,)
 
     def _round(self, x: Tensor) -> Tensor:
-        """x [..., K] rounded, but for sinks. Keeps the codes, unless an expert's sinks are scattered."""
-        codes = TokenCodes.of(x, self.scheme.a_bits, self.scheme.a_sym, self.scheme.a_clip)
-        rounded = codes.dequantize().view(x.shape).to(x.dtype)
+        """x [..., K] rounded, but for sinks. Keeps codes of integers, unless an expert's sinks are scattered."""
         rows = self.mixture.rows if self.mixture is not None else None
-        if rows is None or not self.sink_tokens:
-            self.last.codes = codes
+        if self.scheme.number_format != INTEGERS:
+            rounded = round_groups(x, self.scheme.number_format, self.shared).to(x.dtype)
+        else:
+            codes = TokenCodes.of(x, self.scheme.a_bits, self.scheme.a_sym, self.scheme.a_clip)
+            rounded = codes.dequantize().view(x.shape).to(x.dtype)
+            if rows is None or not self.sink_tokens:
+                self.last.codes = codes
         if self.sink_tokens and rows is None:
             rounded[:, : self.sink_tokens] = x[:, : self.sink_tokens]
         elif self.sink_tokens and rows is not None:
@@ -134,24 +140,26 @@ def quantize_activations(
     scheme: QuantScheme,
     sink_tokens: int,
     overwrite: bool = False,
+    shared: float | None = None,
 ) -> None:
     """Attach the simulated quantizer to those linears of a tap that are in `names` (relative names).
 
     scheme: with the bits and the clip ratio of this input. sink_tokens: leading positions that stay exact. overwrite:
     round in place where the block computes the input for one linear alone (what attention and MLP return), so that it
-    is in memory once."""
+    is in memory once. shared: the constant scale of an NVFP4 input."""
     if scheme.a_bits == FULL:
         return
     linears = [linear for linear in tap.linears if linear.name in names]
     mixture = find_experts(block) if tap.expert is not None else None
     own_input = tap.reads in (Space.VALUE, Space.MLP)
-    quantizer = TapQuantizer(scheme, sink_tokens, mixture, len(linears), overwrite and own_input)
+    quantizer = TapQuantizer(scheme, sink_tokens, mixture, len(linears), overwrite and own_input, shared)
     if tap.expert is not None:
         block.register_forward_pre_hook(quantizer.begin)
     for linear in linears:
         module = inner_linear(block, linear.name)
         module.register_forward_pre_hook(quantizer)
-        module.forward = SimulatedProduct(module, quantizer)  # type: ignore[assignment,method-assign]
+        if scheme.number_format == INTEGERS:
+            module.forward = SimulatedProduct(module, quantizer)  # type: ignore[assignment,method-assign]
     block.register_forward_hook(quantizer.forget, always_call=True)
 
 

@@ -23,13 +23,16 @@ from dfrot.files import write_bytes, write_json
 from dfrot.inputs import open_model
 from dfrot.progress import Progress, silent
 from dfrot.quant.config import DfqConfig
-from dfrot.quant.scheme import FULL, QuantScheme
+from dfrot.quant.scheme import FULL, INTEGERS, QuantScheme
 from dfrot.runtime.load import load_model
 from dfrot.stage_folder import open_stage, read_record
+from dfrot.stages.calibrate.run import calibrate
+from dfrot.stages.calibrate.settings import CalibrateSettings
 from dfrot.stages.quantize.run import quantize
 from dfrot.stages.quantize.settings import QuantizeSettings
 
 KIND = "export check"
+CALIBRATION_WINDOWS = 8
 TOLERANCE = 0.005  # relative difference of perplexity up to which an export matches
 
 WindowLosses = list[tuple[Tensor, Tensor]]
@@ -56,7 +59,7 @@ def check_all(
     - refused: one line, or None; word: the same in a word or two; instead: the nearest scheme that fits
     - storage, engine
     - perplexity of the engine; ours: dfq's, both in float32 around the same integers (with the engines' arithmetic
-      where activations are quantized); ratio of the two; match: whether they are within 0.5 %
+      where activations are quantized), in bfloat16 around FP4; ratio of the two; match: whether they are within 0.5 %
     - logits: relative RMS difference
     - runtime: perplexity of dfq's own kernels in float32
 
@@ -80,7 +83,10 @@ def check_all(
         for number, name in enumerate(names):
             progress("check", number, len(names))
             scheme = QuantScheme.parse(name)
-            source = model if own_scheme is not None else quantize_by_rounding(model, scheme, work / name / "dfq")
+            source = model
+            if own_scheme is None:
+                calibration = _calibration(model, scheme, work / "calibration", dataset, seqlen)
+                source = quantize_by_rounding(model, scheme, work / name / "dfq", calibration)
             rows += _check_scheme(source, scheme, work / name, tokens)
             shutil.rmtree(work / name, ignore_errors=True)
         shutil.rmtree(work, ignore_errors=True)
@@ -90,11 +96,23 @@ def check_all(
     return read_record(out, KIND)
 
 
-def quantize_by_rounding(model: Path, scheme: QuantScheme, out: Path) -> Path:
+def _calibration(model: Path, scheme: QuantScheme, out: Path, dataset: str, seqlen: int) -> Path | None:
+    """Statistics of the inputs, for schemes that have constants from there; made once."""
+    if not QuantizeSettings(scheme, algorithm="rtn").needs_calibration():
+        return None
+    if not out.exists():
+        calibrate(model, out, CalibrateSettings(dataset, samples=CALIBRATION_WINDOWS, seqlen=seqlen))
+    return out
+
+
+def quantize_by_rounding(model: Path, scheme: QuantScheme, out: Path, calibration: Path | None = None) -> Path:
     """`model` quantized by RTN under `scheme` into `out`, symmetric activations clipped as engines do. Returns the
-    folder, which is `model` itself for 16 bits throughout."""
+    folder, which is `model` itself for 16 bits throughout. calibration: for NVFP4 activations."""
     if scheme.w_bits == FULL and scheme.a_bits == FULL and scheme.kv_bits == FULL:
         return model
+    if scheme.number_format != INTEGERS:
+        quantize(model, calibration, out, QuantizeSettings(scheme, algorithm="rtn"))
+        return out
     if scheme.a_bits != FULL and scheme.a_sym:
         scheme = replace(scheme, a_clip=engine_activation_clip(scheme.a_bits))
     quantize(model, None, out, QuantizeSettings(scheme, algorithm="rtn", mse_clip=False))
@@ -116,7 +134,9 @@ def _check_scheme(source: Path, scheme: QuantScheme, work: Path, tokens: Tensor)
         if not reference:
             reference = _transformers_losses(load_model(source, torch.float32), tokens)
             runtime_perplexity = perplexity(reference)
-            if scheme.a_bits != FULL:
+            if scheme.number_format != INTEGERS:  # the arithmetic is the engines', who decode to bfloat16
+                reference = _transformers_losses(load_model(source, torch.bfloat16), tokens)
+            elif scheme.a_bits != FULL:
                 reference = _transformers_losses(load_with_engine_arithmetic(source), tokens)
         engine = engines.ENGINES[name]
         exported = list(engines.losses_and_logits(engine.load(work / name), tokens))

@@ -1,4 +1,5 @@
-"""The compressed-tensors layout, `pack-quantized`: what vLLM, SGLang and transformers load.
+"""The compressed-tensors layout: what vLLM, SGLang and transformers load. Integers are `pack-quantized`, FP4 stands in
+dfrot/export/fp4_layout.py.
 
 Per linear: `weight_packed` int32 [N, ceil(K b / 32)] (the same little-endian bit string along K as ours, in words),
 `weight_scale` in the model's dtype [N, G], `weight_shape` int64 [2], and for asymmetric grids `weight_zero_point`
@@ -16,8 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from dfrot.checkpoint_writer import TensorPlan
+from dfrot.export.fp4_layout import fp4_arguments, fp4_plans, fp4_tensors
 from dfrot.export.source import ExportSource
-from dfrot.quant.scheme import FULL
+from dfrot.quant.scheme import FULL, INTEGERS, QuantScheme
 from dfrot.rotation.online import HadamardSpec
 from dfrot_kernels.layouts import PackedWeight
 
@@ -29,9 +31,12 @@ class CompressedTensorsLayout:
 
     def plan(self, source: ExportSource) -> list[TensorPlan]:
         """The tensors of the result, in the checkpoint's order."""
-        plans = []
-        for name, module, kind, linear in source.tensors():
-            if linear is None:
+        plans: list[TensorPlan] = []
+        for tensor in source.tensors():
+            name, module, kind, linear = tensor
+            if linear is not None and linear.number_format != INTEGERS:
+                plans += fp4_plans(source, tensor)
+            elif linear is None:
                 entry = source.checkpoint.entry(name)
                 plans.append(TensorPlan(name, entry.dtype, entry.shape))
             elif kind == "weight_packed":
@@ -50,8 +55,11 @@ class CompressedTensorsLayout:
 
     def tensors(self, source: ExportSource) -> Iterator[tuple[str, Tensor]]:
         """Names and values, one linear in memory at a time."""
-        for name, module, kind, linear in source.tensors():
-            if linear is None:
+        for tensor in source.tensors():
+            name, module, kind, linear = tensor
+            if linear is not None and linear.number_format != INTEGERS:
+                yield from fp4_tensors(source, tensor)
+            elif linear is None:
                 yield name, source.checkpoint.read(name)
             elif kind == "weight_packed":
                 weight = source.packed_weight(module)
@@ -69,22 +77,8 @@ class CompressedTensorsLayout:
         """`quantization_config` and, with an online R4, its `transform_config`."""
         scheme, storage = source.scheme, source.storage
         assert storage is not None
-        weights: dict[str, Any] = {
-            "num_bits": scheme.w_bits,
-            "type": "int",
-            "symmetric": scheme.w_sym,
-            "dynamic": False,
-        }
-        weights |= {"strategy": "group", "group_size": scheme.w_group} if scheme.w_group else {"strategy": "channel"}
-        group: dict[str, Any] = {"targets": ["Linear"], "format": storage.name, "weights": weights}
-        if scheme.a_bits != FULL:
-            group["input_activations"] = {
-                "num_bits": scheme.a_bits,
-                "type": "int",
-                "symmetric": True,
-                "strategy": "token",
-                "dynamic": True,
-            }
+        arguments = _integer_arguments(scheme) if scheme.number_format == INTEGERS else fp4_arguments(scheme)
+        group: dict[str, Any] = {"targets": ["Linear"], "format": storage.name, **arguments}
         entry: dict[str, Any] = {
             "quant_method": "compressed-tensors",
             "format": storage.name,
@@ -95,6 +89,27 @@ class CompressedTensorsLayout:
         if source.r4 is not None:
             entry["transform_config"] = {"config_groups": {"R4": _online_transform(source.r4, source)}}
         return entry
+
+
+def _integer_arguments(scheme: QuantScheme) -> dict[str, dict[str, Any]]:
+    """`weights` and, unless these stay in 16 bits, `input_activations` of a group of `config_groups`."""
+    weights: dict[str, Any] = {
+        "num_bits": scheme.w_bits,
+        "type": "int",
+        "symmetric": scheme.w_sym,
+        "dynamic": False,
+    }
+    weights |= {"strategy": "group", "group_size": scheme.w_group} if scheme.w_group else {"strategy": "channel"}
+    if scheme.a_bits == FULL:
+        return {"weights": weights}
+    activations = {
+        "num_bits": scheme.a_bits,
+        "type": "int",
+        "symmetric": True,
+        "strategy": "token",
+        "dynamic": True,
+    }
+    return {"weights": weights, "input_activations": activations}
 
 
 def _words(packed: Tensor) -> Tensor:

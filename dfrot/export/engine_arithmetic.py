@@ -24,6 +24,7 @@ def load_with_engine_arithmetic(folder: Path) -> Any:
     """The float32 transformers model of a packed checkpoint with symmetric activations: dequantized weights, and the
     engines' quantizer before every quantized linear. Raises DfqError as an export would."""
     source = open_source(folder, TARGETS["compressed-tensors"])
+    source.scheme.require_integers("engines define an arithmetic of their own for")
     copied = [name for name in source.checkpoint.entries if name.rpartition(".")[0] not in source.plans]
     state = {name: source.checkpoint.read(name) for name in copied}
     state |= {f"{name}.weight": source.packed_weight(name).dequantize() for name in source.plans}

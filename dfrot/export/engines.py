@@ -32,14 +32,17 @@ def transformers_logits(model: Any) -> Logits:
 
 
 def load_compressed_tensors(path: Path) -> Logits:
-    """Load with transformers and compressed-tensors, in float32. Raises ResourceError without that package."""
+    """Load with transformers and compressed-tensors, in float32; FP4 in bfloat16, for the package (0.20) decodes it to
+    that. Raises ResourceError without that package."""
     try:
         import compressed_tensors as _  # noqa: F401
     except ImportError:
         raise ResourceError("the package compressed-tensors is not installed: pip install 'dfq[interop]'") from None
     groups = read_json(path / "config.json")["quantization_config"]["config_groups"].values()
-    asymmetric = any(not group["weights"]["symmetric"] for group in groups)
-    return transformers_logits(load_foreign(path, dequantize=asymmetric))
+    weights = [group["weights"] for group in groups]
+    asymmetric = any(not arguments["symmetric"] for arguments in weights)
+    dtype = torch.bfloat16 if any(arguments["type"] == "float" for arguments in weights) else torch.float32
+    return transformers_logits(load_foreign(path, dtype, dequantize=asymmetric))
 
 
 def load_gptq(path: Path) -> Logits:

@@ -9,7 +9,7 @@ from typing import Any
 
 from dfrot.errors import UnsupportedError
 from dfrot.export.targets import TARGETS, ExportTarget, Storage
-from dfrot.quant.scheme import FULL, QuantScheme
+from dfrot.quant.scheme import FULL, INTEGERS, QuantScheme
 from dfrot.quant.table import TableScheme
 
 # Rows of the matrix of formats: common schemes, and one of each kind that some target refuses.
@@ -33,6 +33,11 @@ SCHEMES = (
     "w4a4-sym",
     "w4a4",
     "w4a4kv4",
+    "nvfp4a16",
+    "nvfp4",
+    "mxfp4a16",
+    "mxfp4",
+    "nvfp4kv4",
 )
 # One scale per row counts as a group of this many columns when distances between schemes are compared.
 COLUMNS_OF_A_ROW = 512
@@ -112,9 +117,12 @@ def _fit(target: ExportTarget, scheme: QuantScheme) -> Storage | _Refusal | None
 
 def _weight_storage(target: ExportTarget, scheme: QuantScheme) -> Storage | _Refusal:
     """The storage of quantized weights, by bits, grid and group."""
-    same_bits = [storage for storage in target.storages if storage.bits == scheme.w_bits]
+    alike = [storage for storage in target.storages if storage.number_format == scheme.number_format]
+    if not alike:
+        return _Refusal(scheme.number_format, f"{scheme.number_format} weights; only integers")
+    same_bits = [storage for storage in alike if storage.bits == scheme.w_bits]
     if not same_bits:
-        known = _listed(sorted({storage.bits for storage in target.storages}))
+        known = _listed(sorted({storage.bits for storage in alike}))
         return _Refusal(f"w{scheme.w_bits}", f"{scheme.w_bits}-bit weights; only {known}")
     same_grid = [storage for storage in same_bits if storage.symmetric == scheme.w_sym]
     if not same_grid:
@@ -145,6 +153,9 @@ def _listed(values: Sequence[int]) -> str:
 
 def nearest(target: ExportTarget, scheme: QuantScheme) -> str:
     """The name of the closest scheme that `target` can hold. Activations and KV cache change before weights do."""
+    fp4 = scheme.number_format
+    if fp4 != INTEGERS and any(storage.number_format == fp4 for storage in target.storages):
+        return replace(scheme, kv_bits=FULL, kv_sym=False).name
     groups = sorted({0, 32, *(group for storage in target.storages for group in storage.groups)})
     bits = sorted({storage.bits for storage in target.storages})
     if scheme.w_bits == FULL:

@@ -138,7 +138,8 @@ def _compressed_tensors(entry: dict[str, Any]) -> ForeignFormat:
         description.notes.append(
             f"{bits}-bit integers in int8 containers: twice the size, and no INT4 kernel serves them"
         )
-    description.packed = {"weight_packed": WORD / bits}
+    element = WORD if integers else 8  # FP4 is packed into bytes
+    description.packed = {"weight_packed": element / bits}
     return description
 
 
@@ -147,7 +148,7 @@ def _compressed_tensors_grid(args: dict[str, Any]) -> str:
     kind = "" if args.get("type", "int") == "int" else f" {str(args['type'])[:10]}"
     grid = "symmetric" if args.get("symmetric", True) else "asymmetric"
     strategy = str(args.get("strategy"))[:20]
-    scope = _group(args["group_size"]) if strategy == "group" else f"per {strategy}"
+    scope = _group(args["group_size"]) if strategy in ("group", "tensor_group") else f"per {strategy}"
     return f"{_bits(args['num_bits'])}-bit{kind} {grid}, {scope}" + (", dynamic" if args.get("dynamic") else "")
 
 

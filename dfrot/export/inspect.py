@@ -18,7 +18,7 @@ from dfrot.inputs.gguf.folder import gguf_file
 from dfrot.lineage import lineage, read_stage_record
 from dfrot.quant.config import QUANT_METHOD, DfqConfig
 from dfrot.quant.plan import check_stored, plan_linears
-from dfrot.quant.scheme import FULL, QuantScheme
+from dfrot.quant.scheme import FULL, INTEGERS, QuantScheme
 from dfrot.vision.llava_layout import CONFIG, VisionConfig, has_vision_part
 
 DFQ_READERS = "transformers with dfrot imported, dfq"
@@ -141,6 +141,8 @@ def _dfq_facts(checkpoint: Checkpoint, config: DfqConfig | None, where: str) -> 
 def _weights(scheme: QuantScheme) -> str:
     if scheme.w_bits == FULL:
         return "16 bits"
+    if scheme.number_format != INTEGERS:
+        return f"{scheme.number_format}, groups of {scheme.w_group}"
     return _grid(scheme.w_bits, scheme.w_group, scheme.w_sym)
 
 
@@ -152,6 +154,8 @@ def _grid(bits: int, group: int, symmetric: bool) -> str:
 def _activations(config: DfqConfig, scheme: QuantScheme) -> str:
     if scheme.a_bits == FULL:
         return "16 bits"
+    if scheme.number_format != INTEGERS:
+        return f"{scheme.number_format}, groups of {scheme.w_group}, dynamic"
     grid = f"{scheme.a_bits}-bit {'symmetric' if scheme.a_sym else 'asymmetric'}, per token, dynamic"
     return f"{grid}; {config.other_inputs}" if config.a_bits else grid
 

@@ -20,9 +20,10 @@ from dfrot.export.targets import ExportTarget, Storage, engine_activation_clip
 from dfrot.inputs import open_model
 from dfrot.quant.checked import check_packed_weight
 from dfrot.quant.config import DfqConfig
+from dfrot.quant.fp4_grid import Fp4Weight
 from dfrot.quant.key_shift import TENSOR as KEY_SHIFT
 from dfrot.quant.plan import LinearPlan, check_stored, plan_linears
-from dfrot.quant.scheme import FULL, QuantScheme
+from dfrot.quant.scheme import FULL, INTEGERS, QuantScheme
 from dfrot.rotation.online import HadamardSpec
 from dfrot.runtime.transformers_reading import check_reading
 from dfrot.vision import carry as vision
@@ -86,6 +87,14 @@ class ExportSource:
             if kind == KEY_SHIFT:
                 continue
             yield SourceTensor(name, module, kind, self.plans.get(module) if kind != "bias" else None)
+
+    def fp4_weight(self, name: str) -> Fp4Weight:
+        """The FP4 linear of full name `name`, as stored. Raises InputError for damaged scales."""
+        tensors = {part: f"{name}.{part}" for part in ("weight_packed", "weight_scale", "weight_global_scale")}
+        read = {part: self.checkpoint.read(full) for part, full in tensors.items() if full in self.checkpoint}
+        weight = Fp4Weight(read["weight_packed"], read["weight_scale"], read.get("weight_global_scale"))
+        weight.check(name)
+        return weight
 
     def packed_weight(self, name: str) -> PackedWeight:
         """The packed linear of full name `name`, as stored. Raises InputError for zero points beyond its bits."""
@@ -183,7 +192,9 @@ def _refuse_architectures(model: Path, arch: BoundArch) -> None:
 
 def _notes_on_loading(target: ExportTarget, scheme: QuantScheme, storage: Storage | None) -> list[str]:
     """What users of the engines should know. The notes are part of the record of an export."""
-    notes = []
+    notes: list[str] = []
+    if scheme.number_format != INTEGERS:
+        return notes
     if scheme.a_bits != FULL and abs(scheme.a_clip - engine_activation_clip(scheme.a_bits)) > 1e-6:
         notes.append(
             f"engines scale {scheme.a_bits}-bit activations by max/{2 ** (scheme.a_bits - 1) - 0.5:g}: quantize with "

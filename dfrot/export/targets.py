@@ -1,6 +1,6 @@
 """What each export format can hold, as data. The matrix of formats, the refusals and the writers follow this table.
 
-A *storage* is one way to keep integer weights. A *target* is a format with its storages and its other properties.
+A *storage* is one way to keep quantized weights. A *target* is a format with its storages and its other properties.
 Facts about engines were read from their sources in 2026-09; docs/export.md says what was run.
 """
 
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dfrot.quant.scheme import FULL
+from dfrot.quant.scheme import FULL, INTEGERS, MXFP4, NVFP4
 
 
 @dataclass(frozen=True)
 class Storage:
-    """One way to keep integer weights."""
+    """One way to keep quantized weights."""
 
     name: str
     """Name of the storage in the format, for instance `Q4_0`."""
@@ -28,6 +28,8 @@ class Storage:
     """Bytes of one block, scale included, where `block` is not 0."""
     groups: tuple[int, ...] = ()
     """Group sizes the format accepts; 0 is one scale per output channel."""
+    number_format: str = INTEGERS
+    """What weights are: `int`, or a format of FP4."""
     with_quantized_activations: bool = False
     """Whether engines run these weights with dynamically quantized activations."""
 
@@ -78,6 +80,8 @@ COMPRESSED_TENSORS = ExportTarget(
         Storage("pack-quantized", 4, True, groups=GROUPS, with_quantized_activations=True),
         Storage("pack-quantized", 4, False, groups=GROUPS),
         Storage("pack-quantized", 8, True, groups=GROUPS, with_quantized_activations=True),
+        Storage("nvfp4-pack-quantized", 4, True, groups=(16,), number_format=NVFP4, with_quantized_activations=True),
+        Storage("mxfp4-pack-quantized", 4, True, groups=(32,), number_format=MXFP4, with_quantized_activations=True),
     ),
     a_bits=(FULL, 8, 4),
     align=(1, 8),

@@ -1,4 +1,4 @@
-"""Codes as formats pack them, taken apart: bit strings in 32-bit words, FP4 values, exponents."""
+"""Codes as formats pack them, taken apart: bit strings in 32-bit words."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import torch
 from torch import Tensor
 
 WORD = 32
-E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
-"""Values of the codes of FP4: sign, two bits of exponent, one of mantissa."""
-EXPONENT_BIAS = 127
 
 
 def unpack_bits(words: Tensor, bits: int, count: int, dim: int) -> Tensor:
@@ -33,16 +30,3 @@ def unpack_bits(words: Tensor, bits: int, count: int, dim: int) -> Tensor:
 def packed_words(count: int, bits: int) -> int:
     """Words that hold `count` codes."""
     return -(-count * bits // WORD)
-
-
-def fp4_values(packed: Tensor) -> Tensor:
-    """uint8 [..., n], two FP4 codes each, the even column in the low half -> float32 [..., 2 n]."""
-    table = torch.tensor(E2M1)
-    return torch.stack([table[(packed & 15).int()], table[(packed >> 4).int()]], -1).flatten(-2)
-
-
-def exponents(codes: Tensor) -> Tensor:
-    """Exponents of one byte (E8M0, or as uint8) -> float32 powers of two. 255 is NaN, as the format has it."""
-    codes = codes.view(torch.uint8)
-    powers = torch.ldexp(torch.ones(codes.shape), codes.to(torch.int32) - EXPONENT_BIAS)
-    return powers.masked_fill(codes == 255, torch.nan)

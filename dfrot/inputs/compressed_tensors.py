@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from dfrot.checkpoint import Checkpoint
-from dfrot.inputs.codes import fp4_values, packed_words, unpack_bits
+from dfrot.inputs.codes import packed_words, unpack_bits
 from dfrot.inputs.ct_schemes import ELEMENTWISE, MXFP4, NVFP4, PACKED, WeightScheme, read_schemes
 from dfrot.inputs.dense_view import DenseTensor
 from dfrot.inputs.scale_grid import SCALE_DTYPES, ScaleGrid, group_columns, read_scales
 from dfrot.inputs.stored_parts import FormatDescription, StoredParts, drop_runtime_parts, modules_with
+from dfrot.number_formats import fp4_values
 
 BESIDE_CODES = ("weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx", "weight_global_scale")
 MAX_SIZE = 2**31  # of a stored weight_shape

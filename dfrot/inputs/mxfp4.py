@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from dfrot.checkpoint import Checkpoint
-from dfrot.inputs.codes import exponents, fp4_values
 from dfrot.inputs.dense_view import DenseTensor
 from dfrot.inputs.stored_parts import FormatDescription, StoredParts
+from dfrot.number_formats import exponents, fp4_values
 
 BLOCKS, SCALES = "_blocks", "_scales"
 BYTES = 16

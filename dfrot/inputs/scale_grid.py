@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dfrot.inputs.codes import exponents
 from dfrot.inputs.stored_parts import StoredParts
+from dfrot.number_formats import exponents
 
 SCALE_DTYPES = tuple(
     getattr(torch, name)

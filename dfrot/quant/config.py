@@ -38,6 +38,8 @@ class DfqConfig:
     """Activation clip ratios that differ from scheme.a_clip, by the linear's full name."""
     a_bits: dict[str, int] = field(default_factory=dict)
     """Activation bits that differ from scheme.a_bits, by the linear's full name."""
+    a_scales: dict[str, float] = field(default_factory=dict)
+    """Constant scales of NVFP4 inputs, by the linear's full name."""
     resets: tuple[Reset, ...] = ()
     """Massive activations that are replaced by a constant at run time (unrotated models only)."""
     embed: TableScheme = TableScheme()
@@ -72,6 +74,8 @@ class DfqConfig:
                 more[name] = table.to_dict()
         if self.a_bits:
             more["a_bits"] = dict(self.a_bits)
+        if self.a_scales:
+            more["a_scales"] = dict(self.a_scales)
         if self.shifts_keys:
             more["key_shift"] = self.key_shift
         return {
@@ -90,7 +94,7 @@ class DfqConfig:
     def from_dict(cls, value: dict[str, Any], where: str = "config.json") -> DfqConfig:
         """Read the entry; `where` names the file in error messages. Raises UnsupportedError for unknown keys and
         versions, InputError for values of a wrong type."""
-        known = set(cls().to_dict()) | {"resets", "embed", "head", "key_shift", "a_bits"}
+        known = set(cls().to_dict()) | {"resets", "embed", "head", "key_shift", "a_bits", "a_scales"}
         if unknown := set(value) - known:
             raise UnsupportedError(f"{where}: quantization_config has unknown keys {sorted(unknown)}; update dfq")
         if value.get("format_version") != FORMAT_VERSION:
@@ -104,6 +108,7 @@ class DfqConfig:
                 sink_tokens=int(value.get("sink_tokens", 0)),
                 a_clips={str(k): float(v) for k, v in value.get("a_clips", {}).items()},
                 a_bits={str(k): _whole(v) for k, v in value.get("a_bits", {}).items()},
+                a_scales={str(k): float(v) for k, v in value.get("a_scales", {}).items()},
                 resets=tuple(Reset.from_dict(reset) for reset in value.get("resets", ())),
                 embed=TableScheme.from_dict(value["embed"]) if "embed" in value else TableScheme(),
                 head=TableScheme.from_dict(value["head"]) if "head" in value else TableScheme(),

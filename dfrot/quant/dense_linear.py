@@ -12,13 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dfrot.quant.embedding import QuantEmbedding
 from dfrot.quant.linear import QuantLinear
 from dfrot.quant.plan import LinearPlan
 from dfrot.quant.rotated_linear import RotatedLinear
-from dfrot.quant.scheme import FULL
 
 
 class DenseLinear(RotatedLinear):
@@ -45,18 +43,7 @@ class DenseLinear(RotatedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] -> [..., N] of its dtype."""
-        rows = self.rows(x)
-        if self.plan.a_bits == FULL and self.weight.dtype == rows.dtype:
-            out = F.linear(rows, self.weight, self.bias)
-            return out.view(*x.shape[:-1], self.plan.rows)
-        weight = self.weight.float()
-        out = self.simulated(rows, weight)
-        sinks = self.sink_rows()
-        if sinks is not None:
-            out[sinks] = F.linear(rows[sinks].float(), weight)
-        if self.bias is not None:
-            out = out + self.bias.float()
-        return out.to(x.dtype).view(*x.shape[:-1], self.plan.rows)
+        return self.dense_product(x, self.weight)
 
 
 def simulate(model: Any) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dfrot.errors import InputError
 from dfrot.quant import rtn
-from dfrot.quant.grid import Grid, Quantized
+from dfrot.quant.grid import Grid, Quantized, WeightGrid
 from dfrot.quant.hessian_error import fraction, output_errors, row_tiles, weight_error
 from dfrot.quant.options import AlgorithmOptions
 from dfrot.quant.scale_fit import fitted_scales
@@ -81,16 +81,14 @@ def factor(hessian: Tensor, options: AlgorithmOptions) -> Factor | str:
     return f"the Hessian is not positive definite even with damping {damping:g}"
 
 
-def solve(weight: Tensor, grid: Grid, factor: Factor) -> tuple[Tensor, Tensor]:
+def solve(weight: Tensor, grid: WeightGrid, factor: Factor) -> tuple[Tensor, Tensor]:
     """Codes uint8 [N, K] for weight float32 [N, K], and each row's damped loss float64 [N].
 
     Columns lie as rows of a [K, N] matrix, so that every step works on contiguous vectors of length N. Inside a
     block the feedback is gathered from the left (one matrix-vector product per column), beyond it by one GEMM.
     """
     n, k = weight.shape
-    top = 2**grid.bits - 1
     remaining = weight.T[factor.order].contiguous()
-    steps, zeros = grid.steps(factor.order).T, grid.zeros(factor.order)
     codes = torch.empty(k, n, dtype=torch.uint8)
     loss = torch.zeros(n, dtype=torch.float64)
     for begin in range(0, k, BLOCK):
@@ -98,16 +96,13 @@ def solve(weight: Tensor, grid: Grid, factor: Factor) -> tuple[Tensor, Tensor]:
         corner = factor.upper[begin:end, begin:end].T.contiguous()
         pivots = corner.diagonal().tolist()
         errors = torch.empty(end - begin, n)
-        step = steps[begin:end].contiguous()
-        zero = zeros if isinstance(zeros, float) else zeros.T[begin:end].contiguous()
+        grid_columns = grid.columns(factor.order[begin:end])
         for i, pivot in enumerate(pivots):
             column = remaining[begin + i]
             if i:
                 column = torch.addmv(column, errors[:i].T, corner[i, :i], alpha=-1)
-            offset = zero if isinstance(zero, float) else zero[i]
-            code = torch.div(column, step[i]).round_().add_(offset).clamp_(0, top)
-            codes[begin + i] = code
-            torch.sub(column, code.sub_(offset).mul_(step[i]), out=errors[i]).div_(pivot)
+            codes[begin + i], rounded = grid_columns.round(i, column)
+            torch.sub(column, rounded, out=errors[i]).div_(pivot)
         loss += errors.square().sum(0, dtype=torch.float64)
         if end < k:
             remaining[end:].addmm_(factor.upper[begin:end, end:].T, errors, alpha=-1)
@@ -131,7 +126,7 @@ class _Rows(NamedTuple):
     """bool [n]: GPTQ's error is larger than that of rounding, on the damped Hessian."""
 
 
-def _quantize_rows(weight: Tensor, hessian: Tensor, grid: Grid, factor: Factor, guard: bool) -> _Rows:
+def _quantize_rows(weight: Tensor, hessian: Tensor, grid: WeightGrid, factor: Factor, guard: bool) -> _Rows:
     """Quantize rows float32 [n, K]. guard: rows for which rounding is better are rounded."""
     if bool(factor.dead.any()):
         weight = weight.masked_fill(factor.dead, 0.0)  # the inputs of these columns are always 0
@@ -173,6 +168,7 @@ def quantize_together(
         tile_grid = grid.rows(begin, begin + len(tile))
         tile_rows = _quantize_rows(tile, hessian, tile_grid, factored, options.guard)
         if options.fit_scales:
+            assert isinstance(tile_grid, Grid)  # tables are integers
             scale, error = fitted_scales(tile, hessian, factored.added, tile_grid, tile_rows.codes, tile_rows.error)
             tile_rows = tile_rows._replace(error=error)
             scales.append(scale)
@@ -180,7 +176,9 @@ def quantize_together(
             column.append(value)
         begin += len(tile)
     rows = _Rows(*(torch.cat(column) for column in columns))
-    grid = replace(grid, scale=torch.cat(scales)) if scales else grid
+    if scales:
+        assert isinstance(grid, Grid)
+        grid = replace(grid, scale=torch.cat(scales))
     results, begin = [], 0
     for weight in weights:
         part = slice(begin, begin + len(weight))

@@ -10,7 +10,7 @@ that pad a short last group change nothing. A scale may be negative (`parameters
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -66,6 +66,63 @@ class Grid:
         """The grid of rows begin .. end."""
         return Grid(self.scale[begin:end], None if self.zero is None else self.zero[begin:end], self.bits, self.group)
 
+    def columns(self, columns: Tensor) -> GridColumns:
+        """Rounding of the columns of these indices int64, one after the other."""
+        zeros = self.zeros(columns)
+        if isinstance(zeros, Tensor):
+            zeros = zeros.T.contiguous()
+        return GridColumns(self.steps(columns).T.contiguous(), zeros, 2**self.bits - 1)
+
+    def tensors(self, codes: Tensor) -> dict[str, Tensor]:
+        """Codes uint8 [N, K] and the grid as they are stored, by the last part of the tensor's name."""
+        packed = PackedWeight.from_codes(codes, self.scale, self.zero, self.bits, self.group)
+        tensors = {"weight_packed": packed.packed, "weight_scale": packed.scale}
+        return tensors if packed.zero is None else {**tensors, "weight_zero": packed.zero}
+
+
+@dataclass(frozen=True)
+class GridColumns:
+    """Columns of a weight, to be rounded one by one: contiguous vectors of length N."""
+
+    steps: Tensor
+    """float32 [columns, N]."""
+    zeros: Tensor | float
+    """Zero codes float32 [columns, N], or the one constant of a symmetric grid."""
+    top: int
+    """The largest code."""
+
+    def round(self, index: int, column: Tensor) -> tuple[Tensor, Tensor]:
+        """Column `index` float32 [N] -> codes uint8 [N], and what they mean, float32 [N]."""
+        zero = self.zeros if isinstance(self.zeros, float) else self.zeros[index]
+        code = torch.div(column, self.steps[index]).round_().add_(zero).clamp_(0, self.top)
+        return code.to(torch.uint8), code.sub_(zero).mul_(self.steps[index])
+
+
+class ColumnRounding(Protocol):
+    """Columns of a weight, to be rounded one by one: `GridColumns`, `Fp4Columns`."""
+
+    def round(self, index: int, column: Tensor) -> tuple[Tensor, Tensor]:
+        """Column `index` float32 [N] -> codes uint8 [N], and what they mean, float32 [N]."""
+
+
+class WeightGrid(Protocol):
+    """The real numbers that a weight can take: `Grid` of integers, `Fp4Grid`. See the methods there."""
+
+    def encode(self, weight: Tensor) -> Tensor:
+        """float32 [N, K] -> codes uint8 [N, K] of the nearest grid points, half to even."""
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """codes uint8 [N, K] -> float32 [N, K]."""
+
+    def rows(self, begin: int, end: int) -> WeightGrid:
+        """The grid of rows begin .. end."""
+
+    def columns(self, columns: Tensor) -> ColumnRounding:
+        """Rounding of the columns of these indices int64, one after the other."""
+
+    def tensors(self, codes: Tensor) -> dict[str, Tensor]:
+        """Codes and grid as they are stored, by the last part of the tensor's name."""
+
 
 @dataclass(frozen=True)
 class Quantized:
@@ -73,7 +130,7 @@ class Quantized:
 
     codes: Tensor
     """uint8 [N, K]."""
-    grid: Grid
+    grid: WeightGrid
     stats: dict[str, Any]
     """Algorithm, errors and fallbacks, as plain JSON."""
     second: Tensor | None = None
@@ -86,8 +143,14 @@ class Quantized:
             return weight
         return folded_weight(weight, self.second, len(weight) - len(self.second))
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that are stored, by the last part of their names."""
+        tensors = self.grid.tensors(self.codes)
+        return tensors if self.second is None else {**tensors, "weight_second": self.second}
+
     def packed(self) -> PackedWeight:
-        """The weight as it is stored."""
+        """A weight of integers as it is stored."""
+        assert isinstance(self.grid, Grid)
         return PackedWeight.from_codes(self.codes, self.grid.scale, self.grid.zero, self.grid.bits, self.grid.group)
 
 

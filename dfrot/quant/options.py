@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from dfrot.errors import UnsupportedError
 
+MAX, FOUR_OVER_SIX, MSE = "max", "four-over-six", "mse"
+GROUP_SCALES = (MAX, FOUR_OVER_SIX, MSE)
+"""How the scales of groups of FP4 weights are chosen (dfrot/quant/fp4_grid.py)."""
+
 
 @dataclass(frozen=True)
 class AlgorithmOptions:
@@ -25,6 +29,8 @@ class AlgorithmOptions:
     levels are then in use, one more than with positive scales."""
     fit_scales: bool = False
     """GPTQ: once the codes stand, replace a row's scales by those with the least output error."""
+    group_scales: str = MSE
+    """FP4: how the scale of a group is chosen."""
 
     def __post_init__(self) -> None:
         if not 0 < self.damping <= 1:

@@ -10,11 +10,14 @@ import torch
 from dfrot.arch import BoundArch, Space
 from dfrot.arch.bound import ROTARY_TABLE
 from dfrot.checkpoint import Checkpoint
-from dfrot.errors import InputError
+from dfrot.errors import InputError, UnsupportedError
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.key_shift import key_shift_tensors, refuses_key_shift
-from dfrot.quant.scheme import FULL, MIN_CLIP
+from dfrot.quant.scheme import FP4_GROUPS, FULL, INTEGERS, MIN_CLIP, NVFP4
 from dfrot.rotation.online import HadamardSpec
+
+SCALES = torch.finfo(torch.float32)
+"""Range of the constant scales of NVFP4 inputs."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,10 @@ class LinearPlan:
     """Rotation of the input before anything else (R4)."""
     lookup: bool = False
     """An embedding: its rows are looked up, and nothing is multiplied."""
+    number_format: str = INTEGERS
+    """What weight and input are: `int`, or the name of a format of FP4."""
+    a_scale: float | None = None
+    """The constant scale of an NVFP4 input."""
     second_rows: int = 0
     """Stored rows behind the first N, each of which is added to one of them (dfrot/quant/second_rows.py)."""
 
@@ -67,9 +74,13 @@ class LinearPlan:
 def _check(arch: BoundArch, config: DfqConfig, where: str) -> None:
     """Raise InputError where the configuration does not fit the model."""
     known = {name for _, _, name in arch.linears()} | {arch.spec.head.name}
-    for label, names in (("keep", config.keep), ("a_clips", config.a_clips), ("a_bits", config.a_bits)):
+    listed = {"keep": config.keep, "a_clips": config.a_clips, "a_bits": config.a_bits, "a_scales": config.a_scales}
+    for label, names in listed.items():
         if unknown := sorted(set(names) - known):
             raise InputError(f"{where}: {label} names {unknown[0]}, which is no linear of this model")
+    for name, scale in config.a_scales.items():
+        if not SCALES.tiny <= scale <= SCALES.max:
+            raise InputError(f"{where}: the scale {scale} of the input of {name} is no positive float32")
     for name, clip in config.a_clips.items():
         if not MIN_CLIP <= clip <= 1.0:
             raise InputError(f"{where}: activation clip ratio {clip} of {name} is outside {MIN_CLIP:g}..1")
@@ -118,6 +129,9 @@ def plan_linears(arch: BoundArch, config: DfqConfig, where: str = "config.json")
         a_bits = inputs.a_bits if inputs else FULL
         if w_bits == FULL and a_bits == FULL and hadamard is None:
             continue
+        number_format = scheme.number_format if quantized and scheme else INTEGERS
+        if number_format != INTEGERS:
+            _check_fp4(name, cols, number_format, a_bits, config, where)
         plans[name] = LinearPlan(
             name=name,
             rows=rows,
@@ -130,12 +144,28 @@ def plan_linears(arch: BoundArch, config: DfqConfig, where: str = "config.json")
             a_sym=scheme.a_sym if scheme else False,
             a_clip=inputs.a_clip if inputs else 1.0,
             hadamard=hadamard,
+            number_format=number_format,
+            a_scale=config.a_scales.get(name),
             second_rows=table.second_rows if table else 0,
         )
     tied = [name for name in (arch.spec.head.name, arch.spec.embed) if name in plans and plans[name].w_bits != FULL]
     if tied and arch.tied:
         raise InputError(f"{where}: {tied[0]} is quantized, but head and embedding share one weight; untie them first")
     return plans
+
+
+def _check_fp4(name: str, cols: int, number_format: str, a_bits: int, config: DfqConfig, where: str) -> None:
+    """Raise UnsupportedError for a linear that does not divide into groups, InputError for one without the constant
+    scale that its input needs."""
+    group = FP4_GROUPS[number_format]
+    if cols % group:
+        last = name.rpartition(".")[2]
+        raise UnsupportedError(
+            f"{where}: {name} has {cols} inputs, which are no groups of {group}; quantize with `keep={last}`",
+            field="keep",
+        )
+    if number_format == NVFP4 and a_bits != FULL and name not in config.a_scales:
+        raise InputError(f"{where}: a_scales lacks the input of {name}; restore the file")
 
 
 def _plan_embedding(arch: BoundArch, config: DfqConfig) -> dict[str, LinearPlan]:
@@ -151,6 +181,8 @@ def _plan_embedding(arch: BoundArch, config: DfqConfig) -> dict[str, LinearPlan]
 
 def packed_tensors(plan: LinearPlan) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     """Names, dtypes and shapes that a packed linear has on disk instead of its `weight`."""
+    if plan.number_format != INTEGERS:
+        return _fp4_tensors(plan)
     tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
         f"{plan.name}.weight_packed": (torch.uint8, (plan.stored_rows, plan.row_bytes)),
         f"{plan.name}.weight_scale": (torch.bfloat16, (plan.stored_rows, plan.groups)),
@@ -160,6 +192,19 @@ def packed_tensors(plan: LinearPlan) -> dict[str, tuple[torch.dtype, tuple[int, 
     if plan.second_rows:
         tensors[f"{plan.name}.weight_second"] = (torch.int32, (plan.second_rows,))
     return tensors
+
+
+def _fp4_tensors(plan: LinearPlan) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """As `packed_tensors`: names, dtypes and shapes of compressed-tensors."""
+    packed = {f"{plan.name}.weight_packed": (torch.uint8, (plan.rows, plan.row_bytes))}
+    scales = (plan.rows, plan.groups)
+    if plan.number_format != NVFP4:
+        return {**packed, f"{plan.name}.weight_scale": (torch.uint8, scales)}
+    return {
+        **packed,
+        f"{plan.name}.weight_scale": (torch.float8_e4m3fn, scales),
+        f"{plan.name}.weight_global_scale": (torch.float32, (1,)),
+    }
 
 
 def check_stored(

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dfrot_kernels  # noqa: F401  (registers torch.ops.dfq)
+from dfrot.quant.fp4 import round_groups
 from dfrot.quant.plan import LinearPlan
-from dfrot.quant.scheme import FULL
+from dfrot.quant.scheme import FULL, INTEGERS
 from dfrot.quant.sinks import Sinks
 
 
@@ -71,8 +72,24 @@ class RotatedLinear(nn.Module):
         p = self.plan
         if p.a_bits == FULL:
             return F.linear(rows.float(), weight)
+        if p.number_format != INTEGERS:
+            return F.linear(round_groups(rows, p.number_format, p.a_scale), weight)
         codes, scale, zero = torch.ops.dfq.quantize_per_token(rows, p.a_bits, p.a_sym, p.a_clip)
         return F.linear(codes.float().sub_(zero[:, None]), weight).mul_(scale[:, None])
+
+    def dense_product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x [..., K] times a dense weight float [N, K], as the plan says -> [..., N] of the dtype of x."""
+        rows = self.rows(x)
+        if self.plan.a_bits == FULL and weight.dtype == rows.dtype:
+            return F.linear(rows, weight, self.bias).view(*x.shape[:-1], self.plan.rows)
+        weight = weight.float()
+        out = self.simulated(rows, weight)
+        sinks = self.sink_rows()
+        if sinks is not None:
+            out[sinks] = F.linear(rows[sinks].float(), weight)
+        if self.bias is not None:
+            out = out + self.bias.float()
+        return out.to(x.dtype).view(*x.shape[:-1], self.plan.rows)
 
     def sink_rows(self) -> Tensor | None:
         """Indices int64 of this call's rows that keep full-precision activations, or None."""
@@ -81,4 +98,5 @@ class RotatedLinear(nn.Module):
     def extra_repr(self) -> str:
         """Shape, bits and rotation, for `repr(model)`."""
         p = self.plan
-        return f"{p.cols} -> {p.rows}, w{p.w_bits} a{p.a_bits}" + (", online Hadamard" if p.hadamard else "")
+        kind = "" if p.number_format == INTEGERS else f"{p.number_format} "
+        return f"{p.cols} -> {p.rows}, {kind}w{p.w_bits} a{p.a_bits}" + (", online Hadamard" if p.hadamard else "")

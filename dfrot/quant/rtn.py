@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dfrot.errors import UnsupportedError
 from dfrot.quant import clip
-from dfrot.quant.grid import Grid, Quantized, fit
+from dfrot.quant.fp4_grid import fit_fp4
+from dfrot.quant.grid import Quantized, WeightGrid, fit
 from dfrot.quant.hessian_error import fraction, output_errors, weight_error
 from dfrot.quant.options import AlgorithmOptions
-from dfrot.quant.scheme import FULL, QuantScheme
+from dfrot.quant.scheme import FULL, NVFP4, Fp4Scheme, QuantScheme
 
 
-def grid_for(weight: Tensor, scheme: QuantScheme, options: AlgorithmOptions) -> Grid:
-    """The grid of a weight float32 [N, K] under a scheme, with the clip search if the options ask for it. Raises
-    UnsupportedError for a scheme with 16-bit weights."""
+def grid_for(weight: Tensor, scheme: QuantScheme, options: AlgorithmOptions, peak: Tensor | None = None) -> WeightGrid:
+    """The grid of a weight float32 [N, K] under a scheme, with the clip search if the options ask for it. peak: as for
+    `fit_fp4`. Raises UnsupportedError for a scheme with 16-bit weights."""
+    if isinstance(scheme, Fp4Scheme):
+        return fit_fp4(weight, scheme, options.group_scales, peak)
     if scheme.w_bits == FULL:
         raise UnsupportedError(f"scheme {scheme.name} leaves weights in 16 bits; there is no grid to round to")
     shape, signed = (scheme.w_bits, scheme.w_sym, scheme.w_group), options.signed_scales
@@ -26,12 +30,17 @@ def grid_for(weight: Tensor, scheme: QuantScheme, options: AlgorithmOptions) -> 
 
 
 def quantize(
-    weight: Tensor, hessian: Tensor | None, scheme: QuantScheme, options: AlgorithmOptions | None = None
+    weight: Tensor,
+    hessian: Tensor | None,
+    scheme: QuantScheme,
+    options: AlgorithmOptions | None = None,
+    peak: Tensor | None = None,
 ) -> Quantized:
-    """Round one weight float [N, K]. A Hessian [K, K], if given, only serves to report the output error."""
+    """Round one weight float [N, K]. A Hessian [K, K], if given, only serves to report the output error. peak: as for
+    `fit_fp4`."""
     options = options or AlgorithmOptions()
     weight = weight.float()
-    grid = grid_for(weight, scheme, options)
+    grid = grid_for(weight, scheme, options, peak)
     codes = grid.encode(weight)
     rounded = grid.decode(codes)
     stats: dict[str, Any] = {"algorithm": "rtn", "weight_error": weight_error(weight, rounded)}
@@ -44,8 +53,11 @@ def quantize(
 def quantize_together(
     weights: Sequence[Tensor], hessian: Tensor | None, scheme: QuantScheme, options: AlgorithmOptions
 ) -> list[Quantized]:
-    """`quantize` for every weight."""
-    return [quantize(weight, hessian, scheme, options) for weight in weights]
+    """`quantize` for every weight; those of NVFP4 share one float32 scale, as engines that fuse them need it."""
+    peak = (
+        torch.stack([weight.float().abs().max() for weight in weights]).max() if scheme.number_format == NVFP4 else None
+    )
+    return [quantize(weight, hessian, scheme, options, peak) for weight in weights]
 
 
 def fallback(weights: Sequence[Tensor], scheme: QuantScheme, options: AlgorithmOptions, reason: str) -> list[Quantized]:

@@ -9,12 +9,16 @@ from typing import Any
 from dfrot.errors import UnsupportedError
 from dfrot.settings import setting
 
+_FP4_NAME = re.compile(r"(nvfp4|mxfp4)(a16)?(?:kv(\d+))?(-kvsym|-kvasym)?")
 _NAME = re.compile(r"w(\d+)a(\d+)(?:kv(\d+))?((?:-(?:g\d+|asym|sym|wasym|wsym|kvasym|kvsym))*)")
 FULL = 16
 """The number of bits that means: left in the model's dtype."""
 NO_SHIFT = "none"
 KEY_SHIFTS = ("mean", NO_SHIFT)
 """What can be subtracted from keys before the cache rounds them (dfrot/quant/key_shift.py)."""
+INTEGERS, NVFP4, MXFP4 = "int", "nvfp4", "mxfp4"
+FP4_GROUPS = {NVFP4: 16, MXFP4: 32}
+"""Columns that share a scale in the formats of FP4."""
 MIN_CLIP = 0.1
 """The smallest clip ratio: below it hardly any value would be inside the range."""
 LOW_BIT_CLIP = 0.85
@@ -58,12 +62,17 @@ class QuantScheme:
 
     @classmethod
     def parse(cls, text: str) -> QuantScheme:
-        """Read a name: `w4a4kv4`, `w4a16-g128`, `w3a3kv3-sym` (activations), `-wasym` (weights), `-kvsym` (KV). Raises
-        UnsupportedError for one that cannot be read, or for bits that are not supported."""
-        match = _NAME.fullmatch(text.strip().lower())
+        """Read a name: `w4a4kv4`, `w4a16-g128`, `w3a3kv3-sym` (activations), `-wasym` (weights), `-kvsym` (KV);
+        `nvfp4`, `mxfp4`, `nvfp4a16` (weights only), `nvfp4kv4`. Raises UnsupportedError for one that cannot be read, or
+        for bits that are not supported."""
+        text = text.strip().lower()
+        if match := _FP4_NAME.fullmatch(text):
+            return Fp4Scheme.of(match[1], match[2] is None, int(match[3] or FULL), match[4] == "-kvsym")
+        match = _NAME.fullmatch(text)
         if not match:
             raise UnsupportedError(
-                f"`scheme` {text!r}: not understood; write it like w4a4kv4, w4a16-g128, w4a8kv4-sym or w3a3kv3-wasym",
+                f"`scheme` {text!r}: not understood; write it like w4a4kv4, w4a16-g128, w4a8kv4-sym, w3a3kv3-wasym, "
+                "nvfp4 or mxfp4a16",
                 field="scheme",
             )
         w_bits, a_bits, kv_bits, tail = match.groups()
@@ -78,6 +87,16 @@ class QuantScheme:
             a_sym="sym" in flags,
             kv_sym="kvsym" in flags,
         )
+
+    @property
+    def number_format(self) -> str:
+        """What weights and activations are: `int`, or the name of a format of FP4."""
+        return INTEGERS
+
+    def require_integers(self, what: str) -> None:
+        """Raise UnsupportedError where this is a scheme of FP4, which `what` cannot take."""
+        if self.number_format != INTEGERS:
+            raise UnsupportedError(f"`scheme` {self.name}: {what} integer schemes only", field="scheme")
 
     @property
     def name(self) -> str:
@@ -100,7 +119,52 @@ class QuantScheme:
     def from_dict(cls, value: dict[str, Any]) -> QuantScheme:
         """The inverse of `to_dict`. Raises UnsupportedError for an unknown key: ignoring it would change the
         arithmetic."""
-        unknown = set(value) - set(cls.__dataclass_fields__)
+        kind = Fp4Scheme if "fp4" in value else QuantScheme
+        unknown = set(value) - set(kind.__dataclass_fields__)
         if unknown:
             raise UnsupportedError(f"quantization scheme: unknown keys {sorted(unknown)}; written by a newer dfq?")
-        return cls(**value)
+        return kind(**value)
+
+
+@dataclass(frozen=True)
+class Fp4Scheme(QuantScheme):
+    """Weights, and unless they stay in 16 bits activations, as FP4 (E2M1) in groups of columns that share a scale.
+
+    `nvfp4`: groups of 16 with an E4M3 scale, times one float32 scale of the tensor. `mxfp4`: groups of 32 with a power
+    of two (OCP Microscaling Formats 1.0). Scales of activations are computed per token and group; the float32 scale of
+    an NVFP4 input is a constant from the calibration, as engines have it. Keys and values are integers."""
+
+    fp4: str = NVFP4
+    """Which format: `nvfp4` or `mxfp4`."""
+
+    def __post_init__(self) -> None:
+        if self.fp4 not in FP4_GROUPS:
+            raise UnsupportedError(f"format {self.fp4!r} of FP4 is unknown; use one of {', '.join(FP4_GROUPS)}")
+        super().__post_init__()
+        if (self.w_bits, self.w_group, self.w_sym) != (4, FP4_GROUPS[self.fp4], True) or self.a_bits not in (4, FULL):
+            raise UnsupportedError(
+                f"scheme {self.name}: {self.fp4} has weights of 4 bits in groups of {FP4_GROUPS[self.fp4]}, without "
+                f"zero codes, and activations of 4 or {FULL} bits"
+            )
+        if self.a_sym != (self.a_bits != FULL):
+            raise UnsupportedError(f"scheme {self.name}: activations of {self.fp4} are symmetric")
+        if self.a_clip != 1:
+            raise UnsupportedError(f"scheme {self.name}: every group of activations has its own scale, none is clipped")
+
+    @classmethod
+    def of(cls, fp4: str, activations: bool, kv_bits: int = FULL, kv_sym: bool = False) -> Fp4Scheme:
+        """The scheme of a format. activations: whether these are FP4 too."""
+        a_bits = 4 if activations else FULL
+        return cls(4, a_bits, kv_bits, FP4_GROUPS[fp4], True, activations, kv_sym, fp4=fp4)
+
+    @property
+    def number_format(self) -> str:
+        """`nvfp4` or `mxfp4`."""
+        return self.fp4
+
+    @property
+    def name(self) -> str:
+        """The canonical short name, as `QuantScheme.parse` reads it."""
+        text = self.fp4 + ("a16" if self.a_bits == FULL else "")
+        text += f"kv{self.kv_bits}" if self.kv_bits != FULL else ""
+        return text + ("-kvsym" if self.kv_sym else "")

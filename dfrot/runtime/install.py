@@ -20,10 +20,12 @@ from dfrot.quant import resets
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.dense_linear import DenseLinear
 from dfrot.quant.embedding import QuantEmbedding
+from dfrot.quant.fp4_linear import Fp4Linear
 from dfrot.quant.key_shift import key_shift_tensors
 from dfrot.quant.linear import QuantLinear
 from dfrot.quant.plan import LinearPlan, plan_linears
-from dfrot.quant.scheme import FULL
+from dfrot.quant.rotated_linear import RotatedLinear
+from dfrot.quant.scheme import FULL, INTEGERS
 from dfrot.runtime import attention
 from dfrot.runtime.described.modules import DescribedModel
 from dfrot.runtime.experts import Experts, install_experts
@@ -33,7 +35,7 @@ from dfrot.runtime.native_operands import name_in_base
 from dfrot.runtime.packed_states import KVSpec
 from dfrot.runtime.softcap import softcap_of
 
-_PACKED_SUFFIXES = (".weight_packed", ".weight_zero", ".weight_scale", ".weight_second")
+_PACKED_SUFFIXES = (".weight_packed", ".weight_zero", ".weight_scale", ".weight_second", ".weight_global_scale")
 
 
 def _bound_arch(model: Any) -> BoundArch:
@@ -62,7 +64,7 @@ def _new_linear(plan: LinearPlan, old: nn.Module, entry: TensorEntry | None, dty
     """Our module in place of `old`. entry: the stored weight whose dtype a dense one keeps; None: the model's dtype."""
     bias = getattr(old, "bias", None) is not None
     if plan.packed:
-        return QuantLinear(plan, bias, dtype)
+        return (QuantLinear if plan.number_format == INTEGERS else Fp4Linear)(plan, bias, dtype)
     stored = entry.dtype if entry is not None and entry.dtype.is_floating_point else dtype
     return DenseLinear(plan, bias, dtype, stored)
 
@@ -158,7 +160,7 @@ def finish_model(model: Any, config: DfqConfig) -> None:
     base = base_model_of(model, arch)
     hooks = ForwardHooks(kv, config.sink_tokens, arch.n_layers, _key_shifts(base, arch, config))
     for name, module in model.named_modules():
-        if isinstance(module, QuantLinear | DenseLinear):
+        if isinstance(module, RotatedLinear):
             module.prepare(arch.stored(name))
             module.sinks = hooks.sinks if name != arch.spec.head.name else None
         elif isinstance(module, QuantEmbedding):

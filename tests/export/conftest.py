@@ -18,6 +18,8 @@ from dfrot.export import engines
 from dfrot.export.check import quantize_by_rounding
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.load import load_model
+from dfrot.stages.calibrate.run import calibrate
+from dfrot.stages.calibrate.settings import CalibrateSettings
 
 ROWS = 288  # more than the tokenizer has: the rest is padding
 CONFIG: dict[str, Any] = {
@@ -100,7 +102,13 @@ def pack(tmp_path_factory: pytest.TempPathFactory, dense: Path) -> Callable[...,
     def get(scheme: str, model: Path | None = None) -> Path:
         key = (scheme, model or dense)
         if key not in made:
-            made[key] = quantize_by_rounding(key[1], QuantScheme.parse(scheme), root / f"{scheme}-{len(made)}")
+            parsed = QuantScheme.parse(scheme)
+            calibration = None
+            if parsed.number_format == "nvfp4" and parsed.a_bits != 16:
+                text, calibration = root / "text.txt", root / f"cal-{len(made)}"
+                text.write_text("the thin thing in the inn\n" * 400)
+                calibrate(key[1], calibration, CalibrateSettings(str(text), samples=2, seqlen=32))
+            made[key] = quantize_by_rounding(key[1], parsed, root / f"{scheme}-{len(made)}", calibration)
         return made[key]
 
     return get

@@ -32,7 +32,7 @@ def limit(scheme: QuantScheme, target: str) -> float:
     return LIMITS[target]
 
 
-@pytest.mark.parametrize(("scheme", "target"), HELD)
+@pytest.mark.parametrize(("scheme", "target"), [cell for cell in HELD if "fp4" not in cell[0]])  # test_fp4.py has them
 def test_what_fits_computes_the_same(
     scheme: str,
     target: str,

@@ -46,7 +46,7 @@ ENVIRONMENT = {"kernels/dfrot_kernels/native.py", "kernels/dfrot_kernels/which.p
 # Top-level files of the library that every package may import; they import one another only.
 FILES = {
     *("errors", "settings", "files", "dtypes", "processor", "checkpoint", "checkpoint_writer", "safetensors_file"),
-    *("weight_files", "tensor_file", "training_state", "stage_folder", "progress", "matrix_stacks"),
+    *("weight_files", "tensor_file", "training_state", "stage_folder", "progress", "matrix_stacks", "number_formats"),
 }
 # The packages of the library (and two files above FILES): the duty of each, and which others it may import.
 PACKAGES = {

@@ -55,6 +55,7 @@ def random_checkpoint(
 
 def dfq_config(arch: BoundArch, scheme: QuantScheme, keep_head: bool = False) -> DfqConfig:
     """The config that `dfq quantize` writes: R3 with a quantized cache, R4 with quantized activations."""
+    scheme.require_integers("random models have")
     online = OnlineRotations(
         r3=hadamard_plan(arch.head_dim) if scheme.kv_bits < 16 else None,
         r4=hadamard_plan(arch.intermediate) if scheme.a_bits < 16 else None,

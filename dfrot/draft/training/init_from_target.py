@@ -18,6 +18,7 @@ from dfrot.draft.models.base import Draft
 from dfrot.draft.models.dream import DreamDraft
 from dfrot.draft.models.eagle3 import Eagle3Draft
 from dfrot.generation.target import Target
+from dfrot.quant.fp4_linear import Fp4Linear
 from dfrot.quant.linear import QuantLinear
 from dfrot.rotation.hadamard import hadamard_matrix
 
@@ -31,6 +32,8 @@ def dense(linear: nn.Module) -> Tensor:
     """The weight float32 [N, K] by which a linear of a loaded target multiplies its unrotated input."""
     if isinstance(linear, QuantLinear):
         weight: Tensor = linear.stored_weight().dequantize(torch.float32)
+    elif isinstance(linear, Fp4Linear):
+        weight = linear.dequantized()
     else:
         weight = linear.weight.detach().float()  # type: ignore[operator]
     spec = getattr(getattr(linear, "plan", None), "hadamard", None)

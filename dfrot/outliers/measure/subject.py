@@ -94,6 +94,7 @@ class Subject:
         self.scheme = config.scheme if config is not None else None
         self.checkpoint = opened
         if config is not None and config.scheme is not None:
+            config.scheme.require_integers("dfq outliers measures")
             plain = {
                 **opened.config,
                 "quantization_config": DfqConfig(online=config.online, resets=config.resets).to_dict(),

@@ -58,6 +58,7 @@ class CompareSettings:
         if not self.schemes:
             raise InputError("`schemes`: at least one is needed", field="schemes")
         for scheme in self.parsed().values():
+            scheme.require_integers("dfq compare measures")
             if scheme.w_bits == FULL or scheme.a_bits == FULL:
                 raise UnsupportedError(
                     f"`schemes` {scheme.name}: compare quantizes weights and activations",

@@ -101,6 +101,7 @@ def _apply_recipe(model: Path, recipe: OutlierRecipe, settings: RecipeSettings, 
     rotated = _rotated(model, recipe, settings, work)
     calibration = _calibration(rotated, settings, work) if settings.algorithm == "gptq" else None
     scheme = replace(QuantScheme.parse(settings.scheme), kv_clip=recipe.kv_clip)
+    scheme.require_integers("recipes of dfq outliers have")
     how = QuantizeSettings(
         scheme=scheme,
         algorithm=settings.algorithm,

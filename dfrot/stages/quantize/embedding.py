@@ -17,7 +17,7 @@ from dfrot.quant import rtn
 from dfrot.quant.hessian_error import fraction
 from dfrot.quant.options import AlgorithmOptions
 from dfrot.quant.plan import LinearPlan
-from dfrot.quant.scheme import QuantScheme
+from dfrot.quant.scheme import FULL, QuantScheme
 from dfrot.quant.table import NARROW
 from dfrot.stages.quantize.layout import CheckpointLayout
 
@@ -41,7 +41,9 @@ class RoundedRows:
 
 def grid_scheme(plan: LinearPlan, scheme: QuantScheme) -> QuantScheme:
     """The scheme whose weights lie on the grid of `plan`; the rest is that of `scheme`."""
-    return replace(scheme, w_bits=plan.w_bits, w_group=plan.group, w_sym=plan.w_sym)
+    if plan.number_format == scheme.number_format:
+        return replace(scheme, w_bits=plan.w_bits, w_group=plan.group, w_sym=plan.w_sym)
+    return QuantScheme(plan.w_bits, FULL, scheme.kv_bits, plan.group, plan.w_sym)
 
 
 def table_options(plan: LinearPlan, options: AlgorithmOptions) -> AlgorithmOptions:

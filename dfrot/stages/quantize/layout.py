@@ -2,9 +2,10 @@
 
 Per quantized linear, and for a quantized embedding, `NAME.weight_packed` uint8 [N, ceil(K bits / 8)],
 `NAME.weight_scale` bfloat16 [N, G] and, asymmetric only, `NAME.weight_zero` uint8 [N, G]; where keys are shifted,
-`key_shift` float32 [kv heads, head_dim] in attention modules; everything else keeps its name and dtype. A simulated
-checkpoint stores `NAME.weight` in float32 instead: a bfloat16 scale times an integer has up to 16 significant bits,
-which neither bfloat16 nor float16 holds, and the simulated weights shall equal the packed ones bit for bit.
+`key_shift` float32 [kv heads, head_dim] in attention modules; everything else keeps its name and dtype. FP4 has the
+tensors of compressed-tensors (`packed_tensors`). A simulated checkpoint stores `NAME.weight` in float32 instead: a
+bfloat16 scale times an integer has up to 16 significant bits, which neither bfloat16 nor float16 holds, and the
+simulated weights shall equal the packed ones bit for bit.
 """
 
 from __future__ import annotations
@@ -95,13 +96,8 @@ class CheckpointLayout:
         if self.config.fake:
             yield f"{name}.weight", result.dequantize()
             return
-        packed = result.packed()
-        yield f"{name}.weight_packed", packed.packed
-        yield f"{name}.weight_scale", packed.scale
-        if packed.zero is not None:
-            yield f"{name}.weight_zero", packed.zero
-        if result.second is not None:
-            yield f"{name}.weight_second", result.second
+        for kind, tensor in result.tensors().items():
+            yield f"{name}.{kind}", tensor
 
     @property
     def nbytes(self) -> int:

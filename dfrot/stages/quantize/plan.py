@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,15 @@ from dfrot.arch import BoundArch, resolve
 from dfrot.calib.calibration import HEAD, Calibration, file_stems
 from dfrot.calib.hidden_states import HiddenStates
 from dfrot.calib.input_costs import cost_windows
+from dfrot.calib.stats import CalibStats
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.inputs import open_model
 from dfrot.quant import algorithm, keep
 from dfrot.quant.config import DfqConfig
+from dfrot.quant.fp4 import shared_scale
 from dfrot.quant.key_shift import refuses_key_shift
-from dfrot.quant.scheme import FULL, NO_SHIFT
+from dfrot.quant.scheme import FULL, INTEGERS, NO_SHIFT
 from dfrot.rotation.online import OnlineRotations
 from dfrot.runtime.transformers_reading import check_reading
 from dfrot.stages.quantize.effort import EffortTuning, plan_effort
@@ -95,6 +98,10 @@ def plan_quantization(model: Path, calibration_path: Path | None, settings: Quan
             del choices[name]
     if settings.budget is None:
         del choices["budget"]
+    if settings.scheme.number_format == INTEGERS:
+        del choices["group_scales"]
+    else:
+        choices["group_scales"] = settings.options().group_scales
     del choices["tune_steps"], choices["tune_dataset"]  # what is tuned on stands in `tuning`
     if settings.effort == DEFAULT:
         del choices["effort"]
@@ -159,7 +166,11 @@ def _result_config(
         if name not in kept and clip != scheme.a_clip and not (name == head and settings.head.quantized)
     }
     online = source.online if source is not None else OnlineRotations()
-    config = DfqConfig(scheme, online, kept, settings.fake, settings.sinks, clips)
+    scales = {}
+    if settings.scales_inputs and calibration is not None:
+        left = {*kept, *((head,) if settings.head.quantized else ())}
+        scales = {name: scale for name, scale in _input_scales(arch, calibration).items() if name not in left}
+    config = DfqConfig(scheme, online, kept, settings.fake, settings.sinks, clips, a_scales=scales)
     resets = source.resets if source is not None else ()
     shift = _key_shift(arch, settings, calibration)
     return replace(config, resets=resets, embed=settings.embed, head=settings.head, key_shift=shift)
@@ -216,14 +227,30 @@ def clips_at(
     if settings.a_clip != "auto" or bits == FULL or calibration is None:
         return dict.fromkeys(keep.linear_names(arch), settings.clip_of(bits))
     symmetric = settings.scheme.a_sym
-    clips: dict[str, float] = {}
+    return {name: stats.best_clip(bits, symmetric) for name, stats in _input_stats(arch, calibration)}
+
+
+def _input_scales(arch: BoundArch, calibration: Calibration) -> dict[str, float]:
+    """Full linear name -> the constant scale of its NVFP4 input, from the largest magnitude of the calibration.
+
+    Raises InputError for a calibration that does not know it."""
+    if not calibration.has_statistics:
+        raise InputError(
+            f"{calibration.path}: holds tokens only, and scales of nvfp4 inputs come from statistics; calibrate with "
+            "`statistics`, or use nvfp4a16",
+            field="calibration",
+            file=calibration.path,
+        )
+    return {name: float(shared_scale(stats.absmax.max())) for name, stats in _input_stats(arch, calibration)}
+
+
+def _input_stats(arch: BoundArch, calibration: Calibration) -> Iterator[tuple[str, CalibStats]]:
+    """Full linear names with the statistics of their inputs."""
     for number, stem in enumerate(file_stems(arch)):
         stats = calibration.stats(stem, hessians=False)
         if stem == HEAD:
-            head = arch.spec.head.name
-            clips[head] = stats[head].best_clip(bits, symmetric)
+            yield arch.spec.head.name, stats[arch.spec.head.name]
             continue
         for tap in arch.taps():
-            clip = stats[tap.name].best_clip(bits, symmetric)
-            clips.update({arch.full(number, linear.name): clip for linear in tap.linears})
-    return clips
+            for linear in tap.linears:
+                yield arch.full(number, linear.name), stats[tap.name]

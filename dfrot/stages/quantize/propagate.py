@@ -28,9 +28,10 @@ from dfrot.calib.simulate import SimulatedKV, SimulatedProduct, quantize_activat
 from dfrot.calib.taps import inner_linear, observe_taps, samples_per_chunk
 from dfrot.quant.activations import fake_quantize
 from dfrot.quant.config import DfqConfig
+from dfrot.quant.fp4 import round_groups
 from dfrot.quant.grid import Quantized
 from dfrot.quant.rtn import starved
-from dfrot.quant.scheme import FULL
+from dfrot.quant.scheme import FULL, INTEGERS
 from dfrot.runtime.block_runner import BlockRunner, OnlineHadamard
 from dfrot.stages.quantize.compensate import ExactRun, TapInput, TapInputs, TapMoments
 from dfrot_kernels.memory import release_memory, share_heap
@@ -110,8 +111,9 @@ class _BlockQuantization:
         self.taps = quantized_taps(self.arch, config, layer)
         for tap in self.taps:
             names = [linear.name for linear in tap.linears]
-            scheme = config.activations_of(self.arch.full(layer, names[0]))
-            quantize_activations(self.block, tap, names, scheme, config.sink_tokens, overwrite=True)
+            first = self.arch.full(layer, names[0])
+            scheme, shared = config.activations_of(first), config.a_scales.get(first)
+            quantize_activations(self.block, tap, names, scheme, config.sink_tokens, True, shared)
         self.cache = SimulatedKV.of(config.scheme, config.online.r3, config.sink_tokens, key_shift)
         self.results: dict[str, Quantized] = {}
 
@@ -243,10 +245,15 @@ def head_hessian(runner: BlockRunner, config: DfqConfig, source: HiddenStates) -
 
     source: the hidden states behind the last block."""
     assert config.scheme is not None
-    scheme, total = config.activations_of(runner.arch.spec.head.name), HessianSum()
+    name = runner.arch.spec.head.name
+    scheme, total, shared = config.activations_of(name), HessianSum(), config.a_scales.get(name)
     bits = FULL if config.head.quantized else scheme.a_bits
     step = samples_per_chunk(runner.arch, source.shape[1])
     for begin in range(0, source.shape[0], step):
         x = runner.normed(source.read(begin, begin + step))
-        total.add(fake_quantize(x, bits, scheme.a_sym, scheme.a_clip).reshape(-1, x.shape[-1]))
+        if scheme.number_format != INTEGERS and bits != FULL:
+            x = round_groups(x, scheme.number_format, shared)
+        else:
+            x = fake_quantize(x, bits, scheme.a_sym, scheme.a_clip)
+        total.add(x.reshape(-1, x.shape[-1]))
     return total.value()

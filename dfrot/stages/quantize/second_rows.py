@@ -15,6 +15,8 @@ def stacked(weight: Tensor, first: Quantized, second: Quantized, ids: Tensor, he
     """One result of both. weight: float32 [N, K]. first: of the weight. second: of what `first` leaves of the rows
     `ids`, int32 ascending. hessian: float [K, K] for the output error of the sum; None: it is not reported."""
     grid, more = first.grid, second.grid
+    assert isinstance(grid, Grid)
+    assert isinstance(more, Grid)
     zero = None if grid.zero is None or more.zero is None else torch.cat([grid.zero, more.zero])
     both = Grid(torch.cat([grid.scale, more.scale]), zero, grid.bits, grid.group)
     result = Quantized(torch.cat([first.codes, second.codes]), both, {}, ids)

@@ -7,8 +7,8 @@ from typing import Literal
 
 from dfrot.errors import UnsupportedError
 from dfrot.quant import ALGORITHMS, algorithm
-from dfrot.quant.options import AlgorithmOptions
-from dfrot.quant.scheme import FULL, KEY_SHIFTS, LOW_BIT_CLIP, QuantScheme
+from dfrot.quant.options import FOUR_OVER_SIX, GROUP_SCALES, AlgorithmOptions
+from dfrot.quant.scheme import FULL, INTEGERS, KEY_SHIFTS, LOW_BIT_CLIP, NVFP4, QuantScheme
 from dfrot.quant.table import TableScheme
 from dfrot.settings import check, setting
 from dfrot.stages.tune.settings import TuneSettings
@@ -27,7 +27,7 @@ class QuantizeSettings:
     """How a checkpoint is quantized."""
 
     scheme: QuantScheme = setting(
-        default_factory=QuantScheme, help="Bits and conventions: w4a4kv4, w4a16-g128, w3a3kv3, ..."
+        default_factory=QuantScheme, help="Bits and conventions: w4a4kv4, w4a16-g128, w3a3kv3, nvfp4, mxfp4a16, ..."
     )
     algorithm: str = setting(
         None,
@@ -36,6 +36,12 @@ class QuantizeSettings:
     )
     mse_clip: bool = setting(
         AlgorithmOptions.mse_clip, help="Search the clip ratio of every weight row or group for the smallest error."
+    )
+    group_scales: str | None = setting(
+        None,
+        choices=GROUP_SCALES,
+        help="nvfp4 and mxfp4: how the scale of a group of weights is chosen. max: its largest magnitude becomes 6. "
+        "four-over-six (nvfp4): 6 or 4. mse: the scale with the smallest squared error. Default: mse.",
     )
     act_order: bool = setting(
         AlgorithmOptions.act_order, help="GPTQ: quantize columns in the order of falling activation energy."
@@ -132,6 +138,7 @@ class QuantizeSettings:
                 "a larger one, or leave it out",
                 field=("budget", "scheme"),
             )
+        self._check_format()
         needs_hessian = algorithm(self.algorithm).needs_hessian
         if self.embed.second_rows:
             raise UnsupportedError("`embed`: second rows are for the head", field="embed")
@@ -145,9 +152,9 @@ class QuantizeSettings:
         """Raise UnsupportedError for settings that contradict the effort."""
         if self.effort == QUICK and self.needs_calibration() and self.algorithm == EFFORTS[QUICK]:
             raise UnsupportedError(
-                "`effort` quick reads no calibration; leave out `a_clip` auto, `budget`, `key_shift` mean and second "
-                "rows of `head`, or use `effort=default` with `algorithm=rtn`",
-                field=("effort", "a_clip", "budget", "key_shift", "head"),
+                f"`effort` quick reads no calibration, which {self.calibration_reason} needs; leave that out, or use "
+                "`effort=default` with `algorithm=rtn`",
+                field=("effort", "scheme", "a_clip", "budget", "key_shift", "head"),
             )
         if self.effort == HIGH and self.fake:
             raise UnsupportedError(
@@ -162,6 +169,36 @@ class QuantizeSettings:
         for name in ("tune_steps", "tune_dataset"):
             if getattr(self, name) is not None and self.effort != HIGH:
                 raise UnsupportedError(f"`{name}` belongs to `effort=high`", field=(name, "effort"))
+
+    def _check_format(self) -> None:
+        """Raise UnsupportedError for settings that have no meaning for integers, or none for FP4."""
+        fp4, name = self.scheme.number_format, self.scheme.name
+        if fp4 == INTEGERS:
+            if self.group_scales is not None:
+                raise UnsupportedError(
+                    f"`scheme` {name}: `group_scales` is for nvfp4 and mxfp4; integers have `mse_clip`",
+                    field=("group_scales", "scheme"),
+                )
+            return
+        if not self.mse_clip:
+            raise UnsupportedError(
+                f"`scheme` {name}: `mse_clip` is for integers; use `group_scales=max`", field=("mse_clip", "scheme")
+            )
+        if self.group_scales == FOUR_OVER_SIX and fp4 != NVFP4:
+            raise UnsupportedError(
+                f"`scheme` {name}: four-over-six needs scales finer than powers of two; use `group_scales=mse`",
+                field=("group_scales", "scheme"),
+            )
+        if self.a_clip not in (None, 1):
+            raise UnsupportedError(
+                f"`scheme` {name}: every group of activations has its own scale; leave `a_clip` out",
+                field=("a_clip", "scheme"),
+            )
+        if self.tuned:
+            raise UnsupportedError(
+                f"`scheme` {name}: scales of 8 bits do not learn in small steps; leave `effort` high out",
+                field=("effort", "scheme"),
+            )
 
     @property
     def tuned(self) -> bool:
@@ -192,7 +229,14 @@ class QuantizeSettings:
 
     def options(self) -> AlgorithmOptions:
         """The options of the weight quantization algorithm."""
-        return AlgorithmOptions(self.mse_clip, self.act_order, self.damping)
+        return AlgorithmOptions(
+            self.mse_clip, self.act_order, self.damping, group_scales=self.group_scales or AlgorithmOptions.group_scales
+        )
+
+    @property
+    def scales_inputs(self) -> bool:
+        """Whether inputs need a constant scale from the calibration (NVFP4 activations)."""
+        return self.scheme.number_format == NVFP4 and self.scheme.a_bits != FULL
 
     @property
     def compensation(self) -> float:
@@ -232,6 +276,8 @@ class QuantizeSettings:
             return "effort high"
         if self.budget is not None:
             return f"budget {self.budget:g}"
+        if self.scales_inputs:
+            return f"scheme {self.scheme.name}"
         if self.key_shift == "mean":
             return "key shift mean"
         if self.head.second_rows:

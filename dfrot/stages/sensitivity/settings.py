@@ -37,5 +37,6 @@ class SensitivitySettings:
     def __post_init__(self) -> None:
         check(self)
         MassiveRule.parse(self.massive_rule)
+        self.scheme.require_integers("dfq eval sensitivity rounds to")
         if {self.scheme.w_bits, self.scheme.a_bits, self.scheme.kv_bits} == {FULL}:
             raise UnsupportedError(f"`scheme` {self.scheme.name}: leaves everything in 16 bits", field="scheme")

@@ -35,7 +35,7 @@ def command(
     from dfrot.hub import default_dataset
     from dfrot.stages.outliers.fix import fix
 
-    QuantScheme.parse(options["scheme"])
+    QuantScheme.parse(options["scheme"]).require_integers("recipes of dfq outliers have")
     folder = model_folder(model)
     text: dict[str, Any] = {"dataset": dataset or default_dataset(model, folder), "seed": common.seed}
     recipe = settings_from(RecipeSettings, options, EVALUATION, **text)
