@@ -15,6 +15,7 @@ from dfrot import reference
 from dfrot.data.tokenizer import TokenBytes
 from dfrot.draft.load import open_engine
 from dfrot.generation.engine import Engine, TextRequest
+from dfrot.runtime.load import load_model
 
 PROMPT = "def read(self, size):"
 
@@ -57,8 +58,9 @@ def test_logprobs_are_the_models(server: Any, engine: Engine) -> None:
     ids = engine.encode(PROMPT)
     generation = engine.start(TextRequest(ids, 12))
     list(generation)
+    model = load_model(reference.path(), dtype=torch.bfloat16)
     with torch.inference_mode():
-        logits = engine.target.model(torch.tensor([[*ids, *generation.out.tokens]])).logits[0].float()
+        logits = model(torch.tensor([[*ids, *generation.out.tokens]])).logits[0].float()
     expected = logits.log_softmax(-1)[len(ids) - 1 : -1]
     for number, token in enumerate(generation.out.tokens):
         assert logprobs.token_logprobs[number] == pytest.approx(float(expected[number, token]), abs=0.1)  # bfloat16
@@ -127,4 +129,5 @@ def test_bytes_of_tokens(engine: Engine) -> None:
     text = "naïve — 雪 \t end"
     ids = engine.tokenizer(text, add_special_tokens=False)["input_ids"]
     assert b"".join(map(TokenBytes(engine.tokenizer), ids)).decode() == text
-    assert TokenBytes(engine.tokenizer)(engine.tokenizer.bos_token_id) == engine.tokenizer.bos_token.encode()
+    begin = engine.tokenizer.special_tokens_map["bos_token"]
+    assert TokenBytes(engine.tokenizer)(engine.tokenizer.bos_token_id) == begin.encode()

@@ -45,7 +45,9 @@ def end_tokens(checkpoint: Checkpoint) -> Any:
     InputError for anything else."""
     file = checkpoint.path / "generation_config.json"
     defaults = read_json(file) if file.is_file() else checkpoint.stored_config
-    ids = defaults.get("eos_token_id", _unnamed_end(checkpoint, file)) if isinstance(defaults, dict) else defaults
+    if not isinstance(defaults, dict):
+        raise InputError(f"{file}: is no JSON object, and so names no eos_token_id; restore the file", file=file)
+    ids = defaults.get("eos_token_id", _unnamed_end(checkpoint, file))
     listed = ids if isinstance(ids, list) else [] if ids is None else [ids]
     if any(type(token) is not int for token in listed):
         where = file if file.is_file() else checkpoint.path / "config.json"
