@@ -82,7 +82,7 @@ class Engine:
             target: the checkpoint, if it is loaded already (with the drafter's aux_layers).
 
         Raises DfqError for a checkpoint that cannot be loaded."""
-        self.drafter = drafter
+        self.drafter, self.folder = drafter, model
         if target is None:
             aux_layers = () if drafter is None or isinstance(drafter, NgramSettings) else drafter.aux_layers
             target = load_target(model, aux_layers, drafted=drafter is not None)

@@ -11,7 +11,8 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from torch import Tensor
 
-from dfrot.data.tokenizer import require_known_ids
+from dfrot.data.fast_tokenizer import FastTokenizer
+from dfrot.data.tokenizer import load_tokenizer, require_known_ids
 from dfrot.errors import UnsupportedError
 from dfrot.generation.engine import Engine, TextRequest
 from dfrot.generation.sampling import Sampling
@@ -32,7 +33,8 @@ class DfqLM(TemplateLM):  # type: ignore[misc]
         """engine: the loaded checkpoint; batch: rows per forward pass; seed: of sampled texts."""
         super().__init__()
         self.engine, self.batch, self.seed, self.progress = engine, batch, seed, progress
-        self.tokenizer: Any = engine.tokenizer
+        read_fast = isinstance(engine.tokenizer, FastTokenizer)  # lm-eval asks for more than it has
+        self.tokenizer: Any = load_tokenizer(engine.folder) if read_fast else engine.tokenizer
         self.max_length = engine.context
         self.cut = 0  # continuations that did not fit the context
         self.newline_prefix = False  # whether a newline stood for BOS

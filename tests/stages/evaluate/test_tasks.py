@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dfrot import reference
+from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import InputError, ResourceError, UnsupportedError
 from dfrot.generation.engine import Engine
 from dfrot.stages.evaluate.settings import TaskSettings
@@ -100,8 +101,8 @@ def theirs(folder: Path) -> Any:
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    engine = Engine(reference.path())
-    model = HFLM(engine.target.model, tokenizer=engine.tokenizer, batch_size=4, softmax_dtype="float32", device="cpu")
+    loaded, tokenizer = load_model(reference.path(), "bfloat16"), load_tokenizer(reference.path())
+    model = HFLM(loaded, tokenizer=tokenizer, batch_size=4, softmax_dtype="float32", device="cpu")
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     return lm_eval.simple_evaluate(model=model, tasks=list(TASKS), task_manager=manager, bootstrap_iters=0)
 
