@@ -13,6 +13,7 @@ from dfrot import reference
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import InputError, ResourceError, UnsupportedError
 from dfrot.generation.engine import Engine
+from dfrot.runtime.load import load_model
 from dfrot.stages.evaluate.settings import TaskSettings
 from dfrot.stages.evaluate.tasks import evaluate_tasks
 
@@ -125,7 +126,6 @@ def test_log_likelihoods_are_the_models_whatever_the_batch() -> None:
     import torch
 
     from dfrot.generation.target import Target
-    from dfrot.runtime.load import load_model
     from dfrot.stages.evaluate.lm_eval_model import DfqLM
 
     engine = Engine(reference.path())
