@@ -135,7 +135,7 @@ def test_the_length_follows_what_is_accepted() -> None:
     policy = NgramPolicy(10, 0, OPTIONS)
     policy.start()
     assert policy.costs == pytest.approx([1 + 0.1 * n for n in range(11)])
-    assert policy.length(8, 10) > policy.length(2, 10) >= policy.length(1, 10)
+    assert policy.length(8, 10) >= policy.length(2, 10) > policy.length(1, 10) > 0
     assert policy.length(8, 3) <= 3
     assert policy.length(8, 0) == 0
     before = policy.length(1, 10)
