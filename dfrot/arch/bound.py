@@ -65,6 +65,11 @@ class BoundArch:
         return self.sizes[Size.VOCAB]
 
     @property
+    def norm_eps(self) -> float:
+        """What RMSNorms add to the mean square; transformers' default where `config.json` has none."""
+        return float(self.config.get("rms_norm_eps", 1e-6))
+
+    @property
     def n_experts(self) -> int:
         """Experts of a layer; 0 without a mixture."""
         return self.sizes[Size.EXPERTS]

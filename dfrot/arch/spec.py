@@ -141,6 +141,11 @@ class ArchSpec:
     """The mixture in place of the MLP, if any."""
 
     @property
+    def rotated_norms(self) -> tuple[Norm, ...]:
+        """The norms whose output R1 rotates: linears read it, and their gain can be absorbed."""
+        return tuple(norm for norm in self.norms if norm.feeds and not norm.late)
+
+    @property
     def routers(self) -> tuple[Linear, ...]:
         """Linears that stay in high precision: they decide which others run."""
         return (self.experts.router,) if self.experts is not None else ()

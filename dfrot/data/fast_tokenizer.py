@@ -70,20 +70,6 @@ class FastTokenizer:
         """What the vocabulary calls a token; None for an id that it lacks."""
         return self.backend_tokenizer.id_to_token(token)  # type: ignore[no-any-return]
 
-    @property
-    def bos_token_id(self) -> int | None:
-        """The id of the token that begins a text, if one is named."""
-        return self._id_of("bos_token")
-
-    @property
-    def eos_token_id(self) -> int | None:
-        """The id of the token that ends a text, if one is named."""
-        return self._id_of("eos_token")
-
-    def _id_of(self, key: str) -> int | None:
-        token = self.special_tokens_map.get(key)
-        return None if token is None else self.backend_tokenizer.token_to_id(token)
-
     @cached_property
     def all_special_ids(self) -> list[int]:
         """Ids of the special tokens that tokenizer_config.json names."""

@@ -73,9 +73,13 @@ class Grid:
             zeros = zeros.T.contiguous()
         return GridColumns(self.steps(columns).T.contiguous(), zeros, 2**self.bits - 1)
 
+    def packed(self, codes: Tensor) -> PackedWeight:
+        """The weight with these codes uint8 [N, K], as kernels take it."""
+        return PackedWeight.from_codes(codes, self.scale, self.zero, self.bits, self.group)
+
     def tensors(self, codes: Tensor) -> dict[str, Tensor]:
         """Codes uint8 [N, K] and the grid as they are stored, by the last part of the tensor's name."""
-        packed = PackedWeight.from_codes(codes, self.scale, self.zero, self.bits, self.group)
+        packed = self.packed(codes)
         tensors = {"weight_packed": packed.packed, "weight_scale": packed.scale}
         return tensors if packed.zero is None else {**tensors, "weight_zero": packed.zero}
 
@@ -151,7 +155,7 @@ class Quantized:
     def packed(self) -> PackedWeight:
         """A weight of integers as it is stored."""
         assert isinstance(self.grid, Grid)
-        return PackedWeight.from_codes(self.codes, self.grid.scale, self.grid.zero, self.grid.bits, self.grid.group)
+        return self.grid.packed(self.codes)
 
 
 def grouped(weight: Tensor, group: int) -> Tensor:

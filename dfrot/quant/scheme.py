@@ -26,6 +26,11 @@ LOW_BIT_CLIP = 0.85
 than a finer grid gains (docs/results/ingredients.md)."""
 
 
+def default_clip(bits: int, symmetric: bool) -> float:
+    """The clip ratio of activations where none is chosen."""
+    return LOW_BIT_CLIP if bits <= 4 and not symmetric else 1.0
+
+
 @dataclass(frozen=True)
 class QuantScheme:
     """Bits and conventions. 16 bits means: left in the model's dtype. The defaults are the setting of the DFRot and

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,22 +9,8 @@ from torch import Tensor, nn
 
 from dfrot.processor import fast_bfloat16
 from dfrot.quant.linear import QuantLinear
+from dfrot.straight_through import straight_through
 from dfrot_kernels.layouts import PackedWeight
-
-
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        return function(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
-
-
-def straight_through(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """function(x), with the gradient of x itself (the estimator of arXiv 1308.3432)."""
-    return _StraightThrough.apply(x, function)  # type: ignore[no-untyped-call, no-any-return]
 
 
 class RoundedTo(nn.Module):

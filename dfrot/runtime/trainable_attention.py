@@ -12,8 +12,8 @@ from dfrot.processor import fast_bfloat16
 from dfrot.quant.activations import fake_quantize_kv
 from dfrot.quant.key_shift import TENSOR as KEY_SHIFT
 from dfrot.quant.rotated_linear import hadamard
-from dfrot.quant.trainable_linear import straight_through
 from dfrot.runtime.packed_states import KVSpec
+from dfrot.straight_through import straight_through
 
 NAME = "dfq-trainable"
 CAUSAL = "dfq-causal"

@@ -130,4 +130,4 @@ def test_bytes_of_tokens(engine: Engine) -> None:
     ids = engine.tokenizer(text, add_special_tokens=False)["input_ids"]
     assert b"".join(map(TokenBytes(engine.tokenizer), ids)).decode() == text
     begin = engine.tokenizer.special_tokens_map["bos_token"]
-    assert TokenBytes(engine.tokenizer)(engine.tokenizer.bos_token_id) == begin.encode()
+    assert TokenBytes(engine.tokenizer)(engine.tokenizer.backend_tokenizer.token_to_id(begin)) == begin.encode()

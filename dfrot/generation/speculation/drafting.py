@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,40 +30,33 @@ def expand(
     token_ids: int64 [N] of the tokens that the logits are of; None for the whole vocabulary."""
     if shape.depth == 0:
         return Tree([root])
-    if shape.topk == 1:
-        return _chain(state, root, output, logits, embed, shape.depth, token_ids)
-    return _tree(state, root, output, logits, embed, shape, token_ids)
+    draft = _Draft(state, logits, embed, token_ids)
+    return _chain(draft, root, output, shape.depth) if shape.topk == 1 else _tree(draft, root, output, shape)
 
 
-def _chain(
-    state: DraftState,
-    root: int,
-    output: Tensor,
-    logits: LogitsFunction,
-    embed: EmbedFunction,
-    depth: int,
-    token_ids: Tensor | None,
-) -> Tree:
+class _Draft(NamedTuple):
+    state: DraftState
+    logits: LogitsFunction
+    embed: EmbedFunction
+    token_ids: Tensor | None
+
+    def tokens(self, indices: Tensor) -> Tensor:
+        """Indices into the logits -> the target's token ids."""
+        return indices if self.token_ids is None else self.token_ids[indices]
+
+
+def _chain(draft: _Draft, root: int, output: Tensor, depth: int) -> Tree:
     tree = Tree([root])
     for level in range(depth):
-        token = logits(output).float().argmax(-1)  # argmax of bfloat16 takes three times as long
-        token = token if token_ids is None else token_ids[token]
+        token = draft.tokens(draft.logits(output).float().argmax(-1))  # argmax of bfloat16 takes three times as long
         tree.tokens.append(int(token))
         tree.parents.append(level)
         if level + 1 < depth:
-            output = state.grow(embed(token), [level - 1])
+            output = draft.state.grow(draft.embed(token), [level - 1])
     return tree
 
 
-def _tree(
-    state: DraftState,
-    root: int,
-    output: Tensor,
-    logits: LogitsFunction,
-    embed: EmbedFunction,
-    shape: TreeShape,
-    token_ids: Tensor | None,
-) -> Tree:
+def _tree(draft: _Draft, root: int, output: Tensor, shape: TreeShape) -> Tree:
     """EAGLE-2: the likeliest `topk` nodes of a level get children, then the likeliest `total` nodes of all are kept.
 
     A node's score is the log probability of its path, so that it never exceeds its parent's; ties prefer the shallower
@@ -72,8 +66,8 @@ def _tree(
     state_number: dict[int, int] = {}  # node -> its number in the draft's state
     level_nodes, outputs = [0], output
     for depth in range(1, shape.depth + 1):
-        top = logits(outputs).float().log_softmax(-1).topk(shape.topk)
-        likeliest = top.indices if token_ids is None else token_ids[top.indices]
+        top = draft.logits(outputs).float().log_softmax(-1).topk(shape.topk)
+        likeliest = draft.tokens(top.indices)
         first_child = len(tokens)
         for row, node in enumerate(level_nodes):
             for score, token in zip(top.values[row].tolist(), likeliest[row].tolist()):
@@ -85,8 +79,8 @@ def _tree(
             break
         ranked = sorted(range(first_child, len(tokens)), key=lambda node: -scores[node])
         level_nodes = sorted(ranked[: shape.topk])
-        embeddings = embed(torch.tensor([tokens[node] for node in level_nodes]))
-        outputs = state.grow(embeddings, [state_number.get(parents[node], -1) for node in level_nodes])
+        embeddings = draft.embed(torch.tensor([tokens[node] for node in level_nodes]))
+        outputs = draft.state.grow(embeddings, [state_number.get(parents[node], -1) for node in level_nodes])
         for node in level_nodes:
             state_number[node] = len(state_number)
     best = sorted(range(1, len(tokens)), key=lambda node: (-scores[node], depths[node], node))[: shape.total - 1]

@@ -46,7 +46,7 @@ class Measurement:
         self.arch, self.runner, self.windows = arch, subject.runner, len(tokens)
         self.norms = [norm.name for norm in arch.spec.norms]
         self.writers = residual_writers(arch)
-        self.eps = float(arch.config.get("rms_norm_eps", 1e-6))
+        self.eps = arch.norm_eps
         quota = ROW_BYTES // (4 * arch.hidden * arch.n_layers * len(self.norms))
         rule = MassiveRule.parse(settings.criteria.rule)
         self.store = RowStore(rule, self.eps, max(MIN_ROWS, min(quota, MAX_ROWS)))

@@ -21,6 +21,7 @@ from torch import Tensor
 from dfrot.progress import Progress, silent
 from dfrot.rotation.refinement.polar import orthogonalise
 from dfrot.rotation.refinement.token_quantizer import TokenQuantizer
+from dfrot.straight_through import straight_through
 
 TAPS, ROWS = 6, 384  # norms of a step, and rows of each
 RATE = 0.03  # of Adam at its peak, times d^-1/2: an angle
@@ -114,21 +115,8 @@ def cayley(parameter: Tensor) -> Tensor:
 
 def rounded(y: Tensor, grid: TokenQuantizer) -> Tensor:
     """Q(y) of rows [n, d] as `grid` rounds them, with gradients: through the range, and straight through rounding."""
-    top = 2**grid.bits - 1
-    if grid.symmetric:
-        half = 2 ** (grid.bits - 1)
-        scale = y.abs().amax(1, keepdim=True) * (grid.clip / (half - 1))
-        least, most = torch.full_like(scale, -half), torch.full_like(scale, half - 1)
-    else:
-        low, high = torch.aminmax(y, dim=1, keepdim=True)
-        low, high = low.clamp(max=0) * grid.clip, high.clamp(min=0) * grid.clip
-        scale = (high - low) / top
-        zero = torch.round(-low / scale.clamp_min(1e-30)).detach()
-        least, most = -zero, top - zero
-    scale = scale.clamp_min(1e-30)
-    levels = y / scale
-    levels = levels + (levels.round() - levels).detach()
-    values: Tensor = levels.clamp(least, most) * scale
+    scale, least, largest = grid.range_of(y)
+    values: Tensor = straight_through(y / scale, torch.round).clamp(least, largest) * scale
     return values
 
 

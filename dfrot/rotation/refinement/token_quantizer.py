@@ -8,6 +8,7 @@ half to even, a row of zeros has scale 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,19 +35,22 @@ class TokenQuantizer:
 
     def levels(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Signed levels k [n, d] (integers in y's dtype: code minus zero point) and scale [n, 1]: Q(y) = scale k."""
+        scale, least, largest = self.range_of(y)
+        return torch.div(y, scale).round_().clamp_(least, largest), scale
+
+    def range_of(self, y: Tensor) -> tuple[Tensor, Any, Any]:
+        """Scale [n, 1], differentiable, and the least and the largest level: numbers, or [n, 1] of asymmetric grids."""
         if self.symmetric:
             half = 2 ** (self.bits - 1)
-            scale = y.abs().amax(1, keepdim=True).mul_(self.clip / (half - 1))
-            scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-            return torch.div(y, scale).round_().clamp_(-half, half - 1), scale
+            scale = y.abs().amax(1, keepdim=True) * (self.clip / (half - 1))
+            return torch.where(scale == 0, torch.ones_like(scale), scale), -half, half - 1
         top = 2**self.bits - 1
         low, high = torch.aminmax(y, dim=1, keepdim=True)
-        low = low.clamp_(max=0.0).mul_(self.clip)
-        high = high.clamp_(min=0.0).mul_(self.clip)
-        scale = (high - low).div_(top)
+        low, high = low.clamp(max=0.0) * self.clip, high.clamp(min=0.0) * self.clip
+        scale = (high - low) / top
         scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-        zero = torch.round(-low / scale)  # unsigned zero point, 0..top
-        return torch.div(y, scale).round_().clamp_(-zero, top - zero), scale
+        zero = torch.round(-low / scale).detach()  # unsigned zero point, 0..top
+        return scale, -zero, top - zero
 
     def quantize(self, y: Tensor) -> Tensor:
         """Q(y): rows [n, d] rounded to their levels, in y's dtype."""

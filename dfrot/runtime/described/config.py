@@ -9,7 +9,6 @@ from typing import Any
 from dfrot.arch import BoundArch
 from dfrot.runtime.described.rope import ROPE_TYPES, rope_parameters
 
-EPS = 1e-6  # rms_norm_eps where config.json has none
 MAX_POSITIONS = {"llama": 2048, "mistral": 131_072, "qwen2": 32_768, "qwen3": 32_768}
 """Model types that can be built -> max_position_embeddings where config.json has none."""
 WINDOW = 4096  # sliding_window of Mistral and Qwen where config.json has none
@@ -55,7 +54,7 @@ class DescribedConfig:
             head_dim=arch.head_dim,
             vocab_size=arch.vocab_size,
             max_position_embeddings=config.get("max_position_embeddings", MAX_POSITIONS[arch.spec.model_type]),
-            rms_norm_eps=float(config.get("rms_norm_eps", EPS)),
+            rms_norm_eps=arch.norm_eps,
             rope_parameters=rope_parameters(config),
             sliding_window=_window(arch)[1],
         )

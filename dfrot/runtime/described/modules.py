@@ -27,16 +27,6 @@ class DescribedOutput:
     """The cache."""
 
 
-@dataclass(frozen=True)
-class DescribedLogits:
-    """What a described model with its head returns."""
-
-    logits: Tensor
-    """[B, S, vocabulary]."""
-    past_key_values: Any
-    """The cache."""
-
-
 def _parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape, device="meta", dtype=dtype), requires_grad=False)
 
@@ -192,13 +182,6 @@ class DescribedCausalLM(nn.Module):
         self.generation_config = GenerationDefaults(end_tokens)
         embed, head = f"{arch.spec.embed}.weight", f"{arch.spec.head.name}.weight"
         self.all_tied_weights_keys = {head: embed} if arch.tied else {}
-
-    def forward(
-        self, input_ids: Tensor, past_key_values: DescribedCache | None = None, use_cache: bool = True
-    ) -> DescribedLogits:
-        """As `DescribedModel.forward`, with the head behind it."""
-        output = self.model(input_ids, past_key_values, use_cache)
-        return DescribedLogits(self.lm_head(output.last_hidden_state), output.past_key_values)
 
     @property
     def base_model(self) -> DescribedModel:

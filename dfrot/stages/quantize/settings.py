@@ -8,7 +8,7 @@ from typing import Literal
 from dfrot.errors import UnsupportedError
 from dfrot.quant import ALGORITHMS, algorithm
 from dfrot.quant.options import FOUR_OVER_SIX, GROUP_SCALES, AlgorithmOptions
-from dfrot.quant.scheme import FULL, INTEGERS, KEY_SHIFTS, LOW_BIT_CLIP, NVFP4, QuantScheme
+from dfrot.quant.scheme import FULL, INTEGERS, KEY_SHIFTS, NVFP4, QuantScheme, default_clip
 from dfrot.quant.table import TableScheme
 from dfrot.settings import check, setting
 from dfrot.stages.tune.settings import TuneSettings
@@ -194,6 +194,11 @@ class QuantizeSettings:
                 f"`scheme` {name}: every group of activations has its own scale; leave `a_clip` out",
                 field=("a_clip", "scheme"),
             )
+        if self.budget is not None:
+            raise UnsupportedError(
+                f"`scheme` {name}: `budget` raises inputs to integers of 8 bits; leave it out",
+                field=("budget", "scheme"),
+            )
         if self.tuned:
             raise UnsupportedError(
                 f"`scheme` {name}: scales of 8 bits do not learn in small steps; leave `effort` high out",
@@ -262,8 +267,9 @@ class QuantizeSettings:
         """The clip ratio of activations of so many bits, where `a_clip` names none of its own for an input."""
         if isinstance(self.a_clip, float | int):
             return float(self.a_clip)
-        default = self.scheme.a_clip == 1 and self.a_clip is None and bits <= 4 and not self.scheme.a_sym
-        return LOW_BIT_CLIP if default else self.scheme.a_clip
+        if self.a_clip is None and self.scheme.a_clip == 1:
+            return default_clip(bits, self.scheme.a_sym)
+        return self.scheme.a_clip
 
     def needs_calibration(self) -> bool:
         """Whether these settings cannot do without a calibration."""

@@ -24,9 +24,8 @@ def collect_outputs(runner: BlockRunner, windows: Tensor, seed: int, progress: P
     """Run `windows` int64 [samples, seqlen] through the model, one block in memory, and keep an equal share of the
     outputs of every norm that feeds linears, in the order of computation; of a norm, window after window."""
     arch = runner.arch
-    norms = [norm for norm in arch.spec.norms if norm.feeds and not norm.late]
+    norms = arch.spec.rotated_norms
     rows = max(1, ROW_BYTES // (2 * arch.hidden * len(norms) * arch.n_layers * len(windows)))
-    eps = float(arch.config.get("rms_norm_eps", 1e-6))
     hidden = [runner.embed(window[None]) for window in windows]
     taps: list[NormOutputs] = []
     for layer in range(arch.n_layers):
@@ -36,7 +35,7 @@ def collect_outputs(runner: BlockRunner, windows: Tensor, seed: int, progress: P
         for number, states in enumerate(hidden):
             draw = np.random.Generator(np.random.PCG64([seed, layer, number]))
             hooks = [
-                block.get_submodule(name).register_forward_pre_hook(_keep(inputs, rows, eps, draw))
+                block.get_submodule(name).register_forward_pre_hook(_keep(inputs, rows, arch.norm_eps, draw))
                 for name, inputs in kept.items()
             ]
             hidden[number] = runner.run(block, states)

@@ -35,7 +35,7 @@ def collect_rows(
     if tokens.ndim != 2 or tokens.shape[0] != 1 or tokens.shape[1] < 1:
         raise InputError(f"calibration tokens have shape {list(tokens.shape)}; one sequence [1, S] is needed")
     arch = runner.arch
-    names = [norm.name for norm in arch.spec.norms if norm.feeds and not norm.late]
+    names = [norm.name for norm in arch.spec.rotated_norms]
     taps = tuple(arch.full(layer, name) for layer in range(arch.n_layers) for name in names)
     buffer = _RowBuffer(runner, taps, tokens.shape[1], max_rows, seed, rule or MassiveRule())
     hidden = runner.embed(tokens)
@@ -74,7 +74,7 @@ class _RowBuffer:
                 field="max_rows",
                 limit=len(taps),
             )
-        self.eps = float(runner.arch.config.get("rms_norm_eps", 1e-6))
+        self.eps = runner.arch.norm_eps
         self.taps, self.seed, self.rule = taps, seed, rule
         self.quota = limit // len(taps)
         self.total = seqlen * len(taps)

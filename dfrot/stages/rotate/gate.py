@@ -22,6 +22,7 @@ from dfrot.errors import GateError
 from dfrot.progress import Progress, silent
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.runtime.experts import record_routing
+from dfrot.stages.rotate.digits import significant
 
 MARGIN = 4.0  # times the measured effect of rounding; right models measure 0.3 to 1.2
 FLOOR = 2e-4  # relative error that float32 arithmetic alone may cause
@@ -90,7 +91,7 @@ class _Comparison:
     def judge(self, name: str, error: float, rounding: float) -> None:
         """Record a part's relative error; raises GateError when `rounding` does not explain it."""
         limit = min(MARGIN * rounding + FLOOR, CEILING)
-        self.parts[name] = {"error": error, "rounding": rounding, "limit": float(f"{limit:.3g}")}
+        self.parts[name] = {"error": error, "rounding": rounding, "limit": significant(limit)}
         if not error <= limit:  # NaN is a difference too
             raise GateError(
                 f"{name}: the rotated weights differ from the original by {error:.2g} (relative), rounding explains "
@@ -179,8 +180,8 @@ def _run(runner: BlockRunner, block: nn.Module, hidden: Tensor) -> tuple[Tensor,
 
 
 def _rms(values: Tensor) -> float:
-    """Root mean square to three digits: further ones depend on the order of summation, and a record must not."""
-    return float(f"{float(values.double().square().mean().sqrt()):.3g}")
+    """Root mean square, as it is recorded."""
+    return float(significant(float(values.double().square().mean().sqrt())))
 
 
 def _unit_roundoff(runner: BlockRunner, prefix: str) -> float:

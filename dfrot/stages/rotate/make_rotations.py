@@ -22,6 +22,7 @@ from dfrot.runtime.block_runner import BlockRunner
 from dfrot.stage_folder import Stage
 from dfrot.stages.rotate.collect_outputs import collect_outputs
 from dfrot.stages.rotate.collect_rows import collect_rows
+from dfrot.stages.rotate.digits import significant
 from dfrot.stages.rotate.plan import RotatePlan
 from dfrot.stages.rotate.settings import OUTPUTS, ROWS
 from dfrot_kernels.memory import release_memory
@@ -79,7 +80,7 @@ def _make_r1(plan: RotatePlan, file: Path, progress: Progress) -> tuple[Tensor, 
     report: dict[str, Any] = {}
     means = tap_means(rows) if settings.align else None
     if means is not None:
-        report["align"] = {"mean": _three_digits(mean_share(rows, means))}
+        report["align"] = {"mean": significant(mean_share(rows, means))}
         matrix = aligned(matrix, means)
     if settings.method == "dfrot":
         assert plan.decode is not None
@@ -91,15 +92,10 @@ def _make_r1(plan: RotatePlan, file: Path, progress: Progress) -> tuple[Tensor, 
             del rows
             matrix, report["refinement"] = _refined_for_outputs(plan, runner, matrix, means, progress)
     if means is not None:
-        report["align"]["constant"] = _three_digits(constant_share(matrix, means))
+        report["align"]["constant"] = significant(constant_share(matrix, means))
         signs = gain_signs(matrix, means)
         Transforms(norm=signs.reshape(plan.arch.n_layers, -1, plan.arch.hidden)).save(file)
     return matrix, report
-
-
-def _three_digits(value: float) -> float:
-    """Further digits depend on the order of summation, and a record must not."""
-    return float(f"{value:.3g}")
 
 
 def _refined_for_rows(
@@ -136,7 +132,7 @@ def _refined_for_outputs(
         "objective": OUTPUTS,
         "clip": settings.clip,
         "rows": sum(len(tap.rows) for tap in taps),
-        "curve": [[step, float(f"{error:.4g}")] for step, error in result.curve],
+        "curve": [[step, significant(error, 4)] for step, error in result.curve],
         "best": result.best,
     }
     return result.matrix, report

@@ -11,6 +11,7 @@ from dfrot.progress import Progress
 from dfrot.rotation.transforms import TRANSFORMS_FILE, Transforms
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.stage_folder import Stage
+from dfrot.stages.rotate.digits import significant
 from dfrot.stages.rotate.plan import RotatePlan
 from dfrot.transforms.base import BlockMaps, BlockView, stacked
 from dfrot.transforms.moments import BlockMoments, visit_blocks
@@ -31,17 +32,10 @@ def make_transforms(stage: Stage, plan: RotatePlan, progress: Progress) -> tuple
         def solve(layer: int, block: nn.Module, moments: BlockMoments) -> None:
             view, maps = BlockView(plan.arch, block, moments), BlockMaps()
             for transform, mode in plan.transforms:
-                report[transform.name]["layers"].append(_rounded(transform.solve(view, maps, mode)))
+                report[transform.name]["layers"].append(significant(transform.solve(view, maps, mode)))
             blocks.append(maps)
 
         visit_blocks(BlockRunner(plan.checkpoint, plan.arch), plan.moment_tokens, solve, progress)
         replace(stacked(blocks), norm=signs).save(file)
         stage.mark("transforms", report)
     return Transforms.load(file), {"transforms": stage.recall("transforms")}
-
-
-def _rounded(value: Any) -> Any:
-    """Figures to three digits: further ones depend on the order of summation, and a record must not."""
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return float(f"{value:.3g}") if isinstance(value, float) else value

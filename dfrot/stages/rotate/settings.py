@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dfrot.errors import InputError
-from dfrot.quant.scheme import LOW_BIT_CLIP
+from dfrot.quant.scheme import default_clip
 from dfrot.rotation.refinement.massive_rule import MassiveRule
 from dfrot.rotation.refinement.settings import RefineSettings
 from dfrot.settings import check, dataset_setting, same_as, seed_setting, setting
@@ -134,7 +134,7 @@ class RotateSettings:
         """The clip ratio of the quantizer that R1 is refined for."""
         if self.a_clip is not None:
             return self.a_clip
-        return LOW_BIT_CLIP if self.refines_outputs and self.a_bits <= 4 and not self.a_sym else 1.0
+        return default_clip(self.a_bits, self.a_sym) if self.refines_outputs else 1.0
 
     def refinement(self) -> RefineSettings:
         """The settings of the refinement itself."""

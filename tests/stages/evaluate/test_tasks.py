@@ -151,7 +151,7 @@ def test_of_a_continuation_longer_than_the_context_the_end_is_scored() -> None:
     tokens = [n % 50 + 5 for n in range(40)]
     long, short = model._loglikelihood_tokens([(None, [0], tokens), (None, tokens[:7], tokens[7:9])])
     with torch.inference_mode():
-        logits = model.engine.target.model(torch.tensor([tokens[-13:-1]])).logits[0].float()
+        logits = load_model(reference.path())(torch.tensor([tokens[-13:-1]])).logits[0].float()
     expected = logits.log_softmax(-1).gather(-1, torch.tensor(tokens[-12:])[:, None]).sum()
     assert long[0] == pytest.approx(float(expected), rel=1e-2)  # bfloat16: the batch is one row here
     assert short[0] < 0

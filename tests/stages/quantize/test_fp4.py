@@ -151,10 +151,8 @@ def test_fused_linears_share_their_scale(model: Path, cal: Path, tmp_path: Path)
 
 
 def test_an_interrupted_run_ends_in_the_same_bytes(
-    model: Path, cal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, cal: Path, same_bytes_after: Callable[..., None]
 ) -> None:
-    settings = QuantizeSettings(NV)
-    quantize(model, cal, tmp_path / "whole", settings)
     write = SafetensorsWriter.write
 
     def failing(self: SafetensorsWriter, name: str, tensor: torch.Tensor) -> None:
@@ -162,13 +160,7 @@ def test_an_interrupted_run_ends_in_the_same_bytes(
             raise KeyboardInterrupt
         write(self, name, tensor)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(SafetensorsWriter, "write", failing)
-        with pytest.raises(KeyboardInterrupt):
-            quantize(model, cal, tmp_path / "resumed", settings)
-    quantize(model, cal, tmp_path / "resumed", settings)
-    for file in ("model.safetensors", "config.json", "stage.json"):
-        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "resumed" / file).read_bytes()
+    same_bytes_after(lambda out: quantize(model, cal, out, QuantizeSettings(NV)), SafetensorsWriter, "write", failing)
 
 
 def test_tables_of_integers_stand_beside_fp4(model: Path, tmp_path: Path) -> None:
@@ -194,6 +186,7 @@ def test_tables_of_integers_stand_beside_fp4(model: Path, tmp_path: Path) -> Non
         ({"scheme": MX, "group_scales": "four-over-six"}, "`group_scales=mse`"),
         ({"scheme": QuantScheme(), "group_scales": "max"}, "integers have `mse_clip`"),
         ({"scheme": NV, "effort": "high"}, "leave `effort` high out"),
+        ({"scheme": NV, "budget": 6.0}, "`budget` raises inputs to integers"),
         ({"scheme": NV, "effort": "quick"}, "scheme nvfp4 needs"),
     ],
 )

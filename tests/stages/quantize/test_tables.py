@@ -157,14 +157,12 @@ def test_tables_of_a_16_bit_scheme(build: Build, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("unit", ["dense", "layer-00001", "head"])
 def test_an_interrupted_run_ends_in_the_same_bytes(
-    build: Build, text: Path, tmp_path: Path, unit: str, monkeypatch: pytest.MonkeyPatch
+    build: Build, text: Path, tmp_path: Path, unit: str, same_bytes_after: Callable[..., None]
 ) -> None:
     from dfrot.stage_folder import Stage
 
     source = build(tmp_path / "source", tie_word_embeddings=True)
     cal = calibrated(source, text, tmp_path / "cal")
-    wanted = settings("8", "4-g16")
-    quantize(source, cal, tmp_path / "whole", wanted)
     mark = Stage.mark
 
     def stop(self: Stage, name: str, value: Any = None) -> None:
@@ -172,10 +170,4 @@ def test_an_interrupted_run_ends_in_the_same_bytes(
             raise KeyboardInterrupt
         mark(self, name, value)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Stage, "mark", stop)
-        with pytest.raises(KeyboardInterrupt):
-            quantize(source, cal, tmp_path / "halted", wanted)
-    quantize(source, cal, tmp_path / "halted", wanted)
-    for file in ("model.safetensors", "config.json", "stage.json"):
-        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "halted" / file).read_bytes()
+    same_bytes_after(lambda out: quantize(source, cal, out, settings("8", "4-g16")), Stage, "mark", stop)

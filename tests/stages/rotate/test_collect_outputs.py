@@ -33,7 +33,7 @@ def collected(runner: BlockRunner, windows: int = 2, length: int = 24) -> list[N
 
 def test_rows_have_the_norm_of_rms_outputs_and_readers_are_the_linears_behind(runner: BlockRunner) -> None:
     taps, arch = collected(runner), runner.arch
-    norms = [norm for norm in arch.spec.norms if norm.feeds and not norm.late]
+    norms = arch.spec.rotated_norms
     assert len(taps) == arch.n_layers * len(norms)
     errors = torch.randn(5, arch.hidden, generator=torch.Generator().manual_seed(1))
     for number, tap in enumerate(taps):
