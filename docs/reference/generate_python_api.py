@@ -97,7 +97,7 @@ SECTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     ),
     "Export": (
         "Another engine's format: compressed-tensors, gguf or gptq.",
-        ("dfrot.export.run:export",),
+        ("dfrot.export.run:export", "dfrot.export.serving.check:check_engines"),
         (),
     ),
     "Drafts": (

@@ -16,10 +16,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 MAY_IMPORT = {"kernels/dfrot_kernels": set(), "dfrot": {"dfrot_kernels"}, "cli/dfrot_cli": {"dfrot", "dfrot_kernels"}}
 OURS = {"dfrot", "dfrot_cli", "dfrot_kernels", "kernels", "cli", "tests", "recipes"}
+DRIVERS = "dfrot/export/serving/drivers/"  # scripts for environments of engines
 DOORS = {
     "click": ("cli/dfrot_cli/",),
     "rich": ("cli/dfrot_cli/show.py",),
-    "transformers": ("dfrot/compat/", "dfrot/runtime/", "dfrot/vision/", "dfrot/data/tokenizer.py"),
+    "transformers": ("dfrot/compat/", "dfrot/runtime/", "dfrot/vision/", "dfrot/data/tokenizer.py", DRIVERS),
     "peft": ("dfrot/runtime/lora.py",),
     "huggingface_hub": (
         "dfrot/hub.py",
@@ -33,7 +34,8 @@ DOORS = {
     "PIL": ("dfrot/data/images.py",),
     "pyarrow": ("dfrot/data/row_files.py",),
     "matplotlib": ("dfrot/bench/",),
-    "llama_cpp": ("dfrot/bench/models/peer.py", "dfrot/export/engines.py"),
+    "llama_cpp": ("dfrot/bench/models/peer.py", "dfrot/export/engines.py", DRIVERS),
+    "vllm": (DRIVERS,),
     "gguf": ("dfrot/bench/models/gguf_file.py", "dfrot/export/", "dfrot/inputs/gguf/"),
     "yaml": ("dfrot/recipe/document.py",),
     "starlette": ("dfrot/serve/",),
