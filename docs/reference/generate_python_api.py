@@ -100,6 +100,11 @@ SECTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("dfrot.export.run:export", "dfrot.export.serving.check:check_engines"),
         (),
     ),
+    "Publish": (
+        "Model card, checks, upload to the hub.",
+        ("dfrot.publish.run:publish",),
+        ("dfrot.publish.settings:PublishSettings",),
+    ),
     "Drafts": (
         "Train a draft, and decode speculatively on a loaded model.",
         (

@@ -25,6 +25,7 @@ DOORS = {
     "huggingface_hub": (
         "dfrot/hub.py",
         "dfrot/hub_download.py",
+        "dfrot/publish/upload.py",
         "dfrot/inputs/gguf/folder.py",
         "dfrot/data/wikitext.py",
     ),
@@ -37,7 +38,7 @@ DOORS = {
     "llama_cpp": ("dfrot/bench/models/peer.py", "dfrot/export/engines.py", DRIVERS),
     "vllm": (DRIVERS,),
     "gguf": ("dfrot/bench/models/gguf_file.py", "dfrot/export/", "dfrot/inputs/gguf/"),
-    "yaml": ("dfrot/recipe/document.py",),
+    "yaml": ("dfrot/recipe/document.py", "dfrot/publish/front_matter.py"),
     "starlette": ("dfrot/serve/",),
     "uvicorn": ("dfrot/serve/",),
     "lm_eval": ("dfrot/stages/evaluate/",),
@@ -82,6 +83,10 @@ PACKAGES = {
         "arch data evaluate inputs lineage quant rotation runtime stages vision",
     ),
     "recipe": ("a run from one file", "export hub inputs quant stages vision"),
+    "publish": (
+        "model cards, checks and the upload",
+        "data export hub hub_download inputs lineage quant rotation stages",
+    ),
     "serve": ("the HTTP endpoint", "data generation vision"),
 }
 MAY_USE = {package: FILES | set(others.split()) for package, (_, others) in PACKAGES.items()}
