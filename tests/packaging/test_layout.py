@@ -60,13 +60,14 @@ PACKAGES = {
     "reference": ("the models that ship", ""),
     "rotation": ("Hadamard matrices, fusing, refinement of R1", "arch"),
     "inputs": ("quantized models of other tools, read as 16-bit checkpoints", "arch data"),
+    "ranks": ("processes that share a stage", ""),
     "quant": ("schemes, grids, algorithms, quantized linears", "arch compat rotation"),
     "hub": ("from the name of a model to its folder", "hub_download inputs quant reference"),
     "hub_download": ("fetching a model from the hub", ""),
     "lineage": ("where a checkpoint comes from", "rotation"),
     "runtime": ("running a checkpoint", "arch compat data inputs quant rotation"),
     "vision": ("images in prompts, vision parts of checkpoints", "arch compat data inputs rotation"),
-    "calib": ("statistics of activations", "arch quant rotation runtime"),
+    "calib": ("statistics of activations", "arch quant ranks rotation runtime"),
     "transforms": ("free transforms beside the rotations, in closed form", "arch calib rotation runtime"),
     "evaluate": ("perplexity, divergence, intervals", "data"),
     "generation": ("text, token by token, plain or speculative", "arch compat data inputs quant runtime vision"),
@@ -75,8 +76,8 @@ PACKAGES = {
     "bench": ("speed beside others", "arch data draft evaluate generation inputs quant rotation runtime"),
     "stages": (
         "what the commands do: folders in, one folder out",
-        "arch bench calib data draft evaluate generation inputs lineage outliers quant rotation runtime transforms "
-        "vision",
+        "arch bench calib data draft evaluate generation inputs lineage outliers quant ranks rotation runtime "
+        "transforms vision",
     ),
     "export": (
         "formats of other engines",
