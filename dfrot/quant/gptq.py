@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dfrot.errors import InputError
 from dfrot.quant import rtn
+from dfrot.quant.descent import descend
 from dfrot.quant.grid import Grid, Quantized, WeightGrid
 from dfrot.quant.hessian_error import fraction, output_errors, row_tiles, weight_error
 from dfrot.quant.options import AlgorithmOptions
@@ -27,6 +28,7 @@ from dfrot.quant.scale_fit import fitted_scales
 from dfrot.quant.scheme import QuantScheme
 
 BLOCK = 128  # columns between two updates of everything to the right, as in the paper
+RANGES = (0.85, 0.9, 0.95, 1.05, 1.1)  # ranges of a row that are tried, in multiples of the clip search's
 RETRIES = (1, 2, 5, 10, 25, 50, 100)  # multiples of the damping, up to the whole mean diagonal
 
 
@@ -111,11 +113,32 @@ def solve(weight: Tensor, grid: WeightGrid, factor: Factor) -> tuple[Tensor, Ten
     return restored.T.contiguous(), loss
 
 
+def _solve_ranges(
+    weight: Tensor, grid: WeightGrid, factor: Factor, options: AlgorithmOptions
+) -> tuple[Tensor, WeightGrid]:
+    """Codes uint8 [N, K] and their grid: where a row has one scale, that of RANGES with which GPTQ's loss is least. The
+    clip search that made `grid` judged by rounding to nearest, for which wider ranges are best."""
+    codes, loss = solve(weight, grid, factor)
+    if not isinstance(grid, Grid) or grid.scale.shape[1] > 1 or not options.mse_clip:
+        return codes, grid
+    scale = grid.scale
+    for ratio in RANGES:
+        other = replace(grid, scale=(grid.scale.float() * ratio).bfloat16())
+        other_codes, other_loss = solve(weight, other, factor)
+        better = other_loss < loss
+        codes = torch.where(better[:, None], other_codes, codes)
+        scale = torch.where(better[:, None], other.scale, scale)
+        loss = torch.where(better, other_loss, loss)
+    return codes, replace(grid, scale=scale)
+
+
 class _Rows(NamedTuple):
     """Quantized rows and, per row, their errors."""
 
     codes: Tensor
     """uint8 [n, K]."""
+    scale: Tensor | None
+    """bfloat16 [n, G] of a grid of integers."""
     error: Tensor
     """float64 [n]: output error of these codes."""
     rounding: Tensor
@@ -126,21 +149,28 @@ class _Rows(NamedTuple):
     """bool [n]: GPTQ's error is larger than that of rounding, on the damped Hessian."""
 
 
-def _quantize_rows(weight: Tensor, hessian: Tensor, grid: WeightGrid, factor: Factor, guard: bool) -> _Rows:
-    """Quantize rows float32 [n, K]. guard: rows for which rounding is better are rounded."""
+def _quantize_rows(
+    weight: Tensor, hessian: Tensor, grid: WeightGrid, factor: Factor, options: AlgorithmOptions
+) -> _Rows:
+    """Quantize rows float32 [n, K]."""
     if bool(factor.dead.any()):
         weight = weight.masked_fill(factor.dead, 0.0)  # the inputs of these columns are always 0
-    codes, damped = solve(weight, grid, factor)
-    error = weight - grid.decode(codes)
-    undamped = (damped - factor.added * error.square().sum(1, dtype=torch.float64)).clamp_(min=0)
+    codes, chosen = _solve_ranges(weight, grid, factor, options)
+    codes = descend(weight, hessian, factor.added, chosen, codes, options.descent)
     nearest = grid.encode(weight)
-    error = weight - grid.decode(nearest)
-    rounding = output_errors(error, hessian)
-    worse = ~(damped <= rounding + factor.added * error.square().sum(1, dtype=torch.float64))  # NaN counts as worse
-    if guard:
+    errors = []
+    for error in (weight - chosen.decode(codes), weight - grid.decode(nearest)):
+        plain = output_errors(error, hessian)
+        errors.append((plain, plain + factor.added * error.square().sum(1, dtype=torch.float64)))
+    (error, damped), (rounding, damped_rounding) = errors
+    worse = ~(damped <= damped_rounding)  # NaN counts as worse
+    scale = chosen.scale if isinstance(chosen, Grid) else None
+    if options.guard:
         codes[worse] = nearest[worse]
-        undamped = torch.where(worse, rounding, undamped)
-    return _Rows(codes, undamped, rounding, output_errors(weight, hessian), worse)
+        error = torch.where(worse, rounding, error)
+        if isinstance(grid, Grid) and scale is not None:
+            scale = torch.where(worse[:, None], grid.scale, scale)
+    return _Rows(codes, scale, error, rounding, output_errors(weight, hessian), worse)
 
 
 def quantize_together(
@@ -161,24 +191,22 @@ def quantize_together(
     stacked = torch.cat([weight.float() for weight in weights])
     grid = rtn.grid_for(stacked, scheme, options)
     hessian = hessian.float()
-    columns: list[list[Tensor]] = [[], [], [], [], []]
-    scales: list[Tensor] = []
+    tiles: list[_Rows] = []
     begin = 0
     for tile in row_tiles(stacked):
         tile_grid = grid.rows(begin, begin + len(tile))
-        tile_rows = _quantize_rows(tile, hessian, tile_grid, factored, options.guard)
+        tile_rows = _quantize_rows(tile, hessian, tile_grid, factored, options)
         if options.fit_scales:
             assert isinstance(tile_grid, Grid)  # tables are integers
+            assert tile_rows.scale is not None
+            tile_grid = replace(tile_grid, scale=tile_rows.scale)
             scale, error = fitted_scales(tile, hessian, factored.added, tile_grid, tile_rows.codes, tile_rows.error)
-            tile_rows = tile_rows._replace(error=error)
-            scales.append(scale)
-        for column, value in zip(columns, tile_rows):
-            column.append(value)
+            tile_rows = tile_rows._replace(scale=scale, error=error)
+        tiles.append(tile_rows)
         begin += len(tile)
-    rows = _Rows(*(torch.cat(column) for column in columns))
-    if scales:
-        assert isinstance(grid, Grid)
-        grid = replace(grid, scale=torch.cat(scales))
+    rows = _Rows(*(None if values[0] is None else torch.cat(values) for values in zip(*tiles)))  # type: ignore[arg-type]
+    if isinstance(grid, Grid) and rows.scale is not None:
+        grid = replace(grid, scale=rows.scale)
     results, begin = [], 0
     for weight in weights:
         part = slice(begin, begin + len(weight))

@@ -21,6 +21,8 @@ class AlgorithmOptions:
     """GPTQ rounds columns in the order of falling activation energy."""
     damping: float = 0.01
     """Share of the mean Hessian diagonal that is added before factoring; the default is that of the GPTQ paper."""
+    descent: int = 2
+    """Passes of coordinate descent over the integers behind GPTQ (dfrot/quant/descent.py)."""
     guard: bool = True
     """A row whose GPTQ result is worse than rounding, on the damped Hessian, is rounded instead."""
 

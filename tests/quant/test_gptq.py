@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from dfrot.quant.options import AlgorithmOptions
 from dfrot.quant.scheme import QuantScheme
 
 W4 = QuantScheme(w_bits=4)
+ALONE = AlgorithmOptions(mse_clip=False, descent=0)  # GPTQ as published
 
 
 def problem(n: int, k: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -47,7 +49,7 @@ def brain_surgeon(weight: Tensor, hessian: Tensor, grid: Grid, damping: float, o
 @pytest.mark.parametrize("k", [5, 40, 150])  # 150 crosses a block border
 def test_same_codes_as_optimal_brain_surgeon(k: int, scheme: str, act_order: bool) -> None:
     weight, hessian = problem(6, k)
-    options = AlgorithmOptions(act_order=act_order, guard=False)
+    options = replace(ALONE, act_order=act_order, guard=False)
     result = gptq.quantize(weight, hessian, QuantScheme.parse(scheme), options)
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True).tolist() if act_order else list(range(k))
     expected = brain_surgeon(weight, hessian, result.grid, 0.01, order)
@@ -82,7 +84,7 @@ def test_near_the_best_of_all_roundings() -> None:
 def test_never_worse_than_rounding_on_the_calibration_hessian(scheme: str) -> None:
     for seed in range(5):
         weight, hessian = problem(24, 96, seed)
-        options = AlgorithmOptions(damping=1e-4)
+        options = replace(ALONE, damping=1e-4)
         parsed = QuantScheme.parse(scheme)
         mine = gptq.quantize(weight, hessian, parsed, options)
         nearest = rtn.quantize(weight, hessian, parsed, options)
@@ -107,8 +109,10 @@ def test_reported_errors_are_the_true_ones() -> None:
 def test_identity_hessian_is_rounding() -> None:
     weight, _ = problem(8, 200)
     for scheme in (W4, QuantScheme(w_bits=3, w_sym=False, w_group=32)):
-        mine = gptq.quantize(weight, torch.eye(200), scheme)
-        assert torch.equal(mine.codes, rtn.quantize(weight, None, scheme).codes)
+        for passes in (0, 3):
+            options = replace(ALONE, descent=passes)
+            mine = gptq.quantize(weight, torch.eye(200), scheme, options)
+            assert torch.equal(mine.codes, rtn.quantize(weight, None, scheme, options).codes)
 
 
 def test_linears_together_equal_linears_apart() -> None:
@@ -125,7 +129,7 @@ def test_dead_columns_become_zero_and_disturb_nothing() -> None:
     weight, hessian = problem(6, 20)
     keep = torch.arange(20) != 7
     hessian[7], hessian[:, 7] = 0, 0
-    result = gptq.quantize(weight, hessian, W4, AlgorithmOptions(guard=False))
+    result = gptq.quantize(weight, hessian, W4, replace(ALONE, guard=False))
     assert result.stats["dead"] == 1
     assert torch.equal(result.dequantize()[:, 7], torch.zeros(6))
     small = gptq.factor(hessian[keep][:, keep], AlgorithmOptions())

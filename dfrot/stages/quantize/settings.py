@@ -52,6 +52,12 @@ class QuantizeSettings:
         maximum=1,
         help="GPTQ: share of the Hessian's mean diagonal that is added before it is factored.",
     )
+    descent: int = setting(
+        AlgorithmOptions.descent,
+        minimum=0,
+        help="GPTQ: passes over its integers afterwards that round every column again, to what is best beside all "
+        "others. 0: none.",
+    )
     keep: tuple[str, ...] = setting(
         ("lm_head",),
         metavar="NAME",
@@ -235,7 +241,11 @@ class QuantizeSettings:
     def options(self) -> AlgorithmOptions:
         """The options of the weight quantization algorithm."""
         return AlgorithmOptions(
-            self.mse_clip, self.act_order, self.damping, group_scales=self.group_scales or AlgorithmOptions.group_scales
+            self.mse_clip,
+            self.act_order,
+            self.damping,
+            self.descent,
+            group_scales=self.group_scales or AlgorithmOptions.group_scales,
         )
 
     @property
