@@ -19,7 +19,13 @@ OURS = {"dfrot", "dfrot_cli", "dfrot_kernels", "kernels", "cli", "tests", "recip
 DOORS = {
     "click": ("cli/dfrot_cli/",),
     "rich": ("cli/dfrot_cli/show.py",),
-    "transformers": ("dfrot/compat/", "dfrot/runtime/", "dfrot/vision/", "dfrot/data/tokenizer.py"),
+    "transformers": (
+        "dfrot/compat/",
+        "dfrot/runtime/",
+        "dfrot/vision/",
+        "dfrot/data/tokenizer.py",
+        "dfrot/race/drivers/torch_engine.py",
+    ),
     "peft": ("dfrot/runtime/lora.py",),
     "huggingface_hub": (
         "dfrot/hub.py",
@@ -33,7 +39,12 @@ DOORS = {
     "PIL": ("dfrot/data/images.py",),
     "pyarrow": ("dfrot/data/row_files.py",),
     "matplotlib": ("dfrot/bench/",),
-    "llama_cpp": ("dfrot/bench/models/peer.py", "dfrot/export/engines.py"),
+    "llama_cpp": ("dfrot/bench/models/peer.py", "dfrot/export/engines.py", "dfrot/race/drivers/"),
+    "ik_llama_cpp": ("dfrot/race/drivers/",),
+    "openvino": ("dfrot/race/drivers/",),
+    "openvino_genai": ("dfrot/race/drivers/",),
+    "onnxruntime_genai": ("dfrot/race/drivers/",),
+    "vllm": ("dfrot/race/drivers/",),
     "gguf": ("dfrot/bench/models/gguf_file.py", "dfrot/export/", "dfrot/inputs/gguf/"),
     "yaml": ("dfrot/recipe/document.py",),
     "starlette": ("dfrot/serve/",),
@@ -78,6 +89,10 @@ PACKAGES = {
     "export": (
         "formats of other engines",
         "arch data evaluate inputs lineage quant rotation runtime stages vision",
+    ),
+    "race": (
+        "whole models beside other engines, a process for each",
+        "arch bench data evaluate export generation inputs quant runtime",
     ),
     "recipe": ("a run from one file", "export hub inputs quant stages vision"),
     "serve": ("the HTTP endpoint", "data generation vision"),

@@ -1,0 +1,29 @@
+"""A contender in the race."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from dfrot.race.driver_process import DriverProcess
+from dfrot.race.field import Contender
+
+
+@dataclass
+class Lane:
+    """A contender in the race, and what is known of it."""
+
+    contender: Contender
+    """Who."""
+    process: DriverProcess
+    """Its process."""
+    load: dict[str, Any] = field(default_factory=dict)
+    """The answer to `load`."""
+    losses: list[float] = field(default_factory=list)
+    """Mean negative log-likelihood of each window."""
+    text: list[int] = field(default_factory=list)
+    """Its greedy text behind the beginning of the prompt."""
+    text_loss: float | None = None
+    """Mean negative log-likelihood of that text, as the 16-bit model sees it."""
+    memory: dict[str, int] = field(default_factory=dict)
+    """The answer to `memory`, at the end."""
