@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -17,6 +18,7 @@ from typing import Any
 from dfrot.errors import DfqError
 
 LOOP = Path(__file__).parent / "drivers" / "loop.py"
+DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")  # util-linux; else a frozen process outlives a killed race
 GRACE = 5.0  # seconds that a process gets to end by itself
 MAX_ANSWER = 1 << 22  # bytes of an answer; a real one has some kilobytes
 MAX_REASON = 300  # characters
@@ -40,7 +42,7 @@ class DriverProcess:
         self._read = b""
         try:
             self.process = subprocess.Popen(
-                list(command),
+                [*(DIES_WITH_US if shutil.which(DIES_WITH_US[0]) else ()), *command],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dfrot.race.driver_process import ContenderError, DriverProcess
+from dfrot.race.driver_process import DIES_WITH_US, ContenderError, DriverProcess
 from tests.race.conftest import MakeContender
 
 Start = Callable[..., DriverProcess]
@@ -94,8 +96,8 @@ def test_an_endless_answer_is_refused(start: Start) -> None:
 
 
 def test_an_interpreter_that_is_not_there(start: Start) -> None:
-    with pytest.raises(ContenderError, match="No such file"):
-        start("/nowhere/python")
+    with pytest.raises(ContenderError, match=r"No such file|ended \(code 127\)"):
+        start("/nowhere/python").ask({"op": "load"}, 60)
 
 
 def test_a_paused_process_rests_until_it_is_asked(start: Start, fake: MakeContender) -> None:
@@ -113,3 +115,19 @@ def test_closing_ends_a_paused_process(start: Start, fake: MakeContender) -> Non
     process.pause()
     process.close()
     assert process.process.returncode is not None
+
+
+@pytest.mark.skipif(shutil.which(DIES_WITH_US[0]) is None, reason="needs setpriv of util-linux")
+def test_a_frozen_process_dies_with_a_race_that_is_killed() -> None:
+    code = (
+        "import sys; from dfrot.race.driver_process import DriverProcess\n"
+        "process = DriverProcess('x', [sys.executable, '-c', 'input()'])\n"
+        "process.pause(); print(process.process.pid, flush=True); input()"
+    )
+    race = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert race.stdout is not None
+    contender = psutil.Process(int(race.stdout.readline()))
+    race.kill()
+    race.communicate()
+    _, alive = psutil.wait_procs([contender], timeout=10)
+    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
