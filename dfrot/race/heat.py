@@ -37,16 +37,17 @@ class Heat:
         self,
         source: str,
         contenders: Sequence[Contender],
-        cases: Sequence[TimedPrompt],
+        prompts: Sequence[TimedPrompt],
         tokens: Tokens,
         settings: RaceSettings,
         samples: Samples,
         threads: int,
         progress: Progress,
     ) -> None:
-        self.source, self.cases, self.tokens = source, cases, tokens
+        self.source, self.prompts, self.tokens = source, prompts, tokens
         self.settings, self.samples, self.threads, self.progress = settings, samples, threads, progress
         self.contenders = list(contenders)
+        self.schedule = list(turns(prompts, settings))
         self.lanes: list[Lane] = []
         self.failed: dict[str, str] = {}
 
@@ -55,47 +56,64 @@ class Heat:
         for number, contender in enumerate(self.contenders):
             self.progress(f"load {contender.name}", number, len(self.contenders))
             self._open(contender)
-        for number, lane in enumerate(list(self.lanes)):
+        for number, lane in enumerate(self._running()):
             self.progress(f"perplexity of {lane.contender.name}", number, len(self.lanes))
-            self._attempt(lane, self._check)
+            if not lane.losses:
+                self._attempt(lane, self._check)
         self._judge_texts()
         self._take_turns()
-        for lane in list(self.lanes):
-            self._attempt(lane, self._measure_memory)
-        results = [result(lane, self.cases, self.samples, self.source) for lane in self.lanes]
+        results = [result(lane, self.prompts, self.samples, self.source) for lane in self.lanes]
         rank(results, self.settings.max_ratio)
         return results
 
     def close(self) -> None:
         """End every process."""
-        for lane in self.lanes:
+        for lane in self._running():
+            self._end(lane)
+
+    def _running(self) -> list[Lane]:
+        return [lane for lane in self.lanes if lane.process is not None]
+
+    def _end(self, lane: Lane) -> None:
+        if lane.process is not None:
             lane.process.close()
+            lane.process = None
 
     def _open(self, contender: Contender) -> None:
+        """Start and load a contender, unless everything of it was measured before the race was cut. The judge of texts
+        is needed as long as anybody is."""
+        known = self.samples.facts.get((self.source, contender.name), {})
+        needed = self.samples.missing(self.source, contender.name, self.schedule)
+        judges = contender.name in REFERENCES and any(
+            self.samples.missing(self.source, other.name, self.schedule) for other in self.contenders
+        )
         try:
-            process = DriverProcess(contender.name, contender.command)
-        except ContenderError as error:
+            process = DriverProcess(contender.name, contender.command) if needed or judges else None
+            lane = Lane(contender, process, **known)
+        except (ContenderError, TypeError) as error:
             self.failed[contender.name] = str(error)
             return
-        lane = Lane(contender, process)
         self.lanes.append(lane)
-        self._attempt(lane, self._load)
+        if process is not None:
+            self._attempt(lane, self._load)
 
     def _attempt(self, lane: Lane, action: Any, *arguments: Any) -> None:
         """Run `action(lane, ..)`, then freeze the process; a contender that fails leaves the race."""
+        assert lane.process is not None
         try:
             action(lane, *arguments)
             lane.process.pause()
         except ContenderError as error:
             self.failed[lane.contender.name] = str(error).removeprefix(f"{lane.contender.name}: ")
             self.lanes.remove(lane)
-            lane.process.close()
+            self._end(lane)
 
     def _ask(self, lane: Lane, op: str, **request: Any) -> dict[str, Any]:
+        assert lane.process is not None
         return lane.process.ask({"op": op, **request}, self.settings.timeout)
 
     def _load(self, lane: Lane) -> None:
-        context = max(case.prompt + case.decode + 1 for case in self.cases)
+        context = max(timed.prompt + timed.decode + 1 for timed in self.prompts)
         context = max(context, self.settings.seqlen, TEXT_PROMPT + TEXT + 1) + 8
         context = -(-context // 256) * 256
         path = str(lane.contender.path.absolute())
@@ -111,39 +129,42 @@ class Heat:
 
     def _judge_texts(self) -> None:
         """The loss of every contender's greedy text in 16 bits: decoding may be wrong where perplexity is right."""
-        judge = next((lane for name in REFERENCES for lane in self.lanes if lane.contender.name == name), None)
-        if judge is None:
-            return
+        judge = next((lane for name in REFERENCES for lane in self._running() if lane.contender.name == name), None)
         prompt = self.tokens.prompt[:TEXT_PROMPT]
 
         def read(reader: Lane, lane: Lane) -> None:
             answer = self._ask(reader, "loss", ids=[*prompt, *lane.text], first=len(prompt))
             lane.text_loss = number(answer, "loss", reader)
 
-        for lane in list(self.lanes):
-            if judge in self.lanes:
+        for lane in self._running():
+            if lane.text_loss is None and judge in self.lanes:
                 self._attempt(judge, read, lane)
+        for lane in self._running():
+            self._attempt(lane, self._remember)
 
     def _take_turns(self) -> None:
-        schedule = list(turns(self.cases, self.settings))
-        for position, (turn, case) in enumerate(schedule):
-            for lane in list(self.lanes):
-                key = (self.source, lane.contender.name, case.prompt, turn)
+        for position, (turn, timed) in enumerate(self.schedule):
+            for lane in self._running():
+                key = (self.source, lane.contender.name, timed.prompt, turn)
                 if turn < 0 or key not in self.samples.values:
-                    self.progress(f"{lane.contender.name}, {case.prompt} tokens", position, len(schedule))
-                    self._attempt(lane, self._sample, case, key)
+                    self.progress(f"{lane.contender.name}, {timed.prompt} tokens", position, len(self.schedule))
+                    self._attempt(lane, self._sample, timed, key)
+        for lane in self._running():
+            self._attempt(lane, self._remember)
 
-    def _sample(self, lane: Lane, case: TimedPrompt, key: tuple[str, str, int, int]) -> None:
-        count = case.decode if key[-1] >= 0 else WARM_UP_DECODE
-        answer = self._ask(lane, "generate", ids=self.tokens.prompt[: case.prompt], count=count)
+    def _sample(self, lane: Lane, timed: TimedPrompt, key: tuple[str, str, int, int]) -> None:
+        count = timed.decode if key[-1] >= 0 else WARM_UP_DECODE
+        answer = self._ask(lane, "generate", ids=self.tokens.prompt[: timed.prompt], count=count)
         generated(answer, 1 + count, lane)
         if key[-1] >= 0:
             self.samples.add(key, number(answer, "first", lane), number(answer, "decode", lane))
 
-    def _measure_memory(self, lane: Lane) -> None:
+    def _remember(self, lane: Lane) -> None:
+        """Measure memory, and keep what is known of the contender."""
         answer = self._ask(lane, "memory")
         with contextlib.suppress(TypeError, ValueError):
             lane.memory = {name: int(value) for name, value in answer.items()}
+        self.samples.keep(self.source, lane.contender.name, lane.facts())
 
 
 def number(answer: dict[str, Any], key: str, lane: Lane) -> float:

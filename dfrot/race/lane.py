@@ -8,6 +8,8 @@ from typing import Any
 from dfrot.race.driver_process import DriverProcess
 from dfrot.race.field import Contender
 
+FACTS = ("load", "losses", "text", "text_loss", "memory")
+
 
 @dataclass
 class Lane:
@@ -15,8 +17,8 @@ class Lane:
 
     contender: Contender
     """Who."""
-    process: DriverProcess
-    """Its process."""
+    process: DriverProcess | None
+    """Its process; None where everything of it was measured before."""
     load: dict[str, Any] = field(default_factory=dict)
     """The answer to `load`."""
     losses: list[float] = field(default_factory=list)
@@ -26,4 +28,8 @@ class Lane:
     text_loss: float | None = None
     """Mean negative log-likelihood of that text, as the 16-bit model sees it."""
     memory: dict[str, int] = field(default_factory=dict)
-    """The answer to `memory`, at the end."""
+    """The answer to `memory`, the newest."""
+
+    def facts(self) -> dict[str, Any]:
+        """What is known, for a file."""
+        return {name: getattr(self, name) for name in FACTS}

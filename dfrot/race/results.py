@@ -14,17 +14,17 @@ from dfrot.race.turns import Samples, TimedPrompt
 REFERENCES = ("torch bf16", "dfq 16 bits")  # whose perplexity others are compared with: the first that ran
 
 
-def result(lane: Lane, cases: Sequence[TimedPrompt], samples: Samples, source: str) -> dict[str, Any]:
+def result(lane: Lane, prompts: Sequence[TimedPrompt], samples: Samples, source: str) -> dict[str, Any]:
     """A contender's row, JSON: `first[n]` (seconds until the first token behind n tokens) and `decode[n]` (seconds of
     one token behind n cached ones), as `Timing`; `perplexity`, `text_perplexity`, `load` (seconds, libraries imported
     before), `memory`, `bytes_on_disk`, `bits`, `version`, `kernels`."""
     name, first, decode = lane.contender.name, {}, {}
-    for case in cases:
-        measured = samples.of(source, name, case.prompt)
+    for timed in prompts:
+        measured = samples.of(source, name, timed.prompt)
         if measured:
-            first[str(case.prompt)] = Timing.of([value for value, _ in measured]).to_dict()
-        if measured and case.decode:
-            decode[str(case.prompt)] = Timing.of([value / case.decode for _, value in measured]).to_dict()
+            first[str(timed.prompt)] = Timing.of([value for value, _ in measured]).to_dict()
+        if measured and timed.decode:
+            decode[str(timed.prompt)] = Timing.of([value / timed.decode for _, value in measured]).to_dict()
     facts = lane.load.get("facts") or {}
     return {
         "name": name,

@@ -22,7 +22,7 @@ from dfrot.race.field import by_source, dfq_contenders, peer_contenders
 from dfrot.race.heat import Heat, Tokens
 from dfrot.race.prepare import Workshop
 from dfrot.race.settings import RaceSettings
-from dfrot.race.turns import Samples, cases
+from dfrot.race.turns import Samples, timed_prompts
 
 KIND = "bench models"
 SAMPLES, REPORT = "samples.jsonl", "race.json"
@@ -94,10 +94,10 @@ def _source(
     """The race over one 16-bit folder."""
     checkpoint = open_model(source)
     context = int(describe(checkpoint.config).config.get("max_position_embeddings") or 1 << 31)
-    fitting, notes = cases(settings, context)
+    fitting, notes = timed_prompts(settings, context)
     if not fitting:
         raise InputError(f"{source}: no prompt fits its context of {context}", field="prompts", limit=context)
-    tokens = read_tokens(source, settings, max(case.prompt for case in fitting))
+    tokens = read_tokens(source, settings, max(timed.prompt for timed in fitting))
     files = (settings.files or settings.engines / "models") / checkpoint.digest()[:16]
     shop = Workshop(source.absolute(), files.absolute(), settings.engines.absolute(), len(cpus))
     progress("make the engines' models", 0, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from dfrot.progress import silent
 from dfrot.race.field import Contender
 from dfrot.race.heat import Heat, Tokens
 from dfrot.race.settings import RaceSettings
-from dfrot.race.turns import Samples, cases
+from dfrot.race.turns import Samples, timed_prompts
 from tests.race.conftest import MakeContender
 
 SETTINGS = RaceSettings(
@@ -34,7 +35,7 @@ def race(
     heats: list[Heat], contenders: Sequence[Contender], samples: Samples | None = None, settings: Any = SETTINGS
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     samples = samples or Samples()
-    heat = Heat("model", contenders, cases(settings, 64)[0], TOKENS, settings, samples, 1, silent)
+    heat = Heat("model", contenders, timed_prompts(settings, 64)[0], TOKENS, settings, samples, 1, silent)
     heats.append(heat)
     results = heat.run()
     return {row["name"]: row for row in results}, heat.failed
@@ -99,3 +100,17 @@ def test_measurements_that_are_there_are_not_repeated(heats: list[Heat], fake: M
     assert rows["x"]["first"]["4"]["samples"] == 2
     assert max(first for first, _ in samples.of("model", "x", 4)) == 7.0
     assert rows["x"]["ratio"] is None  # nothing in 16 bits ran
+
+
+def test_a_race_that_was_cut_opens_only_who_is_not_done(heats: list[Heat], fake: MakeContender) -> None:
+    samples = Samples()
+    done, judge = fake("done", loss=2.2), fake(REFERENCE)
+    before, _ = race(heats, [done, judge], samples)
+    heats[-1].close()
+    Path(done.path).unlink()  # what is done needs no process
+    rows, failed = race(heats, [done, judge, fake("new")], samples)
+    assert not failed
+    assert rows["done"] == {**before["done"], "bytes_on_disk": 0}
+    assert rows["new"]["text_perplexity"] is not None  # the judge ran again
+    Path(judge.path).unlink()
+    assert race(heats, [done, judge], samples)[0].keys() == {"done", REFERENCE}

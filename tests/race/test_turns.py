@@ -8,27 +8,27 @@ import pytest
 
 from dfrot.errors import MismatchError
 from dfrot.race.settings import RaceSettings
-from dfrot.race.turns import Samples, TimedPrompt, cases, turns
+from dfrot.race.turns import Samples, TimedPrompt, timed_prompts, turns
 
 SETTINGS = RaceSettings(prompts=(32, 4096), cached=(128, 4096), decode=8, repeats=2, long_repeats=1)
 KEY = ("model", "dfq", 32, 0)
 
 
 def test_cases_merge_prompts_and_cached_lengths() -> None:
-    fitting, notes = cases(SETTINGS, 8192)
+    fitting, notes = timed_prompts(SETTINGS, 8192)
     assert fitting == [TimedPrompt(32, 0), TimedPrompt(128, 8), TimedPrompt(4096, 8)]
     assert notes == []
 
 
 def test_what_exceeds_the_context_is_noted() -> None:
-    fitting, notes = cases(SETTINGS, 4096 + 8)  # one token more is generated behind the prompt
-    assert [case.prompt for case in fitting] == [32, 128]
+    fitting, notes = timed_prompts(SETTINGS, 4096 + 8)  # one token more is generated behind the prompt
+    assert [timed.prompt for timed in fitting] == [32, 128]
     assert notes == ["prompts of 4096 tokens exceed the context of 4104"]
-    assert len(cases(SETTINGS, 4096 + 9)[0]) == 3
+    assert len(timed_prompts(SETTINGS, 4096 + 9)[0]) == 3
 
 
 def test_long_prompts_are_measured_less_often() -> None:
-    order = [(turn, case.prompt) for turn, case in turns(cases(SETTINGS, 8192)[0], SETTINGS)]
+    order = [(turn, timed.prompt) for turn, timed in turns(timed_prompts(SETTINGS, 8192)[0], SETTINGS)]
     assert order == [(-1, 32), (0, 32), (0, 128), (0, 4096), (1, 32), (1, 128)]
 
 
