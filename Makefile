@@ -16,7 +16,7 @@ BENCH := build/bench
 # What decides the content of the environment: a change installs again, nothing else does.
 INPUTS := pyproject.toml constraints.txt kernels/CMakeLists.txt $(shell find kernels/csrc -type f)
 
-.PHONY: setup test walkthroughs compat test-slow test-gpu sanitize emulate emulate-sanitize demo demo-draft table peers recipe ci lint type wheel-check check bench clean
+.PHONY: setup test walkthroughs compat test-slow test-gpu sanitize emulate emulate-sanitize demo demo-draft table engines peers recipe ci lint type wheel-check check bench clean
 
 setup: $(STAMP)
 
@@ -113,6 +113,12 @@ table: $(RUN)
 PEERS ?=
 peers: setup
 	PIP_ARGS="$(PIP_ARGS)" sh recipes/peers/setup.sh $(PYTHON) build/peers $(PEERS)
+
+# Environments of the engines that check exports (dfq export --check), one below build/engines for each: make engines
+# [ENGINES="vllm llama.cpp"]. A second run installs nothing.
+ENGINES ?=
+engines:
+	PIP_ARGS="$(PIP_ARGS)" sh recipes/engines/setup.sh $(PYTHON) build/engines $(ENGINES)
 
 # The walk-throughs of CONTRIBUTING.md, followed literally: 100 s, so that they are no part of `make test`.
 walkthroughs: setup
