@@ -69,7 +69,7 @@ class CompressedTensorsLayout:
                 if weight.zero is not None:
                     yield f"{module}.weight_zero_point", _zero_points(weight)
         if source.r4 is not None:
-            signs = _sylvester(source.r4.block).to(source.dtype)
+            signs = sylvester(source.r4.block).to(source.dtype)
             for name in _transform_names(source):
                 yield name, signs
 
@@ -139,8 +139,8 @@ def _transform_names(source: ExportSource) -> list[str]:
     return [f"{name}.R4_input.weight" for name in names]
 
 
-def _sylvester(size: int) -> Tensor:
-    """The Sylvester-Hadamard matrix [size, size] with entries +-1: the format stores it unnormalised."""
+def sylvester(size: int) -> Tensor:
+    """The Sylvester-Hadamard matrix float32 [size, size] with entries +-1: the format stores it unnormalised."""
     out = torch.ones(1, 1)
     two = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
     while len(out) < size:

@@ -10,7 +10,7 @@ from dfrot.export.fit import target_of
 from dfrot.export.formats import WRITERS
 from dfrot.export.source import ExportSource, open_source
 from dfrot.files import file_sha256
-from dfrot.lineage import lineage
+from dfrot.lineage import lineage, source_record
 from dfrot.progress import Progress, silent
 from dfrot.quant.scheme import QuantScheme
 from dfrot.stage_folder import open_stage, read_record
@@ -59,7 +59,7 @@ def export(
     with open_stage(out, KIND, request, resume, overwrite) as stage:
         if not stage.finished:
             WRITERS[target.name].write(source, stage.folder, dtype, progress)
-            stage.publish({**_record(source, stage.folder), "lineage": lineage(model)})
+            stage.publish({**_record(source, stage.folder), **source_record(model), "lineage": lineage(model)})
     return read_record(out, KIND)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from dfrot.quant.scheme import QuantScheme
@@ -40,6 +41,11 @@ class ExportCheckSettings:
     seqlen: int = setting(256, minimum=2, help="Tokens of a window of `check`.")
     windows: int = setting(4, minimum=1, help="Windows of `check`.")
     dataset: str = dataset_setting("wikitext2", "Text of `check`.")
+    engines: Path = setting(
+        Path("build/engines"), metavar="DIR", help="Where `check` finds the environments of engines (make engines)."
+    )
+    new_tokens: int = setting(16, minimum=1, maximum=1024, help="Greedy tokens that an engine writes in `check`.")
+    time_limit: float = setting(600.0, above=0, help="Seconds that an engine may take in `check`.")
 
     def __post_init__(self) -> None:
         check(self)

@@ -97,8 +97,13 @@ SECTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     ),
     "Export": (
         "Another engine's format: compressed-tensors, gguf or gptq.",
-        ("dfrot.export.run:export",),
+        ("dfrot.export.run:export", "dfrot.export.serving.check:check_engines"),
         (),
+    ),
+    "Publish": (
+        "Model card, checks, upload to the hub.",
+        ("dfrot.publish.run:publish",),
+        ("dfrot.publish.settings:PublishSettings",),
     ),
     "Drafts": (
         "Train a draft, and decode speculatively on a loaded model.",

@@ -16,14 +16,16 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 MAY_IMPORT = {"kernels/dfrot_kernels": set(), "dfrot": {"dfrot_kernels"}, "cli/dfrot_cli": {"dfrot", "dfrot_kernels"}}
 OURS = {"dfrot", "dfrot_cli", "dfrot_kernels", "kernels", "cli", "tests", "recipes"}
+DRIVERS = "dfrot/export/serving/drivers/"  # scripts for environments of engines
 DOORS = {
     "click": ("cli/dfrot_cli/",),
     "rich": ("cli/dfrot_cli/show.py",),
-    "transformers": ("dfrot/compat/", "dfrot/runtime/", "dfrot/vision/", "dfrot/data/tokenizer.py"),
+    "transformers": ("dfrot/compat/", "dfrot/runtime/", "dfrot/vision/", "dfrot/data/tokenizer.py", DRIVERS),
     "peft": ("dfrot/runtime/lora.py",),
     "huggingface_hub": (
         "dfrot/hub.py",
         "dfrot/hub_download.py",
+        "dfrot/publish/upload.py",
         "dfrot/inputs/gguf/folder.py",
         "dfrot/data/wikitext.py",
     ),
@@ -33,9 +35,10 @@ DOORS = {
     "PIL": ("dfrot/data/images.py",),
     "pyarrow": ("dfrot/data/row_files.py",),
     "matplotlib": ("dfrot/bench/",),
-    "llama_cpp": ("dfrot/bench/models/peer.py", "dfrot/export/engines.py"),
+    "llama_cpp": ("dfrot/bench/models/peer.py", "dfrot/export/engines.py", DRIVERS),
+    "vllm": (DRIVERS,),
     "gguf": ("dfrot/bench/models/gguf_file.py", "dfrot/export/", "dfrot/inputs/gguf/"),
-    "yaml": ("dfrot/recipe/document.py",),
+    "yaml": ("dfrot/recipe/document.py", "dfrot/publish/front_matter.py"),
     "starlette": ("dfrot/serve/",),
     "uvicorn": ("dfrot/serve/",),
     "lm_eval": ("dfrot/stages/evaluate/",),
@@ -81,6 +84,10 @@ PACKAGES = {
         "arch data evaluate inputs lineage quant rotation runtime stages vision",
     ),
     "recipe": ("a run from one file", "export hub inputs quant stages vision"),
+    "publish": (
+        "model cards, checks and the upload",
+        "data export hub hub_download inputs lineage quant rotation stages",
+    ),
     "serve": ("the HTTP endpoint", "data generation vision"),
 }
 MAY_USE = {package: FILES | set(others.split()) for package, (_, others) in PACKAGES.items()}
