@@ -35,6 +35,7 @@ from dfrot.export.serving.environments import EngineEnvironment
 from dfrot.files import read_json, write_json
 
 POLL = 0.2  # seconds between looks at a running engine
+FIRST_POLL = 0.01  # of short runs, whose memory is seen as well
 _ERROR = re.compile(r"(?:^|[\s:])((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)")
 
 
@@ -94,7 +95,7 @@ def run_engine(environment: EngineEnvironment, request: DriverRequest, limit: fl
 def _run(command: list[str], variables: Mapping[str, str], work: Path, limit: float) -> EngineRun:
     """Run `command` in the folder `work`, its output in a file. `refusal` is set where it failed."""
     settings = [f"{key}={value}" for key, value in variables.items()]
-    begin, peak = time.monotonic(), 0
+    begin, peak, pause = time.monotonic(), 0, FIRST_POLL
     with (work / "log").open("wb") as log:
         process = subprocess.Popen(
             ["env", *settings, *command], cwd=work, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -103,7 +104,8 @@ def _run(command: list[str], variables: Mapping[str, str], work: Path, limit: fl
         try:
             while (code := process.poll()) is None and time.monotonic() - begin < limit:
                 peak = max(peak, _resident(process.pid))
-                time.sleep(POLL)
+                time.sleep(pause)
+                pause = min(2 * pause, POLL)
         finally:
             _stop(process)
     seconds = time.monotonic() - begin
