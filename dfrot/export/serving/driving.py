@@ -35,7 +35,6 @@ from dfrot.export.serving.environments import EngineEnvironment
 from dfrot.files import read_json, write_json
 
 POLL = 0.2  # seconds between looks at a running engine
-FIRST_POLL = 0.01  # of short runs, whose memory is seen as well
 _ERROR = re.compile(r"(?:^|[\s:])((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)")
 
 
@@ -95,27 +94,36 @@ def run_engine(environment: EngineEnvironment, request: DriverRequest, limit: fl
 def _run(command: list[str], variables: Mapping[str, str], work: Path, limit: float) -> EngineRun:
     """Run `command` in the folder `work`, its output in a file. `refusal` is set where it failed."""
     settings = [f"{key}={value}" for key, value in variables.items()]
-    begin, peak, pause = time.monotonic(), 0, FIRST_POLL
+    begin, peak = time.monotonic(), 0
     with (work / "log").open("wb") as log:
         process = subprocess.Popen(
             ["env", *settings, *command], cwd=work, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             start_new_session=True,
         )  # fmt: skip
         try:
-            while (code := process.poll()) is None and time.monotonic() - begin < limit:
+            while (ended := _ended(process)) is None and time.monotonic() - begin < limit:
                 peak = max(peak, _resident(process.pid))
-                time.sleep(pause)
-                pause = min(2 * pause, POLL)
+                time.sleep(POLL)
         finally:
             _stop(process)
+    code, own_peak = ended or (None, 0)
     seconds = time.monotonic() - begin
     text = (work / "log").read_text(encoding="utf-8", errors="replace")
-    run = EngineRun(peak_bytes=peak, seconds=seconds, log=text)
+    run = EngineRun(peak_bytes=max(peak, own_peak), seconds=seconds, log=text)
     if code is None:
         run.refusal = f"stopped after {limit:g} s"
     elif code != 0:
         run.refusal = last_error(text) or f"ended with code {code}"
     return run
+
+
+def _ended(process: subprocess.Popen[bytes]) -> tuple[int, int] | None:
+    """Exit code of a process that has ended, and the most memory that it ever had, which no look at it may have seen."""
+    pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+    if not pid:
+        return None
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, usage.ru_maxrss * 1024
 
 
 def _resident(pid: int) -> int:
