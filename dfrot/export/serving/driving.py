@@ -118,7 +118,7 @@ def _run(command: list[str], variables: Mapping[str, str], work: Path, limit: fl
 
 
 def _ended(process: subprocess.Popen[bytes]) -> tuple[int, int] | None:
-    """Exit code of a process that has ended, and the most memory that it ever had, which no look at it may have seen."""
+    """Exit code of a process that has ended, and the most memory that it ever had, whether or not a look saw it."""
     pid, status, usage = os.wait4(process.pid, os.WNOHANG)
     if not pid:
         return None
