@@ -8,12 +8,14 @@ from typing import Any
 
 import click
 
+from dfrot.planning.settings import CostSettings
 from dfrot.quant.scheme import QuantScheme
 from dfrot.stages.quantize.settings import QuantizeSettings
 from dfrot_cli import show
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, model_option, out_option, path_option
 from dfrot_cli.plan import plan
+from dfrot_cli.planned_costs import cost_options, show_costs, wanted
 from dfrot_cli.setting_options import options_of, settings_from
 
 FALLBACKS = 8  # lines about linears that could only be rounded; a mixture of experts may have hundreds
@@ -24,6 +26,7 @@ FALLBACKS = 8  # lines about linears that could only be rounded; a mixture of ex
 @path_option("--calibration", metavar="CAL", text="Result of dfq calibrate on this checkpoint; gptq needs one.")
 @options_of(QuantizeSettings)
 @options_of(QuantScheme, only=("kv_clip",))
+@cost_options
 @out_option("Folder of the quantized checkpoint.")
 @common
 def command(
@@ -41,7 +44,11 @@ def command(
     from dfrot.stages.quantize.run import quantize
 
     kept = tuple(name for name in keep if name)  # --keep "" keeps nothing
+    costs = settings_from(CostSettings, options)
     settings = settings_from(QuantizeSettings, options, scheme=replace(scheme, kv_clip=kv_clip), keep=kept)
+    if wanted(model, costs, common):
+        show_costs(model, {"quantize": settings}, costs, common)
+        return
     folder = model_folder(model)
     if common.plan:
         shown = {**asdict(settings), "effort means": settings.meaning}

@@ -77,7 +77,7 @@ def quantize_block(
     block = _BlockQuantization(runner, layer, config, quantize, exact, key_shift)
     if samples <= step:
         block.in_one_pass(source, target)
-    elif runner.arch.spec.experts is None and _waiting_bytes(runner.arch, samples * seqlen) <= WAITING_BYTES:
+    elif runner.arch.spec.experts is None and waiting_bytes(runner.arch, samples * seqlen) <= WAITING_BYTES:
         block.in_lockstep(source, target, step)
     else:
         block.in_chunks(source, target, step)
@@ -212,7 +212,7 @@ class _BlockQuantization:
             self.results[self.arch.full(self.layer, linear.name)] = result
 
 
-def _waiting_bytes(arch: BoundArch, tokens: int) -> int:
+def waiting_bytes(arch: BoundArch, tokens: int) -> int:
     """Activations that wait at a tap, decided by shapes only: of the quantized model at most the residual stream, the
     input and what attention or MLP hold, of the unquantized one the inputs of all taps; float32."""
     sizes = arch.sizes
