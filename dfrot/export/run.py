@@ -12,7 +12,7 @@ from dfrot.export.serving.command import README, readme, serving_command
 from dfrot.export.serving.planning import ServingPlan, record_of
 from dfrot.export.source import ExportSource, open_source
 from dfrot.files import file_sha256, write_bytes
-from dfrot.lineage import lineage
+from dfrot.lineage import lineage, source_record
 from dfrot.progress import Progress, silent
 from dfrot.quant.scheme import QuantScheme
 from dfrot.stage_folder import open_stage, read_record
@@ -65,9 +65,8 @@ def export(
     with open_stage(out, KIND, request, resume, overwrite) as stage:
         if not stage.finished:
             WRITERS[target.name].write(source, stage.folder, dtype, progress)
-            stage.publish(
-                {**_record(source, stage.folder), **_serving(serving, stage.folder), "lineage": lineage(model)}
-            )
+            record = {**_record(source, stage.folder), **_serving(serving, stage.folder)}
+            stage.publish({**record, **source_record(model), "lineage": lineage(model)})
     return read_record(out, KIND)
 
 

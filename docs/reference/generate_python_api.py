@@ -105,6 +105,11 @@ SECTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ),
         ("dfrot.export.settings:ExportCheckSettings",),
     ),
+    "Publish": (
+        "Model card, checks, upload to the hub.",
+        ("dfrot.publish.run:publish",),
+        ("dfrot.publish.settings:PublishSettings",),
+    ),
     "Drafts": (
         "Train a draft, and decode speculatively on a loaded model.",
         (

@@ -25,6 +25,7 @@ DOORS = {
     "huggingface_hub": (
         "dfrot/hub.py",
         "dfrot/hub_download.py",
+        "dfrot/publish/upload.py",
         "dfrot/inputs/gguf/folder.py",
         "dfrot/data/wikitext.py",
     ),
@@ -37,7 +38,7 @@ DOORS = {
     "llama_cpp": ("dfrot/bench/models/peer.py", "dfrot/export/engines.py", DRIVERS),
     "vllm": (DRIVERS,),
     "gguf": ("dfrot/bench/models/gguf_file.py", "dfrot/export/", "dfrot/inputs/gguf/"),
-    "yaml": ("dfrot/recipe/document.py",),
+    "yaml": ("dfrot/recipe/document.py", "dfrot/publish/front_matter.py"),
     "starlette": ("dfrot/serve/",),
     "uvicorn": ("dfrot/serve/",),
     "lm_eval": ("dfrot/stages/evaluate/",),
@@ -59,13 +60,14 @@ PACKAGES = {
     "reference": ("the models that ship", ""),
     "rotation": ("Hadamard matrices, fusing, refinement of R1", "arch"),
     "inputs": ("quantized models of other tools, read as 16-bit checkpoints", "arch data"),
+    "ranks": ("processes that share a stage", ""),
     "quant": ("schemes, grids, algorithms, quantized linears", "arch compat rotation"),
     "hub": ("from the name of a model to its folder", "hub_download inputs quant reference"),
     "hub_download": ("fetching a model from the hub", ""),
     "lineage": ("where a checkpoint comes from", "rotation"),
     "runtime": ("running a checkpoint", "arch compat data inputs quant rotation"),
     "vision": ("images in prompts, vision parts of checkpoints", "arch compat data inputs rotation"),
-    "calib": ("statistics of activations", "arch quant rotation runtime"),
+    "calib": ("statistics of activations", "arch quant ranks rotation runtime"),
     "transforms": ("free transforms beside the rotations, in closed form", "arch calib rotation runtime"),
     "evaluate": ("perplexity, divergence, intervals", "data"),
     "generation": ("text, token by token, plain or speculative", "arch compat data inputs quant runtime vision"),
@@ -74,14 +76,18 @@ PACKAGES = {
     "bench": ("speed beside others", "arch data draft evaluate generation inputs quant rotation runtime"),
     "stages": (
         "what the commands do: folders in, one folder out",
-        "arch bench calib data draft evaluate generation inputs lineage outliers quant rotation runtime transforms "
-        "vision",
+        "arch bench calib data draft evaluate generation inputs lineage outliers quant ranks rotation runtime "
+        "transforms vision",
     ),
     "export": (
         "formats of other engines",
         "arch data evaluate inputs lineage quant rotation runtime stages vision",
     ),
     "recipe": ("a run from one file", "export hub inputs quant stages vision"),
+    "publish": (
+        "model cards, checks and the upload",
+        "data export hub hub_download inputs lineage quant rotation stages",
+    ),
     "serve": ("the HTTP endpoint", "data generation vision"),
 }
 MAY_USE = {package: FILES | set(others.split()) for package, (_, others) in PACKAGES.items()}
