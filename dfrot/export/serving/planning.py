@@ -10,6 +10,7 @@ from typing import Any
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.export.fit import target_of
 from dfrot.export.serving.command import KV_FLAG, ServedFolder, takes_kv_flag
+from dfrot.export.serving.definition import read_declaration
 from dfrot.export.serving.promises import DECLARED, PREFERENCES, WEIGHTS_ONLY, Promise, promise
 from dfrot.export.source import ExportSource, ReadSource, fit_source, read_source
 from dfrot.quant.scheme import FULL, QuantScheme
@@ -158,6 +159,20 @@ def _warnings(best: _Candidate, engine: str, kv_bits: int) -> tuple[str, ...]:
         text = f"{engine} keeps the KV cache in 16 bits, the checkpoint in {kv_bits}"
         warnings.append(text + (f"; on cuda {KV_FLAG} keeps it in 4" if takes_kv_flag(engine, kv_bits) else ""))
     return tuple(warnings)
+
+
+def engines_for(folder: Path) -> tuple[ServedFolder, ...]:
+    """The servers, of vLLM and SGLang, that serve an exported folder as it declares on CUDA, a flag included, or of
+    which nothing is known. Raises UnsupportedError for a folder that is no export."""
+    declared = read_declaration(folder)
+    served = []
+    for engine in ("vllm", "sglang"):
+        facts = (declared.storage, declared.w_bits, declared.w_sym, declared.a_bits, declared.r4_block > 0)
+        known = promise(engine, *facts)
+        if known is None or known.served == DECLARED or known.flag:
+            flags = (known.flag,) if known is not None and known.flag else ()
+            served.append(ServedFolder(engine, declared.method, declared.name, declared.storage, FULL, flags))
+    return tuple(served)
 
 
 def record_of(plan: ServingPlan, command: str) -> dict[str, Any]:
