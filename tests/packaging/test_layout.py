@@ -80,7 +80,7 @@ PACKAGES = {
     "vision": ("images in prompts, vision parts of checkpoints", "arch compat data inputs rotation"),
     "calib": ("statistics of activations", "arch quant ranks rotation runtime"),
     "transforms": ("free transforms beside the rotations, in closed form", "arch calib rotation runtime"),
-    "evaluate": ("perplexity, divergence, intervals", "data"),
+    "evaluate": ("perplexity, divergence, intervals", "data ranks"),
     "generation": ("text, token by token, plain or speculative", "arch compat data inputs quant runtime vision"),
     "draft": ("speculative drafts and their training", "arch data generation quant rotation runtime vision"),
     "outliers": ("finding, explaining and removing outliers", "arch calib data inputs quant rotation runtime"),

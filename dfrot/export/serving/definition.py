@@ -193,7 +193,7 @@ def _round_activations(model: Any, folder: Path, declaration: Declaration) -> No
     stored = Checkpoint.open(folder)
     for name in sorted(stored.entries):
         module, _, part = name.rpartition(".")
-        if part != "weight_packed":
+        if part != "weight_packed" and not (part == "weight" and f"{module}.weight_scale" in stored):
             continue
         rounding: Rounding
         if declaration.number_format == INTEGERS:
