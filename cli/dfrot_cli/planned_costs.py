@@ -9,22 +9,26 @@ from typing import Any
 from dfrot.planning.settings import CostSettings
 from dfrot_cli import show
 from dfrot_cli.options import Common
-from dfrot_cli.setting_options import options_of
+from dfrot_cli.setting_options import options_of, settings_from
 
-cost_options = options_of(CostSettings)
+options = options_of(CostSettings)
 """--on and --config."""
 
 
-def wanted(model: str, costs: CostSettings, common: Common) -> bool:
-    """Whether a plan is one of costs: a machine or a configuration is named, or the model is not on this machine."""
+def shown(model: str, stages: Mapping[str, Any], given: dict[str, Any], common: Common, always: bool = True) -> bool:
+    """Whether the plan that was asked for is one of costs, which is then printed: a machine or a configuration is named
+    or, with `always`, the model is not on this machine. given: parameters of the command, --on and --config are taken
+    out of them; stages: settings by stage name."""
+    costs = settings_from(CostSettings, given)
     if not common.plan:
         _refuse_without_plan(costs)
         return False
-    if costs.on is not None or costs.config is not None:
-        return True
     from dfrot.hub import find_local
 
-    return find_local(model) is None
+    if costs.on is None and costs.config is None and not (always and find_local(model) is None):
+        return False
+    _show(model, stages, costs, common)
+    return True
 
 
 def _refuse_without_plan(costs: CostSettings) -> None:
@@ -35,7 +39,7 @@ def _refuse_without_plan(costs: CostSettings) -> None:
             raise InputError(f"`{name}` belongs to `plan`; leave it out, or give both", field=(name, "plan"))
 
 
-def show_costs(model: str, stages: Mapping[str, Any], costs: CostSettings, common: Common) -> None:
+def _show(model: str, stages: Mapping[str, Any], costs: CostSettings, common: Common) -> None:
     """Print what the stages cost for a model of which only config.json need be here."""
     from dfrot.hub import find_config
     from dfrot.planning.estimate import estimate

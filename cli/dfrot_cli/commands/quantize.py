@@ -8,14 +8,14 @@ from typing import Any
 
 import click
 
-from dfrot.planning.settings import CostSettings
 from dfrot.quant.scheme import QuantScheme
+from dfrot.ranks.single import Ranks
 from dfrot.stages.quantize.settings import QuantizeSettings
-from dfrot_cli import show
+from dfrot_cli import planned_costs, show
+from dfrot_cli.launch import ranked
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, model_option, out_option, path_option
 from dfrot_cli.plan import plan
-from dfrot_cli.planned_costs import cost_options, show_costs, wanted
 from dfrot_cli.setting_options import options_of, settings_from
 
 FALLBACKS = 8  # lines about linears that could only be rounded; a mixture of experts may have hundreds
@@ -26,9 +26,10 @@ FALLBACKS = 8  # lines about linears that could only be rounded; a mixture of ex
 @path_option("--calibration", metavar="CAL", text="Result of dfq calibrate on this checkpoint; gptq needs one.")
 @options_of(QuantizeSettings)
 @options_of(QuantScheme, only=("kv_clip",))
-@cost_options
+@planned_costs.options
 @out_option("Folder of the quantized checkpoint.")
 @common
+@ranked
 def command(
     model: str,
     calibration: Path | None,
@@ -37,6 +38,7 @@ def command(
     kv_clip: float,
     keep: tuple[str, ...],
     common: Common,
+    ranks: Ranks,
     **options: Any,
 ) -> None:
     """Quantize weights to packed integers; activations and KV cache are quantized while the result runs."""
@@ -44,12 +46,11 @@ def command(
     from dfrot.stages.quantize.run import quantize
 
     kept = tuple(name for name in keep if name)  # --keep "" keeps nothing
-    costs = settings_from(CostSettings, options)
     settings = settings_from(QuantizeSettings, options, scheme=replace(scheme, kv_clip=kv_clip), keep=kept)
-    if wanted(model, costs, common):
-        show_costs(model, {"quantize": settings}, costs, common)
+    if planned_costs.shown(model, {"quantize": settings}, options, common):
         return
-    folder = model_folder(model)
+    with ranks.first_goes_ahead():
+        folder = model_folder(model)
     if common.plan:
         shown = {**asdict(settings), "effort means": settings.meaning}
         if settings.budget is not None:
@@ -57,9 +58,12 @@ def command(
         plan("quantize", {"model": folder, "calibration": calibration}, shown, out, common)
         return
     with show.progress() as progress:
-        evidence = quantize(folder, calibration, out, settings, progress=progress, **common.stage())
+        evidence = quantize(folder, calibration, out, settings, progress=progress, ranks=ranks, **common.stage())
     show.resolved(evidence)
-    show.as_json({"out": str(out), **evidence}) if common.json else _table(evidence, out)
+    peaks = ranks.peak_bytes()
+    show.as_json({"out": str(out), **evidence, **show.peaks_record(peaks)}) if common.json else _table(evidence, out)
+    if not common.json:
+        show.peaks(peaks)
 
 
 def _table(evidence: dict[str, Any], out: Path) -> None:
@@ -76,11 +80,9 @@ def _table(evidence: dict[str, Any], out: Path) -> None:
     if "tuning" in evidence:
         history = [entry["divergence"] for entry in evidence["tuning"]["history"]]
         show.line(f"tuned: divergence {history[0]:.5f} -> {min(history):.5f} nats per token, held out")
-    ratio = sizes["source_bytes"] / sizes["bytes"]
-    show.line(
-        f"wrote {out}: {show.size(sizes['bytes'])} (from {show.size(sizes['source_bytes'])}, {ratio:.2f}x smaller), "
-        f"{sizes['bits_per_quantized_weight']} bits per quantized weight"
-    )
+    before, after, bits = (sizes[key] for key in ("source_bytes", "bytes", "bits_per_quantized_weight"))
+    text = f"wrote {out}: {show.size(after)} (from {show.size(before)}, {before / after:.2f}x smaller)"
+    show.line(f"{text}, {bits} bits per quantized weight")
 
 
 def _inputs(budget: dict[str, Any]) -> None:

@@ -7,13 +7,11 @@ from typing import Any
 
 import click
 
-from dfrot.planning.settings import CostSettings
 from dfrot.stages.rotate.settings import OUTPUTS, RotateSettings
-from dfrot_cli import show
+from dfrot_cli import planned_costs, show
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, dataset_option, model_option, out_option
 from dfrot_cli.plan import plan
-from dfrot_cli.planned_costs import cost_options, show_costs, wanted
 from dfrot_cli.setting_options import options_of, settings_from
 
 
@@ -21,7 +19,7 @@ from dfrot_cli.setting_options import options_of, settings_from
 @model_option
 @dataset_option(RotateSettings)
 @options_of(RotateSettings, skip=("dataset", "seed"))
-@cost_options
+@planned_costs.options
 @out_option("Folder of the rotated checkpoint.")
 @common
 def command(model: str, out: Path, dataset: str | None, common: Common, **options: Any) -> None:
@@ -29,11 +27,10 @@ def command(model: str, out: Path, dataset: str | None, common: Common, **option
 
     The model's function stays the same; this is checked before the result is published."""
     common.prepare()
-    costs = settings_from(CostSettings, options)
-    if wanted(model, costs, common):
-        planned = settings_from(RotateSettings, options, dataset=dataset or "wikitext2", seed=common.seed)
-        show_costs(model, {"rotate": planned}, costs, common)
-        return
+    if common.plan or options["on"] or options["config"]:
+        planned = settings_from(RotateSettings, dict(options), dataset=dataset or "wikitext2", seed=common.seed)
+        if planned_costs.shown(model, {"rotate": planned}, options, common):
+            return
     from dfrot.hub import default_dataset
     from dfrot.stages.rotate import run as rotate
 

@@ -8,11 +8,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from dfrot.planning.settings import CostSettings
-from dfrot_cli import show
+from dfrot_cli import planned_costs, show
 from dfrot_cli.options import Common, common
-from dfrot_cli.planned_costs import cost_options, show_costs, wanted
-from dfrot_cli.setting_options import settings_from
 
 
 @click.command("run")
@@ -26,7 +23,7 @@ from dfrot_cli.setting_options import settings_from
 )
 @click.option("--check", is_flag=True, help="Fail unless every expected metric is met.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the run. Default: runs/NAME.")
-@cost_options
+@planned_costs.options
 @common
 def command(
     recipe: Path, changes: tuple[str, ...], check: bool, out: Path | None, common: Common, **options: Any
@@ -43,9 +40,7 @@ def command(
     if click.get_current_context().get_parameter_source("seed") is ParameterSource.COMMANDLINE:
         changes = (*changes, f"seed={common.seed}")
     loaded = load(recipe, changes)
-    costs = settings_from(CostSettings, options)
-    if (costs.on or costs.config) and wanted(loaded.model, costs, common):
-        show_costs(loaded.model, loaded.stages, costs, common)
+    if planned_costs.shown(loaded.model, loaded.stages, options, common, always=False):
         return
     folder = out or Path("runs") / loaded.name
     if common.plan:

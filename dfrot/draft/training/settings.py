@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from dfrot.errors import InputError
 from dfrot.settings import check, seed_setting, setting
+
+EPOCHS = 2.0
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,13 @@ class LossWeights:
 class TrainSettings:
     """How a draft is trained."""
 
-    epochs: float = setting(2.0, above=0, help="Passes over the samples.")
+    epochs: float = setting(EPOCHS, above=0, help="Passes over the samples.")
+    hours: float | None = setting(
+        None,
+        above=0,
+        help="Train for about this long in place of `epochs`: the number of steps, and with it warm-up and decay of "
+        "the learning rate, follow from the speed of the first steps.",
+    )
     batch: int = setting(4, minimum=1, help="Samples per step.")
     lr: float = setting(1e-3, above=0, help="Peak learning rate.")
     ttt_steps: int = setting(3, minimum=0, help="Steps of the training-time test.")
@@ -49,3 +58,5 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.hours is not None and self.epochs != EPOCHS:
+            raise InputError("`hours` and `epochs` exclude each other; leave one out", field=("hours", "epochs"))

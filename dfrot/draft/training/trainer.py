@@ -8,6 +8,7 @@ run ends in the same bytes as one that was never interrupted.
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ from dfrot.draft.models.build import build
 from dfrot.draft.training.distributed import LocalGroup
 from dfrot.draft.training.loss import Losses, losses, mean_losses
 from dfrot.draft.training.optim import AdamW, rate
+from dfrot.draft.training.schedule import PROBE_STEPS, Schedule
 from dfrot.draft.training.settings import TrainSettings
 from dfrot.draft.training.sources import FeatureSource
 from dfrot.draft.training.target_features import TargetFeatures
@@ -65,11 +67,19 @@ class Trainer:
             )
         self.count = len(self.source.corpus("train"))
         self.steps = max(1, round(self.options.epochs * self.count / self.options.batch))
-        self.evaluate_every = max(1, -(-self.steps // self.options.evaluations))
+        self.schedule: Schedule | None = None  # with a budget of hours
         self.group.shard(self.draft)
-        self.optimizer = AdamW(self.draft, self.options.weight_decay, self.options.clip, self.group)
+        self.optimizer = self._optimizer()
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] = {}
+
+    def _optimizer(self) -> AdamW:
+        return AdamW(self.draft, self.options.weight_decay, self.options.clip, self.group)
+
+    @property
+    def evaluate_every(self) -> int:
+        """Steps between two evaluations."""
+        return max(1, -(-self.steps // self.options.evaluations))
 
     def run(self, progress: Progress = silent) -> list[dict[str, Any]]:
         """Train to the end and leave the best weights in `draft`. Returns the history: one record per evaluation.
@@ -77,6 +87,8 @@ class Trainer:
         Raises InputError when the loss diverges."""
         begin = self._resume()
         if not self.history:
+            if self.options.hours is not None:
+                self._plan(self.options.hours)
             self._evaluate(0, [], 0.0, 0.0)
         recent: list[Losses] = []
         tokens, clock = 0, time.perf_counter()
@@ -95,6 +107,26 @@ class Trainer:
             self.best = best
         self.draft.load_state_dict(self.best)
         return self.history
+
+    def _plan(self, hours: float) -> None:
+        """Choose the number of steps that fit into a budget, from the speed of some steps, which are undone again."""
+        untrained = {name: value.detach().clone() for name, value in self.draft.state_dict().items()}
+        for number in range(PROBE_STEPS + 1):
+            if number == 1:  # the first step allocates memory
+                begin = time.perf_counter()
+            self._step(number)
+        stepped = time.perf_counter()
+        self.draft.load_state_dict(untrained)
+        self.optimizer = self._optimizer()
+        self.measure()
+        seconds = ((stepped - begin) / PROBE_STEPS, time.perf_counter() - stepped)
+        schedule = Schedule.fitting(hours, self.options.evaluations, *seconds)
+        self._follow(json.loads(self.group.broadcast(json.dumps(schedule.to_dict()).encode())))
+
+    def _follow(self, schedule: dict[str, Any]) -> None:
+        """Take over a schedule, that of the first process or of the interrupted run."""
+        self.schedule = Schedule(**schedule)
+        self.steps = self.schedule.steps
 
     def samples(self, step: int) -> Tensor:
         """Indices int64 [batch] of the samples of a step: every epoch is a permutation of its own."""
@@ -181,11 +213,16 @@ class Trainer:
         if recent:
             mean = mean_losses(recent)
             record.update(loss=float(mean.total), kl=mean.kl, feature_loss=mean.feature, mid_loss=mean.mid)
+        if self.schedule is not None:
+            record["seconds"] = seconds_per_step * len(recent) + (self.history[-1]["seconds"] if self.history else 0.0)
         if not self.best or record["simulated_tau"] > max(old["simulated_tau"] for old in self.history):
             self.best = {name: value.detach().clone() for name, value in self.draft.state_dict().items()}
         self.history.append(record)
         parts = {"model": self.draft.state_dict(), "best": self.best, "optimizer": self.optimizer.state()}
-        save_state(self.folder, parts, {"step": step, "history": self.history}, self.group)
+        progress = {"step": step, "history": self.history}
+        if self.schedule is not None:
+            progress["schedule"] = self.schedule.to_dict()
+        save_state(self.folder, parts, progress, self.group)
         pace = {"tokens_per_second": tokens_per_second, "seconds_per_step": seconds_per_step}
         self.report({**record, "steps": self.steps, **pace})
 
@@ -198,6 +235,8 @@ class Trainer:
         self.draft.load_state_dict(parts["model"])
         self.optimizer.load(parts["optimizer"])
         self.best, self.history = parts["best"], record["history"]
+        if "schedule" in record:
+            self._follow(record["schedule"])
         return int(record["step"])
 
 

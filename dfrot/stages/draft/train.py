@@ -82,7 +82,7 @@ def train(
         raise InputError(f"{model}: too few layers ({arch.n_layers}) for an eagle3 draft", file=model)
     request = {
         "draft": config.to_dict(),
-        "train": asdict(settings.train),
+        "train": {k: v for k, v in asdict(settings.train).items() if k != "hours" or v is not None},
         "warm": settings.warm,
         "quantize": settings.quantize,
         "data": data_request(settings.data) if features is None else {"features": StoredFeatures(features).index},
@@ -148,6 +148,8 @@ class _Run:
             draft, source, target.embed, target.head, self.settings.train, folder, self.report, self.group
         )
         record: dict[str, Any] = {"history": trainer.run(self.progress)}
+        if trainer.schedule is not None:
+            record["schedule"] = trainer.schedule.to_dict()
         if vocabulary is not None:
             record["vocabulary"] = {"size": len(vocabulary.ids), "coverage": vocabulary.coverage}
         if not self.group.rank:

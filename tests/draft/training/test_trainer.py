@@ -13,6 +13,7 @@ import torch
 
 from dfrot.draft.models.build import build
 from dfrot.draft.training.corpus import of_windows
+from dfrot.draft.training.schedule import Schedule
 from dfrot.draft.training.settings import TrainSettings
 from dfrot.draft.training.sources import LiveFeatures
 from dfrot.draft.training.train_state import STATE
@@ -90,10 +91,46 @@ def test_training_helps(targets: Get, kit: SimpleNamespace, tmp_path: Path) -> N
     assert run.measure().simulated_tau == pytest.approx(best)
 
 
+# --- a budget of hours --------------------------------------------------------------------------------------------
+
+
+def test_the_steps_of_a_budget() -> None:
+    """What is left behind the probe's six steps and five evaluations, never less than one step."""
+    assert Schedule.fitting(0.1, 4, 2.0, 10.0).steps == (360 - 12 - 50) // 2
+    assert Schedule.fitting(1e-6, 4, 2.0, 10.0).steps == 1
+
+
+def test_a_budget_decides_the_steps_and_a_resumed_run_keeps_them(
+    targets: Get, kit: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Schedule, "fitting", lambda hours, *rest: Schedule(hours, 7, 0.5, 0.25))
+    target = targets("llama-kv4")
+    run = trainer(target, kit.random_draft().requires_grad_(True), tmp_path, epochs=2, hours=0.001)
+    step = run._step
+
+    def dying(number: int) -> Any:
+        if run.history and number == 5:
+            raise KeyboardInterrupt
+        return step(number)
+
+    monkeypatch.setattr(run, "_step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    monkeypatch.setattr(Schedule, "fitting", lambda *_: pytest.fail("a resumed run plans nothing"))
+    resumed = trainer(target, kit.random_draft().requires_grad_(True), tmp_path, epochs=2, hours=0.001)
+    history = resumed.run()
+    assert [record["step"] for record in history] == [0, 3, 6, 7]
+    assert [record["seconds"] > 0 for record in history] == [False, True, True, True]
+    plain = trainer(target, kit.random_draft().requires_grad_(True), tmp_path / "plain", epochs=3.5)
+    (tmp_path / "plain").mkdir()
+    same = plain.run()
+    assert [record["held_out_kl"] for record in history] == [record["held_out_kl"] for record in same]
+
+
 # --- what belongs together --------------------------------------------------------------------------------------
 
 
 def test_options_are_checked() -> None:
-    for bad in ({"epochs": 0}, {"batch": 0}, {"lr": -1.0}, {"ttt_steps": -1}):
+    for bad in ({"epochs": 0}, {"batch": 0}, {"lr": -1.0}, {"ttt_steps": -1}, {"hours": 1.0, "epochs": 3.0}):
         with pytest.raises(InputError):
             TrainSettings(**bad)

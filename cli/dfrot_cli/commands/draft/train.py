@@ -11,7 +11,7 @@ from dfrot.draft.training.settings import LossWeights, TrainSettings
 from dfrot.stages.draft.settings import DraftSettings
 from dfrot_cli import show
 from dfrot_cli.commands.draft.options import LOSS_WEIGHTS, data_options, draft_settings
-from dfrot_cli.launch import launched
+from dfrot_cli.launch import launched, shares_ranks
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, model_option, out_option, path_option
 from dfrot_cli.plan import plan
@@ -23,12 +23,13 @@ from dfrot_cli.setting_options import options_of
 @data_options
 @path_option("--features", metavar="F", text="Train on the result of dfq draft extract.")
 @options_of(DraftSettings, only=("cross", "intermediate", "warm", "draft_vocab", "quantize"))
-@options_of(TrainSettings, only=("epochs", "batch", "lr", "ttt_steps", "weight_decay", "evaluations"))
+@options_of(TrainSettings, only=("epochs", "hours", "batch", "lr", "ttt_steps", "weight_decay", "evaluations"))
 @options_of(LossWeights, only=tuple(LOSS_WEIGHTS), rename=LOSS_WEIGHTS)
 @click.option("--shard", is_flag=True, help="Under torchrun: split draft and optimizer between processes (FSDP).")
 @path_option("--tensorboard", metavar="DIR", text="Also write the history to this folder for TensorBoard.")
 @out_option("Folder of the draft.")
 @common
+@shares_ranks
 def command(
     model: str,
     out: Path,
