@@ -62,6 +62,9 @@ class NativeDecoder:
         self._hook_tables: list[dict[Any, Any]] = []
         self._angles: tuple[Tensor, Tensor] | None = None  # cos and sin float32 [positions, head_dim]
         self._cache_table: tuple[list[Any], Tensor] | None = None  # buffers, and the table of their addresses
+        self._recorded: tuple[int, ...] = ()  # layers, counted from 1, whose outputs `states` receives
+        self._own_hooks = 0  # hooks on layers that record the same where the modules compute
+        self.states: list[Tensor] | None = None  # [batch, rows, hidden] of each recorded layer, of the last call
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A model that is copied, or pickled and loaded in another process, builds its own tables."""
@@ -70,6 +73,14 @@ class NativeDecoder:
     def report(self) -> dict[str, Any]:
         """steps: calls served natively. fallbacks: reason -> calls served by the modules. unfit: why never, or None."""
         return {"steps": self.steps, "fallbacks": dict(self.fallbacks), "unfit": self.unfit}
+
+    def record(self, layers: tuple[int, ...], hooks: int) -> None:
+        """From now on keep the outputs of these layers (counted from 1) of every call in `states`. hooks: how many the
+        caller has put on the modules for calls that they compute; others keep calls from being served."""
+        self._recorded, self._own_hooks, self.states = layers, hooks, None
+
+    def _foreign_hooks(self) -> bool:
+        return bool(self._hook_tables) and sum(map(len, self._hook_tables)) > self._own_hooks
 
     def serve(self, base: Any, kwargs: dict[str, Any]) -> Any:
         """The output of the base model's forward(**kwargs), or None: the modules must compute it."""
@@ -99,13 +110,16 @@ class NativeDecoder:
         angles = self._rope_angles(base, hidden, begin, max(depths) + 1)
         cos, sin = (angle[torch.tensor(depths)] for angle in angles)
         table = self._caches(decoder, layers, begin + len(tokens), 1, hidden)
-        out = decoder.run_tree(hidden, table, cos, sin, begin, torch.tensor(parents))
+        states = self._empty_states(decoder, hidden)
+        out = decoder.run_tree(hidden, table, cos, sin, begin, torch.tensor(parents), states)
+        self._keep_states(states)
         for layer in layers:
             layer.length = begin + len(tokens)
         self.steps += 1
         return out[0]
 
     def _count_fallback(self, reason: NotServable) -> None:
+        self.states = None
         self.fallbacks[str(reason)] = self.fallbacks.get(str(reason), 0) + 1
 
     def _step(self, base: Any, kwargs: dict[str, Any]) -> Any:
@@ -120,12 +134,21 @@ class NativeDecoder:
         cos, sin = self._rope_angles(base, hidden, begin, rows)
         table = self._caches(decoder, layers, begin + rows, batch, hidden)
         if batch * rows <= LINES and not 0 < decoder.shape.window < rows:
-            out = decoder.run(hidden, table, cos, sin, begin)
+            states = self._empty_states(decoder, hidden)
+            out = decoder.run(hidden, table, cos, sin, begin, states)
+            self._keep_states(states)
             for layer in layers:
                 layer.length = begin + rows
         else:
             out = self._prompt(base, layers, table, hidden, cos, sin)
         return getattr(base, "make_output", base_model_output)(out, cache)
+
+    def _empty_states(self, decoder: Decoder, hidden: Tensor) -> Tensor | None:
+        return decoder.empty_states(hidden) if self._recorded else None
+
+    def _keep_states(self, states: Tensor | None) -> None:
+        """states: of every layer."""
+        self.states = None if states is None else [states[number - 1] for number in self._recorded]
 
     def _prompt(
         self, base: Any, layers: list[DfqCacheLayer], table: Tensor, hidden: Tensor, cos: Tensor, sin: Tensor
@@ -138,6 +161,7 @@ class NativeDecoder:
         reads_packed = rows <= MAX_ROWS
         mask = None if reads_packed else causal_mask(rows, begin, decoder.shape.window)
         visible = kernel_mask(hidden.shape[0], rows, begin, decoder.shape.window)
+        outputs: dict[int, Tensor] = {}
         for number, layer in enumerate(layers):
             assert layer.packed is not None
             query = decoder.before(number, hidden, table, cos, sin, begin, rotate=not reads_packed)
@@ -150,6 +174,9 @@ class NativeDecoder:
                 module = attention_of(base, self.arch, number)
                 mixed, _ = dense_attention(module, query, *view.tensors(), mask, scaling=decoder.shape.scaling)
             decoder.after(number, hidden, mixed)
+            if number + 1 in self._recorded:
+                outputs[number + 1] = hidden.clone()
+        self.states = [outputs[number] for number in self._recorded] if self._recorded else None
         decoder.finish(hidden)
         return hidden
 
@@ -167,7 +194,7 @@ class NativeDecoder:
         if layer.length == 0 and self.decoder is not None and self._current_linears(base) != self._linears:
             self.decoder = None
         check_arguments(base.config, kwargs, inputs)
-        if self._hook_tables and any(self._hook_tables):
+        if self._foreign_hooks():
             raise NotServable("hooks on the modules")
         if is_wrapped():
             raise NotServable("attention is being watched")
@@ -191,7 +218,7 @@ class NativeDecoder:
                 raise
             self._built_for, self._angles, self._cache_table = state, None, None
             self._hook_tables = hook_tables(base)
-            if any(self._hook_tables):
+            if self._foreign_hooks():
                 raise NotServable("hooks on the modules")
         return self.decoder
 
