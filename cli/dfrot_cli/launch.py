@@ -75,6 +75,7 @@ def joined(timeout: float) -> Iterator[Any]:
         yield SINGLE
         return
     place = _meeting()
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # gloo's stack traces of connections that end
     from dfrot.ranks.processes import ProcessRanks
 
     ranks = ProcessRanks(*place, timeout)
@@ -133,7 +134,7 @@ def _end(ranks: ProcessRanks, error: BaseException) -> NoReturn:
         show.note(line)
     sys.stdout.flush()
     sys.stderr.flush()
-    ranks.linger()
+    ranks.depart()
     os._exit(code)  # gloo may wait for ever for ranks that are gone
 
 

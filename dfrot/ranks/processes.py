@@ -126,7 +126,6 @@ class ProcessRanks(Ranks):
         """Why this process was asked to end by its launcher."""
         return self._watch.missing(error)
 
-    def linger(self) -> None:
-        """Called last by a rank that ends by an error: the store may be its own, and others still read it."""
-        if self.first:
-            time.sleep(6.0)
+    def depart(self) -> None:
+        """Called last by a rank that ends by an error: others may still read its reason."""
+        self._watch.depart()

@@ -60,6 +60,13 @@ class Ranks:
         """The values of all ranks, in their order, on every rank."""
         return self.exchange(dict.fromkeys(range(self.size), value))
 
+    def filled(self, *tensors: Any) -> list[Any]:
+        """Tensors of which every rank has filled in some entries and left the others 0: whole, on every rank."""
+        if self.size == 1:
+            return list(tensors)
+        first, *others = self.gather_everywhere(list(tensors))
+        return [sum((part[number] for part in others), tensor) for number, tensor in enumerate(first)]
+
     def broadcast(self, value: Any, source: int = 0) -> Any:
         """The value of rank `source`; that of the others is ignored."""
         return value

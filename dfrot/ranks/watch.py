@@ -15,6 +15,7 @@ from dfrot.errors import ResourceError, reason_of
 
 BEAT = 0.5  # seconds between two signs
 LISTEN = 4.0  # seconds in which a rank that is there gives one, on a busy machine too
+DEPARTURE = 20.0  # seconds that the first rank waits for the others, at most
 RESUME = "give the command again to go on, with any number of ranks"
 
 
@@ -70,8 +71,10 @@ class RankWatch:
         return silent
 
     def look(self, first: bool) -> None:
-        """Called now and then while this rank waits; `first` when it begins to. Raises ResourceError when a rank gave
-        no sign for too long."""
+        """Called now and then while this rank waits; `first` when it begins to. Raises ResourceError when a rank ended
+        by an error or gave no sign for too long."""
+        if reasons := self.reported():
+            raise self._stopped(reasons)
         if first:
             self._signs = {}
         lost = [rank for rank, seconds in self._silent().items() if seconds > self.timeout]
@@ -86,8 +89,7 @@ class RankWatch:
             end = time.monotonic() + LISTEN
             while time.monotonic() < end:
                 if reasons := self.reported():
-                    rank, reason = next(iter(reasons.items()))
-                    return ResourceError(f"rank {rank} of {self.size} stopped: {reason}", code="rank_stopped")
+                    return self._stopped(reasons)
                 time.sleep(BEAT / 2)
                 silent = self._silent()
             lost = [rank for rank, seconds in silent.items() if seconds > LISTEN / 2]
@@ -99,6 +101,23 @@ class RankWatch:
                 code="rank_lost",
             )
         return self._lost(lost, "died (killed, out of memory, or its machine is gone)")
+
+    def depart(self) -> None:
+        """Called last by a rank that ends by an error. The first one, whose process may host the store, waits for the
+        others to read it."""
+        with contextlib.suppress(RuntimeError):
+            self.store.set(f"departed/{self.rank}", "")
+            end = time.monotonic() + DEPARTURE
+            waiting = set(range(1, self.size)) if self.rank == 0 else set()
+            while waiting and time.monotonic() < end:
+                time.sleep(BEAT / 2)
+                silent = self._silent()
+                gone = {rank for rank in waiting if self.store.check([f"departed/{rank}"]) or silent[rank] > LISTEN}
+                waiting -= gone
+
+    def _stopped(self, reasons: dict[int, str]) -> ResourceError:
+        rank, reason = next(iter(reasons.items()))
+        return ResourceError(f"rank {rank} of {self.size} stopped: {reason}", code="rank_stopped")
 
     def _lost(self, ranks: list[int], reason: str) -> ResourceError:
         names = ", ".join(map(str, ranks))
