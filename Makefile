@@ -16,7 +16,7 @@ BENCH := build/bench
 # What decides the content of the environment: a change installs again, nothing else does.
 INPUTS := pyproject.toml constraints.txt kernels/CMakeLists.txt $(shell find kernels/csrc -type f)
 
-.PHONY: setup test walkthroughs compat test-slow test-gpu sanitize emulate emulate-sanitize demo demo-draft table engines recipe ci lint type wheel-check check bench clean
+.PHONY: setup test walkthroughs compat test-slow test-gpu sanitize emulate emulate-sanitize demo demo-draft table engines peers recipe ci lint type wheel-check check bench clean
 
 setup: $(STAMP)
 
@@ -108,11 +108,24 @@ table: $(RUN)
 	$(BIN)/dfq compare --model reference --dataset stdlib --seqlen 1024 --windows 48 --batch 6 \
 	  --samples 64 --calibration-seqlen 1024 --out build/table --overwrite
 
+# Environments of the engines that `dfq bench models` races against, one below build/peers for each: make peers
+# [PEERS="llama.cpp openvino"]. A second run installs nothing.
+PEERS ?=
+peers: setup
+	PIP_ARGS="$(PIP_ARGS)" sh recipes/peers/setup.sh $(PYTHON) build/peers $(PEERS)
+
 # Environments of the engines that check exports (dfq export --check), one below build/engines for each: make engines
 # [ENGINES="vllm llama.cpp"]. A second run installs nothing.
 ENGINES ?=
 engines:
 	PIP_ARGS="$(PIP_ARGS)" sh recipes/engines/setup.sh $(PYTHON) build/engines $(ENGINES)
+
+# What every engine makes of every export of a model, as the table of docs/results/engines.md: an hour on two cores.
+# make engine-matrix [MODEL=reference TEXT=stdlib]; what is in build/matrix already is not run again.
+MODEL ?= reference
+TEXT  ?= stdlib
+engine-matrix: setup
+	$(BIN)/python recipes/engines/matrix.py $(MODEL) build/matrix/$(notdir $(MODEL)) $(TEXT)
 
 # The walk-throughs of CONTRIBUTING.md, followed literally: 100 s, so that they are no part of `make test`.
 walkthroughs: setup

@@ -35,6 +35,23 @@ class ExportSettings:
 
 
 @dataclass(frozen=True)
+class ExportForSettings:
+    """The engine that is to serve an export."""
+
+    engine: Literal["vllm", "sglang", "llama.cpp", "transformers"] | None = setting(
+        None,
+        option="--for",
+        choices=("vllm", "sglang", "llama.cpp", "transformers"),
+        help="Choose the format that this engine serves best, in place of `to`; say what it serves otherwise than the "
+        "checkpoint, and write the command that serves it into README.md.",
+    )
+    force: bool = setting(False, help="With `engine`: write what it is known to refuse, too.")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
 class ExportCheckSettings:
     """How exported checkpoints are compared with dfq's own results."""
 

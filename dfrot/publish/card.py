@@ -8,6 +8,7 @@ from typing import Any
 from dfrot.errors import DfqError
 from dfrot.export.inspect import inspect
 from dfrot.export.serving.commands import serving_commands
+from dfrot.export.serving.planning import engines_for
 from dfrot.publish.front_matter import with_front_matter
 from dfrot.publish.licences import attribution
 from dfrot.publish.measured import MeasuredTable
@@ -105,8 +106,8 @@ def _fact(value: Any) -> str:
 
 
 def _serving(subject: PublishedFolder, file: str | None) -> str:
-    online = bool(subject.quantization.get("transform_config"))
-    commands = serving_commands(subject.format, subject.repository, file, subject.base, online)
+    served = engines_for(subject.folder) if subject.format in (COMPRESSED_TENSORS, GPTQ) else ()
+    commands = serving_commands(subject.format, subject.repository, file, subject.base, served)
     text = _block([f"{command}  # {engine}" for engine, command in commands])
     if subject.format == PACKED:
         text += (

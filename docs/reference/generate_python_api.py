@@ -97,7 +97,17 @@ SECTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     ),
     "Export": (
         "Another engine's format: compressed-tensors, gguf or gptq.",
-        ("dfrot.export.run:export", "dfrot.export.serving.check:check_engines"),
+        (
+            "dfrot.export.run:export",
+            "dfrot.export.serving.planning:plan_for",
+            "dfrot.export.serving.command:serving_command",
+            "dfrot.export.serving.check:check_engines",
+        ),
+        ("dfrot.export.settings:ExportCheckSettings",),
+    ),
+    "Plan": (
+        "Disk, memory, arithmetic and hours of stages, from config.json alone.",
+        ("dfrot.planning.estimate:estimate",),
         (),
     ),
     "Publish": (

@@ -20,7 +20,14 @@ DRIVERS = "dfrot/export/serving/drivers/"  # scripts for environments of engines
 DOORS = {
     "click": ("cli/dfrot_cli/",),
     "rich": ("cli/dfrot_cli/show.py",),
-    "transformers": ("dfrot/compat/", "dfrot/runtime/", "dfrot/vision/", "dfrot/data/tokenizer.py", DRIVERS),
+    "transformers": (
+        "dfrot/compat/",
+        "dfrot/runtime/",
+        "dfrot/vision/",
+        "dfrot/data/tokenizer.py",
+        "dfrot/race/drivers/torch_engine.py",
+        DRIVERS,
+    ),
     "peft": ("dfrot/runtime/lora.py",),
     "huggingface_hub": (
         "dfrot/hub.py",
@@ -35,8 +42,12 @@ DOORS = {
     "PIL": ("dfrot/data/images.py",),
     "pyarrow": ("dfrot/data/row_files.py",),
     "matplotlib": ("dfrot/bench/",),
-    "llama_cpp": ("dfrot/bench/models/peer.py", "dfrot/export/engines.py", DRIVERS),
-    "vllm": (DRIVERS,),
+    "llama_cpp": ("dfrot/bench/models/peer.py", "dfrot/export/engines.py", "dfrot/race/drivers/", DRIVERS),
+    "ik_llama_cpp": ("dfrot/race/drivers/",),
+    "openvino": ("dfrot/race/drivers/",),
+    "openvino_genai": ("dfrot/race/drivers/",),
+    "onnxruntime_genai": ("dfrot/race/drivers/",),
+    "vllm": ("dfrot/race/drivers/", DRIVERS),
     "gguf": ("dfrot/bench/models/gguf_file.py", "dfrot/export/", "dfrot/inputs/gguf/"),
     "yaml": ("dfrot/recipe/document.py", "dfrot/publish/front_matter.py"),
     "starlette": ("dfrot/serve/",),
@@ -79,9 +90,14 @@ PACKAGES = {
         "arch bench calib data draft evaluate generation inputs lineage outliers quant ranks rotation runtime "
         "transforms vision",
     ),
+    "planning": ("what stages cost, from config.json alone", "arch calib quant rotation runtime stages"),
     "export": (
         "formats of other engines",
         "arch data evaluate inputs lineage quant rotation runtime stages vision",
+    ),
+    "race": (
+        "whole models beside other engines, a process for each",
+        "arch bench data evaluate export generation inputs quant runtime",
     ),
     "recipe": ("a run from one file", "export hub inputs quant stages vision"),
     "publish": (

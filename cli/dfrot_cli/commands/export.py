@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from dfrot.export.settings import ExportCheckSettings, ExportSettings
+from dfrot.export.settings import ExportCheckSettings, ExportForSettings, ExportSettings
 from dfrot.quant.scheme import QuantScheme
 from dfrot_cli import engine_check, export_show, show
 from dfrot_cli.models import model_folder
@@ -20,6 +20,7 @@ from dfrot_cli.setting_options import options_of, settings_from
 @click.argument("given", nargs=-1, metavar="[DIR] [ENGINE]...")
 @click.option("--model", metavar="M", help="A checkpoint of dfq quantize, or a 16-bit one (gguf).")
 @options_of(ExportSettings, more={"to": {"required": False}})
+@options_of(ExportForSettings)
 @click.option(
     "--list", "listed", is_flag=True, help="Show which scheme each format can hold, and the nearest to others."
 )
@@ -58,9 +59,11 @@ def command(
         return
     model, engines = _model_and_engines(given, model, check)
     by_engines = check and bool(given)
-    if model is None or (out is None and not by_engines) or (to is None and not check):
+    wanted = settings_from(ExportForSettings, options)
+    if model is None or (out is None and not by_engines) or (to is None and wanted.engine is None and not check):
         raise InputError(
-            "give `model`, `to` and `out`; or `listed` for what is possible", field=("model", "to", "out", "listed")
+            "give `model`, `to` (or `engine`) and `out`; or `listed` for what is possible",
+            field=("model", "to", "engine", "out", "listed"),
         )
     from dfrot.hub import default_dataset
 
@@ -82,11 +85,7 @@ def command(
             report = check_all(folder, out, *windows, progress=progress, overwrite=common.overwrite)
         show.as_json(report) if common.json else export_show.checked(report, out)
         return
-    from dfrot.export.run import export
-
-    with show.progress() as progress:
-        evidence = export(folder, str(to), out, scheme, progress=progress, **options, **common.stage())
-    show.as_json({"out": str(out), **evidence}) if common.json else export_show.written(evidence, out)
+    export_show.run(folder, to, scheme, out, wanted, options, common)
 
 
 def _model_and_engines(given: tuple[str, ...], model: str | None, check: bool) -> tuple[str | None, tuple[str, ...]]:
