@@ -16,7 +16,7 @@ BENCH := build/bench
 # What decides the content of the environment: a change installs again, nothing else does.
 INPUTS := pyproject.toml constraints.txt kernels/CMakeLists.txt $(shell find kernels/csrc -type f)
 
-.PHONY: setup test walkthroughs compat test-slow test-gpu sanitize emulate emulate-sanitize demo demo-draft table recipe ci lint type wheel-check check bench clean
+.PHONY: setup test walkthroughs compat test-slow test-gpu sanitize emulate emulate-sanitize demo demo-draft table engines peers recipe ci lint type wheel-check check bench clean
 
 setup: $(STAMP)
 
@@ -107,6 +107,18 @@ demo-draft: $(RUN)
 table: $(RUN)
 	$(BIN)/dfq compare --model reference --dataset stdlib --seqlen 1024 --windows 48 --batch 6 \
 	  --samples 64 --calibration-seqlen 1024 --out build/table --overwrite
+
+# Environments of the engines that `dfq bench models` races against, one below build/peers for each: make peers
+# [PEERS="llama.cpp openvino"]. A second run installs nothing.
+PEERS ?=
+peers: setup
+	PIP_ARGS="$(PIP_ARGS)" sh recipes/peers/setup.sh $(PYTHON) build/peers $(PEERS)
+
+# Environments of the engines that check exports (dfq export --check), one below build/engines for each: make engines
+# [ENGINES="vllm llama.cpp"]. A second run installs nothing.
+ENGINES ?=
+engines:
+	PIP_ARGS="$(PIP_ARGS)" sh recipes/engines/setup.sh $(PYTHON) build/engines $(ENGINES)
 
 # The walk-throughs of CONTRIBUTING.md, followed literally: 100 s, so that they are no part of `make test`.
 walkthroughs: setup

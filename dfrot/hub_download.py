@@ -7,7 +7,7 @@ client's own progress bars are not shown.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def download(name: str, hub_id: str, revision: str | None, progress: Progress, h
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        with _silent_client():
+        with silent_client():
             folder: Any = snapshot_download(
                 hub_id,
                 revision=revision,
@@ -71,8 +71,20 @@ def download(name: str, hub_id: str, revision: str | None, progress: Progress, h
     return Path(folder)
 
 
+def fetch_small_files(hub_id: str, patterns: Sequence[str]) -> Path | None:
+    """The folder in the hub's cache with those files of a model that match `patterns`, which must not match weights;
+    None where they cannot be fetched: no network, no access."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        with silent_client():
+            return Path(snapshot_download(hub_id, allow_patterns=list(patterns), etag_timeout=TIMEOUT))
+    except Exception:  # of many types; the caller says what was not compared
+        return None
+
+
 @contextmanager
-def _silent_client() -> Iterator[None]:
+def silent_client() -> Iterator[None]:
     """While active, the hub client shows no progress bars of its own and logs errors only: refusals say the rest."""
     from huggingface_hub import utils
 

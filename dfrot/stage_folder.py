@@ -56,6 +56,10 @@ class Stage:
         """Whether `unit` is finished."""
         return unit in self._done
 
+    def finished_units(self) -> dict[str, Any]:
+        """The values of finished units by name."""
+        return dict(self._done)
+
     def recall(self, unit: str) -> Any:
         """The value that was recorded with a finished unit."""
         return self._done[unit]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dfrot.export.settings import ExportForSettings
+from dfrot.quant.scheme import QuantScheme
 from dfrot_cli import show
+from dfrot_cli.options import Common
 
 
 def matrix(json: bool) -> None:
@@ -21,6 +25,29 @@ def matrix(json: bool) -> None:
     show.line("no (why): the nearest scheme that can be exported")
 
 
+def run(
+    model: Path,
+    to: str | None,
+    scheme: QuantScheme | None,
+    out: Path,
+    wanted: ExportForSettings,
+    options: Mapping[str, Any],
+    common: Common,
+) -> None:
+    """Export `model`, in the format `to` or in the one that the wanted engine serves best, and show the record."""
+    from dfrot.export.run import export
+    from dfrot.export.serving.planning import plan_for
+
+    serving = None
+    if wanted.engine is not None:
+        r4 = bool(options["online_r4"])
+        serving = plan_for(model, wanted.engine, to, scheme, online_r4=r4, force=wanted.force)
+        to, scheme = serving.to, serving.scheme
+    with show.progress() as progress:
+        evidence = export(model, str(to), out, scheme, serving=serving, progress=progress, **options, **common.stage())
+    show.as_json({"out": str(out), **evidence}) if common.json else written(evidence, out)
+
+
 def written(evidence: dict[str, Any], out: Path) -> None:
     """The files of an export and the engines that load them. evidence: its record."""
     for text in evidence["notes"]:
@@ -30,7 +57,13 @@ def written(evidence: dict[str, Any], out: Path) -> None:
         show.note(f"note: {scales['rounded']} of {scales['count']} scales rounded to float16, by at most {worst:g}")
     names = ", ".join(str(out / name) for name in evidence["files"])
     show.line(f"wrote {names}: {evidence['scheme']} as {evidence['storage']}, {show.size(evidence['bytes'])}")
-    show.line(f"for {', '.join(evidence['engines'])}")
+    if (serving := evidence.get("serving")) is None:
+        show.line(f"for {', '.join(evidence['engines'])}")
+        return
+    show.line(f"for {serving['engine']}: {serving['why']}")
+    for text in serving["warnings"]:
+        show.note(f"warning: {text}")
+    show.line(f"serve it from {out}: {serving['command']}")
 
 
 def checked(report: dict[str, Any], out: Path) -> None:

@@ -18,6 +18,7 @@ COMMANDS = {
     "eval": "Measure checkpoints (dfq eval ppl, kl, tasks, speed).",
     "export": "Write a checkpoint for vLLM, llama.cpp, transformers, ...",
     "import": "Write a quantized model of another tool as a 16-bit checkpoint.",
+    "publish": "Put a checkpoint, an export or a draft on the hub.",
     "inspect": "Show what a checkpoint is and what can load it.",
     "draft": "Train and measure draft models for speculative decoding.",
     "outliers": "Find outliers, explain them, remove them.",

@@ -65,10 +65,21 @@ def common(function: Function) -> Function:
     def wrapped(**values: Any) -> Any:
         context = click.get_current_context()
         context.meta[COMMAND] = context.command
+        if not getattr(function, "shares_ranks", False):
+            _refuse_ranks(context.info_name or "this command")
         options = Common(**{name: values.pop(name) for name in Common.__dataclass_fields__})
         return function(common=options, **values)
 
     return options_of(Common, skip=())(wrapped)  # type: ignore[return-value]
+
+
+def _refuse_ranks(name: str) -> None:
+    """Raise UnsupportedError where a launcher started several processes of a command that works in a single one."""
+    from dfrot.errors import UnsupportedError
+    from dfrot_cli.launch import world_size
+
+    if (size := world_size()) > 1:
+        raise UnsupportedError(f"WORLD_SIZE is {size}, but {name} works in a single process; start it without torchrun")
 
 
 def out_option(text: str) -> Callable[[Function], Function]:

@@ -162,3 +162,14 @@ def size(count: int | float) -> str:
         if count >= factor:
             return f"{count / factor:.2f} {unit}"
     return f"{count:.0f} B"
+
+
+def peaks_record(peaks: Sequence[int]) -> dict[str, Any]:
+    """What --json says of ranks: the peak memory of each in bytes; empty for a single process."""
+    return {"ranks": [{"rank": rank, "peak_bytes": peak} for rank, peak in enumerate(peaks)]} if len(peaks) > 1 else {}
+
+
+def peaks(peaks: Sequence[int]) -> None:
+    """The peak memory of every rank; nothing for a single process."""
+    if len(peaks) > 1:
+        table("ranks", ("rank", "peak memory"), [(rank, size(peak)) for rank, peak in enumerate(peaks)])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -38,8 +41,8 @@ class StatsCollector:
         self.sample = torch.empty(0, width)
         self.sample_ranks = torch.empty(0, dtype=torch.long)
 
-    def add(self, x: Tensor, index: Tensor | None = None) -> None:
-        """x [..., K]: the next rows, in order. index int64: their row numbers, where some rows are left out."""
+    def add(self, x: Tensor, index: Tensor | slice | None = None) -> None:
+        """x [..., K]: the next rows, in order. index: their row numbers, where some rows are left out."""
         rows = x.reshape(-1, x.shape[-1]).float()
         if self.hessian is not None:
             self.hessian.add(rows)
@@ -49,11 +52,27 @@ class StatsCollector:
         limit = self.sample_ranks.max() if len(self.sample_ranks) == self.size else len(self.rank)
         chosen = (rank < limit).nonzero().flatten()
         chosen = chosen[rank[chosen].argsort()[: self.size]].sort().values
-        self.sample = torch.cat([self.sample, rows[chosen]])
-        self.sample_ranks = torch.cat([self.sample_ranks, rank[chosen]])
-        if len(self.sample_ranks) > self.size:
-            kept = self.sample_ranks.argsort()[: self.size].sort().values
-            self.sample, self.sample_ranks = self.sample[kept], self.sample_ranks[kept]
+        self._sample(torch.cat([self.sample, rows[chosen]]), torch.cat([self.sample_ranks, rank[chosen]]))
+
+    def _sample(self, rows: Tensor, ranks: Tensor) -> None:
+        """Keep the rows with the lowest ranks, in their order."""
+        if len(ranks) > self.size:
+            kept = ranks.argsort()[: self.size].sort().values
+            rows, ranks = rows[kept], ranks[kept]
+        self.sample, self.sample_ranks = rows, ranks
+
+    def part(self) -> dict[str, Any]:
+        """What was collected, but for the Hessian: for `merge`."""
+        return {"count": self.count, "absmax": self.absmax, "sample": self.sample, "ranks": self.sample_ranks}
+
+    def merge(self, parts: Sequence[dict[str, Any]]) -> None:
+        """Take over what several collectors have, each of other rows: as if this one had seen all rows, in order."""
+        self.count = sum(part["count"] for part in parts)
+        self.absmax = torch.stack([part["absmax"] for part in parts]).amax(0)
+        ranks = torch.cat([part["ranks"] for part in parts])
+        positions = torch.empty_like(self.rank).scatter_(0, self.rank, torch.arange(len(self.rank)))
+        order = positions[ranks].argsort()
+        self._sample(torch.cat([part["sample"] for part in parts])[order], ranks[order])
 
     def stats(self) -> CalibStats:
         """The statistics of all rows so far."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -20,14 +22,25 @@ class HessianSum:
         self.count = 0
         self.total = None if width is None else torch.zeros(width, width, dtype=torch.float64)
 
-    def add(self, rows: Tensor) -> None:
-        """rows float32 [M, K]."""
+    @staticmethod
+    def products(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """The sum for rows float32 [M, K] alone, in blocks of its rows: first row, float32 [n, K - first row]."""
         width = rows.shape[1]
-        if self.total is None:
-            self.total = torch.zeros(width, width, dtype=torch.float64)
         step = max(MIN_STEP, width // STEPS)
         for begin in range(0, width, step):
-            self.total[begin : begin + step, begin:] += rows[:, begin : begin + step].T @ rows[:, begin:]
+            yield begin, rows[:, begin : begin + step].T @ rows[:, begin:]
+
+    def add_product(self, begin: int, product: Tensor) -> None:
+        """Add a block of `products`. The block that begins at 0 has as many columns as the Hessian."""
+        if self.total is None:
+            width = begin + product.shape[1]
+            self.total = torch.zeros(width, width, dtype=torch.float64)
+        self.total[begin : begin + len(product), begin:] += product
+
+    def add(self, rows: Tensor) -> None:
+        """rows float32 [M, K]."""
+        for begin, product in self.products(rows):
+            self.add_product(begin, product)
         self.count += len(rows)
 
     def value(self) -> Tensor:

@@ -42,11 +42,16 @@ class HiddenStates:
             raise InputError(
                 f"{self.stem}: activations are NaN or Inf; the checkpoint's weights are damaged or overflow float32"
             )
+        self.prepare().write_rows("hidden", begin, rows.float())
+
+    def prepare(self) -> SafetensorsWriter:
+        """Make the file, if it is not there, and return its writer. Where processes share a file, one of them must have
+        done so before the others begin."""
         if self._writer is None:
             self._writer = SafetensorsWriter(
                 self.folder, [TensorPlan("hidden", torch.float32, self.shape)], self.stem, shard_bytes=1 << 62
             )
-        self._writer.write_rows("hidden", begin, rows.float())
+        return self._writer
 
     def read(self, begin: int, end: int) -> Tensor:
         """Samples begin .. end, float32 [end - begin, seqlen, hidden]."""

@@ -18,6 +18,7 @@ from dfrot.evaluate.baseline import Baseline
 from dfrot.evaluate.intervals import as_list, mean_interval
 from dfrot.evaluate.logits import LikeliestTokens, RunningLogSumExp, TiledHead, TokenLogits
 from dfrot.evaluate.settings import LEVEL
+from dfrot.ranks.single import Ranks
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999)
 Observe = Callable[[int, Tensor], None]
@@ -106,6 +107,10 @@ class WindowAgreement:
     top1: Tensor
     """float64 [n]: share of positions where both take the same most likely token."""
 
+    def filled(self, ranks: Ranks) -> WindowAgreement:
+        """Of all windows, from what every rank observed."""
+        return WindowAgreement(*ranks.filled(self.kl, self.top1))
+
 
 def agreement_observer(model: Any, baseline: Baseline, windows: Tensor) -> tuple[Observe, WindowAgreement]:
     """An `observe` callback for `window_losses` on `model`, and the result that it fills in.
@@ -137,6 +142,10 @@ class TokenDivergence:
     def empty(cls, windows: int, seqlen: int) -> TokenDivergence:
         """Zeros, for `divergence_observer` to fill in."""
         return cls(*(torch.zeros(windows, seqlen - 1) for _ in range(3)))
+
+    def filled(self, ranks: Ranks) -> TokenDivergence:
+        """Of all windows, from what every rank observed."""
+        return TokenDivergence(*ranks.filled(self.kl, self.same, self.change))
 
     def summary(self, level: float = LEVEL) -> dict[str, Any]:
         """JSON: means with intervals over windows (tokens of a window depend on each other), quantiles over tokens."""

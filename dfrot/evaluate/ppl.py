@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dfrot.errors import GateError
 from dfrot.evaluate.logits import token_losses
+from dfrot.ranks.single import SINGLE, Ranks
 
 PROTOCOL = "gptq-ppl/1"
 
@@ -32,6 +33,7 @@ def window_losses(
     progress: Callable[[int], None] | None = None,
     observe: Callable[[int, Tensor], None] | None = None,
     skip: int = 0,
+    ranks: Ranks = SINGLE,
 ) -> Tensor:
     """Mean negative log-likelihood per window, float64 [n], of windows int64 [n, seqlen].
 
@@ -42,22 +44,26 @@ def window_losses(
         progress: `progress(done)`, called after each batch.
         observe: `observe(first window, hidden [B, seqlen, d])`, called with the head's input.
         skip: leading tokens that are context only: neither they nor the first token behind them are predicted.
+        ranks: share the batches; every rank gets all losses, but observes its own batches alone.
 
     Raises GateError when a window's loss is not a number."""
-    losses = []
+    result = torch.zeros(len(windows), dtype=torch.float64)
     device = model.device
-    for first in range(0, len(windows), batch):
-        tokens = windows[first : first + batch].to(device)
-        hidden = hidden_states(model, tokens)
-        if observe is not None:
-            observe(first, hidden)
-        targets = tokens[:, skip + 1 :]
-        loss = token_losses(model, hidden[:, skip:-1].flatten(0, 1), targets.flatten())
-        losses.append(loss.view(targets.shape).mean(-1).cpu())
+    starts = range(0, len(windows), batch)
+    for turn, number in enumerate(ranks.rounds(len(starts))):
+        if number is not None:
+            rows = slice(starts[number], starts[number] + batch)
+            tokens = windows[rows].to(device)
+            hidden = hidden_states(model, tokens)
+            if observe is not None:
+                observe(starts[number], hidden)
+            targets = tokens[:, skip + 1 :]
+            loss = token_losses(model, hidden[:, skip:-1].flatten(0, 1), targets.flatten())
+            result[rows] = loss.view(targets.shape).mean(-1).cpu()
         if progress is not None:
-            progress(min(first + batch, len(windows)))
-    result = torch.cat(losses)
-    if not bool(torch.isfinite(result).all()):
-        window = int((~torch.isfinite(result)).nonzero()[0])
+            progress(min((turn + 1) * ranks.size * batch, len(windows)))
+    whole: Tensor = ranks.filled(result)[0]
+    if not bool(torch.isfinite(whole).all()):
+        window = int((~torch.isfinite(whole)).nonzero()[0])
         raise GateError(f"window {window}: the loss is not finite; the checkpoint's numbers are broken in this dtype")
-    return result
+    return whole

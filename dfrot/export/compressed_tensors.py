@@ -1,11 +1,11 @@
 """The compressed-tensors layout: what vLLM, SGLang and transformers load. Integers are `pack-quantized`, FP4 stands in
-dfrot/export/fp4_layout.py.
+dfrot/export/fp4_layout.py. 8-bit weights beside 8-bit activations are `int-quantized`, the one layout that INT8 kernels
+read: `weight` int8 [N, K] and `weight_scale` [N, 1].
 
-Per linear: `weight_packed` int32 [N, ceil(K b / 32)] (the same little-endian bit string along K as ours, in words),
-`weight_scale` in the model's dtype [N, G], `weight_shape` int64 [2], and for asymmetric grids `weight_zero_point`
-int32 [ceil(N b / 32), G], packed along N. The format is named in the group and globally: without it the library infers
-an int8 container as soon as activations are quantized, which no INT4 kernel runs.
-"""
+Per packed linear: `weight_packed` int32 [N, ceil(K b / 32)] (the same little-endian bit string along K as ours, in
+words), `weight_scale` in the model's dtype [N, G], `weight_shape` int64 [2], and for asymmetric grids
+`weight_zero_point` int32 [ceil(N b / 32), G], packed along N. The format is named in the group and globally: without
+it the library infers an int8 container as soon as activations are quantized, which no INT4 kernel runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dfrot.quant.scheme import FULL, INTEGERS, QuantScheme
 from dfrot.rotation.online import HadamardSpec
 from dfrot_kernels.layouts import PackedWeight
 
-WORD = 32
+WORD, INT8 = 32, "int-quantized"
 
 
 class CompressedTensorsLayout:
@@ -39,6 +39,8 @@ class CompressedTensorsLayout:
             elif linear is None:
                 entry = source.checkpoint.entry(name)
                 plans.append(TensorPlan(name, entry.dtype, entry.shape))
+            elif kind == "weight_packed" and _elementwise(source):
+                plans.append(TensorPlan(f"{module}.weight", torch.int8, (linear.rows, linear.cols)))
             elif kind == "weight_packed":
                 words = -(-linear.cols * linear.w_bits // WORD)
                 plans.append(TensorPlan(name, torch.int32, (linear.rows, words)))
@@ -63,13 +65,17 @@ class CompressedTensorsLayout:
                 yield name, source.checkpoint.read(name)
             elif kind == "weight_packed":
                 weight = source.packed_weight(module)
+                if _elementwise(source):
+                    yield f"{module}.weight", (weight.codes().short() - 2 ** (weight.bits - 1)).to(torch.int8)
+                    yield f"{module}.weight_scale", _scale(source, weight, module)
+                    continue
                 yield name, _words(weight.packed)
                 yield f"{module}.weight_shape", torch.tensor([linear.rows, linear.cols])
                 yield f"{module}.weight_scale", _scale(source, weight, module)
                 if weight.zero is not None:
                     yield f"{module}.weight_zero_point", _zero_points(weight)
         if source.r4 is not None:
-            signs = _sylvester(source.r4.block).to(source.dtype)
+            signs = sylvester(source.r4.block).to(source.dtype)
             for name in _transform_names(source):
                 yield name, signs
 
@@ -89,6 +95,11 @@ class CompressedTensorsLayout:
         if source.r4 is not None:
             entry["transform_config"] = {"config_groups": {"R4": _online_transform(source.r4, source)}}
         return entry
+
+
+def _elementwise(source: ExportSource) -> bool:
+    """Whether every code has a byte of its own."""
+    return source.storage is not None and source.storage.name == INT8
 
 
 def _integer_arguments(scheme: QuantScheme) -> dict[str, dict[str, Any]]:
@@ -139,8 +150,8 @@ def _transform_names(source: ExportSource) -> list[str]:
     return [f"{name}.R4_input.weight" for name in names]
 
 
-def _sylvester(size: int) -> Tensor:
-    """The Sylvester-Hadamard matrix [size, size] with entries +-1: the format stores it unnormalised."""
+def sylvester(size: int) -> Tensor:
+    """The Sylvester-Hadamard matrix float32 [size, size] with entries +-1: the format stores it unnormalised."""
     out = torch.ones(1, 1)
     two = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
     while len(out) < size:

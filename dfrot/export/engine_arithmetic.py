@@ -20,6 +20,14 @@ from dfrot.quant.scheme import FULL
 from dfrot.runtime.load_foreign import dense_model
 
 
+def round_tokens(x: Tensor, bits: int) -> Tensor:
+    """Activations [..., features] rounded to `bits` bits, one scale per token."""
+    half = 2 ** (bits - 1)
+    scale = x.abs().amax(-1, keepdim=True) / (half - 0.5)
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    return torch.clamp(torch.round(x / scale), -half, half - 1) * scale
+
+
 def load_with_engine_arithmetic(folder: Path) -> Any:
     """The float32 transformers model of a packed checkpoint with symmetric activations: dequantized weights, and the
     engines' quantizer before every quantized linear. Raises DfqError as an export would."""
@@ -29,12 +37,10 @@ def load_with_engine_arithmetic(folder: Path) -> Any:
     state = {name: source.checkpoint.read(name) for name in copied}
     state |= {f"{name}.weight": source.packed_weight(name).dequantize() for name in source.plans}
     model = dense_model(source.checkpoint.config, state)
-    half = 2 ** (source.scheme.a_bits - 1)
+    bits = source.scheme.a_bits
 
     def quantize(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-        scale = args[0].abs().amax(-1, keepdim=True) / (half - 0.5)
-        scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-        return (torch.clamp(torch.round(args[0] / scale), -half, half - 1) * scale,)
+        return (round_tokens(args[0], bits),)
 
     if source.scheme.a_bits != FULL:
         for name in source.plans:

@@ -29,6 +29,7 @@ SCHEMES = (
     "w4a8-g32-sym",
     "w4a8-sym",
     "w4a8",
+    "w8a8-sym",
     "w4a4-g32-sym",
     "w4a4-sym",
     "w4a4",
@@ -128,7 +129,10 @@ def _weight_storage(target: ExportTarget, scheme: QuantScheme) -> Storage | _Ref
     if not same_grid:
         grid = "symmetric weights" if scheme.w_sym else "asymmetric weights"
         return _Refusal(grid, f"{scheme.w_bits}-bit {grid}")
-    storage = same_grid[0]
+    if scheme.a_bits == FULL or scheme.a_bits != scheme.w_bits:
+        same_grid = [storage for storage in same_grid if storage.without_quantized_activations]
+    same_group = [storage for storage in same_grid if storage.block or scheme.w_group in storage.groups]
+    storage = (same_group or same_grid)[0]
     if scheme.a_bits != FULL and not storage.with_quantized_activations:
         full = f"quantized activations beside asymmetric {scheme.w_bits}-bit weights"
         return _Refusal("asymmetric weights", full)

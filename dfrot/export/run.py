@@ -8,9 +8,11 @@ from typing import Any
 from dfrot.errors import UnsupportedError
 from dfrot.export.fit import target_of
 from dfrot.export.formats import WRITERS
+from dfrot.export.serving.command import README, readme, serving_command
+from dfrot.export.serving.planning import ServingPlan, record_of
 from dfrot.export.source import ExportSource, open_source
-from dfrot.files import file_sha256
-from dfrot.lineage import lineage
+from dfrot.files import file_sha256, write_bytes
+from dfrot.lineage import lineage, source_record
 from dfrot.progress import Progress, silent
 from dfrot.quant.scheme import QuantScheme
 from dfrot.stage_folder import open_stage, read_record
@@ -26,6 +28,7 @@ def export(
     *,
     dtype: str | None = None,
     online_r4: bool = False,
+    serving: ServingPlan | None = None,
     progress: Progress = silent,
     resume: bool | None = None,
     overwrite: bool = False,
@@ -39,6 +42,7 @@ def export(
         scheme: None declares the source's; another one may drop or change activations and KV cache, never the weights.
         dtype: what gguf keeps 16-bit tensors in (bf16, f16, f32; None: as the source).
         online_r4: write R4 as an online transform (compressed-tensors).
+        serving: what `plan_for` chose for an engine; its command and warnings are written into README.md.
         progress, resume, overwrite: as of every stage.
 
     Raises UnsupportedError in one line, naming what would work, for all that the format cannot hold.
@@ -56,10 +60,13 @@ def export(
         "dtype": dtype,
         "online_r4": online_r4,
     }
+    if serving is not None:
+        request["for"] = serving.served.engine
     with open_stage(out, KIND, request, resume, overwrite) as stage:
         if not stage.finished:
             WRITERS[target.name].write(source, stage.folder, dtype, progress)
-            stage.publish({**_record(source, stage.folder), "lineage": lineage(model)})
+            record = {**_record(source, stage.folder), **_serving(serving, stage.folder)}
+            stage.publish({**record, **source_record(model), "lineage": lineage(model)})
     return read_record(out, KIND)
 
 
@@ -80,6 +87,15 @@ def _record(source: ExportSource, folder: Path) -> dict[str, Any]:
         "files": files,
         "bytes": sum(entry["bytes"] for entry in files.values()),
     }
+
+
+def _serving(plan: ServingPlan | None, folder: Path) -> dict[str, Any]:
+    """The entry `serving` of the record, and README.md."""
+    if plan is None:
+        return {}
+    record = record_of(plan, serving_command(plan.served.engine, plan.served))
+    write_bytes(folder / README, readme(plan.served, record).encode())
+    return {"serving": record}
 
 
 def _file_entry(path: Path) -> dict[str, Any]:

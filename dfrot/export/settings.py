@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from dfrot.quant.scheme import QuantScheme
@@ -34,12 +35,34 @@ class ExportSettings:
 
 
 @dataclass(frozen=True)
+class ExportForSettings:
+    """The engine that is to serve an export."""
+
+    engine: Literal["vllm", "sglang", "llama.cpp", "transformers"] | None = setting(
+        None,
+        option="--for",
+        choices=("vllm", "sglang", "llama.cpp", "transformers"),
+        help="Choose the format that this engine serves best, in place of `to`; say what it serves otherwise than the "
+        "checkpoint, and write the command that serves it into README.md.",
+    )
+    force: bool = setting(False, help="With `engine`: write what it is known to refuse, too.")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
 class ExportCheckSettings:
     """How exported checkpoints are compared with dfq's own results."""
 
     seqlen: int = setting(256, minimum=2, help="Tokens of a window of `check`.")
     windows: int = setting(4, minimum=1, help="Windows of `check`.")
     dataset: str = dataset_setting("wikitext2", "Text of `check`.")
+    engines: Path = setting(
+        Path("build/engines"), metavar="DIR", help="Where `check` finds the environments of engines (make engines)."
+    )
+    new_tokens: int = setting(16, minimum=1, maximum=1024, help="Greedy tokens that an engine writes in `check`.")
+    time_limit: float = setting(600.0, above=0, help="Seconds that an engine may take in `check`.")
 
     def __post_init__(self) -> None:
         check(self)

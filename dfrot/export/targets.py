@@ -32,6 +32,8 @@ class Storage:
     """What weights are: `int`, or a format of FP4."""
     with_quantized_activations: bool = False
     """Whether engines run these weights with dynamically quantized activations."""
+    without_quantized_activations: bool = True
+    """Whether engines run these weights with 16-bit activations."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,9 @@ COMPRESSED_TENSORS = ExportTarget(
     name="compressed-tensors",
     engines=("vLLM", "SGLang", "transformers"),
     storages=(
+        Storage(
+            "int-quantized", 8, True, groups=(0,), with_quantized_activations=True, without_quantized_activations=False
+        ),
         Storage("pack-quantized", 4, True, groups=GROUPS, with_quantized_activations=True),
         Storage("pack-quantized", 4, False, groups=GROUPS),
         Storage("pack-quantized", 8, True, groups=GROUPS, with_quantized_activations=True),

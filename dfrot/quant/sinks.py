@@ -4,9 +4,7 @@ The first tokens of a sequence carry the massive activations of large models. Wi
 linears see the activations of positions < N unquantized, and the cache keeps their keys and values in 16 bits.
 Positions count from the first real token, behind any left padding.
 
-Measured on the reference model (Hadamard rotation, round to nearest, 12 windows of 512, paired ratio of perplexity
-to N = 0): w4a4kv4 1.000 +- 0.005 for N = 1 and 4; w16a3kv3 1.00 for N = 1 and 0.98 (0.96..1.00) for N = 4. A small
-model hardly uses its sinks; the papers' gains are those of large ones. The default is 0, as in the papers.
+What they are worth: docs/results/ingredients.md.
 """
 
 from __future__ import annotations

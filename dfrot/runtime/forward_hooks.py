@@ -68,8 +68,16 @@ class ForwardHooks:
         if self.sinks.count:
             batch, new = _input_shape(kwargs)
             past = cache.get_seq_length() if cache is not None else 0
-            self.sinks.begin(batch, new, past, _left_padding(kwargs.get("attention_mask"), batch))
+            self.sinks.begin(batch, new, past, self._starts(cache, past, kwargs.get("attention_mask"), batch))
         return (), kwargs
+
+    def _starts(self, cache: Any, past: int, mask: Any, batch: int) -> Tensor | None:
+        """Padded positions before each sequence, int64 [B], or None. A packed cache remembers them from its first
+        call, so that a step does not search the mask."""
+        if past and self.kv is not None and cache.layers[0].sink_states.tensors is not None:
+            starts: Tensor | None = cache.layers[0].sink_states.starts
+            return starts
+        return _left_padding(mask, batch)
 
     def _after(self, base: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         self.sinks.end()

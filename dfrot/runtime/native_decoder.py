@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dfrot.arch import BoundArch
 from dfrot.compat.forward import replace_forward
@@ -45,11 +46,12 @@ class NativeDecoder:
     """The native path of one model.
 
     unfit: why the model cannot take it at all, or None. steps: calls that were served. fallbacks: reason -> calls that
-    were not. decoder: built at the first call."""
+    were not. decoder: built at the first call; exact: the same for sinks, whose activations stay in 16 bits."""
 
     def __init__(self, arch: BoundArch, kv: KVSpec | None, sinks: Sinks) -> None:
         self.arch, self.kv, self.sinks = arch, kv, sinks
         self.decoder: Decoder | None = None
+        self.exact: Decoder | None = None
         self.unfit: str | None = None
         if kv is None:
             self.unfit = "keys and values are kept in 16 bits"
@@ -101,6 +103,8 @@ class NativeDecoder:
             layers: list[DfqCacheLayer] = self._checked_cache(base, call).layers
             hidden = base.embed_tokens(call["input_ids"])
             decoder = self._current_decoder(base, hidden)
+            if layers[0].length < self.sinks.count:
+                raise NotServable("sinks among the nodes of a tree")
         except NotServable as reason:
             self._count_fallback(reason)
             return None
@@ -131,17 +135,40 @@ class NativeDecoder:
         batch, rows, _ = hidden.shape
         begin = layers[0].length
         decoder = self._current_decoder(base, hidden)
-        cos, sin = self._rope_angles(base, hidden, begin, rows)
+        angles = self._rope_angles(base, hidden, begin, rows)
         table = self._caches(decoder, layers, begin + rows, batch, hidden)
-        if batch * rows <= LINES and not 0 < decoder.shape.window < rows:
-            states = self._empty_states(decoder, hidden)
-            out = decoder.run(hidden, table, cos, sin, begin, states)
-            self._keep_states(states)
-            for layer in layers:
-                layer.length = begin + rows
-        else:
-            out = self._prompt(base, layers, table, hidden, cos, sin)
+        sinks = min(max(self.sinks.count - begin, 0), rows)  # they come first, and depend on nothing behind them
+        parts, states = list[Tensor](), list[list[Tensor]]()
+        for part, run in ((slice(0, sinks), self.exact), (slice(sinks, rows), decoder)):
+            if part.stop > part.start:
+                assert run is not None
+                cos, sin = (angle[part] for angle in angles)
+                parts.append(self._rows(base, run, layers, table, hidden[:, part], (cos, sin)))
+                states.append(self.states or [])
+        out = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        self.states = [torch.cat(layer, 1) for layer in zip(*states)] if self._recorded else None
         return getattr(base, "make_output", base_model_output)(out, cache)
+
+    def _rows(
+        self,
+        base: Any,
+        decoder: Decoder,
+        layers: list[DfqCacheLayer],
+        table: Tensor,
+        hidden: Tensor,
+        angles: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """Features of hidden [B, rows, d] behind what the cache holds, to which they are appended."""
+        batch, rows, _ = hidden.shape
+        begin = layers[0].length
+        if batch * rows > LINES or 0 < decoder.shape.window < rows:
+            return self._prompt(base, decoder, layers, table, hidden, angles)
+        states = self._empty_states(decoder, hidden)
+        out = decoder.run(hidden, table, *angles, begin, states)
+        self._keep_states(states)
+        for layer in layers:
+            layer.length = begin + rows
+        return out
 
     def _empty_states(self, decoder: Decoder, hidden: Tensor) -> Tensor | None:
         return decoder.empty_states(hidden) if self._recorded else None
@@ -151,20 +178,26 @@ class NativeDecoder:
         self.states = None if states is None else [states[number - 1] for number in self._recorded]
 
     def _prompt(
-        self, base: Any, layers: list[DfqCacheLayer], table: Tensor, hidden: Tensor, cos: Tensor, sin: Tensor
+        self,
+        base: Any,
+        decoder: Decoder,
+        layers: list[DfqCacheLayer],
+        table: Tensor,
+        hidden: Tensor,
+        angles: tuple[Tensor, Tensor],
     ) -> Tensor:
         """Many positions: block by block around the attention that the modules would use."""
-        decoder = self.decoder
-        assert decoder is not None
         hidden = hidden.clone(memory_format=torch.contiguous_format)
         rows, begin = hidden.shape[1], layers[0].length
         reads_packed = rows <= MAX_ROWS
-        mask = None if reads_packed else causal_mask(rows, begin, decoder.shape.window)
+        # queries without meaning in the place of the sinks' let PyTorch's attention be causal, which needs no mask
+        before = begin if begin <= self.sinks.count and not reads_packed else 0
+        mask = None if reads_packed else causal_mask(before + rows, begin - before, decoder.shape.window)
         visible = kernel_mask(hidden.shape[0], rows, begin, decoder.shape.window)
         outputs: dict[int, Tensor] = {}
         for number, layer in enumerate(layers):
             assert layer.packed is not None
-            query = decoder.before(number, hidden, table, cos, sin, begin, rotate=not reads_packed)
+            query = decoder.before(number, hidden, table, *angles, begin, rotate=not reads_packed)
             layer.length = begin + rows
             view = CacheView(layer, layer.packed, layer.length)
             query = query.transpose(1, 2)
@@ -172,8 +205,9 @@ class NativeDecoder:
                 mixed = view.attend(query, decoder.shape.scaling, *visible)
             else:
                 module = attention_of(base, self.arch, number)
+                query = functional.pad(query, (0, 0, before, 0))
                 mixed, _ = dense_attention(module, query, *view.tensors(), mask, scaling=decoder.shape.scaling)
-            decoder.after(number, hidden, mixed)
+            decoder.after(number, hidden, mixed if reads_packed else mixed[:, before:])
             if number + 1 in self._recorded:
                 outputs[number + 1] = hidden.clone()
         self.states = [outputs[number] for number in self._recorded] if self._recorded else None
@@ -199,8 +233,8 @@ class NativeDecoder:
         if is_wrapped():
             raise NotServable("attention is being watched")
         check_positions(kwargs, inputs.shape[1], layer.length)
-        if self.sinks.rows is not None or layer.sink_states.starts is not None or layer.length < self.sinks.count:
-            raise NotServable("sinks among the new positions")
+        if layer.sink_states.starts is not None or (self.sinks.starts is not None and self.sinks.rows is not None):
+            raise NotServable("sinks behind padding")
         return cache
 
     def _current_decoder(self, base: Any, hidden: Tensor) -> Decoder:
@@ -210,9 +244,12 @@ class NativeDecoder:
         prepared = getattr(first, "prepared", None)  # replaced by `to`, like the norm's weight
         state = (weight.data_ptr(), weight.dtype, hidden.dtype, str(hidden.device), id(prepared))
         if self.decoder is None or state != self._built_for:
-            self.decoder, self._linears = None, self._current_linears(base)
+            self.decoder = self.exact = None
+            self._linears = self._current_linears(base)
             try:
                 self.decoder = build_decoder(base, self.arch, self.kv, self.sinks.count, hidden)
+                if self.sinks.count:
+                    self.exact = build_decoder(base, self.arch, self.kv, self.sinks.count, hidden, exact=True)
             except NotServable as reason:
                 self.unfit = str(reason)
                 raise
@@ -249,6 +286,11 @@ class NativeDecoder:
                 if not store.parts or store.parts[0].shape[0] < needed:
                     store.reserve(needed, layer.length, batch, self.arch.n_kv_heads, hidden.device)
                 buffers.append(store.parts)
+            if self.sinks.count:
+                if layer.sink_states.tensors is None:
+                    states = (batch, self.arch.n_kv_heads, self.arch.head_dim)
+                    layer.sink_states.allocate(states, states, hidden.dtype, hidden.device)
+                buffers.append(layer.sink_states.tensors)
         if self._cache_table is None or not _are_same(self._cache_table[0], buffers):
             stores = [(layer.packed[0].buffers(), layer.packed[1].buffers()) for layer in layers if layer.packed]
             sinks = [layer.sink_states.tensors for layer in layers if layer.sink_states.tensors is not None]

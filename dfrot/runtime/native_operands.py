@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from dfrot.arch import BoundArch, Linear
 from dfrot.arch.space import Size, Space
 from dfrot.quant.key_shift import TENSOR as KEY_SHIFT
 from dfrot.quant.linear import QuantLinear
+from dfrot.quant.scheme import FULL
 from dfrot.runtime.packed_states import KVSpec
 from dfrot_kernels.prepared import PreparedWeight
 from dfrot_kernels.whole_blocks.decoder import HEAD_DIM, BlockOperand, Decoder, DecoderShape, LinearOperand
@@ -25,7 +27,9 @@ class NotServable(Exception):
     """Why the native decoder cannot serve a model or a call; never leaves dfrot/runtime."""
 
 
-def build_decoder(base: Any, arch: BoundArch, kv: KVSpec | None, sinks: int, hidden: Tensor) -> Decoder:
+def build_decoder(
+    base: Any, arch: BoundArch, kv: KVSpec | None, sinks: int, hidden: Tensor, exact: bool = False
+) -> Decoder:
     """The native decoder of a loaded model.
 
     Args:
@@ -33,6 +37,7 @@ def build_decoder(base: Any, arch: BoundArch, kv: KVSpec | None, sinks: int, hid
         kv: how keys and values are stored.
         sinks: leading positions that stay exact.
         hidden: embeddings of a call; their dtype and device are the decoder's.
+        exact: leave activations in 16 bits, as those of sinks are.
 
     Raises NotServable where the model is not a stack of pre-norm blocks with gated MLPs on packed 4-bit weights.
     """
@@ -68,6 +73,10 @@ def build_decoder(base: Any, arch: BoundArch, kv: KVSpec | None, sinks: int, hid
         r3=None if kv.r3 is None else (kv.r3.base(), kv.r3.block),
     )
     blocks = [_block_operand(base, arch, layer, linears) for layer in range(arch.n_layers)]
+    if exact:
+        blocks = [
+            replace(block, linears=tuple(replace(linear, bits=FULL) for linear in block.linears)) for block in blocks
+        ]
     return Decoder(shape, blocks, module_of(base, spec.final_norm.name).weight)
 
 

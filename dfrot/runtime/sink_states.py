@@ -27,6 +27,16 @@ class SinkStates:
         slots = torch.arange(count, device=starts.device)[:, None] + starts[None, :]
         return slots, torch.arange(batch, device=starts.device)[None, :].expand(count, batch)
 
+    def allocate(
+        self, keys: tuple[int, int, int], values: tuple[int, int, int], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """Make room for the sinks of a new cache. keys, values: batch, heads and head_dim of each."""
+        self.starts = None if self.sinks.starts is None else self.sinks.starts.to(device)
+        self._end = self.sinks.count + (0 if self.starts is None else int(self.starts.max()))
+        self.tensors = tuple(  # type: ignore[assignment]
+            torch.zeros((self.sinks.count, *shape), dtype=dtype, device=device) for shape in (keys, values)
+        )
+
     def save(
         self,
         keys: Tensor,
@@ -41,20 +51,16 @@ class SinkStates:
         kept."""
         count, length = self.sinks.count, begin + keys.shape[2]
         if self.tensors is None:
-            self.starts = None if self.sinks.starts is None else self.sinks.starts.to(keys.device)
-            self._end = count + (0 if self.starts is None else int(self.starts.max()))
-        if self.tensors is not None and begin >= self._end:
+            of_keys, of_values = ((*new.shape[:2], new.shape[3]) for new in (keys, values))
+            self.allocate(of_keys, of_values, dtype, keys.device)
+        elif begin >= self._end:
             return
+        assert self.tensors is not None
         if r3[0] is not None:
             keys = torch.ops.dfq.hadamard(keys.float(), *r3)
         if shift is not None:
             keys = keys.float() - shift[:, None]
         keys, values = keys.permute(2, 0, 1, 3), values.permute(2, 0, 1, 3)
-        if self.tensors is None:
-            self.tensors = (
-                keys.new_zeros((count, *keys.shape[1:]), dtype=dtype),
-                values.new_zeros((count, *values.shape[1:])),
-            )
         if self.starts is None:
             end = min(count, length)
             if begin < end:

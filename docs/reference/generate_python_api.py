@@ -97,8 +97,18 @@ SECTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     ),
     "Export": (
         "Another engine's format: compressed-tensors, gguf or gptq.",
-        ("dfrot.export.run:export",),
-        (),
+        (
+            "dfrot.export.run:export",
+            "dfrot.export.serving.planning:plan_for",
+            "dfrot.export.serving.command:serving_command",
+            "dfrot.export.serving.check:check_engines",
+        ),
+        ("dfrot.export.settings:ExportCheckSettings",),
+    ),
+    "Publish": (
+        "Model card, checks, upload to the hub.",
+        ("dfrot.publish.run:publish",),
+        ("dfrot.publish.settings:PublishSettings",),
     ),
     "Drafts": (
         "Train a draft, and decode speculatively on a loaded model.",

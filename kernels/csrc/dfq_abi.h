@@ -104,7 +104,8 @@ DFQ_AT(dfq_block, v, 264); DFQ_AT(dfq_block, o, 376); DFQ_AT(dfq_block, gate, 48
 DFQ_AT(dfq_block, down, 712); DFQ_SIZE(dfq_block, 824);
 
 // Keys and values of one block as dfq_kv_append writes them. k_sink, v_sink [sinks, batch, kv_heads, head_dim] of the
-// model's dtype: the first positions in full precision; unread where the model has no sinks.
+// model's dtype: the first positions in full precision, which are written there beside the codes; null where the
+// model has no sinks.
 struct dfq_cache {
   uint8_t* k_packed;
   uint16_t* k_scale;
@@ -112,8 +113,8 @@ struct dfq_cache {
   uint8_t* v_packed;
   uint16_t* v_scale;
   uint8_t* v_zero;  // or null
-  const void* k_sink;  // or null
-  const void* v_sink;  // or null
+  void* k_sink;  // or null
+  void* v_sink;  // or null
 };
 DFQ_AT(dfq_cache, k_packed, 0); DFQ_AT(dfq_cache, k_scale, 8); DFQ_AT(dfq_cache, k_zero, 16);
 DFQ_AT(dfq_cache, v_packed, 24); DFQ_AT(dfq_cache, v_scale, 32); DFQ_AT(dfq_cache, v_zero, 40);

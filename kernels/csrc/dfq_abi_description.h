@@ -17,7 +17,7 @@
   "k_norm?, const float* k_shift?, struct dfq_linear q, struct dfq_linear k, struct dfq_linear v, struct " \
   "dfq_linear o, struct dfq_linear gate, struct dfq_linear up, struct dfq_linear down\n" \
   "struct dfq_cache: uint8_t* k_packed, uint16_t* k_scale, uint8_t* k_zero?, uint8_t* v_packed, uint16_t* " \
-  "v_scale, uint8_t* v_zero?, const void* k_sink?, const void* v_sink?\n" \
+  "v_scale, uint8_t* v_zero?, void* k_sink?, void* v_sink?\n" \
   "struct dfq_decoder: const struct dfq_block* blocks, const float* final_norm, int64_t dtype, int64_t layers, " \
   "int64_t hidden, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t mlp, int64_t window, int64_t " \
   "sinks, double eps, double scaling, int64_t kv_bits, int64_t kv_symmetric, double kv_clip, const float* " \

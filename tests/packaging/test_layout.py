@@ -16,14 +16,23 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 MAY_IMPORT = {"kernels/dfrot_kernels": set(), "dfrot": {"dfrot_kernels"}, "cli/dfrot_cli": {"dfrot", "dfrot_kernels"}}
 OURS = {"dfrot", "dfrot_cli", "dfrot_kernels", "kernels", "cli", "tests", "recipes"}
+DRIVERS = "dfrot/export/serving/drivers/"  # scripts for environments of engines
 DOORS = {
     "click": ("cli/dfrot_cli/",),
     "rich": ("cli/dfrot_cli/show.py",),
-    "transformers": ("dfrot/compat/", "dfrot/runtime/", "dfrot/vision/", "dfrot/data/tokenizer.py"),
+    "transformers": (
+        "dfrot/compat/",
+        "dfrot/runtime/",
+        "dfrot/vision/",
+        "dfrot/data/tokenizer.py",
+        "dfrot/race/drivers/torch_engine.py",
+        DRIVERS,
+    ),
     "peft": ("dfrot/runtime/lora.py",),
     "huggingface_hub": (
         "dfrot/hub.py",
         "dfrot/hub_download.py",
+        "dfrot/publish/upload.py",
         "dfrot/inputs/gguf/folder.py",
         "dfrot/data/wikitext.py",
     ),
@@ -33,9 +42,14 @@ DOORS = {
     "PIL": ("dfrot/data/images.py",),
     "pyarrow": ("dfrot/data/row_files.py",),
     "matplotlib": ("dfrot/bench/",),
-    "llama_cpp": ("dfrot/bench/models/peer.py", "dfrot/export/engines.py"),
+    "llama_cpp": ("dfrot/bench/models/peer.py", "dfrot/export/engines.py", "dfrot/race/drivers/", DRIVERS),
+    "ik_llama_cpp": ("dfrot/race/drivers/",),
+    "openvino": ("dfrot/race/drivers/",),
+    "openvino_genai": ("dfrot/race/drivers/",),
+    "onnxruntime_genai": ("dfrot/race/drivers/",),
+    "vllm": ("dfrot/race/drivers/", DRIVERS),
     "gguf": ("dfrot/bench/models/gguf_file.py", "dfrot/export/", "dfrot/inputs/gguf/"),
-    "yaml": ("dfrot/recipe/document.py",),
+    "yaml": ("dfrot/recipe/document.py", "dfrot/publish/front_matter.py"),
     "starlette": ("dfrot/serve/",),
     "uvicorn": ("dfrot/serve/",),
     "lm_eval": ("dfrot/stages/evaluate/",),
@@ -57,29 +71,38 @@ PACKAGES = {
     "reference": ("the models that ship", ""),
     "rotation": ("Hadamard matrices, fusing, refinement of R1", "arch"),
     "inputs": ("quantized models of other tools, read as 16-bit checkpoints", "arch data"),
+    "ranks": ("processes that share a stage", ""),
     "quant": ("schemes, grids, algorithms, quantized linears", "arch compat rotation"),
     "hub": ("from the name of a model to its folder", "hub_download inputs quant reference"),
     "hub_download": ("fetching a model from the hub", ""),
     "lineage": ("where a checkpoint comes from", "rotation"),
     "runtime": ("running a checkpoint", "arch compat data inputs quant rotation"),
     "vision": ("images in prompts, vision parts of checkpoints", "arch compat data inputs rotation"),
-    "calib": ("statistics of activations", "arch quant rotation runtime"),
+    "calib": ("statistics of activations", "arch quant ranks rotation runtime"),
     "transforms": ("free transforms beside the rotations, in closed form", "arch calib rotation runtime"),
-    "evaluate": ("perplexity, divergence, intervals", "data"),
+    "evaluate": ("perplexity, divergence, intervals", "data ranks"),
     "generation": ("text, token by token, plain or speculative", "arch compat data inputs quant runtime vision"),
     "draft": ("speculative drafts and their training", "arch data generation quant rotation runtime vision"),
     "outliers": ("finding, explaining and removing outliers", "arch calib data inputs quant rotation runtime"),
     "bench": ("speed beside others", "arch data draft evaluate generation inputs quant rotation runtime"),
     "stages": (
         "what the commands do: folders in, one folder out",
-        "arch bench calib data draft evaluate generation inputs lineage outliers quant rotation runtime transforms "
-        "vision",
+        "arch bench calib data draft evaluate generation inputs lineage outliers quant ranks rotation runtime "
+        "transforms vision",
     ),
     "export": (
         "formats of other engines",
         "arch data evaluate inputs lineage quant rotation runtime stages vision",
     ),
+    "race": (
+        "whole models beside other engines, a process for each",
+        "arch bench data evaluate export generation inputs quant runtime",
+    ),
     "recipe": ("a run from one file", "export hub inputs quant stages vision"),
+    "publish": (
+        "model cards, checks and the upload",
+        "data export hub hub_download inputs lineage quant rotation stages",
+    ),
     "serve": ("the HTTP endpoint", "data generation vision"),
 }
 MAY_USE = {package: FILES | set(others.split()) for package, (_, others) in PACKAGES.items()}

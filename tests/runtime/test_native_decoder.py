@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,10 +30,15 @@ Make = Callable[..., Any]
 @pytest.fixture
 def make(tmp_path: Path, kit: SimpleNamespace) -> Make:
     def build(
-        model_type: str = "llama", scheme: str = "w4a8kv4", dtype: torch.dtype = torch.float32, **changes: Any
+        model_type: str = "llama",
+        scheme: str = "w4a8kv4",
+        dtype: torch.dtype = torch.float32,
+        sinks: int = 0,
+        **changes: Any,
     ) -> Any:
         source = kit.build(tmp_path / "source", model_type, **changes)
         config = dfq_config(describe(read_json(source / "config.json")), QuantScheme.parse(scheme))
+        config = replace(config, sink_tokens=sinks)
         return load_model(kit.pack(source, tmp_path / "packed", config), dtype)
 
     return build
@@ -88,6 +94,41 @@ def test_the_same_logits_and_codes(make: Make, model_type: str, scheme: str) -> 
     # a sum in another order may move a value over a rounding edge; anything else would move them all
     assert float((native_logits - expected).abs().mean()) < 1e-3 * float(expected.abs().mean())
     assert different_codes(own, cache) < 1e-3
+
+
+@pytest.mark.parametrize("sinks", [1, 4, 40])
+@pytest.mark.parametrize("steps", [STEPS, (1, 1, 1, 1, 5, 1), (3, 2, 7), (60, 1)])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_sinks_among_the_new_positions(make: Make, sinks: int, steps: tuple[int, ...], batch: int) -> None:
+    """They run first, with 16-bit activations, and stay exact in the cache."""
+    model = make("llama", "w4a4kv4", sinks=sinks)
+    ids = tokens(batch, sum(steps))
+    expected, cache = run(model, ids, False, steps)
+    native_logits, own = run(model, ids, True, steps)
+    assert model.dfq_native.report()["steps"] == len(steps)
+    assert not [reason for reason in model.dfq_native.report()["fallbacks"] if reason != "switched off"]
+    # 4-bit codes: one that moved over an edge moves the logits by as much as its step
+    assert float((native_logits - expected).abs().mean()) < 1e-2 * float(expected.abs().mean())
+    assert different_codes(own, cache) < 5e-3
+    kept = min(sinks, sum(steps))
+    for left, right in zip(own.layers, cache.layers):
+        for exact, other in zip(left.sink_states.tensors, right.sink_states.tensors):
+            torch.testing.assert_close(exact[:kept], other[:kept], rtol=2e-2, atol=1e-3)
+
+
+@torch.inference_mode()
+def test_a_cache_without_room_for_sinks_is_refused(make: Make) -> None:
+    model = make("llama", "w4a4kv4", sinks=2)
+    _, cache = run(model, tokens(count=3), True, (3,))
+    base, native_path = model.model, model.dfq_native
+    hidden = base.embed_tokens(tokens(count=1))
+    cos, sin = native_path._rope_angles(base, hidden, 0, 1)
+    stores = [tuple(store.buffers() for store in layer.packed) for layer in cache.layers]
+    without = native_path.decoder.caches(stores, None)
+    with pytest.raises(RuntimeError, match="limits"):
+        native_path.decoder.run(hidden, without, cos, sin, 1)
+    with pytest.raises(RuntimeError, match="limits"):
+        native_path.decoder.before(0, hidden, without, cos, sin, 1, rotate=True)
 
 
 @torch.inference_mode()

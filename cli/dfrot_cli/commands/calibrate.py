@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
+from dfrot.ranks.single import Ranks
 from dfrot.stages.calibrate.settings import CalibrateSettings
 from dfrot_cli import show
+from dfrot_cli.launch import ranked
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, dataset_option, model_option, out_option
 from dfrot_cli.plan import plan
@@ -21,26 +23,30 @@ from dfrot_cli.setting_options import options_of, settings_from
 @options_of(CalibrateSettings, skip=("dataset", "seed"))
 @out_option("Folder of the calibration.")
 @common
-def command(model: str, out: Path, dataset: str | None, common: Common, **options: Any) -> None:
+@ranked
+def command(model: str, out: Path, dataset: str | None, common: Common, ranks: Ranks, **options: Any) -> None:
     """Collect what quantize needs, on a rotated or a source checkpoint.
 
-    One block is in memory at a time."""
+    One block is in memory at a time. Under torchrun or accelerate launch the processes share the samples."""
     common.prepare()
     from dfrot.hub import default_dataset
     from dfrot.stages.calibrate.run import calibrate
 
-    folder = model_folder(model)
+    with ranks.first_goes_ahead():
+        folder = model_folder(model)
     dataset = dataset or default_dataset(model, folder)
     settings = settings_from(CalibrateSettings, options, dataset=dataset, seed=common.seed)
     if common.plan:
         plan("calibrate", {"model": folder}, settings, out, common)
         return
     with show.progress() as progress:
-        evidence = calibrate(folder, out, settings, progress=progress, **common.stage())
+        evidence = calibrate(folder, out, settings, progress=progress, ranks=ranks, **common.stage())
     show.resolved(evidence)
+    peaks = ranks.peak_bytes()
     if common.json:
-        show.as_json({"out": str(out), **evidence})
+        show.as_json({"out": str(out), **evidence, **show.peaks_record(peaks)})
         return
     if evidence["taps"]:
         show.hardest("inputs", evidence["taps"], "kurtosis")
     show.line(f"wrote {out}")
+    show.peaks(peaks)

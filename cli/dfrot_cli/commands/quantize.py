@@ -9,8 +9,10 @@ from typing import Any
 import click
 
 from dfrot.quant.scheme import QuantScheme
+from dfrot.ranks.single import Ranks
 from dfrot.stages.quantize.settings import QuantizeSettings
 from dfrot_cli import show
+from dfrot_cli.launch import ranked
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, model_option, out_option, path_option
 from dfrot_cli.plan import plan
@@ -26,6 +28,7 @@ FALLBACKS = 8  # lines about linears that could only be rounded; a mixture of ex
 @options_of(QuantScheme, only=("kv_clip",))
 @out_option("Folder of the quantized checkpoint.")
 @common
+@ranked
 def command(
     model: str,
     calibration: Path | None,
@@ -34,6 +37,7 @@ def command(
     kv_clip: float,
     keep: tuple[str, ...],
     common: Common,
+    ranks: Ranks,
     **options: Any,
 ) -> None:
     """Quantize weights to packed integers; activations and KV cache are quantized while the result runs."""
@@ -42,7 +46,8 @@ def command(
 
     kept = tuple(name for name in keep if name)  # --keep "" keeps nothing
     settings = settings_from(QuantizeSettings, options, scheme=replace(scheme, kv_clip=kv_clip), keep=kept)
-    folder = model_folder(model)
+    with ranks.first_goes_ahead():
+        folder = model_folder(model)
     if common.plan:
         shown = {**asdict(settings), "effort means": settings.meaning}
         if settings.budget is not None:
@@ -50,9 +55,12 @@ def command(
         plan("quantize", {"model": folder, "calibration": calibration}, shown, out, common)
         return
     with show.progress() as progress:
-        evidence = quantize(folder, calibration, out, settings, progress=progress, **common.stage())
+        evidence = quantize(folder, calibration, out, settings, progress=progress, ranks=ranks, **common.stage())
     show.resolved(evidence)
-    show.as_json({"out": str(out), **evidence}) if common.json else _table(evidence, out)
+    peaks = ranks.peak_bytes()
+    show.as_json({"out": str(out), **evidence, **show.peaks_record(peaks)}) if common.json else _table(evidence, out)
+    if not common.json:
+        show.peaks(peaks)
 
 
 def _table(evidence: dict[str, Any], out: Path) -> None:

@@ -30,7 +30,7 @@ WARM_UP_DECODE = 2  # tokens decoded in the first turn, which is not counted
 
 
 @dataclass(frozen=True)
-class Contender:
+class TimedModel:
     """A model to time."""
 
     kind: str
@@ -92,7 +92,7 @@ def bench_generate(
         if have_llama_cpp() if peer is None else peer:
             progress("write", len(contenders), len(contenders) + 1)
             file = write_random_gguf(folder / "peer.gguf", describe(config), seed)
-            contenders[PEER] = Contender("llama.cpp", file)
+            contenders[PEER] = TimedModel("llama.cpp", file)
         memory = _memory(folder, contenders, prefill, decode, progress) if with_memory else {}
         times = _time_in_turns(contenders, prefill, decode, repeats, progress)
     results = {name: {**times[name], "memory": memory.get(name)} for name in contenders}
@@ -109,19 +109,19 @@ def bench_generate(
 
 def _contenders(
     folder: Path, model: Path | None, config: dict[str, Any], schemes: Sequence[str], seed: int, progress: Progress
-) -> dict[str, Contender]:
+) -> dict[str, TimedModel]:
     """dfq's models by name: `model`, or one of random weights per scheme, written into `folder`."""
     if model is not None:
-        return {model.name: Contender("dfq", model)}
+        return {model.name: TimedModel("dfq", model)}
     contenders = {}
     for done, scheme in enumerate(schemes):
         progress("write", done, len(schemes) + 1)
-        contenders[scheme] = Contender("dfq", random_checkpoint(folder / scheme, config, scheme, seed))
+        contenders[scheme] = TimedModel("dfq", random_checkpoint(folder / scheme, config, scheme, seed))
     return contenders
 
 
 def _memory(
-    folder: Path, contenders: dict[str, Contender], prefill: int, decode: int, progress: Progress
+    folder: Path, contenders: dict[str, TimedModel], prefill: int, decode: int, progress: Progress
 ) -> dict[str, dict[str, Any]]:
     """What `measure_memory` finds of each contender."""
     memory = {}
@@ -135,7 +135,7 @@ def _memory(
 
 
 def _time_in_turns(
-    contenders: dict[str, Contender], prefill: int, decode: int, repeats: int, progress: Progress
+    contenders: dict[str, TimedModel], prefill: int, decode: int, repeats: int, progress: Progress
 ) -> dict[str, dict[str, Any]]:
     """Load everything, then time in turns; the first turn warms up."""
     context = max(prefill, PREFIX) + decode

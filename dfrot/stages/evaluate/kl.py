@@ -15,6 +15,7 @@ from dfrot.evaluate.divergence import Observe, TokenDivergence, divergence_obser
 from dfrot.evaluate.intervals import perplexity_interval
 from dfrot.evaluate.ppl import window_losses
 from dfrot.progress import Progress, silent
+from dfrot.ranks.single import SINGLE, Ranks
 from dfrot.runtime.load import load_model
 from dfrot.stages.evaluate.inputs import open_checkpoints, read_windows
 from dfrot.stages.evaluate.settings import KlSettings
@@ -22,8 +23,10 @@ from dfrot.stages.evaluate.settings import KlSettings
 KIND = "eval kl"
 
 
-def divergence(models: Sequence[Path], settings: KlSettings, progress: Progress = silent) -> dict[str, Any]:
-    """Compare checkpoints with the first of them, the baseline.
+def divergence(
+    models: Sequence[Path], settings: KlSettings, progress: Progress = silent, ranks: Ranks = SINGLE
+) -> dict[str, Any]:
+    """Compare checkpoints with the first of them, the baseline. ranks: share the windows; each returns the result.
 
     Returns {"kind", "dataset", "settings", "results"}: the perplexity of every checkpoint and, for all but the first,
     the `TokenDivergence.summary`. The baseline's final hidden states are kept in memory (windows x seqlen x width).
@@ -51,7 +54,8 @@ def divergence(models: Sequence[Path], settings: KlSettings, progress: Progress 
         def report(done: int, name: str = checkpoint.path.name, total: int = len(eval_tokens.windows)) -> None:
             progress(f"evaluate {name}", done, total)
 
-        nll = window_losses(model, eval_tokens.windows, settings.batch, report, observe)
+        nll = window_losses(model, eval_tokens.windows, settings.batch, report, observe, ranks=ranks)
+        result = result.filled(ranks)
         if not results:
             baseline.finish()
         summary = result.summary() if results else {}

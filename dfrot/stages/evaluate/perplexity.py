@@ -22,13 +22,16 @@ from dfrot.evaluate.speed import decode_speed
 from dfrot.evaluate.tokens import EvalTokens
 from dfrot.files import digest_json
 from dfrot.progress import Progress, silent
+from dfrot.ranks.single import SINGLE, Ranks
 from dfrot.runtime.load import load_model
 from dfrot.stages.evaluate.inputs import EvaluatedCheckpoint, open_checkpoints, read_windows
 from dfrot.stages.evaluate.settings import PerplexitySettings
 
 
-def evaluate(models: Sequence[Path], settings: PerplexitySettings, progress: Progress = silent) -> dict[str, Any]:
-    """Evaluate checkpoint folders on the same windows.
+def evaluate(
+    models: Sequence[Path], settings: PerplexitySettings, progress: Progress = silent, ranks: Ranks = SINGLE
+) -> dict[str, Any]:
+    """Evaluate checkpoint folders on the same windows. ranks: share the windows; each returns the result, speeds apart.
 
     Returns {"protocol", "dataset", "results"}; per result: model, perplexity, ci, tokens, windows, ratio_to_first,
     ratio_ci (paired over windows), kl, kl_ci, top1, tokens_per_second, decode_tokens_per_second, bytes_on_disk
@@ -46,7 +49,7 @@ def evaluate(models: Sequence[Path], settings: PerplexitySettings, progress: Pro
     with _torch_threads(settings.threads):
         for checkpoint, eval_tokens in zip(checkpoints, tokens):
             model = load_model(checkpoint.path, settings.dtype, settings.fake).to(settings.device)
-            result, nll, baseline = measure_model(model, checkpoint, eval_tokens, settings, baseline, progress)
+            result, nll, baseline = measure_model(model, checkpoint, eval_tokens, settings, baseline, progress, ranks)
             losses.append(nll)
             ratio, ratio_ci = ratio_interval(nll, losses[0], settings.level)
             result["ratio_to_first"] = ratio
@@ -80,6 +83,7 @@ def measure_model(
     settings: PerplexitySettings,
     baseline: Baseline | None,
     progress: Progress,
+    ranks: Ranks = SINGLE,
 ) -> tuple[dict[str, Any], Tensor, Baseline | None]:
     """The results of one loaded checkpoint, its losses per window float64 [n], and the baseline for those that follow:
     `baseline`, or this model where there is none yet and divergence is wanted."""
@@ -96,7 +100,8 @@ def measure_model(
         progress(f"evaluate {checkpoint.path.name}", done, count)
 
     begin = time.perf_counter()
-    nll = window_losses(model, eval_tokens.windows, settings.batch, report, observe)
+    nll = window_losses(model, eval_tokens.windows, settings.batch, report, observe, ranks=ranks)
+    agreement = None if agreement is None else agreement.filled(ranks)
     seconds = time.perf_counter() - begin
     perplexity, interval = perplexity_interval(nll, settings.level)
     config = checkpoint.config
@@ -117,7 +122,7 @@ def measure_model(
     }
     if notes := checkpoint.notes(settings.seqlen):
         result["notes"] = notes
-    if settings.decode:
+    if settings.decode and ranks.first:
         result["decode_tokens_per_second"] = decode_speed(model, eval_tokens.tokenizer, settings.decode)
     if baseline is not None and agreement is None:
         baseline.finish()

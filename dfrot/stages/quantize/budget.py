@@ -18,6 +18,7 @@ from dfrot.progress import Progress
 from dfrot.quant.budget import best_choice
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.scheme import QuantScheme
+from dfrot.ranks.single import Ranks
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.stage_folder import Stage
 from dfrot.stages.quantize.layout import CheckpointLayout
@@ -42,12 +43,12 @@ class _Candidate:
     """Elements of their weights."""
 
 
-def with_budget(stage: Stage, plan: QuantizePlan, progress: Progress) -> QuantizePlan:
+def with_budget(stage: Stage, plan: QuantizePlan, ranks: Ranks, progress: Progress) -> QuantizePlan:
     """`plan` with the bits of every input decided, where a budget was given; the same plan otherwise."""
     if plan.settings.budget is None:
         return plan
     if not stage.done(UNIT):
-        stage.mark(UNIT, _decide(stage, plan, progress))
+        stage.mark(UNIT, _decide(stage, plan, progress) if ranks.first else None)
     raised, raised_clips = raised_names(stage.recall(UNIT)), _raised_clips(plan)
     clips = {**plan.config.a_clips, **{name: raised_clips[name] for name in raised}}
     config = replace(

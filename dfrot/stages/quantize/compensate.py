@@ -13,7 +13,7 @@ its linears do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,7 @@ from dfrot.calib.hessian import HessianSum
 from dfrot.calib.hidden_states import HiddenStates
 from dfrot.calib.taps import inner_linear, observe_taps
 from dfrot.processor import fast_bfloat16
+from dfrot.ranks.single import Mail, Ranks
 from dfrot.runtime.block_runner import BlockRunner
 
 DAMPING = 0.01  # share of the mean diagonal; of this step alone, whatever GPTQ is asked to use
@@ -60,14 +61,9 @@ class TapMoments:
         self.error: Tensor | None = None
         """float64 [K, K], sum (x - x')^T x'."""
 
-    def add(self, quantized: TapInput, exact: TapInput | None) -> None:
-        """Add the same tokens of both models. exact: None without compensation, and for an expert that only the
-        quantized model sent tokens to."""
-        rows = quantized.x.reshape(-1, quantized.x.shape[-1])
-        self.hessian.add(rows)
-        if exact is not None:
-            product = (exact.for_tokens_of(quantized) - rows).T @ rows
-            self.error = product.double() if self.error is None else self.error.add_(product)
+    def add_error(self, product: Tensor) -> None:
+        """Add the error's product float32 [K, K] of some rows."""
+        self.error = product.double() if self.error is None else self.error.add_(product)
 
     def compensated(self, weights: Sequence[Tensor], hessian: Tensor, strength: float) -> list[Tensor]:
         """The weights float32 [N, K] that are rounded in place of `weights`; hessian: float32 [K, K]."""
@@ -85,6 +81,47 @@ class TapMoments:
             return [w + torch.cholesky_solve((w @ missing.float()).double().T, lower).T.float() for w in weights]
         step = torch.cholesky_solve(missing.T, lower).T.float()
         return [weight + weight @ step for weight in weights]
+
+
+HESSIAN, ERROR, ROWS = "hessian", "error", "rows"
+
+
+class SharedMoments:
+    """The moments of some taps over chunks of samples that ranks share. Each tap belongs to a rank, to which the
+    chunks' products go; they are added in the order of the chunks.
+
+    Attributes: `moments`, of this rank's taps by name."""
+
+    def __init__(self, ranks: Ranks, owners: Mapping[str, int]) -> None:
+        """owners: the rank of every tap by its name."""
+        self.owners = owners
+        self.moments = {name: TapMoments() for name, owner in owners.items() if owner == ranks.rank}
+        self._mail = Mail(ranks, self._receive)
+
+    def add(self, tap: str, quantized: TapInput, exact: TapInput | None) -> None:
+        """Add the same tokens of both models, of this rank's chunk. exact: None without compensation, and for an expert
+        that only the quantized model sent tokens to."""
+        owner = self.owners[tap]
+        rows = quantized.x.reshape(-1, quantized.x.shape[-1])
+        for begin, product in HessianSum.products(rows):
+            self._mail.send(owner, (tap, HESSIAN, begin, product))
+        self._mail.send(owner, (tap, ROWS, len(rows), None))
+        if exact is not None:
+            self._mail.send(owner, (tap, ERROR, 0, (exact.for_tokens_of(quantized) - rows).T @ rows))
+
+    def _receive(self, message: tuple[str, str, int, Tensor | None]) -> None:
+        tap, kind, number, product = message
+        moments = self.moments[tap]
+        if product is None:
+            moments.hessian.count += number
+        elif kind == HESSIAN:
+            moments.hessian.add_product(number, product)
+        else:
+            moments.add_error(product)
+
+    def end_round(self) -> None:
+        """All ranks have added their chunks of a round."""
+        self._mail.deliver()
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import DfqError, InputError, UnsupportedError
 from dfrot.progress import Progress
 from dfrot.quant.config import DfqConfig
+from dfrot.ranks.single import Ranks
 from dfrot.runtime.load import check_folder
 from dfrot.stage_folder import Stage
 from dfrot.stages.quantize.layout import CheckpointLayout
@@ -92,16 +93,22 @@ def plan_effort(
     return EffortTuning(settings, tuning_windows(text, tokenizer, settings), text.digest)
 
 
-def tune_quantized(stage: Stage, layout: CheckpointLayout, tuning: EffortTuning, progress: Progress) -> dict[str, Any]:
-    """Tune the complete packed checkpoint in the working folder of `stage`; returns {"tuning": settings and history}.
+def tune_quantized(
+    stage: Stage, layout: CheckpointLayout, tuning: EffortTuning, ranks: Ranks, progress: Progress
+) -> dict[str, Any]:
+    """Tune the complete packed checkpoint in the working folder of `stage`, on the first rank; returns {"tuning":
+    settings and history}.
 
     Raises InputError when the gradient becomes NaN or Inf."""
     state = stage.folder / STATE_FILE
     if not stage.done(UNIT):
-        student, _ = check_folder(stage.folder)
-        plan = TunePlan(student, layout.scheme, layout.checkpoint, tuning.settings, tuning.tokens, {})
-        stage.mark(UNIT, TuneTrainer(stage, plan).run(progress))
-    if state.is_file():  # else a killed run did everything below
+        history = None
+        if ranks.first:
+            student, _ = check_folder(stage.folder)
+            plan = TunePlan(student, layout.scheme, layout.checkpoint, tuning.settings, tuning.tokens, {})
+            history = TuneTrainer(stage, plan).run(progress)
+        stage.mark(UNIT, history)
+    if ranks.first and state.is_file():  # else a killed run did everything below
         writer = SafetensorsWriter(stage.folder, layout.plan(), stored=layout.arch.written)
         for name, value in load_training(state)[0]["best"].items():
             writer.write(name, value)

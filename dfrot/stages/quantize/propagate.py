@@ -8,6 +8,9 @@ One pass per chunk of samples does it all: it waits at each tap until all chunks
 quantized in place, and the passes go on with them. Where what waits would not fit into memory, and for experts, which
 not every chunk reaches, each tap costs a pass over the chunks that is cut off as soon as the tap is reached; experts,
 which do not feed one another, share their passes. Both ways end in the same bytes.
+
+Ranks share the chunks. Every tap belongs to one of them, which gets the products of all chunks, adds them up in the
+order of the chunks and quantizes the tap's weights; the others get the result and put it into their copy of the block.
 """
 
 from __future__ import annotations
@@ -21,7 +24,6 @@ from torch import Tensor
 
 from dfrot.arch import BoundArch, Tap
 from dfrot.arch.space import Space
-from dfrot.calib.hessian import HessianSum
 from dfrot.calib.hidden_states import HiddenStates
 from dfrot.calib.paused_run import PausedRun
 from dfrot.calib.simulate import SimulatedKV, SimulatedProduct, quantize_activations
@@ -32,8 +34,10 @@ from dfrot.quant.fp4 import round_groups
 from dfrot.quant.grid import Quantized
 from dfrot.quant.rtn import starved
 from dfrot.quant.scheme import FULL, INTEGERS
+from dfrot.quant.travel import from_plain, to_plain
+from dfrot.ranks.single import SINGLE, Ranks
 from dfrot.runtime.block_runner import BlockRunner, OnlineHadamard
-from dfrot.stages.quantize.compensate import ExactRun, TapInput, TapInputs, TapMoments
+from dfrot.stages.quantize.compensate import ExactRun, SharedMoments, TapInput, TapInputs, TapMoments
 from dfrot_kernels.memory import release_memory, share_heap
 
 TapQuantize = Callable[[Sequence[Tensor], Tensor | None, str | None], list[Quantized]]
@@ -67,17 +71,23 @@ def quantize_block(
     target: HiddenStates,
     exact: ExactRun | None = None,
     key_shift: Tensor | None = None,
+    ranks: Ranks = SINGLE,
 ) -> dict[str, Quantized]:
     """Quantize block `layer` on the hidden states `source`, and write its quantized outputs to `target`.
 
     exact: the unquantized model's run beside it, for compensation. key_shift: of the block's cache, float32 [kv heads,
-    head_dim]. Returns the results by full linear name."""
+    head_dim]. ranks: share the work. Returns the results by full linear name."""
     samples, seqlen, _ = source.shape
     step = samples_per_chunk(runner.arch, seqlen)
-    block = _BlockQuantization(runner, layer, config, quantize, exact, key_shift)
-    if samples <= step:
+    block = _BlockQuantization(runner, layer, config, quantize, exact, key_shift, ranks)
+    if ranks.first:
+        for states in (target,) if exact is None else (target, exact.target):
+            states.prepare()
+    ranks.barrier()
+    own_samples = min(samples, len(range(0, samples, ranks.size * step)) * step)
+    if samples <= step and ranks.size == 1:
         block.in_one_pass(source, target)
-    elif runner.arch.spec.experts is None and _waiting_bytes(runner.arch, samples * seqlen) <= WAITING_BYTES:
+    elif runner.arch.spec.experts is None and _waiting_bytes(runner.arch, own_samples * seqlen) <= WAITING_BYTES:
         block.in_lockstep(source, target, step)
     else:
         block.in_chunks(source, target, step)
@@ -98,8 +108,10 @@ class _BlockQuantization:
         quantize: TapQuantize,
         exact: ExactRun | None,
         key_shift: Tensor | None,
+        ranks: Ranks,
     ) -> None:
         assert config.scheme is not None
+        self.ranks = ranks
         self.runner, self.layer, self.quantize, self.exact = runner, layer, quantize, exact
         self.arch = runner.arch
         self.block = runner.block(layer)
@@ -114,6 +126,8 @@ class _BlockQuantization:
             first = self.arch.full(layer, names[0])
             scheme, shared = config.activations_of(first), config.a_scales.get(first)
             quantize_activations(self.block, tap, names, scheme, config.sink_tokens, True, shared)
+        owners = ranks.owners([_cost(self.arch, tap) for tap in self.taps])
+        self.owners = {tap.name: owner for tap, owner in zip(self.taps, owners)}
         self.cache = SimulatedKV.of(config.scheme, config.online.r3, config.sink_tokens, key_shift)
         self.results: dict[str, Quantized] = {}
 
@@ -124,61 +138,78 @@ class _BlockQuantization:
         waiting = {tap.name: tap for tap in self.taps}
 
         def quantize_reached(tap: Tap, x: Tensor, rows: Tensor | None) -> None:
-            moments = TapMoments()
-            moments.add(TapInput(x, rows), exact_inputs.pop(tap.name, None))
-            self._quantize_tap(waiting.pop(tap.name), moments)
+            moments = self._moments([waiting.pop(tap.name)])
+            moments.add(tap.name, TapInput(x, rows), exact_inputs.pop(tap.name, None))
+            self._quantize_taps([tap], moments)
 
         with observe_taps(self.block, self.taps, quantize_reached):
             target.write(0, self.runner.run(self.block, source.read(0, samples), self.cache))
         for tap in waiting.values():
-            self._quantize_tap(tap, TapMoments())  # experts without tokens
+            self._quantize_taps([tap], self._moments([tap]))  # experts without tokens
 
     def in_lockstep(self, source: HiddenStates, target: HiddenStates, step: int) -> None:
         """`step` samples at a time: every chunk's pass waits at each tap until that is quantized."""
-        starts = range(0, source.shape[0], step)
-        exact_inputs = self._run_exact(self.taps, [slice(begin, begin + step) for begin in starts])
+        rounds = self._rounds(source, step)
+        own = [chunk for chunk in rounds if chunk is not None]
+        exact_inputs = self._run_exact(self.taps, own)
 
         def wait(tap: Tap, x: Tensor, rows: Tensor | None) -> None:
-            run.pause((tap, TapInput(x, rows)))  # the one that takes its step
+            run.pause((tap.name, TapInput(x, rows)))  # the one that takes its step
 
-        def pass_over(begin: int) -> Callable[[], None]:
+        def pass_over(chunk: slice) -> Callable[[], None]:
             return lambda: target.write(
-                begin, self.runner.run(self.block, source.read(begin, begin + step), self.cache)
+                chunk.start, self.runner.run(self.block, source.read(chunk.start, chunk.stop), self.cache)
             )
 
         share_heap()
         with ExitStack() as stack:
-            runs = [stack.enter_context(PausedRun(pass_over(begin))) for begin in starts]
+            runs = [stack.enter_context(PausedRun(pass_over(chunk))) for chunk in own]
             stack.enter_context(observe_taps(self.block, self.taps, wait))
-            while True:
-                moments = TapMoments()
-                reached: tuple[Tap, TapInput] | None = None
-                for run, exact in zip(runs, exact_inputs):
-                    reached = run.step()
-                    if reached is not None:
-                        moments.add(reached[1], exact.pop(reached[0].name, None))
-                    if reached is not None and reached[0].reads == Space.MLP:
+            for tap in self.taps:
+                moments = self._moments([tap])
+                for number in range(len(rounds)):
+                    if number < len(runs):
+                        run = runs[number]
+                        name, reached = run.step()
+                        assert name == tap.name, f"{name} is computed before {tap.name}"
+                        moments.add(name, reached, exact_inputs[number].pop(name, None))
+                        del reached
+                    if tap.reads == Space.MLP:
                         release_memory()  # what stays of a chunk settles in the holes that its MLP leaves
-                if reached is None:  # all passes are at their end: they reach the same taps
-                    return
-                self._quantize_tap(reached[0], moments)
+                    moments.end_round()
+                self._quantize_taps([tap], moments)
                 release_memory()  # what waits next has another size than the holes that are left
+            for run in runs:
+                run.step()  # to its end
 
     def in_chunks(self, source: HiddenStates, target: HiddenStates, step: int) -> None:
         """`step` samples at a time: one pass over all chunks per group of taps, then one for the outputs."""
-        starts = range(0, source.shape[0], step)
+        rounds = self._rounds(source, step)
         for group in _groups_of_taps(self.arch, self.taps):
-            moments = {tap.name: TapMoments() for tap in group}
-            for begin in starts:
-                (exact_inputs,) = self._run_exact(group, [slice(begin, begin + step)])
-                for name, tap_input in self._run_until(group, source.read(begin, begin + step)).items():
-                    moments[name].add(tap_input, exact_inputs.get(name))
-            for tap in group:
-                self._quantize_tap(tap, moments.pop(tap.name))
-        for begin in starts:
+            moments = self._moments(group)
+            for chunk in rounds:
+                if chunk is not None:
+                    (exact_inputs,) = self._run_exact(group, [chunk])
+                    for name, tap_input in self._run_until(group, source.read(chunk.start, chunk.stop)).items():
+                        moments.add(name, tap_input, exact_inputs.get(name))
+                moments.end_round()
+            self._quantize_taps(group, moments)
+        for chunk in rounds:
+            if chunk is None:
+                continue
             if not self.taps:  # nothing here is quantized: no pass above ran the unquantized block
-                self._run_exact([], [slice(begin, begin + step)])
-            target.write(begin, self.runner.run(self.block, source.read(begin, begin + step), self.cache))
+                self._run_exact([], [chunk])
+            hidden = source.read(chunk.start, chunk.stop)
+            target.write(chunk.start, self.runner.run(self.block, hidden, self.cache))
+
+    def _rounds(self, source: HiddenStates, step: int) -> list[slice | None]:
+        """This rank's chunk of samples in every round."""
+        starts = range(0, source.shape[0], step)
+        numbers = self.ranks.rounds(len(starts))
+        return [None if number is None else slice(starts[number], starts[number] + step) for number in numbers]
+
+    def _moments(self, taps: Sequence[Tap]) -> SharedMoments:
+        return SharedMoments(self.ranks, {tap.name: self.owners[tap.name] for tap in taps})
 
     def _run_exact(self, taps: Sequence[Tap], chunks: Sequence[slice]) -> list[TapInputs]:
         """Inputs of `taps` in the unquantized model, per chunk of samples; empty without compensation."""
@@ -197,19 +228,37 @@ class _BlockQuantization:
             self.runner.run(self.block, hidden, self.cache)
         return inputs
 
-    def _quantize_tap(self, tap: Tap, moments: TapMoments) -> None:
-        """Quantize the linears of a tap and put the quantized weights into the block."""
-        modules = [inner_linear(self.block, linear.name) for linear in tap.linears]
-        weights = [module.weight.data for module in modules]
+    def _quantize_taps(self, taps: Sequence[Tap], moments: SharedMoments) -> None:
+        """Quantize the linears of taps, each on the rank that it belongs to, and put the quantized weights into the
+        block."""
+        own = {}
+        for tap in taps:
+            if self.owners[tap.name] == self.ranks.rank:
+                own[tap.name] = [to_plain(result) for result in self._quantized(tap, moments.moments.pop(tap.name))]
+        everything = {name: plain for part in self.ranks.gather_everywhere(own) for name, plain in part.items()}
+        for tap in taps:
+            for linear, plain in zip(tap.linears, everything.pop(tap.name)):
+                result = from_plain(plain)
+                module = inner_linear(self.block, linear.name)
+                module.weight.data = result.dequantize()
+                if isinstance(module.forward, SimulatedProduct):
+                    module.forward.pack(result.packed())
+                self.results[self.arch.full(self.layer, linear.name)] = result
+
+    def _quantized(self, tap: Tap, moments: TapMoments) -> list[Quantized]:
+        """The results for the linears of a tap."""
+        weights = [inner_linear(self.block, linear.name).weight.data for linear in tap.linears]
         reason = starved(moments.hessian.count, weights[0].shape[1]) if tap.expert is not None else None
         hessian = None if reason else moments.hessian.value()
         if self.exact is not None and hessian is not None:
             weights = moments.compensated(weights, hessian, self.exact.strength)
-        for linear, module, result in zip(tap.linears, modules, self.quantize(weights, hessian, reason)):
-            module.weight.data = result.dequantize()
-            if isinstance(module.forward, SimulatedProduct):
-                module.forward.pack(result.packed())
-            self.results[self.arch.full(self.layer, linear.name)] = result
+        return self.quantize(weights, hessian, reason)
+
+
+def _cost(arch: BoundArch, tap: Tap) -> float:
+    """What quantizing a tap's weights costs: K^2 (N + K)."""
+    width = arch.sizes[tap.linears[0].cols]
+    return float(width) ** 2 * (width + sum(arch.sizes[linear.rows] for linear in tap.linears))
 
 
 def _waiting_bytes(arch: BoundArch, tokens: int) -> int:
@@ -240,20 +289,25 @@ def _groups_of_taps(arch: BoundArch, taps: Sequence[Tap]) -> list[list[Tap]]:
 
 
 @torch.no_grad()
-def head_hessian(runner: BlockRunner, config: DfqConfig, source: HiddenStates) -> Tensor:
-    """The Hessian float32 [hidden, hidden] of the head's input behind its activation quantizer, if it has one.
+def head_hessian(runner: BlockRunner, config: DfqConfig, source: HiddenStates, ranks: Ranks = SINGLE) -> Tensor | None:
+    """The Hessian float32 [hidden, hidden] of the head's input behind its activation quantizer, if it has one; on the
+    first rank only.
 
     source: the hidden states behind the last block."""
     assert config.scheme is not None
     name = runner.arch.spec.head.name
-    scheme, total, shared = config.activations_of(name), HessianSum(), config.a_scales.get(name)
+    scheme, shared = config.activations_of(name), config.a_scales.get(name)
     bits = FULL if config.head.quantized else scheme.a_bits
     step = samples_per_chunk(runner.arch, source.shape[1])
-    for begin in range(0, source.shape[0], step):
-        x = runner.normed(source.read(begin, begin + step))
-        if scheme.number_format != INTEGERS and bits != FULL:
-            x = round_groups(x, scheme.number_format, shared)
-        else:
-            x = fake_quantize(x, bits, scheme.a_sym, scheme.a_clip)
-        total.add(x.reshape(-1, x.shape[-1]))
-    return total.value()
+    starts = range(0, source.shape[0], step)
+    moments = SharedMoments(ranks, {name: 0})
+    for number in ranks.rounds(len(starts)):
+        if number is not None:
+            x = runner.normed(source.read(starts[number], starts[number] + step))
+            if scheme.number_format != INTEGERS and bits != FULL:
+                x = round_groups(x, scheme.number_format, shared)
+            else:
+                x = fake_quantize(x, bits, scheme.a_sym, scheme.a_clip)
+            moments.add(name, TapInput(x, None), None)
+        moments.end_round()
+    return moments.moments[name].hessian.value() if ranks.first else None

@@ -2,6 +2,8 @@
 
 The unit of resumption is a block: its packed tensors lie in the shards, and the hidden states that the next block
 starts from are durable, before the journal names it.
+
+Where errors propagate, ranks share the samples of every block (propagate.py); else whole blocks.
 """
 
 from __future__ import annotations
@@ -32,9 +34,12 @@ from dfrot.quant.key_shift import key_shift_name
 from dfrot.quant.plan import LinearPlan
 from dfrot.quant.rtn import starved
 from dfrot.quant.second_rows import most_frequent
+from dfrot.quant.travel import from_plain, to_plain
+from dfrot.ranks.shared_stage import open_shared_stage
+from dfrot.ranks.single import SINGLE, Ranks
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.runtime.transformers_model import TOKENS, compare_with_transformers
-from dfrot.stage_folder import Stage, open_stage, read_record
+from dfrot.stage_folder import Stage, read_record
 from dfrot.stages.quantize.budget import budget_record, with_budget
 from dfrot.stages.quantize.compensate import ExactRun
 from dfrot.stages.quantize.effort import tune_quantized
@@ -57,27 +62,32 @@ def quantize(
     settings: QuantizeSettings,
     *,
     progress: Progress = silent,
+    ranks: Ranks = SINGLE,
     resume: bool | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Publish the quantized checkpoint of `model` as the folder `out`; returns its `stage.json`.
 
     `calibration` is a result of `calibrate` on this very checkpoint (MismatchError otherwise); rounding without
-    automatic activation clipping needs none. Raises InputError or UnsupportedError before any work for what cannot
+    automatic activation clipping needs none. ranks: processes that share the work, each calling this with the same
+    arguments; the bytes do not depend on them. Raises InputError or UnsupportedError before any work for what cannot
     be done, and at the tensor concerned for damaged weights.
     """
     plan = plan_quantization(model, calibration, settings)
     require_free_space(out.parent, plan.nbytes)
-    with open_stage(out, KIND, plan.request, resume, overwrite) as stage:
+    with open_shared_stage(ranks, out, KIND, plan.request, resume, overwrite) as stage:
         if not stage.finished:
-            _compare_source(plan, progress)
-            plan = with_budget(stage, plan, progress)
-            linears = _BlockwiseQuantization(stage, plan).run(progress)
-            remove_hidden_states(stage.folder)
-            remove_key_shifts(stage.folder)
-            _write_config(plan, stage.folder)
-            tuned = tune_quantized(stage, plan.layout, plan.tuning, progress) if plan.tuning is not None else {}
-            vision.carry_vision_part(plan.checkpoint.path, stage.folder)
+            if ranks.first:
+                _compare_source(plan, progress)
+            plan = with_budget(stage, plan, ranks, progress)
+            linears = _BlockwiseQuantization(stage, plan, ranks).run(progress)
+            if ranks.first:
+                remove_hidden_states(stage.folder)
+                remove_key_shifts(stage.folder)
+                _write_config(plan, stage.folder)
+            tuned = tune_quantized(stage, plan.layout, plan.tuning, ranks, progress) if plan.tuning is not None else {}
+            if ranks.first:
+                vision.carry_vision_part(plan.checkpoint.path, stage.folder)
             origin = {**plan.checkpoint.resolution(), **source_record(model), "lineage": lineage(model)}
             stage.publish({**_record(plan, linears), **budget_record(stage, plan), **tuned, **origin})
     return read_record(out, KIND)
@@ -116,15 +126,17 @@ def _record(plan: QuantizePlan, linears: dict[str, Any]) -> dict[str, Any]:
 class _BlockwiseQuantization:
     """Dense tensors, blocks in order, then the head."""
 
-    def __init__(self, stage: Stage, plan: QuantizePlan) -> None:
+    def __init__(self, stage: Stage, plan: QuantizePlan, ranks: Ranks) -> None:
         assert plan.config.scheme is not None
+        self.ranks = ranks
         self.stage, self.plan = stage, plan
         self.arch, self.layout = plan.arch, plan.layout
         self.scheme, self.options = plan.config.scheme, plan.settings.options()
         self.algorithm = algorithm(plan.settings.algorithm)
         self.key_shifts: dict[str, Tensor] = {}
         self.quantize_together = self.algorithm.load()
-        self.writer = SafetensorsWriter(stage.folder, plan.layout.plan(), stored=plan.arch.written)
+        if ranks.first:
+            self.writer = SafetensorsWriter(stage.folder, plan.layout.plan(), stored=plan.arch.written)
         if plan.propagates:
             assert plan.calibration is not None
             self.tokens = plan.calibration.tokens()
@@ -134,30 +146,55 @@ class _BlockwiseQuantization:
         """Everything that is not done yet; returns the statistics by full linear name."""
         units = store.file_stems(self.arch)
         if not all(self.stage.done(unit) for unit in ("dense", *units)):  # else their file may be gone already
-            self.key_shifts = make_key_shifts(self.stage, self.plan, progress)
+            self.key_shifts = make_key_shifts(self.stage, self.plan, self.ranks, progress)
         self._write_dense()
         linears: dict[str, Any] = dict(self.stage.recall("dense") or {})
-        for number, unit in enumerate(units):
-            progress(KIND, number, len(units))
-            if not self.stage.done(unit):
-                results = self._head(number) if unit == store.HEAD else self._block(number)
-                for name, result in results.items():
-                    self.layout.write(self.writer, name, result)
-                self.writer.sync()
-                self.stage.mark(unit, {name: result.stats for name, result in results.items()})
-                if self.plan.propagates:
-                    for stream in self._streams(number):
-                        stream.remove()
-            linears.update(self.stage.recall(unit))
+        numbers = [number for number, unit in enumerate(units) if not self.stage.done(unit)]
+        together = 1 if self.plan.propagates else self.ranks.size
+        for begin in range(0, len(numbers), together):
+            batch = numbers[begin : begin + together]
+            progress(KIND, batch[0], len(units))
+            for number, results in zip(batch, self._units(batch)):
+                self._finish(number, units[number], results)
         progress(KIND, len(units), len(units))
+        for unit in units:
+            linears.update(self.stage.recall(unit))
         return linears
+
+    def _units(self, numbers: list[int]) -> list[dict[str, Quantized]]:
+        """The results for the units of these numbers, on the first rank."""
+        quantized = [self._head if number == self.arch.n_layers else self._block for number in numbers]
+        if self.plan.propagates:
+            return [quantized[0](numbers[0])]
+        rank = self.ranks.rank
+        own = quantized[rank](numbers[rank]) if rank < len(numbers) else {}
+        gathered = self.ranks.gather({name: to_plain(result) for name, result in own.items()})
+        if not self.ranks.first:
+            return [{} for _ in numbers]
+        return [{name: from_plain(plain) for name, plain in part.items()} for part in gathered[: len(numbers)]]
+
+    def _finish(self, number: int, unit: str, results: dict[str, Quantized]) -> None:
+        """Store the results of a unit, and remove what it started from."""
+        if self.ranks.first:
+            for name, result in results.items():
+                self.layout.write(self.writer, name, result)
+            self.writer.sync()
+        self.stage.mark(unit, {name: result.stats for name, result in results.items()})
+        if self.plan.propagates and self.ranks.first:
+            for stream in self._streams(number):
+                stream.remove()
 
     def _write_dense(self) -> None:
         """Copy all tensors that stay as they are, and round the embedding; embed the tokens where errors propagate."""
         if self.stage.done("dense"):
             return
-        self.layout.copy_dense(self.plan.checkpoint, self.writer)
+        stats = self._dense() if self.ranks.first else None
+        self.stage.mark("dense", stats)
+
+    def _dense(self) -> dict[str, Any] | None:
+        """What the first rank does of `_write_dense`; returns statistics of the embedding."""
         embed, rounded, stats = self.arch.spec.embed, None, None
+        self.layout.copy_dense(self.plan.checkpoint, self.writer)
         if embed in self.layout.quantized:
             ids = torch.unique(self.tokens) if self.plan.propagates else torch.empty(0, dtype=torch.int64)
             table, rounded = quantize_embedding(self.layout, self.writer, self.options, ids)
@@ -167,7 +204,7 @@ class _BlockwiseQuantization:
         if self.plan.propagates:
             self._write_streams(rounded)
         self.writer.sync()
-        self.stage.mark("dense", stats)
+        return stats
 
     def _write_streams(self, rounded: RoundedRows | None) -> None:
         """The hidden states before the first block. rounded: of the quantized model; None: as the source embeds."""
@@ -212,7 +249,8 @@ class _BlockwiseQuantization:
             strength = self.plan.compensation
             exact = ExactRun(exact_source[0], exact_target[0], strength) if strength else None
             shift = self.key_shifts.get(key_shift_name(self.arch, layer))
-            return quantize_block(self.runner, layer, self.plan.config, self._round, source, target, exact, shift)
+            streams = (source, target, exact, shift)
+            return quantize_block(self.runner, layer, self.plan.config, self._round, *streams, self.ranks)
         calibrated = self._calibrated(store.block_stem(layer))
         results: dict[str, Quantized] = {}
         for tap in self.arch.taps():
@@ -229,7 +267,9 @@ class _BlockwiseQuantization:
         if name not in self.layout.quantized:
             return {}
         if self.plan.propagates:
-            hessian: Tensor | None = head_hessian(self.runner, self.plan.config, self._streams(layer)[0])
+            hessian = head_hessian(self.runner, self.plan.config, self._streams(layer)[0], self.ranks)
+            if not self.ranks.first:
+                return {}
         else:
             stats = self._calibrated(store.HEAD).get(name)
             hessian = stats.hessian if stats is not None else None

@@ -32,11 +32,11 @@ DECODER_STRUCTS = (
         "dfq_cache",
         fields(
             "uint8_t* k_packed, uint16_t* k_scale, uint8_t* k_zero?, uint8_t* v_packed, uint16_t* v_scale, "
-            "uint8_t* v_zero?, const void* k_sink?, const void* v_sink?"
+            "uint8_t* v_zero?, void* k_sink?, void* v_sink?"
         ),
         "Keys and values of one block as dfq_kv_append writes them. k_sink, v_sink [sinks, batch, kv_heads, "
-        "head_dim] of the model's dtype: the first positions in full precision; unread where the model has no "
-        "sinks.",
+        "head_dim] of the model's dtype: the first positions in full precision, which are written there beside "
+        "the codes; null where the model has no sinks.",
     ),
     Struct(
         "dfq_decoder",

@@ -6,16 +6,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dfrot.ranks.single import SINGLE
 from dfrot.stages.quantize import compensate
-from dfrot.stages.quantize.compensate import TapInput, TapMoments
+from dfrot.stages.quantize.compensate import SharedMoments, TapInput, TapMoments
 
 
 def moments(exact: Tensor | None, quantized: Tensor) -> TapMoments:
-    total = TapMoments()
+    total = SharedMoments(SINGLE, {"tap": 0})
     for begin in range(0, len(quantized), 100):
         part = None if exact is None else TapInput(exact[begin : begin + 100], None)
-        total.add(TapInput(quantized[begin : begin + 100], None), part)
-    return total
+        total.add("tap", TapInput(quantized[begin : begin + 100], None), part)
+    return total.moments["tap"]
 
 
 @pytest.mark.parametrize("rows", [8, 40])  # fewer and more than columns: solved from the other side

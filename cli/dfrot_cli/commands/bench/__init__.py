@@ -9,6 +9,7 @@ from dfrot_cli.lazy_group import LazyGroup
 MEMBERS = {
     "rotate": "Time the refinement of rotations, or draw its effect.",
     "kernels": "Time every operator beside torch's.",
+    "models": "Race whole models against other engines.",
     "generate": "Time whole models beside llama.cpp.",
     "evaluate": "Time the loss of a checkpoint beside transformers'.",
     "draft": "Measure what drafting costs, and when it pays.",

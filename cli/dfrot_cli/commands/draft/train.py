@@ -11,7 +11,7 @@ from dfrot.draft.training.settings import LossWeights, TrainSettings
 from dfrot.stages.draft.settings import DraftSettings
 from dfrot_cli import show
 from dfrot_cli.commands.draft.options import LOSS_WEIGHTS, data_options, draft_settings
-from dfrot_cli.launch import launched
+from dfrot_cli.launch import launched, shares_ranks
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, model_option, out_option, path_option
 from dfrot_cli.plan import plan
@@ -31,6 +31,7 @@ from dfrot_cli.setting_options import options_of
 @path_option("--tensorboard", metavar="DIR", text="Also write the history to this folder for TensorBoard.")
 @out_option("Folder of the draft.")
 @common
+@shares_ranks
 def command(
     model: str,
     out: Path,

@@ -7,9 +7,11 @@ from typing import Any
 
 import click
 
+from dfrot.ranks.single import Ranks
 from dfrot.stages.evaluate.settings import KlSettings
 from dfrot_cli import show
 from dfrot_cli.commands.eval.options import keep, models_option, report_option, resolved
+from dfrot_cli.launch import ranked
 from dfrot_cli.options import Common, common, dataset_option
 from dfrot_cli.plan import numbered, plan
 from dfrot_cli.setting_options import options_of, settings_from
@@ -21,7 +23,10 @@ from dfrot_cli.setting_options import options_of, settings_from
 @options_of(KlSettings, skip=("dataset",))
 @report_option
 @common
-def command(models: tuple[str, ...], out: Path | None, common: Common, dataset: str | None, **options: Any) -> None:
+@ranked
+def command(
+    models: tuple[str, ...], out: Path | None, common: Common, dataset: str | None, ranks: Ranks, **options: Any
+) -> None:
     """Measure the KL divergence from the first checkpoint, token by token: mean, quantiles, top-1 agreement.
 
     Perplexity can stay the same while predictions change; the divergence cannot."""
@@ -29,17 +34,25 @@ def command(models: tuple[str, ...], out: Path | None, common: Common, dataset: 
     from dfrot.hub import default_dataset
     from dfrot.stages.evaluate.kl import divergence
 
-    folders = resolved(models, out, common)
+    with ranks.first_goes_ahead():
+        folders = resolved(models, out, common)
     dataset = dataset or default_dataset(models[0], folders[0])
     settings = settings_from(KlSettings, options, dataset=dataset)
     if common.plan:
         plan("eval kl", numbered(folders), settings, out, common)
         return
     with show.progress() as progress:
-        report = divergence(folders, settings, progress)
+        report = divergence(folders, settings, progress, ranks)
+    peaks = ranks.peak_bytes()
+    if not ranks.first:
+        return
     keep(report, models, out)
     show.notes(report["results"])
-    show.as_json(report) if common.json else _table(report, models[0], out)
+    if common.json:
+        show.as_json({**report, **show.peaks_record(peaks)})
+        return
+    _table(report, models[0], out)
+    show.peaks(peaks)
 
 
 def _table(report: dict[str, Any], baseline: str, out: Path | None) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 
 import click
 
+from dfrot.ranks.single import Ranks
 from dfrot.stages.evaluate.settings import PerplexitySettings
 from dfrot_cli import show
 from dfrot_cli.commands.eval.options import keep, report_option
+from dfrot_cli.launch import ranked
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, dataset_option, require_new
 from dfrot_cli.plan import numbered, plan
@@ -22,7 +24,10 @@ from dfrot_cli.setting_options import options_of, settings_from
 @options_of(PerplexitySettings, skip=("dataset", "split", "threads", "device", "level"))
 @report_option
 @common
-def command(models: tuple[str, ...], out: Path | None, common: Common, dataset: str | None, **options: Any) -> None:
+@ranked
+def command(
+    models: tuple[str, ...], out: Path | None, common: Common, dataset: str | None, ranks: Ranks, **options: Any
+) -> None:
     """Measure perplexity by the GPTQ protocol. Several checkpoints give one table with paired confidence intervals.
 
     Without --model, in the folder of a run, this evaluates the checkpoints of that run.
@@ -32,7 +37,8 @@ def command(models: tuple[str, ...], out: Path | None, common: Common, dataset: 
     from dfrot.stages.evaluate.perplexity import evaluate
 
     require_new(out, common)
-    folders = [model_folder(model) for model in models] or checkpoints_in(Path.cwd())
+    with ranks.first_goes_ahead():
+        folders = [model_folder(model) for model in models] or checkpoints_in(Path.cwd())
     dataset = dataset or default_dataset(models[0] if models else "", folders[0])
     machine: dict[str, Any] = {"threads": common.threads, "device": common.device}
     settings = settings_from(PerplexitySettings, options, dataset=dataset, **machine)
@@ -40,10 +46,17 @@ def command(models: tuple[str, ...], out: Path | None, common: Common, dataset: 
         plan("eval ppl", numbered(folders), settings, out, common)
         return
     with show.progress() as progress:
-        report = evaluate(folders, settings, progress)
+        report = evaluate(folders, settings, progress, ranks)
+    peaks = ranks.peak_bytes()
+    if not ranks.first:
+        return
     keep(report, models or [folder.name for folder in folders], out)
     show.notes(report["results"])
-    show.as_json(report) if common.json else _table(report, out)
+    if common.json:
+        show.as_json({**report, **show.peaks_record(peaks)})
+        return
+    _table(report, out)
+    show.peaks(peaks)
 
 
 def _table(report: dict[str, Any], out: Path | None) -> None:

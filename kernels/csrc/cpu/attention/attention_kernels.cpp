@@ -10,7 +10,7 @@
 namespace dfq::DFQ_ISA {
 
 const AttentionKernels attention_table = {
-    padded_width, load_floats, quantize_queries, split_memory, attend_split, attend_sinks, merge_partials,
+    padded_width, load_floats, store_floats, quantize_queries, split_memory, attend_split, attend_sinks, merge_partials,
 };
 
 }  // namespace dfq::DFQ_ISA

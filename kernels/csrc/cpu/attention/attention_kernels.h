@@ -50,6 +50,7 @@ struct AttentionCall {
 struct AttentionKernels {
   int64_t (*width)(int64_t dim, int bits);
   void (*load)(const void* x, int type, int64_t at, int64_t count, float* out);
+  void (*store)(const float* x, int64_t count, int type, void* out, int64_t at);
   // `count` rows x [count][dim] -> digits, steps and sums as in AttentionCall
   void (*prepare)(const float* x, int64_t count, int64_t dim, int bits, int parts, float factor, int8_t* digits,
                   float* steps, float* sums);

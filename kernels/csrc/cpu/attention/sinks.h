@@ -25,36 +25,56 @@ inline float dot(const float* a, const float* b, int64_t count) {
   return reduce_sum(lanes);
 }
 
+// Whether new row `row` of a call sees the sink at `position`.
+inline bool sees_sink(const AttentionCall& call, int64_t batch, int64_t row, int64_t position) {
+  if (position < 0 || position >= call.length) return false;
+  const int64_t fresh = position - (call.length - call.rows);
+  if (fresh < 0) return !call.first || position >= call.first[batch * call.rows + row];
+  return call.tree ? call.tree[((call.trees > 1 ? batch : 0) * call.rows + row) * call.rows + fresh] != 0 : fresh <= row;
+}
+
+constexpr int64_t SINKS = 8;  // exact positions that are read at a time, each once for all lines
+
+// One line over `count` exact positions from `at` on, keys and values [count][MAX_HEAD_DIM] -> `to`, which holds what
+// came before.
+void attend_sinks_of_line(const AttentionCall& call, int64_t batch, int64_t row, int64_t at, int64_t count,
+                          const float* query, const float* keys, const float* values, float* to) {
+  const float factor = call.scaling * LOG2_E;
+  float scores[SINKS], peak = to[0];
+  for (int64_t i = 0; i < count; ++i) {
+    const bool seen = sees_sink(call, batch, row, at + i);
+    scores[i] = seen ? dot(query, keys + i * MAX_HEAD_DIM, call.k.dim) * factor : MINUS_INFINITY;
+    peak = scores[i] > peak ? scores[i] : peak;
+  }
+  const float rescale = to[0] == MINUS_INFINITY ? 0.0f : exp2_scalar(to[0] - peak);
+  to[0] = peak, to[1] *= rescale;
+  for (int64_t d = 0; d < call.v.dim; ++d) to[2 + d] *= rescale;
+  for (int64_t i = 0; i < count; ++i) {
+    if (scores[i] == MINUS_INFINITY) continue;
+    const float weight = exp2_scalar(scores[i] - peak), *value = values + i * MAX_HEAD_DIM;
+    to[1] += weight + scores[i] * 0.0f;
+    for (int64_t d = 0; d < call.v.dim; ++d) to[2 + d] += weight * value[d];
+  }
+}
+
 // The exact positions, which the stretches leave out.
 void attend_sinks(const AttentionCall& call, int64_t batch, int64_t head, float* partial) {
   const int64_t start = call.sink_start ? call.sink_start[batch] : 0, lines = call.rows * call.group;
-  const int64_t past = call.length - call.rows;
-  const float factor = call.scaling * LOG2_E;
-  float row[MAX_HEAD_DIM];
-  for (int64_t line = 0; line < lines; ++line) {
-    float* to = partial + line * partial_size(call.v.dim);
-    std::memset(to, 0, size_t(partial_size(call.v.dim)) * 4);
-    to[0] = MINUS_INFINITY;
-    const float* query = call.query + ((batch * call.kv_heads + head) * lines + line) * call.k.dim;
-    const int64_t at = line / call.group;
-    const int64_t first = call.first ? call.first[batch * call.rows + at] : 0;
-    for (int64_t i = 0; i < call.sinks; ++i) {
-      const int64_t position = start + i, fresh = position - past;
-      if (position < 0 || position >= call.length || (fresh < 0 && position < first)) continue;
-      if (fresh >= 0 && call.tree) {
-        if (!call.tree[((call.trees > 1 ? batch : 0) * call.rows + at) * call.rows + fresh]) continue;
-      } else if (fresh > at) {
-        continue;
-      }
-      const int64_t index = (i * call.batch + batch) * call.kv_heads + head;
-      load_floats(call.k_sink, call.type, index * call.k.dim, call.k.dim, row);
-      const float s = dot(query, row, call.k.dim) * factor;
-      const float peak = s > to[0] ? s : to[0], rescale = to[0] == MINUS_INFINITY ? 0.0f : exp2_scalar(to[0] - peak);
-      const float p = exp2_scalar(s - peak);
-      load_floats(call.v_sink, call.type, index * call.v.dim, call.v.dim, row);
-      for (int64_t d = 0; d < call.v.dim; ++d) to[2 + d] = to[2 + d] * rescale + p * row[d];
-      to[1] = to[1] * rescale + p + s * 0.0f;
-      to[0] = peak;
+  const int64_t size = partial_size(call.v.dim);
+  const float* const queries = call.query + (batch * call.kv_heads + head) * lines * call.k.dim;
+  float keys[SINKS * MAX_HEAD_DIM], values[SINKS * MAX_HEAD_DIM];
+  std::memset(partial, 0, size_t(lines * size) * 4);
+  for (int64_t line = 0; line < lines; ++line) partial[line * size] = MINUS_INFINITY;
+  for (int64_t at = 0; at < call.sinks; at += SINKS) {
+    const int64_t count = call.sinks - at < SINKS ? call.sinks - at : SINKS;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t index = ((at + i) * call.batch + batch) * call.kv_heads + head;
+      load_floats(call.k_sink, call.type, index * call.k.dim, call.k.dim, keys + i * MAX_HEAD_DIM);
+      load_floats(call.v_sink, call.type, index * call.v.dim, call.v.dim, values + i * MAX_HEAD_DIM);
+    }
+    for (int64_t line = 0; line < lines; ++line) {
+      attend_sinks_of_line(call, batch, line / call.group, start + at, count, queries + line * call.k.dim, keys, values,
+                           partial + line * size);
     }
   }
 }

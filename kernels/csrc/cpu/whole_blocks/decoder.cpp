@@ -24,7 +24,7 @@ int run(DecoderCall& call_, int64_t threads) {
 
 int dfq_decode(const dfq_decode_args* args) {
   if (args->batch < 1 || args->rows < 1 || args->batch * args->rows > DECODE_ROWS || args->position < 0 ||
-      !valid_decoder(*args->model))
+      !valid_decoder(*args->model) || !valid_caches(*args->model, args->caches, args->position))
     return DFQ_BAD_ARGUMENT;
   DecoderCall call_(*args);
   return run(call_, args->threads);
@@ -32,7 +32,7 @@ int dfq_decode(const dfq_decode_args* args) {
 
 int dfq_decode_tree(const dfq_decode_tree_args* args) {
   if (args->rows < 1 || args->rows > DECODE_ROWS || args->position < 0 || !args->parents ||
-      !valid_decoder(*args->model))
+      !valid_decoder(*args->model) || args->position < args->model->sinks)
     return DFQ_BAD_ARGUMENT;
   for (int64_t i = 0; i < args->rows; ++i) {
     if (args->parents[i] >= i || args->parents[i] < -1) return DFQ_BAD_ARGUMENT;

@@ -34,6 +34,7 @@ class DecoderWorker : private TreeAttention {
 
  private:
   void block(const dfq_block& b, const dfq_cache& cache) {
+    prefetch(b, cache);
     rmsnorm(b.input_norm);
     prepare_input(b.q, p_.normed);
     const dfq_linear* const heads[3] = {&b.q, &b.k, &b.v};
@@ -54,6 +55,17 @@ class DecoderWorker : private TreeAttention {
     multiply(b.down, s_.branch);
     barrier();
     s_.tables.block.add(p_.hidden, s_.branch, s_.type, 0, s_.lines * m_.hidden);
+  }
+
+  // What attention will read in small pieces, each of which would otherwise be waited for: the weights of a step push it
+  // out of the caches.
+  void prefetch(const dfq_block& b, const dfq_cache& cache) {
+    const auto lines = [](const void* from, int64_t bytes) {
+      for (int64_t at = 0; from && at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(from) + at);
+    };
+    const int64_t width = m_.kv_heads * m_.head_dim, sinks = s_.call.sinks * s_.batch * width * s_.size;
+    lines(b.k_shift, width * 4);
+    lines(cache.k_sink, sinks), lines(cache.v_sink, sinks);
   }
 
   void rmsnorm(const float* weight) {
@@ -137,11 +149,12 @@ class DecoderWorker : private TreeAttention {
       append(b, cache, pair);
       quantize_queries(b, pair);
     }
-    const bool alone = s_.parts == 1;  // then a thread reads only what it wrote
+    const bool alone = s_.splits == 1;  // then a thread reads only what it wrote
     if (!alone) barrier();
-    const Span tasks = alone ? mine : partition(pairs * s_.parts, index_, size_);
+    const Span tasks = alone ? Span{0, (mine.end - mine.begin) * s_.parts} : partition(pairs * s_.parts, index_, size_);
     for (int64_t task = tasks.begin; task < tasks.end; ++task) {
-      const int64_t part = task / pairs, pair = task % pairs;
+      const int64_t part = alone ? task % s_.parts : task / pairs;
+      const int64_t pair = alone ? mine.begin + task / s_.parts : task % pairs;
       const int64_t sequence = pair / m_.kv_heads, head = pair % m_.kv_heads;
       float* const to = partial(pair, part);
       if (part == s_.splits) {
@@ -171,6 +184,9 @@ class DecoderWorker : private TreeAttention {
             cache.k_zero ? cache.k_zero + to : &unused);
       store(s_.v + from * s_.size, s_.type, cache.v_packed + to * bytes, cache.v_scale + to,
             cache.v_zero ? cache.v_zero + to : &unused);
+      if (s_.position + row >= m_.sinks) continue;
+      s_.tables.attention.store(key, dim, s_.type, cache.k_sink, to * dim);
+      std::memcpy(static_cast<char*>(cache.v_sink) + to * dim * s_.size, s_.v + from * s_.size, size_t(dim * s_.size));
     }
   }
 

@@ -63,7 +63,7 @@ class Prefill {
       char* const q = query + line * m_.heads * m_.head_dim * size_;
       if (transposed && m_.r3_base_t) rotate(q, type_, m_.heads, q, buffer);
       norm_and_rope(slab_.gate, line, m_.kv_heads, b_.k_norm, c, s);
-      append(cache, line, ((position + row) * batch + sequence) * m_.kv_heads, buffer);
+      append(cache, line, ((position + row) * batch + sequence) * m_.kv_heads, position + row < m_.sinks, buffer);
     });
   }
 
@@ -155,7 +155,8 @@ class Prefill {
                             heads * m_.head_dim / m_.r3_block);
   }
 
-  void append(const dfq_cache& cache, int64_t line, int64_t to, float* buffer) {
+  // The keys and values of one line become the rows from `to` on, and those of a sink also stay exact.
+  void append(const dfq_cache& cache, int64_t line, int64_t to, bool is_sink, float* buffer) {
     const int64_t dim = m_.head_dim, heads = m_.kv_heads, bytes = ceil_div(dim * m_.kv_bits, 8);
     const char* const v = slab_.up + line * heads * dim * size_;
     float* const keys = buffer + 2 * std::max<int64_t>(m_.r3_block, 1);
@@ -166,6 +167,9 @@ class Prefill {
     store(keys, DFQ_FLOAT32, cache.k_packed + to * bytes, cache.k_scale + to,
           cache.k_zero ? cache.k_zero + to : unused);
     store(v, type_, cache.v_packed + to * bytes, cache.v_scale + to, cache.v_zero ? cache.v_zero + to : unused);
+    if (!is_sink) return;
+    kernels().attention.store(keys, heads * dim, type_, cache.k_sink, to * dim);
+    std::memcpy(static_cast<char*>(cache.v_sink) + to * dim * size_, v, size_t(heads * dim * size_));
   }
 
   void store(const void* x, int type, uint8_t* packed, uint16_t* scale, uint8_t* zero) {
@@ -191,7 +195,7 @@ using namespace dfq;
 int dfq_prefill_before(const dfq_prefill_before_args* args) {
   const dfq_decoder& m = *args->model;
   if (!valid_decoder(m) || args->layer < 0 || args->layer >= m.layers || args->batch < 1 || args->rows < 1 ||
-      args->position < 0) {
+      args->position < 0 || !valid_caches(m, args->caches, args->position)) {
     return DFQ_BAD_ARGUMENT;
   }
   return returning_status([&] {

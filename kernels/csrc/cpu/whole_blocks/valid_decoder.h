@@ -28,5 +28,13 @@ inline bool valid_decoder(const dfq_decoder& m) {
   return true;
 }
 
+// Whether new rows from `position` on can be appended: sinks among them need their place.
+inline bool valid_caches(const dfq_decoder& m, const dfq_cache* caches, int64_t position) {
+  for (int64_t i = 0; position < m.sinks && i < m.layers; ++i) {
+    if (!caches[i].k_sink || !caches[i].v_sink) return false;
+  }
+  return true;
+}
+
 }  // namespace
 }  // namespace dfq

@@ -1,0 +1,72 @@
+"""The command that serves an exported folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dfrot.export.gguf.writer import FILE_NAME
+
+README = "README.md"
+KV_FLAG = "--kv-cache-dtype int4_per_token_head"
+
+
+@dataclass(frozen=True)
+class ServedFolder:
+    """What the command that serves a folder depends on."""
+
+    engine: str
+    """One of `promises.PREFERENCES`."""
+    format: str
+    """Export format."""
+    scheme: str
+    """What it declares."""
+    storage: str = ""
+    """How weights are kept."""
+    kv_bits: int = 16
+    """Bits of the KV cache of the checkpoint it was made from."""
+    flags: tuple[str, ...] = ()
+    """Options that the engine needs to serve it as declared."""
+
+
+def takes_kv_flag(engine: str, kv_bits: int) -> bool:
+    """Whether `engine` has a KV cache of so many bits, asked for by `KV_FLAG`. It rounds in a way of its own."""
+    return engine == "vllm" and kv_bits == 4
+
+
+def serving_command(engine: str, folder: ServedFolder, path: str = ".") -> str:
+    """The command line by which `engine` serves an exported folder that lies at `path`, or has that name on the hub."""
+    words = list(folder.flags) if engine == folder.engine else []
+    if engine == "vllm":
+        if takes_kv_flag(engine, folder.kv_bits):
+            words.append(KV_FLAG)
+        return " ".join([f"vllm serve {path}", *words])
+    if engine == "sglang":
+        return " ".join([f"python -m sglang.launch_server --model-path {path}", *words])
+    if engine == "llama.cpp":
+        return " ".join([f"llama-server -m {path}/{FILE_NAME}", *words])
+    return f"python -c \"from transformers import pipeline; print(pipeline('text-generation', '{path}')('Hello'))\""
+
+
+def needed_packages(engine: str, format: str) -> str:
+    """What must be installed besides the engine, as words of pip; empty for nothing."""
+    if engine == "transformers":
+        return {"compressed-tensors": "transformers compressed-tensors accelerate", "gptq": "gptqmodel optimum"}[format]
+    return ""
+
+
+def readme(folder: ServedFolder, record: dict[str, Any]) -> str:
+    """README.md of an exported folder: what it holds, how to serve it, what to know. record: `planning.record_of`."""
+    packages = needed_packages(folder.engine, folder.format)
+    lines = [
+        f"# {folder.scheme} for {folder.engine}",
+        "",
+        f"Written by `dfq export --for {folder.engine}` as {folder.format} ({folder.storage}). From this folder:",
+        "```",
+        *([f"pip install {packages}"] if packages else []),
+        str(record["command"]),
+        "```",
+    ]
+    if record["warnings"]:
+        lines += ["", *(f"- {text}" for text in record["warnings"])]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,175 @@
+"""Running an engine on a folder, in a process and an environment of its own.
+
+A driver (`drivers/`) is a script that needs nothing of ours. It reads a JSON file with
+
+- folder: the exported folder; windows: lists of token ids; prompt: token ids; new_tokens: how many to add to it
+- threads; options: keyword arguments of the engine's loader
+
+and writes one with
+
+- versions: of the engine's packages; linears: {what serves them: how many}
+- losses: per window the negative log-likelihood of tokens 1 .. n - 1; tokens: the greedy ones behind the prompt
+- ignored: names of tensors that the engine left out, where it says so
+
+Whatever else happens is in its log. An engine is stopped when its time is over, with all processes that it started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+from dfrot.errors import DfqError, InputError
+from dfrot.export.serving.environments import EngineEnvironment
+from dfrot.files import read_json, write_json
+
+POLL = 0.2  # seconds between looks at a running engine
+_ERROR = re.compile(r"(?:^|[\s:])((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)")
+
+
+class DriverRequest(NamedTuple):
+    """What an engine is asked to do."""
+
+    folder: Path
+    """The exported folder."""
+    windows: list[list[int]]
+    """Token ids whose losses are wanted."""
+    prompt: list[int]
+    """Token ids to continue."""
+    new_tokens: int
+    """Greedy tokens behind the prompt."""
+    threads: int = 1
+    """Threads that the engine may use."""
+
+
+@dataclass
+class EngineRun:
+    """What an engine did."""
+
+    refusal: str | None = None
+    """Its last line, where it did not come to an end."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of its packages."""
+    linears: dict[str, int] = field(default_factory=dict)
+    """What serves the linears -> how many of them."""
+    losses: list[list[float]] = field(default_factory=list)
+    """Per window: the negative log-likelihood of tokens 1 .. n - 1."""
+    tokens: list[int] = field(default_factory=list)
+    """Greedy tokens behind the prompt."""
+    ignored: list[str] = field(default_factory=list)
+    """Tensors that the engine left out."""
+    peak_bytes: int = 0
+    """Largest resident memory of its processes together."""
+    seconds: float = 0.0
+    """From its start to its end."""
+    log: str = ""
+    """What it wrote on stdout and stderr."""
+
+
+def run_engine(environment: EngineEnvironment, request: DriverRequest, limit: float) -> EngineRun:
+    """Run the driver of an engine. limit: seconds. Never raises for what the engine does: a refusal is a result."""
+    driver = environment.engine.driver
+    with tempfile.TemporaryDirectory(prefix="dfq-engine-") as name:
+        work = Path(name)
+        content = {**request._asdict(), "folder": str(request.folder.resolve()), "options": environment.engine.options}
+        write_json(work / "request.json", content)
+        command = [str(environment.python), "-I", str(driver), str(work / "request.json"), str(work / "answer.json")]
+        run = _run(command, {**environment.engine.variables, "OMP_NUM_THREADS": str(request.threads)}, work, limit)
+        if run.refusal is None:
+            _read_answer(work / "answer.json", run, request)
+    return run
+
+
+def _run(command: list[str], variables: Mapping[str, str], work: Path, limit: float) -> EngineRun:
+    """Run `command` in the folder `work`, its output in a file. `refusal` is set where it failed."""
+    settings = [f"{key}={value}" for key, value in variables.items()]
+    begin, peak = time.monotonic(), 0
+    with (work / "log").open("wb") as log:
+        process = subprocess.Popen(
+            ["env", *settings, *command], cwd=work, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            while (code := process.poll()) is None and time.monotonic() - begin < limit:
+                peak = max(peak, _resident(process.pid))
+                time.sleep(POLL)
+        finally:
+            _stop(process)
+    seconds = time.monotonic() - begin
+    text = (work / "log").read_text(encoding="utf-8", errors="replace")
+    run = EngineRun(peak_bytes=peak, seconds=seconds, log=text)
+    if code is None:
+        run.refusal = f"stopped after {limit:g} s"
+    elif code != 0:
+        run.refusal = last_error(text) or f"ended with code {code}"
+    return run
+
+
+def _resident(pid: int) -> int:
+    """Resident memory of a process and all that it started."""
+    total = 0
+    try:
+        root = psutil.Process(pid)
+        for process in [root, *root.children(recursive=True)]:
+            total += process.memory_info().rss
+    except psutil.Error:
+        pass
+    return total
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the process group of a driver, whatever is left of it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def last_error(log: str) -> str | None:
+    """The last line of a log that names an error, without the engine's prefixes; else its last line."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    for line in reversed(lines):
+        if match := _ERROR.search(line):
+            return match[1].strip()[:300]
+    return lines[-1][:300] if lines else None
+
+
+def _read_answer(path: Path, run: EngineRun, request: DriverRequest) -> None:
+    """Fill `run` from a driver's answer; anything but what is documented becomes a refusal."""
+    try:
+        answer = read_json(path)
+        run.versions = {str(key): str(value) for key, value in answer["versions"].items()}
+        run.linears = {str(key): int(value) for key, value in answer["linears"].items()}
+        run.losses = [[float(loss) for loss in window] for window in answer["losses"]]
+        run.tokens = [int(token) for token in answer["tokens"]]
+        run.ignored = [str(name) for name in answer.get("ignored", ())]
+        if [len(losses) + 1 for losses in run.losses] != [len(window) for window in request.windows]:
+            raise InputError("its losses do not belong to the windows")
+    except (DfqError, KeyError, TypeError, ValueError, AttributeError) as error:
+        run.refusal = f"gave no readable answer ({type(error).__name__}: {error})"
+
+
+def log_lines(run: EngineRun, *words: str) -> list[str]:
+    """Lines of an engine's log that hold one of `words`: for messages."""
+    return [line.strip() for line in run.log.splitlines() if any(word in line for word in words)]
+
+
+def answer_of(run: EngineRun) -> dict[str, Any]:
+    """A run as JSON, without losses and log."""
+    return {
+        "versions": run.versions,
+        "linears": run.linears,
+        "ignored": run.ignored,
+        "peak_bytes": run.peak_bytes,
+        "seconds": round(run.seconds, 1),
+    }

@@ -1,0 +1,1 @@
+"""Putting checkpoints on the hub: the model card, the checks before the upload, the upload."""
