@@ -138,18 +138,15 @@ class NativeDecoder:
         angles = self._rope_angles(base, hidden, begin, rows)
         table = self._caches(decoder, layers, begin + rows, batch, hidden)
         sinks = min(max(self.sinks.count - begin, 0), rows)  # they come first, and depend on nothing behind them
-        parts, states = [], []
+        parts, states = list[Tensor](), list[list[Tensor]]()
         for part, run in ((slice(0, sinks), self.exact), (slice(sinks, rows), decoder)):
             if part.stop > part.start:
                 assert run is not None
                 cos, sin = (angle[part] for angle in angles)
                 parts.append(self._rows(base, run, layers, table, hidden[:, part], (cos, sin)))
-                states.append(self.states)
-        if len(parts) == 1:
-            out = parts[0]
-        else:
-            out = torch.cat(parts, 1)
-            self.states = [torch.cat(pieces, 1) for pieces in zip(*states)] if self._recorded else None
+                states.append(self.states or [])
+        out = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        self.states = [torch.cat(layer, 1) for layer in zip(*states)] if self._recorded else None
         return getattr(base, "make_output", base_model_output)(out, cache)
 
     def _rows(

@@ -27,7 +27,7 @@ from dfrot.generation.speculation.tree import Tree, TreeShape
 MARGIN = 1.05  # a smaller expected speedup is within the noise of the measurements
 ROUNDS_BETWEEN_CHOICES = 16
 LARGEST_TREE = TreeShape(MAX_DEPTH, max(TOPKS), max(TOTALS))  # no candidate accepts more
-ALLOWANCE = 4.0  # plain steps that a text may lose by drafting before it is given up
+ALLOWANCE = 3.0  # plain steps that a text may lose by drafting before it is given up
 ALLOWANCE_SHARE = 0.01  # and this share of the tokens that it drafted
 PRIOR = 8.0  # the record's rates weigh as much as this many expected acceptances of the text
 
