@@ -120,6 +120,13 @@ ENGINES ?=
 engines:
 	PIP_ARGS="$(PIP_ARGS)" sh recipes/engines/setup.sh $(PYTHON) build/engines $(ENGINES)
 
+# What every engine makes of every export of a model, as the table of docs/results/engines.md: an hour on two cores.
+# make engine-matrix [MODEL=reference TEXT=stdlib]; what is in build/matrix already is not run again.
+MODEL ?= reference
+TEXT  ?= stdlib
+engine-matrix: setup
+	$(BIN)/python recipes/engines/matrix.py $(MODEL) build/matrix/$(notdir $(MODEL)) $(TEXT)
+
 # The walk-throughs of CONTRIBUTING.md, followed literally: 100 s, so that they are no part of `make test`.
 walkthroughs: setup
 	$(BIN)/python -m pytest -q -m slow tests/contributing $(ARGS)

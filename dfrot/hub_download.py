@@ -71,14 +71,17 @@ def download(name: str, hub_id: str, revision: str | None, progress: Progress, h
     return Path(folder)
 
 
-def fetch_small_files(hub_id: str, patterns: Sequence[str]) -> Path | None:
+def fetch_small_files(hub_id: str, patterns: Sequence[str], revision: str | None = None) -> Path | None:
     """The folder in the hub's cache with those files of a model that match `patterns`, which must not match weights;
     None where they cannot be fetched: no network, no access."""
     from huggingface_hub import snapshot_download
 
     try:
         with silent_client():
-            return Path(snapshot_download(hub_id, allow_patterns=list(patterns), etag_timeout=TIMEOUT))
+            folder: Any = snapshot_download(
+                hub_id, revision=revision, allow_patterns=list(patterns), etag_timeout=TIMEOUT
+            )
+            return Path(folder)
     except Exception:  # of many types; the caller says what was not compared
         return None
 

@@ -100,7 +100,9 @@ class Scripted(Draft):
         super().__init__(config)
         self.text, self.right = text, right
 
-    def train_forward(self, embeddings: Tensor, positions: Tensor, features: Tensor, steps: int) -> TrainOutput:
+    def train_forward(
+        self, embeddings: Tensor, positions: Tensor, features: Tensor, steps: int, roots: Tensor | None = None
+    ) -> TrainOutput:
         return TrainOutput([embeddings] * (steps + 1), None)
 
     def logits(self, output: Tensor, head: Head) -> Tensor:
@@ -133,10 +135,11 @@ class _PositionState(CachedDraftState):
 
 def random_draft(arch: str = "dream", dtype: torch.dtype = torch.float32) -> Draft:
     """A random draft of these targets."""
-    aux = (1, 2, 3) if arch == "eagle3" else ()
+    aux = (1, 2, 3) if "dream" not in arch else ()
     size = COMMON["hidden_size"]
     torch.manual_seed(5)
-    config = DraftConfig(arch, size, size, 96, 4, 2, 16, VOCAB, max_position_embeddings=256, aux_layers=aux)
+    blocks = {"num_layers": 2, "block_size": 8, "mask_token_id": VOCAB - 1} if arch == "dflash" else {}
+    config = DraftConfig(arch, size, size, 96, 4, 2, 16, VOCAB, max_position_embeddings=256, aux_layers=aux, **blocks)
     return build(config).to(dtype).requires_grad_(False)
 
 

@@ -163,5 +163,5 @@ def prompt(name: str, seed: int) -> list[int]:
 def draft(arch: str = "dream") -> Any:
     """A random draft of these targets."""
     torch.manual_seed(7)
-    aux = (1, 2, 3) if arch == "eagle3" else ()
+    aux = (1, 2, 3) if "dream" not in arch else ()
     return build(DraftConfig(arch, 32, 32, 64, 4, 2, 8, VOCAB, aux_layers=aux))

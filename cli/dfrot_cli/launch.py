@@ -125,7 +125,8 @@ def _end(ranks: ProcessRanks, error: BaseException) -> NoReturn:
         speaker = -1 if other == "rank_stopped" else ranks.fail(reason)
     if isinstance(error, DfqError):
         context = click.get_current_context(silent=True)
-        line = "Error: " + with_flags(reason, context.meta.get(COMMAND) if context else None)
+        place = "" if ranks.first or other == "rank_lost" else f"rank {ranks.rank}: "
+        line = f"Error: {place}{with_flags(reason, context.meta.get(COMMAND) if context else None)}"
     elif isinstance(error, KeyboardInterrupt):
         line = "Error: interrupted; run the same command again to continue"
     else:

@@ -56,6 +56,16 @@ def trimmed_head(target: Target, draft: nn.Module, ids: Tensor) -> Callable[[Ten
     return partial(_dense_logits, target, rows.weight)
 
 
+def trimmed_training_head(target: Target, ids: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """Features [..., d] -> logits [..., N] of the tokens `ids`, differentiable: their rows of the head alone. None for
+    a head that is more than a dense matrix."""
+    head = target.head_module
+    if type(head) is not nn.Linear or head.bias is not None:
+        return None
+    weight = head.weight.detach()[ids]
+    return lambda features: target.scale_logits(nn.functional.linear(features.to(weight.dtype), weight))
+
+
 def _dense_logits(target: Target, weight: Tensor, features: Tensor) -> Tensor:
     features = features.to(weight.dtype)
     if native.active() and servable(weight):

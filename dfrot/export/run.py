@@ -65,14 +65,8 @@ def export(
     with open_stage(out, KIND, request, resume, overwrite) as stage:
         if not stage.finished:
             WRITERS[target.name].write(source, stage.folder, dtype, progress)
-            stage.publish(
-                {
-                    **_record(source, stage.folder),
-                    **_serving(serving, stage.folder),
-                    **source_record(model),
-                    "lineage": lineage(model),
-                }
-            )
+            record = {**_record(source, stage.folder), **_serving(serving, stage.folder)}
+            stage.publish({**record, **source_record(model), "lineage": lineage(model)})
     return read_record(out, KIND)
 
 

@@ -14,7 +14,7 @@ from dfrot.errors import UnsupportedError
 from dfrot.generation.aux_outputs import AuxOutputs
 from dfrot.generation.speculation.batch_invariance import BatchInvariance
 from dfrot.generation.speculation.native_verify import NativeVerifier
-from dfrot.runtime.attention_hooks import ROW_WISE, attend_row_by_row, attention_name, observe_attention
+from dfrot.runtime.attention_hooks import ROW_WISE, attend_row_by_row, attention_name
 from dfrot.runtime.cache_rollback import keep_accepted_path
 from dfrot_kernels import native
 from dfrot_kernels.whole_blocks.draft import dense, servable
@@ -31,7 +31,7 @@ class Target:
     """
 
     def __init__(self, model: Any, aux_layers: Sequence[int] = (), drafted: bool = True) -> None:
-        """model: the loaded model. aux_layers: decoder layers (counted from 1, as outputs are) that an eagle3 draft
+        """model: the loaded model. aux_layers: decoder layers (counted from 1, as outputs are) that a draft
         reads. drafted: False for a target that only decodes plainly, which more architectures can do.
 
         Raises UnsupportedError for a model that cannot be verified over a tree."""
@@ -52,11 +52,7 @@ class Target:
                 f"load the model with {ROW_WISE[0]!r}"
             )
         native_decoder = getattr(self.decoder, "dfq_native", None)
-        served_natively = native_decoder is not None and not native_decoder.unfit and not self.aux_layers
-        self.native: Any = native_decoder if served_natively else None
-        # Hooks on layers (aux_layers) keep the native decoder from serving verify passes. Plain steps must not use it
-        # either then: both must compute the same bits.
-        self._avoid_native = native_decoder is not None and native_decoder.unfit is None and self.native is None
+        self.native: Any = None if native_decoder is None or native_decoder.unfit else native_decoder
         self._verifier = None if self.native is None else NativeVerifier(self.native, self.decoder, self.group)
         self.rounded_head: Any = None  # a 4-bit copy of the head, kept for the draft (dfrot/draft/proposal_head.py)
         if not hasattr(self.decoder, "layers"):
@@ -144,7 +140,7 @@ class Target:
     @contextlib.contextmanager
     def record_aux(self) -> Iterator[AuxOutputs]:
         """Record the outputs of `aux_layers` of the forward pass inside."""
-        with AuxOutputs(self.layers, self.aux_layers).recording() as aux:
+        with AuxOutputs(self.layers, self.aux_layers, self.native).recording() as aux:
             yield aux
 
     def start(self) -> Any:
@@ -156,18 +152,15 @@ class Target:
         """Run a prompt int64 [n]. Returns features [n, f] and logits float32 [V] of the last position."""
         with self.record_aux() as aux:
             out = self.decoder(input_ids=ids[None], past_key_values=cache, use_cache=True)
-        aux_features = aux.features()
+            aux_features = aux.features()
         features = out.last_hidden_state[0] if aux_features is None else aux_features[0]
         return features, self.logits_rows(out.last_hidden_state[:, -1:])[0, 0].float()
 
     @torch.no_grad()
     def step(self, token: int, cache: Any) -> Tensor:
         """One step of plain decoding: logits float32 [V] behind `token`."""
-        # an observer keeps the native decoder from serving
-        by_modules: Any = observe_attention(self.model, _ignore) if self._avoid_native else contextlib.nullcontext()
         ids = torch.tensor([[token]])
-        with by_modules:
-            out = self.decoder(input_ids=ids, past_key_values=cache, use_cache=True, **self.position_ids(ids, cache))
+        out = self.decoder(input_ids=ids, past_key_values=cache, use_cache=True, **self.position_ids(ids, cache))
         return self.logits_rows(out.last_hidden_state)[0, 0].float()
 
     def position_ids(self, ids: Tensor, cache: Any) -> dict[str, Tensor]:
@@ -195,8 +188,13 @@ class Target:
         """
         if not self.drafted:
             raise UnsupportedError(f"{self.config.model_type}: was opened to decode plainly; open it for drafting")
-        if self._verifier is not None and (features := self._verifier.tree(tokens, parents, cache)) is not None:
-            return features, self.logits_rows(features[None])[0].float()
+        if self._verifier is not None:
+            with self.record_aux() as aux:
+                native = self._verifier.tree(tokens, parents, cache, aux)
+            if native is not None:
+                last, aux_features = native
+                logits = self.logits_rows(last[None])[0].float()
+                return last if aux_features is None else aux_features, logits
         return self._verify_by_modules(tokens, parents, cache)
 
     def _verify_by_modules(self, tokens: list[int], parents: list[int], cache: Any) -> tuple[Tensor, Tensor]:
@@ -218,7 +216,7 @@ class Target:
                 use_cache=True,
             )
             logits = self.logits_rows(out.last_hidden_state)[0].float()
-        aux_features = aux.features()
+            aux_features = aux.features()
         return (out.last_hidden_state if aux_features is None else aux_features)[0], logits
 
     def keep(self, cache: Any, past: int, rows: int, path: list[int]) -> None:
@@ -237,7 +235,3 @@ def _windows(config: Any, n_layers: int) -> list[int | None]:
         )
     sliding = [kind == "sliding_attention" for kind in kinds] if kinds else [True] * n_layers
     return [int(window) if window is not None and slides else None for slides in sliding]
-
-
-def _ignore(*_: Any) -> None:
-    """An observer of attention that does nothing."""

@@ -8,6 +8,7 @@ from typing import Any
 from dfrot.errors import DfqError
 from dfrot.export.inspect import inspect
 from dfrot.export.serving.commands import serving_commands
+from dfrot.export.serving.planning import engines_for
 from dfrot.publish.front_matter import with_front_matter
 from dfrot.publish.licences import attribution
 from dfrot.publish.measured import MeasuredTable
@@ -16,8 +17,19 @@ from dfrot.publish.published_folder import COMPRESSED_TENSORS, DRAFT, GGUF, GPTQ
 
 LIBRARIES = {PACKED: "dfq", DRAFT: "dfq", GGUF: "gguf", COMPRESSED_TENSORS: "transformers", GPTQ: "transformers"}
 """Format -> what loads it; others are `speculators`."""
+WRITTEN_BY_EXPORT = "Written by `dfq export --for"
 FACTS = ("weights", "activations", "kv", "embedding", "head", "online", "bits_per_quantized_weight", "parameters")
 """What `dfq inspect` says that the card repeats."""
+
+
+def card_of(subject: PublishedFolder, tables: Sequence[MeasuredTable], file: str | None = None) -> str:
+    """The folder's own card, with front matter where it has none; the card that dfq writes where the folder has no
+    README.md, or the one of `dfq export --for`, which says how to serve a folder and no more."""
+    if subject.card_entries:
+        return subject.card
+    if subject.card and WRITTEN_BY_EXPORT not in subject.card:
+        return with_front_matter(_entries(subject), subject.card)
+    return make_card(subject, tables, file)
 
 
 def make_card(subject: PublishedFolder, tables: Sequence[MeasuredTable], file: str | None = None) -> str:
@@ -105,8 +117,8 @@ def _fact(value: Any) -> str:
 
 
 def _serving(subject: PublishedFolder, file: str | None) -> str:
-    online = bool(subject.quantization.get("transform_config"))
-    commands = serving_commands(subject.format, subject.repository, file, subject.base, online)
+    served = engines_for(subject.folder) if subject.format in (COMPRESSED_TENSORS, GPTQ) else ()
+    commands = serving_commands(subject.format, subject.repository, file, subject.base, served)
     text = _block([f"{command}  # {engine}" for engine, command in commands])
     if subject.format == PACKED:
         text += (

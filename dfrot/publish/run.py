@@ -13,7 +13,7 @@ from dfrot.export.gguf.writer import FILE_NAME
 from dfrot.files import write_bytes
 from dfrot.progress import Progress, silent
 from dfrot.publish.base import with_base
-from dfrot.publish.card import make_card
+from dfrot.publish.card import card_of
 from dfrot.publish.checks import run_checks
 from dfrot.publish.finding import Finding
 from dfrot.publish.front_matter import CARD
@@ -55,7 +55,7 @@ def publish(
                           field=("out", "overwrite"), file=out)  # fmt: skip
     names = _names(subject)
     gguf = next((target for source, target in names.items() if source.endswith(".gguf")), None)
-    card = subject.card or make_card(subject, measured_tables(subject, settings.results), gguf)
+    card = card_of(subject, measured_tables(subject, settings.results), gguf)
     result: dict[str, Any] = {
         "repository": settings.to,
         "format": subject.format,

@@ -11,11 +11,13 @@ from typing import Any
 from dfrot.arch import describe
 from dfrot.errors import DfqError, InputError
 from dfrot.files import file_sha256
+from dfrot.inputs import open_model
 from dfrot.quant.config import DfqConfig
+from dfrot.quant.scheme import FULL
 from dfrot.race.contenders import ENGINES
 from dfrot.race.driver_process import ContenderError, loop_command
 from dfrot.race.gguf_bits import gguf_bits
-from dfrot.race.prepare import Workshop
+from dfrot.race.prepare import Workshop, exported
 from dfrot.runtime.load import check_folder
 
 WEIGHTS = (".safetensors", ".gguf", ".bin", ".data", ".onnx", ".xml")
@@ -108,6 +110,28 @@ def _dfq_bits(config: DfqConfig | None) -> dict[str, Any]:
     bits["head"] = config.head.bits if config.head.quantized else 16 if "lm_head" in config.keep else scheme.w_bits
     bits["embedding"] = config.embed.bits
     return bits
+
+
+def exported_contenders(
+    shop: Workshop, packed: Sequence[Path], cpus: Sequence[int]
+) -> tuple[list[Contender], dict[str, str]]:
+    """vLLM on the packed checkpoints whose activations have 16 bits (it would leave others in 16 bits silently), and by
+    name why one is absent."""
+    contenders, absent = [], {}
+    for ours in dfq_contenders(shop.source, packed, cpus)[1:]:
+        if ours.bits["activations"] != FULL:
+            continue
+        name = f"vllm {ours.name.removeprefix('dfq ')}"
+        try:
+            python = shop.python("vllm")
+            path = exported(shop, ours.path, open_model(ours.path).digest())
+        except DfqError as error:
+            absent[name] = str(error)
+        else:
+            peer = ENGINES["vllm"]
+            command = tuple(loop_command(python, peer.driver, cpus, peer.variables))
+            contenders.append(Contender(name, "vllm", path, command, {**ours.bits, "kv": FULL}))
+    return contenders, absent
 
 
 def peer_contenders(

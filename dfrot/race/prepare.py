@@ -93,6 +93,16 @@ def gguf(shop: Workshop, kind: str) -> Path:
     return _made(shop.files / f"{kind}.gguf", make)
 
 
+def exported(shop: Workshop, packed: Path, digest: str) -> Path:
+    """A packed checkpoint as a compressed-tensors folder, for vLLM. digest: of the checkpoint. Raises DfqError for one
+    that the format cannot hold."""
+
+    def make(out: Path) -> None:
+        export(packed, "compressed-tensors", out, overwrite=True)
+
+    return _made(shop.files / f"exported-{digest[:16]}", make)
+
+
 def openvino_folder(shop: Workshop) -> Path:
     """A folder of optimum-intel: symmetric 4-bit weights in groups of 64, embedding and head in 8 bits."""
     python = shop.python("openvino")

@@ -18,7 +18,7 @@ from dfrot.evaluate.tokens import WindowReader
 from dfrot.files import digest_json, write_json
 from dfrot.inputs import open_model
 from dfrot.progress import Progress, silent
-from dfrot.race.field import by_source, dfq_contenders, peer_contenders
+from dfrot.race.field import by_source, dfq_contenders, exported_contenders, peer_contenders
 from dfrot.race.heat import Heat, Tokens
 from dfrot.race.prepare import Workshop
 from dfrot.race.settings import RaceSettings
@@ -102,7 +102,8 @@ def _source(
     shop = Workshop(source.absolute(), files.absolute(), settings.engines.absolute(), len(cpus))
     progress("make the engines' models", 0, 1)
     peers, absent = peer_contenders(shop, settings.peers, cpus)
-    contenders = [*dfq_contenders(source, packed, cpus), *peers]
+    exports, refused = exported_contenders(shop, packed, cpus) if "vllm" in settings.peers else ([], {})
+    contenders = [*dfq_contenders(source, packed, cpus), *peers, *exports]
     heat = Heat(source.name, contenders, fitting, tokens, settings, samples, len(cpus), progress)
     try:
         results = heat.run()
@@ -111,7 +112,7 @@ def _source(
     return {
         "model": str(source),
         "results": results,
-        "absent": {**absent, **heat.failed},
+        "absent": {**absent, **refused, **heat.failed},
         "notes": notes,
     }
 

@@ -64,6 +64,9 @@ class NativeDecoder:
         self._hook_tables: list[dict[Any, Any]] = []
         self._angles: tuple[Tensor, Tensor] | None = None  # cos and sin float32 [positions, head_dim]
         self._cache_table: tuple[list[Any], Tensor] | None = None  # buffers, and the table of their addresses
+        self._recorded: tuple[int, ...] = ()  # layers, counted from 1, whose outputs `states` receives
+        self._own_hooks = 0  # hooks on layers that record the same where the modules compute
+        self.states: list[Tensor] | None = None  # [batch, rows, hidden] of each recorded layer, of the last call
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A model that is copied, or pickled and loaded in another process, builds its own tables."""
@@ -72,6 +75,14 @@ class NativeDecoder:
     def report(self) -> dict[str, Any]:
         """steps: calls served natively. fallbacks: reason -> calls served by the modules. unfit: why never, or None."""
         return {"steps": self.steps, "fallbacks": dict(self.fallbacks), "unfit": self.unfit}
+
+    def record(self, layers: tuple[int, ...], hooks: int) -> None:
+        """From now on keep the outputs of these layers (counted from 1) of every call in `states`. hooks: how many the
+        caller has put on the modules for calls that they compute; others keep calls from being served."""
+        self._recorded, self._own_hooks, self.states = layers, hooks, None
+
+    def _foreign_hooks(self) -> bool:
+        return bool(self._hook_tables) and sum(map(len, self._hook_tables)) > self._own_hooks
 
     def serve(self, base: Any, kwargs: dict[str, Any]) -> Any:
         """The output of the base model's forward(**kwargs), or None: the modules must compute it."""
@@ -103,13 +114,16 @@ class NativeDecoder:
         angles = self._rope_angles(base, hidden, begin, max(depths) + 1)
         cos, sin = (angle[torch.tensor(depths)] for angle in angles)
         table = self._caches(decoder, layers, begin + len(tokens), 1, hidden)
-        out = decoder.run_tree(hidden, table, cos, sin, begin, torch.tensor(parents))
+        states = self._empty_states(decoder, hidden)
+        out = decoder.run_tree(hidden, table, cos, sin, begin, torch.tensor(parents), states)
+        self._keep_states(states)
         for layer in layers:
             layer.length = begin + len(tokens)
         self.steps += 1
         return out[0]
 
     def _count_fallback(self, reason: NotServable) -> None:
+        self.states = None
         self.fallbacks[str(reason)] = self.fallbacks.get(str(reason), 0) + 1
 
     def _step(self, base: Any, kwargs: dict[str, Any]) -> Any:
@@ -124,13 +138,15 @@ class NativeDecoder:
         angles = self._rope_angles(base, hidden, begin, rows)
         table = self._caches(decoder, layers, begin + rows, batch, hidden)
         sinks = min(max(self.sinks.count - begin, 0), rows)  # they come first, and depend on nothing behind them
-        parts = []
+        parts, states = list[Tensor](), list[list[Tensor]]()
         for part, run in ((slice(0, sinks), self.exact), (slice(sinks, rows), decoder)):
             if part.stop > part.start:
                 assert run is not None
                 cos, sin = (angle[part] for angle in angles)
                 parts.append(self._rows(base, run, layers, table, hidden[:, part], (cos, sin)))
+                states.append(self.states or [])
         out = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        self.states = [torch.cat(layer, 1) for layer in zip(*states)] if self._recorded else None
         return getattr(base, "make_output", base_model_output)(out, cache)
 
     def _rows(
@@ -147,10 +163,19 @@ class NativeDecoder:
         begin = layers[0].length
         if batch * rows > LINES or 0 < decoder.shape.window < rows:
             return self._prompt(base, decoder, layers, table, hidden, angles)
-        out = decoder.run(hidden, table, *angles, begin)
+        states = self._empty_states(decoder, hidden)
+        out = decoder.run(hidden, table, *angles, begin, states)
+        self._keep_states(states)
         for layer in layers:
             layer.length = begin + rows
         return out
+
+    def _empty_states(self, decoder: Decoder, hidden: Tensor) -> Tensor | None:
+        return decoder.empty_states(hidden) if self._recorded else None
+
+    def _keep_states(self, states: Tensor | None) -> None:
+        """states: of every layer."""
+        self.states = None if states is None else [states[number - 1] for number in self._recorded]
 
     def _prompt(
         self,
@@ -169,6 +194,7 @@ class NativeDecoder:
         before = begin if begin <= self.sinks.count and not reads_packed else 0
         mask = None if reads_packed else causal_mask(before + rows, begin - before, decoder.shape.window)
         visible = kernel_mask(hidden.shape[0], rows, begin, decoder.shape.window)
+        outputs: dict[int, Tensor] = {}
         for number, layer in enumerate(layers):
             assert layer.packed is not None
             query = decoder.before(number, hidden, table, *angles, begin, rotate=not reads_packed)
@@ -182,6 +208,9 @@ class NativeDecoder:
                 query = functional.pad(query, (0, 0, before, 0))
                 mixed, _ = dense_attention(module, query, *view.tensors(), mask, scaling=decoder.shape.scaling)
             decoder.after(number, hidden, mixed if reads_packed else mixed[:, before:])
+            if number + 1 in self._recorded:
+                outputs[number + 1] = hidden.clone()
+        self.states = [outputs[number] for number in self._recorded] if self._recorded else None
         decoder.finish(hidden)
         return hidden
 
@@ -199,7 +228,7 @@ class NativeDecoder:
         if layer.length == 0 and self.decoder is not None and self._current_linears(base) != self._linears:
             self.decoder = None
         check_arguments(base.config, kwargs, inputs)
-        if self._hook_tables and any(self._hook_tables):
+        if self._foreign_hooks():
             raise NotServable("hooks on the modules")
         if is_wrapped():
             raise NotServable("attention is being watched")
@@ -226,7 +255,7 @@ class NativeDecoder:
                 raise
             self._built_for, self._angles, self._cache_table = state, None, None
             self._hook_tables = hook_tables(base)
-            if any(self._hook_tables):
+            if self._foreign_hooks():
                 raise NotServable("hooks on the modules")
         return self.decoder
 

@@ -105,6 +105,11 @@ SECTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ),
         ("dfrot.export.settings:ExportCheckSettings",),
     ),
+    "Plan": (
+        "Disk, memory, arithmetic and hours of stages, from config.json alone.",
+        ("dfrot.planning.estimate:estimate",),
+        (),
+    ),
     "Publish": (
         "Model card, checks, upload to the hub.",
         ("dfrot.publish.run:publish",),

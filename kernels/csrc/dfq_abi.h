@@ -674,7 +674,8 @@ DFQ_API int dfq_kv_attention(const struct dfq_kv_attention_args* args);
 
 // All blocks for a few positions of a few sequences. hidden [batch, rows, hidden] of the model's dtype: the
 // embeddings of the tokens at `position` and on -> out, of the same shape and dtype, after the final norm. caches
-// [layers] have room for position + rows positions. cos, sin [rows, head_dim]. batch * rows at most 16.
+// [layers] have room for position + rows positions. cos, sin [rows, head_dim]. batch * rows at most 16. states
+// [layers, batch, rows, hidden] of that dtype: the residual stream behind every block; null: not wanted.
 struct dfq_decode_args {
   const struct dfq_decoder* model;
   const struct dfq_cache* caches;
@@ -685,12 +686,13 @@ struct dfq_decode_args {
   int64_t rows;
   int64_t position;
   void* out;
+  void* states;  // or null
   int64_t threads;
 };
 DFQ_AT(dfq_decode_args, model, 0); DFQ_AT(dfq_decode_args, caches, 8); DFQ_AT(dfq_decode_args, hidden, 16);
 DFQ_AT(dfq_decode_args, cos, 24); DFQ_AT(dfq_decode_args, sin, 32); DFQ_AT(dfq_decode_args, batch, 40);
 DFQ_AT(dfq_decode_args, rows, 48); DFQ_AT(dfq_decode_args, position, 56); DFQ_AT(dfq_decode_args, out, 64);
-DFQ_AT(dfq_decode_args, threads, 72); DFQ_SIZE(dfq_decode_args, 80);
+DFQ_AT(dfq_decode_args, states, 72); DFQ_AT(dfq_decode_args, threads, 80); DFQ_SIZE(dfq_decode_args, 88);
 DFQ_API int dfq_decode(const struct dfq_decode_args* args);
 
 // dfq_decode for a tree of tokens of one sequence: parents [rows] (-1: none; else below the node's own number) in
@@ -706,13 +708,15 @@ struct dfq_decode_tree_args {
   int64_t position;
   const int64_t* parents;
   void* out;
+  void* states;  // or null
   int64_t threads;
 };
 DFQ_AT(dfq_decode_tree_args, model, 0); DFQ_AT(dfq_decode_tree_args, caches, 8);
 DFQ_AT(dfq_decode_tree_args, hidden, 16); DFQ_AT(dfq_decode_tree_args, cos, 24);
 DFQ_AT(dfq_decode_tree_args, sin, 32); DFQ_AT(dfq_decode_tree_args, rows, 40);
 DFQ_AT(dfq_decode_tree_args, position, 48); DFQ_AT(dfq_decode_tree_args, parents, 56);
-DFQ_AT(dfq_decode_tree_args, out, 64); DFQ_AT(dfq_decode_tree_args, threads, 72); DFQ_SIZE(dfq_decode_tree_args, 80);
+DFQ_AT(dfq_decode_tree_args, out, 64); DFQ_AT(dfq_decode_tree_args, states, 72);
+DFQ_AT(dfq_decode_tree_args, threads, 80); DFQ_SIZE(dfq_decode_tree_args, 88);
 DFQ_API int dfq_decode_tree(const struct dfq_decode_tree_args* args);
 
 // The first half of one block for many positions (a prompt), before an attention that the caller computes: hidden

@@ -78,10 +78,11 @@
   "uint8_t* tree?, int64_t trees, const void* k_sink?, const void* v_sink?, int64_t sinks, const int64_t* " \
   "sink_start?, void* out, int64_t threads\n" \
   "dfq_decode: const struct dfq_decoder* model, const struct dfq_cache* caches, const void* hidden, const " \
-  "float* cos, const float* sin, int64_t batch, int64_t rows, int64_t position, void* out, int64_t threads\n" \
+  "float* cos, const float* sin, int64_t batch, int64_t rows, int64_t position, void* out, void* states?, " \
+  "int64_t threads\n" \
   "dfq_decode_tree: const struct dfq_decoder* model, const struct dfq_cache* caches, const void* hidden, const " \
-  "float* cos, const float* sin, int64_t rows, int64_t position, const int64_t* parents, void* out, int64_t " \
-  "threads\n" \
+  "float* cos, const float* sin, int64_t rows, int64_t position, const int64_t* parents, void* out, void* " \
+  "states?, int64_t threads\n" \
   "dfq_prefill_before: const struct dfq_decoder* model, int64_t layer, const struct dfq_cache* caches, const " \
   "void* hidden, const float* cos, const float* sin, int64_t batch, int64_t rows, int64_t position, int64_t " \
   "rotate, void* query, int64_t threads\n" \

@@ -296,31 +296,33 @@ def kv_attention(*, query: Tensor, dtype: int, batch: int, rows: int, heads: int
         _refuse("dfq_kv_attention", code)
 
 
-_decode = Struct("=qqqqqqqqqq").pack
+_decode = Struct("=qqqqqqqqqqq").pack
 
 
 def decode(*, model: Tensor, caches: Tensor, hidden: Tensor, cos: Tensor, sin: Tensor, batch: int, rows: int,
-           position: int, out: Tensor) -> None:
+           position: int, out: Tensor, states: Tensor | None) -> None:
     """dfq_decode: All blocks for a few positions of a few sequences. hidden [batch, rows, hidden] of the model's
     dtype: the embeddings of the tokens at `position` and on -> out, of the same shape and dtype, after the final
-    norm. caches [layers] have room for position + rows positions. cos, sin [rows, head_dim]. batch * rows at most
-    16."""
+    norm. caches [layers] have room for position + rows positions. cos, sin [rows, head_dim]. batch * rows at most 16.
+    states [layers, batch, rows, hidden] of that dtype: the residual stream behind every block; null: not wanted."""
     code = functions["dfq_decode"](_decode(model.data_ptr(), caches.data_ptr(), hidden.data_ptr(), cos.data_ptr(),
-        sin.data_ptr(), batch, rows, position, out.data_ptr(), _threads()))
+        sin.data_ptr(), batch, rows, position, out.data_ptr(), 0 if states is None else states.data_ptr(),
+        _threads()))
     if code:
         _refuse("dfq_decode", code)
 
 
-_decode_tree = Struct("=qqqqqqqqqq").pack
+_decode_tree = Struct("=qqqqqqqqqqq").pack
 
 
 def decode_tree(*, model: Tensor, caches: Tensor, hidden: Tensor, cos: Tensor, sin: Tensor, rows: int, position: int,
-                parents: Tensor, out: Tensor) -> None:
+                parents: Tensor, out: Tensor, states: Tensor | None) -> None:
     """dfq_decode_tree: dfq_decode for a tree of tokens of one sequence: parents [rows] (-1: none; else below the
     node's own number) in place of one behind the other, cos and sin of position + depth. Every row comes out as if
     its ancestors alone preceded it, to the last bit; the caches hold node i at position + i."""
     code = functions["dfq_decode_tree"](_decode_tree(model.data_ptr(), caches.data_ptr(), hidden.data_ptr(),
-        cos.data_ptr(), sin.data_ptr(), rows, position, parents.data_ptr(), out.data_ptr(), _threads()))
+        cos.data_ptr(), sin.data_ptr(), rows, position, parents.data_ptr(), out.data_ptr(),
+        0 if states is None else states.data_ptr(), _threads()))
     if code:
         _refuse("dfq_decode_tree", code)
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dfrot.errors import DfqError
 from dfrot.export.check import quantize_by_rounding
 from dfrot.export.run import export
@@ -76,6 +78,7 @@ CASES = (
 def main(model: str, folder: str, dataset: str = "stdlib", *names: str) -> None:
     """Run what is missing, then print the table."""
     out = Path(folder)
+    torch.set_num_threads(1)  # engines get one thread as well; two only wait for each other on a busy machine
     for case in CASES:
         report = out / f"{case.name}.json"
         if report.exists() or (names and case.name not in names):

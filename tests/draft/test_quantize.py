@@ -26,11 +26,11 @@ PROMPT = [5, 17, 40, 3, 88, 21, 9, 60]
 
 
 @pytest.mark.parametrize("name", ["w4", "w8"])
-@pytest.mark.parametrize("arch", ["dream", "eagle3"])
+@pytest.mark.parametrize("arch", ["dream", "eagle3", "dflash"])
 def test_quantized_drafts_are_stored_and_lossless(
     targets: Get, kit: SimpleNamespace, tmp_path: Path, name: str, arch: str
 ) -> None:
-    target = targets("llama", (1, 2, 3) if arch == "eagle3" else ())
+    target = targets("llama", (1, 2, 3) if "dream" not in arch else ())
     draft = kit.random_draft(arch)
     report = quantize_draft(draft, name)
     assert 0 < report["weight_error"] < 0.02

@@ -21,8 +21,9 @@ from transformers import (
 
 from dfrot.errors import InputError
 from dfrot.generation.sampling import Sampling, sample
+from dfrot.generation.speculation.drafting import expand
 from dfrot.generation.speculation.ngram_index import NgramIndex
-from dfrot.generation.speculation.tree import Tree
+from dfrot.generation.speculation.tree import Tree, TreeShape
 from dfrot.generation.speculation.verify import VerifyResult, verify
 
 V, DEPTH, LENGTH, RUNS = 8, 3, 4, 3000
@@ -85,6 +86,20 @@ def trimmed(root: int) -> Tree:
     tree.tokens.append(SAYABLE[1])
     tree.parents.append(1)
     return tree
+
+
+class _Block:
+    """The state of a draft of whole blocks."""
+
+    whole_blocks = True
+
+
+def of_a_block(tokens: list[int]) -> Tree:
+    """Levels below the newest token, whose candidates depend on that token and the level alone."""
+    generator = torch.Generator().manual_seed(tokens[-1])
+    marginals = torch.randn(DEPTH, V, generator=generator)
+    state: Any = _Block()
+    return expand(state, tokens[-1], marginals, lambda x: x, lambda ids: ids, TreeShape(DEPTH, 2, 6))
 
 
 def counts(
@@ -159,6 +174,14 @@ def test_look_up_drafting_keeps_the_distribution(name: str) -> None:
     p_value, impossible = goodness_of_fit(SAMPLINGS[name], propose=looked_up)
     assert p_value > 1e-3
     assert impossible == 0
+
+
+@pytest.mark.parametrize("name", SAMPLINGS)
+def test_blocks_keep_the_distribution(name: str) -> None:
+    """A tree of independent marginals: every node of a level has the same candidates."""
+    p_value, impossible = goodness_of_fit(SAMPLINGS[name], propose=of_a_block)
+    assert p_value > 1e-3
+    assert not impossible
 
 
 def test_a_bonus_from_raw_logits_fails() -> None:

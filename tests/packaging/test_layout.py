@@ -90,6 +90,7 @@ PACKAGES = {
         "arch bench calib data draft evaluate generation inputs lineage outliers quant ranks rotation runtime "
         "transforms vision",
     ),
+    "planning": ("what stages cost, from config.json alone", "arch calib quant rotation runtime stages"),
     "export": (
         "formats of other engines",
         "arch data evaluate inputs lineage quant rotation runtime stages vision",

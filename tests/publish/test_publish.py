@@ -165,6 +165,15 @@ def test_a_card_of_ones_own(packed: Path, tmp_path: Path) -> None:
     assert again["card"] == card
 
 
+def test_a_readme_without_front_matter(packed: Path) -> None:
+    (packed / "README.md").write_text("# Mine\n")
+    card = dry(packed)["card"]
+    assert entries(card)["base_model"] == "org/base"
+    assert card.endswith("---\n\n# Mine\n")
+    (packed / "README.md").write_text("# w4a16\n\nWritten by `dfq export --for vllm` as gptq.\n")
+    assert "## How it was made" in dry(packed)["card"]
+
+
 def test_licence_and_base_of_record_and_base_folder(packed: Path, tmp_path: Path) -> None:
     write_json(packed / "stage.json", json.loads((packed / "stage.json").read_text()) | {"hub": {"hub_id": "o/base"}})
     (tmp_path / "base").mkdir()

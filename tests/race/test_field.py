@@ -11,7 +11,7 @@ from dfrot.bench.models.presets import preset
 from dfrot.bench.models.random_model import random_checkpoint
 from dfrot.errors import InputError
 from dfrot.race.driver_process import ContenderError
-from dfrot.race.field import by_source, dfq_contenders, peer_contenders
+from dfrot.race.field import by_source, dfq_contenders, exported_contenders, peer_contenders
 from dfrot.race.prepare import Workshop
 
 
@@ -68,3 +68,17 @@ def test_engines_that_are_not_set_up_are_absent_with_the_reason(tmp_path: Path) 
     assert all("run `make peers`" in reason for reason in absent.values())
     with pytest.raises(ContenderError, match="not set up"):
         shop.python("openvino")
+
+
+def test_vllm_gets_exports_of_what_it_serves_as_declared(folders: dict[str, Path], tmp_path: Path) -> None:
+    shop = Workshop(folders["wide"], tmp_path / "files", tmp_path / "engines", 1)
+    assert exported_contenders(shop, [folders["tiny-4"]], [0]) == ([], {})  # activations of 8 bits
+    assert "not set up" in exported_contenders(shop, [folders["wide-4"]], [0])[1]["vllm w4a16-g32"]
+    python = tmp_path / "engines" / "vllm" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    (contender,), absent = exported_contenders(shop, [folders["wide-4"]], [0])
+    # random weights of the test quantize the head too, in groups of the same width: a linear like others
+    assert not absent
+    assert "pack-quantized" in (contender.path / "config.json").read_text()
+    assert str(python) in contender.command

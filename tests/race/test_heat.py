@@ -110,7 +110,7 @@ def test_a_race_that_was_cut_opens_only_who_is_not_done(heats: list[Heat], fake:
     Path(done.path).unlink()  # what is done needs no process
     rows, failed = race(heats, [done, judge, fake("new")], samples)
     assert not failed
-    assert rows["done"] == {**before["done"], "bytes_on_disk": 0}
+    assert {**rows["done"], "wins": []} == {**before["done"], "wins": [], "bytes_on_disk": 0}
     assert rows["new"]["text_perplexity"] is not None  # the judge ran again
     Path(judge.path).unlink()
     assert race(heats, [done, judge], samples)[0].keys() == {"done", REFERENCE}

@@ -116,6 +116,21 @@ def test_sinks_among_the_new_positions(make: Make, sinks: int, steps: tuple[int,
             torch.testing.assert_close(exact[:kept], other[:kept], rtol=2e-2, atol=1e-3)
 
 
+@pytest.mark.parametrize("sinks", [0, 3])
+@pytest.mark.parametrize("rows", [2, 3, 12, 40])
+@torch.inference_mode()
+def test_recorded_outputs_of_layers_are_those_of_the_modules(make: Make, sinks: int, rows: int) -> None:
+    model = make("llama", "w4a16kv4", sinks=sinks)
+    ids = tokens(2, rows)
+    model.dfq_native.record((1,), 0)
+    model(ids, use_cache=True)
+    assert model.dfq_native.states is not None, why(model)
+    (states,) = model.dfq_native.states
+    expected = model(ids, use_cache=True, output_hidden_states=True).hidden_states[1]  # leaves hooks behind
+    assert states.shape == expected.shape
+    assert float((states - expected).abs().mean()) < 1e-3 * float(expected.abs().mean())
+
+
 @torch.inference_mode()
 def test_a_cache_without_room_for_sinks_is_refused(make: Make) -> None:
     model = make("llama", "w4a4kv4", sinks=2)

@@ -9,7 +9,7 @@ import click
 
 from dfrot.ranks.single import Ranks
 from dfrot.stages.calibrate.settings import CalibrateSettings
-from dfrot_cli import show
+from dfrot_cli import planned_costs, show
 from dfrot_cli.launch import ranked
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, dataset_option, model_option, out_option
@@ -21,6 +21,7 @@ from dfrot_cli.setting_options import options_of, settings_from
 @model_option
 @dataset_option(CalibrateSettings)
 @options_of(CalibrateSettings, skip=("dataset", "seed"))
+@planned_costs.options
 @out_option("Folder of the calibration.")
 @common
 @ranked
@@ -29,6 +30,10 @@ def command(model: str, out: Path, dataset: str | None, common: Common, ranks: R
 
     One block is in memory at a time. Under torchrun or accelerate launch the processes share the samples."""
     common.prepare()
+    if common.plan or options["on"] or options["config"]:
+        planned = settings_from(CalibrateSettings, dict(options), dataset=dataset or "wikitext2", seed=common.seed)
+        if planned_costs.shown(model, {"calibrate": planned}, options, common):
+            return
     from dfrot.hub import default_dataset
     from dfrot.stages.calibrate.run import calibrate
 

@@ -11,7 +11,7 @@ import click
 from dfrot.quant.scheme import QuantScheme
 from dfrot.ranks.single import Ranks
 from dfrot.stages.quantize.settings import QuantizeSettings
-from dfrot_cli import show
+from dfrot_cli import planned_costs, show
 from dfrot_cli.launch import ranked
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, model_option, out_option, path_option
@@ -26,6 +26,7 @@ FALLBACKS = 8  # lines about linears that could only be rounded; a mixture of ex
 @path_option("--calibration", metavar="CAL", text="Result of dfq calibrate on this checkpoint; gptq needs one.")
 @options_of(QuantizeSettings)
 @options_of(QuantScheme, only=("kv_clip",))
+@planned_costs.options
 @out_option("Folder of the quantized checkpoint.")
 @common
 @ranked
@@ -46,6 +47,8 @@ def command(
 
     kept = tuple(name for name in keep if name)  # --keep "" keeps nothing
     settings = settings_from(QuantizeSettings, options, scheme=replace(scheme, kv_clip=kv_clip), keep=kept)
+    if planned_costs.shown(model, {"quantize": settings}, options, common):
+        return
     with ranks.first_goes_ahead():
         folder = model_folder(model)
     if common.plan:
@@ -77,11 +80,9 @@ def _table(evidence: dict[str, Any], out: Path) -> None:
     if "tuning" in evidence:
         history = [entry["divergence"] for entry in evidence["tuning"]["history"]]
         show.line(f"tuned: divergence {history[0]:.5f} -> {min(history):.5f} nats per token, held out")
-    ratio = sizes["source_bytes"] / sizes["bytes"]
-    show.line(
-        f"wrote {out}: {show.size(sizes['bytes'])} (from {show.size(sizes['source_bytes'])}, {ratio:.2f}x smaller), "
-        f"{sizes['bits_per_quantized_weight']} bits per quantized weight"
-    )
+    before, after, bits = (sizes[key] for key in ("source_bytes", "bytes", "bits_per_quantized_weight"))
+    text = f"wrote {out}: {show.size(after)} (from {show.size(before)}, {before / after:.2f}x smaller)"
+    show.line(f"{text}, {bits} bits per quantized weight")
 
 
 def _inputs(budget: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from dfrot.stages.rotate.settings import OUTPUTS, RotateSettings
-from dfrot_cli import show
+from dfrot_cli import planned_costs, show
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, dataset_option, model_option, out_option
 from dfrot_cli.plan import plan
@@ -19,6 +19,7 @@ from dfrot_cli.setting_options import options_of, settings_from
 @model_option
 @dataset_option(RotateSettings)
 @options_of(RotateSettings, skip=("dataset", "seed"))
+@planned_costs.options
 @out_option("Folder of the rotated checkpoint.")
 @common
 def command(model: str, out: Path, dataset: str | None, common: Common, **options: Any) -> None:
@@ -26,6 +27,10 @@ def command(model: str, out: Path, dataset: str | None, common: Common, **option
 
     The model's function stays the same; this is checked before the result is published."""
     common.prepare()
+    if common.plan or options["on"] or options["config"]:
+        planned = settings_from(RotateSettings, dict(options), dataset=dataset or "wikitext2", seed=common.seed)
+        if planned_costs.shown(model, {"rotate": planned}, options, common):
+            return
     from dfrot.hub import default_dataset
     from dfrot.stages.rotate import run as rotate
 

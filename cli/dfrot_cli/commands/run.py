@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from dfrot_cli import show
+from dfrot_cli import planned_costs, show
 from dfrot_cli.options import Common, common
 
 
@@ -23,8 +23,11 @@ from dfrot_cli.options import Common, common
 )
 @click.option("--check", is_flag=True, help="Fail unless every expected metric is met.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the run. Default: runs/NAME.")
+@planned_costs.options
 @common
-def command(recipe: Path, changes: tuple[str, ...], check: bool, out: Path | None, common: Common) -> None:
+def command(
+    recipe: Path, changes: tuple[str, ...], check: bool, out: Path | None, common: Common, **options: Any
+) -> None:
     """Run the stages that a recipe names: outliers_fix, rotate, calibrate, quantize, draft, export, eval, draft_eval.
 
     Finished stages of the same request are reused, interrupted ones continue. --seed replaces the recipe's seed.
@@ -37,6 +40,8 @@ def command(recipe: Path, changes: tuple[str, ...], check: bool, out: Path | Non
     if click.get_current_context().get_parameter_source("seed") is ParameterSource.COMMANDLINE:
         changes = (*changes, f"seed={common.seed}")
     loaded = load(recipe, changes)
+    if planned_costs.shown(loaded.model, loaded.stages, options, common, always=False):
+        return
     folder = out or Path("runs") / loaded.name
     if common.plan:
         planned = plan(loaded, folder)

@@ -30,6 +30,8 @@ class TrainOutput:
     """Per step of the training-time test, [B, n, d]."""
     mid: Tensor | None
     """What imitates the target's intermediate feature, [B, n, d]; None where the architecture has none."""
+    reached: list[Tensor] | None = None
+    """Per step bool [B, n]: positions that have an output, where only some roots were asked for; None for all."""
 
 
 class Draft(nn.Module, ABC):
@@ -57,8 +59,19 @@ class Draft(nn.Module, ABC):
         """Target layers whose outputs the draft reads; empty for the final norm's output."""
         return self.config.aux_layers
 
+    @property
+    def max_depth(self) -> int | None:
+        """Levels of draft tokens that a round can have at most; None for any number."""
+        return None
+
+    def training_steps(self, ttt_steps: int) -> int:
+        """Steps behind the first that training computes, where the settings ask for `ttt_steps`."""
+        return ttt_steps
+
     @abstractmethod
-    def train_forward(self, embeddings: Tensor, positions: Tensor, features: Tensor, steps: int) -> TrainOutput:
+    def train_forward(
+        self, embeddings: Tensor, positions: Tensor, features: Tensor, steps: int, roots: Tensor | None = None
+    ) -> TrainOutput:
         """All slots at once, for the steps 0 .. `steps` of the training-time test.
 
         Args:
@@ -67,6 +80,7 @@ class Draft(nn.Module, ABC):
             features: [B, S, f] of every position.
             steps: of the training-time test. outputs[t] at position P is what drafting computes there when its root is
                 P - t.
+            roots: bool [B, n], the slots that are roots, for drafts of whole blocks; None for all. Others compute all.
         """
 
     @abstractmethod

@@ -8,11 +8,12 @@ import torch
 
 from dfrot.arch import BoundArch
 from dfrot.draft.models.base import Draft
-from dfrot.draft.models.config import DraftConfig
+from dfrot.draft.models.config import BLOCK_SIZE, NUM_LAYERS, READ_LAYERS, DraftConfig
+from dfrot.draft.models.dflash import DFlashDraft
 from dfrot.draft.models.dream import DreamDraft
 from dfrot.draft.models.eagle3 import Eagle3Draft
 
-CLASSES: dict[str, type[Draft]] = {"dream": DreamDraft, "eagle3": Eagle3Draft}
+CLASSES: dict[str, type[Draft]] = {"dream": DreamDraft, "eagle3": Eagle3Draft, "dflash": DFlashDraft}
 # what transformers assumes where config.json leaves it out
 DEFAULT_EPS, DEFAULT_THETA, DEFAULT_POSITIONS = 1e-5, 10000.0, 2048
 
@@ -25,7 +26,7 @@ def build(config: DraftConfig) -> Draft:
 def config_for(arch: BoundArch, kind: str, **changes: Any) -> DraftConfig:
     """The config of a draft with the target's widths.
 
-    arch: the target's architecture. kind: `dream` or `eagle3`. changes: values that override single fields."""
+    arch: the target's architecture. kind: `dream`, `eagle3` or `dflash`. changes: values of single fields instead."""
     values: dict[str, Any] = {
         "arch": kind,
         "hidden_size": arch.hidden,
@@ -39,8 +40,11 @@ def config_for(arch: BoundArch, kind: str, **changes: Any) -> DraftConfig:
         "rope_theta": _theta(arch.config),
         "max_position_embeddings": _positions(arch.config),
     }
-    if kind == "eagle3":
+    if kind in READ_LAYERS:
         values["aux_layers"] = _aux_layers(arch.n_layers)
+    if kind == "dflash":
+        mask = arch.sizes["vocab"] - 1  # often padding of the vocabulary, and rare otherwise
+        values |= {"num_layers": NUM_LAYERS, "block_size": BLOCK_SIZE, "mask_token_id": mask}
     return DraftConfig(**{**values, **changes})
 
 

@@ -8,7 +8,11 @@ from typing import Any
 from dfrot.draft.feature_selection import FeatureSelection
 from dfrot.errors import InputError, UnsupportedError
 
-ARCHS = ("dream", "eagle3")
+ARCHS = ("dream", "eagle3", "dflash")
+READ_LAYERS = ("eagle3", "dflash")  # that read outputs of target layers, not the final norm's
+NUM_LAYERS, BLOCK_SIZE = 3, 8  # of dflash
+MAX_BLOCK = 16
+OF_BLOCKS = ("num_layers", "block_size", "mask_token_id")  # keys of draft.json that only dflash has
 FORMAT_VERSION = 1
 
 
@@ -17,7 +21,7 @@ class DraftConfig:
     """The config of a draft, `draft.json`."""
 
     arch: str
-    """`dream` or `eagle3`."""
+    """`dream`, `eagle3` or `dflash`."""
     hidden_size: int
     """Width of the draft."""
     target_hidden_size: int
@@ -49,7 +53,13 @@ class DraftConfig:
     select: str = "sample"
     """dream: how that feature is chosen in training (dfrot/draft/feature_selection.py)."""
     aux_layers: tuple[int, ...] = ()
-    """eagle3: the target layers (counted from 1) whose outputs it reads."""
+    """eagle3, dflash: the target layers (counted from 1) whose outputs it reads."""
+    num_layers: int = 0
+    """dflash: layers."""
+    block_size: int = 0
+    """dflash: rows of a block, the root included."""
+    mask_token_id: int = 0
+    """dflash: the token of the target whose embedding stands for a draft token that is to be found."""
     target_fingerprint: str = ""
     """`checkpoint_fingerprint` of the target (dfrot/vision/fingerprint.py)."""
     draft_vocab_size: int = 0
@@ -79,7 +89,18 @@ class DraftConfig:
             raise InputError("draft config: mid_block is 0 or 1, num_final_layers is 0, 1 or 2")
         if self.arch == "eagle3" and len(self.aux_layers) != 3:
             raise InputError("draft config: eagle3 reads three layers; aux_layers must name them")
+        if self.arch == "dflash":
+            self._check_blocks()
         FeatureSelection.parse(self.select)
+
+    def _check_blocks(self) -> None:
+        if not self.aux_layers or self.hidden_size != self.target_hidden_size:
+            raise InputError("draft config: dflash reads layers (`aux_layers`) and is as wide as its target")
+        limits = {"num_layers": (1, 64), "block_size": (2, MAX_BLOCK), "mask_token_id": (0, self.vocab_size - 1)}
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= high:
+                raise InputError(f"draft config: {name} is {value!r}, must be between {low} and {high}")
 
     @property
     def proposed_size(self) -> int:
@@ -89,13 +110,15 @@ class DraftConfig:
     @property
     def feature_size(self) -> int:
         """Width of the target features that the draft reads in decoding."""
-        return self.target_hidden_size * (len(self.aux_layers) if self.arch == "eagle3" else 1)
+        return self.target_hidden_size * (len(self.aux_layers) if self.arch in READ_LAYERS else 1)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON of `draft.json`."""
         values = {**asdict(self), "aux_layers": list(self.aux_layers)}
         if not self.draft_vocab_size:  # drafts of the whole vocabulary keep the file that they always had
             del values["draft_vocab_size"]
+        if self.arch != "dflash":
+            values = {name: value for name, value in values.items() if name not in OF_BLOCKS}
         return values
 
     @classmethod

@@ -32,7 +32,9 @@ class DreamDraft(DreamNetwork):
         """An empty decoding state for a sequence of at most `capacity` slots, draft nodes included."""
         return DreamState(self, capacity)
 
-    def train_forward(self, embeddings: Tensor, positions: Tensor, features: Tensor, steps: int) -> TrainOutput:
+    def train_forward(
+        self, embeddings: Tensor, positions: Tensor, features: Tensor, steps: int, roots: Tensor | None = None
+    ) -> TrainOutput:
         """See `Draft.train_forward`. Step t of the cross block sees target features before the root, and behind it the
         draft's own outputs of the steps before."""
         slots = TTTSlots(positions, features.shape[1])

@@ -57,7 +57,9 @@ class Eagle3Draft(Draft):
         """The decoder layer."""
         return self.layers[0]  # type: ignore[return-value]
 
-    def train_forward(self, embeddings: Tensor, positions: Tensor, features: Tensor, steps: int) -> TrainOutput:
+    def train_forward(
+        self, embeddings: Tensor, positions: Tensor, features: Tensor, steps: int, roots: Tensor | None = None
+    ) -> TrainOutput:
         """See `Draft.train_forward`. From step 1 on the draft's outputs of the step before take the place of the fused
         features."""
         slots = TTTSlots(positions, features.shape[1])

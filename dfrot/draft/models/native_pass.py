@@ -1,4 +1,5 @@
-"""The pass of a DREAM draft as one native call (dfrot_kernels/whole_blocks/draft.py), where the draft fits it.
+"""The pass of a DREAM draft, or a block of a DFlash draft, as one native call (dfrot_kernels/whole_blocks/draft.py),
+where the draft fits it.
 
 Otherwise the modules compute it, op by op: the same arithmetic, with other intermediate roundings. Both write the same
 buffers, so that passes may alternate: the many rows of a prompt always go through the modules.
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from dfrot.draft.models.base import Draft
+from dfrot.draft.models.dflash_blocks import BlockLayer
 from dfrot.draft.models.dream_blocks import CrossBlock, SelfBlock
 from dfrot.draft.models.dream_network import DreamNetwork
 from dfrot.draft.models.layers import Projections
@@ -23,22 +25,27 @@ def unfit(draft: Draft) -> str | None:
     """Why the native pass cannot serve a draft, or None if it can."""
     if not native.active():
         return f"no native library: {native.status()}"
-    if not isinstance(draft, DreamNetwork):
+    if not all(isinstance(block, (SelfBlock, CrossBlock, BlockLayer)) for block in _blocks(draft)):
         return f"{draft.config.arch} drafts have none"
-    weight = draft.norm.weight
+    weight: Any = draft.get_parameter("norm.weight")
     if weight.device.type != "cpu" or weight.dtype not in DTYPES:
         return f"the draft is {weight.dtype} on {weight.device}"
-    if draft.in_proj is not None:
+    if isinstance(draft, DreamNetwork) and draft.in_proj is not None:
         return "the draft is narrower than its target"
     if draft.config.head_dim > HEAD_DIM:
         return f"heads of {draft.config.head_dim} values"
-    weights = [weight for block in draft.layers for weight in _weights(block)]
+    weights = [weight for block in _blocks(draft) for weight in _weights(block)]
     if any(weight is not None and not servable(weight) for weight in weights):
         return "weights in a layout that has no kernel"
     return None
 
 
-def native_pass(draft: DreamNetwork) -> DraftPass | None:
+def _blocks(draft: Draft) -> list[Any]:
+    """The draft's blocks; of a draft of another make, nothing that could be served."""
+    return list(getattr(draft, "layers", [None]))
+
+
+def native_pass(draft: Draft) -> DraftPass | None:
     """The native pass of a draft with its present weights; None where it cannot serve, or where a gradient may be
     wanted."""
     if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in draft.parameters()):
@@ -46,8 +53,9 @@ def native_pass(draft: DreamNetwork) -> DraftPass | None:
     if unfit(draft) is not None:
         return None
     config = draft.config
+    norm = draft.get_parameter("norm.weight")
     shape = DraftShape(
-        draft.norm.weight.dtype,
+        norm.dtype,
         config.hidden_size,
         config.num_attention_heads,
         config.num_key_value_heads,
@@ -55,8 +63,8 @@ def native_pass(draft: DreamNetwork) -> DraftPass | None:
         config.intermediate_size,
         config.rms_norm_eps,
     )
-    blocks = [_self_block(draft.first), _cross_block(draft.cross), *map(_self_block, draft.final)]
-    return DraftPass(shape, blocks, draft.norm.weight)
+    blocks = [_cross_block(block) if isinstance(block, CrossBlock) else _self_block(block) for block in _blocks(draft)]
+    return DraftPass(shape, blocks, norm)
 
 
 def _weight(linear: Any) -> Weight:
@@ -67,7 +75,7 @@ def _weight(linear: Any) -> Weight:
 
 def _weights(block: Any) -> tuple[Weight | None, ...]:
     """q, k, v, o (None without attention), gate, up, down."""
-    attention: Projections | None = block.self_attn if isinstance(block, SelfBlock) else block.cross_attn
+    attention: Projections | None = block.cross_attn if isinstance(block, CrossBlock) else block.self_attn
     names = ("q_proj", "k_proj", "v_proj", "o_proj")
     projections = [None if attention is None else _weight(getattr(attention, name)) for name in names]
     return (
@@ -76,8 +84,11 @@ def _weights(block: Any) -> tuple[Weight | None, ...]:
     )
 
 
-def _self_block(block: SelfBlock) -> DraftBlock:
-    return DraftBlock(block.input_layernorm.weight, block.post_attention_layernorm.weight, _weights(block))
+def _self_block(block: SelfBlock | BlockLayer) -> DraftBlock:
+    gains: dict[str, Any] = {}
+    if isinstance(block, BlockLayer):
+        gains = {"q_norm": block.self_attn.q_norm.weight, "k_norm": block.self_attn.k_norm.weight}
+    return DraftBlock(block.input_layernorm.weight, block.post_attention_layernorm.weight, _weights(block), **gains)
 
 
 def _cross_block(block: CrossBlock) -> DraftBlock:

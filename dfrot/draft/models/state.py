@@ -12,6 +12,8 @@ class CachedDraftState(ABC):
     """Implements `DraftState` (dfrot/generation/speculation/drafter.py) for keys and values in buffers: verified slots
     first, the nodes of the current draft tree behind them."""
 
+    whole_blocks = False
+
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.slots = 0  # verified slots; fewer than positions where image tokens were left out

@@ -1,6 +1,7 @@
 """Initialising a draft from its target: its blocks begin as blocks of the target, in the target's (rotated) basis.
 
-The first block copies the target's first, the last block its last. Behind them the target's head gives sensible logits
+The first block copies the target's first, the last block its last (dflash, whose context is made of features: all
+copy last ones). Behind them the target's head gives sensible logits
 from the first step on, and training need not learn the geometry of the vocabulary again. Weights are dequantized, and
 the online rotation of the MLP's inner activations (R4), which the draft does not apply, is folded back.
 """
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from dfrot.arch import ArchSpec, describe, is_described
 from dfrot.arch.llama import LLAMA
 from dfrot.draft.models.base import Draft
+from dfrot.draft.models.dflash import DFlashDraft
+from dfrot.draft.models.dflash_blocks import BlockLayer
 from dfrot.draft.models.dream import DreamDraft
 from dfrot.draft.models.eagle3 import Eagle3Draft
 from dfrot.generation.target import Target
@@ -59,10 +62,13 @@ def init_from_target(draft: Draft, target: Target) -> list[str]:
             index = len(target.layers) - len(draft.final) + number
             _copy_block(block, target.layers[index], spec, f"layers.{2 + number}", copied)
         _copy_norm(draft.norm, final_norm, offset, "norm", copied)
+    if isinstance(draft, DFlashDraft):
+        _init_blocks(draft, target, spec, copied)
+        _copy_norm(draft.norm, final_norm, offset, "norm", copied)
     if isinstance(draft, Eagle3Draft):
         _copy_block(draft.layer, target.layers[-1], spec, "layers.0", copied)
         size = config.hidden_size
-        draft.fc.weight[:, -size:] += torch.eye(size)  # the deepest of the three features, and a little of all
+        _read_deepest(draft.fc, size)
         _copy_norm(draft.norm, final_norm, offset, "norm", copied)
         weight = getattr(target.head_module, "weight", None)
         if isinstance(weight, Tensor) and draft.token_ids is not None:
@@ -71,6 +77,27 @@ def init_from_target(draft: Draft, target: Target) -> list[str]:
             draft.lm_head.weight.copy_(weight)
             copied.append("lm_head.weight")
     return copied
+
+
+def _init_blocks(draft: DFlashDraft, target: Target, spec: ArchSpec, copied: list[str]) -> None:
+    """The layers of a DFlash draft from the target's last ones."""
+    _read_deepest(draft.fc, draft.config.hidden_size)
+    first = len(target.layers) - len(draft.layers)
+    for number, block in enumerate(draft.layers):
+        if first + number < 0:  # a draft of more layers than its target
+            continue
+        assert isinstance(block, BlockLayer)
+        layer = target.layers[first + number]
+        _copy_block(block, layer, spec, f"layers.{number}", copied)
+        attention = getattr(layer, "self_attn", None)
+        for name in ("q_norm", "k_norm"):  # of targets that have them
+            norm = getattr(attention, name, None)
+            _copy_norm(getattr(block.self_attn, name), norm, 0.0, f"layers.{number}.self_attn.{name}", copied)
+
+
+def _read_deepest(fc: nn.Linear, size: int) -> None:
+    """Begin with the deepest of the features side by side, and a little of all."""
+    fc.weight[:, -size:] += torch.eye(size)
 
 
 def _spec(target: Target) -> ArchSpec:

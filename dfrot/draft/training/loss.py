@@ -97,6 +97,10 @@ class Teacher:
         p = log_p.exp()
         return cls(p, (p * log_p).sum(-1), logits.argmax(-1))
 
+    def rows(self, index: Tensor) -> Teacher:
+        """Some of the slots: index bool [n]."""
+        return Teacher(self.p[index], self.negentropy[index], self.top[index])
+
     def divergence(self, student: Tensor) -> Tensor:
         """KL(target || draft) in nats per row [n], from the draft's logits [n, V]."""
         wide = student.float()
@@ -107,12 +111,21 @@ class _Divergences:
     """KL sums per step of the training-time test, and counts of agreement, chunk by chunk of slots."""
 
     def __init__(
-        self, draft: Draft, features: TargetFeatures, kept: list[Tensor], head: Head, count_agreement: bool
+        self,
+        draft: Draft,
+        features: TargetFeatures,
+        kept: list[Tensor],
+        head: Head,
+        count_agreement: bool,
+        sparse: bool = False,
+        own_head: Head | None = None,
     ) -> None:
-        """kept: per step bool [B, S], the slots that count. count_agreement: whether to compare draft tokens."""
+        """kept: per step bool [B, S], the slots that count. count_agreement: whether to compare draft tokens. sparse:
+        compute logits at the slots that count only, which pays where a step has few of them. own_head: as in
+        `losses`."""
         self.draft, self.features, self.kept, self.head = draft, features, kept, head
-        self.draft_head, self.ids = draft.own_head(head), draft.token_ids
-        self.count_agreement = count_agreement
+        self.draft_head, self.ids = own_head or draft.own_head(head), draft.token_ids
+        self.count_agreement, self.sparse = count_agreement, sparse
         device, steps = features.last.device, len(kept)
         self.kl_sums = [torch.zeros((), device=device) for _ in range(steps)]
         # [0]: how often a draft token is the target's likeliest; [1]: the target's probability of it
@@ -134,19 +147,28 @@ class _Divergences:
         """KL sums of a chunk per step."""
         b, s = chunk.T
         with torch.no_grad():
-            logits = self.head(self.features.last[b, s])
-            teacher = Teacher.of(logits)
             # of the tokens that the draft can propose: the target's distribution restricted to them, renormalised
-            imitated = teacher if self.ids is None else Teacher.of(logits[..., self.ids])
+            if self.ids is not None and not self.count_agreement:
+                imitated = teacher = Teacher.of(self.draft_head(self.features.last[b, s]))
+            else:
+                logits = self.head(self.features.last[b, s])
+                teacher = Teacher.of(logits)
+                imitated = teacher if self.ids is None else Teacher.of(logits[..., self.ids])
         sums = []
         for t, output in enumerate(outputs):
-            student, counts = self.draft.logits(output[b, s], self.draft_head), self.kept[t][b, s]
+            counts = self.kept[t][b, s]
+            if self.sparse:
+                student, own = self.draft.logits(output[b[counts], s[counts]], self.draft_head), imitated.rows(counts)
+                divergence = own.divergence(student)
+            else:
+                student = self.draft.logits(output[b, s], self.draft_head)
+                divergence, student = imitated.divergence(student)[counts], student[counts]
             if self.count_agreement:
-                tokens = student[counts].topk(self.rank_sums.shape[-1]).indices
+                tokens = student.topk(self.rank_sums.shape[-1]).indices
                 tokens = tokens if self.ids is None else self.ids[tokens]
                 self.rank_sums[0, t] += (tokens == teacher.top[counts][:, None]).sum(0)
                 self.rank_sums[1, t] += teacher.p[counts].gather(1, tokens).sum(0)
-            sums.append(imitated.divergence(student)[counts].sum())
+            sums.append(divergence.sum())
         return sums
 
 
@@ -159,6 +181,7 @@ def losses(
     weights: LossWeights,
     count_agreement: bool = True,
     counts_of: Callable[[Sequence[int]], list[int]] = list,
+    own_head: Head | None = None,
 ) -> Losses:
     """Losses of one batch.
 
@@ -172,16 +195,19 @@ def losses(
         count_agreement: also compare draft tokens, which is slow on a CPU.
         counts_of: from counts of slots here to those of the whole batch, by which sums are divided. Where other
             processes compute parts of the batch, losses and gradients of all parts then add up to those of the batch.
+        own_head: the target's head, cut to the draft's tokens; None cuts the logits of `head`.
     """
     feature = mid = torch.zeros((), device=features.last.device)
     kept = [slots_of_step(mask, t) for t in range(len(out.outputs))]
+    if out.reached is not None:
+        kept = [slots & reached for slots, reached in zip(kept, out.reached)]
     counts = [max(count, 1) for count in counts_of([int(slots.sum()) for slots in [mask, *kept]])]
     if draft.config.arch == "dream" and weights.feature:
         feature = _imitation(out.outputs[0], features.last, mask, counts[0])
     if features.mid is not None and out.mid is not None and weights.mid:
         mid = _imitation(out.mid, features.mid, mask, counts[0])
-    divergences = _Divergences(draft, features, kept, head, count_agreement)
-    divergences.add(mask.nonzero(), out.outputs)
+    divergences = _Divergences(draft, features, kept, head, count_agreement, out.reached is not None, own_head)
+    divergences.add((mask if out.reached is None else torch.stack(kept).any(0)).nonzero(), out.outputs)
     kl = [total / count for total, count in zip(divergences.kl_sums, counts[1:])]
     total = weights.feature * feature + weights.mid * mid
     for t, term in enumerate(kl):

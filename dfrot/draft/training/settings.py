@@ -43,6 +43,9 @@ class TrainSettings:
     batch: int = setting(4, minimum=1, help="Samples per step.")
     lr: float = setting(1e-3, above=0, help="Peak learning rate.")
     ttt_steps: int = setting(3, minimum=0, help="Steps of the training-time test.")
+    roots: int = setting(
+        64, minimum=1, help="dflash: random tokens of every sample behind which a block of draft tokens is trained."
+    )
     noise: float = setting(
         0.05, minimum=0, help="Half-width of the uniform noise added to features, relative to their RMS."
     )

@@ -76,8 +76,8 @@ class StoredFeatures:
         return out
 
     def check(self, fingerprint: str, select: str, aux_layers: tuple[int, ...]) -> None:
-        """Raise MismatchError for features of another target, of another selection, or without the layers that an
-        eagle3 draft reads. With the selection `none` intermediate features are not read."""
+        """Raise MismatchError for features of another target, of another selection, or without the layers that the
+        draft reads. With the selection `none` intermediate features are not read."""
         if self.index["fingerprint"] != fingerprint:
             raise MismatchError(f"{self.folder}: holds features of another target; extract them from this one")
         if select == "none":

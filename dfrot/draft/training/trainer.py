@@ -35,6 +35,7 @@ DIVERGED = "the loss became NaN or Inf at step {}; lower `lr`, or check the targ
 # Seeds: every epoch has one for its order, every sample of a step one for its noise.
 SEED_STRIDE = 1_000_003  # between runs; a prime beyond any number of epochs or steps
 NOISE_SEEDS_PER_STEP = 4096  # beyond any batch
+MEASURED_ROOTS = 64  # of every held-out sample, for drafts of whole blocks
 
 
 @dataclass
@@ -56,6 +57,8 @@ class Trainer:
     """Where the state is kept between calls."""
     report: Callable[[dict[str, Any]], None] = lambda record: None
     """Called with the record of every evaluation."""
+    own_head: Head | None = None
+    """The target's head, cut to the draft's tokens; None cuts the logits of `head`."""
     group: LocalGroup = field(default_factory=LocalGroup)
     """Processes that train together. The first of them keeps the state and reports."""
 
@@ -148,11 +151,10 @@ class Trainer:
         rows, features = self.source.batch("train", self.group.share(batch))
         noisy = features
         if self.options.noise:
-            numbers = self.group.share(torch.arange(len(batch)))
-            first = (self.options.seed * SEED_STRIDE + step) * NOISE_SEEDS_PER_STEP
-            noisy = _with_noise(features, self.options.noise, [first + int(number) for number in numbers])
+            noisy = _with_noise(features, self.options.noise, self._seeds(step, len(batch)))
         self.draft.train()
-        loss = self._losses(rows.tokens, rows.mask, features, noisy, self.group.counts)
+        chosen = None if self.draft.max_depth is None else self._roots(rows.mask, step, len(batch))
+        loss = self._losses(rows.tokens, rows.mask, features, noisy, chosen, self.group.counts)
         loss.total.backward()  # type: ignore[no-untyped-call]
         own = torch.tensor([float(loss.total.detach()), loss.feature, loss.mid, *loss.kl, *loss.agreement])
         sums = self.group.sum_gradients(self.draft.parameters(), own)
@@ -163,31 +165,47 @@ class Trainer:
         batch_losses = Losses(sums[0], feature, mid, rest[: len(loss.kl)], rest[len(loss.kl) :])
         return int(self.source.corpus("train").lengths[batch].sum()), batch_losses
 
+    def _seeds(self, step: int, count: int) -> list[int]:
+        """The seeds of this process's samples of a step, of which there are `count`."""
+        first = (self.options.seed * SEED_STRIDE + step) * NOISE_SEEDS_PER_STEP
+        return [first + int(number) for number in self.group.share(torch.arange(count))]
+
+    def _roots(self, mask: Tensor, step: int, count: int) -> Tensor:
+        """bool [B, S]: random slots that count, `roots` of every sample where it has so many."""
+        seeds = self._seeds(step, count)
+        drawn = [torch.rand(mask.shape[1], generator=torch.Generator().manual_seed(-1 - seed)) for seed in seeds]
+        return _largest(torch.stack(drawn).masked_fill(~mask, -1.0), mask, self.options.roots)
+
     def _losses(
         self,
         tokens: Tensor,
         mask: Tensor,
         clean: TargetFeatures,
         noisy: TargetFeatures,
+        chosen: Tensor | None = None,
         counts_of: Callable[[Sequence[int]], list[int]] = list,
     ) -> Losses:
-        """Losses of sequences int64 [B, S]. clean: features to imitate. noisy: features that the draft reads."""
+        """Losses of sequences int64 [B, S]. clean: features to imitate. noisy: features that the draft reads. chosen:
+        bool [B, S], the tokens that are roots; None for all."""
         dtype = next(self.draft.parameters()).dtype
-        inputs = noisy.aux if self.draft.config.arch == "eagle3" else noisy.last
+        inputs = noisy.aux if self.draft.aux_layers else noisy.last
         if inputs is None:
-            raise InputError("an eagle3 draft reads three layers, and these features hold none")
+            raise InputError(f"{self.draft.config.arch} drafts read layers, and these features hold none")
         positions = torch.arange(tokens.shape[1]).expand_as(tokens)
         embeddings = self.embed(tokens) if clean.embeddings is None else clean.embeddings
         if clean.kept is not None:  # some image tokens are no slots of the draft; it still reads all features
             positions = clean.kept
             embeddings, mask = _at(embeddings, positions), mask.gather(1, positions)
+            chosen = None if chosen is None else chosen.gather(1, positions)
             mid = None if clean.mid is None else _at(clean.mid, positions)
             clean = TargetFeatures(_at(clean.last, positions), mid)
         autocast: Any = torch.autocast("cpu", torch.bfloat16) if self.options.bf16 else contextlib.nullcontext()
         with autocast:
-            out = self.draft.train_forward(embeddings.to(dtype), positions, inputs.to(dtype), self.options.ttt_steps)
+            steps = self.draft.training_steps(self.options.ttt_steps)
+            out = self.draft.train_forward(embeddings.to(dtype), positions, inputs.to(dtype), steps, chosen)
             count_agreement = not torch.is_grad_enabled()
-            return losses(self.draft, out, clean, mask, self.head, self.options.weights, count_agreement, counts_of)
+            counted = (self.options.weights, count_agreement, counts_of, self.own_head)
+            return losses(self.draft, out, clean, mask, self.head, *counted)
 
     @torch.no_grad()
     def measure(self) -> Losses:
@@ -197,7 +215,8 @@ class Trainer:
         index = torch.arange(len(self.source.corpus("held_out")))
         for part in torch.split(index, self.options.batch):
             rows, features = self.source.batch("held_out", part)
-            batches.append(self._losses(rows.tokens, rows.mask, features, features))
+            chosen = None if self.draft.max_depth is None else spaced_roots(rows.mask, MEASURED_ROOTS)
+            batches.append(self._losses(rows.tokens, rows.mask, features, features, chosen))
         return mean_losses(batches)
 
     def _evaluate(self, step: int, recent: list[Losses], tokens_per_second: float, seconds_per_step: float) -> None:
@@ -238,6 +257,19 @@ class Trainer:
         if "schedule" in record:
             self._follow(record["schedule"])
         return int(record["step"])
+
+
+def spaced_roots(mask: Tensor, most: int) -> Tensor:
+    """bool [B, S]: of every sample's slots that count at most `most`, evenly spaced."""
+    rank, count = mask.cumsum(1) - 1, mask.sum(1, keepdim=True)
+    stride = (count + most - 1) // most
+    return mask & (rank % stride.clamp(min=1) == 0)
+
+
+def _largest(values: Tensor, mask: Tensor, count: int) -> Tensor:
+    """bool [B, S]: where the `count` largest values of a row are, within the mask."""
+    top = values.topk(min(count, values.shape[1]), 1).indices
+    return torch.zeros_like(mask).scatter(1, top, torch.ones_like(top, dtype=torch.bool)) & mask
 
 
 def _with_noise(features: TargetFeatures, width: float, seeds: Sequence[int]) -> TargetFeatures:

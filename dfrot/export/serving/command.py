@@ -45,7 +45,9 @@ def serving_command(engine: str, folder: ServedFolder, path: str = ".") -> str:
         return " ".join([f"python -m sglang.launch_server --model-path {path}", *words])
     if engine == "llama.cpp":
         return " ".join([f"llama-server -m {path}/{FILE_NAME}", *words])
-    return f"python -c \"from transformers import pipeline; print(pipeline('text-generation', '{path}')('Hello'))\""
+    names = ", ".join([*(["CompressedTensorsConfig"] if words else []), "pipeline"])
+    call = ", ".join(["'text-generation'", f"'{path}'", *words])
+    return f"python -c \"from transformers import {names}; print(pipeline({call})('Hello'))\""
 
 
 def needed_packages(engine: str, format: str) -> str:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
+
+from dfrot.export.serving.command import ServedFolder, serving_command
+
+TITLES = {"vllm": "vLLM", "sglang": "SGLang"}
 
 
 def serving_commands(
-    kind: str, repository: str, file: str | None = None, target: str | None = None, online: bool = False
+    kind: str, repository: str, file: str | None = None, target: str | None = None, served: Sequence[ServedFolder] = ()
 ) -> list[tuple[str, str]]:
     """(engine, command) for a model on the hub, the engine that is meant for the format first.
 
     kind: `dfq`, `dfq draft`, `speculators` or the name of an export format. file: of GGUF, the file in the repository.
-    target: hub id or folder of the model that a draft is for. online: the checkpoint has online transforms, which vLLM
-    alone applies."""
+    target: hub id or folder of the model that a draft is for. served: of exports, the engines that serve it
+    (`planning.engines_for`)."""
     name = shlex.quote(repository)
     verifier = shlex.quote(target or "TARGET")
     match kind:
@@ -28,5 +33,4 @@ def serving_commands(
             part = f" --hf-file {shlex.quote(file)}" if file is not None else ""
             return [("llama.cpp", f"llama-server --hf-repo {name}{part}")]
         case _:
-            vllm = ("vLLM", f"vllm serve {name}")
-            return [vllm] if online else [vllm, ("SGLang", f"python -m sglang.launch_server --model-path {name}")]
+            return [(TITLES[folder.engine], serving_command(folder.engine, folder, name)) for folder in served]

@@ -87,9 +87,11 @@ def read_declaration(folder: Path) -> Declaration:
 
 
 def _compressed_tensors_declaration(entry: dict[str, Any]) -> Declaration:
-    (group,) = entry["config_groups"].values()
+    group = next(
+        iter(entry["config_groups"].values())
+    )  # dfq writes one; of other tools' folders the first is described
     weights, activations = group["weights"], group.get("input_activations")
-    storage = str(group.get("format") or entry["format"])
+    storage = str(group.get("format") or entry.get("format"))
     number_format = INTEGERS
     if weights.get("type") == "float":
         number_format = NVFP4 if storage.startswith("nvfp4") else MXFP4
@@ -97,10 +99,10 @@ def _compressed_tensors_declaration(entry: dict[str, Any]) -> Declaration:
     return Declaration(
         "compressed-tensors",
         storage,
-        int(weights["num_bits"]),
-        bool(weights["symmetric"]),
+        int(weights.get("num_bits", 8)),
+        bool(weights.get("symmetric", True)),
         int(weights.get("group_size") or 0),
-        FULL if activations is None else int(activations["num_bits"]),
+        FULL if activations is None else int(activations.get("num_bits", 8)),
         number_format,
         int(transforms["R4"]["head_dim"]) if "R4" in transforms else 0,
     )

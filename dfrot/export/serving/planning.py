@@ -10,6 +10,7 @@ from typing import Any
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.export.fit import target_of
 from dfrot.export.serving.command import KV_FLAG, ServedFolder, takes_kv_flag
+from dfrot.export.serving.definition import read_declaration
 from dfrot.export.serving.promises import DECLARED, PREFERENCES, WEIGHTS_ONLY, Promise, promise
 from dfrot.export.source import ExportSource, ReadSource, fit_source, read_source
 from dfrot.quant.scheme import FULL, QuantScheme
@@ -34,7 +35,7 @@ class ServingPlan:
 
 
 @dataclass(frozen=True)
-class _Candidate:
+class _FormatChoice:
     """A format that holds the checkpoint, and what the engine makes of it on each device."""
 
     to: str
@@ -99,12 +100,12 @@ def _without_kv(scheme: QuantScheme) -> QuantScheme:
 
 def _candidates(
     source: ReadSource, engine: str, to: str | None, scheme: QuantScheme | None, online_r4: bool
-) -> list[_Candidate]:
+) -> list[_FormatChoice]:
     """The engine's formats that hold the checkpoint. Raises the refusal of the first where none does."""
     names = PREFERENCES[engine]
     if to is not None and to not in names:
         raise UnsupportedError(f"`to={to}`: {engine} loads {' and '.join(names)}", field="to")
-    candidates: list[_Candidate] = []
+    candidates: list[_FormatChoice] = []
     refusals: list[UnsupportedError] = []
     for name in (to,) if to is not None else names:
         try:
@@ -112,7 +113,7 @@ def _candidates(
         except UnsupportedError as error:
             refusals.append(error)
             continue
-        candidates.append(_Candidate(name, fitted, {device: _promise(engine, fitted, device) for device in DEVICES}))
+        candidates.append(_FormatChoice(name, fitted, {device: _promise(engine, fitted, device) for device in DEVICES}))
     if not candidates:
         raise refusals[0]
     return candidates
@@ -124,17 +125,17 @@ def _promise(engine: str, source: ExportSource, device: str) -> Promise | None:
     return promise(engine, storage, scheme.w_bits, scheme.w_sym, scheme.a_bits, source.r4 is not None, device)
 
 
-def _reason(candidate: _Candidate) -> str:
+def _reason(candidate: _FormatChoice) -> str:
     known = [found.note for found in candidate.promises.values() if found is not None]
     return next((note for note in known if note), "nothing is known of it")
 
 
-def _why(best: _Candidate, candidates: list[_Candidate]) -> str:
+def _why(best: _FormatChoice, candidates: list[_FormatChoice]) -> str:
     others = [candidate.to for candidate in candidates if candidate is not best]
     return best.to + (f" rather than {' or '.join(others)}" if others else ", the one format it loads this from")
 
 
-def _warnings(best: _Candidate, engine: str, kv_bits: int) -> tuple[str, ...]:
+def _warnings(best: _FormatChoice, engine: str, kv_bits: int) -> tuple[str, ...]:
     """What the engine does otherwise than the checkpoint says, per device, and the flag that mends it."""
     warnings: list[str] = []
     promises = best.promises
@@ -158,6 +159,20 @@ def _warnings(best: _Candidate, engine: str, kv_bits: int) -> tuple[str, ...]:
         text = f"{engine} keeps the KV cache in 16 bits, the checkpoint in {kv_bits}"
         warnings.append(text + (f"; on cuda {KV_FLAG} keeps it in 4" if takes_kv_flag(engine, kv_bits) else ""))
     return tuple(warnings)
+
+
+def engines_for(folder: Path) -> tuple[ServedFolder, ...]:
+    """The servers, of vLLM and SGLang, that serve an exported folder as it declares on CUDA, a flag included, or of
+    which nothing is known. Raises UnsupportedError for a folder that is no export."""
+    declared = read_declaration(folder)
+    served = []
+    for engine in ("vllm", "sglang"):
+        facts = (declared.storage, declared.w_bits, declared.w_sym, declared.a_bits, declared.r4_block > 0)
+        known = promise(engine, *facts)
+        if known is None or known.served == DECLARED or known.flag:
+            flags = (known.flag,) if known is not None and known.flag else ()
+            served.append(ServedFolder(engine, declared.method, declared.name, declared.storage, FULL, flags))
+    return tuple(served)
 
 
 def record_of(plan: ServingPlan, command: str) -> dict[str, Any]:

@@ -69,6 +69,9 @@ MARLIN_FIRST = "Marlin and Machete come first and skip them"
 NO_FP4 = "no FP4 kernel for processors"
 BLACKWELL = "from Blackwell on; before, activations stay in 16 bits"
 SYMMETRIC_GPTQ = "knows symmetric GPTQ only; compressed-tensors holds asymmetric weights"
+NEEDS_GPTQMODEL = "needs the packages gptqmodel and optimum"
+PACKED_ZEROS = "its default path cannot load packed zero points"
+DEQUANTIZE = "model_kwargs={'quantization_config': CompressedTensorsConfig(dequantize=True)}"
 HUMMING = "--linear-backend humming"
 
 PROMISES: tuple[Promise, ...] = (
@@ -86,7 +89,8 @@ PROMISES: tuple[Promise, ...] = (
         flag=HUMMING,
         note="Marlin and Machete come first and skip them",
     ),
-    Promise("vllm", INT8, DECLARED, a_bits=(8,)),
+    Promise("vllm", INT8, DECLARED, "cpu", a_bits=(8,), run=True),
+    Promise("vllm", INT8, DECLARED, "cuda", a_bits=(8,)),
     Promise("vllm", PACKED, REFUSED, "cpu", r4=True, note="hadacore_transform is a CUDA kernel", run=True),
     Promise("vllm", PACKED, DECLARED, "cuda", r4=True, note="tensor parallel 1, no bias in down_proj"),
     Promise("vllm", V1, DECLARED, "cpu", (4,), run=True),
@@ -114,14 +118,14 @@ PROMISES: tuple[Promise, ...] = (
     Promise("sglang", NVFP4, DECLARED, a_bits=(4,), note=BLACKWELL),
     # transformers
     Promise("transformers", PACKED, DECLARED, w_sym=True, run=True),
-    Promise("transformers", PACKED, DECLARED, w_sym=False, run=True),
+    Promise("transformers", PACKED, REFUSED, w_sym=False, flag=DEQUANTIZE, note=PACKED_ZEROS, run=True),
     Promise("transformers", PACKED, DECLARED, a_bits=(4, 8), run=True),
-    Promise("transformers", INT8, DECLARED, a_bits=(8,)),
+    Promise("transformers", INT8, DECLARED, a_bits=(8,), run=True),
     Promise("transformers", PACKED, NONSENSE, r4=True, note="leaves R4 out without a word", run=True),
     Promise("transformers", NVFP4, DECLARED, a_bits=(FULL, 4), run=True),
     Promise("transformers", MXFP4, DECLARED, a_bits=(FULL, 4), run=True),
-    Promise("transformers", V1, DECLARED, note="needs the packages gptqmodel and optimum", run=True),
-    Promise("transformers", V2, DECLARED, note="needs the packages gptqmodel and optimum", run=True),
+    Promise("transformers", V1, DECLARED, note=NEEDS_GPTQMODEL),
+    Promise("transformers", V2, DECLARED, note=NEEDS_GPTQMODEL),
     # llama.cpp
     *(
         Promise("llama.cpp", storage, DECLARED, note="rounds activations to 8-bit blocks while it multiplies", run=True)

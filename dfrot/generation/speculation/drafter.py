@@ -26,6 +26,11 @@ class DraftState(Protocol):
     the number -1.
     """
 
+    @property
+    def whole_blocks(self) -> bool:
+        """Whether `extend` returns the outputs of all draft tokens at once, so that `grow` is not called."""
+        ...
+
     def extend(self, embeddings: Tensor, features: Tensor, positions: Tensor | None = None) -> Tensor:
         """Append verified positions and drop all draft nodes.
 
@@ -36,7 +41,8 @@ class DraftState(Protocol):
             positions: int64 [m], rising, where some positions are left out of the draft's cache; None for consecutive.
 
         Returns:
-            The output [1, d] of the last new position, which is the root from now on.
+            The output [1, d] of the last new position, which is the root from now on; with `whole_blocks` those
+            [n, d] of n draft tokens behind it, row k of the token k + 1 positions behind the root.
         """
         ...
 
@@ -65,6 +71,11 @@ class Drafter(Protocol):
     @property
     def token_ids(self) -> Tensor | None:
         """int64 [N], rising: the tokens that the draft can propose; None for the whole vocabulary."""
+        ...
+
+    @property
+    def max_depth(self) -> int | None:
+        """Levels of draft tokens that a round can have at most; None for any number."""
         ...
 
     @property

@@ -89,6 +89,17 @@ def speculative_steps(
     out.seconds = time.perf_counter() - begin
 
 
+def refuse_depth(drafter: Drafter, shape: TreeShape) -> None:
+    """Raise InputError for a shape with more levels than a draft can propose."""
+    if drafter.max_depth is not None and shape.depth > drafter.max_depth:
+        field = "chain" if shape.topk == 1 else "tree"
+        raise InputError(
+            f"`{field}`: {shape.name} is deeper than the {drafter.max_depth} tokens that this draft proposes at once",
+            field=field,
+            limit=drafter.max_depth,
+        )
+
+
 def refuse_tree(shape: TreeShape) -> None:
     """Raise InputError for a shape that look-up drafting does not have."""
     if shape.topk > 1:
@@ -115,6 +126,8 @@ class _ModelSequence(SpeculativeSequence):
         prefill = self.begin(images)
         self.policy = shape if isinstance(shape, AdaptivePolicy) else None
         self._fixed_shape = None if isinstance(shape, AdaptivePolicy) else shape
+        if self._fixed_shape is not None:
+            refuse_depth(drafter, self._fixed_shape)
         max_drafted = shape.max_drafted if isinstance(shape, AdaptivePolicy) else shape.drafted
         self.state = drafter.begin(len(prompt) + stop.max_new_tokens + max_drafted + SPARE_SLOTS)
         self.logits, self.token_ids = drafter.proposal_logits(target), drafter.token_ids
@@ -133,6 +146,8 @@ class _ModelSequence(SpeculativeSequence):
         """Let the policy choose, from latencies measured behind the prompt where it needs them."""
         target, length = self.target, len(self.prompt)
         room = min(self.stop.max_new_tokens, target.max_length - length) - 1  # tokens that a round may draft
+        if drafter.max_depth is not None:
+            room = min(room, drafter.max_depth)
         probe = None
         if policy.needs_latencies and room > 0:
             positions = None if self.positions is None else self.positions[:-1]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dfrot.generation.aux_outputs import AuxOutputs
 from dfrot_kernels.whole_blocks.decoder import LINES
 
 # The native attention splits long caches into parts that are summed separately, and how it splits depends on the call.
@@ -14,6 +15,9 @@ from dfrot_kernels.whole_blocks.decoder import LINES
 # MAX_ALIKE, or while the cache holds at most SHORT_CACHE positions.
 MAX_ALIKE = 32
 SHORT_CACHE = 512
+
+RowsAndAux = tuple[Tensor, Tensor | None]
+"""Rows behind the final norm [n, d], and outputs of recorded layers side by side [n, f], None without any."""
 
 
 class NativeVerifier:
@@ -24,27 +28,35 @@ class NativeVerifier:
         self.native, self.decoder, self.group = native, decoder, group
         self._replay: list[int] | None = None  # tokens of the last tree, if the cache holds none of its nodes
 
-    def tree(self, tokens: list[int], parents: list[int], cache: Any) -> Tensor | None:
-        """Features [n, d] of a tree, or None where the native decoder does not serve.
+    def tree(self, tokens: list[int], parents: list[int], cache: Any, aux: AuxOutputs) -> RowsAndAux | None:
+        """What the final norm makes of a tree [n, d], and the recorded layers' outputs [n, f]; None where the native
+        decoder does not serve. aux: is recording.
 
         A tree that is too large for one call is computed branch by branch: each node once, the cache cropped to the
         fork in between."""
         past, self._replay = int(cache.get_seq_length()), None
         hidden: dict[int, Tensor] = {}
+        recorded: dict[int, Tensor] = {}
         chains = branches(parents)
         if len(chains) > 1 and len(tokens) <= LINES:
-            return self.native.serve_tree(self.decoder, tokens, parents, cache)  # type: ignore[no-any-return]
+            rows = self.native.serve_tree(self.decoder, tokens, parents, cache)
+            return None if rows is None else (rows, _first(aux.features()))
         for depth, chain in chains:
             cache.crop(past + depth - int(cache.get_seq_length()))
-            out = self._chain([tokens[node] for node in chain], cache)
+            out = self._chain([tokens[node] for node in chain], cache, aux)
             if out is None:
                 cache.crop(past - int(cache.get_seq_length()))
                 return None
-            hidden |= dict(zip(chain, out))
+            hidden |= dict(zip(chain, out[0]))
+            recorded |= dict(zip(chain, out[1] if out[1] is not None else ()))
         if len(chains) > 1:
             cache.crop(past - int(cache.get_seq_length()))
             self._replay = tokens
-        return torch.stack([hidden[node] for node in range(len(tokens))])
+        nodes = range(len(tokens))
+        return (
+            torch.stack([hidden[node] for node in nodes]),
+            torch.stack([recorded[node] for node in nodes]) if recorded else None,
+        )
 
     def keep(self, path: list[int], cache: Any) -> bool:
         """After a tree that was computed branch by branch, of which the cache holds nothing: compute the accepted path
@@ -53,13 +65,13 @@ class NativeVerifier:
         if tokens is None:
             return False
         if path:
-            self._chain([tokens[node] for node in path], cache)
+            self._chain([tokens[node] for node in path], cache, None)
         return True
 
-    def _chain(self, tokens: list[int], cache: Any) -> Tensor | None:
-        """Features [n, d] of consecutive tokens, in calls whose rows have the bits that they have alone; None where the
+    def _chain(self, tokens: list[int], cache: Any, aux: AuxOutputs | None) -> RowsAndAux | None:
+        """`tree` of consecutive tokens, in calls whose rows have the bits that they have alone; None where the
         native decoder does not serve, which the first call decides."""
-        parts = []
+        parts, recorded = [], []
         short = int(cache.get_seq_length()) + len(tokens) <= SHORT_CACHE
         for part in torch.split(torch.tensor(tokens), LINES if short else min(LINES, max(1, MAX_ALIKE // self.group))):
             call = {"input_ids": part[None], "past_key_values": cache, "use_cache": True}
@@ -67,7 +79,14 @@ class NativeVerifier:
             if out is None:
                 return None
             parts.append(out.last_hidden_state[0])
-        return torch.cat(parts)
+            if aux is not None and (features := _first(aux.features())) is not None:
+                recorded.append(features)
+        return torch.cat(parts), torch.cat(recorded) if recorded else None
+
+
+def _first(features: Tensor | None) -> Tensor | None:
+    """Of [1, n, f] the only sequence."""
+    return None if features is None else features[0]
 
 
 def branches(parents: list[int]) -> list[tuple[int, list[int]]]:

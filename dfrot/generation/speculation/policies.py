@@ -8,7 +8,7 @@ from typing import TypeAlias
 from dfrot.generation.settings import NgramSettings
 from dfrot.generation.speculation.drafter import Drafter
 from dfrot.generation.speculation.latency_probe import LatencyProbe, TargetProbe
-from dfrot.generation.speculation.loop import SPARE_SLOTS, refuse_tree
+from dfrot.generation.speculation.loop import SPARE_SLOTS, refuse_depth, refuse_tree
 from dfrot.generation.speculation.ngram_policy import NgramPolicy
 from dfrot.generation.speculation.policy import AdaptivePolicy
 from dfrot.generation.speculation.shape_search import MeasuredShape
@@ -31,6 +31,7 @@ def policy_of(
 def described(drafter: Drafter | NgramSettings, shape: TreeShape) -> str:
     """How a text is decoded with a fixed shape. Raises InputError for a tree of look-up drafting."""
     if not isinstance(drafter, NgramSettings):
+        refuse_depth(drafter, shape)
         return f"speculative, {shape.name}"
     refuse_tree(shape)
     return f"speculative, ngram, {shape.name}"
@@ -44,4 +45,4 @@ def start_behind(policy: Policy, target: Target, drafter: Drafter | NgramSetting
         policy.start(chain_probe, lambda: chain_probe.spent, room)
     elif not isinstance(drafter, NgramSettings):
         probe = LatencyProbe.after_prompt(target, drafter, prompt, policy.max_drafted + SPARE_SLOTS)
-        policy.start(probe, lambda: probe.spent, room)
+        policy.start(probe, lambda: probe.spent, room if drafter.max_depth is None else min(room, drafter.max_depth))

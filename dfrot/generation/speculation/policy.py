@@ -10,13 +10,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dfrot.generation.speculation.acceptance_rates import AcceptanceRates, scaled
+from dfrot.generation.speculation.acceptance_rates import AcceptanceRates, expected_tau, scaled
 from dfrot.generation.speculation.latency_probe import Latencies
-from dfrot.generation.speculation.shape_search import MAX_DEPTH, MAX_ROWS, WORTH, MeasuredShape, candidates, measured
+from dfrot.generation.speculation.shape_search import (
+    MAX_DEPTH,
+    MAX_ROWS,
+    TOPKS,
+    TOTALS,
+    WORTH,
+    MeasuredShape,
+    candidates,
+    measured,
+)
 from dfrot.generation.speculation.tree import Tree, TreeShape
 
 MARGIN = 1.05  # a smaller expected speedup is within the noise of the measurements
 ROUNDS_BETWEEN_CHOICES = 16
+LARGEST_TREE = TreeShape(MAX_DEPTH, max(TOPKS), max(TOTALS))  # no candidate accepts more
+ALLOWANCE = 3.0  # plain steps that a text may lose by drafting before it is given up
+ALLOWANCE_SHARE = 0.01  # and this share of the tokens that it drafted
 PRIOR = 8.0  # the record's rates weigh as much as this many expected acceptances of the text
 
 
@@ -35,6 +47,7 @@ class AdaptivePolicy:
         self.gain = 1.0  # expected speedup of `shape`, or of the best option where none pays
         self.expected, self.accepted = PRIOR, PRIOR  # draft tokens: acceptances expected by the record, and observed
         self.rounds = 0
+        self.tokens, self.spent = 0.0, 0.0  # of rounds with draft tokens: tokens, and what they cost in plain steps
         self.first_choice: tuple[TreeShape | None, float] = (None, 0.0)  # and its expected speedup
         self.changes: list[tuple[int, str]] = []  # (round, name of the choice from there on)
 
@@ -50,8 +63,15 @@ class AdaptivePolicy:
 
     @property
     def needs_latencies(self) -> bool:
-        """Whether `start` will measure."""
-        return self.rates is not None and not self.options
+        """Whether `start` will measure. Nothing is measured for rates that could not pay if drafting cost nothing."""
+        return self.rates is not None and not self.options and self.gain_at_most > MARGIN
+
+    @property
+    def gain_at_most(self) -> float:
+        """A bound on the expected speedup: that of free draft tokens and of verify passes at the cost of a step."""
+        if self.rates is None:
+            return 0.0
+        return expected_tau(LARGEST_TREE if self.rates.ranked else TreeShape(MAX_DEPTH), self.text_rates)
 
     def start(
         self,
@@ -79,6 +99,10 @@ class AdaptivePolicy:
         trees = "" if self.rates.ranked else ", chains only: the draft's record has no ranks, train it again for trees"
         count = f"{len(self.options)} shape{'s' * (len(self.options) != 1)}"
         measured_in = f", {count} measured in {self.seconds:.2f} s" if self.seconds else ""
+        if shape is None and not self.options and self.gain_at_most <= MARGIN:
+            return (
+                f"plain: the draft is accepted too rarely (speedup of at most {self.gain_at_most:.2f} if it were free)"
+            )
         if shape is None:
             return f"plain: drafting does not pay here (best expected speedup {gain:.2f}{measured_in}{trees})"
         changes = "".join(f", {name} from round {number} on" for number, name in self.changes)
@@ -110,6 +134,12 @@ class AdaptivePolicy:
                 self.expected += sum(rates[min(depth, len(rates) - 1)][:children])
                 self.accepted += node != path[-1]
         self.rounds += 1
+        self.tokens += len(path)
+        self.spent += next((option.cost for option in self.options if option.shape == self.shape), 0.0)
+        if self.spent - self.tokens > ALLOWANCE + ALLOWANCE_SHARE * self.tokens:
+            self.shape = None  # for good: `record_round` is not called again
+            self.changes.append((self.rounds, "plain"))
+            return
         if self.rounds % ROUNDS_BETWEEN_CHOICES == 0 and self._choose():
             self.changes.append((self.rounds, "plain" if self.shape is None else self.shape.name))
 

@@ -44,6 +44,11 @@ class MeasuredShape:
         disturbed measurement says otherwise."""
         return min(self.step, self.verify)
 
+    @property
+    def cost(self) -> float:
+        """A round in plain steps."""
+        return (self.draft + self.verify) / self.plain
+
     def speedup(self, rates: Sequence[Sequence[float]]) -> float:
         """Expected tokens per second, relative to plain decoding."""
         return expected_tau(self.shape, rates) * self.plain / (self.draft + self.verify)

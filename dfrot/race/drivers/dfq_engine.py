@@ -24,8 +24,12 @@ class DfqEngine:
         from dfrot.stage_folder import versions
         from dfrot_kernels import native
 
-        decoder = self.target.native
-        blocks = "native decoder" if decoder is not None else "modules in torch"
+        dense = getattr(getattr(self.target.decoder, "decode", None), "__self__", None)
+        blocks = "modules in torch"
+        if self.target.native is not None:
+            blocks = "native decoder"
+        elif dense is not None and dense.unfit is None:
+            blocks = "native decoder of 16 bits"
         kernels = f"{blocks}, {native.isa()}" if native.active() else f"{blocks}, no native kernels: {native.status()}"
         return {"version": f"dfq {versions()['dfq']}", "kernels": kernels}
 

@@ -14,6 +14,8 @@ from dfrot.errors import InputError
 from dfrot.files import read_json
 from dfrot.inputs import DequantizedCheckpoint
 from dfrot.quant.config import DfqConfig
+from dfrot.quant.scheme import FULL
+from dfrot.runtime.dense_decoder import DenseDecoder
 from dfrot.runtime.described.modules import DescribedCausalLM
 from dfrot.runtime.install import finish_model, replace_linears
 
@@ -37,6 +39,8 @@ def build(checkpoint: Checkpoint, arch: BoundArch, config: DfqConfig | None, dty
     _read(model, checkpoint)
     if config is not None:
         finish_model(model, config)
+    if config is None or config.scheme is None or config.scheme.kv_bits == FULL:
+        model.model.decode = DenseDecoder(model.model, arch).step
     return model.requires_grad_(False).eval()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,10 @@ class DescribedOutput:
     """[B, S, hidden]."""
     past_key_values: Any
     """The cache."""
+
+
+Decode = Callable[["DescribedModel", Tensor, DescribedCache], Tensor | None]
+"""(model, ids, cache) -> the features of a call, where something faster than the modules serves it, else None."""
 
 
 def _parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:
@@ -135,6 +140,7 @@ class DescribedModel(nn.Module):
         self.layers = nn.ModuleList(DescribedBlock(arch, self.config, layer, dtype) for layer in range(arch.n_layers))
         self.norm = DescribedNorm(arch.hidden, self.config.rms_norm_eps, dtype)
         self.rotary_emb = RotaryEmbedding(self.config.rope_parameters, arch.head_dim)
+        self.decode: Decode | None = None
 
     def empty_cache(self) -> DescribedCache:
         """A cache for a text that begins."""
@@ -150,6 +156,8 @@ class DescribedModel(nn.Module):
         """input_ids int64 [B, S] behind what the cache holds, to which they are appended. use_cache: as transformers
         has it; False changes nothing."""
         cache = self.empty_cache() if past_key_values is None else past_key_values
+        if self.decode is not None and (features := self.decode(self, input_ids, cache)) is not None:
+            return DescribedOutput(features, cache)
         x, begin, rows = self.embed_tokens(input_ids), cache.get_seq_length(), input_ids.shape[1]
         cos, sin = self.rotary_emb(x, torch.arange(begin, begin + rows)[None])
         mask = _mask(rows, begin, self.config.sliding_window or 0)

@@ -1,4 +1,4 @@
-"""`dfq draft export`: an eagle3 draft in the `speculators` layout, which vLLM loads and SGLang converts.
+"""`dfq draft export`: an eagle3 or dflash draft in the `speculators` layout, which vLLM loads.
 
 Only names and the config change; weights are copied. A dream draft cross-attends to a growing set of target features,
 which no serving engine supports, so it is refused.
@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from dfrot.checkpoint import Checkpoint
+from dfrot.draft.models.base import Draft
 from dfrot.draft.models.config import DraftConfig
+from dfrot.draft.models.dflash import DFlashDraft
 from dfrot.draft.models.eagle3 import Eagle3Draft
 from dfrot.draft.store import check_target, load_draft
 from dfrot.errors import UnsupportedError
@@ -22,6 +24,7 @@ from dfrot.stage_folder import open_stage, read_record
 from dfrot.tensor_file import save_tensors
 
 KIND = "draft export"
+MASK = "mask_embedding"  # engines look the mask token up in the target's table
 SPECULATIVE_TOKENS = 3  # draft tokens per round that engines use by default
 
 
@@ -29,14 +32,20 @@ def export_draft(
     model: Path, draft: Path, out: Path, verifier: str, *, resume: bool | None = None, overwrite: bool = False
 ) -> dict[str, Any]:
     """Publish `out` with config.json and model.safetensors; returns its `stage.json`. verifier: the name or path by
-    which engines find the target. Raises UnsupportedError for a dream draft, MismatchError for a draft of another
-    target."""
+    which engines find the target. Raises UnsupportedError for a dream draft and for a rounded one, MismatchError for a
+    draft of another target."""
     loaded = load_draft(draft)
-    if not isinstance(loaded, Eagle3Draft):
+    if not isinstance(loaded, (Eagle3Draft, DFlashDraft)):
         raise UnsupportedError(
             f"{draft}: a dream draft reads a growing set of target features, which no serving engine offers; "
-            "train one with `arch` eagle3, or decode with dfq draft generate",
+            "train one with `arch` eagle3 or dflash, or decode with dfq draft generate",
             field="arch",
+            file=draft,
+        )
+    if loaded.config.quantized:
+        raise UnsupportedError(
+            f"{draft}: has {loaded.config.quantized}, which engines do not read; train one without `quantize`",
+            field="quantize",
             file=draft,
         )
     target = open_model(model)
@@ -50,29 +59,46 @@ def export_draft(
     return read_record(out, KIND)
 
 
-def _tensors(draft: Eagle3Draft, target: Checkpoint) -> dict[str, torch.Tensor]:
-    """Weights under the names of that format, and both maps between the vocabularies."""
-    tensors = {name: value.to(torch.bfloat16) for name, value in draft.state_dict().items()}
-    size = draft.config.vocab_size
-    embed = next(name for name in target.entries if name.endswith("embed_tokens.weight"))
-    tensors["embed_tokens.weight"] = target.read(embed).to(torch.bfloat16)
-    ids = torch.arange(size) if draft.token_ids is None else draft.token_ids
-    tensors["d2t"] = ids - torch.arange(len(ids))  # target id minus draft id
-    tensors["t2d"] = torch.zeros(size, dtype=torch.bool).index_fill_(0, ids, True)
+def _tensors(draft: Draft, target: Checkpoint) -> dict[str, torch.Tensor]:
+    """Weights under the names of that format, and for a draft with a vocabulary of its own (eagle3: always) both maps
+    between the vocabularies and a head of its rows."""
+    state = {name: value for name, value in draft.state_dict().items() if name not in (MASK, "d2t")}
+    tensors = {name: value.to(torch.bfloat16) for name, value in state.items()}
+    size, ids = draft.config.vocab_size, draft.token_ids
+    if isinstance(draft, Eagle3Draft):
+        tensors["embed_tokens.weight"] = _table(target, "embed_tokens.weight").to(torch.bfloat16)
+        ids = torch.arange(size) if ids is None else ids
+    elif ids is not None:
+        tensors["lm_head.weight"] = _head(target)[ids].to(torch.bfloat16)
+    if ids is not None:
+        tensors["d2t"] = ids - torch.arange(len(ids))  # target id minus draft id
+        tensors["t2d"] = torch.zeros(size, dtype=torch.bool).index_fill_(0, ids, True)
     return tensors
 
 
+def _table(target: Checkpoint, name: str) -> torch.Tensor:
+    return target.read(next(entry for entry in target.entries if entry.endswith(name)))
+
+
+def _head(target: Checkpoint) -> torch.Tensor:
+    """The head's weight in 16 bits, the embedding where it is tied; a draft was trained through it, so it is dense."""
+    separate = any(entry.endswith("lm_head.weight") for entry in target.entries)
+    return _table(target, "lm_head.weight" if separate else "embed_tokens.weight")
+
+
 def speculators_config(draft: DraftConfig, target: dict[str, Any], verifier: str) -> dict[str, Any]:
-    """config.json of an Eagle3Speculator. target: the target's config.json. verifier: its name or path."""
+    """config.json of an Eagle3Speculator or a DFlashSpeculator. target: the target's config.json. verifier: its name or
+    path."""
+    blocks = draft.arch == "dflash"
     layer = {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
+        "model_type": "qwen3" if blocks else "llama",
+        "architectures": ["Qwen3ForCausalLM" if blocks else "LlamaForCausalLM"],
         "hidden_size": draft.hidden_size,
         "intermediate_size": draft.intermediate_size,
         "num_attention_heads": draft.num_attention_heads,
         "num_key_value_heads": draft.num_key_value_heads,
         "head_dim": draft.head_dim,
-        "num_hidden_layers": 1,
+        "num_hidden_layers": draft.num_layers if blocks else 1,
         "vocab_size": draft.vocab_size,
         "rms_norm_eps": draft.rms_norm_eps,
         "rope_theta": draft.rope_theta,
@@ -80,28 +106,47 @@ def speculators_config(draft: DraftConfig, target: dict[str, Any], verifier: str
         "hidden_act": "silu",
         "tie_word_embeddings": False,
     }
+    if blocks:
+        layer["layer_types"] = ["full_attention"] * draft.num_layers
     proposal = {
         "proposal_type": "greedy",
-        "speculative_tokens": SPECULATIVE_TOKENS,
+        "speculative_tokens": draft.block_size - 1 if blocks else SPECULATIVE_TOKENS,
         "verifier_accept_k": 1,
         "accept_tolerance": 0.0,
     }
     return {
-        "architectures": ["Eagle3Speculator"],
-        "speculators_model_type": "eagle3",
+        "architectures": ["DFlashSpeculator" if blocks else "Eagle3Speculator"],
+        "speculators_model_type": draft.arch,
         "speculators_version": "0.3.0",
         "draft_vocab_size": draft.proposed_size,
         "target_hidden_size": draft.target_hidden_size,
-        "norm_before_residual": False,
-        "norm_before_fc": False,
-        "embed_requires_grad": False,
-        "eagle_aux_hidden_state_layer_ids": list(draft.aux_layers),
+        **(_of_blocks(draft) if blocks else _of_eagle3(draft)),
         "transformer_layer_config": layer,
         "dtype": "bfloat16",
         "speculators_config": {
-            "algorithm": "eagle3",
+            "algorithm": draft.arch,
             "default_proposal_method": "greedy",
             "proposal_methods": [proposal],
             "verifier": {"name_or_path": verifier, "architectures": target.get("architectures") or []},
         },
+    }
+
+
+def _of_eagle3(draft: DraftConfig) -> dict[str, Any]:
+    return {
+        "norm_before_residual": False,
+        "norm_before_fc": False,
+        "embed_requires_grad": False,
+        "eagle_aux_hidden_state_layer_ids": list(draft.aux_layers),
+    }
+
+
+def _of_blocks(draft: DraftConfig) -> dict[str, Any]:
+    # the id of an aux layer is that of the layer whose input it is, so the number of the layer whose output it is
+    return {
+        "block_size": draft.block_size,
+        "aux_hidden_state_layer_ids": list(draft.aux_layers),
+        "mask_token_id": draft.mask_token_id,
+        "sample_from_anchor": False,
+        "sliding_window_non_causal": False,
     }

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from dfrot.arch import BoundArch
+from dfrot.draft.models.config import READ_LAYERS
 from dfrot.draft.training.multimodal_source import MultimodalSource
 from dfrot.draft.training.sources import SIDES, LiveFeatures
 from dfrot.draft.training.stored_features import SCORES, save_corpus, save_index, save_shard
@@ -95,9 +96,9 @@ def _pad(x: torch.Tensor, missing: int, value: float = 0.0) -> torch.Tensor:
 
 
 def sample_bytes(arch: BoundArch, settings: DraftSettings) -> int:
-    """Bytes on disk of a sample, at most: the last feature, the intermediate one, three more for eagle3, and with
-    images the merged embeddings."""
-    streams = 1 + (settings.select != "none" and settings.arch == "dream") + 3 * (settings.arch == "eagle3")
+    """Bytes on disk of a sample, at most: the last feature, the intermediate one, three more for eagle3 and dflash,
+    and with images the merged embeddings."""
+    streams = 1 + (settings.select != "none" and settings.arch == "dream") + 3 * (settings.arch in READ_LAYERS)
     streams += has_images(settings.data.dataset)
     return VALUE_BYTES * arch.hidden * streams * settings.data.seqlen
 

@@ -32,9 +32,11 @@ def describe_target(model: Path) -> tuple[BoundArch, str]:
 
 def draft_config(arch: BoundArch, settings: DraftSettings, fingerprint: str) -> DraftConfig:
     """The config of the draft that `settings` ask for. fingerprint: of the target."""
+    of_blocks = {name: getattr(settings, name) for name in ("block_size", "num_layers")}
     return config_for(
         arch,
         settings.arch,
+        **{name: value for name, value in of_blocks.items() if value is not None},
         select=settings.select if settings.arch == "dream" else "none",
         intermediate_size=settings.intermediate or arch.intermediate,
         target_fingerprint=fingerprint,

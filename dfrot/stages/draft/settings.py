@@ -50,7 +50,7 @@ class DataSettings:
 class DraftSettings:
     """The architecture of a draft, and how it is trained."""
 
-    arch: str = setting("dream", choices=("dream", "eagle3"), help="Architecture of the draft.")
+    arch: str = setting("dream", choices=("dream", "eagle3", "dflash"), help="Architecture of the draft.")
     select: str = setting(
         "sample",
         option="--feature-select",
@@ -61,6 +61,15 @@ class DraftSettings:
     cross: bool = setting(True, help="Use cross-attention to the target's features. Without: an ablation.")
     distance: bool = setting(True, help="Bias the cross-attention towards near features.")
     intermediate: int | None = setting(None, minimum=1, help="Width of the draft's MLPs. Default: the target's.")
+    block_size: int | None = setting(
+        None,
+        minimum=2,
+        maximum=16,
+        help="dflash: rows of a block; it proposes one token less. Default: 8.",
+    )
+    num_layers: int | None = setting(
+        None, minimum=1, maximum=64, option="--draft-layers", help="dflash: layers of the draft. Default: 3."
+    )
     warm: bool = setting(
         True, option="--warm/--cold", help="Start from the target's own first and last block, or from random weights."
     )
@@ -82,6 +91,9 @@ class DraftSettings:
 
     def __post_init__(self) -> None:
         check(self)
+        for name in ("block_size", "num_layers"):
+            if self.arch != "dflash" and getattr(self, name) is not None:
+                raise InputError(f"`{name}` belongs to `arch` dflash; leave it out", field=(name, "arch"))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from dfrot.arch import BoundArch
 from dfrot.draft.models.base import Draft
 from dfrot.draft.models.build import build
 from dfrot.draft.models.config import DraftConfig
+from dfrot.draft.models.dflash import DFlashDraft
+from dfrot.draft.proposal_head import trimmed_training_head
 from dfrot.draft.quantize import quantize_draft
 from dfrot.draft.schemes import scheme_of
 from dfrot.draft.store import save_draft
@@ -78,11 +80,11 @@ def train(
     check_size(settings.draft_vocab, config.vocab_size)
     if settings.quantize:
         scheme_of(settings.quantize)
-    if config.arch == "eagle3" and max(config.aux_layers) > arch.n_layers:
-        raise InputError(f"{model}: too few layers ({arch.n_layers}) for an eagle3 draft", file=model)
+    if config.aux_layers and max(config.aux_layers) > arch.n_layers:
+        raise InputError(f"{model}: too few layers ({arch.n_layers}) for this draft, which reads three", file=model)
     request = {
         "draft": config.to_dict(),
-        "train": {k: v for k, v in asdict(settings.train).items() if k != "hours" or v is not None},
+        "train": _train_request(settings),
         "warm": settings.warm,
         "quantize": settings.quantize,
         "data": data_request(settings.data) if features is None else {"features": StoredFeatures(features).index},
@@ -102,6 +104,16 @@ def train(
             stage.mark("begun")
             stage.publish({**run.train(stage.folder), **source_record(model)})
     return read_record(out, KIND)
+
+
+def _train_request(settings: DraftSettings) -> dict[str, Any]:
+    """The training settings of a request, without those that do not apply."""
+    request = asdict(settings.train)
+    if settings.train.hours is None:
+        del request["hours"]
+    if settings.arch != "dflash":
+        del request["roots"]
+    return request
 
 
 def _refuse_integer_head(model: Path, arch: BoundArch) -> None:
@@ -142,11 +154,13 @@ class _Run:
         torch.manual_seed(self.settings.train.seed)
         vocabulary = choose_vocabulary(source.corpus("train"), self.settings.draft_vocab, self.config.vocab_size)
         draft = self._untrained(vocabulary)
+        if isinstance(draft, DFlashDraft):
+            draft.set_mask(target.embed(torch.tensor(self.config.mask_token_id)))
         if self.settings.warm:
             init_from_target(draft, target)
-        trainer = Trainer(
-            draft, source, target.embed, target.head, self.settings.train, folder, self.report, self.group
-        )
+        own_head = None if vocabulary is None else trimmed_training_head(target, vocabulary.ids)
+        tools = (target.embed, target.head, self.settings.train, folder, self.report, own_head, self.group)
+        trainer = Trainer(draft, source, *tools)
         record: dict[str, Any] = {"history": trainer.run(self.progress)}
         if trainer.schedule is not None:
             record["schedule"] = trainer.schedule.to_dict()

@@ -91,7 +91,7 @@ def plan_quantization(model: Path, calibration_path: Path | None, settings: Quan
         )
     if settings.effort == QUICK and calibration is not None and not settings.needs_calibration():
         raise InputError("`effort` quick reads no `calibration`; leave it out", field=("effort", "calibration"))
-    config = _result_config(arch, source, settings, calibration)
+    config = result_config(arch, source, settings, calibration)
     choices = asdict(settings)
     for name in ("embed", "head"):  # left out where they decide nothing
         if not getattr(settings, name).quantized:
@@ -141,7 +141,7 @@ def _open_source(model: Path) -> tuple[Checkpoint, BoundArch, DfqConfig | None]:
     return checkpoint, arch, entry
 
 
-def _result_config(
+def result_config(
     arch: BoundArch, source: DfqConfig | None, settings: QuantizeSettings, calibration: Calibration | None
 ) -> DfqConfig:
     """The quantization entry of the result; the resets and online rotations of the source stay in force.

@@ -87,7 +87,7 @@ def quantize_block(
     own_samples = min(samples, len(range(0, samples, ranks.size * step)) * step)
     if samples <= step and ranks.size == 1:
         block.in_one_pass(source, target)
-    elif runner.arch.spec.experts is None and _waiting_bytes(runner.arch, own_samples * seqlen) <= WAITING_BYTES:
+    elif runner.arch.spec.experts is None and waiting_bytes(runner.arch, own_samples * seqlen) <= WAITING_BYTES:
         block.in_lockstep(source, target, step)
     else:
         block.in_chunks(source, target, step)
@@ -261,7 +261,7 @@ def _cost(arch: BoundArch, tap: Tap) -> float:
     return float(width) ** 2 * (width + sum(arch.sizes[linear.rows] for linear in tap.linears))
 
 
-def _waiting_bytes(arch: BoundArch, tokens: int) -> int:
+def waiting_bytes(arch: BoundArch, tokens: int) -> int:
     """Activations that wait at a tap, decided by shapes only: of the quantized model at most the residual stream, the
     input and what attention or MLP hold, of the unquantized one the inputs of all taps; float32."""
     sizes = arch.sizes

@@ -128,11 +128,10 @@ def plan_rotation(model: Path, settings: RotateSettings) -> RotatePlan:
             f"{config_file}: is rotated (or quantized) by dfq already; start from the original checkpoint",
             file=config_file,
         )
-    settings = _for_architecture(arch, settings)
-    online = _online_rotations(arch, settings, config_file)
+    decided = plan_unread(checkpoint, arch, settings, config_file)
+    settings, online, transforms = decided.settings, decided.online, decided.transforms
     generator = torch.Generator().manual_seed(settings.seed)
     gate_tokens = torch.randint(0, arch.vocab_size, (1, GATE_TOKENS), generator=generator)
-    transforms = _transforms(arch, settings, config_file)
     calibration, moment_tokens, decode, source = None, None, None, None
     gated = settings.gate and settings.method != "none"
     samples_rows = settings.method == "dfrot" or settings.align
@@ -161,6 +160,18 @@ def plan_rotation(model: Path, settings: RotateSettings) -> RotatePlan:
         request["vision"] = vision_digest(checkpoint.path)
     return RotatePlan(
         checkpoint, arch, settings, online, calibration, moment_tokens, transforms, gate_tokens, decode, request
+    )
+
+
+def plan_unread(checkpoint: Checkpoint, arch: BoundArch, settings: RotateSettings, config_file: str) -> RotatePlan:
+    """What `settings` mean for an architecture, without a text: no weight is read, and no token.
+
+    Raises UnsupportedError where the architecture refuses the method."""
+    settings = _for_architecture(arch, settings)
+    online = _online_rotations(arch, settings, config_file)
+    transforms = _transforms(arch, settings, config_file)
+    return RotatePlan(
+        checkpoint, arch, settings, online, None, None, transforms, torch.empty(1, 0, dtype=torch.int64), None, {}
     )
 
 

@@ -96,16 +96,17 @@ DECODER = (
     function(
         "dfq_decode",
         f"{_MODEL}, const struct dfq_cache* caches, const void* hidden, const float* cos, const float* sin, "
-        "int64_t batch, int64_t rows, int64_t position, void* out",
+        "int64_t batch, int64_t rows, int64_t position, void* out, void* states?",
         "All blocks for a few positions of a few sequences. hidden [batch, rows, hidden] of the model's dtype: the "
         "embeddings of the tokens at `position` and on -> out, of the same shape and dtype, after the final norm. "
         "caches [layers] have room for position + rows positions. cos, sin [rows, head_dim]. batch * rows at most "
-        "16.",
+        "16. states [layers, batch, rows, hidden] of that dtype: the residual stream behind every block; null: not "
+        "wanted.",
     ),
     function(
         "dfq_decode_tree",
         f"{_MODEL}, const struct dfq_cache* caches, const void* hidden, const float* cos, const float* sin, "
-        "int64_t rows, int64_t position, const int64_t* parents, void* out",
+        "int64_t rows, int64_t position, const int64_t* parents, void* out, void* states?",
         "dfq_decode for a tree of tokens of one sequence: parents [rows] (-1: none; else below the node's own "
         "number) in place of one behind the other, cos and sin of position + depth. Every row comes out as if its "
         "ancestors alone preceded it, to the last bit; the caches hold node i at position + i.",

@@ -159,9 +159,12 @@ class Decoder:
             )
         return table(rows)
 
-    def run(self, hidden: Tensor, caches: Tensor, cos: Tensor, sin: Tensor, position: int) -> Tensor:
+    def run(
+        self, hidden: Tensor, caches: Tensor, cos: Tensor, sin: Tensor, position: int, states: Tensor | None = None
+    ) -> Tensor:
         """hidden [batch, rows, hidden] at `position` and on, batch * rows at most LINES; cos, sin float32
-        [rows, head_dim] -> behind the final norm. Appends to the caches, which must have room."""
+        [rows, head_dim] -> behind the final norm. Appends to the caches, which must have room. states: `empty_states`,
+        which receives the output of every block."""
         batch, rows, width = hidden.shape
         if hidden.dtype != self.shape.dtype or width != self.shape.hidden or not 0 < batch * rows <= LINES:
             raise ValueError(
@@ -173,17 +176,28 @@ class Decoder:
         out = torch.empty_like(hidden)
         bindings.decode(
             model=self._table, caches=caches, hidden=hidden, cos=cos, sin=sin, batch=batch, rows=rows,
-            position=position, out=out,
+            position=position, out=out, states=states,
         )  # fmt: skip
         return out
 
+    def empty_states(self, hidden: Tensor) -> Tensor:
+        """[layers, batch, rows, hidden], for the outputs of all blocks of a call."""
+        return hidden.new_empty((self.layers, *hidden.shape))
+
     def run_tree(
-        self, hidden: Tensor, caches: Tensor, cos: Tensor, sin: Tensor, position: int, parents: Tensor
+        self,
+        hidden: Tensor,
+        caches: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        position: int,
+        parents: Tensor,
+        states: Tensor | None = None,
     ) -> Tensor:
         """hidden [1, rows, hidden] of a tree of tokens behind `position`, at most LINES of them; parents int64 [rows],
         -1 or a smaller number; cos, sin float32 [rows, head_dim] of each node's own position -> behind the final norm,
         every row as if its ancestors alone preceded it. Node i goes to position + i of the caches, which must have
-        room."""
+        room. states: as in `run`."""
         batch, rows, width = hidden.shape
         if hidden.dtype != self.shape.dtype or width != self.shape.hidden or batch != 1 or not 0 < rows <= LINES:
             raise ValueError(
@@ -194,7 +208,7 @@ class Decoder:
         out = torch.empty_like(hidden, memory_format=torch.contiguous_format)
         bindings.decode_tree(
             model=self._table, caches=caches, hidden=hidden.contiguous(), cos=cos, sin=sin, rows=rows,
-            position=position, parents=parents, out=out,
+            position=position, parents=parents, out=out, states=states,
         )  # fmt: skip
         return out
 

@@ -136,7 +136,7 @@ torch.set_num_threads(1)
 arch = sys.argv[1]
 rank = int(os.environ["RANK"])
 group = DistributedGroup(rank, 2, os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), shard=True)
-aux = (1, 2, 3) if arch == "eagle3" else ()
+aux = (1, 2, 3) if "dream" not in arch else ()
 config = DraftConfig(arch, 64, 64, 96, 4, 2, 16, 50, aux_layers=aux, max_position_embeddings=64)
 generator = torch.Generator().manual_seed(1)
 embeddings = torch.randn(2, 8, 64, generator=generator)
@@ -174,7 +174,7 @@ group.leave()
 """
 
 
-@pytest.mark.parametrize("arch", ["dream", "eagle3"])
+@pytest.mark.parametrize("arch", ["dream", "eagle3", "dflash"])
 def test_shards_are_half_of_everything(arch: str) -> None:
     """Gradients, parameters and both moments; and they are those of one process."""
     results = run_two(SPLIT, arch)

@@ -90,6 +90,14 @@ def test_what_an_engine_refuses_is_refused(pack: Callable[[str], Path], tmp_path
     assert plan_for(pack("w4a16-g32-wasym"), "vllm").to == "compressed-tensors"
 
 
+def test_transformers_gets_the_option_that_packed_zero_points_need(pack: Callable[[str], Path]) -> None:
+    """Where another format is served without one, that is chosen."""
+    plan = plan_for(pack("w4a16-g32-wasym"), "transformers", "compressed-tensors")
+    assert "import CompressedTensorsConfig, pipeline;" in serving_command("transformers", plan.served)
+    assert "dequantize=True" in serving_command("transformers", plan.served)
+    assert plan_for(pack("w4a16-g32-wasym"), "transformers").to == "gptq"
+
+
 @pytest.mark.parametrize("engine", PREFERENCES)
 def test_every_engine_has_a_command(engine: str) -> None:
     folder = ServedFolder(engine, PREFERENCES[engine][0], "w4a16-g32")

@@ -76,8 +76,9 @@ def test_always_right_and_always_wrong_drafts(targets: Get, kit: SimpleNamespace
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_eagle3(targets: Get, kit: SimpleNamespace, shape: str) -> None:
-    target, draft = targets("llama-kv4", (1, 2, 3)), kit.random_draft("eagle3")
+@pytest.mark.parametrize("arch", ["eagle3", "dflash"])
+def test_drafts_that_read_layers(targets: Get, kit: SimpleNamespace, arch: str, shape: str) -> None:
+    target, draft = targets("llama-kv4", (1, 2, 3)), kit.random_draft(arch)
     for prompt in prompts(3):
         expected = plain(target, prompt, StopCriteria(20), GREEDY).tokens
         assert speculative(target, draft, prompt, StopCriteria(20), GREEDY, SHAPES[shape]).tokens == expected

@@ -124,13 +124,53 @@ def test_rows_of_any_number_have_the_bits_of_single_steps(past: int, tmp_path: P
 
 
 def test_the_op_by_op_path_is_lossless_too(small: Case, kit: SimpleNamespace) -> None:
-    """The path of targets that the native decoder does not serve, for instance those whose layers eagle3 reads."""
-    target = Target(small.target.model, (1, 1, 2))
-    case = Case.of(target, small.prompts[:3], 20)
-    assert target.native is None
+    """The path of targets that the native decoder does not serve."""
+    decoder = small.target.model.dfq_native
+    unfit, decoder.unfit = decoder.unfit, "for this test"
+    try:
+        target = Target(small.target.model)
+        case = Case.of(target, small.prompts[:3], 20)
+        assert target.native is None
+        for shape in SHAPES:
+            assert check(case, None, kit, shape) > shape.depth
+            assert check(case, None, kit, shape, right=False) == 1
+    finally:
+        decoder.unfit = unfit
+
+
+@torch.inference_mode()
+@pytest.mark.skipif(not native.active(), reason="no native library")
+def test_layers_that_a_draft_reads_come_from_the_native_decoder(small: Case, kit: SimpleNamespace) -> None:
+    """Prompt, chain and trees: what hooks on the layers record, up to single codes; text and steps are served natively,
+    and the features of a row are those that it has alone."""
+    target = Target(small.target.model, (1, 2))
+    prompt, tokens = torch.tensor(small.prompts[0]), [7, 8, 9, 10, 11]
+    assert target.native is not None
+    for parents in ([-1, 0, 1, 2, 3], [-1, 0, 0, 1, 2]):
+        rows = []
+        for by_modules in (False, True):
+            cache = target.start()
+            served = target.native.steps
+            features, _ = target.prefill(prompt, cache)
+            verify = target._verify_by_modules if by_modules else target.verify
+            rows.append(torch.cat([features, verify(tokens, parents, cache)[0]]))
+            assert target.native.steps == served + (1 if by_modules else 2)
+        width = rows[0].shape[1] // 2
+        assert rows[0].shape == (len(prompt) + 5, 2 * int(target.config.hidden_size))
+        assert (rows[0] - rows[1]).float().norm() < 0.05 * rows[1].float().norm()
+        assert (rows[0][:, :width] - rows[0][:, width:]).float().norm() > 0.1 * rows[0].float().norm(), "two layers"
+    cache, alone = target.start(), []
+    target.prefill(prompt, cache)
+    for token in tokens:
+        alone.append(target.verify([token], [-1], cache)[0])
+    cache = target.start()
+    target.prefill(prompt, cache)
+    assert torch.equal(torch.cat(alone), target.verify(tokens, [-1, 0, 1, 2, 3], cache)[0])
+    case = Case.of(target, small.prompts[:2], 20)
     for shape in SHAPES:
+        served = target.native.steps
         assert check(case, None, kit, shape) > shape.depth
-        assert check(case, None, kit, shape, right=False) == 1
+        assert target.native.steps > served
 
 
 def packed_and_drafted(model: str, folder: Path, dataset: str, seqlen: int) -> tuple[Path, Path]:

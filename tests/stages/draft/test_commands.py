@@ -92,6 +92,30 @@ def test_a_draft_with_a_vocabulary_of_its_own(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+def test_blocks_of_draft_tokens(tmp_path: Path) -> None:
+    """dflash from training to text; a chain longer than a block is refused."""
+    sizes = ("--arch", "dflash", "--block-size", "4", "--draft-layers", "2", "--roots", "8", "--draft-vocab", "300")
+    out = ("--out", tmp_path / "d", "--quantize-draft", "w4", "--json")
+    result = run("draft", "train", "--model", "reference", *TRAIN, *sizes, *out)
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert [len(record["history"][-1][name]) for name in ("held_out_kl", "held_out_ranks")] == [3, 3]
+    config = json.loads((tmp_path / "d" / "draft.json").read_text())
+    assert (config["arch"], config["block_size"], config["num_layers"]) == ("dflash", 4, 2)
+    assert "roots" in record["request"]["train"]
+    few = ("--count", "1", "--prompt-tokens", "12", "--max-new-tokens", "10")
+    common = ("--model", "reference", "--draft", tmp_path / "d")
+    result = run("draft", "eval", *common, *few, "--chain", "3", "--tree", "2,2,4", "--require-lossless")
+    assert result.exit_code == 0, result.output
+    result = run("draft", "eval", *common, *few, "--chain", "4")
+    assert result.exit_code == 2
+    assert "--chain" in result.stderr
+    assert "3 tokens" in result.stderr
+    result = run("draft", "train", "--model", "reference", *TRAIN, "--block-size", "4", "--out", tmp_path / "x")
+    assert result.exit_code == 2
+    assert "--block-size" in result.stderr
+
+
 def test_look_up_drafting(tmp_path: Path) -> None:
     common = ("--model", "reference", "--draft", "ngram")
     few = ("--count", "2", "--prompt-tokens", "12", "--max-new-tokens", "24")

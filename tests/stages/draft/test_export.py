@@ -50,3 +50,37 @@ def test_export_of_eagle3(kit: SimpleNamespace, tmp_path: Path, reference: Path)
     assert exported.read("t2d").nonzero().flatten().tolist() == list(range(7, 507, 10))
     assert tuple(exported.entries["lm_head.weight"].shape) == (50, arch.hidden)
     assert {"layers.0.hidden_norm.weight", "layers.0.input_layernorm.weight"} <= names
+
+
+@pytest.mark.parametrize("trimmed", [False, True])
+def test_export_of_dflash(tmp_path: Path, reference: Path, trimmed: bool) -> None:
+    from dfrot.arch import open_described
+    from dfrot.draft.models.build import build, config_for
+
+    source, arch = open_described(reference)
+    sizes = {"intermediate_size": 64, "num_layers": 2, "block_size": 6, "draft_vocab_size": 50 if trimmed else 0}
+    draft = build(config_for(arch, "dflash", target_fingerprint=checkpoint_fingerprint(reference), **sizes))
+    ids = torch.arange(7, 507, 10)
+    if trimmed:
+        draft.choose_tokens(ids)
+    (tmp_path / "draft").mkdir()
+    save_draft(tmp_path / "draft", draft)
+    export_draft(reference, tmp_path / "draft", tmp_path / "out", "me/model")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["speculators_model_type"], config["architectures"]) == ("dflash", ["DFlashSpeculator"])
+    assert (config["block_size"], config["mask_token_id"]) == (6, arch.sizes["vocab"] - 1)
+    assert config["speculators_config"]["proposal_methods"][0]["speculative_tokens"] == 5
+    layer = config["transformer_layer_config"]
+    assert (layer["model_type"], layer["num_hidden_layers"], layer["layer_types"]) == (
+        "qwen3",
+        2,
+        ["full_attention"] * 2,
+    )
+    exported = Checkpoint.open(tmp_path / "out")
+    names = {f"layers.{n}.self_attn.{part}.weight" for n in (0, 1) for part in ("q_norm", "k_norm", "q_proj", "o_proj")}
+    assert names | {"fc.weight", "hidden_norm.weight", "norm.weight"} <= set(exported.entries)
+    assert not {"mask_embedding", "embed_tokens.weight"} & set(exported.entries), "the target's own are used"
+    assert ({"d2t", "t2d", "lm_head.weight"} <= set(exported.entries)) == trimmed
+    if trimmed:
+        name = next(entry for entry in source.entries if entry.endswith("lm_head.weight"))
+        assert torch.equal(exported.read("lm_head.weight"), source.read(name)[ids].to(torch.bfloat16))

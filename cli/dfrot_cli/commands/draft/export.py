@@ -27,7 +27,7 @@ FORMATS = ("speculators",)
 @out_option("Folder of the exported draft.")
 @common
 def command(model: str, draft: Path, kind: str, verifier: str | None, out: Path, common: Common) -> None:
-    """Write an eagle3 draft in the format of serving engines, which do not support dream drafts."""
+    """Write an eagle3 or dflash draft in the format of serving engines, which do not support dream drafts."""
     common.prepare()
     from dfrot.stages.draft.export import export_draft
 

@@ -22,8 +22,10 @@ from dfrot_cli.setting_options import options_of
 @model_option
 @data_options
 @path_option("--features", metavar="F", text="Train on the result of dfq draft extract.")
-@options_of(DraftSettings, only=("cross", "intermediate", "warm", "draft_vocab", "quantize"))
-@options_of(TrainSettings, only=("epochs", "hours", "batch", "lr", "ttt_steps", "weight_decay", "evaluations"))
+@options_of(
+    DraftSettings, only=("cross", "intermediate", "block_size", "num_layers", "warm", "draft_vocab", "quantize")
+)
+@options_of(TrainSettings, only=("epochs", "hours", "batch", "lr", "ttt_steps", "roots", "weight_decay", "evaluations"))
 @options_of(LossWeights, only=tuple(LOSS_WEIGHTS), rename=LOSS_WEIGHTS)
 @click.option("--shard", is_flag=True, help="Under torchrun: split draft and optimizer between processes (FSDP).")
 @path_option("--tensorboard", metavar="DIR", text="Also write the history to this folder for TensorBoard.")

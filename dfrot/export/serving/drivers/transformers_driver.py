@@ -59,7 +59,8 @@ def serving_classes(model: Any) -> dict[str, int]:
         if scheme is not None:
             activations = scheme.input_activations
             bits = 16 if activations is None else activations.num_bits
-            label += f" (w{scheme.weights.num_bits}a{bits}, {getattr(module, 'quantization_status', None)})"
+            status = getattr(module, "quantization_status", None)
+            label += f" (w{scheme.weights.num_bits}a{bits}, {getattr(status, 'value', status)})"
         counts[label] = counts.get(label, 0) + 1
     return counts
 

@@ -41,7 +41,7 @@ int dfq_decode_tree(const dfq_decode_tree_args* args) {
   call.model = args->model, call.caches = args->caches, call.hidden = args->hidden;
   call.cos = args->cos, call.sin = args->sin;
   call.batch = 1, call.rows = args->rows, call.position = args->position;
-  call.out = args->out, call.threads = args->threads;
+  call.out = args->out, call.states = args->states, call.threads = args->threads;
   DecoderCall call_(call);
   call_.parents = args->parents;
   return run(call_, args->threads);

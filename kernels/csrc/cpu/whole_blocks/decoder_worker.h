@@ -21,12 +21,15 @@ class DecoderWorker : private TreeAttention {
   using TreeAttention::TreeAttention;
 
   void run() {
-    std::memcpy(p_.hidden, s_.hidden, size_t(s_.lines * m_.hidden * s_.size));
+    const int64_t bytes = s_.lines * m_.hidden * s_.size;
+    std::memcpy(p_.hidden, s_.hidden, size_t(bytes));
     for (int64_t layer = 0; layer < m_.layers; ++layer) {
       block(m_.blocks[layer], s_.caches[layer]);
+      if (s_.states && index_ == 0)
+        std::memcpy(static_cast<char*>(s_.states) + layer * bytes, p_.hidden, size_t(bytes));
     }
     rmsnorm(m_.final_norm);
-    if (index_ == 0) std::memcpy(s_.out, p_.normed, size_t(s_.lines * m_.hidden * s_.size));
+    if (index_ == 0) std::memcpy(s_.out, p_.normed, size_t(bytes));
   }
 
  private:

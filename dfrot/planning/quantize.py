@@ -1,0 +1,152 @@
+"""The cost of `dfq quantize`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dfrot.arch import BoundArch, Tap
+from dfrot.calib.hidden_states import HiddenStates
+from dfrot.calib.key_means import TOKENS as KEY_TOKENS
+from dfrot.calib.taps import samples_per_chunk
+from dfrot.checkpoint import Checkpoint
+from dfrot.planning.blocks import BlockShapes
+from dfrot.planning.calibrate import TRIANGLE
+from dfrot.planning.work import StageCost
+from dfrot.processor import fast_bfloat16
+from dfrot.quant import algorithm
+from dfrot.quant.config import DfqConfig
+from dfrot.quant.key_shift import refuses_key_shift
+from dfrot.quant.scheme import FULL, INTEGERS
+from dfrot.runtime.transformers_model import TOKENS
+from dfrot.stages.calibrate.settings import CalibrateSettings
+from dfrot.stages.quantize.layout import CheckpointLayout
+from dfrot.stages.quantize.plan import result_config
+from dfrot.stages.quantize.propagate import WAITING_BYTES, quantized_taps, waiting_bytes
+from dfrot.stages.quantize.settings import QuantizeSettings
+
+KERNEL_BITS = 8  # activations of so many bits are multiplied as integers
+
+
+def quantize_cost(
+    checkpoint: Checkpoint,
+    arch: BoundArch,
+    settings: QuantizeSettings,
+    calibration: CalibrateSettings,
+    rotated: bool,
+) -> StageCost:
+    """What `quantize` costs with these settings on tokens of this calibration. rotated: by dfq, which is not compared
+    with transformers again. Raises UnsupportedError for a scheme that does not fit the architecture."""
+    cost = StageCost("quantize")
+    shapes = BlockShapes(arch, next(iter(checkpoint.entries.values())).dtype.itemsize)
+    config = result_config(arch, None, settings, None)
+    rounds, hessians = settings.scheme.w_bits != FULL, algorithm(settings.algorithm).needs_hessian
+    propagates = settings.propagate and hessians and rounds
+    shifts = settings.scheme.kv_bits != FULL and settings.key_shift != "none" and refuses_key_shift(arch) is None
+    shifts = shifts and (propagates or settings.needs_calibration())
+    config = replace(config, key_shift="mean" if shifts else config.key_shift)
+    cost.disk = CheckpointLayout(checkpoint, arch, config).nbytes
+    cost.add(write=cost.disk, start=1)
+    if not rotated:
+        shapes.run_blocks(cost, 2 * TOKENS, TOKENS, loads=2)
+        shapes.run_head(cost, 2 * TOKENS)
+    tokens = calibration.samples * calibration.seqlen
+    if shifts:
+        shapes.run_blocks(cost, min(KEY_TOKENS, tokens), calibration.seqlen)
+    cost.parts["blocks"] = shapes.block_memory()
+    if propagates:
+        _propagation(cost, shapes, config, settings, calibration)
+    elif rounds:
+        shapes.load_all(cost)
+    for tap in quantized_taps(arch, config, 0) if rounds else []:
+        _rounding(cost, shapes, tap, settings, hessians)
+    copied = shapes.embed * (1 if arch.tied else 2)
+    cost.add(read=copied * shapes.source_itemsize)
+    if settings.tuned:
+        cost.notes.append("tuning (effort high) is not counted")
+    if settings.budget is not None:
+        cost.notes.append("the measurement of a budget is not counted")
+    return cost
+
+
+def _propagation(
+    cost: StageCost, shapes: BlockShapes, config: DfqConfig, settings: QuantizeSettings, calibration: CalibrateSettings
+) -> None:
+    """The passes of the quantized model and of the 16-bit one beside it, and the second moments of their inputs."""
+    arch, layers = shapes.arch, shapes.arch.n_layers
+    samples, seqlen = calibration.samples, calibration.seqlen
+    tokens = samples * seqlen
+    chunk = min(samples, samples_per_chunk(arch, seqlen))
+    chunks = -(-samples // chunk)
+    taps = quantized_taps(arch, config, 0)
+    together = arch.spec.experts is None and (
+        chunks == 1 or waiting_bytes(arch, tokens) <= WAITING_BYTES
+    )  # as quantize_block decides
+    separate = {tap.name if tap.expert is None else str(tap.reads) for tap in taps}  # experts share their passes
+    groups = 1 if together else len(separate)
+    exact = groups if settings.compensation else 0
+    half = "products16" if fast_bfloat16() and shapes.source_itemsize == 2 else "products32"
+    flops = shapes.product_flops(arch.taps())
+    attention = shapes.attention_flops(seqlen)
+    cost.work[half] += exact * layers * tokens * flops  # type: ignore[assignment]
+    cost.add(products32=exact * layers * tokens * attention, elements=exact * layers * tokens * shapes.values)
+    loads = 1.0 + (1.0 if together else float(groups * chunks)) * bool(exact)
+    shapes.load_all(cost, loads)
+    hidden = HiddenStates.nbytes((samples, seqlen, arch.hidden))
+    streams = 2 if exact else 1
+    cost.scratch = 2 * streams * hidden
+    passes = 1 if together else groups
+    cost.add(read=layers * hidden * streams * passes, write=layers * hidden * (1 + exact))
+    _simulated(cost, shapes, taps, settings, tokens, seqlen, together)
+    for tap in taps:
+        width, share = shapes.width(tap), shapes.share(tap.expert)
+        cost.add(products32=layers * tokens * share * width**2 * (2 * TRIANGLE + (2.0 if exact else 0.0)))
+        cost.add(elements=layers * chunks * width**2 * (TRIANGLE + (1.0 if exact else 0.0)))
+    widest = max((shapes.width(tap) for tap in taps), default=0)
+    tallest = max((shapes.tap_weights(tap) for tap in taps), default=0)
+    waiting = waiting_bytes(arch, tokens) if together and chunks > 1 else shapes.token_memory(chunk * seqlen)
+    moments = (16 if exact else 8) * widest**2
+    cost.parts["moments"] = 2 * shapes.block_memory() + waiting + moments + shapes.token_memory(chunk * seqlen) // 2
+    cost.parts["rounding"] = 2 * shapes.block_memory() + waiting + moments + 24 * widest**2 + 8 * tallest
+
+
+def _simulated(
+    cost: StageCost,
+    shapes: BlockShapes,
+    taps: list[Tap],
+    settings: QuantizeSettings,
+    tokens: int,
+    seqlen: int,
+    together: bool,
+) -> None:
+    """The quantized model's passes: one that waits at every tap, or one that ends at each tap and a last one."""
+    layers, scheme = shapes.arch.n_layers, settings.scheme
+    kind = "integers" if scheme.number_format == INTEGERS and scheme.a_bits <= KERNEL_BITS else "products32"
+    for number, tap in enumerate(taps):
+        runs = 1.0 if together else float(len(taps) - number)
+        share = shapes.share(tap.expert)
+        cost.work[kind] += runs * layers * tokens * share * 2.0 * shapes.tap_weights(tap)  # type: ignore[assignment]
+        rounded = 0.0 if scheme.a_bits == FULL else 4.0
+        cost.add(elements=(runs + (0.0 if together else 1.0)) * layers * tokens * share * shapes.width(tap) * rounded)
+    runs = 1.0 if together else float(len(taps))
+    cost.add(
+        products32=runs * layers * tokens * shapes.attention_flops(seqlen),
+        elements=runs * layers * tokens * shapes.values,
+    )
+
+
+def _rounding(cost: StageCost, shapes: BlockShapes, tap: Tap, settings: QuantizeSettings, hessians: bool) -> None:
+    """GPTQ, or rounding to nearest, of the linears of one tap in all layers."""
+    layers, width, weights = shapes.arch.n_layers, shapes.width(tap), float(shapes.tap_weights(tap))
+    rows = weights / width
+    if settings.mse_clip:
+        cost.add(search=layers * weights)
+    cost.add(elements=layers * 4.0 * weights)
+    if not hessians:
+        return
+    cost.add(factor64=layers * (4.0 / 3.0) * width**3, columns=layers * weights)
+    cost.add(products32=layers * weights * width * 5.0)  # updates once, output errors twice
+    if settings.compensation:
+        solved = min(rows, float(width))
+        cost.add(
+            factor64=layers * (width**3 / 3.0 + 2.0 * solved * width**2), products32=layers * 2.0 * weights * width
+        )

@@ -1,0 +1,98 @@
+"""Amounts of work by kind, and the cost of a stage."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class WorkKind:
+    """A kind of work: what is counted, and what a unit asks of a machine that was not measured."""
+
+    unit: str
+    """What is counted."""
+    meaning: str
+    """Where it occurs."""
+    peak: str = ""
+    """Which published peak bounds it: fp64, fp32, bf16, int8 (FLOP/s) or disk (bytes/s)."""
+    per_unit: float = 1.0
+    """FLOPs, or bytes of disk, per unit."""
+    efficiency: float = 1.0
+    """Share of that peak that a machine is taken to reach."""
+
+
+KINDS: dict[str, WorkKind] = {
+    "products64": WorkKind("FLOPs", "float64 products: fusing rotations", "fp64", efficiency=0.5),
+    "products32": WorkKind("FLOPs", "float32 products: blocks, Hessians, updates of GPTQ", "fp32", efficiency=0.5),
+    "products16": WorkKind(
+        "FLOPs", "bfloat16 products: the 16-bit model beside the quantized one", "bf16", efficiency=0.4
+    ),
+    "integers": WorkKind("FLOPs", "integer products of packed linears", "int8", efficiency=0.3),
+    "factor64": WorkKind("FLOPs", "Cholesky factors, inverses and solutions, float64", "fp64", efficiency=0.2),
+    "columns": WorkKind("weights", "GPTQ's loop over columns", "fp32", 400.0, 0.05),
+    "search": WorkKind("weights", "the search for clip ratios", "fp32", 600.0, 0.1),
+    "elements": WorkKind("values", "rounding, norms and activations, value by value", "fp32", 60.0, 0.05),
+    "load": WorkKind("weights", "weights read, checked and made float32", "fp32", 40.0, 0.05),
+    "read": WorkKind("bytes", "read from disk", "disk"),
+    "write": WorkKind("bytes", "written to disk", "disk"),
+    "start": WorkKind("starts", "imports, text and tokenizer"),
+}
+FLOPS = ("products64", "products32", "products16", "integers", "factor64")
+START_SECONDS = 5.0
+"""Of a command: imports, reading and tokenizing its text."""
+
+
+@dataclass
+class StageCost:
+    """What one stage costs."""
+
+    stage: str
+    """Name of the stage."""
+    work: Counter[str] = field(default_factory=Counter)
+    """Amounts by kind."""
+    parts: dict[str, int] = field(default_factory=dict)
+    """What needs memory, bytes: the largest of them comes on top of `BASE_MEMORY`."""
+    disk: int = 0
+    """Bytes of the result."""
+    scratch: int = 0
+    """Bytes on the way that are deleted again."""
+    notes: list[str] = field(default_factory=list)
+    """What is not counted."""
+
+    def add(self, **amounts: float) -> None:
+        """Count work, by kind."""
+        for kind, amount in amounts.items():
+            if kind not in KINDS:
+                raise KeyError(kind)
+            self.work[kind] += amount  # type: ignore[assignment]
+
+    @property
+    def memory(self) -> int:
+        """Peak resident bytes."""
+        return BASE_MEMORY + max(self.parts.values(), default=0)
+
+    @property
+    def flops(self) -> float:
+        """Additions and multiplications of all products and factors."""
+        return float(sum(self.work[kind] for kind in FLOPS))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON, without times."""
+        return {
+            "stage": self.stage,
+            "disk_bytes": self.disk,
+            "scratch_bytes": self.scratch,
+            "memory_bytes": self.memory,
+            "memory_parts": dict(self.parts),
+            "flops": self.flops,
+            "bytes_read": float(self.work["read"]),
+            "bytes_written": float(self.work["write"]),
+            "work": {kind: float(amount) for kind, amount in self.work.items()},
+            "notes": list(self.notes),
+        }
+
+
+BASE_MEMORY = 560 << 20
+"""Bytes of a process that has loaded torch and transformers, a text and its tokens."""
