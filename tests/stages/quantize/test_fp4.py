@@ -72,9 +72,9 @@ def test_propagated_errors_come_from_the_arithmetic_that_runs(model: Path, cal: 
     seen: list[torch.Tensor] = []
     original = run.head_hessian
 
-    def head_hessian(runner: Any, config: Any, source: Any) -> torch.Tensor:
+    def head_hessian(runner: Any, config: Any, source: Any, ranks: Any) -> torch.Tensor:
         seen.append(source.read(0, source.shape[0]).clone())
-        return original(runner, config, source)
+        return original(runner, config, source, ranks)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "head_hessian", head_hessian)
