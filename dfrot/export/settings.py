@@ -42,8 +42,8 @@ class ExportForSettings:
         None,
         option="--for",
         choices=("vllm", "sglang", "llama.cpp", "transformers"),
-        help="Choose the format that this engine serves best, in place of `to`; say what it serves otherwise than the "
-        "checkpoint, and write the command that serves it into README.md.",
+        help="Choose the format that this engine serves best, so that none is given; say what it serves otherwise than "
+        "the checkpoint, and write the command that serves it into README.md.",
     )
     force: bool = setting(False, help="With `engine`: write what it is known to refuse, too.")
 

@@ -120,8 +120,9 @@ def test_closing_ends_a_paused_process(start: Start, fake: MakeContender) -> Non
 @pytest.mark.skipif(shutil.which(DIES_WITH_US[0]) is None, reason="needs setpriv of util-linux")
 def test_a_frozen_process_dies_with_a_race_that_is_killed() -> None:
     code = (
-        "import sys; from dfrot.race.driver_process import DriverProcess\n"
+        "import sys, time, psutil; from dfrot.race.driver_process import DriverProcess\n"
         "process = DriverProcess('x', [sys.executable, '-c', 'input()'])\n"
+        "while psutil.Process(process.process.pid).name() == 'setpriv': time.sleep(0.01)\n"
         "process.pause(); print(process.process.pid, flush=True); input()"
     )
     race = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

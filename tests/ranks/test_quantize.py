@@ -75,9 +75,10 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_with_another_number(
     assert ended[victim].code == -9
     survivor = ended[1 - victim]
     assert survivor.code == 2
-    lines = survivor.err.splitlines()
-    assert lines[-1].startswith(f"Error: rank {victim} of 2 died"), survivor
-    assert len([line for line in lines if line.startswith("Error")]) == 1
+    (error,) = [
+        line for line in survivor.err.splitlines() if line.startswith("Error")
+    ]  # torch may write a trace of its own
+    assert error.startswith(f"Error: rank {victim} of 2 died"), survivor
     assert not out.exists()
     assert journal.exists(), "what was done stays"
     run(1 if victim else 3, *quantize(model, calibration, out))

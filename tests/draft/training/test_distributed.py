@@ -137,7 +137,8 @@ arch = sys.argv[1]
 rank = int(os.environ["RANK"])
 group = DistributedGroup(rank, 2, os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), shard=True)
 aux = (1, 2, 3) if "dream" not in arch else ()
-config = DraftConfig(arch, 64, 64, 96, 4, 2, 16, 50, aux_layers=aux, max_position_embeddings=64)
+blocks = {"num_layers": 2, "block_size": 4} if arch == "dflash" else {}
+config = DraftConfig(arch, 64, 64, 96, 4, 2, 16, 50, aux_layers=aux, max_position_embeddings=64, **blocks)
 generator = torch.Generator().manual_seed(1)
 embeddings = torch.randn(2, 8, 64, generator=generator)
 features = torch.randn(2, 8, config.feature_size, generator=generator)
