@@ -84,7 +84,9 @@ class CompressedTensorsLayout:
         scheme, storage = source.scheme, source.storage
         assert storage is not None
         arguments = _integer_arguments(scheme) if scheme.number_format == INTEGERS else fp4_arguments(scheme)
-        group: dict[str, Any] = {"targets": ["Linear"], "format": storage.name, **arguments}
+        head = source.arch.spec.head.name
+        targets = ["Linear", f"re:.*{head}$"] if head in source.plans else ["Linear"]  # vLLM's head is no `Linear`
+        group: dict[str, Any] = {"targets": targets, "format": storage.name, **arguments}
         entry: dict[str, Any] = {
             "quant_method": "compressed-tensors",
             "format": storage.name,

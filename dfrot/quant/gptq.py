@@ -116,10 +116,10 @@ def solve(weight: Tensor, grid: WeightGrid, factor: Factor) -> tuple[Tensor, Ten
 def _solve_ranges(
     weight: Tensor, grid: WeightGrid, factor: Factor, options: AlgorithmOptions
 ) -> tuple[Tensor, WeightGrid]:
-    """Codes uint8 [N, K] and their grid: where a row has one scale, that of RANGES with which GPTQ's loss is least. The
-    clip search that made `grid` judged by rounding to nearest, for which wider ranges are best."""
+    """Codes uint8 [N, K] and their grid: with `descent`, where a row has one scale, that of RANGES with the least loss.
+    The clip search that made `grid` judged by rounding to nearest, for which wider ranges are best."""
     codes, loss = solve(weight, grid, factor)
-    if not isinstance(grid, Grid) or grid.scale.shape[1] > 1 or not options.mse_clip:
+    if not isinstance(grid, Grid) or grid.scale.shape[1] > 1 or not (options.mse_clip and options.descent):
         return codes, grid
     scale = grid.scale
     for ratio in RANGES:

@@ -21,8 +21,9 @@ class AlgorithmOptions:
     """GPTQ rounds columns in the order of falling activation energy."""
     damping: float = 0.01
     """Share of the mean Hessian diagonal that is added before factoring; the default is that of the GPTQ paper."""
-    descent: int = 2
-    """Passes of coordinate descent over the integers behind GPTQ (dfrot/quant/descent.py)."""
+    descent: int = 0
+    """Passes of coordinate descent over the integers behind GPTQ (dfrot/quant/descent.py); with any, GPTQ also tries
+    narrower ranges for rows of one scale."""
     guard: bool = True
     """A row whose GPTQ result is worse than rounding, on the damped Hessian, is rounded instead."""
 

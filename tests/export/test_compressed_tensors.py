@@ -83,6 +83,19 @@ def test_linears_kept_in_16_bits_are_ignored(
         export(tmp_path / "packed", "gptq", tmp_path / "gptq")
 
 
+def test_a_quantized_head_is_named(dense: Path, kit: Any, own: Any, ids: Any, engine: Any, tmp_path: Path) -> None:
+    """vLLM's head is no `Linear`."""
+    for name, kept in (("all", ()), ("blocks", ("lm_head",))):
+        settings = QuantizeSettings(QuantScheme.parse("w4a16-g32"), "rtn", mse_clip=False, keep=kept)
+        quantize(dense, None, tmp_path / name, settings)
+        export(tmp_path / name, "compressed-tensors", tmp_path / f"{name}-out")
+        entry = read_json(tmp_path / f"{name}-out/config.json")["quantization_config"]
+        targets = entry["config_groups"]["group_0"]["targets"]
+        assert targets == (["Linear"] if kept else ["Linear", "re:.*lm_head$"])
+    theirs = engine("compressed-tensors", tmp_path / "all-out")(ids)
+    assert kit.difference(own(tmp_path / "all"), theirs) < 1e-4
+
+
 @pytest.fixture(scope="module")
 def rotated(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The dense model with online rotations, packed."""
