@@ -40,7 +40,7 @@ def test_waiting_passes_and_repeated_ones_end_in_the_same_bytes(
     waiting, calls[0] = calls[0], 0
     monkeypatch.setattr("dfrot.stages.quantize.propagate.WAITING_BYTES", 0)
     quantize(model, cal, tmp_path / "repeated", how)
-    samples, streams = 4, 3 if scheme == "w4a4kv4" else 1  # means of keys, the quantized and the unquantized model
+    samples, streams = 4, 3 if scheme == "w4a4kv4" else 2  # the quantized and the unquantized model, means of keys
     assert waiting == 3 * samples * streams  # every block once per sample and stream
     assert calls[0] > waiting
     for file in sorted((tmp_path / "waiting").iterdir()):

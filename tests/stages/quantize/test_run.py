@@ -147,10 +147,11 @@ def test_chunked_propagation_agrees(
         assert float((a != b).float().mean()) < 0.02
 
 
-def test_half_of_the_activation_error_is_compensated_where_there_is_any() -> None:
+def test_half_of_the_input_error_is_compensated_where_it_propagates() -> None:
     assert settings().compensation == 0.5
     assert settings(compensate=0.0).compensation == 0.0
-    assert settings("w4a16").compensation == 0.0
+    assert settings("w4a16").compensation == 0.5
+    assert settings("w16a4kv4").compensation == 0.0
     assert settings(propagate=False).compensation == 0.0
     assert settings(algorithm="rtn").compensation == 0.0
 
