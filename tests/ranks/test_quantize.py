@@ -15,7 +15,7 @@ WAYS = {
     "propagated": (),
     "stored": ("--no-propagate",),
     "rounded": ("--algorithm", "rtn"),
-    "tables": ("--head", "4+16", "--embed", "8", "--compensation", "0"),
+    "tables": ("--head", "4+16", "--embed", "8", "--compensate", "0"),
     "budget": ("--budget", "5"),
 }
 
