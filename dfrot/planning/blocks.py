@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dfrot.arch import BoundArch, Tap
-from dfrot.arch.space import Space
 from dfrot.planning.work import StageCost
 
 
@@ -90,8 +89,3 @@ class BlockShapes:
         """Bytes of the float32 activations of one block for `tokens` tokens."""
         sizes = self.arch.sizes
         return 4 * tokens * (6 * sizes["hidden"] + 2 * (sizes["q"] + 2 * sizes["kv"]) + 4 * sizes["intermediate"])
-
-
-def reads_residual(tap: Tap) -> bool:
-    """Whether R1 acts on what a tap reads."""
-    return tap.reads == Space.RESIDUAL

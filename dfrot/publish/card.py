@@ -7,7 +7,7 @@ from typing import Any
 
 from dfrot.errors import DfqError
 from dfrot.export.inspect import inspect
-from dfrot.export.serving.commands import serving_commands
+from dfrot.export.serving.command import serving_commands
 from dfrot.export.serving.planning import engines_for
 from dfrot.publish.front_matter import with_front_matter
 from dfrot.publish.licences import attribution

@@ -12,31 +12,32 @@ import torch
 from torch import Tensor
 
 from dfrot.quant.grid import WeightGrid
-from dfrot.quant.hessian_error import output_errors
+from dfrot.quant.hessian_error import added_error, output_errors
 
 BLOCK = 128  # columns between two updates of all gradients
 
 
 def damped_errors(error: Tensor, hessian: Tensor, added: float) -> Tensor:
     """e (H + added) e^T for every row of `error` float32 [N, K]: float64 [N]."""
-    return output_errors(error, hessian) + added * error.square().sum(1, dtype=torch.float64)
+    return output_errors(error, hessian) + added_error(error, added)
 
 
-def descend(weight: Tensor, hessian: Tensor, added: float, grid: WeightGrid, codes: Tensor, passes: int) -> Tensor:
+def descend(
+    weight: Tensor, hessian: Tensor, added: float, grid: WeightGrid, codes: Tensor, passes: int
+) -> tuple[Tensor, Tensor]:
     """Codes uint8 [N, K] for weight float32 [N, K], no worse than `codes` for any row under the Hessian float32 [K, K]
-    with `added` on its diagonal. passes: over all columns; it stops early when nothing changes."""
-    if not passes:
-        return codes
+    with `added` on its diagonal, and their errors under it, float64 [N]. passes: over all columns; it stops early when
+    nothing changes."""
     damped = hessian + added * torch.eye(len(hessian))
     values, changed = grid.decode(codes).T.contiguous(), codes.T.contiguous()
     gradient = damped @ (weight.T - values)  # [K, N]
     for _ in range(passes):
         if not _one_pass(damped, grid, gradient, values, changed):
             break
-    better = damped_errors(weight - values.T, hessian, added) < damped_errors(
-        weight - grid.decode(codes), hessian, added
-    )
-    return torch.where(better[:, None], changed.T, codes).contiguous()
+    before = damped_errors(weight - grid.decode(codes), hessian, added)
+    after = damped_errors(weight - values.T, hessian, added)
+    better = after < before
+    return torch.where(better[:, None], changed.T, codes).contiguous(), torch.where(better, after, before)
 
 
 def _one_pass(damped: Tensor, grid: WeightGrid, gradient: Tensor, values: Tensor, codes: Tensor) -> bool:

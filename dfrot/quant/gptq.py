@@ -22,7 +22,7 @@ from dfrot.errors import InputError
 from dfrot.quant import rtn
 from dfrot.quant.descent import descend
 from dfrot.quant.grid import Grid, Quantized, WeightGrid
-from dfrot.quant.hessian_error import fraction, output_errors, row_tiles, weight_error
+from dfrot.quant.hessian_error import added_error, fraction, output_errors, row_tiles, weight_error
 from dfrot.quant.options import AlgorithmOptions
 from dfrot.quant.scale_fit import fitted_scales
 from dfrot.quant.scheme import QuantScheme
@@ -115,12 +115,13 @@ def solve(weight: Tensor, grid: WeightGrid, factor: Factor) -> tuple[Tensor, Ten
 
 def _solve_ranges(
     weight: Tensor, grid: WeightGrid, factor: Factor, options: AlgorithmOptions
-) -> tuple[Tensor, WeightGrid]:
-    """Codes uint8 [N, K] and their grid: with `descent`, where a row has one scale, that of RANGES with the least loss.
-    The clip search that made `grid` judged by rounding to nearest, for which wider ranges are best."""
+) -> tuple[Tensor, WeightGrid, Tensor]:
+    """Codes uint8 [N, K], their grid and damped loss float64 [N]: with `descent`, where a row has one scale, those of
+    the range with the least loss. The clip search that made `grid` judged by rounding to nearest, for which wider
+    ranges are best."""
     codes, loss = solve(weight, grid, factor)
     if not isinstance(grid, Grid) or grid.scale.shape[1] > 1 or not (options.mse_clip and options.descent):
-        return codes, grid
+        return codes, grid, loss
     scale = grid.scale
     for ratio in RANGES:
         other = replace(grid, scale=(grid.scale.float() * ratio).bfloat16())
@@ -129,7 +130,7 @@ def _solve_ranges(
         codes = torch.where(better[:, None], other_codes, codes)
         scale = torch.where(better[:, None], other.scale, scale)
         loss = torch.where(better, other_loss, loss)
-    return codes, replace(grid, scale=scale)
+    return codes, replace(grid, scale=scale), loss
 
 
 class _Rows(NamedTuple):
@@ -155,22 +156,21 @@ def _quantize_rows(
     """Quantize rows float32 [n, K]."""
     if bool(factor.dead.any()):
         weight = weight.masked_fill(factor.dead, 0.0)  # the inputs of these columns are always 0
-    codes, chosen = _solve_ranges(weight, grid, factor, options)
-    codes = descend(weight, hessian, factor.added, chosen, codes, options.descent)
+    codes, chosen, damped = _solve_ranges(weight, grid, factor, options)
+    if options.descent:
+        codes, damped = descend(weight, hessian, factor.added, chosen, codes, options.descent)
+    undamped = (damped - added_error(weight - chosen.decode(codes), factor.added)).clamp_(min=0)
     nearest = grid.encode(weight)
-    errors = []
-    for error in (weight - chosen.decode(codes), weight - grid.decode(nearest)):
-        plain = output_errors(error, hessian)
-        errors.append((plain, plain + factor.added * error.square().sum(1, dtype=torch.float64)))
-    (error, damped), (rounding, damped_rounding) = errors
-    worse = ~(damped <= damped_rounding)  # NaN counts as worse
+    error = weight - grid.decode(nearest)
+    rounding = output_errors(error, hessian)
+    worse = ~(damped <= rounding + added_error(error, factor.added))  # NaN counts as worse
     scale = chosen.scale if isinstance(chosen, Grid) else None
     if options.guard:
         codes[worse] = nearest[worse]
-        error = torch.where(worse, rounding, error)
+        undamped = torch.where(worse, rounding, undamped)
         if isinstance(grid, Grid) and scale is not None:
             scale = torch.where(worse[:, None], grid.scale, scale)
-    return _Rows(codes, scale, error, rounding, output_errors(weight, hessian), worse)
+    return _Rows(codes, scale, undamped, rounding, output_errors(weight, hessian), worse)
 
 
 def quantize_together(

@@ -18,6 +18,11 @@ def output_errors(error: Tensor, hessian: Tensor) -> Tensor:
     return torch.cat([(tile @ hessian).mul_(tile).sum(1, dtype=torch.float64) for tile in row_tiles(error)])
 
 
+def added_error(error: Tensor, added: float) -> Tensor:
+    """What `added` on the diagonal of a Hessian adds to e H e^T, for every row of float32 [N, K]: float64 [N]."""
+    return added * error.square().sum(1, dtype=torch.float64)
+
+
 def fraction(part: float, total: float) -> float:
     """part / total to six digits, which print alike on every machine. 0 for an all-zero weight."""
     return float(f"{part / total:.6g}") if total > 0 else 0.0

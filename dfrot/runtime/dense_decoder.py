@@ -17,12 +17,11 @@ from dfrot.arch import BoundArch
 from dfrot.quant.linear import QuantLinear
 from dfrot.quant.scheme import FULL
 from dfrot.runtime.described.cache import DenseCacheLayer, DescribedCache
-from dfrot.runtime.native_calls import hook_tables
+from dfrot.runtime.native_calls import AngleTable, hook_tables
 from dfrot.runtime.native_operands import NotServable
 from dfrot_kernels import native
 from dfrot_kernels.whole_blocks.draft import DTYPES, HEAD_DIM, DraftBlock, DraftPass, DraftShape, Slots, Weight
 
-ANGLE_CHUNK = 512  # positions by which the table of RoPE angles grows
 _ATTENTION, _MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 
 
@@ -33,7 +32,7 @@ class DenseDecoder:
         """base: the described model below its head, its weights read."""
         self.unfit: str | None = None
         self.steps = 0
-        self._angles: tuple[Tensor, Tensor] | None = None  # cos and sin float32 [positions, head_dim]
+        self._angles = AngleTable()
         self._table: tuple[list[tuple[int, int]], Tensor] | None = None  # buffers of the cache, and their table
         self._hooks: list[dict[Any, Any]] = []
         try:
@@ -53,19 +52,12 @@ class DenseDecoder:
         begin = layers[0].length
         x = base.embed_tokens(ids)[0]
         slots = Slots(torch.tensor([begin]), begin, begin, None, 1, 0, 0, None, None)
-        out = self._pass.run(x, None, self._buffers(layers), self._rope_angles(base, x, begin + 1), slots)
+        angles = self._angles.until(begin + 1, base.rotary_emb, x[None])
+        out = self._pass.run(x, None, self._buffers(layers), angles, slots)
         for layer in layers:
             layer.length = begin + 1
         self.steps += 1
         return out[None]
-
-    def _rope_angles(self, base: Any, x: Tensor, end: int) -> tuple[Tensor, Tensor]:
-        """cos and sin of the positions below `end`, rounded as the modules round them."""
-        if self._angles is None or len(self._angles[0]) < end:
-            positions = torch.arange((end // ANGLE_CHUNK + 1) * ANGLE_CHUNK)[None]
-            cos, sin = base.rotary_emb(x[None], positions)
-            self._angles = (cos[0].float().contiguous(), sin[0].float().contiguous())
-        return self._angles
 
     def _buffers(self, layers: list[DenseCacheLayer]) -> Tensor:
         """The table of buffers with room for one more position; made anew where a buffer is another one."""

@@ -11,8 +11,25 @@ from torch.nn.modules import module as torch_module
 from dfrot.runtime.kv_cache import DfqCacheLayer
 from dfrot.runtime.native_operands import NotServable
 
+ANGLE_CHUNK = 512  # positions by which a table of RoPE angles grows
 _SERVED = {"input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache"}
 _WITHOUT_EFFECT = {"cache_position", "return_dict", "logits_to_keep"}  # change nothing below the head
+
+
+class AngleTable:
+    """cos and sin of RoPE by position, from a model's own module: float32 [positions, head_dim] each."""
+
+    def __init__(self) -> None:
+        self._angles: tuple[Tensor, Tensor] | None = None
+
+    def until(self, end: int, rotary: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The angles of the positions 0 .. end - 1 at least, rounded as `rotary` rounds them for hidden states `like`
+        [1, 1, d]."""
+        if self._angles is None or len(self._angles[0]) < end:
+            positions = torch.arange((end // ANGLE_CHUNK + 1) * ANGLE_CHUNK)[None]
+            cos, sin = rotary(like, positions)
+            self._angles = (cos[0].float().contiguous(), sin[0].float().contiguous())
+        return self._angles
 
 
 def input_of(kwargs: dict[str, Any]) -> Tensor:

@@ -25,6 +25,7 @@ from dfrot.runtime.attention import is_wrapped
 from dfrot.runtime.dense_attention import dense_attention
 from dfrot.runtime.kv_cache import CacheView, DfqCacheLayer
 from dfrot.runtime.native_calls import (
+    AngleTable,
     causal_mask,
     check_arguments,
     check_positions,
@@ -38,8 +39,6 @@ from dfrot.runtime.packed_states import KVSpec
 from dfrot_kernels import native
 from dfrot_kernels.ops.kv_attention.reference import MAX_ROWS
 from dfrot_kernels.whole_blocks.decoder import LINES, Decoder
-
-ANGLE_CHUNK = 512  # positions by which the table of RoPE angles grows
 
 
 class NativeDecoder:
@@ -62,7 +61,7 @@ class NativeDecoder:
         self._built_for: tuple[Any, ...] = ()  # the state of the model that `decoder` was built for
         self._linears: list[Any] = []  # of the blocks, when `decoder` was built: adapters replace them
         self._hook_tables: list[dict[Any, Any]] = []
-        self._angles: tuple[Tensor, Tensor] | None = None  # cos and sin float32 [positions, head_dim]
+        self._angles = AngleTable()
         self._cache_table: tuple[list[Any], Tensor] | None = None  # buffers, and the table of their addresses
         self._recorded: tuple[int, ...] = ()  # layers, counted from 1, whose outputs `states` receives
         self._own_hooks = 0  # hooks on layers that record the same where the modules compute
@@ -145,8 +144,10 @@ class NativeDecoder:
                 cos, sin = (angle[part] for angle in angles)
                 parts.append(self._rows(base, run, layers, table, hidden[:, part], (cos, sin)))
                 states.append(self.states or [])
-        out = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        self.states = [torch.cat(layer, 1) for layer in zip(*states)] if self._recorded else None
+        out = parts[0]
+        if len(parts) > 1:
+            out = torch.cat(parts, 1)
+            self.states = [torch.cat(layer, 1) for layer in zip(*states)] if self._recorded else None
         return getattr(base, "make_output", base_model_output)(out, cache)
 
     def _rows(
@@ -253,7 +254,7 @@ class NativeDecoder:
             except NotServable as reason:
                 self.unfit = str(reason)
                 raise
-            self._built_for, self._angles, self._cache_table = state, None, None
+            self._built_for, self._angles, self._cache_table = state, AngleTable(), None
             self._hook_tables = hook_tables(base)
             if self._foreign_hooks():
                 raise NotServable("hooks on the modules")
@@ -267,12 +268,8 @@ class NativeDecoder:
 
     def _rope_angles(self, base: Any, hidden: Tensor, begin: int, rows: int) -> tuple[Tensor, Tensor]:
         """cos and sin float32 [rows, head_dim] of the positions begin .. begin + rows, from the model's own module."""
-        end = begin + rows
-        if self._angles is None or self._angles[0].shape[0] < end:
-            positions = torch.arange((end // ANGLE_CHUNK + 1) * ANGLE_CHUNK)[None]
-            cos, sin = base.rotary_emb(hidden[:1, :1], positions)
-            self._angles = (cos[0].float().contiguous(), sin[0].float().contiguous())
-        return self._angles[0][begin:end], self._angles[1][begin:end]
+        cos, sin = self._angles.until(begin + rows, base.rotary_emb, hidden[:1, :1])
+        return cos[begin : begin + rows], sin[begin : begin + rows]
 
     def _caches(self, decoder: Decoder, layers: list[DfqCacheLayer], needed: int, batch: int, hidden: Tensor) -> Tensor:
         """The decoder's table of cache buffers with room for `needed` positions; built again only when a buffer was

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from dfrot.draft.models.attention import attend
 from dfrot.draft.models.dflash_network import DFlashNetwork
-from dfrot.draft.models.native_pass import native_pass
-from dfrot.draft.models.state import CachedDraftState, KeyValueBuffer
+from dfrot.draft.models.feature_state import FeatureDraftState
+from dfrot.draft.models.state import KeyValueBuffer
 from dfrot_kernels.whole_blocks.draft import LINES, Slots
 
 
-class DFlashState(CachedDraftState):
+class DFlashState(FeatureDraftState):
     """A buffer per layer: keys and values of the context in front, those of the block behind them.
 
     A block of up to LINES rows is one native call where that serves the draft (native_pass.py)."""
@@ -27,20 +27,8 @@ class DFlashState(CachedDraftState):
         rows = capacity + config.block_size
         shape = (config.num_key_value_heads, rows, config.head_dim)
         self.buffers = [KeyValueBuffer(*shape, like) for _ in draft.layers]
-        self.features = 0  # positions whose features are in the buffers
-        self.native = native_pass(draft) if native and config.block_size <= LINES else None
-        self.native_passes = 0
-        if self.native is not None:
-            self.table = self.native.buffers([(buffer.k[0], buffer.v[0]) for buffer in self.buffers])
-
-    def mark(self) -> tuple[int, ...]:
-        """The current end of the verified slots and of the features."""
-        return (*super().mark(), self.features)
-
-    def back(self, mark: tuple[int, ...]) -> None:
-        """Drop verified slots and features behind `mark`."""
-        super().back(mark)
-        self.features = mark[2]
+        if native and config.block_size <= LINES:
+            self._prepare_native(draft, self.buffers)
 
     def extend(self, embeddings: Tensor, features: Tensor, positions: Tensor | None = None) -> Tensor:
         """See `DraftState.extend`. Returns the outputs [n, d] of all draft tokens of the block, the first one first;

@@ -8,12 +8,12 @@ from torch import Tensor
 from dfrot.draft.models.attention import attend
 from dfrot.draft.models.dream_blocks import SelfBlock
 from dfrot.draft.models.dream_network import DreamNetwork
-from dfrot.draft.models.native_pass import native_pass
-from dfrot.draft.models.state import CachedDraftState, KeyValueBuffer, behind, causal_mask
+from dfrot.draft.models.feature_state import FeatureDraftState
+from dfrot.draft.models.state import KeyValueBuffer, behind, causal_mask
 from dfrot_kernels.whole_blocks.draft import LINES, Slots
 
 
-class DreamState(CachedDraftState):
+class DreamState(FeatureDraftState):
     """Buffers per block: verified rows in front, draft nodes behind them.
 
     The cross buffer holds the null key, the target's features, and then keys of the draft's own outputs, of the root
@@ -28,29 +28,16 @@ class DreamState(CachedDraftState):
         self.first = self._buffer(capacity)
         self.final = [self._buffer(capacity) for _ in draft.final]
         self.cross = self._buffer(capacity + 2)
-        self.features = 0  # target features in the cross buffer, behind the null key
         self.keyed = 0  # of `outputs`, those that have a key in the cross buffer
         if draft.cross.cross_attn is not None:
             null = draft.cross.cross_attn
             self.cross.write(0, null.null_k.data[None], null.null_v.data[None])
-        self.native = native_pass(draft) if native else None
-        self.native_passes = 0
-        if self.native is not None:
-            buffers = [self.first, self.cross, *self.final]
-            self.table = self.native.buffers([(buffer.k[0], buffer.v[0]) for buffer in buffers])
+        if native:
+            self._prepare_native(draft, [self.first, self.cross, *self.final])
 
     def _buffer(self, capacity: int) -> KeyValueBuffer:
         config = self.draft.config
         return KeyValueBuffer(config.num_key_value_heads, capacity, config.head_dim, self.draft.norm.weight)
-
-    def mark(self) -> tuple[int, ...]:
-        """The current end of the verified slots and of the features."""
-        return (*super().mark(), self.features)
-
-    def back(self, mark: tuple[int, ...]) -> None:
-        """Drop verified slots and features behind `mark`."""
-        super().back(mark)
-        self.features = mark[2]
 
     def extend(self, embeddings: Tensor, features: Tensor, positions: Tensor | None = None) -> Tensor:
         """See `DraftState.extend`."""

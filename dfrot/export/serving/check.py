@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dfrot.data.text import load_text
 from dfrot.data.tokenizer import load_tokenizer
-from dfrot.errors import InputError, UnsupportedError
+from dfrot.errors import UnsupportedError
 from dfrot.evaluate.tokens import WindowReader
 from dfrot.export.run import export
 from dfrot.export.serving.definition import Definition, define, read_declaration
@@ -151,11 +151,3 @@ def _of_run(run: EngineRun | None, definition: Definition, text: _Text) -> dict[
             break
         same += 1
     return {**answer_of(run), "text": text.tokenizer.decode(run.tokens), "same_tokens": [same, len(run.tokens)]}
-
-
-def require_runnable(names: Sequence[str], settings: ExportCheckSettings) -> None:
-    """Raise InputError where none of the engines is set up."""
-    if not any(find_environments(settings.engines, names).values()):
-        raise InputError(
-            f"`engines={settings.engines}`: none of the engines is set up there; run make engines", field="engines"
-        )

@@ -1,7 +1,9 @@
-"""The command that serves an exported folder."""
+"""The command that serves an exported folder, or a model on the hub."""
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +11,7 @@ from dfrot.export.gguf.writer import FILE_NAME
 
 README = "README.md"
 KV_FLAG = "--kv-cache-dtype int4_per_token_head"
+TITLES = {"vllm": "vLLM", "sglang": "SGLang"}
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,32 @@ def serving_command(engine: str, folder: ServedFolder, path: str = ".") -> str:
     names = ", ".join([*(["CompressedTensorsConfig"] if words else []), "pipeline"])
     call = ", ".join(["'text-generation'", f"'{path}'", *words])
     return f"python -c \"from transformers import {names}; print(pipeline({call})('Hello'))\""
+
+
+def serving_commands(
+    kind: str, repository: str, file: str | None = None, target: str | None = None, served: Sequence[ServedFolder] = ()
+) -> list[tuple[str, str]]:
+    """(engine, command) for a model on the hub, the engine that is meant for the format first.
+
+    kind: `dfq`, `dfq draft`, `speculators` or the name of an export format. file: of GGUF, the file in the repository.
+    target: hub id or folder of the model that a draft is for. served: of exports, the engines that serve it
+    (`planning.engines_for`)."""
+    name = shlex.quote(repository)
+    verifier = shlex.quote(target or "TARGET")
+    match kind:
+        case "dfq":
+            return [("dfq", f"dfq serve --model {name}")]
+        case "dfq draft":
+            fetch = f"hf download {name} --local-dir draft"
+            return [("dfq", f"{fetch} && dfq serve --model {verifier} --draft draft")]
+        case "speculators":
+            speculative = shlex.quote(f'{{"model": "{repository}", "num_speculative_tokens": 3, "method": "eagle3"}}')
+            return [("vLLM", f"vllm serve {verifier} --speculative-config {speculative}")]
+        case "gguf":
+            part = f" --hf-file {shlex.quote(file)}" if file is not None else ""
+            return [("llama.cpp", f"llama-server --hf-repo {name}{part}")]
+        case _:
+            return [(TITLES[folder.engine], serving_command(folder.engine, folder, name)) for folder in served]
 
 
 def needed_packages(engine: str, format: str) -> str:

@@ -169,11 +169,6 @@ def _read_answer(path: Path, run: EngineRun, request: DriverRequest) -> None:
         run.refusal = f"gave no readable answer ({type(error).__name__}: {error})"
 
 
-def log_lines(run: EngineRun, *words: str) -> list[str]:
-    """Lines of an engine's log that hold one of `words`: for messages."""
-    return [line.strip() for line in run.log.splitlines() if any(word in line for word in words)]
-
-
 def answer_of(run: EngineRun) -> dict[str, Any]:
     """A run as JSON, without losses and log."""
     return {

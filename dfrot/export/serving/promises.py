@@ -8,7 +8,6 @@ llama-cpp-python 0.3.36, GPTQModel 7.2."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,7 +64,6 @@ V1, V2 = "gptq v1", "gptq v2"
 NO_8_BIT = "its CPU kernel has 4-bit weights only; w4a16, or w8a8"
 NO_DENSE_INT = "dense INT activations have no scheme; serves w4a16"
 SKIPS_ACTIVATIONS = "its kernels for 4-bit weights take 16-bit activations"
-MARLIN_FIRST = "Marlin and Machete come first and skip them"
 NO_FP4 = "no FP4 kernel for processors"
 BLACKWELL = "from Blackwell on; before, activations stay in 16 bits"
 SYMMETRIC_GPTQ = "knows symmetric GPTQ only; compressed-tensors holds asymmetric weights"
@@ -151,11 +149,6 @@ def promise(
         if known.engine == engine and known.matches(storage, w_bits, w_sym, a_bits, r4, device):
             return known
     return None
-
-
-def promises_of(engine: str) -> Iterator[Promise]:
-    """The promises of one engine, in the table's order."""
-    return (known for known in PROMISES if known.engine == engine)
 
 
 def markdown() -> str:

@@ -6,12 +6,13 @@ from typing import Any
 
 import ik_llama_cpp._ctypes_api as api
 import numpy as np
+from llama_family import BATCH, LlamaFamily  # type: ignore[import-not-found]
 
-BATCH = 512
 
-
-class IkLlamaCppEngine:
+class IkLlamaCppEngine(LlamaFamily):  # type: ignore[misc]
     """A GGUF file, its tensors repacked when they are loaded."""
+
+    api = api
 
     def __init__(self, path: str, threads: int, context: int) -> None:
         api.llama_backend_init()
@@ -29,7 +30,6 @@ class IkLlamaCppEngine:
         if not self.context:
             raise RuntimeError("no context could be made")
         self.batch = api.llama_batch_init(BATCH, 0, 1)
-        self.position = 0
 
     def facts(self) -> dict[str, Any]:
         """What computes, and version."""
@@ -37,42 +37,13 @@ class IkLlamaCppEngine:
 
         return {"version": f"ik-llama-cpp-python {version('ik-llama-cpp-python')}", "kernels": "iqk, repacked"}
 
-    def _decode(self, ids: list[int], every: bool) -> Any:
-        """Run at most BATCH ids; logits [n, V] of every row, or of the last alone."""
-        self.batch.n_tokens = len(ids)
-        for row, token in enumerate(ids):
-            self.batch.token[row] = token
-            self.batch.pos[row] = self.position + row
-            self.batch.n_seq_id[row] = 1
-            self.batch.seq_id[row][0] = 0
-            self.batch.logits[row] = 1 if every or row == len(ids) - 1 else 0
-        if code := api.llama_decode(self.context, self.batch):
-            raise RuntimeError(f"llama_decode returned {code}")
-        self.position += len(ids)
-        rows = range(len(ids)) if every else (len(ids) - 1,)
+    def _forget(self) -> None:
+        api.llama_kv_cache_clear(self.context)
+
+    def _logits(self, count: int, every: bool) -> Any:
+        rows = range(count) if every else (count - 1,)
         pointers = [api.llama_get_logits_ith(self.context, row) for row in rows]
         return np.stack([np.ctypeslib.as_array(pointer, shape=(self.vocab,)) for pointer in pointers])
-
-    def _clear(self) -> None:
-        api.llama_kv_cache_clear(self.context)
-        self.position = 0
-
-    def prefill(self, ids: list[int]) -> int:
-        """The greedy token behind a prompt."""
-        self._clear()
-        for start in range(0, len(ids), BATCH):
-            logits = self._decode(ids[start : start + BATCH], every=False)
-        return int(logits[0].argmax())
-
-    def step(self, token: int) -> int:
-        """The greedy token behind one more."""
-        return int(self._decode([token], every=False)[0].argmax())
-
-    def logits(self, ids: list[int]) -> Any:
-        """Logits [n, V]."""
-        self._clear()
-        starts = range(0, len(ids), BATCH)
-        return np.concatenate([self._decode(ids[start : start + BATCH], every=True) for start in starts])
 
 
 ENGINE = IkLlamaCppEngine

@@ -6,10 +6,8 @@ Which kernel multiplies a tensor follows from its type: the file's header is rea
 
 from __future__ import annotations
 
-import json
 import struct
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,15 +17,8 @@ TEXT, ARRAY = 8, 9
 NAMES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 30: "BF16", 39: "MXFP4"}
 
 
-def main(request_file: str, answer_file: str) -> None:
-    """Do what `request_file` asks for and write `answer_file`."""
-    request = json.loads(Path(request_file).read_text(encoding="utf-8"))
-    answer = run(request)
-    Path(answer_file).write_text(json.dumps(answer), encoding="utf-8")
-
-
 def run(request: dict[str, Any]) -> dict[str, Any]:
-    """Load the file; versions, tensor types, losses and greedy tokens."""
+    """Load the file; tensor types, losses and greedy tokens."""
     import llama_cpp
 
     folder = Path(request["folder"])
@@ -44,7 +35,6 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         **request["options"],
     )
     return {
-        "versions": versions(),
         "linears": tensor_types(file),
         "losses": [token_losses(model, window) for window in request["windows"]],
         "tokens": greedy(model, request["prompt"], request["new_tokens"]),
@@ -122,16 +112,8 @@ def skip_value(handle: BinaryIO, kind: int) -> None:
         handle.seek(SIZES[kind], 1)
 
 
-def versions() -> dict[str, str]:
-    """Installed versions of what decides the result."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.path.insert(0, str(Path(__file__).parent))  # which -I leaves out
+    from driver_script import answer_request  # type: ignore[import-not-found]
+
+    answer_request(run, PACKAGES)

