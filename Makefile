@@ -38,7 +38,7 @@ $(STAMP): $(RUN)
 	$(PIP) "dfq[dev]"
 	touch $(STAMP)
 
-# Some 5 minutes in two processes, 11 in one.
+# Some 8 minutes in two processes.
 WORKERS ?= 2
 test: setup
 	$(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist worksteal $(ARGS)
