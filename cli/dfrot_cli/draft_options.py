@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,9 +52,15 @@ trained_draft_option = click.option(
 )
 
 
-def draft_options(text: str = SPECULATIVE, required: bool = False) -> Callable[[Function], Function]:
-    """--draft, a folder or `ngram`, and what look-up drafting takes; `draft_of` reads them. text: help of --draft."""
-    option = click.option("--draft", type=_DraftType(), required=required, metavar="D", help=text)
+def draft_options(text: str = SPECULATIVE, several: bool = False) -> Callable[[Function], Function]:
+    """--draft, a folder or `ngram`, and what look-up drafting takes; `draft_of` reads them. text: help of --draft.
+    several: one or more drafts, as `drafts`, which `drafts_of` reads."""
+    if several:
+        option = click.option(
+            "--draft", "drafts", type=_DraftType(), required=True, multiple=True, metavar="D", help=text
+        )
+    else:
+        option = click.option("--draft", type=_DraftType(), metavar="D", help=text)
     lookup = options_of(NgramSettings, rename=NGRAM_NAMES)
     return lambda function: option(lookup(function))
 
@@ -67,9 +73,11 @@ def draft_of(draft: Path | str | None, options: dict[str, Any]) -> Path | NgramS
     return lookup if lookup is not None or draft is None else Path(draft)
 
 
-def required_draft_of(draft: Path | str, options: dict[str, Any]) -> Path | NgramSettings:
-    """`draft_of` where --draft is required."""
-    return _lookup(draft, options) or Path(draft)
+def drafts_of(drafts: Sequence[Path | str], options: dict[str, Any]) -> list[Path | NgramSettings]:
+    """The drafts that the options of `draft_options` with `several` ask for; settings of look-up drafting are taken out
+    of `options`. Raises InputError for these without it."""
+    lookup = _lookup(NGRAM if NGRAM in drafts else None, options)
+    return [lookup if draft == NGRAM and lookup is not None else Path(draft) for draft in drafts]
 
 
 def _lookup(draft: Path | str | None, options: dict[str, Any]) -> NgramSettings | None:

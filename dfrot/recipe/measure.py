@@ -93,7 +93,7 @@ def evaluate_draft(
     }
     with open_stage(out, DRAFT_EVAL, request, resume, overwrite) as stage:
         if not stage.finished:
-            stage.publish({"report": timeless(draft_eval.evaluate(target, folders["draft"], settings, progress))})
+            stage.publish({"report": timeless(draft_eval.evaluate(target, [folders["draft"]], settings, progress))})
     return read_record(out, DRAFT_EVAL)
 
 

@@ -107,11 +107,11 @@ def _generator(seed: int | tuple[int, ...]) -> np.random.PCG64:
     return np.random.PCG64(np.random.SeedSequence(seed))
 
 
-def randomized_hadamard(size: int, seed: int | tuple[int, ...]) -> Tensor:
-    """Random signs times the Hadamard transform of `hadamard_plan(size)`: orthogonal float64 [size, size].
+def randomized_hadamard(size: int, seed: int | tuple[int, ...], block: int | None = None) -> Tensor:
+    """Random signs times the Hadamard transform of `hadamard_plan(size, block)`: orthogonal float64 [size, size].
 
-    Block diagonal where `hadamard_plan(size).block < size`."""
-    spec = hadamard_plan(size)
+    Block diagonal where the plan's block is below `size`. Raises UnsupportedError for a block that cannot be built."""
+    spec = hadamard_plan(size, block)
     words = _generator(seed).random_raw(size)
     signs = torch.from_numpy((words >> np.uint64(63)).astype(np.float64)) * 2 - 1
     full = hadamard_matrix(spec)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dfrot.data.tokenizer import load_tokenizer
-from dfrot.draft.load import load_target_and_draft
+from dfrot.draft.load import load_draft_in
 from dfrot.draft.metrics import classify, first_difference, speeds, summary
 from dfrot.draft.models.base import Draft
 from dfrot.draft.models.native_pass import unfit
-from dfrot.generation.load_target import end_token_ids
+from dfrot.draft.store import check_target
+from dfrot.errors import InputError
+from dfrot.generation.load_target import end_token_ids, load_target
 from dfrot.generation.output import GenerationOutput, StopCriteria
 from dfrot.generation.plain import plain
 from dfrot.generation.settings import NgramSettings
@@ -30,6 +32,7 @@ from dfrot.vision.prompts import PromptWithImages, load_questions, prompt_reader
 
 WARM_UP_TOKENS = 8  # new tokens of a first, uncounted run per shape
 CLASSIFY_ROWS = 8  # rows of the verify pass by which a difference is classified
+NGRAM, ADAPTIVE = "ngram", "adaptive"
 
 OutputPair = tuple[GenerationOutput, GenerationOutput]
 """(plain, speculative)."""
@@ -37,16 +40,29 @@ ShapeOfText = Callable[[], TreeShape | Policy]
 """The shape, or a new policy, of one text."""
 
 
-def evaluate(
-    model: Path, draft: Path | NgramSettings, settings: DraftEvalSettings, progress: Progress = silent
-) -> dict[str, Any]:
-    """Decode every prompt plainly and with every shape. Returns JSON: {"shapes": {name: numbers}, "prompts", ...}.
+@dataclass(frozen=True)
+class Contender:
+    """A draft that proposes tokens in one way."""
 
-    draft: a folder, or settings of look-up drafting.
+    name: str
+    target: Target
+    """The target, with the features that the draft reads."""
+    drafter: Draft | NgramSettings
+    shape: ShapeOfText
+
+
+def evaluate(
+    model: Path, drafts: Sequence[Path | NgramSettings], settings: DraftEvalSettings, progress: Progress = silent
+) -> dict[str, Any]:
+    """Decode every prompt plainly and with every draft and shape. Returns JSON: {"shapes": {name: numbers}, "drafts",
+    "prompts", ...}; with several drafts a name is "draft, shape".
+
+    drafts: folders, and settings of look-up drafting.
 
     Greedy outputs are compared token by token (`identical`), and differences classified (`mismatches`). Sampled outputs
-    differ by nature; of them only the numbers are given."""
-    target, loaded = load_target_and_draft(model, draft, settings.draft_dtype, settings.force)
+    differ by nature; of them only the numbers are given. Raises InputError for drafts of one name."""
+    loaded = _load(model, drafts, settings)
+    target = loaded[0][1]
     stop = StopCriteria(settings.max_new_tokens)
     if has_images(settings.dataset):
         prompts = load_questions(settings.dataset, prompt_reader(model), settings.prompts, settings.keep)
@@ -54,17 +70,50 @@ def evaluate(
     else:
         texts = load_prompts(settings.dataset, load_tokenizer(model), settings.prompts, settings.prompt_tokens)
         prompts = [PromptWithImages(ids) for ids in texts]
-    shapes = _shapes(target, loaded, prompts[0].ids, stop, settings)
-    pairs = compare(target, loaded, prompts, list(shapes.values()), stop, settings, progress)
-    trained = None if isinstance(loaded, NgramSettings) else loaded
+    contenders = [
+        Contender(name if len(loaded) == 1 else f"{label}, {name}" if name != label else name, own, drafter, shape)
+        for label, own, drafter in loaded
+        for name, shape in _shapes(own, drafter, prompts[0].ids, stop, settings, len(loaded) > 1).items()
+    ]
+    pairs = compare(target, contenders, prompts, stop, settings, progress)
     return {
         "prompts": len(prompts),
         "max_new_tokens": settings.max_new_tokens,
         "greedy": settings.sampling.greedy,
-        "draft_parameters": 0 if trained is None else trained.count(),
-        "draft_op_by_op": None if trained is None else unfit(trained),
-        "shapes": {name: _numbers(target, prompts, pairs[n], settings) for n, name in enumerate(shapes)},
+        "drafts": {label: _facts(drafter) for label, _, drafter in loaded},
+        "shapes": {
+            contender.name: _numbers(contender.target, prompts, of_contender, settings)
+            for contender, of_contender in zip(contenders, pairs)
+        },
     }
+
+
+def _load(
+    model: Path, drafts: Sequence[Path | NgramSettings], settings: DraftEvalSettings
+) -> list[tuple[str, Target, Draft | NgramSettings]]:
+    """The drafts by name, each with a target that has the features it reads. The model is loaded once.
+
+    Raises InputError for drafts of one name, MismatchError for a draft of another target."""
+    labels = [NGRAM if isinstance(draft, NgramSettings) else draft.name for draft in drafts]
+    if twice := next((label for label in labels if labels.count(label) > 1), None):
+        raise InputError(f"`draft` {twice}: given twice; folders are told apart by their last name", field="draft")
+    loaded = [
+        draft if isinstance(draft, NgramSettings) else load_draft_in(draft, settings.draft_dtype) for draft in drafts
+    ]
+    layers = [() if isinstance(draft, NgramSettings) else draft.aux_layers for draft in loaded]
+    first = load_target(model, layers[0])
+    targets = [first, *(Target(first.model, aux) for aux in layers[1:])]
+    for draft, target in zip(loaded, targets):
+        if not isinstance(draft, NgramSettings):
+            check_target(draft.config, model, target.vocab_size, int(target.config.hidden_size), settings.force)
+    return list(zip(labels, targets, loaded))
+
+
+def _facts(draft: Draft | NgramSettings) -> dict[str, Any]:
+    """What a draft is, JSON."""
+    if isinstance(draft, NgramSettings):
+        return {"parameters": 0, "op_by_op": None}
+    return {"parameters": draft.count(), "op_by_op": unfit(draft)}
 
 
 def _shapes(
@@ -73,41 +122,53 @@ def _shapes(
     prompt: Sequence[int],
     stop: StopCriteria,
     settings: DraftEvalSettings,
+    among_others: bool,
 ) -> dict[str, ShapeOfText]:
-    """What is compared, by name: the shapes asked for; for look-up drafting without any, its policy, which measures
-    behind the first prompt for all of them."""
+    """What is compared, by name: the shapes asked for, and a draft's policy where it is wanted, which measures behind
+    the first prompt for all of them. Look-up drafting without shapes, and beside other drafts, has its policy alone."""
+    lookup = isinstance(draft, NgramSettings)
     fixed = {shape.name: shape for shape in (TreeShape(*shape) for shape in settings.shapes)}
-    if fixed or not isinstance(draft, NgramSettings):
-        return {name: partial(TreeShape, *astuple(shape)) for name, shape in fixed.items()}
-    first = policy_for(draft, stop, settings.sampling)
-    start_behind(first, target, draft, prompt)
-    return {"ngram": lambda: policy_for(draft, stop, settings.sampling, first.options)}
+    if lookup and among_others:
+        fixed = {}
+    shapes: dict[str, ShapeOfText] = {name: partial(TreeShape, *astuple(shape)) for name, shape in fixed.items()}
+    if settings.adaptive or not shapes:
+        if not isinstance(draft, NgramSettings) and draft.rates is None:
+            raise InputError("`adaptive`: this draft does not say what is accepted of it; train it", field="adaptive")
+        first = policy_for(draft, stop, settings.sampling)
+        start_behind(first, target, draft, prompt)
+        name = NGRAM if lookup else ADAPTIVE
+        shapes[name] = lambda: policy_for(draft, stop, settings.sampling, first.options)
+    return shapes
 
 
 def compare(
     target: Target,
-    draft: Draft | NgramSettings,
+    contenders: Sequence[Contender],
     prompts: Sequence[PromptWithImages],
-    shapes: Sequence[ShapeOfText],
     stop: StopCriteria,
     settings: DraftEvalSettings,
     progress: Progress = silent,
 ) -> list[list[OutputPair]]:
-    """The outputs per shape and prompt. Plain decoding runs before and after the others in turns, so that a machine
-    that slows down favours neither. shapes: called for every text."""
+    """The outputs per contender and prompt. Plain decoding runs before and after the others in turns, so that a machine
+    that slows down favours neither."""
     sampling, seed = settings.sampling, settings.seed
     warm_up = StopCriteria(min(WARM_UP_TOKENS, stop.max_new_tokens))
-    for shape in shapes:
-        speculative(target, draft, prompts[0].ids, warm_up, sampling, shape(), seed, prompts[0].images)
-    pairs: list[list[OutputPair]] = [[] for _ in shapes]
+
+    def decode(contender: Contender, prompt: PromptWithImages, until: StopCriteria) -> GenerationOutput:
+        own, drafter, shape = contender.target, contender.drafter, contender.shape()
+        return speculative(own, drafter, prompt.ids, until, sampling, shape, seed, prompt.images)
+
+    for contender in contenders:
+        decode(contender, prompts[0], warm_up)
+    pairs: list[list[OutputPair]] = [[] for _ in contenders]
     for number, prompt in enumerate(prompts):
         progress("decode prompts", number, len(prompts))
         ids, images = prompt.ids, prompt.images
         before = plain(target, ids, stop, sampling, seed, images) if number % 2 == 0 else None
-        fast = [speculative(target, draft, ids, stop, sampling, shape(), seed, images) for shape in shapes]
+        fast = [decode(contender, prompt, stop) for contender in contenders]
         reference = before or plain(target, ids, stop, sampling, seed, images)
-        for shape_pairs, out in zip(pairs, fast):
-            shape_pairs.append((reference, out))
+        for of_contender, out in zip(pairs, fast):
+            of_contender.append((reference, out))
     progress("decode prompts", len(prompts), len(prompts))
     return pairs
 
@@ -115,7 +176,7 @@ def compare(
 def _numbers(
     target: Target, prompts: Sequence[PromptWithImages], pairs: Sequence[OutputPair], settings: DraftEvalSettings
 ) -> dict[str, Any]:
-    """The numbers of one shape."""
+    """The numbers of one contender."""
     numbers = {**summary([out for _, out in pairs]), **speeds(pairs)}
     if settings.sampling.greedy and not settings.sampling.needs_prefix:
         mismatches = []

@@ -113,6 +113,11 @@ class DraftEvalSettings:
     shapes: tuple[tuple[int, int, int], ...] = (CHAIN_OF_3,)
     """Tree shapes, (depth, top-k, total nodes) each; all are measured in one process. Empty with look-up drafting:
     the length of every chain is chosen as in generation."""
+    adaptive: bool = setting(
+        False,
+        help="Also decode as generation does: the shape is chosen from measured costs, and drafting given up where it "
+        "does not pay.",
+    )
     sampling: Sampling = Sampling()
     """How tokens are chosen."""
     force: bool = same_as(GenerateSettings, "force")

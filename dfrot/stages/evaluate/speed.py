@@ -106,4 +106,4 @@ def _with_draft(
     draft_settings = DraftEvalSettings(
         dataset=settings.dataset, prompts=settings.prompts, max_new_tokens=settings.decode, shapes=settings.shapes
     )
-    return draft_eval.evaluate(model, draft, draft_settings, progress)
+    return draft_eval.evaluate(model, [draft], draft_settings, progress)

@@ -40,10 +40,11 @@ def make_rotations(stage: Stage, plan: RotatePlan, progress: Progress) -> tuple[
         if plan.uses_r1:
             matrix, report = _make_r1(plan, stage.folder / TRANSFORMS_FILE, progress)
             rotations["R1"] = Rotation(matrix, settings.method, settings.seed)
-            report["r1"] = _summary(rotations["R1"], arch.hidden)
-        per_layer = [randomized_hadamard(arch.head_dim, (settings.seed, 1 + layer)) for layer in range(arch.n_layers)]
+            report["r1"] = _summary(rotations["R1"], arch.hidden, settings.block)
+        seeds = [(settings.seed, 1 + layer) for layer in range(arch.n_layers)]
+        per_layer = [randomized_hadamard(arch.head_dim, seed, plan.head_block) for seed in seeds]
         rotations["R2"] = Rotation(torch.stack(per_layer), "hadamard", settings.seed)
-        report["r2"] = _summary(rotations["R2"], arch.head_dim)
+        report["r2"] = _summary(rotations["R2"], arch.head_dim, plan.head_block)
         save_rotations(file, rotations)
         stage.mark("rotation", report)
     stored = load_rotations(file)
@@ -51,11 +52,11 @@ def make_rotations(stage: Stage, plan: RotatePlan, progress: Progress) -> tuple[
     return Rotations(r1, stored["R2"].matrix, plan.online.r4), stage.recall("rotation")
 
 
-def _summary(rotation: Rotation, size: int) -> dict[str, Any]:
-    """The record of a rotation. `block` below `size`: no Hadamard matrix of full width is known.
+def _summary(rotation: Rotation, size: int, block: int | None) -> dict[str, Any]:
+    """The record of a rotation. `block` below `size`: asked for, or no Hadamard matrix of full width is known.
 
     Raises InputError for a matrix that is not orthogonal."""
-    block = size if rotation.kind == "orthogonal" else hadamard_plan(size).block
+    block = size if rotation.kind == "orthogonal" else hadamard_plan(size, block).block
     return {
         "kind": rotation.kind,
         "seed": rotation.seed,
@@ -69,14 +70,19 @@ def _make_r1(plan: RotatePlan, file: Path, progress: Progress) -> tuple[Tensor, 
     """R1 float64 [hidden, hidden]: drawn, then aligned and refined where the settings say so, on norm outputs of one
     calibration sample. The signs of gains that belong to an aligned R1 are written to `file`."""
     settings = plan.settings
-    draw = random_orthogonal if settings.method == "orthogonal" else randomized_hadamard
+
+    def draw() -> Tensor:
+        if settings.method == "orthogonal":
+            return random_orthogonal(plan.arch.hidden, settings.seed)
+        return randomized_hadamard(plan.arch.hidden, settings.seed, settings.block)
+
     if plan.calibration is None:
-        return draw(plan.arch.hidden, settings.seed), {}
+        return draw(), {}
     runner = BlockRunner(plan.checkpoint, plan.arch)
     rule = MassiveRule.parse(settings.massive_rule)
     rows = collect_rows(runner, plan.calibration, seed=settings.seed, rule=rule, progress=progress)
     release_memory()
-    matrix = draw(plan.arch.hidden, settings.seed)
+    matrix = draw()
     report: dict[str, Any] = {}
     means = tap_means(rows) if settings.align else None
     if means is not None:

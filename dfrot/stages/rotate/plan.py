@@ -72,6 +72,11 @@ class RotatePlan:
         return self.rotates and "R1" not in self.missing
 
     @property
+    def head_block(self) -> int | None:
+        """Width of R2's blocks; None where it rotates whole heads."""
+        return min(self.settings.block, self.arch.head_dim) if self.settings.block else None
+
+    @property
     def adds_biases(self) -> bool:
         """Whether attention gets biases, which `config.json` must announce."""
         return any(transform.name == "head-center" for transform, _ in self.transforms)
@@ -182,7 +187,7 @@ def _for_architecture(arch: BoundArch, settings: RotateSettings) -> RotateSettin
     possible = settings.dataset is not None and settings.method != "none" and settings.online
     align, transform = settings.align, settings.transform
     if align is None:
-        align = possible and not settings.a_sym and arch.spec.refuses(Space.RESIDUAL) is None
+        align = possible and not settings.block and not settings.a_sym and arch.spec.refuses(Space.RESIDUAL) is None
     if transform == (AUTO,):
         transform = tuple(name for name in AUTO_TRANSFORMS if possible and TRANSFORMS[name].refuses(arch) is None)
     elif transform == (NONE,):
@@ -208,7 +213,8 @@ def _transforms(arch: BoundArch, settings: RotateSettings, config_file: str) -> 
 
 
 def _online_rotations(arch: BoundArch, settings: RotateSettings, config_file: str) -> OnlineRotations:
-    """R3 and R4, where they are wanted. Raises UnsupportedError for a method that is about R1, where there is none."""
+    """R3 and R4, where they are wanted. Raises UnsupportedError for a method that is about R1, where there is none, and
+    for a block that fits none of the widths."""
     if settings.method == "none":
         return OnlineRotations()
     if settings.align and (reason := arch.spec.refuses(Space.RESIDUAL)):
@@ -220,7 +226,10 @@ def _online_rotations(arch: BoundArch, settings: RotateSettings, config_file: st
             field="method",
             file=config_file,
         )
+    if settings.block:
+        for width in (arch.hidden, max(arch.head_dim, settings.block)):
+            hadamard_plan(width, settings.block)  # raises where the block does not fit
     if not settings.online:
         return OnlineRotations()
-    r4 = hadamard_plan(arch.intermediate, settings.r4_block)
+    r4 = hadamard_plan(arch.intermediate, settings.r4_block or settings.block)
     return OnlineRotations(r3=hadamard_plan(arch.head_dim), r4=r4)

@@ -73,6 +73,13 @@ class RotateSettings:
     r4_block: int | None = setting(
         None, minimum=1, help="Block size of R4. Default: the widest Hadamard matrix that divides the MLP's width."
     )
+    block: int | None = setting(
+        None,
+        minimum=2,
+        help="Rotate within blocks of this many channels (R1, R2 and R4; method hadamard): as wide as the groups of a "
+        "format with a scale per group, such as mxfp4 (32) and nvfp4 (16), so that an outlier stays in its group. "
+        "Default: the whole width.",
+    )
     align: bool | None = setting(
         None,
         option="--align/--no-align",
@@ -104,6 +111,12 @@ class RotateSettings:
                 field=("method", "dataset"),
             )
         MassiveRule.parse(self.massive_rule)
+        if self.block and self.method != "hadamard":
+            raise InputError(
+                f'`block` is for `method="hadamard"`: {self.method} mixes all channels', field=("block", "method")
+            )
+        if self.block and self.align:
+            raise InputError("`align` mixes all channels, `block` does not: take one of them", field=("align", "block"))
         if self.align and (self.dataset is None or self.method == "none"):
             missing = "a `dataset` to take rows from" if self.dataset is None else "a `method` other than none"
             raise InputError(f"`align` needs {missing}", field=("align", "dataset", "method"))

@@ -116,6 +116,26 @@ def test_blocks_of_draft_tokens(tmp_path: Path) -> None:
     assert "--block-size" in result.stderr
 
 
+def test_several_drafts_decode_in_turns(trained: Path, tmp_path: Path) -> None:
+    eagle = tmp_path / "eagle"
+    result = run("draft", "train", "--model", "reference", *TRAIN, "--arch", "eagle3", "--out", eagle, "--json")
+    assert result.exit_code == 0, result.output
+    drafts = ("--draft", trained, "--draft", eagle, "--draft", "ngram")
+    few = ("--count", "2", "--prompt-tokens", "12", "--max-new-tokens", "16", "--chain", "2")
+    common = ("draft", "eval", "--model", "reference", *few, "--require-lossless", "--json")
+    result = run(*common, *drafts, "--adaptive")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    names = ["draft, chain 2", "draft, adaptive", "eagle, chain 2", "eagle, adaptive", "ngram"]
+    assert list(report["shapes"]) == names
+    assert list(report["drafts"]) == ["draft", "eagle", "ngram"]
+    alone = json.loads(run(*common, *drafts[2:4]).stdout)["shapes"]["chain 2"]
+    assert report["shapes"]["eagle, chain 2"]["tau"] == alone["tau"], "a draft reads its own features beside others"
+    result = run(*common, *drafts[:2], *drafts[:2])
+    assert result.exit_code == 2
+    assert "given twice" in result.stderr
+
+
 def test_look_up_drafting(tmp_path: Path) -> None:
     common = ("--model", "reference", "--draft", "ngram")
     few = ("--count", "2", "--prompt-tokens", "12", "--max-new-tokens", "24")
@@ -124,7 +144,7 @@ def test_look_up_drafting(tmp_path: Path) -> None:
         assert result.exit_code == 0, result.output
         report = json.loads(result.stdout)
         assert list(report["shapes"]) == [name]
-        assert report["draft_parameters"] == 0
+        assert report["drafts"]["ngram"]["parameters"] == 0
         numbers = report["shapes"][name]
         assert numbers["identical"] == "2/2"
         assert 0 <= numbers["acceptance_rate"] <= 1

@@ -12,7 +12,7 @@ from dfrot.arch import open_described
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import ExistsError, GateError, InputError, MismatchError, ResourceError, UnsupportedError
 from dfrot.quant.config import DfqConfig
-from dfrot.rotation.rotation import Rotation, load_rotations
+from dfrot.rotation.rotation import ROTATION_FILE, Rotation, load_rotations
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.runtime.load import load_model
 from dfrot.stages.rotate import run as stage_module
@@ -134,6 +134,20 @@ def test_r4_block_is_taken(make: Make, tmp_path: Path) -> None:
         rotate(tmp_path / "model", tmp_path / "no", RotateSettings("hadamard", None, r4_block=18))
 
 
+def test_rotations_in_blocks_mix_nothing_across_their_borders(make: Make, tmp_path: Path) -> None:
+    model = make(dtype=torch.float32)
+    record = rotate(model, tmp_path / "out", RotateSettings("hadamard", None, block=8))
+    assert torch.allclose(logits(tmp_path / "out"), logits(model), rtol=1e-3, atol=1e-4)
+    rotations = load_rotations(tmp_path / "out" / ROTATION_FILE)
+    for name, width in (("R1", record["r1"]["size"]), ("R2", record["r2"]["size"])):
+        matrix = rotations[name].matrix.reshape(-1, width, width)
+        inside = torch.block_diag(*[torch.ones(8, 8)] * (width // 8)).bool()
+        assert bool((matrix[:, ~inside] == 0).all())
+        assert bool((matrix[:, inside] != 0).all())
+        assert record[name.lower()]["block"] == 8
+    assert record["online"]["r4"]["block"] == 8
+
+
 def test_progress_reaches_its_total(make: Make, text: str, tmp_path: Path) -> None:
     events: dict[str, list[tuple[int, int]]] = {}
     rotate(
@@ -158,6 +172,22 @@ def test_plan_describes_the_run_and_does_nothing(make: Make, text: str, tmp_path
 
 
 # What is refused before work starts
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"method": "orthogonal"}, "mixes all channels"),
+        ({"align": True, "dataset": "stdlib"}, "mixes all channels"),
+        ({"block": 48}, "Hadamard block 48"),
+    ],
+)
+def test_a_block_that_does_not_fit_is_refused(make: Make, tmp_path: Path, options: dict[str, Any], error: str) -> None:
+    with pytest.raises((InputError, UnsupportedError), match=error):
+        rotate(
+            make(), tmp_path / "out", RotateSettings(**({"method": "hadamard", "dataset": None, "block": 8} | options))
+        )
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_existing_output_is_kept(make: Make, tmp_path: Path) -> None:

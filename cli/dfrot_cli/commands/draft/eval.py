@@ -10,7 +10,7 @@ import click
 from dfrot.generation.sampling import Sampling
 from dfrot.stages.draft.settings import DraftEvalSettings
 from dfrot_cli import show
-from dfrot_cli.draft_options import draft_options, required_draft_of, shape_options, shapes_of
+from dfrot_cli.draft_options import draft_options, drafts_of, shape_options, shapes_of
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, file_option, model_option, require_new
 from dfrot_cli.plan import plan
@@ -19,7 +19,10 @@ from dfrot_cli.setting_options import options_of, settings_from
 
 @click.command("eval")
 @model_option
-@draft_options("Result of dfq draft train, or ngram: draft tokens are looked up in the text itself.", required=True)
+@draft_options(
+    "Result of dfq draft train, or ngram: draft tokens are looked up in the text itself. Repeatable, to compare.",
+    several=True,
+)
 @options_of(DraftEvalSettings, skip=("seed", "draft_dtype"))
 @shape_options
 @options_of(Sampling)
@@ -28,7 +31,7 @@ from dfrot_cli.setting_options import options_of, settings_from
 @common
 def command(
     model: str,
-    draft: Path | str,
+    drafts: tuple[Path | str, ...],
     chain: tuple[int, ...],
     tree: tuple[str, ...],
     require_lossless: bool,
@@ -36,7 +39,7 @@ def command(
     common: Common,
     **options: Any,
 ) -> None:
-    """Measure acceptance, speed and identity of outputs, per tree shape, in one process and in turns."""
+    """Measure acceptance, speed and identity of outputs, per draft and tree shape, in one process and in turns."""
     common.prepare()
     from dfrot.errors import InputError
     from dfrot.files import write_json
@@ -49,15 +52,16 @@ def command(
             "`require_lossless` compares tokens, which only greedy decoding repeats; leave out `temperature`",
             field=("require_lossless", "temperature"),
         )
-    source, shapes = required_draft_of(draft, options), shapes_of(chain, tree, draft)
+    sources = drafts_of(drafts, options)
+    shapes = shapes_of(chain, tree, drafts[0] if len(drafts) == 1 else None)
     measured: dict[str, Any] = {"shapes": shapes, "sampling": sampling, "seed": common.seed}
     settings = settings_from(DraftEvalSettings, options, **measured)
     folder = model_folder(model)
     if common.plan:
-        plan("draft eval", {"model": folder, "draft": draft}, settings, out, common)
+        plan("draft eval", {"model": folder, "draft": ", ".join(map(str, drafts))}, settings, out, common)
         return
     with show.progress() as progress:
-        report = evaluate(folder, source, settings, progress)
+        report = evaluate(folder, sources, settings, progress)
     if out is not None:
         write_json(out, report)
     show.as_json(report) if common.json else _table(report)
@@ -94,7 +98,8 @@ def _table(report: dict[str, Any]) -> None:
     title = f"{report['prompts']} prompts, {report['max_new_tokens']} tokens each"
     show.table(title, ("draft", *columns.values()), rows)
     slow = [name for name, row in report["shapes"].items() if (row.get("speedup") or 1) < 1]
-    if report["draft_op_by_op"]:
-        show.line(f"the draft runs operator by operator, which is slow: {report['draft_op_by_op']}")
+    for name, draft in report["drafts"].items():
+        if draft["op_by_op"]:
+            show.line(f"{name} runs operator by operator, which is slow: {draft['op_by_op']}")
     if slow:
         show.line(f"slower than plain decoding on this machine: {', '.join(slow)}")
