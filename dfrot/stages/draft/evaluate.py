@@ -14,7 +14,7 @@ from dfrot.draft.metrics import classify, first_difference, speeds, summary
 from dfrot.draft.models.base import Draft
 from dfrot.draft.models.native_pass import unfit
 from dfrot.draft.store import check_target
-from dfrot.errors import InputError
+from dfrot.errors import GateError, InputError
 from dfrot.generation.load_target import end_token_ids, load_target
 from dfrot.generation.output import GenerationOutput, StopCriteria
 from dfrot.generation.plain import plain
@@ -41,7 +41,7 @@ ShapeOfText = Callable[[], TreeShape | Policy]
 
 
 @dataclass(frozen=True)
-class Contender:
+class Proposal:
     """A draft that proposes tokens in one way."""
 
     name: str
@@ -70,20 +70,20 @@ def evaluate(
     else:
         texts = load_prompts(settings.dataset, load_tokenizer(model), settings.prompts, settings.prompt_tokens)
         prompts = [PromptWithImages(ids) for ids in texts]
-    contenders = [
-        Contender(name if len(loaded) == 1 else f"{label}, {name}" if name != label else name, own, drafter, shape)
+    proposals = [
+        Proposal(name if len(loaded) == 1 else f"{label}, {name}" if name != label else name, own, drafter, shape)
         for label, own, drafter in loaded
         for name, shape in _shapes(own, drafter, prompts[0].ids, stop, settings, len(loaded) > 1).items()
     ]
-    pairs = compare(target, contenders, prompts, stop, settings, progress)
+    pairs = compare(target, proposals, prompts, stop, settings, progress)
     return {
         "prompts": len(prompts),
         "max_new_tokens": settings.max_new_tokens,
         "greedy": settings.sampling.greedy,
         "drafts": {label: _facts(drafter) for label, _, drafter in loaded},
         "shapes": {
-            contender.name: _numbers(contender.target, prompts, of_contender, settings)
-            for contender, of_contender in zip(contenders, pairs)
+            proposal.name: _numbers(proposal.target, prompts, of_proposal, settings)
+            for proposal, of_proposal in zip(proposals, pairs)
         },
     }
 
@@ -143,32 +143,32 @@ def _shapes(
 
 def compare(
     target: Target,
-    contenders: Sequence[Contender],
+    proposals: Sequence[Proposal],
     prompts: Sequence[PromptWithImages],
     stop: StopCriteria,
     settings: DraftEvalSettings,
     progress: Progress = silent,
 ) -> list[list[OutputPair]]:
-    """The outputs per contender and prompt. Plain decoding runs before and after the others in turns, so that a machine
+    """The outputs per proposal and prompt. Plain decoding runs before and after the others in turns, so that a machine
     that slows down favours neither."""
     sampling, seed = settings.sampling, settings.seed
     warm_up = StopCriteria(min(WARM_UP_TOKENS, stop.max_new_tokens))
 
-    def decode(contender: Contender, prompt: PromptWithImages, until: StopCriteria) -> GenerationOutput:
-        own, drafter, shape = contender.target, contender.drafter, contender.shape()
+    def decode(proposal: Proposal, prompt: PromptWithImages, until: StopCriteria) -> GenerationOutput:
+        own, drafter, shape = proposal.target, proposal.drafter, proposal.shape()
         return speculative(own, drafter, prompt.ids, until, sampling, shape, seed, prompt.images)
 
-    for contender in contenders:
-        decode(contender, prompts[0], warm_up)
-    pairs: list[list[OutputPair]] = [[] for _ in contenders]
+    for proposal in proposals:
+        decode(proposal, prompts[0], warm_up)
+    pairs: list[list[OutputPair]] = [[] for _ in proposals]
     for number, prompt in enumerate(prompts):
         progress("decode prompts", number, len(prompts))
         ids, images = prompt.ids, prompt.images
         before = plain(target, ids, stop, sampling, seed, images) if number % 2 == 0 else None
-        fast = [decode(contender, prompt, stop) for contender in contenders]
+        fast = [decode(proposal, prompt, stop) for proposal in proposals]
         reference = before or plain(target, ids, stop, sampling, seed, images)
-        for of_contender, out in zip(pairs, fast):
-            of_contender.append((reference, out))
+        for of_proposal, out in zip(pairs, fast):
+            of_proposal.append((reference, out))
     progress("decode prompts", len(prompts), len(prompts))
     return pairs
 
@@ -176,7 +176,7 @@ def compare(
 def _numbers(
     target: Target, prompts: Sequence[PromptWithImages], pairs: Sequence[OutputPair], settings: DraftEvalSettings
 ) -> dict[str, Any]:
-    """The numbers of one contender."""
+    """The numbers of one proposal."""
     numbers = {**summary([out for _, out in pairs]), **speeds(pairs)}
     if settings.sampling.greedy and not settings.sampling.needs_prefix:
         mismatches = []
@@ -189,3 +189,15 @@ def _numbers(
         numbers["identical"] = f"{len(pairs) - len(mismatches)}/{len(pairs)}"
         numbers["mismatches"] = mismatches
     return numbers
+
+
+def require_identical(report: dict[str, Any]) -> None:
+    """Raises GateError naming the first greedy output in a report of `evaluate` that differs from plain decoding."""
+    for name, row in report["shapes"].items():
+        if mismatches := row.get("mismatches"):
+            first = mismatches[0]
+            raise GateError(
+                f"{name}: {len(mismatches)} of {report['prompts']} outputs differ; prompt {first['prompt']}, token "
+                f"{first['place']}: {first['class']} (margin {first['margin']:.3g}, a block moves logits by "
+                f"{first['block_difference']:.3g})"
+            )

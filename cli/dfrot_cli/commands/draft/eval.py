@@ -43,7 +43,7 @@ def command(
     common.prepare()
     from dfrot.errors import InputError
     from dfrot.files import write_json
-    from dfrot.stages.draft.evaluate import evaluate
+    from dfrot.stages.draft.evaluate import evaluate, require_identical
 
     require_new(out, common)
     sampling = settings_from(Sampling, options)
@@ -66,21 +66,7 @@ def command(
         write_json(out, report)
     show.as_json(report) if common.json else _table(report)
     if require_lossless:
-        _require_identical(report)
-
-
-def _require_identical(report: dict[str, Any]) -> None:
-    """Raises GateError naming the first output that differs from plain decoding."""
-    from dfrot.errors import GateError
-
-    for name, row in report["shapes"].items():
-        if mismatches := row.get("mismatches"):
-            first = mismatches[0]
-            raise GateError(
-                f"{name}: {len(mismatches)} of {report['prompts']} outputs differ; prompt {first['prompt']}, token "
-                f"{first['place']}: {first['class']} (margin {first['margin']:.3g}, a block moves logits by "
-                f"{first['block_difference']:.3g})"
-            )
+        require_identical(report)
 
 
 def _table(report: dict[str, Any]) -> None:
