@@ -16,7 +16,7 @@ PLACE = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_POR
     "command",
     [
         ("doctor",),
-        ("rotate", "--model", "reference", "--out", "out"),
+        ("generate", "--model", "reference", "--prompt", "text"),
         ("tune", "--model", "a", "--teacher", "b", "--out", "out"),
         ("eval", "tasks", "--model", "a", "--task", "piqa"),
         ("run", "recipe.yaml"),
