@@ -83,7 +83,7 @@ PACKAGES = {
     "evaluate": ("perplexity, divergence, intervals", "data ranks"),
     "generation": ("text, token by token, plain or speculative", "arch compat data inputs quant runtime vision"),
     "draft": ("speculative drafts and their training", "arch data generation quant rotation runtime vision"),
-    "outliers": ("finding, explaining and removing outliers", "arch calib data inputs quant rotation runtime"),
+    "outliers": ("finding, explaining and removing outliers", "arch calib data inputs quant ranks rotation runtime"),
     "bench": ("speed beside others", "arch data draft evaluate generation inputs quant rotation runtime"),
     "stages": (
         "what the commands do: folders in, one folder out",

@@ -33,7 +33,20 @@ def test_ranks_score_what_one_process_does(
     for name, kind, rest in (("choice", "multiple_choice", CHOICE), ("words", "generate_until", TEXT)):
         (tasks / f"{name}.yaml").write_text(TASK.format(name=name, data=data, kind=kind) + rest)
     models = ("--model", small_llama("a"), "--model", small_llama("b", rope_theta=500.0))
-    command = ("eval", "tasks", *models, "--task-path", tasks, "--tasks", "choice,words", "--batch", 3, "--json")
+    command = (
+        "eval",
+        "tasks",
+        *models,
+        "--task-path",
+        tasks,
+        "--task",
+        "choice",
+        "--task",
+        "words",
+        "--batch",
+        3,
+        "--json",
+    )
     (alone,) = run(1, *command)
     ended = run(2, *command, "--out", tmp_path / "report.json")
     report = json.loads(ended[0].out)

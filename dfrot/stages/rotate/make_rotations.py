@@ -13,7 +13,7 @@ from dfrot.ranks.single import SINGLE, Ranks
 from dfrot.rotation.align import aligned, constant_share, gain_signs, mean_share, tap_means
 from dfrot.rotation.fuse import Rotations
 from dfrot.rotation.hadamard import hadamard_plan, random_orthogonal, randomized_hadamard
-from dfrot.rotation.refinement.calibration_rows import CalibrationRows
+from dfrot.rotation.refinement.calibration_rows import CalibrationRows, broadcast_rows
 from dfrot.rotation.refinement.massive_rule import MassiveRule
 from dfrot.rotation.refinement.output_error import refine_outputs
 from dfrot.rotation.refinement.refine import refine
@@ -103,7 +103,7 @@ def _make_r1(plan: RotatePlan, file: Path, progress: Progress, ranks: Ranks) -> 
     if settings.method == "dfrot":
         if settings.objective == ROWS:
             matrix = ranks.broadcast(matrix)
-            matrix, report["refinement"] = _refined_for_rows(plan, _sent(rows, ranks), matrix, progress, ranks)
+            matrix, report["refinement"] = _refined_for_rows(plan, broadcast_rows(rows, ranks), matrix, progress, ranks)
         else:
             del rows
             matrix, report["refinement"] = _refined_for_outputs(plan, runner, matrix, means, progress, ranks)
@@ -112,14 +112,6 @@ def _make_r1(plan: RotatePlan, file: Path, progress: Progress, ranks: Ranks) -> 
         signs = gain_signs(matrix, means)
         Transforms(norm=signs.reshape(plan.arch.n_layers, -1, plan.arch.hidden)).save(file)
     return matrix, report
-
-
-def _sent(rows: CalibrationRows | None, ranks: Ranks) -> CalibrationRows:
-    """The first rank's rows, on every rank."""
-    values = ranks.broadcast(None if rows is None else {**vars(rows), "rule": vars(rows.rule)})
-    if rows is not None:
-        return rows
-    return CalibrationRows(**{**values, "taps": tuple(values["taps"]), "rule": MassiveRule(**values["rule"])})
 
 
 def _refined_for_rows(
