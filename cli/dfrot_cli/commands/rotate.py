@@ -31,7 +31,7 @@ def command(model: str, out: Path, dataset: str | None, common: Common, ranks: R
     The model's function stays the same; this is checked before the result is published. Under torchrun or accelerate
     launch the processes share the work."""
     common.prepare()
-    if common.plan or options["on"] or options["config"]:
+    if common.plan or planned_costs.named(options):
         planned = settings_from(RotateSettings, dict(options), dataset=dataset or "wikitext2", seed=common.seed)
         if planned_costs.shown(model, {"rotate": planned}, options, common):
             return
