@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from dfrot.arch import BoundArch
 from dfrot.calib.calibration import file_stems, tap_widths
 from dfrot.calib.collect_stats import EXPERT_ROWS, SAMPLE_ROWS
@@ -15,13 +17,19 @@ from dfrot.stages.calibrate.settings import CalibrateSettings
 
 TRIANGLE = 0.5625  # of a Hessian's products that are computed: the upper block triangle of 8 blocks
 CANDIDATES = len(CLIP_BITS) * len(CLIP_RATIOS) * 2  # grids that a sampled row is rounded on
+CHARACTERS = {"wikitext2": 10_900_000, "stdlib": 8_800_000}
+"""Of the train splits of datasets by name."""
+TRAIN_FILES = ("wiki.train.raw", "wiki.train.tokens")
+TEXT_MEMORY = 140  # bytes per character while a text becomes tokens
 ROUNDING = 8.0  # times that rounding touches a value
 
 
 def calibrate_cost(checkpoint: Checkpoint, arch: BoundArch, settings: CalibrateSettings) -> StageCost:
     """What `calibrate` costs with these settings."""
     cost, tokens = StageCost("calibrate"), settings.samples * settings.seqlen
-    cost.add(start=1)
+    characters = text_characters(settings.dataset)
+    cost.add(start=1, text=characters)
+    cost.parts["text"] = TEXT_MEMORY * characters
     if not settings.statistics:
         cost.disk = 8 * tokens
         return cost
@@ -55,6 +63,14 @@ def calibrate_cost(checkpoint: Checkpoint, arch: BoundArch, settings: CalibrateS
         shapes.block_memory() + shapes.token_memory(chunk * settings.seqlen) + 8 * hessians + 4 * widest**2
     )
     return cost
+
+
+def text_characters(dataset: str) -> int:
+    """About how many characters the train split of a dataset has: those of a file that is here, else by name."""
+    path = Path(dataset)
+    files = [path, *(path / name for name in TRAIN_FILES)]
+    here = [file for file in files if file.is_file()]
+    return here[0].stat().st_size if here else CHARACTERS.get(dataset, CHARACTERS["wikitext2"])
 
 
 def _tap_bytes(width: int, hessians: bool) -> int:

@@ -34,7 +34,8 @@ def seconds_on(cost: StageCost, rates: Mapping[str, float], ranks: int, gigabits
 
 def _travel(share: Share, ranks: int, busiest: int) -> float:
     """Bytes over the busiest wire."""
-    return (share.units - busiest) * share.collected + (ranks - 1) * share.sent
+    copies = math.ceil(math.log2(ranks)) if share.passed_on else ranks - 1
+    return (share.units - busiest) * share.collected + copies * share.sent
 
 
 def _seconds(work: Mapping[str, float], rates: Mapping[str, float]) -> float:

@@ -82,12 +82,14 @@ def _refinement(cost: StageCost, shapes: BlockShapes, plan: RotatePlan) -> None:
     steps = settings.steps
     cost.add(plain32=steps * 8.0 * d**3, factor64=steps * 4.0 * d**3, products64=steps * 2.0 * norms * d * d)
     drawn = min(ROWS, 0.75 * kept)
-    with cost.shared(TAPS, collected=steps * 4.0 * d * d, sent=steps * 4.0 * d * d, exchanges=2.0 * steps):
+    square = steps * 4.0 * d * d
+    with cost.shared(TAPS, collected=square, sent=square, exchanges=2.0 * steps, passed_on=True):
         cost.add(plain32=steps * TAPS * drawn * per_row, elements=steps * TAPS * drawn * ELEMENTWISE * d)
     measured = min(HELD_OUT_ROWS, max(1.0, HELD_OUT * kept)) * norms * (steps // EVERY + 1)
     with cost.shared(norms, exchanges=steps / EVERY):
         cost.add(plain32=measured * (4.0 * d * d + 4.0 * readers * d), elements=measured * 12.0 * d)
-    cost.parts["refinement"] = 2 * kept * norms * d + 4 * norms * readers * d + 60 * d * d + shapes.block_memory()
+    # the rows, and about as much again while they are collected (measured)
+    cost.parts["refinement"] = 4 * kept * norms * d + 4 * norms * readers * d + 60 * d * d + shapes.block_memory()
 
 
 def _readers(cost: StageCost, shapes: BlockShapes) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from dfrot.checkpoint import read_header, read_tensor
-from dfrot.planning.work import START_SECONDS
+from dfrot.planning.work import FIXED
 from dfrot.processor import fast_bfloat16, onednn_products
 from dfrot.quant.activations import TokenCodes
 from dfrot.quant.clip import search
@@ -38,7 +38,7 @@ def measure_rates(hidden: int = 1024) -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
     wide, x = torch.randn(width, width, generator=generator), torch.randn(TOKENS, width, generator=generator)
     flops = 2.0 * width**3
-    rates = {"start": 1 / START_SECONDS}
+    rates = dict(FIXED)
     double = wide.double()
     rates["products64"] = _rate(lambda: double @ double, flops)
     rates["plain32"] = _rate(lambda: x @ wide, 2.0 * TOKENS * width**2)

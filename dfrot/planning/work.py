@@ -45,11 +45,16 @@ KINDS: dict[str, WorkKind] = {
     "load": WorkKind("weights", "weights read, checked and made float32", "fp32", 40.0, 0.05),
     "read": WorkKind("bytes", "read from disk", "disk"),
     "write": WorkKind("bytes", "written to disk", "disk"),
-    "start": WorkKind("starts", "imports, text and tokenizer"),
+    "start": WorkKind("starts", "imports and tokenizer"),
+    "text": WorkKind("characters", "text that is tokenized"),
 }
 FLOPS = ("products64", "products32", "plain32", "attention", "plain_attention", "products16", "integers", "factor64")
 START_SECONDS = 6.5
-"""Of a command: imports, reading and tokenizing its text."""
+"""Of a command: imports, and reading the tokenizer."""
+TEXT_PER_SECOND = 1.2e6
+"""Characters that are tokenized."""
+FIXED = {"start": 1 / START_SECONDS, "text": TEXT_PER_SECOND}
+"""Units per second of what does not depend much on the machine."""
 
 
 @dataclass
@@ -64,6 +69,8 @@ class Share:
     """Bytes that a unit sends to the rank that adds it up."""
     sent: float = 0.0
     """Bytes that are sent to every rank, over all units."""
+    passed_on: bool = False
+    """Whether those who have got them pass them on (a broadcast), in place of one rank that sends them all."""
     exchanges: float = 0.0
     """Times that ranks wait for one another where every rank has one unit; as often more as it has more units."""
 
@@ -89,7 +96,13 @@ class StageCost:
 
     @contextlib.contextmanager
     def shared(
-        self, units: float, collected: float = 0.0, sent: float = 0.0, exchanges: float = 1.0, loads: bool = True
+        self,
+        units: float,
+        collected: float = 0.0,
+        sent: float = 0.0,
+        exchanges: float = 1.0,
+        loads: bool = True,
+        passed_on: bool = False,
     ) -> Iterator[None]:
         """Let ranks share the work that is counted inside; as in `Share`. loads: whether reading weights is part of it,
         rather than done by every rank."""
@@ -99,7 +112,7 @@ class StageCost:
         if not loads:
             for kind in ("load", "read"):
                 added.pop(kind, None)
-        self.shares.append(Share(max(1, math.ceil(units)), added, collected, sent, exchanges))
+        self.shares.append(Share(max(1, math.ceil(units)), added, collected, sent, passed_on, exchanges))
 
     def add(self, **amounts: float) -> None:
         """Count work, by kind."""
@@ -135,4 +148,4 @@ class StageCost:
 
 
 BASE_MEMORY = 560 << 20
-"""Bytes of a process that has loaded torch and transformers, a text and its tokens."""
+"""Bytes of a process that has loaded torch and transformers."""

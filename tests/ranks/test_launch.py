@@ -17,8 +17,8 @@ PLACE = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_POR
     [
         ("doctor",),
         ("generate", "--model", "reference", "--prompt", "text"),
-        ("tune", "--model", "a", "--teacher", "b", "--out", "out"),
-        ("eval", "tasks", "--model", "a", "--task", "piqa"),
+        ("outliers", "fix", "reference", "--out", "out"),
+        ("eval", "speed", "--model", "a"),
         ("run", "recipe.yaml"),
     ],
 )

@@ -16,7 +16,6 @@ from dfrot.ranks.single import SINGLE, Ranks
 from dfrot.rotation.refinement.calibration_rows import normalise
 from dfrot.rotation.refinement.output_error import NormOutputs, reader_factor
 from dfrot.runtime.block_runner import BlockRunner
-from dfrot_kernels.memory import release_memory
 
 ROW_BYTES = 1 << 30  # budget for the kept rows, bfloat16
 
@@ -63,7 +62,6 @@ def collect_outputs(
             factor = parts[len(taps) % ranks.size]["readers"][number]
             taps.append(NormOutputs(torch.cat(of_windows), factor if ranks.size == 1 else factor.clone()))
         del parts, kept, of_windows
-        release_memory()  # else what is kept lies between holes, and takes twice its size
     progress("outputs", arch.n_layers, arch.n_layers)
     return taps
 
