@@ -254,4 +254,5 @@ def test_ranks_share_what_has_units_and_pay_for_what_travels() -> None:
         two, many = (seconds_on(cost, rates, ranks, 1e9) for ranks in (2, 1000))
         assert alone["alone"] + alone["shared"] / 2 <= two["alone"] + two["shared"] < alone["seconds"]
         assert many["shared"] < two["shared"], cost.stage
-        assert seconds_on(cost, rates, 2, 1.0)["network"] > seconds_on(cost, rates, 2, 100.0)["network"]
+        slow, fast = (seconds_on(cost, rates, 2, gigabits)["network"] for gigabits in (1.0, 100.0))
+        assert slow > fast or cost.stage == "eval", "losses are a few numbers"
