@@ -75,6 +75,7 @@ class SafetensorsWriter:
         shard_bytes: largest size of a shard (a single larger tensor has one of its own).
         metadata: strings for the header of every shard.
         stored: name in the plan -> name in the file.
+        prepare: False where another process has laid out the same files before.
     """
 
     def __init__(
@@ -85,8 +86,9 @@ class SafetensorsWriter:
         shard_bytes: int = SHARD_BYTES,
         metadata: dict[str, str] | None = None,
         stored: Callable[[str], str] = str,
+        prepare: bool = True,
     ) -> None:
-        self.folder, self.stored = folder, stored
+        self.folder, self.stored, self.prepare = folder, stored, prepare
         self.metadata = {"format": "pt", **(metadata or {})}
         self.places: dict[str, _Place] = {}
         self.shards: dict[Path, list[TensorPlan]] = {}
@@ -95,8 +97,8 @@ class SafetensorsWriter:
             name = f"{stem}-{number:05d}-of-{len(groups):05d}" if len(groups) > 1 else stem
             self.shards[folder / f"{name}.safetensors"] = group
         for file, group in self.shards.items():
-            self._prepare(file, group)
-        if len(groups) > 1:
+            self._lay_out(file, group)
+        if len(groups) > 1 and prepare:
             write_json(
                 folder / f"{stem}.safetensors.index.json",
                 {
@@ -107,8 +109,8 @@ class SafetensorsWriter:
                 },
             )
 
-    def _prepare(self, file: Path, group: list[TensorPlan]) -> None:
-        """Write the header and reserve the data section; data of an interrupted run stays."""
+    def _lay_out(self, file: Path, group: list[TensorPlan]) -> None:
+        """Write the header and reserve the data section, unless that is done; data of an interrupted run stays."""
         header: dict[str, object] = {"__metadata__": self.metadata}
         position = 0
         for tensor in group:
@@ -121,9 +123,10 @@ class SafetensorsWriter:
         raw = json.dumps(header, separators=(",", ":"), sort_keys=False).encode()
         raw += b" " * (-len(raw) % 8)  # data starts aligned
         base = 8 + len(raw)
-        with file.open("r+b" if file.exists() else "w+b") as handle:
-            handle.write(len(raw).to_bytes(8, "little") + raw)
-            handle.truncate(base + position)
+        if self.prepare:
+            with file.open("r+b" if file.exists() else "w+b") as handle:
+                handle.write(len(raw).to_bytes(8, "little") + raw)
+                handle.truncate(base + position)
         offset = base
         for tensor in group:
             self.places[tensor.name] = _Place(tensor, file, offset)

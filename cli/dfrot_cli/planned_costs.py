@@ -12,7 +12,12 @@ from dfrot_cli.options import Common
 from dfrot_cli.setting_options import options_of, settings_from
 
 options = options_of(CostSettings)
-"""--on and --config."""
+"""--on, --config, --processes and --network."""
+
+
+def named(given: Mapping[str, Any]) -> bool:
+    """Whether an option of a plan of costs is among the parameters of a command."""
+    return bool(given["on"] or given["config"] or given["processes"] > 1)
 
 
 def shown(model: str, stages: Mapping[str, Any], given: dict[str, Any], common: Common, always: bool = True) -> bool:
@@ -25,7 +30,12 @@ def shown(model: str, stages: Mapping[str, Any], given: dict[str, Any], common: 
         return False
     from dfrot.hub import find_local
 
-    if costs.on is None and costs.config is None and not (always and find_local(model) is None):
+    if (
+        costs.on is None
+        and costs.config is None
+        and costs.processes == 1
+        and not (always and find_local(model) is None)
+    ):
         return False
     _show(model, stages, costs, common)
     return True
@@ -34,8 +44,9 @@ def shown(model: str, stages: Mapping[str, Any], given: dict[str, Any], common: 
 def _refuse_without_plan(costs: CostSettings) -> None:
     from dfrot.errors import InputError
 
-    for name in ("on", "config"):
-        if getattr(costs, name) is not None:
+    given = {"on": costs.on is not None, "config": costs.config is not None, "processes": costs.processes > 1}
+    for name, named in given.items():
+        if named:
             raise InputError(f"`{name}` belongs to `plan`; leave it out, or give both", field=(name, "plan"))
 
 
@@ -45,7 +56,7 @@ def _show(model: str, stages: Mapping[str, Any], costs: CostSettings, common: Co
     from dfrot.planning.estimate import estimate
 
     config = costs.config if costs.config is not None else find_config(model)
-    plan = estimate(Path(config), stages, costs.on or "this")
+    plan = estimate(Path(config), stages, costs.on or "this", costs.processes, costs.network)
     if common.json:
         show.as_json({"command": "plan", "model": model, **plan})
         return
@@ -57,10 +68,24 @@ def _show(model: str, stages: Mapping[str, Any], costs: CostSettings, common: Co
     show.line(f"hours on {plan['machine']}; products in FLOPs; together: the most disk at a time")
     if len(rows) > 1:
         show.line(f"needs {show.size(plan['total']['peak_disk_bytes'])} of disk besides the model")
+    if costs.processes > 1:
+        _show_ranks(plan, costs)
     for note in plan["notes"]:
         show.note(f"note: {note}")
     rates = {kind: f"{rate['per_second']:.3g} {rate['unit']}/s" for kind, rate in plan["rates"].items()}
     show.facts("rates", rates)
+
+
+def _show_ranks(plan: Mapping[str, Any], costs: CostSettings) -> None:
+    """Print the hours on several ranks, and what they consist of."""
+    kinds = ("alone", "shared", "network", "seconds")
+    rows = []
+    for row in plan["stages"]:
+        on = row["on_ranks"]
+        hours = (f"{on[kind] / 3600:.4g}" for kind in kinds)
+        rows.append((row["stage"], *hours, f"{row['seconds'] / on['seconds']:.3g}"))
+    heads = ("stage", "not shared", "shared", "network", "hours", "times as fast")
+    show.table(f"simulated: {costs.processes} ranks, {costs.network:g} Gb/s each", heads, rows)
 
 
 def _row(name: str, row: Mapping[str, Any], scratch: int) -> tuple[str, ...]:

@@ -57,10 +57,10 @@ class BlockShapes:
 
     @property
     def values(self) -> float:
-        """Values per token that norms, RoPE, residual adds and activations touch."""
+        """Values per token that norms, RoPE, residual adds, copies and activations touch."""
         sizes = self.arch.sizes
         experts = float(self.arch.config.get("num_experts_per_tok", 1)) if self.arch.n_experts else 1.0
-        return 10.0 * sizes["hidden"] + 4.0 * (sizes["q"] + 2 * sizes["kv"]) + 4.0 * sizes["intermediate"] * experts
+        return 26.0 * sizes["hidden"] + 18.0 * (sizes["q"] + 2 * sizes["kv"]) + 24.0 * sizes["intermediate"] * experts
 
     def load_block(self, cost: StageCost, times: float = 1.0) -> None:
         """Count reading one block's weights as float32."""
@@ -70,16 +70,19 @@ class BlockShapes:
         """Count reading every block once, block after block."""
         self.load_block(cost, times * self.arch.n_layers)
 
-    def run_blocks(self, cost: StageCost, tokens: float, seqlen: int, loads: float = 1.0) -> None:
-        """Count a float32 pass of `tokens` tokens in windows of `seqlen` through all blocks."""
-        layers = self.arch.n_layers
-        flops = self.product_flops(self.arch.taps()) + self.attention_flops(seqlen)
-        cost.add(products32=tokens * layers * flops, elements=tokens * layers * self.values)
+    def run_blocks(self, cost: StageCost, tokens: float, seqlen: int, loads: float = 1.0, plain: bool = False) -> None:
+        """Count a float32 pass of `tokens` tokens in windows of `seqlen` through all blocks. plain: in a stage that
+        leaves the library of products to torch."""
+        calls = tokens * self.arch.n_layers
+        products, attention = ("plain32", "plain_attention") if plain else ("products32", "attention")
+        flops = {products: self.product_flops(self.arch.taps()), attention: self.attention_flops(seqlen)}
+        cost.add(elements=calls * self.values, **{kind: calls * amount for kind, amount in flops.items()})
         self.load_all(cost, loads)
 
-    def run_head(self, cost: StageCost, tokens: float) -> None:
-        """Count the head's product for `tokens` tokens, and reading it."""
-        cost.add(products32=2.0 * tokens * self.embed, load=self.embed, read=self.embed * self.source_itemsize)
+    def run_head(self, cost: StageCost, tokens: float, plain: bool = False) -> None:
+        """Count the head's product for `tokens` tokens, and reading it; as `run_blocks`."""
+        cost.add(**{"plain32" if plain else "products32": 2.0 * tokens * self.embed})
+        cost.add(load=self.embed, read=self.embed * self.source_itemsize)
 
     def block_memory(self) -> int:
         """Bytes of one block in float32."""

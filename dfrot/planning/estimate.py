@@ -11,6 +11,7 @@ from dfrot.planning.calibrate import calibrate_cost
 from dfrot.planning.evaluate import evaluate_cost
 from dfrot.planning.machines import THIS, rates_of
 from dfrot.planning.quantize import quantize_cost
+from dfrot.planning.ranks import seconds_on
 from dfrot.planning.rotate import rotate_cost, rotated_config
 from dfrot.planning.this_machine import measure_rates
 from dfrot.planning.unread import read_config, unread_checkpoint
@@ -54,19 +55,27 @@ def _in_wrapper(config: dict[str, Any], language: dict[str, Any]) -> dict[str, A
     return {**config, "text_config": language} if isinstance(config.get("text_config"), dict) else language
 
 
-def estimate(config: Path, stages: Mapping[str, Any], on: str | None) -> dict[str, Any]:
+def estimate(
+    config: Path, stages: Mapping[str, Any], on: str | None, ranks: int = 1, gigabits: float = 25.0
+) -> dict[str, Any]:
     """The plan of costs as JSON.
 
-    config: the model's config.json; on: a machine (`this` or one of `machines.MACHINES`), None without hours.
+    config: the model's config.json; on: a machine (`this` or one of `machines.MACHINES`), None without hours. ranks:
+    processes with such a machine each, of which hours are simulated as well ("on_ranks" of every stage); gigabits: per
+    second, of the wire of each.
 
     Returns {"config", "stages", "total", "machine", "rates", "notes"}: per stage disk_bytes, scratch_bytes,
     memory_bytes, flops, bytes_read, bytes_written, work by kind and, with a machine, seconds, hours and seconds by
     kind. Raises InputError for an unknown machine, UnsupportedError for what a stage refuses."""
-    rates, machine = ({}, None) if on is None else _rates(on)
-    costs, notes = stage_costs(read_config(config), str(config), stages)
+    values = read_config(config)
+    costs, notes = stage_costs(values, str(config), stages)
+    rates, machine = ({}, None) if on is None else _rates(on, unread_checkpoint(values, str(config))[1].hidden)
     if not costs:
         raise UnsupportedError("no stage whose cost is known; name rotate, calibrate, quantize or eval")
     rows = [cost.to_dict() | _times(cost, rates) for cost in costs]
+    if rates and ranks > 1:
+        for row, cost in zip(rows, costs):
+            row["on_ranks"] = {"ranks": ranks, "gigabits": gigabits, **seconds_on(cost, rates, ranks, gigabits)}
     keys = ("flops", "bytes_read", "bytes_written", *(("seconds", "hours") if rates else ()))
     total: dict[str, Any] = {key: sum(row[key] for row in rows) for key in keys}
     total |= {"disk_bytes": sum(cost.disk for cost in costs), "memory_bytes": max(cost.memory for cost in costs)}
@@ -86,13 +95,13 @@ def estimate(config: Path, stages: Mapping[str, Any], on: str | None) -> dict[st
     }
 
 
-def _rates(on: str) -> tuple[dict[str, float], str]:
-    """Units per second by kind, and the machine in words."""
+def _rates(on: str, hidden: int) -> tuple[dict[str, float], str]:
+    """Units per second by kind, for a model of this width, and the machine in words."""
     if on.strip().lower() != THIS:
         return rates_of(on)
     import torch
 
-    return measure_rates(), f"this machine, {torch.get_num_threads()} threads, timed just now"
+    return measure_rates(hidden), f"this machine, {torch.get_num_threads()} threads, timed just now"
 
 
 def _times(cost: StageCost, rates: Mapping[str, float]) -> dict[str, Any]:

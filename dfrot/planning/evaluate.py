@@ -30,11 +30,20 @@ def evaluate_cost(
     if packed is not None:
         integers = packed.scheme.number_format == INTEGERS and packed.scheme.a_bits != FULL
         models.append("integers" if integers else half)
+    for _ in models:
+        cost.add(read=shapes.stored, start=1)
+    with cost.shared(-(-windows // settings.batch), loads=False):
+        _runs(cost, shapes, models, half, tokens, settings.seqlen)
+    cost.parts["models"] = shapes.stored * (2 if settings.kl else 1) + shapes.token_memory(settings.seqlen)
+    return cost
+
+
+def _runs(cost: StageCost, shapes: BlockShapes, models: list[str], half: str, tokens: float, seqlen: int) -> None:
+    """A pass of all windows through every model; models: the kind of its products. half: that of the head."""
+    arch = shapes.arch
     flops = arch.n_layers * shapes.product_flops(arch.taps())
     for kind in models:
         cost.work[kind] += tokens * flops  # type: ignore[assignment]
         cost.work[half] += tokens * 2.0 * shapes.embed  # type: ignore[assignment]
-        cost.add(products32=tokens * arch.n_layers * shapes.attention_flops(settings.seqlen))
-        cost.add(elements=tokens * arch.n_layers * shapes.values, read=shapes.stored, start=1)
-    cost.parts["models"] = shapes.stored * (2 if settings.kl else 1) + shapes.token_memory(settings.seqlen)
-    return cost
+        cost.add(attention=tokens * arch.n_layers * shapes.attention_flops(seqlen))
+        cost.add(elements=tokens * arch.n_layers * shapes.values)

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 
 from dfrot.errors import InputError
-from dfrot.planning.work import KINDS, START_SECONDS
+from dfrot.planning.work import FIXED, KINDS
 
 TOGETHER = 0.85
 """What several devices reach together, as a share of their sum."""
@@ -66,7 +66,7 @@ def rates_of(name: str) -> tuple[dict[str, float], str]:
         )
     machine = MACHINES[key]
     together = 1.0 if count == 1 else count * TOGETHER
-    rates = {"start": 1 / START_SECONDS}
+    rates = dict(FIXED)
     for kind, work in KINDS.items():
         if work.peak:
             several = 1.0 if work.peak == "disk" else together

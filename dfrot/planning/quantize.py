@@ -25,6 +25,7 @@ from dfrot.stages.quantize.propagate import WAITING_BYTES, quantized_taps, waiti
 from dfrot.stages.quantize.settings import QuantizeSettings
 
 KERNEL_BITS = 8  # activations of so many bits are multiplied as integers
+ROUNDED = 40.0  # times that rounding an input, or a key or value, touches each of its values
 
 
 def quantize_cost(
@@ -57,8 +58,10 @@ def quantize_cost(
         _propagation(cost, shapes, config, settings, calibration)
     elif rounds:
         shapes.load_all(cost)
-    for tap in quantized_taps(arch, config, 0) if rounds else []:
-        _rounding(cost, shapes, tap, settings, hessians)
+    experts = arch.n_experts or 1 if propagates else arch.n_layers
+    with cost.shared(experts):  # one rank rounds what an input feeds; without propagation ranks have whole blocks
+        for tap in quantized_taps(arch, config, 0) if rounds else []:
+            _rounding(cost, shapes, tap, settings, hessians)
     copied = shapes.embed * (1 if arch.tied else 2)
     cost.add(read=copied * shapes.source_itemsize)
     if settings.tuned:
@@ -87,20 +90,24 @@ def _propagation(
     half = "products16" if fast_bfloat16() and shapes.source_itemsize == 2 else "products32"
     flops = shapes.product_flops(arch.taps())
     attention = shapes.attention_flops(seqlen)
-    cost.work[half] += exact * layers * tokens * flops  # type: ignore[assignment]
-    cost.add(products32=exact * layers * tokens * attention, elements=exact * layers * tokens * shapes.values)
-    loads = 1.0 + (1.0 if together else float(groups * chunks)) * bool(exact)
-    shapes.load_all(cost, loads)
+    moment = 4.0 * (TRIANGLE + (1.0 if exact else 0.0))  # bytes of a chunk's products per K^2
+    collected = layers * sum(moment * shapes.width(tap) ** 2 for tap in taps)
+    sent = layers * float(sum(shapes.tap_weights(tap) for tap in taps))  # integers, a byte each
+    with cost.shared(chunks, collected=collected, sent=sent, exchanges=2.0 * layers * len(separate)):
+        cost.work[half] += exact * layers * tokens * flops  # type: ignore[assignment]
+        cost.add(attention=exact * layers * tokens * attention, elements=exact * layers * tokens * shapes.values)
+        _simulated(cost, shapes, taps, settings, tokens, seqlen, together)
+        for tap in taps:
+            width, share = shapes.width(tap), shapes.share(tap.expert)
+            cost.add(products32=layers * tokens * share * width**2 * (2 * TRIANGLE + (2.0 if exact else 0.0)))
+            cost.add(elements=layers * chunks * width**2 * (TRIANGLE + (1.0 if exact else 0.0)))
+            cost.add(elements=layers * tokens * share * width * (3.0 if exact else 0.0))
+    shapes.load_all(cost, 2.0 if exact else 1.0)
     hidden = HiddenStates.nbytes((samples, seqlen, arch.hidden))
     streams = 2 if exact else 1
     cost.scratch = 2 * streams * hidden
     passes = 1 if together else groups
     cost.add(read=layers * hidden * streams * passes, write=layers * hidden * (1 + exact))
-    _simulated(cost, shapes, taps, settings, tokens, seqlen, together)
-    for tap in taps:
-        width, share = shapes.width(tap), shapes.share(tap.expert)
-        cost.add(products32=layers * tokens * share * width**2 * (2 * TRIANGLE + (2.0 if exact else 0.0)))
-        cost.add(elements=layers * chunks * width**2 * (TRIANGLE + (1.0 if exact else 0.0)))
     widest = max((shapes.width(tap) for tap in taps), default=0)
     tallest = max((shapes.tap_weights(tap) for tap in taps), default=0)
     waiting = waiting_bytes(arch, tokens) if together and chunks > 1 else shapes.token_memory(chunk * seqlen)
@@ -125,13 +132,15 @@ def _simulated(
         runs = 1.0 if together else float(len(taps) - number)
         share = shapes.share(tap.expert)
         cost.work[kind] += runs * layers * tokens * share * 2.0 * shapes.tap_weights(tap)  # type: ignore[assignment]
-        rounded = 0.0 if scheme.a_bits == FULL else 4.0
+        rounded = 0.0 if scheme.a_bits == FULL else ROUNDED
         cost.add(elements=(runs + (0.0 if together else 1.0)) * layers * tokens * share * shapes.width(tap) * rounded)
     runs = 1.0 if together else float(len(taps))
     cost.add(
-        products32=runs * layers * tokens * shapes.attention_flops(seqlen),
+        attention=runs * layers * tokens * shapes.attention_flops(seqlen),
         elements=runs * layers * tokens * shapes.values,
     )
+    if scheme.kv_bits != FULL:
+        cost.add(elements=runs * layers * tokens * ROUNDED * 2.0 * shapes.arch.sizes["kv"])
 
 
 def _rounding(cost: StageCost, shapes: BlockShapes, tap: Tap, settings: QuantizeSettings, hessians: bool) -> None:

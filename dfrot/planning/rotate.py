@@ -37,14 +37,16 @@ def rotate_cost(checkpoint: Checkpoint, arch: BoundArch, settings: RotateSetting
     cost.disk = weights + extra
     cost.add(write=cost.disk, start=1)
     if plan.settings.gate:
-        shapes.run_blocks(cost, 2 * TOKENS, TOKENS, loads=2)
-        shapes.run_head(cost, 2 * TOKENS)
+        shapes.run_blocks(cost, 2 * TOKENS, TOKENS, loads=2, plain=True)
+        shapes.run_head(cost, 2 * TOKENS, plain=True)
     if plan.rotates and (plan.settings.method == "dfrot" or plan.settings.align):
         _refinement(cost, shapes, plan)
     if plan.transforms:
         tokens = plan.settings.transform_windows * plan.settings.seqlen
-        shapes.run_blocks(cost, tokens, plan.settings.seqlen)
-    _fuse(cost, shapes, plan)
+        with cost.shared(plan.settings.transform_windows, exchanges=arch.n_layers, loads=False):
+            shapes.run_blocks(cost, tokens, plan.settings.seqlen, plain=True)
+    with cost.shared(arch.n_layers + 2):
+        _fuse(cost, shapes, plan)
     if plan.gated:
         _gate(cost, shapes)
     cost.parts["blocks"] = 2 * shapes.block_memory() + shapes.token_memory(plan.settings.seqlen)
@@ -60,27 +62,34 @@ def _refinement(cost: StageCost, shapes: BlockShapes, plan: RotatePlan) -> None:
     """Rows of one sample; for objective outputs the outputs of some windows, and gradient steps on them."""
     settings, arch, d = plan.settings, plan.arch, plan.arch.hidden
     norms = len(arch.spec.rotated_norms) * arch.n_layers
-    shapes.run_blocks(cost, settings.seqlen, settings.seqlen)
+    shapes.run_blocks(cost, settings.seqlen, settings.seqlen, plain=True)
     rows = min(settings.seqlen * norms, collect_rows.ROW_BYTES // (4 * d))
     cost.parts["rows"] = 4 * rows * d + shapes.block_memory() + shapes.token_memory(settings.seqlen)
     cost.add(factor64=EIGENVALUES * d**3 + 30 * d**3, products64=4.0 * norms * d * d)
     if not settings.refines_outputs:
         if settings.method == "dfrot":
-            cost.add(
-                products32=2.0 * settings.rounds * 6.0 * rows * d * d, elements=2.0 * settings.rounds * 10.0 * rows * d
-            )
+            rounds = 2.0 * settings.rounds
+            with cost.shared(8 * rounds, sent=rounds * rows * d * 2.0, exchanges=rounds):  # eight tiles of a round
+                cost.add(plain32=rounds * 6.0 * rows * d * d, elements=rounds * 10.0 * rows * d)
         return
     windows = settings.transform_windows
-    shapes.run_blocks(cost, windows * settings.seqlen, settings.seqlen)
     kept = min(settings.seqlen, collect_outputs.ROW_BYTES // (2 * d * norms * windows)) * windows
-    readers = _readers(cost, shapes)
+    with cost.shared(windows, sent=2.0 * kept * norms * d / windows, exchanges=arch.n_layers, loads=False):
+        shapes.run_blocks(cost, windows * settings.seqlen, settings.seqlen, plain=True)
+    with cost.shared(norms):
+        readers = _readers(cost, shapes)
     per_row = 12.0 * d * d + 8.0 * readers * d
     steps = settings.steps
-    cost.add(products32=steps * (TAPS * min(ROWS, 0.75 * kept) * per_row + 8.0 * d**3), factor64=steps * 4.0 * d**3)
-    cost.add(elements=steps * TAPS * min(ROWS, 0.75 * kept) * ELEMENTWISE * d, products64=steps * 2.0 * norms * d * d)
+    cost.add(plain32=steps * 8.0 * d**3, factor64=steps * 4.0 * d**3, products64=steps * 2.0 * norms * d * d)
+    drawn = min(ROWS, 0.75 * kept)
+    square = steps * 4.0 * d * d
+    with cost.shared(TAPS, collected=square, sent=square, exchanges=2.0 * steps, passed_on=True):
+        cost.add(plain32=steps * TAPS * drawn * per_row, elements=steps * TAPS * drawn * ELEMENTWISE * d)
     measured = min(HELD_OUT_ROWS, max(1.0, HELD_OUT * kept)) * norms * (steps // EVERY + 1)
-    cost.add(products32=measured * (4.0 * d * d + 4.0 * readers * d), elements=measured * 12.0 * d)
-    cost.parts["refinement"] = 2 * kept * norms * d + 4 * norms * readers * d + 60 * d * d + shapes.block_memory()
+    with cost.shared(norms, exchanges=steps / EVERY):
+        cost.add(plain32=measured * (4.0 * d * d + 4.0 * readers * d), elements=measured * 12.0 * d)
+    # the rows, and about as much again while they are collected (measured)
+    cost.parts["refinement"] = 4 * kept * norms * d + 4 * norms * readers * d + 60 * d * d + shapes.block_memory()
 
 
 def _readers(cost: StageCost, shapes: BlockShapes) -> int:
@@ -96,7 +105,7 @@ def _readers(cost: StageCost, shapes: BlockShapes) -> int:
             cost.add(products64=arch.n_layers * 2.0 * rows * d * d, factor64=arch.n_layers * EIGENVALUES * d**3)
             largest = max(largest, d)
         else:
-            cost.add(products32=arch.n_layers * 2.0 * SKETCH * rows * d)
+            cost.add(plain32=arch.n_layers * 2.0 * SKETCH * rows * d)
             largest = max(largest, SKETCH)
     return largest
 
@@ -125,9 +134,10 @@ def _fuse(cost: StageCost, shapes: BlockShapes, plan: RotatePlan) -> None:
 def _gate(cost: StageCost, shapes: BlockShapes) -> None:
     """The source once, the result twice over both inputs and once with jitter."""
     arch = shapes.arch
-    shapes.run_blocks(cost, 4 * GATE_TOKENS, GATE_TOKENS, loads=2)
-    cost.add(elements=2.0 * arch.n_layers * shapes.weights)  # the jitter
+    shapes.run_blocks(cost, 4 * GATE_TOKENS, GATE_TOKENS, loads=2, plain=True)
+    with cost.shared(arch.n_layers):
+        cost.add(elements=2.0 * arch.n_layers * shapes.weights)  # the jitter
     cost.add(products64=arch.n_layers * 8.0 * GATE_TOKENS * arch.hidden**2)
     for _ in range(3):
-        shapes.run_head(cost, LOGIT_TOKENS)
+        shapes.run_head(cost, LOGIT_TOKENS, plain=True)
     cost.add(elements=2.0 * shapes.embed, products64=2.0 * LOGIT_TOKENS * shapes.embed)

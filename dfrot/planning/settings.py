@@ -10,7 +10,7 @@ from dfrot.settings import check, setting
 
 @dataclass(frozen=True)
 class CostSettings:
-    """The machine and the configuration of a plan."""
+    """The machine, the configuration and the ranks of a plan."""
 
     on: str | None = setting(
         None,
@@ -22,6 +22,15 @@ class CostSettings:
         None,
         metavar="FILE",
         help="With --plan: the model's config.json, in place of what the model's name resolves to.",
+    )
+    processes: int = setting(
+        1,
+        minimum=1,
+        metavar="N",
+        help="With --plan: hours on so many ranks as well, each with a machine of its own, simulated.",
+    )
+    network: float = setting(
+        25.0, above=0, metavar="GBIT", help="With `processes`: gigabits per second of the wire of each."
     )
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from dfrot.checkpoint import read_header, read_tensor
-from dfrot.planning.work import START_SECONDS
+from dfrot.planning.work import FIXED
 from dfrot.processor import fast_bfloat16, onednn_products
 from dfrot.quant.activations import TokenCodes
 from dfrot.quant.clip import search
@@ -25,38 +25,52 @@ from dfrot.tensor_file import save_tensors
 from dfrot_kernels.layouts import PackedWeight
 from dfrot_kernels.prepared import PreparedWeight
 
-WIDTH, TOKENS, ROWS = 1024, 2048, 1024  # of the matrices that are multiplied and rounded
+TOKENS, ROWS = 2048, 3072  # of the activations that are multiplied, and of the weights that are rounded
+HEADS, HEAD = 8, 64  # of the attention over TOKENS
+NARROWEST, WIDEST = 256, 2048  # columns of both: those of the model within these bounds
 SECONDS = 0.25  # for which each kind is repeated
 FILE_WEIGHTS = 1 << 24  # of the file that is written and read
 
 
-def measure_rates() -> dict[str, float]:
-    """Units per second by kind of work (`work.KINDS`), on the threads that torch uses."""
+def measure_rates(hidden: int = 1024) -> dict[str, float]:
+    """Units per second by kind of work (`work.KINDS`), on the threads that torch uses, at a model's width."""
+    width = min(max(hidden, NARROWEST), WIDEST)
     generator = torch.Generator().manual_seed(0)
-    wide, x = torch.randn(WIDTH, WIDTH, generator=generator), torch.randn(TOKENS, WIDTH, generator=generator)
-    flops = 2.0 * WIDTH**3
-    rates = {"start": 1 / START_SECONDS}
+    wide, x = torch.randn(width, width, generator=generator), torch.randn(TOKENS, width, generator=generator)
+    flops = 2.0 * width**3
+    rates = dict(FIXED)
     double = wide.double()
     rates["products64"] = _rate(lambda: double @ double, flops)
+    rates["plain32"] = _rate(lambda: x @ wide, 2.0 * TOKENS * width**2)
     with onednn_products():
-        rates["products32"] = _rate(lambda: x @ wide, 2.0 * TOKENS * WIDTH**2)
+        rates["products32"] = _rate(lambda: x @ wide, 2.0 * TOKENS * width**2)
+    query = torch.randn(1, HEADS, TOKENS, HEAD, generator=generator)
+    scores = 2.0 * HEADS * HEAD * TOKENS**2  # two products, of which a causal mask leaves half
+    attend = torch.nn.functional.scaled_dot_product_attention
+    rates["plain_attention"] = _rate(lambda: attend(query, query, query, is_causal=True), scores)
+    with onednn_products():
+        rates["attention"] = _rate(lambda: attend(query, query, query, is_causal=True), scores)
     half, half_x = wide.bfloat16(), x.bfloat16()
     rates["products16"] = (
-        _rate(lambda: half_x @ half, 2.0 * TOKENS * WIDTH**2) if fast_bfloat16() else rates["products32"]
+        _rate(lambda: half_x @ half, 2.0 * TOKENS * width**2) if fast_bfloat16() else rates["products32"]
     )
     hessian = (x.T @ x) * (2 / TOKENS)
     options, scheme = AlgorithmOptions(), QuantScheme()
     factored = factor(hessian, options)
     assert not isinstance(factored, str)
-    rates["factor64"] = _rate(lambda: factor(hessian, options), (4.0 / 3.0) * WIDTH**3)
-    grid = fit(wide, scheme.w_bits, scheme.w_sym)
-    updates = ROWS * WIDTH**2 / rates["products32"]
-    seconds = 1 / _rate(lambda: solve(wide, grid, factored), 1.0)
-    rates["columns"] = WIDTH * ROWS / max(seconds - updates, 0.2 * seconds)
-    rates["search"] = _rate(lambda: search(wide, scheme.w_bits, scheme.w_sym), WIDTH * ROWS)
+    rates["factor64"] = _rate(lambda: factor(hessian, options), (4.0 / 3.0) * width**3)
+    tall = torch.randn(ROWS, width, generator=generator)
+    grid = fit(tall, scheme.w_bits, scheme.w_sym)
+    updates = ROWS * width**2 / rates["products32"]
+    with onednn_products():
+        seconds = 1 / _rate(lambda: solve(tall, grid, factored), 1.0)
+    rates["columns"] = width * ROWS / max(seconds - updates, 0.2 * seconds)
+    rates["search"] = _rate(lambda: search(tall, scheme.w_bits, scheme.w_sym), width * ROWS)
     rates["elements"] = _rate(lambda: torch.nn.functional.silu(x).mul_(x).add_(x), 3.0 * x.numel())
     codes = TokenCodes.of(x, scheme.a_bits, False, 1.0)
-    rates["integers"] = _integers(grid.packed(grid.encode(wide)), codes, rates["products32"])
+    rates["integers"] = _integers(
+        grid.packed(grid.encode(tall)), codes, 2.0 * TOKENS * width * ROWS, rates["products32"]
+    )
     return rates | _disk()
 
 
@@ -71,14 +85,14 @@ def _rate(work: Callable[[], object], amount: float) -> float:
     return amount / best
 
 
-def _integers(weight: PackedWeight, codes: TokenCodes, otherwise: float) -> float:
+def _integers(weight: PackedWeight, codes: TokenCodes, flops: float, otherwise: float) -> float:
     """FLOPs per second of the packed product; those of float32 where no kernel serves."""
     if not PreparedWeight.serves(weight):
         return otherwise
     packed = PreparedWeight.from_packed(weight)
     return _rate(
         lambda: packed.integer_linear(codes.codes, codes.scale, codes.zero, None, torch.float32),
-        2.0 * TOKENS * WIDTH * ROWS,
+        flops,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ALIGNED = 16  # bytes
+ALIGNED = 64  # bytes: as torch allocates, so that BLAS computes the same with what came from another rank
 TENSOR, DICT = "tensor", "dict"
 
 

@@ -7,6 +7,9 @@ share of its size. Moments of the inputs of o and down therefore count every tok
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 from dfrot.arch import BoundArch, Space, Tap
 from dfrot.calib.taps import observe_taps
 from dfrot.progress import Progress, silent
+from dfrot.ranks.single import SINGLE, Mail, Ranks
 from dfrot.runtime.attention_hooks import AttentionCall, observe_block_attention
 from dfrot.runtime.block_runner import BlockRunner
 
@@ -28,14 +32,22 @@ class VectorMoments:
         self._mean = torch.zeros(heads, width, dtype=torch.float64)
         self._square = torch.zeros(heads, width, width, dtype=torch.float64)
 
-    def add(self, rows: Tensor, weight: Tensor | None = None) -> None:
-        """rows float32 [heads, M, D]; weight [heads, M] or [M] counts each of them, by default 1."""
+    @staticmethod
+    def sums(rows: Tensor, weight: Tensor | None = None) -> list[Any]:
+        """What a chunk adds. rows float32 [heads, M, D]; weight [heads, M] or [M] counts each of them, by default 1."""
         weighted = rows if weight is None else rows * weight.unsqueeze(-1)
-        self._mean += weighted.sum(1, dtype=torch.float64)
-        self._square += (weighted.mT @ rows).double()
-        self.weight += (
-            rows.shape[1] if weight is None else float(weight.sum(dtype=torch.float64)) / weight[..., 0].numel()
-        )
+        count = rows.shape[1] if weight is None else float(weight.sum(dtype=torch.float64)) / weight[..., 0].numel()
+        return [weighted.sum(1, dtype=torch.float64), weighted.mT @ rows, count]
+
+    def add_sums(self, mean: Tensor, square: Tensor, count: float) -> None:
+        """Add what `sums` made of a chunk."""
+        self._mean += mean
+        self._square += square.double()
+        self.weight += count
+
+    def add(self, rows: Tensor, weight: Tensor | None = None) -> None:
+        """Add a chunk; as `sums`."""
+        self.add_sums(*self.sums(rows, weight))
 
     @property
     def mean(self) -> Tensor:
@@ -59,17 +71,29 @@ class ChannelMoments:
         self.square = torch.zeros(width, dtype=torch.float64)
         self.peak = torch.zeros(width, dtype=torch.float64)
 
-    def add(self, x: Tensor) -> None:
-        """x float32 [..., K]."""
+    @staticmethod
+    def sums(x: Tensor) -> list[Any]:
+        """What a chunk x float32 [..., K] adds."""
         rows = x.reshape(-1, x.shape[-1])
         rows = rows / (rows.square().sum(1, keepdim=True) + TINY).sqrt()
-        self.square += rows.square().sum(0, dtype=torch.float64)
-        self.peak = torch.maximum(self.peak, rows.abs().amax(0).double())
-        self.count += len(rows)
+        return [rows.square().sum(0, dtype=torch.float64), rows.abs().amax(0), len(rows)]
+
+    def add_sums(self, square: Tensor, peak: Tensor, count: int) -> None:
+        """Add what `sums` made of a chunk."""
+        self.square += square
+        self.peak = torch.maximum(self.peak, peak.double())
+        self.count += count
+
+    def add(self, x: Tensor) -> None:
+        """Add a chunk; as `sums`."""
+        self.add_sums(*self.sums(x))
+
+
+DOWN, VALUES, MIXED, QUERY, KEY = "down", "values", "mixed", "query", "key"
 
 
 class BlockMoments:
-    """The moments of one block."""
+    """The moments of one block, from sums over chunks that are added in the order in which they come."""
 
     def __init__(self, arch: BoundArch) -> None:
         self.arch = arch
@@ -85,10 +109,29 @@ class BlockMoments:
         self.key = torch.zeros(heads, width, dtype=torch.float64)
         """Summed squares of keys behind RoPE."""
 
+    def add(self, message: tuple[str, int, list[Any]]) -> None:
+        """Add what `ChunkSums` sent of a chunk."""
+        kind, expert, sums = message
+        if kind == DOWN:
+            self.down[expert].add_sums(*sums)
+        elif kind in (VALUES, MIXED):
+            (self.values if kind == VALUES else self.mixed).add_sums(*sums)
+        else:
+            total = self.query if kind == QUERY else self.key
+            total += sums[0]
+
+
+class ChunkSums:
+    """What a chunk that runs through a block adds to its moments."""
+
+    def __init__(self, arch: BoundArch, send: Callable[[tuple[str, int, list[Any]]], None]) -> None:
+        """send: gets one message after the other, for `BlockMoments.add`."""
+        self.arch, self.send = arch, send
+
     def tap(self, tap: Tap, x: Tensor, rows: Tensor | None) -> None:
         """As `observe_taps` calls it: x [..., K] is about to enter the linears of a tap."""
         if tap.reads == Space.MLP:
-            self.down[tap.expert or 0].add(x.float())
+            self.send((DOWN, tap.expert or 0, ChannelMoments.sums(x.float())))
         elif tap.reads == Space.VALUE:
             self._mixed(x.float().reshape(-1, x.shape[-1]))
 
@@ -97,15 +140,15 @@ class BlockMoments:
         heads, width = self.arch.n_kv_heads, self.arch.head_dim
         weight = 1 / (rows.square().sum(1) + TINY)
         groups = rows.reshape(len(rows), heads, -1, width).permute(1, 2, 0, 3)  # [kv heads, group, M, D]
-        self.mixed.add(groups.flatten(1, 2), weight.repeat(groups.shape[1])[None])
+        self.send((MIXED, 0, VectorMoments.sums(groups.flatten(1, 2), weight.repeat(groups.shape[1])[None])))
 
     def attention(self, call: AttentionCall) -> None:
         """As `observe_block_attention` calls it."""
         heads, width = self.arch.n_kv_heads, self.arch.head_dim
         query, key, value = (x.float().transpose(0, 1).flatten(1, 2) for x in (call.query, call.key, call.value))
-        self.values.add(value)
-        self.query += query.reshape(heads, -1, width).square().sum(1, dtype=torch.float64)
-        self.key += key.square().sum(1, dtype=torch.float64)
+        self.send((VALUES, 0, VectorMoments.sums(value)))
+        self.send((QUERY, 0, [query.reshape(heads, -1, width).square().sum(1, dtype=torch.float64)]))
+        self.send((KEY, 0, [key.square().sum(1, dtype=torch.float64)]))
 
 
 Visit = Callable[[int, nn.Module, BlockMoments], None]
@@ -113,18 +156,34 @@ Visit = Callable[[int, nn.Module, BlockMoments], None]
 
 
 @torch.no_grad()
-def visit_blocks(runner: BlockRunner, windows: Tensor, visit: Visit, progress: Progress = silent) -> None:
+def visit_blocks(
+    runner: BlockRunner, windows: Tensor, visit: Visit, progress: Progress = silent, ranks: Ranks = SINGLE
+) -> None:
     """Run `windows` int64 [samples, seqlen] through the model, block by block, one window at a time; call `visit` once
-    for each block."""
+    for each block.
+
+    ranks: processes that share the windows; each visits some of the blocks."""
     arch = runner.arch
-    hidden = [runner.embed(window[None]) for window in windows]
+    own = range(len(windows))[ranks.rank :: ranks.size]
+    hidden = {number: runner.embed(windows[number : number + 1]) for number in own}
     taps = [tap for tap in arch.taps() if tap.reads in (Space.MLP, Space.VALUE)]
     for layer in range(arch.n_layers):
         progress("moments", layer, arch.n_layers)
-        block, moments = runner.block(layer), BlockMoments(arch)
-        with observe_taps(block, taps, moments.tap), observe_block_attention(block, moments.attention):
-            for number, states in enumerate(hidden):
-                hidden[number] = runner.run(block, states)
-        visit(layer, block, moments)
+        moments, owner = BlockMoments(arch), layer % ranks.size
+        mail = Mail(ranks, moments.add)
+        sums = ChunkSums(arch, partial(mail.send, owner))
+        block = runner.block(layer) if hidden or owner == ranks.rank else None
+        with ExitStack() as stack:
+            if block is not None:
+                stack.enter_context(observe_taps(block, taps, sums.tap))
+                stack.enter_context(observe_block_attention(block, sums.attention))
+            for number in ranks.rounds(len(windows)):
+                if number is not None:
+                    assert block is not None
+                    hidden[number] = runner.run(block, hidden[number])
+                mail.deliver()
+        if owner == ranks.rank:
+            assert block is not None
+            visit(layer, block, moments)
         del block
     progress("moments", arch.n_layers, arch.n_layers)

@@ -15,6 +15,7 @@ from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.planning.estimate import estimate, stage_costs
 from dfrot.planning.machines import MACHINES, rates_of
+from dfrot.planning.ranks import seconds_on
 from dfrot.planning.this_machine import measure_rates
 from dfrot.planning.unread import unread_checkpoint
 from dfrot.planning.work import KINDS
@@ -240,3 +241,18 @@ def test_a_recipe(tmp_path: Path) -> None:
     assert ran.exit_code == 0, ran.output
     for name in ("rotate", "calibrate", "quantize", "eval", "together"):
         assert name in ran.output
+
+
+def test_ranks_share_what_has_units_and_pay_for_what_travels() -> None:
+    costs, _ = stage_costs(LLAMA70B, "config.json", {**PIPELINE, "eval": PerplexitySettings()})
+    rates, _ = rates_of("H100")
+    for cost in costs:
+        alone = seconds_on(cost, rates, 1, 25.0)
+        assert alone["seconds"] == pytest.approx(sum(amount / rates[kind] for kind, amount in cost.work.items()))
+        assert alone["network"] == 0
+        assert alone["alone"] >= 0
+        two, many = (seconds_on(cost, rates, ranks, 1e9) for ranks in (2, 1000))
+        assert alone["alone"] + alone["shared"] / 2 <= two["alone"] + two["shared"] < alone["seconds"]
+        assert many["shared"] < two["shared"], cost.stage
+        slow, fast = (seconds_on(cost, rates, 2, gigabits)["network"] for gigabits in (1.0, 100.0))
+        assert slow > fast or cost.stage == "eval", "losses are a few numbers"

@@ -16,9 +16,9 @@ PLACE = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_POR
     "command",
     [
         ("doctor",),
-        ("rotate", "--model", "reference", "--out", "out"),
-        ("tune", "--model", "a", "--teacher", "b", "--out", "out"),
-        ("eval", "tasks", "--model", "a", "--task", "piqa"),
+        ("generate", "--model", "reference", "--prompt", "text"),
+        ("outliers", "fix", "reference", "--out", "out"),
+        ("eval", "speed", "--model", "a"),
         ("run", "recipe.yaml"),
     ],
 )

@@ -30,7 +30,7 @@ def command(model: str, out: Path, dataset: str | None, common: Common, ranks: R
 
     One block is in memory at a time. Under torchrun or accelerate launch the processes share the samples."""
     common.prepare()
-    if common.plan or options["on"] or options["config"]:
+    if common.plan or planned_costs.named(options):
         planned = settings_from(CalibrateSettings, dict(options), dataset=dataset or "wikitext2", seed=common.seed)
         if planned_costs.shown(model, {"calibrate": planned}, options, common):
             return

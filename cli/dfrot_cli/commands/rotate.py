@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
+from dfrot.ranks.single import Ranks
 from dfrot.stages.rotate.settings import OUTPUTS, RotateSettings
 from dfrot_cli import planned_costs, show
+from dfrot_cli.launch import ranked
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, dataset_option, model_option, out_option
 from dfrot_cli.plan import plan
@@ -22,19 +24,22 @@ from dfrot_cli.setting_options import options_of, settings_from
 @planned_costs.options
 @out_option("Folder of the rotated checkpoint.")
 @common
-def command(model: str, out: Path, dataset: str | None, common: Common, **options: Any) -> None:
+@ranked
+def command(model: str, out: Path, dataset: str | None, common: Common, ranks: Ranks, **options: Any) -> None:
     """Rotate a checkpoint so that it can be quantized to 4 bits.
 
-    The model's function stays the same; this is checked before the result is published."""
+    The model's function stays the same; this is checked before the result is published. Under torchrun or accelerate
+    launch the processes share the work."""
     common.prepare()
-    if common.plan or options["on"] or options["config"]:
+    if common.plan or planned_costs.named(options):
         planned = settings_from(RotateSettings, dict(options), dataset=dataset or "wikitext2", seed=common.seed)
         if planned_costs.shown(model, {"rotate": planned}, options, common):
             return
     from dfrot.hub import default_dataset
     from dfrot.stages.rotate import run as rotate
 
-    folder = model_folder(model)
+    with ranks.first_goes_ahead():
+        folder = model_folder(model)
     dataset = dataset or default_dataset(model, folder)
     settings = settings_from(RotateSettings, options, dataset=dataset, seed=common.seed)
     if common.plan:
@@ -45,9 +50,14 @@ def command(model: str, out: Path, dataset: str | None, common: Common, **option
         plan("rotate", {"model": folder, **facts}, settings, out, common)
         return
     with show.progress() as progress:
-        evidence = rotate.rotate(folder, out, settings, progress=progress, **common.stage())
+        evidence = rotate.rotate(folder, out, settings, progress=progress, ranks=ranks, **common.stage())
     show.resolved(evidence)
-    show.as_json({"out": str(out), **evidence}) if common.json else show.facts(str(out), _summary(evidence))
+    peaks = ranks.peak_bytes()
+    if common.json:
+        show.as_json({"out": str(out), **evidence, **show.peaks_record(peaks)})
+        return
+    show.facts(str(out), _summary(evidence))
+    show.peaks(peaks)
 
 
 def _summary(evidence: dict[str, Any]) -> dict[str, Any]:

@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
+from dfrot.ranks.single import Ranks
 from dfrot.stages.tune.settings import TuneSettings
 from dfrot_cli import show
+from dfrot_cli.launch import ranked
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, dataset_option, model_option, out_option
 from dfrot_cli.plan import plan
@@ -22,24 +24,30 @@ from dfrot_cli.setting_options import options_of, settings_from
 @options_of(TuneSettings, skip=("dataset", "seed"))
 @out_option("Folder of the tuned checkpoint.")
 @common
-def command(model: str, teacher: str, out: Path, dataset: str | None, common: Common, **options: Any) -> None:
+@ranked
+def command(
+    model: str, teacher: str, out: Path, dataset: str | None, common: Common, ranks: Ranks, **options: Any
+) -> None:
     """Fit scales and norm gains of a packed checkpoint to the 16-bit model's predictions; the integers stay.
 
-    Both models must fit into memory: about 3 bytes per weight, and what one window leaves for its gradients."""
+    Both models must fit into memory: about 3 bytes per weight, and what one window leaves for its gradients. Under
+    torchrun or accelerate launch the processes share the windows, and each holds both models."""
     common.prepare()
     from dfrot.hub import default_dataset
     from dfrot.stages.tune.run import tune
 
-    folder, reference = model_folder(model), model_folder(teacher)
+    with ranks.first_goes_ahead():
+        folder, reference = model_folder(model), model_folder(teacher)
     dataset = dataset or default_dataset(teacher, reference)
     settings = settings_from(TuneSettings, options, dataset=dataset, seed=common.seed)
     if common.plan:
         plan("tune", {"model": folder, "teacher": reference}, settings, out, common)
         return
     with show.progress() as progress:
-        evidence = tune(folder, reference, out, settings, progress=progress, **common.stage())
+        evidence = tune(folder, reference, out, settings, progress=progress, ranks=ranks, **common.stage())
+    peaks = ranks.peak_bytes()
     if common.json:
-        show.as_json({"out": str(out), **evidence})
+        show.as_json({"out": str(out), **evidence, **show.peaks_record(peaks)})
         return
     first, best = evidence["history"][0], min(evidence["history"], key=lambda entry: entry["divergence"])
     facts = {
@@ -51,3 +59,4 @@ def command(model: str, teacher: str, out: Path, dataset: str | None, common: Co
     if best["step"] == 0:
         show.line("no improvement: the scales are those of the input; try a smaller --lr or more --steps")
     show.line(f"wrote {out}")
+    show.peaks(peaks)

@@ -18,6 +18,7 @@ from dfrot.outliers.measure.settings import MeasureSettings
 from dfrot.outliers.measure.subject import Subject
 from dfrot.outliers.measure.token_errors import RowStore, token_errors
 from dfrot.progress import Progress, silent
+from dfrot.ranks.single import SINGLE, Ranks
 from dfrot.rotation.refinement.calibration_rows import normalise
 from dfrot.rotation.refinement.massive_rule import MassiveRule
 
@@ -35,12 +36,21 @@ Created = dict[str, list[tuple[Trace, dict[str, Any]]]]
 class Measurement:
     """One pass over a checkpoint: `run` returns the findings as JSON values (see docs/outliers.md).
 
+    Every rank runs all windows, so that each knows the state of the stream; they share what is measured of blocks and
+    their linears, and the refinement.
+
     `state_maps`, `input_maps` and `rotated_maps` hold the data of the pictures afterwards, by name."""
 
     def __init__(
-        self, subject: Subject, tokens: Tensor, settings: MeasureSettings, decode: Callable[[int], str]
+        self,
+        subject: Subject,
+        tokens: Tensor,
+        settings: MeasureSettings,
+        decode: Callable[[int], str],
+        ranks: Ranks = SINGLE,
     ) -> None:
         """tokens int64 [windows, S]; decode: token id -> text."""
+        self.ranks = ranks
         self.subject, self.tokens, self.settings, self.decode = subject, tokens, settings, decode
         arch = subject.arch
         self.arch, self.runner, self.windows = arch, subject.runner, len(tokens)
@@ -68,6 +78,9 @@ class Measurement:
         for layer in range(arch.n_layers):
             progress("outliers", layer, arch.n_layers)
             layers.append(self._measure_block(layer, hidden))
+        owners = [layer % self.ranks.size for layer in range(arch.n_layers)]
+        parts = self.ranks.gather_everywhere(layers)
+        layers = [parts[owner][layer] for layer, owner in enumerate(owners)]
         progress("outliers", arch.n_layers, arch.n_layers)
         seed, rounds = self.settings.seed, self.settings.rounds
         massive = {
@@ -76,7 +89,7 @@ class Measurement:
             "created": self.created,
             "ablation": self._ablation_report(hidden),
         }
-        errors, matrices = token_errors(self.store, seed, rounds, BITS, self.subject.rotated, progress)
+        errors, matrices = token_errors(self.store, seed, rounds, BITS, self.subject.rotated, progress, self.ranks)
         if (rows := self.map_rows) is not None:
             self.rotated_maps = {
                 name: maps.pool_magnitudes(rows if matrix is None else rows @ matrix.float())
@@ -127,7 +140,8 @@ class Measurement:
         )
 
     def _measure_block(self, layer: int, hidden: list[Tensor]) -> dict[str, Any]:
-        """Run all windows through one block, replacing `hidden`; returns the layer's part of the report."""
+        """Run all windows through one block, replacing `hidden`; returns the layer's part of the report on the
+        rank that it belongs to."""
         block = self.subject.block(layer)
         meter = BlockMeter(self.subject, layer, self.windows, self.settings.criteria)
         created: Created = {writer.name: [] for writer in self.writers}
@@ -135,7 +149,7 @@ class Measurement:
             self.tracker.begin(self.arch.full(layer, writer.name))
         for window in range(self.windows):
             hidden[window] = self._measure_window(layer, window, block, hidden[window], meter, created)
-        result = meter.close(block)
+        result = meter.close(block) if layer % self.ranks.size == self.ranks.rank else {}
         self._run_ablation(layer, block, created)
         for writer in self.writers:
             if pairs := created[writer.name]:

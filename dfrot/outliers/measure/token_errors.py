@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from dfrot.progress import Progress
+from dfrot.ranks.single import SINGLE, Ranks
 from dfrot.rotation.hadamard import random_orthogonal, randomized_hadamard
-from dfrot.rotation.refinement.calibration_rows import CalibrationRows, normalise
+from dfrot.rotation.refinement.calibration_rows import CalibrationRows, broadcast_rows, normalise
 from dfrot.rotation.refinement.massive_rule import MassiveRule
 from dfrot.rotation.refinement.massive_tokens import massive_mask
 from dfrot.rotation.refinement.refine import refine
@@ -93,20 +94,21 @@ def split_fit_and_held_out(features: CalibrationRows) -> tuple[CalibrationRows, 
 
 
 def token_errors(
-    store: RowStore, seed: int, rounds: int, bits: int, rotated: bool, progress: Progress
+    store: RowStore, seed: int, rounds: int, bits: int, rotated: bool, progress: Progress, ranks: Ranks = SINGLE
 ) -> tuple[dict[str, Any], dict[str, Tensor | None]]:
     """Error / norm per token for every method, only `none` for a checkpoint that is `rotated` already.
 
     Returns the report (JSON: means over massive and common tokens, sorted curves, means per norm, statistics of the
     refinement) and the rotations by method (None: the basis as it is). seed: of the random rotations; rounds: of the
-    refinement."""
-    fit, held_out = split_fit_and_held_out(store.features())
+    refinement, whose products ranks share on the first one's rows."""
+    fit, held_out = split_fit_and_held_out(broadcast_rows(store.features(), ranks))
     grid = TokenQuantizer(bits, False)
     matrices: dict[str, Tensor | None] = {"none": None}
     refinement: dict[str, Any] | None = None
     if not rotated:
         start = randomized_hadamard(fit.width, seed)
-        result = refine(fit, start, RefineSettings(bits=bits, rounds=rounds, seed=seed), progress=progress)
+        how = RefineSettings(bits=bits, rounds=rounds, seed=seed)
+        result = refine(fit, start, how, progress=progress, ranks=ranks)
         matrices |= {"orthogonal": random_orthogonal(fit.width, seed), "hadamard": start, "refined": result.matrix}
         refinement = result.stats
     norms = len(store.names)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dfrot.ranks.single import Ranks
 from dfrot.rotation.refinement.massive_rule import MassiveRule
 from dfrot.rotation.refinement.massive_tokens import massive_mask
 
@@ -78,6 +79,15 @@ class CalibrationRows:
             "tokens": tokens,
             "taps": per_tap,
         }
+
+
+def broadcast_rows(rows: CalibrationRows | None, ranks: Ranks) -> CalibrationRows:
+    """The first rank's rows, on every rank; what the others give is ignored."""
+    own = rows if ranks.first else None
+    values = ranks.broadcast(None if own is None else {**vars(own), "rule": vars(own.rule)})
+    if own is not None:
+        return own
+    return CalibrationRows(**{**values, "taps": tuple(values["taps"]), "rule": MassiveRule(**values["rule"])})
 
 
 def unit_weight_rows(rows: Tensor, rule: MassiveRule | None = None, massive: Tensor | None = None) -> CalibrationRows:

@@ -44,7 +44,7 @@ def row_errors(rows: Tensor, matrix: Tensor, quantizer: TokenQuantizer, tiles: T
         # in pieces: the quantizer makes several copies
         return torch.cat([quantizer.error(piece) for piece in torch.split(y, step)])
 
-    parts = tiles.each(tile, spans(len(rows), tile_rows(rows.shape[1])))
+    parts = tiles.shared(tile, spans(len(rows), tile_rows(rows.shape[1])))
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dfrot.progress import Progress, silent
+from dfrot.ranks.single import SINGLE, Mail, Ranks
 from dfrot.rotation.refinement.polar import orthogonalise
 from dfrot.rotation.refinement.token_quantizer import TokenQuantizer
 from dfrot.straight_through import straight_through
@@ -77,12 +78,14 @@ def refine_outputs(
     steps: int,
     seed: int,
     progress: Progress = silent,
+    ranks: Ranks = SINGLE,
 ) -> OutputRefinement:
     """Refine `start` float64 [d, d], orthogonal.
 
     signs: R1 -> +-1 [taps, d], the gains behind R1 (see `dfrot/rotation/align.py`). The best state on held-out rows is
-    returned. The result depends on the number of threads."""
-    problem = _Problem(taps, start.float(), signs, grid)
+    returned. The result depends on the number of threads. ranks: processes that share the norms of a step, each calling
+    this with the same norms; the first one turns R1 and knows `start` and `signs`, all get the result."""
+    problem = _Problem(taps, start.float(), signs, grid, ranks)
     skew = torch.zeros_like(problem.start, requires_grad=True)
     optimizer = torch.optim.Adam([skew], betas=BETAS)
     generator = torch.Generator().manual_seed(seed)
@@ -100,8 +103,9 @@ def refine_outputs(
             if curve[-1][1] < best[0]:
                 best = (curve[-1][1], step + 1, skew.detach().clone())
     progress("refine", steps, steps)
-    turn = cayley(best[2].double())
-    return OutputRefinement(orthogonalise(start @ turn) if best[1] else start, curve, best[1])
+    matrix = orthogonalise(start @ cayley(best[2].double())) if best[1] and ranks.first else start
+    matrix, points, steps_taken = ranks.broadcast([matrix, curve, best[1]])
+    return OutputRefinement(matrix, [(step, error) for step, error in points], steps_taken)
 
 
 def cayley(parameter: Tensor) -> Tensor:
@@ -127,8 +131,20 @@ class _Problem:
         start: Tensor,
         signs: Callable[[Tensor], Tensor],
         grid: TokenQuantizer,
+        ranks: Ranks,
     ) -> None:
-        self.taps, self.start, self.signs, self.grid = taps, start, signs, grid
+        self.taps, self.start, self.signs, self.grid, self.ranks = taps, start, signs, grid, ranks
+
+    def rotation(self, skew: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """R1 [d, d] with its graph, on the first rank; R1 and the signs of the gains behind it, on every rank."""
+        if not self.ranks.first:
+            matrix, signs = self.ranks.broadcast(None)
+            return matrix, matrix, signs
+        matrix = self.start @ cayley(skew)
+        values = matrix.detach()
+        signs = self.signs(values)
+        self.ranks.broadcast([values, signs])
+        return matrix, values, signs
 
     def error(self, tap: NormOutputs, rows: Tensor, matrix: Tensor, sign: Tensor) -> Tensor:
         """Mean over rows [n, d] of the squared error of the outputs, as a share of them."""
@@ -140,27 +156,41 @@ class _Problem:
 
     def backward(self, skew: Tensor, generator: torch.Generator) -> None:
         """Add the gradient of one step's rows to `skew`."""
-        matrix = self.start @ cayley(skew)
-        leaf = matrix.detach().requires_grad_()
-        signs = self.signs(leaf.detach())
+        matrix, values, signs = self.rotation(skew)
         chosen = torch.randperm(len(self.taps), generator=generator)[:TAPS].tolist()
+        drawn = []
         for index in chosen:
-            tap = self.taps[index]
-            count = len(tap.rows) - self._held_out(tap)
-            drawn = torch.randperm(count, generator=generator)[:ROWS]
-            (self.error(tap, tap.rows[drawn], leaf, signs[index]) / len(chosen)).backward()  # type: ignore[no-untyped-call]
-        matrix.backward(leaf.grad)  # type: ignore[no-untyped-call]
+            count = len(self.taps[index].rows) - self._held_out(self.taps[index])
+            drawn.append(torch.randperm(count, generator=generator)[:ROWS])
+        total: Tensor | None = None
+
+        def add(gradient: Tensor) -> None:
+            nonlocal total
+            total = gradient if total is None else total.add_(gradient)
+
+        mail = Mail(self.ranks, add)
+        for number in self.ranks.rounds(len(chosen)):
+            if number is not None:
+                tap, leaf = self.taps[chosen[number]], values.detach().requires_grad_()
+                error = self.error(tap, tap.rows[drawn[number]], leaf, signs[chosen[number]])
+                mail.send(0, torch.autograd.grad(error / len(chosen), leaf)[0])
+            mail.deliver()
+        if self.ranks.first:
+            matrix.backward(total)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def held_out_error(self, skew: Tensor) -> float:
         """Mean over norms of the error of their held-out rows."""
-        matrix = self.start @ cayley(skew)
-        signs = self.signs(matrix)
-        errors = []
-        for index, tap in enumerate(self.taps):
-            rows = tap.rows[len(tap.rows) - self._held_out(tap) :][:HELD_OUT_ROWS]
-            errors.append(float(self.error(tap, rows, matrix, signs[index])))
-        return sum(errors) / len(errors)
+        _, matrix, signs = self.rotation(skew)
+        errors: list[float] = []
+        mail = Mail(self.ranks, errors.append)
+        for index in self.ranks.rounds(len(self.taps)):
+            if index is not None:
+                tap = self.taps[index]
+                rows = tap.rows[len(tap.rows) - self._held_out(tap) :][:HELD_OUT_ROWS]
+                mail.send(0, float(self.error(tap, rows, matrix, signs[index])))
+            mail.deliver()
+        return self.ranks.broadcast(sum(errors) / len(self.taps))  # type: ignore[no-any-return]
 
     @staticmethod
     def _held_out(tap: NormOutputs) -> int:

@@ -54,7 +54,7 @@ class ProcrustesStep:
         def to_basis(part: slice) -> None:
             torch.mm(rows.rows[common[part]].to(self.dtype), basis, out=self.common[part])
 
-        tiles.each(to_basis, spans(len(common), self.tile))
+        tiles.fill(self.common, to_basis, spans(len(common), self.tile))
 
     def _eigenbasis(self, rows: CalibrationRows, common: Tensor, massive: Tensor) -> tuple[Tensor, Tensor]:
         """Eigenvectors float32 [d, d] (columns) and eigenvalues [d] of sum w x^T x (+ gamma^2 for massive rows)."""
@@ -65,13 +65,18 @@ class ProcrustesStep:
             left = (x * self.weight[group, None]).to(self.dtype)
             right = x.to(self.dtype)
             self._add_product(moment, left, right)
+        self._complete(moment)
         moment.addmm_(massive.T, massive, alpha=self.gamma2)
         moment = (moment + moment.T).mul_(0.5)
-        values, vectors = torch.linalg.eigh(moment.double() if width <= FLOAT64_EIGH_WIDTH else moment)
-        return vectors.float().contiguous(), values.float()
+        found: list[Tensor] = []
+        if self.tiles.ranks.first:
+            values, vectors = torch.linalg.eigh(moment.double() if width <= FLOAT64_EIGH_WIDTH else moment)
+            found = [vectors.float().contiguous(), values.float()]
+        basis, spectrum = self.tiles.ranks.broadcast(found)
+        return basis, spectrum
 
     def _add_product(self, total: Tensor, left: Tensor, right: Tensor) -> None:
-        """total [d, d] += left^T right, in tiles of total's rows."""
+        """total [d, d] += left^T right, in tiles of total's rows; each rank adds to its own (see `_complete`)."""
 
         def tile(part: slice) -> None:
             if left.dtype == total.dtype:
@@ -79,7 +84,12 @@ class ProcrustesStep:
             else:
                 total[part] += left[:, part].T @ right
 
-        self.tiles.each(tile, spans(total.shape[0], square_tile_rows(total.shape[0])))
+        self.tiles.each(tile, self.tiles.own(_square_spans(total)))
+
+    def _complete(self, total: Tensor) -> None:
+        """Give every rank all rows of a sum of `_add_product`."""
+        if self.tiles.ranks.size > 1:
+            self.tiles.fill(total, lambda part: None, _square_spans(total))
 
     def to_eigenbasis(self, matrix: Tensor) -> Tensor:
         """A rotation float64 [d, d] as an iterate, float32 [d, d]."""
@@ -101,15 +111,16 @@ class ProcrustesStep:
             def tile(part: slice, rows: Tensor = rows, weight: Tensor = weight) -> float:
                 return self._quantize(rows[part] @ factor, weight[part], image[part])
 
-            value += sum(self.tiles.each(tile, spans(len(rows), self.tile)))
+            value += sum(self.tiles.fill(image, tile, spans(len(rows), self.tile)))
             self._add_product(total, rows, image[: len(rows)])
+        self._complete(total)
         if len(self.massive):
             y = self.massive @ iterate
             levels, scale = self.quantizer.levels(y)
             quantized = levels.mul_(scale)
             value += self.gamma2 * float((y - quantized).double().square_().sum())
             total.addmm_(self.massive.T, quantized, alpha=self.gamma2)
-        return value, total
+        return self.tiles.ranks.broadcast(value), total  # what the search does next is the same everywhere
 
     def _quantize(self, y: Tensor, weight: Tensor, image: Tensor) -> float:
         """Weighted squared error of rows y [n, d]; writes weight * Q(y) into `image` [n, d]."""
@@ -130,7 +141,7 @@ class ProcrustesStep:
         def tile(part: slice) -> Tensor:
             return (crossed[part] - crossed[:, part].T) / (self.spectrum[part, None] + self.spectrum)
 
-        return torch.cat(self.tiles.each(tile, spans(len(crossed), square_tile_rows(len(crossed)))))
+        return torch.cat(self.tiles.each(tile, _square_spans(crossed)))
 
     def rotate(self, iterate: Tensor, skew: Tensor) -> Tensor:
         """exp(skew) iterate, orthogonal to about 1e-6: to second order, then Newton-Schulz steps."""
@@ -141,11 +152,16 @@ class ProcrustesStep:
         for _ in range(NEWTON_SCHULZ_STEPS):
             gap = self.tiles.matmul(rotated.T.contiguous(), rotated).neg_()
             gap.diagonal().add_(1.0)
-            largest = float(gap.square().sum(1).max().sqrt())
+            largest = self.tiles.ranks.broadcast(float(gap.square().sum(1).max().sqrt()))
             rotated += self.tiles.matmul(rotated.to(self.dtype), gap.to(self.dtype)).mul_(0.5)
             if largest < NEARLY_ORTHOGONAL:
                 break
         return rotated
+
+
+def _square_spans(matrix: Tensor) -> list[slice]:
+    """Tiles of the rows of matrix [d, d]."""
+    return spans(len(matrix), square_tile_rows(len(matrix)))
 
 
 def largest_angle(skew: Tensor, steps: int = POWER_STEPS) -> float:

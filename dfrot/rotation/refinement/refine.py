@@ -31,6 +31,7 @@ from torch import Tensor
 from dfrot.errors import InputError
 from dfrot.processor import fast_bfloat16
 from dfrot.progress import Progress, silent
+from dfrot.ranks.single import SINGLE, Ranks
 from dfrot.rotation.refinement.calibration_rows import CalibrationRows
 from dfrot.rotation.refinement.massive_subspace import massive_first_start
 from dfrot.rotation.refinement.objective import Objective, effective_gamma, evaluate
@@ -73,25 +74,27 @@ def refine(
     *,
     progress: Progress = silent,
     watch: Watch | None = None,
+    ranks: Ranks = SINGLE,
 ) -> Refinement:
     """Refine `start` float64 [d, d] (a randomised Hadamard matrix in the paper) on `rows`.
 
-    The result does not depend on the number of threads (it does on the precision of the products). Raises
+    ranks: processes that share the products, each calling this with the same rows and start, and getting the result.
+    It does not depend on them, nor on the number of threads (it does on the precision of the products). Raises
     InputError when shapes disagree, rows are not finite, or `start` is not orthogonal.
     """
     _check(rows, start)
     gamma = effective_gamma(rows, settings.gamma)
     iterates = _Iterates(start, watch)
     half = _half_precision(settings, rows.width)
-    with Tiles() as tiles:
+    with Tiles(ranks) as tiles:
         if rows.n_massive and gamma and settings.rounds:
-            iterates.search_first(massive_first_start(rows, start, settings.grid, tiles))
+            iterates.search_first(_massive_first(rows, start, settings, tiles))
         procrustes = ProcrustesStep(rows, gamma, settings.grid, tiles, half)
         rounds = _run_searches(iterates, procrustes, settings, progress)
         matrix = iterates.matrix()
         del procrustes  # its copies of the rows and the eigenbasis are not needed for what follows
         iterates.matrix = lambda: start
-        matrix = orthogonalise(matrix) if iterates.best else start
+        matrix = ranks.broadcast(orthogonalise(matrix) if ranks.first else None) if iterates.best else start
         before, after = (evaluate(rows, rotation, settings.grid, gamma, tiles) for rotation in (start, matrix))
     accepted, best = iterates.accepted(), iterates.best
     if after.value > before.value:  # nothing was gained, whatever the rounding of the products says
@@ -102,6 +105,16 @@ def refine(
         "precision": "bfloat16" if half else "float32",
     }
     return Refinement(matrix, iterates.values, accepted, best, orthogonality_error(matrix), stats)
+
+
+def _massive_first(rows: CalibrationRows, start: Tensor, settings: RefineSettings, tiles: Tiles) -> Tensor:
+    """`massive_first_start`, which the first rank computes."""
+    found = None
+    if tiles.ranks.first:
+        begin = massive_first_start(rows, start, settings.grid, tiles.alone())
+        found = None if begin is start else begin
+    found = tiles.ranks.broadcast(found)
+    return start if found is None else found
 
 
 def _run_searches(iterates: _Iterates, procrustes: ProcrustesStep, settings: RefineSettings, progress: Progress) -> int:

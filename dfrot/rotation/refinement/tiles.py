@@ -2,18 +2,21 @@
 
 BLAS and OpenMP split sums differently for different thread counts, and a last bit that differs sends a quantizer
 elsewhere. Here the work is cut into tiles of a fixed shape, each computed on one thread; the number of threads only
-decides who computes a tile, never how.
+decides who computes a tile, never how. The same holds for processes that share the tiles.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import copy
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+from dfrot.ranks.single import SINGLE, Ranks
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -42,7 +45,9 @@ class Tiles:
 
     Torch itself runs on one thread inside the `with` block; its thread count is restored afterwards."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks = SINGLE) -> None:
+        """ranks: processes that share what `shared`, `fill` and `matmul` do; all of them must call these alike."""
+        self.ranks = ranks
         self.workers = torch.get_num_threads()
 
     def __enter__(self) -> Tiles:
@@ -56,12 +61,44 @@ class Tiles:
         self._pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(self.workers)
 
+    def alone(self) -> Tiles:
+        """The same pool, for what a single rank does."""
+        tiles = copy.copy(self)
+        tiles.ranks = SINGLE
+        return tiles
+
     def each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """function(item) for every item, results in order; the first error is raised."""
+        """function(item) for every item, on this rank; results in order; the first error is raised."""
         items = list(items)
         if self.workers == 1 or len(items) == 1:
             return [function(item) for item in items]
         return list(self._pool.map(function, items))
+
+    def own(self, items: Sequence[T]) -> Sequence[T]:
+        """The items that are this rank's."""
+        return items[self.ranks.rank :: self.ranks.size]
+
+    def shared(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """function(item) for every item, each computed by one rank; results, which travel, in order on all of them."""
+        parts = self.ranks.gather_everywhere(self.each(function, self.own(items)))
+        return [parts[number % self.ranks.size][number // self.ranks.size] for number in range(len(items))]
+
+    def fill(self, target: Tensor, function: Callable[[slice], R], parts: Sequence[slice]) -> list[R]:
+        """function(part), which writes the rows target[part] and returns a number, for every part, each on one rank;
+        afterwards all ranks have all rows. Returns the numbers in order."""
+
+        def rows(part: slice) -> R | list[Any]:
+            result = function(part)
+            return result if self.ranks.size == 1 else [result, target[part]]
+
+        results: list[Any] = self.shared(rows, parts)
+        if self.ranks.size > 1:
+            own = set(range(len(parts))[self.ranks.rank :: self.ranks.size])
+            for number, (part, (_, computed)) in enumerate(zip(parts, results)):
+                if number not in own:
+                    target[part] = computed
+            results = [result for result, _ in results]
+        return results
 
     def matmul(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
         """a [m, k] @ b [k, n] in tiles of rows, in the dtype of the operands (or cast into `out` [m, n])."""
@@ -73,5 +110,5 @@ class Tiles:
             else:
                 product[rows] = a[rows] @ b
 
-        self.each(tile, spans(a.shape[0], square_tile_rows(a.shape[0])))
+        self.fill(product, tile, spans(a.shape[0], square_tile_rows(a.shape[0])))
         return product

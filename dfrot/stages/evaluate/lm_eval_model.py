@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from dfrot.errors import UnsupportedError
 from dfrot.generation.engine import Engine, TextRequest
 from dfrot.generation.sampling import Sampling
 from dfrot.progress import Progress, silent
+from dfrot.ranks.single import SINGLE, Ranks
 
 _GENERATION = {"do_sample", "temperature", "top_p", "top_k", "until", "max_gen_toks", "repetition_penalty"}
 Request = tuple[Any, list[int], list[int]]
@@ -27,11 +29,15 @@ class DfqLM(TemplateLM):  # type: ignore[misc]
     """An lm-eval model over an `Engine`.
 
     Rows are padded at the right, where causal attention and per-token quantizers do not notice it: a row of a batch
-    gets the score that it gets alone."""
+    gets the score that it gets alone. Ranks share the requests; lm-eval sees a single process on each."""
 
-    def __init__(self, engine: Engine, batch: int = 8, seed: int = 0, progress: Progress = silent) -> None:
-        """engine: the loaded checkpoint; batch: rows per forward pass; seed: of sampled texts."""
+    def __init__(
+        self, engine: Engine, batch: int = 8, seed: int = 0, progress: Progress = silent, ranks: Ranks = SINGLE
+    ) -> None:
+        """engine: the loaded checkpoint; batch: rows per forward pass; seed: of sampled texts; ranks: all of which get
+        the same requests."""
         super().__init__()
+        self.ranks = ranks
         self.engine, self.batch, self.seed, self.progress = engine, batch, seed, progress
         read_fast = isinstance(engine.tokenizer, FastTokenizer)  # lm-eval asks for more than it has
         self.tokenizer: Any = load_tokenizer(engine.folder) if read_fast else engine.tokenizer
@@ -98,22 +104,30 @@ class DfqLM(TemplateLM):  # type: ignore[misc]
     def _loglikelihood_tokens(self, requests: Sequence[Request], **kwargs: Any) -> list[tuple[float, bool]]:
         """(sum of log-probabilities of the continuation, whether greedy decoding produces it) per request, in order."""
         order = sorted(range(len(requests)), key=lambda n: -len(requests[n][1]) - len(requests[n][2]))
-        scores: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        for begin in range(0, len(order), self.batch):
-            self.progress("score", begin, len(order))
-            chosen = order[begin : begin + self.batch]
-            for number, score in zip(chosen, self._score_batch([requests[number] for number in chosen])):
-                scores[number] = score
-                if requests[number][0] is not None:
-                    self.cache_hook.add_partial("loglikelihood", requests[number][0], score)
+        self.cut += sum(len(continuation) > self.max_length for _, _, continuation in requests)
+        own: dict[int, list[Any]] = {}
+        starts = range(0, len(order), self.batch)
+        for turn, batch in enumerate(self.ranks.rounds(len(starts))):
+            self.progress("score", turn * self.ranks.size * self.batch, len(order))
+            if batch is not None:
+                chosen = order[starts[batch] : starts[batch] + self.batch]
+                own |= zip(chosen, map(list, self._score_batch([requests[number] for number in chosen])))
         self.progress("score", len(order), len(order))
+        scores = [(value, greedy) for value, greedy in self._everyones(own)]
+        for (key, _, _), score in zip(requests, scores):
+            if key is not None:
+                self.cache_hook.add_partial("loglikelihood", key, score)
         return scores
+
+    def _everyones(self, own: dict[int, Any]) -> list[Any]:
+        """The results of all ranks by the number of the request, in its order."""
+        parts = self.ranks.gather_everywhere(own)
+        return [result for _, result in sorted((item for part in parts for item in part.items()), key=itemgetter(0))]
 
     def _score_batch(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
         """As `_loglikelihood_tokens`, in one forward pass. Of a continuation longer than the context the end is
         scored."""
         model = self.engine.target.model
-        self.cut += sum(len(continuation) > self.max_length for _, _, continuation in requests)
         rows = [(context + continuation)[-(self.max_length + 1) :][:-1] for _, context, continuation in requests]
         ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
         for number, row in enumerate(rows):
@@ -154,14 +168,16 @@ class DfqLM(TemplateLM):  # type: ignore[misc]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Texts up to a stop string (cut off), one by one, with the draft if the engine has one."""
-        texts = []
-        for number, request in enumerate(requests):
-            self.progress("generate", number, len(requests))
-            context, options = request.args
-            text = self._generate(context, dict(normalize_gen_kwargs(options)))
-            texts.append(text)
-            self.cache_hook.add_partial("generate_until", request.args, text)
+        own: dict[int, str] = {}
+        for turn, number in enumerate(self.ranks.rounds(len(requests))):
+            self.progress("generate", turn * self.ranks.size, len(requests))
+            if number is not None:
+                context, options = requests[number].args
+                own[number] = self._generate(context, dict(normalize_gen_kwargs(options)))
         self.progress("generate", len(requests), len(requests))
+        texts = self._everyones(own)
+        for request, text in zip(requests, texts):
+            self.cache_hook.add_partial("generate_until", request.args, text)
         return texts
 
     def _generate(self, context: str, options: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from dfrot.evaluate.intervals import as_list, mean_interval
 from dfrot.generation.engine import Engine
 from dfrot.generation.settings import NgramSettings
 from dfrot.progress import Progress, silent
+from dfrot.ranks.single import SINGLE, Ranks
 from dfrot.stages.evaluate.inputs import open_checkpoints
 from dfrot.stages.evaluate.lm_eval_tasks import silenced, task_manager
 from dfrot.stages.evaluate.settings import TaskSettings
@@ -28,8 +29,9 @@ def evaluate_tasks(
     settings: TaskSettings,
     draft: Path | NgramSettings | None = None,
     progress: Progress = silent,
+    ranks: Ranks = SINGLE,
 ) -> dict[str, Any]:
-    """Run lm-eval's tasks on checkpoints.
+    """Run lm-eval's tasks on checkpoints. ranks: share the requests of a task; each returns the result.
 
     draft: of the last checkpoint, a folder or settings of look-up drafting, for tasks that generate (same text,
     sooner).
@@ -47,7 +49,8 @@ def evaluate_tasks(
     results: list[dict[str, Any]] = []
     baseline: dict[str, Any] = {}
     with silenced() as unsilenced:
-        manager = task_manager(settings)
+        with ranks.first_goes_ahead():  # which fetches the data
+            manager = task_manager(settings)
         for number, checkpoint in enumerate(checkpoints):
             name = checkpoint.path.name
 
@@ -55,7 +58,7 @@ def evaluate_tasks(
                 progress(f"{name}: {label}", done, total)
 
             engine = open_engine(checkpoint.path, draft if number == len(checkpoints) - 1 else None)
-            output, notes = _run(lm_eval, manager, engine, settings, unsilenced(report))
+            output, notes = _run(lm_eval, manager, engine, settings, unsilenced(report), ranks)
             scores = {task: _scores(task, output, baseline) for task in output["results"] if task in output["samples"]}
             result = {"model": str(checkpoint.path), "scheme": checkpoint.scheme, "scores": scores}
             results.append({**result, "notes": notes} if notes else result)
@@ -64,7 +67,7 @@ def evaluate_tasks(
 
 
 def _run(
-    lm_eval: Any, manager: Any, engine: Engine, settings: TaskSettings, progress: Progress
+    lm_eval: Any, manager: Any, engine: Engine, settings: TaskSettings, progress: Progress, ranks: Ranks
 ) -> tuple[dict[str, Any], list[str]]:
     """lm-eval's own output for one checkpoint, and notes; leaves torch's random state as it was."""
     from dfrot.stages.evaluate.lm_eval_model import DfqLM
@@ -72,7 +75,7 @@ def _run(
     if settings.chat and not engine.has_chat_template:
         raise UnsupportedError("`chat`: the model has no chat template; leave it out", field="chat")
     state = torch.get_rng_state()
-    model = DfqLM(engine, settings.batch, settings.seed, progress)
+    model = DfqLM(engine, settings.batch, settings.seed, progress, ranks)
     try:
         output = dict(
             lm_eval.simple_evaluate(

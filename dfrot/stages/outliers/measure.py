@@ -22,7 +22,8 @@ from dfrot.outliers.measure.subject import Subject
 from dfrot.outliers.measure.summary import channel_outliers, mean_errors_by_part, rank_by_error
 from dfrot.outliers.report.html import write_report
 from dfrot.progress import Progress, silent
-from dfrot.stage_folder import open_stage
+from dfrot.ranks.shared_stage import open_shared_stage
+from dfrot.ranks.single import SINGLE, Ranks
 from dfrot.stages.outliers.recipe import recipe_perplexity
 from dfrot.stages.outliers.settings import OutlierSettings
 from dfrot_kernels.memory import release_memory
@@ -56,24 +57,28 @@ def outliers(
     settings: OutlierSettings,
     *,
     progress: Progress = silent,
+    ranks: Ranks = SINGLE,
     resume: bool | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Measure checkpoint folder `model`; returns the report, which is also published in folder `out` unless None.
 
+    ranks: processes that share the work, each calling this with the same arguments; the report does not depend on them.
     Raises a DfqError before any work for what cannot be read, and ExistsError when `out` is there."""
     plan = prepare(model, settings)
     if out is None:
-        return measure(plan, progress)[0]
+        return measure(plan, progress, ranks)[0]
     digest = plan.subject.source.digest()
     request = {"model": digest, "data": plan.source, "settings": asdict(settings)}
-    with open_stage(out, KIND, request, resume=resume, overwrite=overwrite) as stage:
+    with open_shared_stage(ranks, out, KIND, request, resume, overwrite) as stage:
         if not stage.finished:
-            report, maps = measure(plan, progress)
+            report, maps = measure(plan, progress, ranks)
             if _measures_recipes(plan):
-                report["measured"] = _measure_recipes(plan, report["recommendation"], stage.folder / "work", progress)
-            write_json(stage.folder / REPORT, report)
-            write_report(stage.folder, report, maps)
+                work = stage.folder / "work"
+                report["measured"] = _measure_recipes(plan, report["recommendation"], work, progress, ranks)
+            if ranks.first:
+                write_json(stage.folder / REPORT, report)
+                write_report(stage.folder, report, maps)
             stage.publish({"report": REPORT, "page": PAGE})
             return report
     return dict(read_json(out / REPORT))
@@ -108,11 +113,11 @@ def prepare(model: Path, settings: OutlierSettings) -> MeasurementPlan:
     return MeasurementPlan(subject, tokens, source, lambda token: str(tokenizer.decode([token])), settings)
 
 
-def measure(plan: MeasurementPlan, progress: Progress) -> tuple[dict[str, Any], dict[str, Any]]:
+def measure(plan: MeasurementPlan, progress: Progress, ranks: Ranks = SINGLE) -> tuple[dict[str, Any], dict[str, Any]]:
     """The report without measured perplexities, and the data of its pictures."""
     subject, settings = plan.subject, plan.settings
     how = MeasureSettings(settings.criteria, settings.seed, settings.rounds, settings.ablate)
-    measurement = Measurement(subject, plan.tokens, how, plan.decode)
+    measurement = Measurement(subject, plan.tokens, how, plan.decode, ranks)
     findings = measurement.run(progress)
     arch, layers = subject.arch, findings["layers"]
     ranked = rank_by_error(layers)
@@ -156,11 +161,11 @@ def _measures_recipes(plan: MeasurementPlan) -> bool:
 
 
 def _measure_recipes(
-    plan: MeasurementPlan, recommendation: dict[str, Any], work: Path, progress: Progress
+    plan: MeasurementPlan, recommendation: dict[str, Any], work: Path, progress: Progress, ranks: Ranks
 ) -> dict[str, Any]:
     """Perplexities of the recommended recipe and of the default one."""
     release_memory()
-    recipe = OutlierRecipe.from_dict(recommendation)
+    recipe = OutlierRecipe.from_dict(ranks.broadcast(recommendation))
     recipes = {"default": DEFAULT_RECIPE} | ({"recommended": recipe} if recipe != DEFAULT_RECIPE else {})
     how = replace(plan.settings.recipe, dataset=plan.settings.dataset, seed=plan.settings.seed)
-    return recipe_perplexity(plan.subject.source.path, recipes, how, work, progress)
+    return recipe_perplexity(plan.subject.source.path, recipes, how, work, progress, ranks)

@@ -17,6 +17,7 @@ from dfrot.evaluate.ppl import window_losses
 from dfrot.outliers.advice import OutlierRecipe
 from dfrot.progress import Progress, silent
 from dfrot.quant.scheme import QuantScheme
+from dfrot.ranks.single import SINGLE, Ranks
 from dfrot.runtime.load import load_model
 from dfrot.stages.calibrate.run import calibrate
 from dfrot.stages.calibrate.settings import CalibrateSettings
@@ -28,21 +29,28 @@ from dfrot.stages.rotate.settings import RotateSettings
 
 
 def recipe_perplexity(
-    model: Path, recipes: dict[str, OutlierRecipe], settings: RecipeSettings, work: Path, progress: Progress = silent
+    model: Path,
+    recipes: dict[str, OutlierRecipe],
+    settings: RecipeSettings,
+    work: Path,
+    progress: Progress = silent,
+    ranks: Ranks = SINGLE,
 ) -> dict[str, Any]:
     """Perplexities of checkpoint `model` under each recipe, on the same windows; JSON.
 
     {"bf16", "recipes": {name: {perplexity, ratio_to_bf16, ratio_to_first, ratio_ci, recipe}}, "settings"}. work: a
-    folder for checkpoints that are made on the way; it is removed."""
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    folder for checkpoints that are made on the way; it is removed. ranks: share the work of every stage."""
+    if ranks.first:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+    ranks.barrier()
     try:
-        base = plain_perplexity(model, settings)
+        base = _perplexity(model, settings, (), ranks)
         results: dict[str, Any] = {}
         first_losses: torch.Tensor | None = None
         for number, (name, recipe) in enumerate(recipes.items()):
             progress("recipes", number, len(recipes))
-            result = _perplexity(_apply_recipe(model, recipe, settings, work), settings, ())
+            result = _perplexity(_apply_recipe(model, recipe, settings, work, ranks), settings, (), ranks)
             losses = torch.tensor(result["nll"], dtype=torch.float64)
             first_losses = losses if first_losses is None else first_losses
             ratio, interval = ratio_interval(losses, first_losses)
@@ -54,8 +62,10 @@ def recipe_perplexity(
                 "recipe": recipe.to_dict(),
             }
         progress("recipes", len(recipes), len(recipes))
+        ranks.barrier()
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        if ranks.first:
+            shutil.rmtree(work, ignore_errors=True)
     named = {**asdict(settings), "dataset": Path(settings.dataset).name}  # a path would tie the report to a machine
     return {"bf16": base["perplexity"], "recipes": results, "settings": named}
 
@@ -78,7 +88,7 @@ def quantized_perplexity(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _perplexity(folder: Path, settings: RecipeSettings, prefix: Sequence[int]) -> dict[str, Any]:
+def _perplexity(folder: Path, settings: RecipeSettings, prefix: Sequence[int], ranks: Ranks = SINGLE) -> dict[str, Any]:
     """Perplexity on the first windows of the test split. Where the tokenizer adds the prefix itself, it is removed from
     the text first, so that the windows are the same with and without it."""
     tokenizer = load_tokenizer(folder)
@@ -91,15 +101,17 @@ def _perplexity(folder: Path, settings: RecipeSettings, prefix: Sequence[int]) -
     rows = evaluation_windows(ids, settings.seqlen)[: settings.windows]
     head = torch.tensor([list(prefix)], dtype=torch.long).expand(len(rows), -1)
     model = load_model(folder)
-    nll = window_losses(model, torch.cat([head, rows], 1), skip=len(prefix))
+    nll = window_losses(model, torch.cat([head, rows], 1), skip=len(prefix), ranks=ranks)
     return {"perplexity": perplexity_interval(nll)[0], "nll": nll.tolist()}
 
 
-def _apply_recipe(model: Path, recipe: OutlierRecipe, settings: RecipeSettings, work: Path) -> Path:
+def _apply_recipe(
+    model: Path, recipe: OutlierRecipe, settings: RecipeSettings, work: Path, ranks: Ranks = SINGLE
+) -> Path:
     """Quantize `model` under a recipe into `work`, replacing the previous result; rotations and calibrations stay for
     the next recipe."""
-    rotated = _rotated(model, recipe, settings, work)
-    calibration = _calibration(rotated, settings, work) if settings.algorithm == "gptq" else None
+    rotated = _rotated(model, recipe, settings, work, ranks)
+    calibration = _calibration(rotated, settings, work, ranks) if settings.algorithm == "gptq" else None
     scheme = replace(QuantScheme.parse(settings.scheme), kv_clip=recipe.kv_clip)
     scheme.require_integers("recipes of dfq outliers have")
     how = QuantizeSettings(
@@ -110,12 +122,14 @@ def _apply_recipe(model: Path, recipe: OutlierRecipe, settings: RecipeSettings, 
         a_clip=recipe.a_clip,
     )
     packed = work / "packed"
-    shutil.rmtree(packed, ignore_errors=True)
-    quantize(rotated, calibration, packed, how)
+    ranks.barrier()  # nobody reads the previous result any more
+    if ranks.first:
+        shutil.rmtree(packed, ignore_errors=True)
+    quantize(rotated, calibration, packed, how, ranks=ranks)
     return packed
 
 
-def _rotated(model: Path, recipe: OutlierRecipe, settings: RecipeSettings, work: Path) -> Path:
+def _rotated(model: Path, recipe: OutlierRecipe, settings: RecipeSettings, work: Path, ranks: Ranks) -> Path:
     """The checkpoint rotated as the recipe says, in `work`; `model` itself without a rotation."""
     if recipe.rotation == "none":
         return model
@@ -129,11 +143,11 @@ def _rotated(model: Path, recipe: OutlierRecipe, settings: RecipeSettings, work:
         a_clip=recipe.a_clip,
         gate=False,
     )
-    rotate(model, folder, how, resume=True)
+    rotate(model, folder, how, resume=True, ranks=ranks)
     return folder
 
 
-def _calibration(rotated: Path, settings: RecipeSettings, work: Path) -> Path:
+def _calibration(rotated: Path, settings: RecipeSettings, work: Path, ranks: Ranks) -> Path:
     """Calibration tokens for gptq, in `work`."""
     folder = work / f"{rotated.name}.calibration"
     how = CalibrateSettings(
@@ -144,5 +158,5 @@ def _calibration(rotated: Path, settings: RecipeSettings, work: Path) -> Path:
         hessians=False,
         statistics=False,
     )
-    calibrate(rotated, folder, how, resume=True)
+    calibrate(rotated, folder, how, resume=True, ranks=ranks)
     return folder

@@ -135,13 +135,20 @@ class ExactRun:
     strength: float
     """How much of the compensation's step to take, 0 to 1."""
 
-    def run(self, runner: BlockRunner, layer: int, taps: Sequence[Tap], chunks: Sequence[slice]) -> list[TapInputs]:
-        """Run the unquantized block on some samples after others; returns the inputs of `taps` for each chunk."""
-        inputs: list[TapInputs] = []
+    @staticmethod
+    def block(runner: BlockRunner, layer: int) -> nn.Module:
+        """The unquantized block, which `run` can run several times."""
         block = runner.block(layer)
         for tap in runner.arch.taps():
             for linear in tap.linears:
                 _multiply_in_bfloat16(inner_linear(block, linear.name))
+        return block
+
+    def run(
+        self, runner: BlockRunner, block: nn.Module, taps: Sequence[Tap], chunks: Sequence[slice]
+    ) -> list[TapInputs]:
+        """Run the unquantized block on some samples after others; returns the inputs of `taps` for each chunk."""
+        inputs: list[TapInputs] = []
         with observe_taps(block, taps, lambda tap, x, rows: inputs[-1].update({tap.name: TapInput(x, rows)})):
             for chunk in chunks:
                 inputs.append({})

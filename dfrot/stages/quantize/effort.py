@@ -96,17 +96,16 @@ def plan_effort(
 def tune_quantized(
     stage: Stage, layout: CheckpointLayout, tuning: EffortTuning, ranks: Ranks, progress: Progress
 ) -> dict[str, Any]:
-    """Tune the complete packed checkpoint in the working folder of `stage`, on the first rank; returns {"tuning":
-    settings and history}.
+    """Tune the complete packed checkpoint in the working folder of `stage`; returns {"tuning": settings and history}.
+    ranks: share the windows, and each holds both models.
 
     Raises InputError when the gradient becomes NaN or Inf."""
     state = stage.folder / STATE_FILE
     if not stage.done(UNIT):
-        history = None
-        if ranks.first:
-            student, _ = check_folder(stage.folder)
-            plan = TunePlan(student, layout.scheme, layout.checkpoint, tuning.settings, tuning.tokens, {})
-            history = TuneTrainer(stage, plan).run(progress)
+        ranks.barrier()  # the checkpoint is complete
+        student, _ = check_folder(stage.folder)
+        plan = TunePlan(student, layout.scheme, layout.checkpoint, tuning.settings, tuning.tokens, {})
+        history = TuneTrainer(stage, plan, ranks).run(progress)
         stage.mark(UNIT, history)
     if ranks.first and state.is_file():  # else a killed run did everything below
         writer = SafetensorsWriter(stage.folder, layout.plan(), stored=layout.arch.written)

@@ -20,7 +20,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dfrot.arch import BoundArch, Tap
 from dfrot.arch.space import Space
@@ -130,6 +130,7 @@ class _BlockQuantization:
         self.owners = {tap.name: owner for tap, owner in zip(self.taps, owners)}
         self.cache = SimulatedKV.of(config.scheme, config.online.r3, config.sink_tokens, key_shift)
         self.results: dict[str, Quantized] = {}
+        self.exact_block: nn.Module | None = None  # where it is kept from pass to pass
 
     def in_one_pass(self, source: HiddenStates, target: HiddenStates) -> None:
         """All samples together: each tap is quantized when the pass reaches it."""
@@ -185,6 +186,8 @@ class _BlockQuantization:
     def in_chunks(self, source: HiddenStates, target: HiddenStates, step: int) -> None:
         """`step` samples at a time: one pass over all chunks per group of taps, then one for the outputs."""
         rounds = self._rounds(source, step)
+        if self.exact is not None and any(chunk is not None for chunk in rounds):
+            self.exact_block = self.exact.block(self.runner, self.layer)  # not read again for every group and chunk
         for group in _groups_of_taps(self.arch, self.taps):
             moments = self._moments(group)
             for chunk in rounds:
@@ -213,7 +216,10 @@ class _BlockQuantization:
 
     def _run_exact(self, taps: Sequence[Tap], chunks: Sequence[slice]) -> list[TapInputs]:
         """Inputs of `taps` in the unquantized model, per chunk of samples; empty without compensation."""
-        return self.exact.run(self.runner, self.layer, taps, chunks) if self.exact is not None else [{} for _ in chunks]
+        if self.exact is None:
+            return [{} for _ in chunks]
+        block = self.exact_block or self.exact.block(self.runner, self.layer)
+        return self.exact.run(self.runner, block, taps, chunks)
 
     def _run_until(self, taps: Sequence[Tap], hidden: Tensor) -> TapInputs:
         """Inputs of `taps` by tap name, from a run on hidden [B, S, d] that goes no further than the last of them."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dfrot.arch.spec import Norm
 from dfrot.calib.taps import inner_linear
 from dfrot.progress import Progress, silent
+from dfrot.ranks.single import SINGLE, Ranks
 from dfrot.rotation.refinement.calibration_rows import normalise
 from dfrot.rotation.refinement.output_error import NormOutputs, reader_factor
 from dfrot.runtime.block_runner import BlockRunner
@@ -20,19 +21,26 @@ ROW_BYTES = 1 << 30  # budget for the kept rows, bfloat16
 
 
 @torch.no_grad()
-def collect_outputs(runner: BlockRunner, windows: Tensor, seed: int, progress: Progress = silent) -> list[NormOutputs]:
+def collect_outputs(
+    runner: BlockRunner, windows: Tensor, seed: int, progress: Progress = silent, ranks: Ranks = SINGLE
+) -> list[NormOutputs]:
     """Run `windows` int64 [samples, seqlen] through the model, one block in memory, and keep an equal share of the
-    outputs of every norm that feeds linears, in the order of computation; of a norm, window after window."""
+    outputs of every norm that feeds linears, in the order of computation; of a norm, window after window.
+
+    ranks: processes that share the windows, and the norms' readers; all of them get everything."""
     arch = runner.arch
     norms = arch.spec.rotated_norms
     rows = max(1, ROW_BYTES // (2 * arch.hidden * len(norms) * arch.n_layers * len(windows)))
-    hidden = [runner.embed(window[None]) for window in windows]
+    own = range(len(windows))[ranks.rank :: ranks.size]
+    hidden = {number: runner.embed(windows[number : number + 1]) for number in own}
     taps: list[NormOutputs] = []
     for layer in range(arch.n_layers):
         progress("outputs", layer, arch.n_layers)
-        block = runner.block(layer)
+        own_norms = [number for number in range(len(norms)) if (len(taps) + number) % ranks.size == ranks.rank]
+        block = runner.block(layer) if hidden or own_norms else None
         kept: dict[str, list[Tensor]] = {norm.name: [] for norm in norms}
-        for number, states in enumerate(hidden):
+        for number, states in hidden.items():
+            assert block is not None
             draw = np.random.Generator(np.random.PCG64([seed, layer, number]))
             hooks = [
                 block.get_submodule(name).register_forward_pre_hook(_keep(inputs, rows, arch.norm_eps, draw))
@@ -41,10 +49,19 @@ def collect_outputs(runner: BlockRunner, windows: Tensor, seed: int, progress: P
             hidden[number] = runner.run(block, states)
             for hook in hooks:
                 hook.remove()
-        for norm in norms:
-            readers = _readers(block, norm, seed + len(taps))
-            taps.append(NormOutputs(torch.cat(kept.pop(norm.name)), readers))
-        del block, hooks  # before the next one is built: one block in memory
+        readers = {}
+        for number in own_norms:
+            assert block is not None
+            readers[number] = _readers(block, norms[number], seed + len(taps) + number)
+        block, hooks = None, []  # before the next one is built: one block in memory
+        parts = ranks.gather_everywhere({"rows": kept, "readers": readers})
+        for number, norm in enumerate(norms):
+            of_windows = [
+                parts[window % ranks.size]["rows"][norm.name][window // ranks.size] for window in range(len(windows))
+            ]
+            factor = parts[len(taps) % ranks.size]["readers"][number]
+            taps.append(NormOutputs(torch.cat(of_windows), factor if ranks.size == 1 else factor.clone()))
+        del parts, kept, of_windows
     progress("outputs", arch.n_layers, arch.n_layers)
     return taps
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dfrot.arch import BoundArch
 from dfrot.errors import GateError
 from dfrot.progress import Progress, silent
+from dfrot.ranks.single import SINGLE, Ranks
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.runtime.experts import record_routing
 from dfrot.stages.rotate.digits import significant
@@ -57,21 +58,37 @@ def gate(
     images: GateImages | None = None,
     *,
     progress: Progress = silent,
+    ranks: Ranks = SINGLE,
 ) -> dict[str, Any]:
     """Compare two checkpoints on `tokens` int64 [1, S], with `r1` float64 [hidden, hidden] between them (None: they
-    share a basis). images: image embeddings, inserted behind the first token.
+    share a basis). images: image embeddings, inserted behind the first token; the first rank's count. ranks: processes
+    that share the blocks.
 
     Returns the record: relative error and limit of the embedding, of every block and of the head, and how far
     the logits are apart end to end. Raises GateError naming the first part that differs by more than rounding."""
-    arch = original.arch
+    layers = original.arch.n_layers
     comparison = _Comparison(original, rotated, r1)
+    embedded = comparison.embed(tokens, images) if ranks.first else None
+    comparison.judge(ranks)
     # `hidden` belongs to the source model, `own` travels through the rotated model only
-    hidden, own = comparison.embed(tokens, images)
-    for layer in range(arch.n_layers):
-        progress("gate", layer, arch.n_layers)
-        hidden, own = comparison.block(layer, hidden, own)
-    progress("gate", arch.n_layers, arch.n_layers)
-    logits = comparison.logits(hidden[:, -LOGIT_TOKENS:], own[:, -LOGIT_TOKENS:])
+    hidden, own = ranks.broadcast(embedded)
+    for begin in range(0, layers, ranks.size):
+        progress("gate", begin, layers)
+        batch = range(layers)[begin : begin + ranks.size]
+        block = _BlockComparison(comparison, batch[ranks.rank]) if ranks.rank < len(batch) else None
+        if block is not None and ranks.size > 1:
+            block.load()  # while others run
+        for rank in range(len(batch)):
+            ran = block.run(hidden, own) if block is not None and rank == ranks.rank else None
+            hidden, own = ranks.broadcast(ran, rank)
+        if block is not None:
+            block.measure()
+        del block
+        comparison.judge(ranks)
+    progress("gate", layers, layers)
+    compared = comparison.logits(hidden[:, -LOGIT_TOKENS:], own[:, -LOGIT_TOKENS:]) if ranks.first else None
+    comparison.judge(ranks)
+    logits = ranks.broadcast(compared)
     counted = {} if images is None else {"image_tokens": images.original.shape[1]}
     return {"tokens": tokens.shape[1], **counted, "parts": comparison.parts, "logits": logits}
 
@@ -83,13 +100,25 @@ class _Comparison:
         self.original, self.rotated, self.r1 = original, rotated, r1
         self.arch = original.arch
         self.parts: dict[str, Figures] = {}
+        self._measured: list[tuple[str, float, float, Figures]] = []
 
     def rotate(self, hidden: Tensor) -> Tensor:
         """hidden [..., d] of the source model in the basis of the rotated one, float32."""
         return hidden.float() if self.r1 is None else (hidden.double() @ self.r1).float()
 
-    def judge(self, name: str, error: float, rounding: float) -> None:
-        """Record a part's relative error; raises GateError when `rounding` does not explain it."""
+    def measured(self, name: str, error: float, rounding: float, **more: float) -> None:
+        """Note a part's relative error, and what rounding may do, for `judge`."""
+        self._measured.append((name, error, rounding, more))
+
+    def judge(self, ranks: Ranks) -> None:
+        """Record what the ranks have measured; raises GateError, on all of them, for a part whose error rounding does
+        not explain."""
+        parts, self._measured = ranks.gather_everywhere(self._measured), []
+        for name, error, rounding, more in [entry for part in parts for entry in part]:
+            self._judge(name, error, rounding)
+            self.parts[name] |= more
+
+    def _judge(self, name: str, error: float, rounding: float) -> None:
         limit = min(MARGIN * rounding + FLOOR, CEILING)
         self.parts[name] = {"error": error, "rounding": rounding, "limit": significant(limit)}
         if not error <= limit:  # NaN is a difference too
@@ -100,58 +129,23 @@ class _Comparison:
             )
 
     def embed(self, tokens: Tensor, images: GateImages | None) -> tuple[Tensor, Tensor]:
-        """Judge the embedding (and the projector); returns hidden states [1, S, d] of both models."""
+        """Measure the embedding (and the projector); returns hidden states [1, S, d] of both models."""
         embed = self.arch.spec.embed
         hidden, own = self.original.embed(tokens), self.rotated.embed(tokens)
-        self._judge_rows(embed, own, self.rotate(hidden), _unit_roundoff(self.rotated, embed))
+        self._measure_rows(embed, own, self.rotate(hidden), _unit_roundoff(self.rotated, embed))
         if images is None:
             return hidden, own
-        self._judge_rows("projector", images.rotated, self.rotate(images.original), images.unit)
+        self._measure_rows("projector", images.rotated, self.rotate(images.original), images.unit)
         hidden = torch.cat([hidden[:, :1], images.original, hidden[:, 1:]], 1)
         own = torch.cat([own[:, :1], images.rotated, own[:, 1:]], 1)
         return hidden, own
 
-    def _judge_rows(self, name: str, rows: Tensor, expected: Tensor, unit: float) -> None:
+    def _measure_rows(self, name: str, rows: Tensor, expected: Tensor, unit: float) -> None:
         error = (rows - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(TINY)
-        self.judge(name, _rms(error), unit)
-
-    def block(self, layer: int, hidden: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-        """Judge block `layer`; returns the hidden states behind it."""
-        arch, prefix = self.arch, self.arch.prefix(layer)
-        after, source_choices = _run(self.original, self.original.block(layer), hidden)
-        expected = self.rotate(after.double() - hidden.double())
-        fed = self.rotate(hidden)
-        block = self.rotated.block(layer)
-        out, rotated_choices = _run(self.rotated, block, torch.cat([fed, own]))
-        _jitter(block, arch, _unit_roundoff(self.rotated, prefix), layer)
-        jittered, jittered_choices = _run(self.rotated, block, fed)
-        del block
-        same_experts = torch.ones(hidden.shape[:2], dtype=torch.bool)
-        choices = zip(arch.spec.routers, source_choices, rotated_choices, jittered_choices)
-        for router, *chosen in choices:
-            same_experts &= self.router(arch.full(layer, router.name), *chosen)
-        scale = expected.norm(dim=-1) + SMALLEST_UPDATE * fed.norm(dim=-1)
-        error = ((out[:1] - fed - expected).norm(dim=-1) / scale)[same_experts]
-        noise = ((jittered - out[:1]).norm(dim=-1) / scale)[same_experts]
-        self.judge(prefix, _rms(error), _rms(noise))
-        if not bool(same_experts.all()):
-            self.parts[prefix]["rerouted"] = int((~same_experts).sum())
-        return after, out[1:]
-
-    def router(self, name: str, source: Choice, rotated: Choice, jittered: Choice) -> Tensor:
-        """Judge a router by its scores. Returns bool [1, S]: tokens that went to the same experts in all three runs."""
-        scores, experts = source
-        tokens = len(scores)  # of the rotated run, the first half was fed the source's states
-        norm = scores.norm(dim=-1).clamp_min(TINY)
-        error = (rotated[0][:tokens] - scores).norm(dim=-1) / norm
-        noise = (jittered[0] - rotated[0][:tokens]).norm(dim=-1) / norm
-        self.judge(name, _rms(error), _rms(noise))
-        wanted = experts.sort().values
-        same = [(other.sort().values == wanted).all(-1) for other in (rotated[1][:tokens], jittered[1])]
-        return (same[0] & same[1])[None]
+        self.measured(name, _rms(error), unit)
 
     def logits(self, hidden: Tensor, own: Tensor) -> dict[str, float]:
-        """Judge the head on exactly rotated states; then compare the logits of the whole models.
+        """Measure the head on exactly rotated states; then compare the logits of the whole models.
 
         Logits are compared before any cap, which would hide differences."""
         head, rotated = self.arch.spec.head.name, self.rotated
@@ -165,12 +159,66 @@ class _Comparison:
         noise = noise * (_unit_roundoff(rotated, stored) / 3**0.5) / norm
         noise = noise / abs(self.arch.scalar("logits"))
         error = (rotated.logits(fed, capped=False) - expected).norm(dim=-1) / norm
-        self.judge(head, _rms(error), _rms(noise))
+        self.measured(head, _rms(error), _rms(noise))
         final = rotated.logits(own, capped=False)
         return {
             "relative_error": _rms((final - expected).norm(dim=-1) / norm),
             "top1_agreement": float((final.argmax(-1) == expected.argmax(-1)).double().mean()),
         }
+
+
+class _BlockComparison:
+    """One block of both models."""
+
+    def __init__(self, comparison: _Comparison, layer: int) -> None:
+        self.comparison, self.layer = comparison, layer
+        self.blocks: list[nn.Module] = []  # those of both models where they are loaded beforehand
+
+    def load(self) -> None:
+        """Load both models' weights."""
+        self.blocks = [runner.block(self.layer) for runner in (self.comparison.original, self.comparison.rotated)]
+
+    def run(self, hidden: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        """Run both models; returns the hidden states [1, S, d] behind the block."""
+        original, rotated, layer = self.comparison.original, self.comparison.rotated, self.layer
+        after, self.source_choices = _run(
+            original, self.blocks.pop(0) if self.blocks else original.block(layer), hidden
+        )
+        self.expected = self.comparison.rotate(after.double() - hidden.double())
+        self.fed = self.comparison.rotate(hidden)
+        self.rotated = self.blocks.pop() if self.blocks else rotated.block(layer)
+        out, self.rotated_choices = _run(rotated, self.rotated, torch.cat([self.fed, own]))
+        self.out = out[:1]
+        return after, out[1:]
+
+    def measure(self) -> None:
+        """Measure what `run` computed against the effect of rounding."""
+        arch, prefix, fed = self.comparison.arch, self.comparison.arch.prefix(self.layer), self.fed
+        rotated = self.comparison.rotated
+        _jitter(self.rotated, arch, _unit_roundoff(rotated, prefix), self.layer)
+        jittered, jittered_choices = _run(rotated, self.rotated, fed)
+        del self.rotated
+        same_experts = torch.ones(fed.shape[:2], dtype=torch.bool)
+        choices = zip(arch.spec.routers, self.source_choices, self.rotated_choices, jittered_choices)
+        for router, *chosen in choices:
+            same_experts &= self._router(arch.full(self.layer, router.name), *chosen)
+        scale = self.expected.norm(dim=-1) + SMALLEST_UPDATE * fed.norm(dim=-1)
+        error = ((self.out - fed - self.expected).norm(dim=-1) / scale)[same_experts]
+        noise = ((jittered - self.out).norm(dim=-1) / scale)[same_experts]
+        others = int((~same_experts).sum())
+        self.comparison.measured(prefix, _rms(error), _rms(noise), **({"rerouted": others} if others else {}))
+
+    def _router(self, name: str, source: Choice, rotated: Choice, jittered: Choice) -> Tensor:
+        """Measure a router by its scores. Returns bool [1, S]: tokens that went to the same experts in all runs."""
+        scores, experts = source
+        tokens = len(scores)  # of the rotated run, the first half was fed the source's states
+        norm = scores.norm(dim=-1).clamp_min(TINY)
+        error = (rotated[0][:tokens] - scores).norm(dim=-1) / norm
+        noise = (jittered[0] - rotated[0][:tokens]).norm(dim=-1) / norm
+        self.comparison.measured(name, _rms(error), _rms(noise))
+        wanted = experts.sort().values
+        same = [(other.sort().values == wanted).all(-1) for other in (rotated[1][:tokens], jittered[1])]
+        return (same[0] & same[1])[None]
 
 
 def _run(runner: BlockRunner, block: nn.Module, hidden: Tensor) -> tuple[Tensor, list[Choice]]:

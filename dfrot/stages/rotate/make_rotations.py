@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from dfrot.progress import Progress
+from dfrot.ranks.single import SINGLE, Ranks
 from dfrot.rotation.align import aligned, constant_share, gain_signs, mean_share, tap_means
 from dfrot.rotation.fuse import Rotations
 from dfrot.rotation.hadamard import hadamard_plan, random_orthogonal, randomized_hadamard
-from dfrot.rotation.refinement.calibration_rows import CalibrationRows
+from dfrot.rotation.refinement.calibration_rows import CalibrationRows, broadcast_rows
 from dfrot.rotation.refinement.massive_rule import MassiveRule
 from dfrot.rotation.refinement.output_error import refine_outputs
 from dfrot.rotation.refinement.refine import refine
@@ -28,24 +29,30 @@ from dfrot.stages.rotate.settings import OUTPUTS, ROWS
 from dfrot_kernels.memory import release_memory
 
 
-def make_rotations(stage: Stage, plan: RotatePlan, progress: Progress) -> tuple[Rotations, dict[str, Any]]:
-    """The rotations of `plan`, made or (after an interruption) read from the stage, and the record of how.
+def make_rotations(
+    stage: Stage, plan: RotatePlan, progress: Progress, ranks: Ranks = SINGLE
+) -> tuple[Rotations, dict[str, Any]]:
+    """The rotations of `plan`, made or (after an interruption) read from the stage, and the record of how. ranks: share
+    the work, and all get the result.
 
     Raises InputError for a matrix that is not orthogonal."""
     settings, arch = plan.settings, plan.arch
     file = stage.folder / ROTATION_FILE
     if not stage.done("rotation"):
         report: dict[str, Any] = {}
-        rotations: dict[str, Rotation] = {}
+        matrix = None
         if plan.uses_r1:
-            matrix, report = _make_r1(plan, stage.folder / TRANSFORMS_FILE, progress)
-            rotations["R1"] = Rotation(matrix, settings.method, settings.seed)
-            report["r1"] = _summary(rotations["R1"], arch.hidden, settings.block)
-        seeds = [(settings.seed, 1 + layer) for layer in range(arch.n_layers)]
-        per_layer = [randomized_hadamard(arch.head_dim, seed, plan.head_block) for seed in seeds]
-        rotations["R2"] = Rotation(torch.stack(per_layer), "hadamard", settings.seed)
-        report["r2"] = _summary(rotations["R2"], arch.head_dim, plan.head_block)
-        save_rotations(file, rotations)
+            matrix, report = _make_r1(plan, stage.folder / TRANSFORMS_FILE, progress, ranks)
+        if ranks.first:
+            rotations: dict[str, Rotation] = {}
+            if matrix is not None:
+                rotations["R1"] = Rotation(matrix, settings.method, settings.seed)
+                report["r1"] = _summary(rotations["R1"], arch.hidden, settings.block)
+            draws = [(settings.seed, 1 + layer) for layer in range(arch.n_layers)]
+            per_layer = [randomized_hadamard(arch.head_dim, draw, plan.head_block) for draw in draws]
+            rotations["R2"] = Rotation(torch.stack(per_layer), "hadamard", settings.seed)
+            report["r2"] = _summary(rotations["R2"], arch.head_dim, plan.head_block)
+            save_rotations(file, rotations)
         stage.mark("rotation", report)
     stored = load_rotations(file)
     r1 = stored["R1"].matrix if "R1" in stored else None
@@ -66,37 +73,42 @@ def _summary(rotation: Rotation, size: int, block: int | None) -> dict[str, Any]
     }
 
 
-def _make_r1(plan: RotatePlan, file: Path, progress: Progress) -> tuple[Tensor, dict[str, Any]]:
+def _make_r1(plan: RotatePlan, file: Path, progress: Progress, ranks: Ranks) -> tuple[Tensor | None, dict[str, Any]]:
     """R1 float64 [hidden, hidden]: drawn, then aligned and refined where the settings say so, on norm outputs of one
-    calibration sample. The signs of gains that belong to an aligned R1 are written to `file`."""
+    calibration sample; on the first rank, with the record of it. The signs of gains that belong to an aligned R1 are
+    written to `file`."""
     settings = plan.settings
-
-    def draw() -> Tensor:
-        if settings.method == "orthogonal":
-            return random_orthogonal(plan.arch.hidden, settings.seed)
-        return randomized_hadamard(plan.arch.hidden, settings.seed, settings.block)
-
+    if settings.method == "orthogonal":
+        matrix = random_orthogonal(plan.arch.hidden, settings.seed)
+    else:
+        matrix = randomized_hadamard(plan.arch.hidden, settings.seed, settings.block)
     if plan.calibration is None:
-        return draw(), {}
+        return matrix, {}
+    if not ranks.first and settings.method != "dfrot":
+        return None, {}
     runner = BlockRunner(plan.checkpoint, plan.arch)
-    rule = MassiveRule.parse(settings.massive_rule)
-    rows = collect_rows(runner, plan.calibration, seed=settings.seed, rule=rule, progress=progress)
-    release_memory()
-    matrix = draw()
     report: dict[str, Any] = {}
-    means = tap_means(rows) if settings.align else None
-    if means is not None:
-        report["align"] = {"mean": significant(mean_share(rows, means))}
-        matrix = aligned(matrix, means)
+    rows: CalibrationRows | None = None
+    means: Tensor | None = None
+    if ranks.first:
+        rule = MassiveRule.parse(settings.massive_rule)
+        rows = collect_rows(runner, plan.calibration, seed=settings.seed, rule=rule, progress=progress)
+        release_memory()
+        means = tap_means(rows) if settings.align else None
+        if means is not None:
+            report["align"] = {"mean": significant(mean_share(rows, means))}
+            matrix = aligned(matrix, means)
+        if settings.method == "dfrot":
+            assert plan.decode is not None
+            decode = plan.decode
+            report["massive"] = rows.report(lambda token: str(decode([token])))
     if settings.method == "dfrot":
-        assert plan.decode is not None
-        decode = plan.decode
-        report["massive"] = rows.report(lambda token: str(decode([token])))
         if settings.objective == ROWS:
-            matrix, report["refinement"] = _refined_for_rows(plan, rows, matrix, progress)
+            matrix = ranks.broadcast(matrix)
+            matrix, report["refinement"] = _refined_for_rows(plan, broadcast_rows(rows, ranks), matrix, progress, ranks)
         else:
             del rows
-            matrix, report["refinement"] = _refined_for_outputs(plan, runner, matrix, means, progress)
+            matrix, report["refinement"] = _refined_for_outputs(plan, runner, matrix, means, progress, ranks)
     if means is not None:
         report["align"]["constant"] = significant(constant_share(matrix, means))
         signs = gain_signs(matrix, means)
@@ -105,11 +117,11 @@ def _make_r1(plan: RotatePlan, file: Path, progress: Progress) -> tuple[Tensor, 
 
 
 def _refined_for_rows(
-    plan: RotatePlan, rows: CalibrationRows, start: Tensor, progress: Progress
+    plan: RotatePlan, rows: CalibrationRows, start: Tensor, progress: Progress, ranks: Ranks
 ) -> tuple[Tensor, dict[str, Any]]:
     """The paper's R1 float64 [hidden, hidden], refined from `start` on the rows of one calibration sample, and the
     record of it."""
-    result = refine(rows, start, plan.settings.refinement(), progress=progress)
+    result = refine(rows, start, plan.settings.refinement(), progress=progress, ranks=ranks)
     report = {
         "curve": result.curve,
         "accepted": result.accepted,
@@ -121,19 +133,20 @@ def _refined_for_rows(
 
 
 def _refined_for_outputs(
-    plan: RotatePlan, runner: BlockRunner, start: Tensor, means: Tensor | None, progress: Progress
+    plan: RotatePlan, runner: BlockRunner, start: Tensor, means: Tensor | None, progress: Progress, ranks: Ranks
 ) -> tuple[Tensor, dict[str, Any]]:
-    """R1 float64 [hidden, hidden], refined from `start` for the outputs of its readers, and the record of it."""
+    """R1 float64 [hidden, hidden], refined from `start` for the outputs of its readers, and the record of it. start,
+    means: those of the first rank count."""
     settings = plan.settings
     assert plan.moment_tokens is not None
-    taps = collect_outputs(runner, plan.moment_tokens, settings.seed, progress)
+    taps = collect_outputs(runner, plan.moment_tokens, settings.seed, progress, ranks)
     release_memory()
 
     def signs(matrix: Tensor) -> Tensor:
         return torch.ones(len(taps), len(matrix)) if means is None else gain_signs(matrix.double(), means).float()
 
     grid = settings.refinement().grid
-    result = refine_outputs(taps, start, signs, grid, settings.steps, settings.seed, progress)
+    result = refine_outputs(taps, start, signs, grid, settings.steps, settings.seed, progress, ranks)
     report = {
         "objective": OUTPUTS,
         "clip": settings.clip,

@@ -19,11 +19,13 @@ from dfrot.files import allocated_bytes, require_free_space, write_json
 from dfrot.lineage import source_record
 from dfrot.progress import Progress, silent
 from dfrot.quant.config import DfqConfig
+from dfrot.ranks.shared_stage import open_shared_stage
+from dfrot.ranks.single import SINGLE, Ranks
 from dfrot.rotation.fuse import Fuser, Rotations
 from dfrot.rotation.transforms import Transforms
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.runtime.transformers_model import compare_with_transformers
-from dfrot.stage_folder import Stage, open_stage, read_record
+from dfrot.stage_folder import Stage, read_record
 from dfrot.stages.rotate.gate import gate
 from dfrot.stages.rotate.gate_images import gate_images
 from dfrot.stages.rotate.make_rotations import make_rotations
@@ -43,22 +45,26 @@ def rotate(
     settings: RotateSettings,
     *,
     progress: Progress = silent,
+    ranks: Ranks = SINGLE,
     resume: bool | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Rotate checkpoint folder `model` into folder `out`; returns the record (also `out/stage.json`).
+
+    ranks: processes that share the work, each calling this with the same arguments; the bytes do not depend on them.
 
     Raises a DfqError before work starts for anything that cannot be done, GateError when the result is not the same
     model. `resume` and `overwrite` as in `open_stage`."""
     if out.resolve() == Path(model).resolve():
         raise InputError(f"{out}: is the model itself; choose another `out`", field="out", file=out)
     plan = plan_rotation(model, settings)
-    with open_stage(out, KIND, plan.request, resume=resume, overwrite=overwrite) as stage:
+    with open_shared_stage(ranks, out, KIND, plan.request, resume, overwrite) as stage:
         if not stage.finished:
             try:
-                _run(stage, plan, progress)
+                _run(stage, plan, progress, ranks)
             except GateError:
-                stage.discard()  # wrong weights are nothing to resume from
+                if ranks.first:
+                    stage.discard()  # wrong weights are nothing to resume from
                 raise
     return read_record(out, KIND)
 
@@ -68,31 +74,36 @@ def plan(model: Path, settings: RotateSettings) -> dict[str, Any]:
     return plan_rotation(model, settings).to_dict()
 
 
-def _run(stage: Stage, plan: RotatePlan, progress: Progress) -> None:
+def _run(stage: Stage, plan: RotatePlan, progress: Progress, ranks: Ranks) -> None:
     checkpoint = plan.checkpoint
-    _require_space(stage, plan)
-    if plan.settings.gate:
+    if ranks.first:
+        _require_space(stage, plan)
+    if plan.settings.gate and ranks.first:
         compare_with_transformers(checkpoint, plan.arch, plan.gate_tokens, progress)
     record: dict[str, Any] = {"online": plan.online.to_dict(), **checkpoint.resolution()}
     if plan.missing:
         record["without"] = plan.missing
     rotations = Rotations()
     if plan.rotates:
-        rotations, report = make_rotations(stage, plan, progress)
+        rotations, report = make_rotations(stage, plan, progress, ranks)
         record |= report
-    transforms, report = make_transforms(stage, plan, progress)
+    transforms, report = make_transforms(stage, plan, progress, ranks)
     record |= report
-    _fuse(stage, plan, rotations, transforms, progress)
-    _write_config(stage.folder, plan)
-    if has_vision_part(checkpoint.path):
-        vision.rotate_vision_part(checkpoint.path, stage.folder, turned=rotations.r1 is not None)
+    _fuse(stage, plan, rotations, transforms, progress, ranks)
+    if ranks.first:
+        _write_config(stage.folder, plan)
+        if has_vision_part(checkpoint.path):
+            vision.rotate_vision_part(checkpoint.path, stage.folder, turned=rotations.r1 is not None)
+    ranks.barrier()
     if plan.gated:
         source = BlockRunner(checkpoint, plan.arch)
         result = BlockRunner(*open_described(stage.folder))
-        images = gate_images(source, result) if has_vision_part(checkpoint.path) else None
-        record["gate"] = gate(source, result, plan.gate_tokens, rotations.r1, images, progress=progress)
+        pictured = ranks.first and has_vision_part(checkpoint.path)
+        images = gate_images(source, result) if pictured else None
+        record["gate"] = gate(source, result, plan.gate_tokens, rotations.r1, images, progress=progress, ranks=ranks)
         record["gate"]["source"] = plan.settings.dataset or "random ids"
-    record["weights"] = Checkpoint.open(stage.folder).digest()
+    if ranks.first:
+        record["weights"] = Checkpoint.open(stage.folder).digest()
     stage.publish({**record, **source_record(checkpoint.path)})
 
 
@@ -102,17 +113,23 @@ def _require_space(stage: Stage, plan: RotatePlan) -> None:
     require_free_space(stage.folder, weights + plan.rotation_bytes + SPARE - allocated_bytes(stage.folder))
 
 
-def _fuse(stage: Stage, plan: RotatePlan, rotations: Rotations, transforms: Transforms, progress: Progress) -> None:
-    """Write the weights, unit by unit, those of an interrupted run taken over."""
+def _fuse(
+    stage: Stage, plan: RotatePlan, rotations: Rotations, transforms: Transforms, progress: Progress, ranks: Ranks
+) -> None:
+    """Write the weights, each unit by one rank, those of an interrupted run taken over."""
     fuser = Fuser(plan.checkpoint, plan.arch, rotations, transforms)
-    writer = SafetensorsWriter(stage.folder, fuser.plan(), stored=plan.arch.written)
+    with ranks.first_goes_ahead():
+        writer = SafetensorsWriter(stage.folder, fuser.plan(), stored=plan.arch.written, prepare=ranks.first)
     units = fuser.units()
-    for number, (unit, names) in enumerate(units.items()):
-        progress("rotate", number, len(units))
-        if not stage.done(unit):
-            for name in names:
+    waiting = [unit for unit in units if not stage.done(unit)]
+    for begin in range(0, len(waiting), ranks.size):
+        progress("rotate", len(units) - len(waiting) + begin, len(units))
+        batch = waiting[begin : begin + ranks.size]
+        for unit in batch[ranks.rank : ranks.rank + 1]:
+            for name in units[unit]:
                 fuser.write(name, writer)
             writer.sync()
+        for unit in batch:
             stage.mark(unit)
     progress("rotate", len(units), len(units))
 

@@ -21,7 +21,9 @@ from dfrot.outliers.fixes.base import Change
 from dfrot.outliers.rewrite import rewrite
 from dfrot.processor import onednn_products
 from dfrot.progress import Progress, silent
-from dfrot.stage_folder import open_stage, read_record
+from dfrot.ranks.shared_stage import open_shared_stage
+from dfrot.ranks.single import SINGLE, Ranks
+from dfrot.stage_folder import read_record
 from dfrot.stages.tune.plan import plan_tuning
 from dfrot.stages.tune.settings import TuneSettings
 from dfrot.stages.tune.trainer import STATE_FILE, TuneTrainer
@@ -37,22 +39,25 @@ def tune(
     settings: TuneSettings,
     *,
     progress: Progress = silent,
+    ranks: Ranks = SINGLE,
     resume: bool | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Publish packed checkpoint `model`, tuned towards the 16-bit checkpoint `teacher` that it was made from (rotated
     or not), as the folder `out`; returns its `stage.json`. Both models are in memory.
 
+    ranks: processes that share the work, each calling this with the same arguments; the bytes do not depend on them.
     Raises InputError, UnsupportedError or MismatchError, in one line, before any work."""
     plan = plan_tuning(model, teacher, settings)
     require_free_space(out.parent, plan.nbytes)
-    with open_stage(out, KIND, plan.request, resume, overwrite) as stage:
+    with open_shared_stage(ranks, out, KIND, plan.request, resume, overwrite) as stage:
         if not stage.finished:
-            trainer = TuneTrainer(stage, plan)
+            trainer = TuneTrainer(stage, plan, ranks)
             history = trainer.run(progress)
-            change = Change({name: [_replace_by(value)] for name, value in trainer.best.items()})
-            rewrite(plan.student, stage.folder, change)
-            (stage.folder / STATE_FILE).unlink(missing_ok=True)
+            if ranks.first:
+                change = Change({name: [_replace_by(value)] for name, value in trainer.best.items()})
+                rewrite(plan.student, stage.folder, change)
+                (stage.folder / STATE_FILE).unlink(missing_ok=True)
             record = {"scheme": plan.scheme.name, "history": history, "linears": len(trainer.student.linears)}
             stage.publish(
                 {**record, **source_record(model), "lineage": {**lineage(model), "tuning": plan.request["settings"]}}

@@ -1,4 +1,8 @@
-"""The training loop of `dfq tune`: scales and norm gains against the divergence from the 16-bit model."""
+"""The training loop of `dfq tune`: scales and norm gains against the divergence from the 16-bit model.
+
+Ranks share the windows of a step. The gradients of windows, and the divergences of held-out ones, are added in the
+order of the windows; the first rank takes the step, and sends what it changed to the others.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from dfrot.errors import InputError
 from dfrot.evaluate.logits import TiledHead
 from dfrot.processor import fast_bfloat16
 from dfrot.progress import Progress
+from dfrot.ranks.single import SINGLE, Mail, Ranks
 from dfrot.runtime.load import load_model
 from dfrot.runtime.trainable import TrainableModel
 from dfrot.runtime.trainable_attention import use_fast_attention
@@ -26,12 +31,13 @@ MAX_GRADIENT_NORM = 1.0
 
 
 class TuneTrainer:
-    """One run. A step depends on its number and the state before it alone: a killed run ends in the same bytes."""
+    """One run. A step depends on its number and the state before it alone: a killed run ends in the same bytes, and so
+    does one on another number of ranks."""
 
-    def __init__(self, stage: Stage, plan: TunePlan) -> None:
+    def __init__(self, stage: Stage, plan: TunePlan, ranks: Ranks = SINGLE) -> None:
         """Load both models: the student in float32, its head and the teacher in bfloat16 where the processor multiplies
-        that. The state file lies in the folder of `stage`."""
-        self.stage, self.settings = stage, plan.settings
+        that. The state file lies in the folder of `stage`; the first rank writes it."""
+        self.stage, self.settings, self.ranks = stage, plan.settings, ranks
         self.held_out, self.tokens = plan.tokens[: plan.settings.held_out], plan.tokens[plan.settings.held_out :]
         arch = describe(plan.student.config)
         stored = plan.student.entry(f"{arch.spec.final_norm.name}.weight").dtype
@@ -48,8 +54,8 @@ class TuneTrainer:
     def run(self, progress: Progress) -> list[dict[str, float]]:
         """All steps that are not done yet; returns {"step", "divergence"} of every evaluation.
 
-        Afterwards `best` holds the stored tensors of the best one. Raises InputError when the gradient becomes NaN or
-        Inf."""
+        Afterwards `best` of the first rank holds the stored tensors of the best one. Raises InputError when the
+        gradient becomes NaN or Inf."""
         settings = self.settings
         every = max(1, -(-settings.steps // settings.evaluations))
         begin = self._resume()
@@ -58,15 +64,47 @@ class TuneTrainer:
         for step in range(begin, settings.steps):
             progress("tune", step, settings.steps)
             windows = self.tokens[step * settings.batch : (step + 1) * settings.batch]
-            for window in torch.split(windows, 1):
-                self._divergence(window, 1 / len(windows))
-            norm = self.optimizer.step(rate(step, settings.steps, settings.lr))
+            self._add_gradients(windows)
+            norm = self._step(rate(step, settings.steps, settings.lr))
             if not math.isfinite(norm):
                 raise InputError(f"the gradient became NaN or Inf at step {step}; lower `lr`", field="lr")
             if (step + 1) % every == 0 or step + 1 == settings.steps:
                 self._evaluate(step + 1)
         progress("tune", settings.steps, settings.steps)
         return self.history
+
+    def _add_gradients(self, windows: Tensor) -> None:
+        """Give the first rank's parameters the gradient of the mean divergence of windows int64 [n, S]."""
+        parameters = self.student.parameters
+        total: dict[str, Tensor] = {}
+
+        def add(gradients: dict[str, Tensor]) -> None:
+            for name, gradient in gradients.items():
+                total[name] = total[name].add_(gradient) if name in total else gradient
+
+        mail = Mail(self.ranks, add)
+        for number in self.ranks.rounds(len(windows)):
+            if number is not None:
+                self._divergence(windows[number : number + 1], 1 / len(windows))
+                mail.send(0, {name: value.grad for name, value in parameters.items() if value.grad is not None})
+                for value in parameters.values():
+                    value.grad = None
+            mail.deliver()
+        for name, gradient in total.items():
+            parameters[name].grad = gradient
+
+    def _step(self, lr: float) -> float:
+        """Change the parameters of all ranks; returns the norm of their gradient."""
+        norm = self.optimizer.step(lr) if self.ranks.first else 0.0
+        if self.ranks.size == 1:
+            return norm
+        values = {name: value.detach() for name, value in self.student.parameters.items()}
+        norm, sent = self.ranks.broadcast([norm, values if self.ranks.first else None])
+        if not self.ranks.first:
+            with torch.no_grad():
+                for name, value in sent.items():
+                    self.student.parameters[name].copy_(value)
+        return float(norm)
 
     def _divergence(self, window: Tensor, share: float = 0.0) -> float:
         """Mean KL(16-bit || quantized), nats per token, of a window int64 [1, S]; `share` of its gradient is added to
@@ -79,10 +117,18 @@ class TuneTrainer:
     @torch.no_grad()
     def _evaluate(self, step: int) -> None:
         """Measure the held-out divergence after `step` steps, keep the best tensors, and save the state."""
-        divergence = sum(self._divergence(window) for window in torch.split(self.held_out, 1)) / len(self.held_out)
+        divergences: list[float] = []
+        mail = Mail(self.ranks, divergences.append)
+        for number in self.ranks.rounds(len(self.held_out)):
+            if number is not None:
+                mail.send(0, self._divergence(self.held_out[number : number + 1]))
+            mail.deliver()
+        divergence = self.ranks.broadcast(sum(divergences) / len(self.held_out))
         if not self.best or divergence < min(earlier["divergence"] for earlier in self.history):
             self.best = self.student.tensors()
         self.history.append({"step": step, "divergence": divergence})
+        if not self.ranks.first:
+            return
         parameters = {name: value.detach() for name, value in self.student.parameters.items()}
         parts = {"model": parameters, "best": self.best, "optimizer": self.optimizer.state()}
         save_training(self.stage.folder / STATE_FILE, parts, {"step": step, "history": self.history})
@@ -90,9 +136,10 @@ class TuneTrainer:
     def _resume(self) -> int:
         """Load the state of an interrupted run, if there is one. Returns the step to continue with."""
         file = self.stage.folder / STATE_FILE
-        if not file.is_file():
+        if not self.ranks.broadcast(file.is_file()):
             return 0
         parts, state = load_training(file)
+        self.ranks.barrier()  # before the first rank writes another one
         with torch.no_grad():
             for name, value in parts["model"].items():
                 self.student.parameters[name].copy_(value)

@@ -8,8 +8,10 @@ from typing import Any
 import click
 
 from dfrot.outliers.measure.criteria import Criteria
+from dfrot.ranks.single import Ranks
 from dfrot.stages.outliers.settings import OutlierSettings
 from dfrot_cli import show
+from dfrot_cli.launch import ranked
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, dataset_option, file_option
 from dfrot_cli.plan import numbered, plan
@@ -23,8 +25,13 @@ from dfrot_cli.setting_options import options_of, settings_from
 @options_of(Criteria, only=("absolute", "ratio", "channel"))
 @file_option("Folder of report.json and report.html.", metavar="DIR")
 @common
-def command(models: tuple[str, ...], out: Path | None, dataset: str | None, common: Common, **options: Any) -> None:
-    """Measure one checkpoint (source, rotated or quantized) in one pass, or compare two."""
+@ranked
+def command(
+    models: tuple[str, ...], out: Path | None, dataset: str | None, common: Common, ranks: Ranks, **options: Any
+) -> None:
+    """Measure one checkpoint (source, rotated or quantized) in one pass, or compare two.
+
+    Under torchrun or accelerate launch the processes share the work."""
     common.prepare()
     from dfrot.errors import InputError
     from dfrot.hub import default_dataset
@@ -33,7 +40,8 @@ def command(models: tuple[str, ...], out: Path | None, dataset: str | None, comm
 
     if len(models) > 2:
         raise InputError(f"outliers: {len(models)} checkpoints were given; give one to measure or two to compare")
-    folders = [model_folder(model) for model in models]
+    with ranks.first_goes_ahead():
+        folders = [model_folder(model) for model in models]
     dataset = dataset or default_dataset(models[0], folders[0])
     criteria = settings_from(Criteria, options)
     settings = settings_from(OutlierSettings, options, dataset=dataset, seed=common.seed, criteria=criteria)
@@ -44,12 +52,14 @@ def command(models: tuple[str, ...], out: Path | None, dataset: str | None, comm
 
     with show.progress() as progress:
         if len(folders) == 2:
-            report = compare(folders[0], folders[1], out, settings, progress=progress, **common.stage())
+            report = compare(folders[0], folders[1], out, settings, progress=progress, ranks=ranks, **common.stage())
         else:
-            report = outliers(folders[0], out, settings, progress=progress, **common.stage())
+            report = outliers(folders[0], out, settings, progress=progress, ranks=ranks, **common.stage())
+    peaks = ranks.peak_bytes()
     if common.json:
-        show.as_json({"out": None if out is None else str(out), **report})
+        show.as_json({"out": None if out is None else str(out), **report, **show.peaks_record(peaks)})
         return
     comparison(report) if len(folders) == 2 else summary(report)
     if out is not None:
         show.line(f"wrote {out / 'report.json'} and {out / 'report.html'}")
+    show.peaks(peaks)
