@@ -327,6 +327,21 @@ def decode_tree(*, model: Tensor, caches: Tensor, hidden: Tensor, cos: Tensor, s
         _refuse("dfq_decode_tree", code)
 
 
+_decode_batch = Struct("=qqqqqqqqq").pack
+
+
+def decode_batch(*, model: Tensor, caches: Tensor, hidden: Tensor, cos: Tensor, sin: Tensor, positions: Tensor,
+                 lines: int, out: Tensor) -> None:
+    """dfq_decode_batch: dfq_decode for one position each of several sequences: hidden [lines, hidden], the embedding
+    of the token at positions[i] of sequence i -> out, every line as if it were alone, to the last bit. caches [lines,
+    layers] of one sequence each, with room for positions[i] + 1 positions; positions are at least the model's sinks.
+    cos, sin [lines, head_dim]. lines at most 16."""
+    code = functions["dfq_decode_batch"](_decode_batch(model.data_ptr(), caches.data_ptr(), hidden.data_ptr(),
+        cos.data_ptr(), sin.data_ptr(), positions.data_ptr(), lines, out.data_ptr(), _threads()))
+    if code:
+        _refuse("dfq_decode_batch", code)
+
+
 _prefill_before = Struct("=qqqqqqqqqqqq").pack
 
 

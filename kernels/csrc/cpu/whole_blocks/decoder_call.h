@@ -1,7 +1,9 @@
 // One call of dfq_decode: its arguments, what its threads share, and what each of them keeps to itself.
 #pragma once
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <new>
 
 #include "attention/attention_kernels.h"
 #include "common/arena.h"
@@ -42,7 +44,9 @@ struct DecoderCall : dfq_decode_args {
   float *queries, *steps, *digit_sums, *partial;
   int8_t* digits;
   int64_t* first;
-  const int64_t* parents = nullptr;  // of a tree
+  const int64_t* parents = nullptr;    // of a tree
+  const int64_t* positions = nullptr;  // of lines of different sequences, each with caches of its own
+  std::atomic<int64_t>* taken = nullptr;  // of every block: pieces of the lines' attention that threads have taken
   int64_t* depth;
   uint8_t *staged_codes, *staged_zero;  // keys, then values of a tree: [rows][kv_heads]
   uint16_t* staged_scale;
@@ -54,6 +58,7 @@ struct DecoderCall : dfq_decode_args {
 
   int64_t q_width() const { return decoder.heads * decoder.head_dim; }
   int64_t kv_width() const { return decoder.kv_heads * decoder.head_dim; }
+  bool row_by_row() const { return parents || positions; }
   int64_t max_width() const { return std::max({decoder.hidden, decoder.mlp, q_width()}); }
   int64_t group() const { return decoder.heads / decoder.kv_heads; }
 
@@ -65,7 +70,9 @@ struct DecoderCall : dfq_decode_args {
 };
 
 inline void DecoderCall::plan_attention() {
-  const int64_t dim = decoder.head_dim, length = position + rows, query_lines = (parents ? 1 : rows) * group();
+  int64_t length = position + rows;
+  for (int64_t i = 0; positions && i < lines; ++i) length = std::max(i ? length : 0, positions[i] + 1);
+  const int64_t dim = decoder.head_dim, query_lines = (row_by_row() ? 1 : rows) * group();
   call = {};
   const int64_t bytes = ceil_div(dim * decoder.kv_bits, 8);
   call.k = call.v = {nullptr, nullptr, nullptr, dim, bytes, tables.attention.width(dim, int(decoder.kv_bits))};
@@ -83,7 +90,7 @@ inline int64_t DecoderCall::shared_bytes() const {
   const int64_t attention = query_lines * (decoder.head_dim * 4 + call.parts * call.k.width + 4 + call.parts * 4) +
                             parts * query_lines * (decoder.head_dim + 2) * 4 + lines * 8;
   const int64_t staged = 2 * lines * decoder.kv_heads * (call.k.bytes + 3) + lines * 8;
-  return lines * values * size + attention + (parents ? staged : 0) + 32 * 64;
+  return lines * values * size + attention + (parents ? staged : 0) + (positions ? decoder.layers * 8 : 0) + 33 * 64;
 }
 
 inline void DecoderCall::lay_out_shared(Arena arena) {
@@ -104,10 +111,14 @@ inline void DecoderCall::lay_out_shared(Arena arena) {
     staged_scale = arena.take<uint16_t>(stored);
     for (int64_t i = 0; i < lines; ++i) depth[i] = parents[i] < 0 ? 0 : depth[parents[i]] + 1;
   }
+  if (positions) {
+    taken = arena.take<std::atomic<int64_t>>(decoder.layers);
+    for (int64_t i = 0; i < decoder.layers; ++i) new (taken + i) std::atomic<int64_t>(0);
+  }
   call.query = queries, call.digits = digits, call.steps = steps, call.sums = digit_sums;
   for (int64_t i = 0; i < lines; ++i) {
-    const int64_t offset = parents ? depth[i] : i % rows;
-    first[i] = decoder.window ? std::max<int64_t>(0, position + offset + 1 - decoder.window) : 0;
+    const int64_t at = positions ? positions[i] : position + (parents ? depth[i] : i % rows);
+    first[i] = decoder.window ? std::max<int64_t>(0, at + 1 - decoder.window) : 0;
   }
   call.first = decoder.window ? first : nullptr;
 }

@@ -11,20 +11,20 @@
 #include "dfq_abi.h"
 #include "tile16/tile16_kernels.h"
 #include "whole_blocks/decoder_call.h"
-#include "whole_blocks/decoder_tree.h"
+#include "whole_blocks/decoder_batch.h"
 
 namespace dfq {
 namespace {
 
-class DecoderWorker : private TreeAttention {
+class DecoderWorker : private BatchAttention {
  public:
-  using TreeAttention::TreeAttention;
+  using BatchAttention::BatchAttention;
 
   void run() {
     const int64_t bytes = s_.lines * m_.hidden * s_.size;
     std::memcpy(p_.hidden, s_.hidden, size_t(bytes));
     for (int64_t layer = 0; layer < m_.layers; ++layer) {
-      block(m_.blocks[layer], s_.caches[layer]);
+      block(m_.blocks[layer], layer);
       if (s_.states && index_ == 0)
         std::memcpy(static_cast<char*>(s_.states) + layer * bytes, p_.hidden, size_t(bytes));
     }
@@ -33,7 +33,8 @@ class DecoderWorker : private TreeAttention {
   }
 
  private:
-  void block(const dfq_block& b, const dfq_cache& cache) {
+  void block(const dfq_block& b, int64_t layer) {
+    const dfq_cache& cache = s_.caches[layer];  // of a batch: that of its first line
     prefetch(b, cache);
     rmsnorm(b.input_norm);
     prepare_input(b.q, p_.normed);
@@ -41,7 +42,8 @@ class DecoderWorker : private TreeAttention {
     void* const outs[3] = {s_.q, s_.k, s_.v};
     multiply(heads, outs, 3);
     barrier();
-    s_.parents ? attend_tree(b, cache) : attend(b, cache);
+    if (s_.positions) attend_batch(b, layer);
+    else s_.parents ? attend_tree(b, cache) : attend(b, cache);
     barrier();
     prepare_input(b.o, s_.mixed);
     multiply(b.o, s_.branch);
