@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from dfrot.serve.api import Kind, parse_request
 from dfrot.serve.body import read_json
 from dfrot.serve.response_bodies import ResponseBodies, server_sent_event
-from dfrot.serve.scheduler import Event, Job
+from dfrot.serve.job import Event, Job
 from dfrot.serve.service import Service
 
 Numbered = tuple[int, Event]

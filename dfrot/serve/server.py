@@ -74,6 +74,7 @@ def serve(
     *,
     open_to_all: bool = False,
     ready: Callable[[str], None] = lambda url: None,
+    batching: Callable[[str], None] = lambda how: None,
     report: Report = lambda line: None,
     stop: Callable[[uvicorn.Server], Any] | None = None,
 ) -> None:
@@ -86,6 +87,7 @@ def serve(
         port: 0 takes a free one.
         open_to_all: allow an address beyond this machine without an API key.
         ready: called with the URL when requests are accepted.
+        batching: called before that with how requests share the computing thread.
         report: called with a summary of every generation.
         stop: gets the server, whose `should_exit` ends it from another thread.
 
@@ -116,6 +118,7 @@ def serve(
         if stop is not None:
             stop(server)
         url_host = f"[{host}]" if ":" in host else host
+        batching(service.batching)
         ready(f"http://{url_host}:{bound.getsockname()[1]}")
         server.run(sockets=[bound])
     finally:

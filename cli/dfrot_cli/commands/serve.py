@@ -1,4 +1,4 @@
-"""dfq serve: an OpenAI-compatible endpoint for a few users."""
+"""dfq serve: an OpenAI-compatible endpoint for one machine."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def command(
     common: Common,
     **options: Any,
 ) -> None:
-    """Serve a checkpoint over HTTP as OpenAI's clients expect it, for a few users who take turns token by token.
+    """Serve a checkpoint over HTTP as OpenAI's clients expect it; requests that come together share every step.
 
     Endpoints: /v1/chat/completions, /v1/completions and /v1/models, streaming or whole; /health and /metrics
     (Prometheus). Messages to a VLM may hold images as data: URIs. Ctrl-C or SIGTERM ends the server when running
@@ -77,11 +77,16 @@ def command(
         _require_private(host, settings)
     engine = open_engine(folder, source, shape, force)
 
-    def ready(url: str) -> None:
-        facts = {"url": f"{url}/v1", "model": settings.name, "decoding": engine.how, "context": engine.context}
-        show.as_json(facts) if common.json else show.facts("serving", facts)
+    facts: dict[str, Any] = {}
 
-    serve(engine, settings, host, port, open_to_all=open_to_all, ready=ready, report=_report)
+    def batching(how: str) -> None:
+        facts["batching"] = how
+
+    def ready(url: str) -> None:
+        shown = {"url": f"{url}/v1", "model": settings.name, "decoding": engine.how, **facts, "context": engine.context}
+        show.as_json(shown) if common.json else show.facts("serving", shown)
+
+    serve(engine, settings, host, port, open_to_all=open_to_all, ready=ready, batching=batching, report=_report)
 
 
 def _require_private(host: str, settings: ServeSettings) -> None:
