@@ -19,7 +19,6 @@ from dfrot.errors import ResourceError
 from dfrot.generation.prefix_store import PrefixStore
 from dfrot.generation.target import Target
 from dfrot.runtime.kv_cache import DfqCacheLayer
-from dfrot.runtime.native_operands import NotServable
 from dfrot_kernels.whole_blocks.decoder import LINES
 
 CHUNK = 128  # positions of a prompt that are read at a time
@@ -87,7 +86,7 @@ class Batch:
 
     def bytes_for(self, positions: int) -> int:
         """Bytes of the cache of a sequence of so many positions."""
-        return positions * self._position_bytes + self._sink_bytes
+        return int(positions * self._position_bytes + self._sink_bytes)
 
     def has_room(self, positions: int) -> bool:
         """Whether a sequence of so many positions, new tokens included, fits beside those that were started."""
@@ -134,7 +133,7 @@ class Batch:
     def step(self, sequences: Sequence[BatchedSequence], tokens: Sequence[int]) -> Tensor:
         """One token of every sequence: logits float32 [n, V] behind tokens[i] of sequence i.
 
-        Raises NotServable where the model changed so that it does not fit any more."""
+        Raises an exception where the model changed so that the native decoder does not serve it any more."""
         sinks = self._template[0].sinks.count
         logits: list[Tensor | None] = [None] * len(tokens)
         for i, sequence in enumerate(sequences):
@@ -155,6 +154,3 @@ def _even_parts(items: list[int], most: int) -> list[list[int]]:
     """The items in as few parts of at most `most` as there can be, of nearly the same size."""
     count = -(-len(items) // most)
     return [items[len(items) * i // count : len(items) * (i + 1) // count] for i in range(count)]
-
-
-__all__ = ["CACHE_BYTES", "CHUNK", "PREFIX_BYTES", "Batch", "BatchedSequence", "NotServable"]

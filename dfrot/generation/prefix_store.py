@@ -1,8 +1,8 @@
 """Prompts that begin alike: what the cache holds of their common beginning is computed once.
 
-A prompt is read in chunks of a fixed number of positions, counted from its beginning, so what a chunk leaves in the cache
-depends on the tokens up to its end and on nothing else. The store keeps copies of whole chunks, each under the digest of
-all tokens up to its end, and gives the memory of those that were not used for longest to new ones.
+A prompt is read in chunks of a fixed number of positions, counted from its beginning, so what a chunk leaves in the
+cache depends on the tokens up to its end and on nothing else. The store keeps copies of whole chunks, each under the
+digest of all tokens up to its end, and gives the memory of those that were not used for longest to new ones.
 """
 
 from __future__ import annotations

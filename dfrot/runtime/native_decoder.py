@@ -134,7 +134,9 @@ class NativeDecoder:
         hold at least the sinks. tables: of `make_room`. Every row has the bits that a call of its sequence alone gives.
 
         Raises NotServable where the modules would have to compute."""
-        self._checked_cache(base, {"input_ids": torch.tensor([tokens[:1]]), "past_key_values": caches[0], "use_cache": True})
+        self._checked_cache(
+            base, {"input_ids": torch.tensor([tokens[:1]]), "past_key_values": caches[0], "use_cache": True}
+        )
         hidden = base.embed_tokens(torch.tensor(tokens))
         decoder = self._current_decoder(base, hidden[None])
         lengths = [cache.layers[0].length for cache in caches]

@@ -1,9 +1,9 @@
 """The scheduler: one computing thread and a bounded queue.
 
-Requests that can share a step do: each step computes one token of every text in a batch, and a chunk of one prompt. The
-others (images, drafts, models that the native decoder cannot batch) take turns beside the batch: a step of theirs is one
-token, or one round of a draft, and a whole prompt. Waiting requests are admitted in the order of arrival, as soon as
-there is a place and memory for their cache.
+Requests that can share a step do: each step computes one token of every text in a batch, and a chunk of one prompt.
+The others (images, drafts, models that the native decoder cannot batch) take turns beside the batch: a step of theirs
+is one token, or one round of a draft, and a whole prompt. Waiting requests are admitted in the order of arrival, as
+soon as there is a place and memory for their cache.
 """
 
 from __future__ import annotations

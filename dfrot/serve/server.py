@@ -118,6 +118,7 @@ def serve(
         if stop is not None:
             stop(server)
         url_host = f"[{host}]" if ":" in host else host
+        bound.listen(CONNECTIONS)  # who connects from now on waits, and is not refused
         batching(service.batching)
         ready(f"http://{url_host}:{bound.getsockname()[1]}")
         server.run(sockets=[bound])

@@ -17,15 +17,17 @@ from dfrot.errors import DfqError
 from dfrot.generation.batch import Batch
 from dfrot.generation.engine import Engine, TextRequest
 from dfrot.serve.api import ApiRequest
+from dfrot.serve.body import BodyMemory
 from dfrot.serve.errors import ApiError, api_error, bad_request
-from dfrot.serve.metrics import Metrics, resident
 from dfrot.serve.job import Event, Job
+from dfrot.serve.metrics import Metrics, resident
 from dfrot.serve.scheduler import Scheduler
 from dfrot.serve.settings import ServeSettings
 from dfrot.vision.image_inputs import ImageInputs
 
 Report = Callable[[dict[str, Any]], None]
 MEBIBYTE = 1 << 20
+BODIES = 8  # of the largest size that are held at a time
 SEED_BITS = 62  # of random seeds; torch takes 63 bits without a sign
 
 
@@ -36,6 +38,7 @@ class Service:
         """report: called with a summary of every generation."""
         self.engine, self.settings, self.report = engine, settings, report
         self.metrics = Metrics()
+        self.bodies = BodyMemory(BODIES * settings.max_body)
         self.batch = Batch(
             engine.target, settings.prompt_chunk, settings.kv_memory * MEBIBYTE, settings.prefix_memory * MEBIBYTE
         )

@@ -1,4 +1,4 @@
-"""Steps of a batch: every sequence has the bits that it has alone, and prompts that begin alike share what they began."""
+"""Steps of a batch: every sequence has the bits that it has alone, and prompts that begin alike share it."""
 
 from __future__ import annotations
 

@@ -163,7 +163,11 @@ def test_broken_and_late_requests_end_alone(bench: Any, expected: Any) -> None:
         raise ZeroDivisionError
 
     b = bench()
-    jobs = [b.submit(request(4, 9, Sampling(processors=(broken,)))), b.submit(request(6, 450), 0.02), b.submit(REQUESTS[0])]
+    jobs = [
+        b.submit(request(4, 9, Sampling(processors=(broken,)))),
+        b.submit(request(6, 450), 0.02),
+        b.submit(REQUESTS[0]),
+    ]
     b.wait(*jobs)
     assert [b.outcomes[job.number] for job in jobs] == ["error", "timeout", "length"]
     assert [b.texts[job.number][-1][1].status for job in jobs[:2]] == [500, 504]

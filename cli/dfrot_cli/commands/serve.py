@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,8 @@ def command(
         facts["batching"] = how
 
     def ready(url: str) -> None:
+        gc.collect()
+        gc.freeze()  # what is loaded stays: looking through it for garbage stops the computing thread for long
         shown = {"url": f"{url}/v1", "model": settings.name, "decoding": engine.how, **facts, "context": engine.context}
         show.as_json(shown) if common.json else show.facts("serving", shown)
 

@@ -1,7 +1,7 @@
 """A client that costs its machine little: HTTP/1.1 and server-sent events over asyncio's sockets.
 
-It shares the processor with the server that it measures, so it does no more than that: one connection per request, which
-ends with the response.
+It shares the processor with the server that it measures, so it does no more than that: one connection per request,
+which ends with the response.
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ class Client:
     async def first_model(self) -> str:
         """The name of the first model that the server lists. Raises ResourceError where it cannot be reached."""
         try:
-            async with asyncio.timeout(self.timeout):
-                status, lines = await self._request("GET", "/models", b"")
-                body = b"".join([line async for line in lines])
+            status, body = await asyncio.wait_for(self.whole("GET", "/models"), self.timeout)
         except (OSError, asyncio.TimeoutError, asyncio.IncompleteReadError) as error:
             raise ResourceError(
                 f"{self.host}:{self.port}: no answer ({type(error).__name__}); start the server, or give its `url`",
@@ -68,12 +66,16 @@ class Client:
                 field="name",
             ) from None
 
+    async def whole(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+        """Status and body of a response."""
+        status, lines = await self._request(method, path, body)
+        return status, b"\n".join([line async for line in lines])
+
     async def complete(self, body: Mapping[str, Any]) -> Answer:
         """POST /completions with `stream`. Failures are in the answer."""
         answer = Answer(begin=time.perf_counter())
         try:
-            async with asyncio.timeout(self.timeout):
-                await self._stream(body, answer)
+            await asyncio.wait_for(self._stream(body, answer), self.timeout)
         except asyncio.TimeoutError:
             answer.error = f"no end within {self.timeout:g} s"
         except (OSError, asyncio.IncompleteReadError, ValueError) as error:
@@ -87,8 +89,8 @@ class Client:
     async def _stream(self, body: Mapping[str, Any], answer: Answer) -> None:
         status, lines = await self._request("POST", "/completions", json.dumps(body).encode())
         if status != 200:
-            answer.error = f"status {status}: " + b"".join([line async for line in lines]).decode(errors="replace")
-            answer.error = answer.error[:MOST_ERROR]
+            message = b"".join([line async for line in lines]).decode(errors="replace")
+            answer.error = f"status {status}: {message}"[:MOST_ERROR]
             return
         async for line in lines:
             if not line.startswith(b"data:") or line.startswith(b"data: [DONE]"):

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 from dfrot.bench.settings import ServeBenchSettings
 
-WORDS = (
-    "the of and to in is was for on that with as by it from at his an were are which this be had also or has their first "
-    "one its new after but who not they have her she two been other when there all during into school time may years "
-    "more most only over city some world would where later up such used many can state about national out known "
-    "university united then made under three between team season him being war several before than these no while "
-    "since part will most river house system album number until music against name second early well people"
-).split()
+_TEXT = """
+the of and to in is was for on that with as by it from at his an were are which this be had also or has their first one
+its new after but who not they have her she two been other when there all during into school time may years more most
+only over city some world would where later up such used many can state about national out known university united then
+made under three between team season him being war several before than these no while since part will most river house
+system album number until music against name second early well people
+"""
+WORDS = tuple(_TEXT.split())
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class LoadRequest:
 
 
 def make_requests(settings: ServeBenchSettings, count: int, clients: int = 0) -> list[LoadRequest]:
-    """`count` requests for so many clients, each number of them with prompts of its own. Lengths of prompts are spread evenly by their logarithm, those of answers evenly."""
+    """`count` requests for so many clients, each number of them with prompts of its own. The lengths of prompts are
+    spread evenly by their logarithm, those of answers evenly."""
     random_source = random.Random(f"{settings.seed}, {clients} clients")
     common = " ".join(random_source.choices(WORDS, k=settings.shared))
     low, high = map(math.log, settings.prompt)

@@ -19,8 +19,8 @@ OPTIONAL: dict[str, dict[str, Any]] = {"api_key": {"envvar": "DFQ_API_KEY", "sho
 @options_of(ServeBenchSettings, more=OPTIONAL)
 @common
 def command(common: Common, **options: Any) -> None:
-    """Measure a running OpenAI-compatible server, dfq's or another, under clients that ask one after the other: requests
-    and tokens per second, seconds to the first token and between tokens, errors."""
+    """Measure a running OpenAI-compatible server, dfq's or another, under clients that ask one after the other:
+    requests and tokens per second, the wait for the first token and between tokens, errors."""
     common.prepare()
     from dfrot.bench.serve.run import bench_serve
 
