@@ -131,7 +131,7 @@ class EvaluateBenchSettings:
 class ServeBenchSettings:
     """What clients ask a server for, and how many of them at a time."""
 
-    url: str = setting(metavar="URL", help="The server, an OpenAI-compatible one: http://127.0.0.1:8000/v1")
+    url: str = setting(metavar="URL", help="The server, an OpenAI-compatible one, such as http://127.0.0.1:8000/v1 is.")
     clients: tuple[int, ...] = setting(
         (1, 4, 16, 64), minimum=1, listed=True, metavar="N,N", help="Numbers of clients, one after the other."
     )

@@ -51,6 +51,15 @@ def loopback(host: str) -> bool:
         return False
 
 
+def require_private(host: str, settings: ServeSettings) -> None:
+    """Raise UnsupportedError for an address beyond this machine without a key."""
+    if settings.api_key is None and not loopback(host):
+        raise UnsupportedError(
+            f"`host` {host}: anybody who reaches it could use the model; set `api_key`, or `open_to_all`",
+            field=("host", "api_key", "open_to_all"),
+        )
+
+
 def bind(host: str, port: int) -> socket.socket:
     """A socket bound to an address; port 0 takes a free one. Raises ResourceError when it cannot be bound."""
     try:
@@ -93,11 +102,8 @@ def serve(
 
     Raises UnsupportedError for an address beyond this machine without a key, unless `open_to_all`; ResourceError for
     an address that cannot be bound."""
-    if settings.api_key is None and not open_to_all and not loopback(host):
-        raise UnsupportedError(
-            f"`host` {host}: anybody who reaches it could use the model; set `api_key`, or `open_to_all`",
-            field=("host", "api_key", "open_to_all"),
-        )
+    if not open_to_all:
+        require_private(host, settings)
     bound = bind(host, port)
     service = Service(engine, settings, report)
     try:

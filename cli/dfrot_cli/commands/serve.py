@@ -64,7 +64,7 @@ def command(
     from dfrot.errors import ResourceError
 
     try:
-        from dfrot.serve.server import serve
+        from dfrot.serve.server import require_private, serve
     except ModuleNotFoundError as error:
         raise ResourceError(f"dfq serve needs {error.name}, which is not installed: pip install 'dfq[serve]'") from None
     shape, source = single_shape(chain, tree), draft_of(draft, options)
@@ -75,13 +75,10 @@ def command(
         plan("serve", {"model": folder, "draft": draft}, shown, None, common)
         return
     if not open_to_all:
-        _require_private(host, settings)
+        require_private(host, settings)
     engine = open_engine(folder, source, shape, force)
 
     facts: dict[str, Any] = {}
-
-    def batching(how: str) -> None:
-        facts["batching"] = how
 
     def ready(url: str) -> None:
         gc.collect()
@@ -89,19 +86,10 @@ def command(
         shown = {"url": f"{url}/v1", "model": settings.name, "decoding": engine.how, **facts, "context": engine.context}
         show.as_json(shown) if common.json else show.facts("serving", shown)
 
+    def batching(how: str) -> None:
+        facts["batching"] = how
+
     serve(engine, settings, host, port, open_to_all=open_to_all, ready=ready, batching=batching, report=_report)
-
-
-def _require_private(host: str, settings: ServeSettings) -> None:
-    """Refuse an address beyond this machine without a key."""
-    from dfrot.errors import InputError
-    from dfrot.serve.server import loopback
-
-    if settings.api_key is None and not loopback(host):
-        raise InputError(
-            f"`host` {host}: others could use the model; set `api_key`, or give `open_to_all`",
-            field=("host", "api_key", "open_to_all"),
-        )
 
 
 def _report(job: dict[str, Any]) -> None:
