@@ -21,7 +21,7 @@ from dfrot.generation.target import Target
 from dfrot.runtime.kv_cache import DfqCacheLayer
 from dfrot_kernels.whole_blocks.decoder import LINES
 
-CHUNK = 64  # positions of a prompt that are read at a time: as many as attention reads from the packed cache
+CHUNK = 128  # positions of a prompt that are read at a time
 CACHE_BYTES = 2 << 30
 PREFIX_BYTES = 256 << 20
 

@@ -103,6 +103,7 @@ class Scheduler:
 
     def _run(self) -> None:
         while self._admit():
+            self._leave_queue()
             for job, steps in list(self._turns):
                 outcome = self._turn(job, steps)
                 if outcome is not None:
@@ -111,6 +112,15 @@ class Scheduler:
             for ended in self._batched.step() if self._batched else ():
                 self.finished(ended.job, str(ended.how))
         self._end_all()
+
+    def _leave_queue(self) -> None:
+        """End the waiting jobs that nobody waits for any more, or whose time is over."""
+        with self._changed:
+            ended = [(job, how) for job in self._waiting if (how := job.interruption()) is not None]
+            gone = {id(job) for job, _ in ended}
+            self._waiting = deque(job for job in self._waiting if id(job) not in gone)
+        for job, how in ended:
+            self.finished(job, how)
 
     def _end_all(self) -> None:
         jobs = [job for job, _ in self._turns]

@@ -14,7 +14,7 @@ class ServeSettings:
     name: str = setting(metavar="ID", help="The model's name for clients. Default: the folder's name.")
     parallel: int = setting(16, minimum=1, help="Requests that are generated at a time, each step a token of all.")
     queue: int = setting(128, minimum=0, help="Requests that may wait.")
-    prompt_chunk: int = setting(64, minimum=1, help="Tokens of a prompt that are read between two steps.")
+    prompt_chunk: int = setting(128, minimum=1, help="Tokens of a prompt that are read between two steps.")
     kv_memory: int = setting(2048, minimum=1, help="Memory for the caches of all requests of a batch, in MiB.")
     prefix_memory: int = setting(
         256, minimum=0, help="Memory for beginnings of prompts that other requests may share, in MiB; 0 keeps none."

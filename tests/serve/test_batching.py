@@ -208,6 +208,9 @@ def test_a_full_queue_refuses(bench: Any) -> None:
     with pytest.raises(ApiError) as caught:
         b.submit(request(20, 4))
     assert caught.value.status == 429
+    jobs[2].cancel()
+    b.wait(jobs[2])  # it leaves the queue while the others are served
+    assert b.scheduler.counts == (2, 0)
     for job in jobs:
         job.cancel()
     b.wait(*jobs)
