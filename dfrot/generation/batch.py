@@ -59,6 +59,8 @@ class Batch:
         self.steps = self.rows = 0
         self._template: list[DfqCacheLayer] = []
         self.unfit = self._probe()
+        if self.unfit is None:
+            target.prompt_chunk = chunk  # who is not in the batch must get the same bits
         sinks = self._template[0].sinks.count if self._template else 0
         self.prefixes = PrefixStore(chunk, prefix_bytes if sinks <= chunk else 0)
 
