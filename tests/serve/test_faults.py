@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dfrot import reference
+from dfrot.quant.scheme import QuantScheme
 from dfrot.stages.quantize.run import quantize
 from dfrot.stages.quantize.settings import QuantizeSettings
 from dfrot_kernels import native
@@ -27,7 +28,7 @@ def _script() -> Any:
 @pytest.mark.skipif(not native.active(), reason="no native library")
 def test_a_minute_of_faults_leaves_nothing_behind(tmp_path: Path) -> None:
     packed = tmp_path / "packed"
-    quantize(reference.path(), None, packed, QuantizeSettings(scheme="w4a4kv4", algorithm="rtn"))
+    quantize(reference.path(), None, packed, QuantizeSettings(QuantScheme.parse("w4a4kv4"), algorithm="rtn"))
     script = _script()
     result = script.soak(str(packed), 60)
     assert not script.failures(result), result
