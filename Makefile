@@ -62,7 +62,8 @@ sanitize: setup
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  $(BIN)/python tests/sanitize.py build/sanitize/libdfq_cpu.so tests/kernels \
-	  tests/draft/models/test_native_pass.py tests/generation/speculation/test_native_verify.py -q $(ARGS)
+	  tests/draft/models/test_native_pass.py tests/generation/speculation/test_native_verify.py \
+	  tests/generation/test_batch.py -q $(ARGS)
 
 # The kernels on emulated processors: 64-bit ARM and older x86 ones. Every instruction set that a processor has gives the
 # lines that the scalar code gives here, the library chooses the best of them by itself, and what a processor lacks is

@@ -28,7 +28,7 @@ COMMANDS = {
     "compare": "Compare all methods on one model in one table.",
     "models": "List the model aliases.",
     "doctor": "Show which kernel implements each operator, and why.",
-    "bench": "Measure dfq itself (dfq bench rotate, kernels, generate, evaluate, draft).",
+    "bench": "Measure dfq itself (dfq bench rotate, kernels, models, generate, serve, evaluate, draft).",
 }
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect

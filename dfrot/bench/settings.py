@@ -1,10 +1,11 @@
-"""Settings of `dfq bench rotate|kernels|generate|draft|evaluate`."""
+"""Settings of `dfq bench rotate|kernels|generate|draft|evaluate|serve`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from dfrot.errors import InputError
 from dfrot.settings import check, dataset_setting, same_as, seed_setting, setting
 
 _PRESET = "Size of the model, with random weights: tiny, 160m, 1.1b, 3b or 8b."
@@ -124,3 +125,36 @@ class EvaluateBenchSettings:
 
     def __post_init__(self) -> None:
         check(self)
+
+
+@dataclass(frozen=True)
+class ServeBenchSettings:
+    """What clients ask a server for, and how many of them at a time."""
+
+    url: str = setting(metavar="URL", help="The server, an OpenAI-compatible one, such as http://127.0.0.1:8000/v1 is.")
+    clients: tuple[int, ...] = setting(
+        (1, 4, 16, 64), minimum=1, listed=True, metavar="N,N", help="Numbers of clients, one after the other."
+    )
+    requests: int = setting(64, minimum=1, help="Requests for each number of clients; at least one per client.")
+    prompt: tuple[int, ...] = setting(
+        (16, 384), minimum=1, listed=True, metavar="N,N", help="Fewest and most words of a prompt; most are short."
+    )
+    answer: tuple[int, ...] = setting(
+        (16, 128), minimum=2, listed=True, metavar="N,N", help="Fewest and most tokens of an answer."
+    )
+    shared: int = setting(0, minimum=0, help="Words that all prompts begin with, besides their own.")
+    name: str | None = setting(None, metavar="ID", help="The model's name. Default: the first that the server names.")
+    ignore_eos: bool = setting(
+        True,
+        option="--ignore-eos/--no-ignore-eos",
+        help="Ask for answers of exactly that length, in a field that not every server has.",
+    )
+    timeout: float = setting(600.0, above=0, help="Seconds after which a request counts as failed.")
+    api_key: str | None = setting(None, metavar="KEY", help="The key that the server wants.")
+    seed: int = seed_setting()
+
+    def __post_init__(self) -> None:
+        check(self)
+        for name in ("prompt", "answer"):
+            if len(ends := getattr(self, name)) != 2 or ends[0] > ends[1]:
+                raise InputError(f"`{name}` {ends}: two numbers, the smaller one first", field=name)

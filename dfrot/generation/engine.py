@@ -60,6 +60,8 @@ class TextRequest:
     """Record log-probabilities, with this many of the likeliest tokens; decoding is plain then."""
     images: ImageInputs | None = None
     """The prompt's images, from `Engine.encode_multimodal`, which returned the prompt too."""
+    drafted: bool = True
+    """Use the engine's draft where it pays. Which samples a seed gives depends on it."""
 
 
 class Engine:
@@ -239,6 +241,37 @@ class Generation:
         ends = frozenset(request.stop_tokens) | (frozenset() if request.ignore_eos else engine.end_tokens)
         self.stop = StopCriteria(count, ends)
         self.logprobs = None if request.logprobs is None else LogprobRecorder(request.logprobs)
+        self._stream: TextStream | None = None  # of `accept`, with the generator of its samples
+        self._random: torch.Generator | None = None
+
+    @property
+    def shares_steps(self) -> bool:
+        """Whether the logits may come from somewhere else, through `accept`: a prompt without images, decoded
+        plainly."""
+        return self.request.images is None and self._draft_shape() is None
+
+    @torch.inference_mode()
+    def accept(self, logits: Tensor) -> str:
+        """Pick the next token by logits float32 [V] that were computed outside: behind the prompt first, then behind
+        the last of `out.tokens`. Returns the text that is certain since the last one; `finish` is set at the end. Takes
+        the place of iterating."""
+        request, out = self.request, self.out
+        if self._stream is None or self._random is None:
+            self._stream = TextStream(self.engine.decode, request.stops)
+            self._random = torch.Generator().manual_seed(request.seed)
+        prefix = [*request.prompt, *out.tokens] if request.sampling.needs_prefix else ()
+        token = request.sampling.pick(logits, prefix, self._random)
+        out.tokens.append(token)
+        if self.logprobs is not None:
+            self.logprobs(logits, token)
+        is_end = token in self.stop.eos
+        text = "" if is_end else self._stream.push([token])
+        if not self._stream.stopped and self.stop.ends(out.tokens):
+            text += self._stream.finish()
+            self.finish = "stop" if self._stream.stopped or is_end else "length"
+        elif self._stream.stopped:
+            self.finish = "stop"
+        return text
 
     def __iter__(self) -> Iterator[str]:
         """Text after every step, "" where none is certain yet."""
@@ -257,21 +290,27 @@ class Generation:
         yield stream.finish()
         self.finish = "stop" if stream.stopped or out.tokens[-1] in self.stop.eos else "length"
 
-    def _steps(self) -> Iterator[None]:
+    def _draft_shape(self) -> TreeShape | Policy | None:
+        """How the draft is used, None for plain decoding. Chosen at the first call."""
         engine, request = self.engine, self.request
-        prompt, sampling, seed, images = request.prompt, request.sampling, request.seed, request.images
-        if self.logprobs is not None:
-            return plain_steps(engine.target, prompt, self.stop, sampling, self.out, seed, images, self.logprobs)
-        shape: TreeShape | Policy | None = engine.shape
-        if engine.drafter is not None and engine.options:
-            self.policy = policy_of(engine.drafter, sampling.greedy, 0, engine.options)
+        if engine.drafter is None or self.logprobs is not None or not request.drafted:
+            return None
+        if not engine.options:
+            return engine.shape
+        if self.policy is None:
+            self.policy = policy_of(engine.drafter, request.sampling.greedy, 0, engine.options)
             self.policy.start()
             self.policy.seconds = engine.measuring_seconds
-            shape = None if self.policy.shape is None else self.policy
-        if engine.drafter is None or shape is None:
-            return plain_steps(engine.target, prompt, self.stop, sampling, self.out, seed, images)
-        target, drafter = engine.target, engine.drafter
-        return speculative_steps(target, drafter, prompt, self.stop, sampling, shape, self.out, seed, images)
+        return None if self.policy.shape is None else self.policy
+
+    def _steps(self) -> Iterator[None]:
+        target, drafter, request, shape = self.engine.target, self.engine.drafter, self.request, self._draft_shape()
+        prompt, sampling, seed, images = request.prompt, request.sampling, request.seed, request.images
+        if drafter is not None and shape is not None:
+            return speculative_steps(target, drafter, prompt, self.stop, sampling, shape, self.out, seed, images)
+        if self.logprobs is not None:
+            return plain_steps(target, prompt, self.stop, sampling, self.out, seed, images, self.logprobs)
+        return plain_steps(target, prompt, self.stop, sampling, self.out, seed, images)
 
     @property
     def how(self) -> str:

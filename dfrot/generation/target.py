@@ -54,6 +54,7 @@ class Target:
         native_decoder = getattr(self.decoder, "dfq_native", None)
         self.native: Any = None if native_decoder is None or native_decoder.unfit else native_decoder
         self._verifier = None if self.native is None else NativeVerifier(self.native, self.decoder, self.group)
+        self.prompt_chunk: int | None = None  # positions of a prompt that are computed at a time; None: all of them
         self.rounded_head: Any = None  # a 4-bit copy of the head, kept for the draft (dfrot/draft/proposal_head.py)
         if not hasattr(self.decoder, "layers"):
             raise UnsupportedError(
@@ -149,12 +150,15 @@ class Target:
 
     @torch.no_grad()
     def prefill(self, ids: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
-        """Run a prompt int64 [n]. Returns features [n, f] and logits float32 [V] of the last position."""
-        with self.record_aux() as aux:
-            out = self.decoder(input_ids=ids[None], past_key_values=cache, use_cache=True)
-            aux_features = aux.features()
-        features = out.last_hidden_state[0] if aux_features is None else aux_features[0]
-        return features, self.logits_rows(out.last_hidden_state[:, -1:])[0, 0].float()
+        """Run a prompt int64 [n], `prompt_chunk` positions at a time. Returns features [n, f] and logits float32 [V] of
+        the last position."""
+        features = []
+        for part in torch.split(ids, self.prompt_chunk or len(ids)):
+            with self.record_aux() as aux:
+                out = self.decoder(input_ids=part[None], past_key_values=cache, use_cache=True)
+                aux_features = aux.features()
+            features.append(out.last_hidden_state[0] if aux_features is None else aux_features[0])
+        return torch.cat(features), self.logits_rows(out.last_hidden_state[:, -1:])[0, 0].float()
 
     @torch.no_grad()
     def step(self, token: int, cache: Any) -> Tensor:

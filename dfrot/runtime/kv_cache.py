@@ -91,6 +91,17 @@ class DfqCacheLayer:
         self.packed = self._new_stores(head_dims)
         self.is_initialized = True
 
+    def fresh(self) -> DfqCacheLayer:
+        """An empty layer of the same kind, for another sequence."""
+        return DfqCacheLayer(self.spec, self.sinks, self.persistent, self.as_view, self.shift)
+
+    def stored(self, begin: int, end: int) -> list[Tensor]:
+        """What is stored of the positions begin .. end - 1, as views of the buffers, codes and scales as they are; with
+        position 0 also the exact sinks. Another layer of the kind takes it by copying."""
+        assert self.packed is not None
+        parts = [part[begin:end] for store in self.packed for part in store.parts]
+        return [*parts, *(self.sink_states.tensors or ())] if begin == 0 else parts
+
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Create empty stores for keys and values like these [B, H, S, D]."""
         head_dims = (key_states.shape[-1], value_states.shape[-1])

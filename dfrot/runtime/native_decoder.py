@@ -11,6 +11,7 @@ description; the modules only lend their tensors.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -120,6 +121,33 @@ class NativeDecoder:
             layer.length = begin + len(tokens)
         self.steps += 1
         return out[0]
+
+    def make_room(self, base: Any, cache: Any, positions: int) -> Tensor:
+        """Room for `positions` positions of one sequence in a packed cache. Returns its table for `serve_batch`, int64
+        [layers, words], which holds while the cache grows no further. Raises NotServable where the model does not
+        fit."""
+        hidden = base.embed_tokens(torch.zeros(1, 1, dtype=torch.int64))
+        return self._caches(self._current_decoder(base, hidden), cache.layers, positions, 1, hidden)
+
+    def serve_batch(self, base: Any, tokens: list[int], caches: Sequence[Any], tables: Sequence[Tensor]) -> Tensor:
+        """Features [n, d] of one token each of at most LINES sequences, appended to their caches, which have room and
+        hold at least the sinks. tables: of `make_room`. Every row has the bits that a call of its sequence alone gives.
+
+        Raises NotServable where the modules would have to compute."""
+        self._checked_cache(
+            base, {"input_ids": torch.tensor([tokens[:1]]), "past_key_values": caches[0], "use_cache": True}
+        )
+        hidden = base.embed_tokens(torch.tensor(tokens))
+        decoder = self._current_decoder(base, hidden[None])
+        lengths = [cache.layers[0].length for cache in caches]
+        positions = torch.tensor(lengths)
+        cos, sin = self._angles.until(max(lengths) + 1, base.rotary_emb, hidden[None, :1])
+        out = decoder.run_batch(hidden, torch.stack(list(tables)), cos[positions], sin[positions], positions)
+        for cache, length in zip(caches, lengths):
+            for layer in cache.layers:
+                layer.length = length + 1
+        self.steps += 1
+        return out
 
     def _count_fallback(self, reason: NotServable) -> None:
         self.states = None

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from dfrot.serve.errors import ApiError
-from dfrot.serve.metrics import CONTENT_TYPE, resident
+from dfrot.serve.metrics import CONTENT_TYPE
 from dfrot.serve.respond import generate
 from dfrot.serve.service import Service
 
@@ -98,13 +98,7 @@ class _Endpoints:
         return JSONResponse({"status": "ok" if alive else "down"}, 200 if alive else 503)
 
     async def metrics(self, request: Request) -> Response:
-        running, waiting = self.service.scheduler.counts
-        gauges = {
-            "dfq_requests_running": float(running),
-            "dfq_requests_waiting": float(waiting),
-            "dfq_resident_bytes": float(resident()),
-        }
-        return PlainTextResponse(self.service.metrics.text(gauges), media_type=CONTENT_TYPE)
+        return PlainTextResponse(self.service.metrics.text(self.service.gauges), media_type=CONTENT_TYPE)
 
     async def unknown_path(self, request: Request, error: Exception) -> Response:
         status = getattr(error, "status_code", 404)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -13,8 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 from dfrot.serve.api import Kind, parse_request
 from dfrot.serve.body import read_json
+from dfrot.serve.job import Event, Job
 from dfrot.serve.response_bodies import ResponseBodies, server_sent_event
-from dfrot.serve.scheduler import Event, Job
 from dfrot.serve.service import Service
 
 Numbered = tuple[int, Event]
@@ -85,7 +86,6 @@ async def _unless_disconnected(work: asyncio.Task[Any], disconnect: asyncio.Task
 async def generate(service: Service, request: Request, kind: Kind) -> Response:
     """The response to a chat or completion request. Raises ApiError for a refused request, ClientDisconnect when the
     client leaves."""
-    call = parse_request(kind, await read_json(request, service.settings.max_body))
     loop, events = asyncio.get_running_loop(), asyncio.Queue[Numbered]()
 
     def emitter(index: int) -> Callable[[Event], None]:
@@ -94,7 +94,10 @@ async def generate(service: Service, request: Request, kind: Kind) -> Response:
 
         return emit
 
-    jobs = await service.submit(call, emitter)
+    with service.bodies.holding() as take:
+        call = parse_request(kind, await read_json(request, service.settings.max_body, take))
+        jobs = await service.submit(call, emitter)
+        call = replace(call, prompt=None, images=())  # large, and read by now
     bodies = ResponseBodies(call, jobs, service.run_id)
     disconnect = asyncio.create_task(_disconnected(request.receive))
     streaming = False

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from dfrot.serve.api import ApiRequest
+from dfrot.serve.job import Job
 from dfrot.serve.logprobs import LogprobBodies
-from dfrot.serve.scheduler import Job
 from dfrot.serve.tools import ToolCallReader, calls_in_tags
 
 DONE = b"data: [DONE]\n\n"

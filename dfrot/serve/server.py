@@ -51,6 +51,15 @@ def loopback(host: str) -> bool:
         return False
 
 
+def require_private(host: str, settings: ServeSettings) -> None:
+    """Raise UnsupportedError for an address beyond this machine without a key."""
+    if settings.api_key is None and not loopback(host):
+        raise UnsupportedError(
+            f"`host` {host}: anybody who reaches it could use the model; set `api_key`, or `open_to_all`",
+            field=("host", "api_key", "open_to_all"),
+        )
+
+
 def bind(host: str, port: int) -> socket.socket:
     """A socket bound to an address; port 0 takes a free one. Raises ResourceError when it cannot be bound."""
     try:
@@ -74,6 +83,7 @@ def serve(
     *,
     open_to_all: bool = False,
     ready: Callable[[str], None] = lambda url: None,
+    batching: Callable[[str], None] = lambda how: None,
     report: Report = lambda line: None,
     stop: Callable[[uvicorn.Server], Any] | None = None,
 ) -> None:
@@ -86,16 +96,14 @@ def serve(
         port: 0 takes a free one.
         open_to_all: allow an address beyond this machine without an API key.
         ready: called with the URL when requests are accepted.
+        batching: called before that with how requests share the computing thread.
         report: called with a summary of every generation.
         stop: gets the server, whose `should_exit` ends it from another thread.
 
     Raises UnsupportedError for an address beyond this machine without a key, unless `open_to_all`; ResourceError for
     an address that cannot be bound."""
-    if settings.api_key is None and not open_to_all and not loopback(host):
-        raise UnsupportedError(
-            f"`host` {host}: anybody who reaches it could use the model; set `api_key`, or `open_to_all`",
-            field=("host", "api_key", "open_to_all"),
-        )
+    if not open_to_all:
+        require_private(host, settings)
     bound = bind(host, port)
     service = Service(engine, settings, report)
     try:
@@ -116,6 +124,8 @@ def serve(
         if stop is not None:
             stop(server)
         url_host = f"[{host}]" if ":" in host else host
+        bound.listen(CONNECTIONS)  # who connects from now on waits, and is not refused
+        batching(service.batching)
         ready(f"http://{url_host}:{bound.getsockname()[1]}")
         server.run(sockets=[bound])
     finally:

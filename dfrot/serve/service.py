@@ -14,15 +14,20 @@ from starlette.requests import Request
 
 from dfrot.data.images import decode_image
 from dfrot.errors import DfqError
+from dfrot.generation.batch import Batch
 from dfrot.generation.engine import Engine, TextRequest
 from dfrot.serve.api import ApiRequest
+from dfrot.serve.body import BodyMemory
 from dfrot.serve.errors import ApiError, api_error, bad_request
-from dfrot.serve.metrics import Metrics
-from dfrot.serve.scheduler import Event, Job, Scheduler
+from dfrot.serve.job import Event, Job
+from dfrot.serve.metrics import Metrics, resident
+from dfrot.serve.scheduler import Scheduler
 from dfrot.serve.settings import ServeSettings
 from dfrot.vision.image_inputs import ImageInputs
 
 Report = Callable[[dict[str, Any]], None]
+MEBIBYTE = 1 << 20
+BODIES = 8  # of the largest size that are held at a time
 SEED_BITS = 62  # of random seeds; torch takes 63 bits without a sign
 
 
@@ -33,16 +38,44 @@ class Service:
         """report: called with a summary of every generation."""
         self.engine, self.settings, self.report = engine, settings, report
         self.metrics = Metrics()
-        self.scheduler = Scheduler(engine, settings.parallel, settings.queue, self._finished)
+        self.bodies = BodyMemory(BODIES * settings.max_body)
+        self.batch = Batch(
+            engine.target, settings.prompt_chunk, settings.kv_memory * MEBIBYTE, settings.prefix_memory * MEBIBYTE
+        )
+        self.scheduler = Scheduler(engine, settings.parallel, settings.queue, self._finished, self.batch)
         self._encoding = threading.Lock()  # tokenizers are not thread-safe
         self.run_id = secrets.token_hex(4)  # makes the ids of this run's responses unique
         self.started = int(time.time())
+
+    @property
+    def batching(self) -> str:
+        """How requests share the computing thread."""
+        if self.batch.unfit is not None:
+            return f"none, requests take turns: {self.batch.unfit}"
+        return f"up to {self.settings.parallel} requests in a step, prompts in chunks of {self.batch.chunk}"
+
+    @property
+    def gauges(self) -> dict[str, float]:
+        """What is in use now, by the names of the metrics."""
+        running, waiting = self.scheduler.counts
+        batch = self.batch
+        return {
+            "dfq_requests_running": float(running),
+            "dfq_requests_waiting": float(waiting),
+            "dfq_resident_bytes": float(resident()),
+            "dfq_batching": float(batch.unfit is None),
+            "dfq_batch_steps": float(batch.steps),
+            "dfq_batch_rows": float(batch.rows),
+            "dfq_cache_bytes": float(batch.reserved),
+            "dfq_prefix_bytes": float(batch.prefixes.bytes),
+        }
 
     def _finished(self, job: Job, outcome: str) -> None:
         prompt, new = job.generation.usage
         now, out = time.monotonic(), job.generation.out
         self.metrics.add("dfq_generations_total", outcome=outcome)
         self.metrics.add("dfq_prompt_tokens_total", prompt if job.first is not None else 0)
+        self.metrics.add("dfq_shared_prompt_tokens_total", job.shared)
         self.metrics.add("dfq_generated_tokens_total", new)
         if out.accepted:
             self.metrics.add("dfq_draft_rounds_total", out.rounds)
@@ -83,6 +116,7 @@ class Service:
                     call.stop_tokens,
                     call.logprobs,
                     images,
+                    drafted=sampling.greedy or call.seed is None,
                 )
                 jobs.append(self.scheduler.submit(request, emit(number), settings.timeout))
         except ApiError:

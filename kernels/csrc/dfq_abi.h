@@ -719,6 +719,28 @@ DFQ_AT(dfq_decode_tree_args, out, 64); DFQ_AT(dfq_decode_tree_args, states, 72);
 DFQ_AT(dfq_decode_tree_args, threads, 80); DFQ_SIZE(dfq_decode_tree_args, 88);
 DFQ_API int dfq_decode_tree(const struct dfq_decode_tree_args* args);
 
+// dfq_decode for one position each of several sequences: hidden [lines, hidden], the embedding of the token at
+// positions[i] of sequence i -> out, every line as if it were alone, to the last bit. caches [lines, layers] of one
+// sequence each, with room for positions[i] + 1 positions; positions are at least the model's sinks. cos, sin [lines,
+// head_dim]. lines at most 16.
+struct dfq_decode_batch_args {
+  const struct dfq_decoder* model;
+  const struct dfq_cache* caches;
+  const void* hidden;
+  const float* cos;
+  const float* sin;
+  const int64_t* positions;
+  int64_t lines;
+  void* out;
+  int64_t threads;
+};
+DFQ_AT(dfq_decode_batch_args, model, 0); DFQ_AT(dfq_decode_batch_args, caches, 8);
+DFQ_AT(dfq_decode_batch_args, hidden, 16); DFQ_AT(dfq_decode_batch_args, cos, 24);
+DFQ_AT(dfq_decode_batch_args, sin, 32); DFQ_AT(dfq_decode_batch_args, positions, 40);
+DFQ_AT(dfq_decode_batch_args, lines, 48); DFQ_AT(dfq_decode_batch_args, out, 56);
+DFQ_AT(dfq_decode_batch_args, threads, 64); DFQ_SIZE(dfq_decode_batch_args, 72);
+DFQ_API int dfq_decode_batch(const struct dfq_decode_batch_args* args);
+
 // The first half of one block for many positions (a prompt), before an attention that the caller computes: hidden
 // [batch, rows, hidden] -> query [batch, rows, heads, head_dim], rotated by RoPE and, if `rotate`, by R3; keys and
 // values go to the cache.

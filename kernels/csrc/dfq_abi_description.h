@@ -83,6 +83,8 @@
   "dfq_decode_tree: const struct dfq_decoder* model, const struct dfq_cache* caches, const void* hidden, const " \
   "float* cos, const float* sin, int64_t rows, int64_t position, const int64_t* parents, void* out, void* " \
   "states?, int64_t threads\n" \
+  "dfq_decode_batch: const struct dfq_decoder* model, const struct dfq_cache* caches, const void* hidden, const" \
+  " float* cos, const float* sin, const int64_t* positions, int64_t lines, void* out, int64_t threads\n" \
   "dfq_prefill_before: const struct dfq_decoder* model, int64_t layer, const struct dfq_cache* caches, const " \
   "void* hidden, const float* cos, const float* sin, int64_t batch, int64_t rows, int64_t position, int64_t " \
   "rotate, void* query, int64_t threads\n" \

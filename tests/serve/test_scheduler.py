@@ -13,7 +13,8 @@ import pytest
 
 from dfrot.errors import InputError
 from dfrot.serve.errors import ApiError
-from dfrot.serve.scheduler import Job, Scheduler
+from dfrot.serve.job import Job
+from dfrot.serve.scheduler import Scheduler
 
 
 class Script:

@@ -1,7 +1,8 @@
-"""dfq serve: an OpenAI-compatible endpoint for a few users."""
+"""dfq serve: an OpenAI-compatible endpoint for one machine."""
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def command(
     common: Common,
     **options: Any,
 ) -> None:
-    """Serve a checkpoint over HTTP as OpenAI's clients expect it, for a few users who take turns token by token.
+    """Serve a checkpoint over HTTP as OpenAI's clients expect it; requests that come together share every step.
 
     Endpoints: /v1/chat/completions, /v1/completions and /v1/models, streaming or whole; /health and /metrics
     (Prometheus). Messages to a VLM may hold images as data: URIs. Ctrl-C or SIGTERM ends the server when running
@@ -63,7 +64,7 @@ def command(
     from dfrot.errors import ResourceError
 
     try:
-        from dfrot.serve.server import serve
+        from dfrot.serve.server import require_private, serve
     except ModuleNotFoundError as error:
         raise ResourceError(f"dfq serve needs {error.name}, which is not installed: pip install 'dfq[serve]'") from None
     shape, source = single_shape(chain, tree), draft_of(draft, options)
@@ -74,26 +75,21 @@ def command(
         plan("serve", {"model": folder, "draft": draft}, shown, None, common)
         return
     if not open_to_all:
-        _require_private(host, settings)
+        require_private(host, settings)
     engine = open_engine(folder, source, shape, force)
 
+    facts: dict[str, Any] = {}
+
     def ready(url: str) -> None:
-        facts = {"url": f"{url}/v1", "model": settings.name, "decoding": engine.how, "context": engine.context}
-        show.as_json(facts) if common.json else show.facts("serving", facts)
+        gc.collect()
+        gc.freeze()  # what is loaded stays: looking through it for garbage stops the computing thread for long
+        shown = {"url": f"{url}/v1", "model": settings.name, "decoding": engine.how, **facts, "context": engine.context}
+        show.as_json(shown) if common.json else show.facts("serving", shown)
 
-    serve(engine, settings, host, port, open_to_all=open_to_all, ready=ready, report=_report)
+    def batching(how: str) -> None:
+        facts["batching"] = how
 
-
-def _require_private(host: str, settings: ServeSettings) -> None:
-    """Refuse an address beyond this machine without a key."""
-    from dfrot.errors import InputError
-    from dfrot.serve.server import loopback
-
-    if settings.api_key is None and not loopback(host):
-        raise InputError(
-            f"`host` {host}: others could use the model; set `api_key`, or give `open_to_all`",
-            field=("host", "api_key", "open_to_all"),
-        )
+    serve(engine, settings, host, port, open_to_all=open_to_all, ready=ready, batching=batching, report=_report)
 
 
 def _report(job: dict[str, Any]) -> None:

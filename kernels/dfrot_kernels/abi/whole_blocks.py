@@ -112,6 +112,15 @@ DECODER = (
         "ancestors alone preceded it, to the last bit; the caches hold node i at position + i.",
     ),
     function(
+        "dfq_decode_batch",
+        f"{_MODEL}, const struct dfq_cache* caches, const void* hidden, const float* cos, const float* sin, "
+        "const int64_t* positions, int64_t lines, void* out",
+        "dfq_decode for one position each of several sequences: hidden [lines, hidden], the embedding of the token at "
+        "positions[i] of sequence i -> out, every line as if it were alone, to the last bit. caches [lines, layers] "
+        "of one sequence each, with room for positions[i] + 1 positions; positions are at least the model's sinks. "
+        "cos, sin [lines, head_dim]. lines at most 16.",
+    ),
+    function(
         "dfq_prefill_before",
         f"{_MODEL}, int64_t layer, const struct dfq_cache* caches, const void* hidden, const float* cos, "
         "const float* sin, int64_t batch, int64_t rows, int64_t position, int64_t rotate, void* query",

@@ -212,6 +212,25 @@ class Decoder:
         )  # fmt: skip
         return out
 
+    def run_batch(self, hidden: Tensor, caches: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Tensor:
+        """hidden [n, hidden], at most LINES lines of as many sequences, line i at positions[i] (int64 [n], at least the
+        shape's sinks) of its own cache; caches int64 [n, layers, words], one table of `caches` each, with room for the
+        new position; cos, sin float32 [n, head_dim] -> behind the final norm [n, hidden], every line with the bits
+        that `run` gives it alone."""
+        lines, width = hidden.shape
+        if hidden.dtype != self.shape.dtype or width != self.shape.hidden or not 0 < lines <= LINES:
+            raise ValueError(
+                f"decoder: a batch is {hidden.dtype} {tuple(hidden.shape)}; {self.shape} takes {LINES} lines"
+            )
+        if caches.shape[:2] != (lines, self.layers) or positions.shape != (lines,) or cos.shape[0] != lines:
+            raise ValueError(f"decoder: caches {tuple(caches.shape)} for {lines} lines of {self.layers} layers")
+        out = torch.empty_like(hidden, memory_format=torch.contiguous_format)
+        bindings.decode_batch(
+            model=self._table, caches=caches, hidden=hidden.contiguous(), cos=cos, sin=sin, positions=positions,
+            lines=lines, out=out,
+        )  # fmt: skip
+        return out
+
     # --- prompts: the caller computes the attention between the two halves of a block ------------------------------
 
     def before(

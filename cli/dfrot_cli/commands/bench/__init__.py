@@ -11,6 +11,7 @@ MEMBERS = {
     "kernels": "Time every operator beside torch's.",
     "models": "Race whole models against other engines.",
     "generate": "Time whole models beside llama.cpp.",
+    "serve": "Measure a running server under load.",
     "evaluate": "Time the loss of a checkpoint beside transformers'.",
     "draft": "Measure what drafting costs, and when it pays.",
 }

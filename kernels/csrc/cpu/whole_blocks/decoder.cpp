@@ -46,3 +46,19 @@ int dfq_decode_tree(const dfq_decode_tree_args* args) {
   call_.parents = args->parents;
   return run(call_, args->threads);
 }
+
+int dfq_decode_batch(const dfq_decode_batch_args* args) {
+  if (args->lines < 1 || args->lines > DECODE_ROWS || !args->positions || !valid_decoder(*args->model))
+    return DFQ_BAD_ARGUMENT;
+  for (int64_t i = 0; i < args->lines; ++i) {
+    if (args->positions[i] < args->model->sinks) return DFQ_BAD_ARGUMENT;
+  }
+  dfq_decode_args call = {};
+  call.model = args->model, call.caches = args->caches, call.hidden = args->hidden;
+  call.cos = args->cos, call.sin = args->sin;
+  call.batch = 1, call.rows = args->lines, call.position = 0;
+  call.out = args->out, call.threads = args->threads;
+  DecoderCall call_(call);
+  call_.positions = args->positions;
+  return run(call_, args->threads);
+}

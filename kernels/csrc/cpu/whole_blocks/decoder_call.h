@@ -1,7 +1,9 @@
 // One call of dfq_decode: its arguments, what its threads share, and what each of them keeps to itself.
 #pragma once
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <new>
 
 #include "attention/attention_kernels.h"
 #include "common/arena.h"
@@ -20,12 +22,19 @@ inline Tile16Weight weight_of(const dfq_linear& l) {
           ceil_div(l.k, TILE16_DEPTH), group, ceil_div(l.k, group)};
 }
 
+// Lines behind a norm, behind a rotation, and as codes: [lines][width] each, width the model's widest.
+struct DecoderRows {
+  char *normed, *rotated;
+  int8_t* codes;
+  float* scale;   // [lines]
+  int32_t* zero;  // [lines]
+};
+
 // What one thread keeps to itself.
 struct DecoderThreadMemory {
-  char *hidden, *normed, *rotated, *prepared;
-  int8_t* codes;
-  float *scale, *transform, *sums;  // transform: scratch of Hadamard transforms
-  int32_t* zero;
+  char *hidden, *prepared;
+  DecoderRows rows;
+  float *transform, *sums;  // transform: scratch of Hadamard transforms
   char* attention;
 };
 
@@ -42,7 +51,10 @@ struct DecoderCall : dfq_decode_args {
   float *queries, *steps, *digit_sums, *partial;
   int8_t* digits;
   int64_t* first;
-  const int64_t* parents = nullptr;  // of a tree
+  const int64_t* parents = nullptr;    // of a tree
+  const int64_t* positions = nullptr;  // of lines of different sequences, each with caches of its own
+  std::atomic<int64_t>* taken = nullptr;  // of every block: pieces of the lines' attention that threads have taken
+  DecoderRows shared_rows;  // of a batch
   int64_t* depth;
   uint8_t *staged_codes, *staged_zero;  // keys, then values of a tree: [rows][kv_heads]
   uint16_t* staged_scale;
@@ -54,10 +66,13 @@ struct DecoderCall : dfq_decode_args {
 
   int64_t q_width() const { return decoder.heads * decoder.head_dim; }
   int64_t kv_width() const { return decoder.kv_heads * decoder.head_dim; }
+  bool row_by_row() const { return parents || positions; }
   int64_t max_width() const { return std::max({decoder.hidden, decoder.mlp, q_width()}); }
   int64_t group() const { return decoder.heads / decoder.kv_heads; }
 
   void plan_attention();
+  int64_t row_bytes() const { return lines * (max_width() + 8) * (2 * size + 1) + lines * 8 + 5 * 64; }
+  DecoderRows lay_out_rows(Arena& arena) const;
   int64_t shared_bytes() const;
   int64_t private_bytes() const;
   void lay_out_shared(Arena arena);
@@ -65,7 +80,9 @@ struct DecoderCall : dfq_decode_args {
 };
 
 inline void DecoderCall::plan_attention() {
-  const int64_t dim = decoder.head_dim, length = position + rows, query_lines = (parents ? 1 : rows) * group();
+  int64_t length = position + rows;
+  for (int64_t i = 0; positions && i < lines; ++i) length = std::max(i ? length : 0, positions[i] + 1);
+  const int64_t dim = decoder.head_dim, query_lines = (row_by_row() ? 1 : rows) * group();
   call = {};
   const int64_t bytes = ceil_div(dim * decoder.kv_bits, 8);
   call.k = call.v = {nullptr, nullptr, nullptr, dim, bytes, tables.attention.width(dim, int(decoder.kv_bits))};
@@ -83,7 +100,8 @@ inline int64_t DecoderCall::shared_bytes() const {
   const int64_t attention = query_lines * (decoder.head_dim * 4 + call.parts * call.k.width + 4 + call.parts * 4) +
                             parts * query_lines * (decoder.head_dim + 2) * 4 + lines * 8;
   const int64_t staged = 2 * lines * decoder.kv_heads * (call.k.bytes + 3) + lines * 8;
-  return lines * values * size + attention + (parents ? staged : 0) + 32 * 64;
+  return lines * values * size + attention + (parents ? staged : 0) +
+         (positions ? decoder.layers * 8 + row_bytes() : 0) + 33 * 64;
 }
 
 inline void DecoderCall::lay_out_shared(Arena arena) {
@@ -104,28 +122,40 @@ inline void DecoderCall::lay_out_shared(Arena arena) {
     staged_scale = arena.take<uint16_t>(stored);
     for (int64_t i = 0; i < lines; ++i) depth[i] = parents[i] < 0 ? 0 : depth[parents[i]] + 1;
   }
+  if (positions) {
+    shared_rows = lay_out_rows(arena);
+    taken = arena.take<std::atomic<int64_t>>(decoder.layers);
+    for (int64_t i = 0; i < decoder.layers; ++i) new (taken + i) std::atomic<int64_t>(0);
+  }
   call.query = queries, call.digits = digits, call.steps = steps, call.sums = digit_sums;
   for (int64_t i = 0; i < lines; ++i) {
-    const int64_t offset = parents ? depth[i] : i % rows;
-    first[i] = decoder.window ? std::max<int64_t>(0, position + offset + 1 - decoder.window) : 0;
+    const int64_t at = positions ? positions[i] : position + (parents ? depth[i] : i % rows);
+    first[i] = decoder.window ? std::max<int64_t>(0, at + 1 - decoder.window) : 0;
   }
   call.first = decoder.window ? first : nullptr;
 }
 
+inline DecoderRows DecoderCall::lay_out_rows(Arena& arena) const {
+  const int64_t width = max_width() + 8;
+  DecoderRows rows;
+  rows.normed = arena.take(lines * width * size), rows.rotated = arena.take(lines * width * size);
+  rows.codes = arena.take<int8_t>(lines * width);
+  rows.scale = arena.take<float>(lines), rows.zero = arena.take<int32_t>(lines);
+  return rows;
+}
+
 inline int64_t DecoderCall::private_bytes() const {
   const int64_t width = max_width() + 8, block = 2 * std::max<int64_t>(decoder.r3_block, max_width());
-  return lines * (decoder.hidden + 2 * width) * size + lines * width * 4 + lines * width + lines * 8 + block * 4 +
-         lines * (width / 8 + 1) * 4 + memory + 16 * 64;
+  return lines * decoder.hidden * size + row_bytes() + lines * width * 4 + block * 4 + lines * (width / 8 + 1) * 4 +
+         memory + 16 * 64;
 }
 
 inline DecoderThreadMemory DecoderCall::lay_out_private(Arena arena) const {
   const int64_t width = max_width() + 8;
   DecoderThreadMemory p;
-  p.hidden = arena.take(lines * decoder.hidden * size), p.normed = arena.take(lines * width * size);
-  p.rotated = arena.take(lines * width * size);
+  p.hidden = arena.take(lines * decoder.hidden * size);
+  p.rows = lay_out_rows(arena);
   p.prepared = arena.take(lines * width * 4);  // the most that a value takes: two bfloat16 parts
-  p.codes = arena.take<int8_t>(lines * width);
-  p.scale = arena.take<float>(lines), p.zero = arena.take<int32_t>(lines);
   p.transform = arena.take<float>(2 * std::max<int64_t>(decoder.r3_block, max_width()));
   p.sums = arena.take<float>(lines * (width / 8 + 1));
   p.attention = arena.take(memory);

@@ -11,15 +11,15 @@
 #include "common/parallel_region.h"
 #include "dfq_abi.h"
 #include "tile16/tile16_kernels.h"
-#include "whole_blocks/decoder_heads.h"
 #include "whole_blocks/decoder_call.h"
+#include "whole_blocks/decoder_rows.h"
 
 namespace dfq {
 namespace {
 
-class TreeAttention : protected DecoderHeads {
+class TreeAttention : protected RowAttention {
  public:
-  using DecoderHeads::DecoderHeads;
+  using RowAttention::RowAttention;
 
  protected:
   void attend_tree(const dfq_block& b, const dfq_cache& cache) {
@@ -38,7 +38,7 @@ class TreeAttention : protected DecoderHeads {
           unstage_node(cache, head, node, depth);
           placed[depth] = node;
         }
-        attend_row(cache, head, row);
+        attend_row(cache, head, row, s_.position + s_.depth[row] + 1, partial(head, 0));
       }
       for (int64_t row = 0; row < s_.rows; ++row) {
         if (placed[row] != row) unstage_node(cache, head, row, row);
@@ -72,43 +72,6 @@ class TreeAttention : protected DecoderHeads {
     cache.k_scale[to] = s_.staged_scale[k], cache.v_scale[to] = s_.staged_scale[v];
     if (cache.k_zero) cache.k_zero[to] = s_.staged_zero[k];
     if (cache.v_zero) cache.v_zero[to] = s_.staged_zero[v];
-  }
-
-  // The queries of a row are those of a call of one row: [row][kv head][head of the group]
-  int64_t line(int64_t head, int64_t row) const { return (row * m_.kv_heads + head) * s_.group(); }
-
-  void quantize_queries(const dfq_block& b, int64_t head, int64_t row) {
-    const int64_t dim = m_.head_dim, group = s_.group(), parts = s_.call.parts;
-    const int64_t from = (row * m_.heads + head * group) * dim, at = line(head, row);
-    float* const x = s_.queries + at * dim;
-    for (int64_t i = 0; i < group; ++i) norm_and_rope(s_.q, from + i * dim, b.q_norm, row);
-    s_.tables.attention.load(s_.q, s_.type, from, group * dim, x);
-    rotate(x, group * dim);
-    s_.tables.attention.prepare(x, group, dim, s_.call.bits, int(parts), s_.call.scaling * LOG2_E,
-                             s_.digits + at * parts * s_.call.k.width, s_.steps + at, s_.digit_sums + at * parts);
-  }
-
-  void attend_row(const dfq_cache& cache, int64_t head, int64_t row) {
-    const int64_t dim = m_.head_dim, group = s_.group(), at = line(0, row), width = s_.call.k.width;
-    AttentionCall call = s_.call;
-    call.k.packed = cache.k_packed, call.k.scale = cache.k_scale, call.k.zero = cache.k_zero;
-    call.v.packed = cache.v_packed, call.v.scale = cache.v_scale, call.v.zero = cache.v_zero;
-    call.k_sink = cache.k_sink, call.v_sink = cache.v_sink;
-    call.rows = 1, call.length = s_.position + s_.depth[row] + 1, call.sinks = std::min(m_.sinks, call.length);
-    call.query = s_.queries + at * dim, call.digits = s_.digits + at * call.parts * width;
-    call.steps = s_.steps + at, call.sums = s_.digit_sums + at * call.parts;
-    call.first = m_.window ? s_.first + row : nullptr;
-    const int64_t splits = ceil_div(call.length, s_.split), size = group * (dim + 2);
-    float* const to = partial(head, 0);
-    for (int64_t part = 0; part < splits; ++part) {
-      const int64_t begin = part * s_.split, end = std::min(call.length, begin + s_.split);
-      s_.tables.attention.attend(call, 0, head, begin, end, p_.attention, to + part * size);
-    }
-    if (call.sinks) s_.tables.attention.attend_sinks(call, 0, head, to + splits * size);
-    for (int64_t i = 0; i < group; ++i) {
-      s_.tables.attention.combine(to + i * (dim + 2), splits + (call.sinks ? 1 : 0), size, dim, s_.type, s_.mixed,
-                               (row * m_.heads + head * group + i) * dim);
-    }
   }
 };
 

@@ -11,50 +11,67 @@
 #include "dfq_abi.h"
 #include "tile16/tile16_kernels.h"
 #include "whole_blocks/decoder_call.h"
-#include "whole_blocks/decoder_tree.h"
+#include "whole_blocks/decoder_batch.h"
 
 namespace dfq {
 namespace {
 
-class DecoderWorker : private TreeAttention {
+class DecoderWorker : private BatchAttention {
  public:
-  using TreeAttention::TreeAttention;
+  using BatchAttention::BatchAttention;
 
   void run() {
     const int64_t bytes = s_.lines * m_.hidden * s_.size;
+    if (s_.positions && s_.lines >= size_ && size_ > 1) share_lines();
     std::memcpy(p_.hidden, s_.hidden, size_t(bytes));
     for (int64_t layer = 0; layer < m_.layers; ++layer) {
-      block(m_.blocks[layer], s_.caches[layer]);
+      block(m_.blocks[layer], layer);
       if (s_.states && index_ == 0)
         std::memcpy(static_cast<char*>(s_.states) + layer * bytes, p_.hidden, size_t(bytes));
     }
     rmsnorm(m_.final_norm);
-    if (index_ == 0) std::memcpy(s_.out, p_.normed, size_t(bytes));
+    if (!shares_ && index_ != 0) return;
+    const int64_t width = m_.hidden * s_.size;
+    std::memcpy(static_cast<char*>(s_.out) + own_.begin * width, rows_.normed + own_.begin * width,
+                size_t((own_.end - own_.begin) * width));
   }
 
  private:
-  void block(const dfq_block& b, const dfq_cache& cache) {
+  // Many lines are not computed by every thread for itself: each norms, rotates and quantizes its own, for all to read.
+  void share_lines() {
+    shares_ = true;
+    own_ = partition(s_.lines, index_, size_);
+    rows_ = s_.shared_rows;
+  }
+
+  void block(const dfq_block& b, int64_t layer) {
+    const dfq_cache& cache = s_.caches[layer];  // of a batch: that of its first line
     prefetch(b, cache);
     rmsnorm(b.input_norm);
-    prepare_input(b.q, p_.normed);
+    prepare_input(b.q, rows_.normed);
     const dfq_linear* const heads[3] = {&b.q, &b.k, &b.v};
     void* const outs[3] = {s_.q, s_.k, s_.v};
     multiply(heads, outs, 3);
     barrier();
-    s_.parents ? attend_tree(b, cache) : attend(b, cache);
+    if (s_.positions) attend_batch(b, layer);
+    else s_.parents ? attend_tree(b, cache) : attend(b, cache);
     barrier();
     prepare_input(b.o, s_.mixed);
     multiply(b.o, s_.branch);
     barrier();
-    s_.tables.block.add(p_.hidden, s_.branch, s_.type, 0, s_.lines * m_.hidden);
+    add_branch();
     rmsnorm(b.mlp_norm);
-    prepare_input(b.gate, p_.normed);
+    prepare_input(b.gate, rows_.normed);
     gate_and_up(b);
     barrier();
     prepare_input(b.down, s_.act);
     multiply(b.down, s_.branch);
     barrier();
-    s_.tables.block.add(p_.hidden, s_.branch, s_.type, 0, s_.lines * m_.hidden);
+    add_branch();
+  }
+
+  void add_branch() {
+    s_.tables.block.add(p_.hidden, s_.branch, s_.type, own_.begin * m_.hidden, (own_.end - own_.begin) * m_.hidden);
   }
 
   // What attention will read in small pieces, each of which would otherwise be waited for: the weights of a step push it
@@ -69,9 +86,9 @@ class DecoderWorker : private TreeAttention {
   }
 
   void rmsnorm(const float* weight) {
-    for (int64_t line = 0; line < s_.lines; ++line) {
+    for (int64_t line = own_.begin; line < own_.end; ++line) {
       const int64_t at = line * m_.hidden * s_.size;
-      s_.tables.block.rmsnorm(p_.hidden + at, s_.type, m_.hidden, weight, float(m_.eps), p_.normed + at);
+      s_.tables.block.rmsnorm(p_.hidden + at, s_.type, m_.hidden, weight, float(m_.eps), rows_.normed + at);
     }
   }
 
@@ -79,17 +96,20 @@ class DecoderWorker : private TreeAttention {
   void prepare_input(const dfq_linear& l, const char* x) {
     const Tile16Weight weight = weight_of(l);
     if (l.base_t) {
-      const int64_t blocks = s_.lines * l.k / l.block;
-      s_.tables.rows.hadamard_rows(x, s_.type, l.block, l.base_t, l.order, p_.rotated, p_.transform, 0, blocks);
-      x = p_.rotated;
+      const int64_t blocks = l.k / l.block;
+      s_.tables.rows.hadamard_rows(x, s_.type, l.block, l.base_t, l.order, rows_.rotated, p_.transform,
+                                   own_.begin * blocks, own_.end * blocks);
+      x = rows_.rotated;
     }
     if (l.bits == 16) {
+      if (shares_) barrier();
       s_.tables.tile16.prepare_float({x, s_.type, s_.lines}, weight, p_.prepared, p_.sums);
       return;
     }
-    s_.tables.rows.quantize_rows(x, s_.type, l.k, int(l.bits), l.symmetric != 0, float(l.clip), p_.codes, p_.scale,
-                              p_.zero, 0, s_.lines);
-    const IntegerRows rows = {p_.codes, p_.scale, l.symmetric ? nullptr : p_.zero, s_.lines};
+    s_.tables.rows.quantize_rows(x, s_.type, l.k, int(l.bits), l.symmetric != 0, float(l.clip), rows_.codes, rows_.scale,
+                              rows_.zero, own_.begin, own_.end);
+    if (shares_) barrier();
+    const IntegerRows rows = {rows_.codes, rows_.scale, l.symmetric ? nullptr : rows_.zero, s_.lines};
     s_.tables.tile16.prepare_integer(rows, weight, p_.prepared, reinterpret_cast<int32_t*>(p_.sums));
   }
 
@@ -104,7 +124,7 @@ class DecoderWorker : private TreeAttention {
       return;
     }
     call.q_sums = reinterpret_cast<const int32_t*>(p_.sums);
-    call.x_scale = p_.scale, call.x_zero = l.symmetric ? nullptr : p_.zero;
+    call.x_scale = rows_.scale, call.x_zero = l.symmetric ? nullptr : rows_.zero;
     s_.tables.tile16.decode_integer(call, begin, end);
   }
 
@@ -216,6 +236,10 @@ class DecoderWorker : private TreeAttention {
                                   s_.mixed, (at * group + line % group) * dim);
     }
   }
+
+  bool shares_ = false;
+  Span own_ = {0, s_.lines};           // lines that this thread norms, rotates and quantizes
+  DecoderRows rows_ = p_.rows;         // where it does
 };
 
 }  // namespace

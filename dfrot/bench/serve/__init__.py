@@ -1,0 +1,1 @@
+"""`dfq bench serve`: a server under load."""

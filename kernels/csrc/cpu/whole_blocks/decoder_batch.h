@@ -1,0 +1,69 @@
+// Attention of a batch: lines of different sequences, each at its own position of its own cache. A thread takes a line's
+// kv head from the first step to the last, whichever is next: caches of very different lengths keep all threads busy.
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+
+#include "common/limits.h"
+#include "dfq_abi.h"
+#include "whole_blocks/decoder_call.h"
+#include "whole_blocks/decoder_tree.h"
+
+namespace dfq {
+namespace {
+
+constexpr int64_t FETCHED_POSITIONS = 512;  // at most, of a line; behind them the processor sees where it goes
+
+class BatchAttention : protected TreeAttention {
+ public:
+  using TreeAttention::TreeAttention;
+
+ protected:
+  void attend_batch(const dfq_block& b, int64_t layer) {
+    const int64_t pairs = s_.lines * m_.kv_heads, size = s_.parts * s_.group() * (m_.head_dim + 2);
+    if (index_ < s_.lines) fetch(index_, layer);
+    for (int64_t pair; (pair = s_.taken[layer].fetch_add(1, std::memory_order_relaxed)) < pairs;) {
+      const int64_t line = pair / m_.kv_heads, head = pair % m_.kv_heads;
+      const dfq_cache& cache = s_.caches[line * m_.layers + layer];
+      if (head == 0 && line + size_ < s_.lines) fetch(line + size_, layer);
+      append_line(b, cache, line, head);
+      quantize_queries(b, head, line);
+      attend_row(cache, head, line, s_.positions[line] + 1, s_.partial + pair * size);
+    }
+  }
+
+ private:
+  // What is stored for a line, ahead of its attention: rows of a cache are too short for the processor to see a pattern
+  // in them in time, and the weights of a step push out of the caches what the last one has read.
+  void fetch(int64_t line, int64_t layer) const {
+    const dfq_cache& cache = s_.caches[line * m_.layers + layer];
+    const int64_t length = s_.positions[line], begin = m_.window ? s_.first[line] : 0;
+    const int64_t end = std::min(length, begin + FETCHED_POSITIONS), heads = m_.kv_heads, bytes = s_.call.k.bytes;
+    const auto rows = [&](const void* from, int64_t width) {
+      const char* const array = static_cast<const char*>(from);
+      for (int64_t at = begin * heads * width; array && at < end * heads * width; at += 64)
+        __builtin_prefetch(array + at, 0, 2);
+    };
+    rows(cache.k_packed, bytes), rows(cache.k_scale, 2), rows(cache.k_zero, 1);
+    rows(cache.v_packed, bytes), rows(cache.v_scale, 2), rows(cache.v_zero, 1);
+  }
+
+  void append_line(const dfq_block& b, const dfq_cache& cache, int64_t line, int64_t head) {
+    const int64_t dim = m_.head_dim, from = (line * m_.kv_heads + head) * dim, bytes = s_.call.k.bytes;
+    const int64_t to = s_.positions[line] * m_.kv_heads + head;
+    float key[MAX_HEAD_DIM];
+    uint8_t unused;  // the zero point of a symmetric cache
+    norm_and_rope(s_.k, from, b.k_norm, line);
+    s_.tables.attention.load(s_.k, s_.type, from, dim, key);
+    rotate(key, dim);
+    shift(key, b, head);
+    store(key, DFQ_FLOAT32, cache.k_packed + to * bytes, cache.k_scale + to,
+          cache.k_zero ? cache.k_zero + to : &unused);
+    store(s_.v + from * s_.size, s_.type, cache.v_packed + to * bytes, cache.v_scale + to,
+          cache.v_zero ? cache.v_zero + to : &unused);
+  }
+};
+
+}  // namespace
+}  // namespace dfq
