@@ -1,11 +1,11 @@
 """Running a loaded model on the native decoder (dfrot_kernels/whole_blocks), where the model and the call fit it.
 
-A few positions (decoding, verifying drafts) are one native call; a prompt is three calls per block. Whatever does
-not fit is computed by transformers' modules, operator by operator: the same arithmetic, slower. RoPE and integer products agree with theirs bit for bit; norms (the order of a sum) and SiLU (its exponential)
-differ in the last bit of some values, 1e-7 of their size. That stays so until it moves a value over an edge of the
-quantizer's grid: then a code differs by one, and logits by about as much as one rounding moves them.
-`model.dfq_native.report()` counts both, and the reasons of the second. Everything is derived from the architecture
-description; the modules only lend their tensors.
+A few positions (decoding, verifying drafts) are one native call; a prompt is three calls per block. Whatever does not
+fit is computed by transformers' modules, operator by operator: the same arithmetic, slower. RoPE and integer products
+agree with theirs bit for bit; norms (the order of a sum) and SiLU (its exponential) differ in the last bit of some
+values, 1e-7 of their size. That stays so until it moves a value over an edge of the quantizer's grid: then a code
+differs by one, and logits by about as much as one rounding moves them. `model.dfq_native.report()` counts both, and the
+reasons of the second. Everything is derived from the architecture description; the modules only lend their tensors.
 """
 
 from __future__ import annotations
