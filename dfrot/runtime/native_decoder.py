@@ -195,8 +195,8 @@ class NativeDecoder:
                 view = CacheView(layer, layer.packed, layer.length)
                 mixed = view.attend(query.transpose(1, 2), decoder.shape.scaling, *visible)
             else:
-                stores = (store.buffers() for store in layer.packed)
-                mixed = decoder.attend(query, *stores, layer.sink_states.tensors, layer.length)
+                keys, values = (store.buffers() for store in layer.packed)
+                mixed = decoder.attend(query, keys, values, layer.sink_states.tensors, layer.length)
             decoder.after(number, hidden, mixed)
             if number + 1 in self._recorded:
                 outputs[number + 1] = hidden.clone()

@@ -164,8 +164,8 @@ ATTENTION = (
         "int64_t sinks, void* out",
         "query [batch, rows, heads, k_dim], rotated like the stored keys, at the last `rows` (any number) of `length` "
         "positions -> out [batch, rows, heads, v_dim] = softmax(scaling q k^T) v. A row sees the last `window` "
-        "positions up to its own (0: all). The first `sinks` positions are read from k_sink, v_sink [sinks, batch, kv_heads, "
-        "dim], of the query's dtype. k_dim and v_dim at most 512.",
+        "positions up to its own (0: all). The first `sinks` positions are read from k_sink, v_sink [sinks, batch, "
+        "kv_heads, dim], of the query's dtype. k_dim and v_dim at most 512.",
     ),
 )
 
