@@ -235,8 +235,8 @@ class Decoder:
         cache -> [batch, rows, heads, head_dim], as `dfq::prompt_attention` computes it; sinks: [sinks, batch, kv_heads,
         head_dim] exact keys and values of the first positions."""
         shape, (k_sink, v_sink) = self.shape, sinks or (None, None)
-        where = (length, shape.head_dim, shape.kv_bits, shape.scaling, shape.window)
-        return prompt_attention(query, *keys, *values, *where, k_sink, v_sink)
+        sizes = (length, shape.head_dim, shape.kv_bits)
+        return prompt_attention(query, *keys, *values, *sizes, shape.scaling, shape.window, k_sink, v_sink)
 
     def after(self, layer: int, hidden: Tensor, mixed: Tensor) -> None:
         """mixed [batch, rows, heads, head_dim], what the attention made; hidden becomes the output of the block."""
