@@ -177,7 +177,6 @@ def binding(function: types.Function) -> list[str]:
     return [
         f'_{name} = Struct("={formats}").pack',
         "",
-        "",
         *wrapped(["*", *parameters], f"def {name}(", " " * (len(name) + 5), ") -> None:"),
         *textwrap.wrap(
             f'"""{function.name}: {function.doc}"""',

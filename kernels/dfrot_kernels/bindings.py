@@ -28,7 +28,6 @@ def _refuse(name: str, code: int) -> NoReturn:
 
 _pack = Struct("=qqqqqq").pack
 
-
 def pack(*, codes: Tensor, n: int, k: int, bits: int, packed: Tensor) -> None:
     """dfq_pack: codes [n, k], each below 2^bits -> packed [n, ceil(k bits / 8)]; bits 2..8."""
     code = functions["dfq_pack"](_pack(codes.data_ptr(), n, k, bits, packed.data_ptr(), _threads()))
@@ -38,7 +37,6 @@ def pack(*, codes: Tensor, n: int, k: int, bits: int, packed: Tensor) -> None:
 
 _unpack = Struct("=qqqqqq").pack
 
-
 def unpack(*, packed: Tensor, n: int, k: int, bits: int, codes: Tensor) -> None:
     """dfq_unpack: The inverse of dfq_pack."""
     code = functions["dfq_unpack"](_unpack(packed.data_ptr(), n, k, bits, codes.data_ptr(), _threads()))
@@ -47,7 +45,6 @@ def unpack(*, packed: Tensor, n: int, k: int, bits: int, codes: Tensor) -> None:
 
 
 _quantize_per_token = Struct("=qqqqqqdqqqq").pack
-
 
 def quantize_per_token(*, x: Tensor, dtype: int, m: int, k: int, bits: int, symmetric: int, clip: float,
                        codes: Tensor, scale: Tensor, zero: Tensor) -> None:
@@ -61,7 +58,6 @@ def quantize_per_token(*, x: Tensor, dtype: int, m: int, k: int, bits: int, symm
 
 _hadamard = Struct("=qqqqqqqq").pack
 
-
 def hadamard(*, x: Tensor, dtype: int, rows: int, block: int, base: Tensor, order: int, out: Tensor) -> None:
     """dfq_hadamard: out = x (base (x) Sylvester(block / order)) / sqrt(block) for each of `rows` rows of `block`
     values."""
@@ -72,7 +68,6 @@ def hadamard(*, x: Tensor, dtype: int, rows: int, block: int, base: Tensor, orde
 
 
 _kv_quantize = Struct("=qqqqqqdqqqq").pack
-
 
 def kv_quantize(*, x: Tensor, dtype: int, rows: int, width: int, bits: int, symmetric: int, clip: float,
                 packed: Tensor, scale: Tensor, zero: Tensor) -> None:
@@ -86,7 +81,6 @@ def kv_quantize(*, x: Tensor, dtype: int, rows: int, width: int, bits: int, symm
 
 _kv_dequantize = Struct("=qqqqqqqqq").pack
 
-
 def kv_dequantize(*, packed: Tensor, scale: Tensor, zero: Tensor | None, rows: int, width: int, bits: int, dtype: int,
                   out: Tensor) -> None:
     """dfq_kv_dequantize: The inverse of dfq_kv_quantize up to rounding; zero null: 2^(bits-1)."""
@@ -97,7 +91,6 @@ def kv_dequantize(*, packed: Tensor, scale: Tensor, zero: Tensor | None, rows: i
 
 
 _hadamard_quantize = Struct("=qqqqqqqqqdqqqq").pack
-
 
 def hadamard_quantize(*, x: Tensor, dtype: int, m: int, k: int, base: Tensor | None, order: int, block: int,
                       bits: int, symmetric: int, clip: float, codes: Tensor, scale: Tensor, zero: Tensor) -> None:
@@ -113,7 +106,6 @@ def hadamard_quantize(*, x: Tensor, dtype: int, m: int, k: int, base: Tensor | N
 
 _rmsnorm_quantize = Struct("=qqqqqqdqqdqqqq").pack
 
-
 def rmsnorm_quantize(*, x: Tensor, dtype: int, m: int, k: int, residual: Tensor | None, weight: Tensor | None,
                      epsilon: float, bits: int, symmetric: int, clip: float, codes: Tensor, scale: Tensor,
                      zero: Tensor) -> None:
@@ -127,7 +119,6 @@ def rmsnorm_quantize(*, x: Tensor, dtype: int, m: int, k: int, residual: Tensor 
 
 
 _silu_mul_hadamard_quantize = Struct("=qqqqqqqqqqdqqqq").pack
-
 
 def silu_mul_hadamard_quantize(*, gate: Tensor, up: Tensor, dtype: int, m: int, k: int, base: Tensor | None,
                                order: int, block: int, bits: int, symmetric: int, clip: float, codes: Tensor,
@@ -143,7 +134,6 @@ def silu_mul_hadamard_quantize(*, gate: Tensor, up: Tensor, dtype: int, m: int, 
 
 _dequantize = Struct("=qqqqqqqqq").pack
 
-
 def dequantize(*, packed: Tensor, scale: Tensor, zero: Tensor | None, n: int, k: int, bits: int, group: int,
                w: Tensor) -> None:
     """dfq_dequantize: w[n, k] = scale * (u - zero): scale bfloat16 bits [n, groups], zero [n, groups] or null
@@ -156,7 +146,6 @@ def dequantize(*, packed: Tensor, scale: Tensor, zero: Tensor | None, n: int, k:
 
 _w4a16_mm = Struct("=qqqqqqqqqqq").pack
 
-
 def w4a16_mm(*, x: Tensor, dtype: int, m: int, n: int, k: int, packed: Tensor, scale: Tensor, zero: Tensor | None,
              group: int, out: Tensor) -> None:
     """dfq_w4a16_mm: out [m, n] = x [m, k] w[n, k]^T with 4-bit w as in dfq_dequantize; float32 sums; out has the
@@ -168,7 +157,6 @@ def w4a16_mm(*, x: Tensor, dtype: int, m: int, n: int, k: int, packed: Tensor, s
 
 
 _w4a8_mm = Struct("=qqqqqqqqqqqq").pack
-
 
 def w4a8_mm(*, q: Tensor, x_scale: Tensor, x_zero: Tensor, m: int, n: int, k: int, packed: Tensor, scale: Tensor,
             zero: Tensor | None, group: int, out: Tensor) -> None:
@@ -184,7 +172,6 @@ def w4a8_mm(*, q: Tensor, x_scale: Tensor, x_zero: Tensor, m: int, n: int, k: in
 
 _prepack = Struct("=qqqqqqq").pack
 
-
 def prepack(*, packed: Tensor, n: int, k: int, group: int, tiles: Tensor, sums: Tensor | None) -> None:
     """dfq_prepack: packed [n, ceil(k / 2)] -> tiles [n16 / 16, k8 / 8, 64] (cpu/tile16/tile16_kernels.h) and, unless
     null, sums [groups, n16] of the codes of each group. n16: n rounded up to 16, k8: k rounded up to 8."""
@@ -196,7 +183,6 @@ def prepack(*, packed: Tensor, n: int, k: int, group: int, tiles: Tensor, sums: 
 
 _unprepack = Struct("=qqqqq").pack
 
-
 def unprepack(*, tiles: Tensor, n: int, k: int, packed: Tensor) -> None:
     """dfq_unprepack: The inverse of dfq_prepack."""
     code = functions["dfq_unprepack"](_unprepack(tiles.data_ptr(), n, k, packed.data_ptr(), _threads()))
@@ -205,7 +191,6 @@ def unprepack(*, tiles: Tensor, n: int, k: int, packed: Tensor) -> None:
 
 
 _tiled_w4a16 = Struct("=qqqqqqqqqqqq").pack
-
 
 def tiled_w4a16(*, x: Tensor, dtype: int, m: int, n: int, k: int, tiles: Tensor, scale: Tensor, zero: Tensor | None,
                 group: int, bias: Tensor | None, out: Tensor) -> None:
@@ -220,7 +205,6 @@ def tiled_w4a16(*, x: Tensor, dtype: int, m: int, n: int, k: int, tiles: Tensor,
 
 
 _tiled_w4a8 = Struct("=qqqqqqqqqqqqqqq").pack
-
 
 def tiled_w4a8(*, q: Tensor, x_scale: Tensor, x_zero: Tensor | None, m: int, n: int, k: int, tiles: Tensor,
                scale: Tensor, zero: Tensor | None, sums: Tensor | None, group: int, bias: Tensor | None, dtype: int,
@@ -237,7 +221,6 @@ def tiled_w4a8(*, q: Tensor, x_scale: Tensor, x_zero: Tensor | None, m: int, n: 
 
 _dense = Struct("=qqqqqqqqqqq").pack
 
-
 def dense(*, x: Tensor, dtype: int, m: int, n: int, k: int, weight: Tensor, kind: int, scale: Tensor | None,
           group: int, out: Tensor) -> None:
     """dfq_dense: out [m, n] = x [m, k] w[n, k]^T, both of `dtype`; float32 sums, and every row has the bits that it
@@ -251,7 +234,6 @@ def dense(*, x: Tensor, dtype: int, m: int, n: int, k: int, weight: Tensor, kind
 
 
 _kv_append = Struct("=qqqqqqqqqqqqqqqqqdqqqqq").pack
-
 
 def kv_append(*, key: Tensor, value: Tensor, dtype: int, batch: int, rows: int, heads: int, k_dim: int, v_dim: int,
               k_packed: Tensor, k_scale: Tensor, k_zero: Tensor | None, v_packed: Tensor, v_scale: Tensor,
@@ -272,7 +254,6 @@ def kv_append(*, key: Tensor, value: Tensor, dtype: int, batch: int, rows: int, 
 
 
 _kv_attention = Struct("=qqqqqqqqqqqqqqqqdqqqqqqqqqqqq").pack
-
 
 def kv_attention(*, query: Tensor, dtype: int, batch: int, rows: int, heads: int, kv_heads: int, k_dim: int,
                  v_dim: int, k_packed: Tensor, k_scale: Tensor, k_zero: Tensor | None, v_packed: Tensor,
@@ -298,7 +279,6 @@ def kv_attention(*, query: Tensor, dtype: int, batch: int, rows: int, heads: int
 
 _prompt_attention = Struct("=qqqqqqqqqqqqqqqqdqqqqqq").pack
 
-
 def prompt_attention(*, query: Tensor, dtype: int, batch: int, rows: int, heads: int, kv_heads: int, k_dim: int,
                      v_dim: int, k_packed: Tensor, k_scale: Tensor, k_zero: Tensor | None, v_packed: Tensor,
                      v_scale: Tensor, v_zero: Tensor | None, length: int, bits: int, scaling: float, window: int,
@@ -318,7 +298,6 @@ def prompt_attention(*, query: Tensor, dtype: int, batch: int, rows: int, heads:
 
 _decode = Struct("=qqqqqqqqqqq").pack
 
-
 def decode(*, model: Tensor, caches: Tensor, hidden: Tensor, cos: Tensor, sin: Tensor, batch: int, rows: int,
            position: int, out: Tensor, states: Tensor | None) -> None:
     """dfq_decode: All blocks for a few positions of a few sequences. hidden [batch, rows, hidden] of the model's
@@ -334,7 +313,6 @@ def decode(*, model: Tensor, caches: Tensor, hidden: Tensor, cos: Tensor, sin: T
 
 _decode_tree = Struct("=qqqqqqqqqqq").pack
 
-
 def decode_tree(*, model: Tensor, caches: Tensor, hidden: Tensor, cos: Tensor, sin: Tensor, rows: int, position: int,
                 parents: Tensor, out: Tensor, states: Tensor | None) -> None:
     """dfq_decode_tree: dfq_decode for a tree of tokens of one sequence: parents [rows] (-1: none; else below the
@@ -348,7 +326,6 @@ def decode_tree(*, model: Tensor, caches: Tensor, hidden: Tensor, cos: Tensor, s
 
 
 _prefill_before = Struct("=qqqqqqqqqqqq").pack
-
 
 def prefill_before(*, model: Tensor, layer: int, caches: Tensor, hidden: Tensor, cos: Tensor, sin: Tensor, batch: int,
                    rows: int, position: int, rotate: int, query: Tensor) -> None:
@@ -364,7 +341,6 @@ def prefill_before(*, model: Tensor, layer: int, caches: Tensor, hidden: Tensor,
 
 _prefill_after = Struct("=qqqqqq").pack
 
-
 def prefill_after(*, model: Tensor, layer: int, hidden: Tensor, mixed: Tensor, lines: int) -> None:
     """dfq_prefill_after: The second half: mixed [lines, heads * head_dim], the attention's result; hidden [lines,
     hidden] is updated in place."""
@@ -376,7 +352,6 @@ def prefill_after(*, model: Tensor, layer: int, hidden: Tensor, mixed: Tensor, l
 
 _prefill_norm = Struct("=qqqq").pack
 
-
 def prefill_norm(*, model: Tensor, x: Tensor, lines: int) -> None:
     """dfq_prefill_norm: x [lines, hidden] in place: the norm after the last block."""
     code = functions["dfq_prefill_norm"](_prefill_norm(model.data_ptr(), x.data_ptr(), lines, _threads()))
@@ -385,7 +360,6 @@ def prefill_norm(*, model: Tensor, x: Tensor, lines: int) -> None:
 
 
 _draft_pass = Struct("=qqqqqqqqqqqqqqqqqqq").pack
-
 
 def draft_pass(*, draft: Tensor, buffers: Tensor, x: Tensor, rows: int, fresh: Tensor | None, news: int, cos: Tensor,
                sin: Tensor, positions: Tensor, at: int, verified: int, tree: Tensor | None, cross_at: int,
