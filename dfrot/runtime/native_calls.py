@@ -85,22 +85,10 @@ def hook_tables(base: nn.Module) -> list[dict[Any, Any]]:
     return tables
 
 
-def causal_mask(rows: int, begin: int, window: int) -> Tensor | None:
-    """Which of the positions 0 .. begin + rows the last `rows` see, bool [1, 1, rows, begin + rows], within `window`
-    positions (0: all); None: plainly causal, as PyTorch's attention is without a mask."""
-    if begin == 0 and not 0 < window < rows:
-        return None
-    row_positions = torch.arange(begin, begin + rows)[:, None]
-    positions = torch.arange(begin + rows)[None, :]
-    visible = positions <= row_positions
-    if window:
-        visible = visible & (positions > row_positions - window)
-    return visible[None, None]
-
-
 def kernel_mask(batch: int, rows: int, begin: int, window: int) -> tuple[Tensor | None, Tensor | None]:
-    """The same as `dfq::kv_attention` takes it: the first cached position that each row sees, int64 [B, rows], and
-    which of the new ones, bool [rows, rows]; None: all that come before."""
+    """What the last `rows` of begin + rows positions see within `window` of them (0: all), as `dfq::kv_attention` takes
+    it: the first cached position of each row, int64 [B, rows], and which of the new ones, bool [rows, rows]; None: all
+    that come before."""
     if not 0 < window < begin + rows:
         return None, None
     first = (torch.arange(begin, begin + rows) + 1 - window).clamp(min=0, max=begin).expand(batch, -1).contiguous()

@@ -1,12 +1,11 @@
 """Running a loaded model on the native decoder (dfrot_kernels/whole_blocks), where the model and the call fit it.
 
-A few positions (decoding, verifying drafts) are one native call; a prompt is two calls per block around PyTorch's
-attention. Whatever does not fit is computed by transformers' modules, operator by operator: the same arithmetic,
-slower. RoPE and integer products agree with theirs bit for bit; norms (the order of a sum) and SiLU (its exponential)
-differ in the last bit of some values, 1e-7 of their size. That stays so until it moves a value over an edge of the
-quantizer's grid: then a code differs by one, and logits by about as much as one rounding moves them.
-`model.dfq_native.report()` counts both, and the reasons of the second. Everything is derived from the architecture
-description; the modules only lend their tensors.
+A few positions (decoding, verifying drafts) are one native call; a prompt is three calls per block. Whatever does not
+fit is computed by transformers' modules, operator by operator: the same arithmetic, slower. RoPE and integer products
+agree with theirs bit for bit; norms (the order of a sum) and SiLU (its exponential) differ in the last bit of some
+values, 1e-7 of their size. That stays so until it moves a value over an edge of the quantizer's grid: then a code
+differs by one, and logits by about as much as one rounding moves them. `model.dfq_native.report()` counts both, and the
+reasons of the second. Everything is derived from the architecture description; the modules only lend their tensors.
 """
 
 from __future__ import annotations
@@ -16,18 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from dfrot.arch import BoundArch
 from dfrot.compat.forward import replace_forward
 from dfrot.compat.outputs import base_model_output
 from dfrot.quant.sinks import Sinks
 from dfrot.runtime.attention import is_wrapped
-from dfrot.runtime.dense_attention import dense_attention
 from dfrot.runtime.kv_cache import CacheView, DfqCacheLayer
 from dfrot.runtime.native_calls import (
     AngleTable,
-    causal_mask,
     check_arguments,
     check_positions,
     hook_tables,
@@ -35,7 +31,7 @@ from dfrot.runtime.native_calls import (
     kernel_mask,
     packed_cache,
 )
-from dfrot.runtime.native_operands import NotServable, attention_of, build_decoder, module_of
+from dfrot.runtime.native_operands import NotServable, build_decoder, module_of
 from dfrot.runtime.packed_states import KVSpec
 from dfrot_kernels import native
 from dfrot_kernels.ops.kv_attention.reference import MAX_ROWS
@@ -170,7 +166,7 @@ class NativeDecoder:
             if part.stop > part.start:
                 assert run is not None
                 cos, sin = (angle[part] for angle in angles)
-                parts.append(self._rows(base, run, layers, table, hidden[:, part], (cos, sin)))
+                parts.append(self._rows(run, layers, table, hidden[:, part], (cos, sin)))
                 states.append(self.states or [])
         out = parts[0]
         if len(parts) > 1:
@@ -180,7 +176,6 @@ class NativeDecoder:
 
     def _rows(
         self,
-        base: Any,
         decoder: Decoder,
         layers: list[DfqCacheLayer],
         table: Tensor,
@@ -191,7 +186,7 @@ class NativeDecoder:
         batch, rows, _ = hidden.shape
         begin = layers[0].length
         if batch * rows > LINES or 0 < decoder.shape.window < rows:
-            return self._prompt(base, decoder, layers, table, hidden, angles)
+            return self._prompt(decoder, layers, table, hidden, angles)
         states = self._empty_states(decoder, hidden)
         out = decoder.run(hidden, table, *angles, begin, states)
         self._keep_states(states)
@@ -208,35 +203,29 @@ class NativeDecoder:
 
     def _prompt(
         self,
-        base: Any,
         decoder: Decoder,
         layers: list[DfqCacheLayer],
         table: Tensor,
         hidden: Tensor,
         angles: tuple[Tensor, Tensor],
     ) -> Tensor:
-        """Many positions: block by block around the attention that the modules would use."""
+        """Many positions: block by block, two halves around the attention."""
         hidden = hidden.clone(memory_format=torch.contiguous_format)
         rows, begin = hidden.shape[1], layers[0].length
-        reads_packed = rows <= MAX_ROWS
-        # queries without meaning in the place of the sinks' let PyTorch's attention be causal, which needs no mask
-        before = begin if begin <= self.sinks.count and not reads_packed else 0
-        mask = None if reads_packed else causal_mask(before + rows, begin - before, decoder.shape.window)
-        visible = kernel_mask(hidden.shape[0], rows, begin, decoder.shape.window)
+        is_short = rows <= MAX_ROWS
+        visible = kernel_mask(hidden.shape[0], rows, begin, decoder.shape.window) if is_short else (None, None)
         outputs: dict[int, Tensor] = {}
         for number, layer in enumerate(layers):
             assert layer.packed is not None
-            query = decoder.before(number, hidden, table, *angles, begin, rotate=not reads_packed)
+            query = decoder.before(number, hidden, table, *angles, begin, rotate=not is_short)
             layer.length = begin + rows
-            view = CacheView(layer, layer.packed, layer.length)
-            query = query.transpose(1, 2)
-            if reads_packed:
-                mixed = view.attend(query, decoder.shape.scaling, *visible)
+            if is_short:  # exact to the last bit of 16-bit queries, and cut along the cache
+                view = CacheView(layer, layer.packed, layer.length)
+                mixed = view.attend(query.transpose(1, 2), decoder.shape.scaling, *visible)
             else:
-                module = attention_of(base, self.arch, number)
-                query = functional.pad(query, (0, 0, before, 0))
-                mixed, _ = dense_attention(module, query, *view.tensors(), mask, scaling=decoder.shape.scaling)
-            decoder.after(number, hidden, mixed if reads_packed else mixed[:, before:])
+                keys, values = (store.buffers() for store in layer.packed)
+                mixed = decoder.attend(query, keys, values, layer.sink_states.tensors, layer.length)
+            decoder.after(number, hidden, mixed)
             if number + 1 in self._recorded:
                 outputs[number + 1] = hidden.clone()
         self.states = [outputs[number] for number in self._recorded] if self._recorded else None

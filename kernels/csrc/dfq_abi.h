@@ -672,6 +672,49 @@ DFQ_AT(dfq_kv_attention_args, sink_start, 208); DFQ_AT(dfq_kv_attention_args, ou
 DFQ_AT(dfq_kv_attention_args, threads, 224); DFQ_SIZE(dfq_kv_attention_args, 232);
 DFQ_API int dfq_kv_attention(const struct dfq_kv_attention_args* args);
 
+// query [batch, rows, heads, k_dim], rotated like the stored keys, at the last `rows` (any number) of `length`
+// positions -> out [batch, rows, heads, v_dim] = softmax(scaling q k^T) v. A row sees the last `window` positions up
+// to its own (0: all). The first `sinks` positions are read from k_sink, v_sink [sinks, batch, kv_heads, dim], of the
+// query's dtype. k_dim and v_dim at most 512.
+struct dfq_prompt_attention_args {
+  const void* query;
+  int64_t dtype;
+  int64_t batch;
+  int64_t rows;
+  int64_t heads;
+  int64_t kv_heads;
+  int64_t k_dim;
+  int64_t v_dim;
+  const uint8_t* k_packed;
+  const uint16_t* k_scale;
+  const uint8_t* k_zero;  // or null
+  const uint8_t* v_packed;
+  const uint16_t* v_scale;
+  const uint8_t* v_zero;  // or null
+  int64_t length;
+  int64_t bits;
+  double scaling;
+  int64_t window;
+  const void* k_sink;  // or null
+  const void* v_sink;  // or null
+  int64_t sinks;
+  void* out;
+  int64_t threads;
+};
+DFQ_AT(dfq_prompt_attention_args, query, 0); DFQ_AT(dfq_prompt_attention_args, dtype, 8);
+DFQ_AT(dfq_prompt_attention_args, batch, 16); DFQ_AT(dfq_prompt_attention_args, rows, 24);
+DFQ_AT(dfq_prompt_attention_args, heads, 32); DFQ_AT(dfq_prompt_attention_args, kv_heads, 40);
+DFQ_AT(dfq_prompt_attention_args, k_dim, 48); DFQ_AT(dfq_prompt_attention_args, v_dim, 56);
+DFQ_AT(dfq_prompt_attention_args, k_packed, 64); DFQ_AT(dfq_prompt_attention_args, k_scale, 72);
+DFQ_AT(dfq_prompt_attention_args, k_zero, 80); DFQ_AT(dfq_prompt_attention_args, v_packed, 88);
+DFQ_AT(dfq_prompt_attention_args, v_scale, 96); DFQ_AT(dfq_prompt_attention_args, v_zero, 104);
+DFQ_AT(dfq_prompt_attention_args, length, 112); DFQ_AT(dfq_prompt_attention_args, bits, 120);
+DFQ_AT(dfq_prompt_attention_args, scaling, 128); DFQ_AT(dfq_prompt_attention_args, window, 136);
+DFQ_AT(dfq_prompt_attention_args, k_sink, 144); DFQ_AT(dfq_prompt_attention_args, v_sink, 152);
+DFQ_AT(dfq_prompt_attention_args, sinks, 160); DFQ_AT(dfq_prompt_attention_args, out, 168);
+DFQ_AT(dfq_prompt_attention_args, threads, 176); DFQ_SIZE(dfq_prompt_attention_args, 184);
+DFQ_API int dfq_prompt_attention(const struct dfq_prompt_attention_args* args);
+
 // All blocks for a few positions of a few sequences. hidden [batch, rows, hidden] of the model's dtype: the
 // embeddings of the tokens at `position` and on -> out, of the same shape and dtype, after the final norm. caches
 // [layers] have room for position + rows positions. cos, sin [rows, head_dim]. batch * rows at most 16. states

@@ -77,6 +77,11 @@
   "bits, double scaling, const float* base?, int64_t order, int64_t block, const int64_t* first?, const " \
   "uint8_t* tree?, int64_t trees, const void* k_sink?, const void* v_sink?, int64_t sinks, const int64_t* " \
   "sink_start?, void* out, int64_t threads\n" \
+  "dfq_prompt_attention: const void* query, int64_t dtype, int64_t batch, int64_t rows, int64_t heads, int64_t " \
+  "kv_heads, int64_t k_dim, int64_t v_dim, const uint8_t* k_packed, const uint16_t* k_scale, const uint8_t* " \
+  "k_zero?, const uint8_t* v_packed, const uint16_t* v_scale, const uint8_t* v_zero?, int64_t length, int64_t " \
+  "bits, double scaling, int64_t window, const void* k_sink?, const void* v_sink?, int64_t sinks, void* out, " \
+  "int64_t threads\n" \
   "dfq_decode: const struct dfq_decoder* model, const struct dfq_cache* caches, const void* hidden, const " \
   "float* cos, const float* sin, int64_t batch, int64_t rows, int64_t position, void* out, void* states?, " \
   "int64_t threads\n" \

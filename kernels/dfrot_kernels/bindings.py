@@ -277,6 +277,25 @@ def kv_attention(*, query: Tensor, dtype: int, batch: int, rows: int, heads: int
         _refuse("dfq_kv_attention", code)
 
 
+_prompt_attention = Struct("=qqqqqqqqqqqqqqqqdqqqqqq").pack
+
+def prompt_attention(*, query: Tensor, dtype: int, batch: int, rows: int, heads: int, kv_heads: int, k_dim: int,
+                     v_dim: int, k_packed: Tensor, k_scale: Tensor, k_zero: Tensor | None, v_packed: Tensor,
+                     v_scale: Tensor, v_zero: Tensor | None, length: int, bits: int, scaling: float, window: int,
+                     k_sink: Tensor | None, v_sink: Tensor | None, sinks: int, out: Tensor) -> None:
+    """dfq_prompt_attention: query [batch, rows, heads, k_dim], rotated like the stored keys, at the last `rows` (any
+    number) of `length` positions -> out [batch, rows, heads, v_dim] = softmax(scaling q k^T) v. A row sees the last
+    `window` positions up to its own (0: all). The first `sinks` positions are read from k_sink, v_sink [sinks, batch,
+    kv_heads, dim], of the query's dtype. k_dim and v_dim at most 512."""
+    code = functions["dfq_prompt_attention"](_prompt_attention(query.data_ptr(), dtype, batch, rows, heads, kv_heads,
+        k_dim, v_dim, k_packed.data_ptr(), k_scale.data_ptr(), 0 if k_zero is None else k_zero.data_ptr(),
+        v_packed.data_ptr(), v_scale.data_ptr(), 0 if v_zero is None else v_zero.data_ptr(), length, bits, scaling,
+        window, 0 if k_sink is None else k_sink.data_ptr(), 0 if v_sink is None else v_sink.data_ptr(), sinks,
+        out.data_ptr(), _threads()))
+    if code:
+        _refuse("dfq_prompt_attention", code)
+
+
 _decode = Struct("=qqqqqqqqqqq").pack
 
 def decode(*, model: Tensor, caches: Tensor, hidden: Tensor, cos: Tensor, sin: Tensor, batch: int, rows: int,

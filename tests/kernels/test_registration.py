@@ -15,7 +15,7 @@ import torch
 
 import dfrot_kernels
 from dfrot_kernels import abi, native, ops
-from dfrot_kernels.ops import kv_attention, tile16
+from dfrot_kernels.ops import kv_attention, prompt_attention, tile16
 
 ONE = torch.ones(1, 1)
 needs_library = pytest.mark.skipif(not native.active(), reason="no native library here")
@@ -60,7 +60,8 @@ def samples(example) -> dict[str, list[tuple[object, ...]]]:
     }
 
 
-OTHERS = {"kv_append", *(op.name for op in (*kv_attention.OPS, *tile16.OPS))}  # checked beside their own tests
+# checked beside their own tests
+OTHERS = {"kv_append", *(op.name for op in (*kv_attention.OPS, *prompt_attention.OPS, *tile16.OPS))}
 BASIC = [op for op in ops.SCHEMAS if op not in OTHERS]
 
 

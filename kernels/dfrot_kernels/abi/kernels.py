@@ -155,6 +155,18 @@ ATTENTION = (
         "v_sink [sinks, batch, kv_heads, dim], of the query's dtype and rotated like the stored keys. k_dim and "
         "v_dim at most 512.",
     ),
+    function(
+        "dfq_prompt_attention",
+        "const void* query, int64_t dtype, int64_t batch, int64_t rows, int64_t heads, int64_t kv_heads, "
+        "int64_t k_dim, int64_t v_dim, "
+        + ", ".join(part if part.startswith("const ") else f"const {part}" for part in _STORES.split(", "))
+        + ", int64_t length, int64_t bits, double scaling, int64_t window, const void* k_sink?, const void* v_sink?, "
+        "int64_t sinks, void* out",
+        "query [batch, rows, heads, k_dim], rotated like the stored keys, at the last `rows` (any number) of `length` "
+        "positions -> out [batch, rows, heads, v_dim] = softmax(scaling q k^T) v. A row sees the last `window` "
+        "positions up to its own (0: all). The first `sinks` positions are read from k_sink, v_sink [sinks, batch, "
+        "kv_heads, dim], of the query's dtype. k_dim and v_dim at most 512.",
+    ),
 )
 
 KERNELS: tuple[Function, ...] = ROWS + CANONICAL + TILE16 + DENSE + ATTENTION

@@ -13,6 +13,7 @@ from dfrot_kernels.ops import (
     kv_attention,
     kv_cache,
     packing,
+    prompt_attention,
     quantize,
     registry,
     tile16,
@@ -40,12 +41,16 @@ _ORDER = (
     "silu_mul_hadamard_quantize",
     "kv_append",
     "kv_attention",
+    "prompt_attention",
     "prepack",
     "unprepack",
     "w4a16_tiled_mm",
     "w4a8_tiled_mm",
 )
-_FAMILIES = (packing, quantize, hadamard, fused_rows, w4a16, w4a8, w8a16, tile16, kv_cache, kv_attention)
+_FAMILIES = (
+    *(packing, quantize, hadamard, fused_rows, w4a16, w4a8, w8a16, tile16),
+    *(kv_cache, kv_attention, prompt_attention),
+)
 
 OPS: dict[str, Op] = {
     op.name: op for op in sorted((op for f in _FAMILIES for op in f.OPS), key=lambda op: _ORDER.index(op.name))

@@ -11,6 +11,7 @@ from dfrot_kernels.ops.hadamard.reference import hadamard, hadamard_quantize
 from dfrot_kernels.ops.kv_attention.reference import kv_attention, visible
 from dfrot_kernels.ops.kv_cache.reference import kv_append, kv_dequantize, kv_quantize
 from dfrot_kernels.ops.packing.reference import dequantize, pack, signed_codes, unpack
+from dfrot_kernels.ops.prompt_attention.reference import prompt_attention
 from dfrot_kernels.ops.quantize.reference import quantize_per_token
 from dfrot_kernels.ops.tile16.reference import prepack, tile_codes, unprepack, w4a8_tiled_mm, w4a16_tiled_mm
 from dfrot_kernels.ops.w4a8.reference import w4a8_mm
@@ -27,6 +28,7 @@ __all__ = [
     "kv_quantize",
     "pack",
     "prepack",
+    "prompt_attention",
     "quantize_per_token",
     "rmsnorm_quantize",
     "signed_codes",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dfrot_kernels import abi, bindings
 from dfrot_kernels.dtypes import DTYPE_CODES
+from dfrot_kernels.ops.prompt_attention.native import prompt_attention
 from dfrot_kernels.prepared import PreparedWeight
 from dfrot_kernels.whole_blocks.tables import Held, need_library, table, transform
 
@@ -231,7 +232,7 @@ class Decoder:
         )  # fmt: skip
         return out
 
-    # --- prompts: the caller computes the attention between the two halves of a block ------------------------------
+    # --- prompts: attention comes between the two halves of a block ------------------------------------------------
 
     def before(
         self, layer: int, hidden: Tensor, caches: Tensor, cos: Tensor, sin: Tensor, position: int, rotate: bool
@@ -245,6 +246,16 @@ class Decoder:
             position=position, rotate=int(rotate), query=query,
         )  # fmt: skip
         return query
+
+    def attend(
+        self, query: Tensor, keys: Store, values: Store, sinks: tuple[Tensor, Tensor] | None, length: int
+    ) -> Tensor:
+        """query [batch, rows, heads, head_dim], rotated by R3, at the last `rows` of `length` positions of a layer's
+        cache -> [batch, rows, heads, head_dim], as `dfq::prompt_attention` computes it; sinks: [sinks, batch, kv_heads,
+        head_dim] exact keys and values of the first positions."""
+        shape, (k_sink, v_sink) = self.shape, sinks or (None, None)
+        sizes = (length, shape.head_dim, shape.kv_bits)
+        return prompt_attention(query, *keys, *values, *sizes, shape.scaling, shape.window, k_sink, v_sink)
 
     def after(self, layer: int, hidden: Tensor, mixed: Tensor) -> None:
         """mixed [batch, rows, heads, head_dim], what the attention made; hidden becomes the output of the block."""

@@ -6,6 +6,7 @@
 #include "attention/attention_kernels.h"
 #include "attention/fixed_point.h"
 #include "attention/panels.h"
+#include "attention/scratch_layout.h"
 #include "attention/softmax.h"
 #include "attention/tile_rows.h"
 #include "attention/visibility.h"
@@ -16,18 +17,6 @@ namespace dfq::DFQ_ISA {
 namespace {
 
 inline int64_t partial_size(int64_t dim) { return dim + 2; }
-// The scratch memory of one stretch, cut into its arrays.
-struct ScratchLayout {
-  char* next;
-  int64_t size = 0;
-  template <typename T>
-  T* take(int64_t count) {
-    T* const here = reinterpret_cast<T*>(next + size);
-    size += ceil_div(count * int64_t(sizeof(T)), 64) * 64;
-    return here;
-  }
-};
-
 struct Workspace {
   uint8_t *panels, *bytes;
   int32_t* products;

@@ -15,7 +15,6 @@ namespace {
 
 constexpr int64_t TILE = ATTENTION_TILE, BLOCK = ATTENTION_BLOCK;
 constexpr float MIN_WEIGHT = 1e-30f;  // weights below it are zero
-constexpr float MINUS_INFINITY = -INFINITY;
 
 // Rows are read 16 bytes at a time. Other widths than 4 bits are multiplied as bytes.
 int64_t padded_width(int64_t dim, int bits) { return bits == 4 ? ceil_div(dim, 32) * 32 : ceil_div(dim, 16) * 16; }

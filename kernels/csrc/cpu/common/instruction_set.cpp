@@ -20,6 +20,7 @@
   extern const Tile16Kernels tile16_table;    \
   extern const GemmKernels gemm_table;       \
   extern const AttentionKernels attention_table; \
+  extern const PromptKernels prompt_table; \
   extern const DenseKernels dense_table;     \
   extern const BlockKernels block_table;     \
   extern const DraftKernels draft_table;     \
@@ -97,31 +98,33 @@ struct Choice {
 
 const Choice CHOICES[] = {
     {{DFQ_SCALAR, scalar::row_table, scalar::fused_table, scalar::canonical_table, scalar::tile16_table, nullptr,
-      scalar::attention_table, scalar::dense_table, scalar::block_table, scalar::draft_table},
+      scalar::attention_table, scalar::prompt_table, scalar::dense_table, scalar::block_table, scalar::draft_table},
      nullptr},
 #ifdef DFQ_WITH_AVX2
     {{DFQ_AVX2, avx2::row_table, avx2::fused_table, avx2::canonical_table, avx2::tile16_table, &avx2::gemm_table,
-      avx2::attention_table, avx2::dense_table, avx2::block_table, avx2::draft_table},
+      avx2::attention_table, avx2::prompt_table, avx2::dense_table, avx2::block_table, avx2::draft_table},
      has_avx2},
 #endif
 #ifdef DFQ_WITH_AVX512
     {{DFQ_AVX512, avx512_row_table, avx512::fused_table, avx2::canonical_table, avx512::tile16_table,
-      &avx512::gemm_table, avx512::attention_table, avx512::dense_table, avx512::block_table, avx512::draft_table},
+      &avx512::gemm_table, avx512::attention_table, avx512::prompt_table, avx512::dense_table, avx512::block_table,
+      avx512::draft_table},
      has_avx512},
 #endif
 #ifdef DFQ_WITH_NEON
     {{DFQ_NEON, neon::row_table, neon::fused_table, neon::canonical_table, neon::tile16_table, &neon::gemm_table,
-      neon::attention_table, neon::dense_table, neon::block_table, neon::draft_table},
+      neon::attention_table, neon::prompt_table, neon::dense_table, neon::block_table, neon::draft_table},
      nullptr},
 #endif
 #ifdef DFQ_WITH_DOTPROD
     {{DFQ_DOTPROD, dotprod::row_table, neon::fused_table, dotprod::canonical_table, dotprod::tile16_table,
-      &dotprod::gemm_table, dotprod::attention_table, neon::dense_table, neon::block_table, neon::draft_table},
+      &dotprod::gemm_table, dotprod::attention_table, neon::prompt_table, neon::dense_table, neon::block_table,
+      neon::draft_table},
      has_dotprod},
 #endif
 #ifdef DFQ_WITH_I8MM
     {{DFQ_I8MM, dotprod::row_table, neon::fused_table, dotprod::canonical_table, i8mm::tile16_table, &i8mm::gemm_table,
-      dotprod::attention_table, neon::dense_table, neon::block_table, neon::draft_table},
+      dotprod::attention_table, neon::prompt_table, neon::dense_table, neon::block_table, neon::draft_table},
      has_i8mm},
 #endif
 };

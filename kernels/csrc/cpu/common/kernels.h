@@ -2,6 +2,7 @@
 // and holds the choice; everything else asks kernels() and names no instruction set.
 #pragma once
 #include "attention/attention_kernels.h"
+#include "attention/prompt_kernels.h"
 #include "canonical/canonical_kernels.h"
 #include "dense/dense_kernels.h"
 #include "fused_rows/fused_kernels.h"
@@ -21,6 +22,7 @@ struct Kernels {
   const Tile16Kernels& tile16;
   const GemmKernels* gemm;  // for more than DECODE_ROWS rows; null: decode serves, DECODE_ROWS at a time
   const AttentionKernels& attention;
+  const PromptKernels& prompt;
   const DenseKernels& dense;
   const BlockKernels& block;
   const DraftKernels& draft;

@@ -1,5 +1,6 @@
 // Sixteen lanes of float32 and what is computed in them: the same bits with every instruction set.
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -11,6 +12,7 @@
 namespace dfq::DFQ_ISA {
 namespace {
 
+constexpr float MINUS_INFINITY = -INFINITY;
 constexpr int LANES = 16;  // independent partial results, so that reductions vectorise, in one order everywhere
 
 // Of the polynomial of 2^x on [-1/2, 1/2], the highest power first; the constant term is 1.

@@ -21,8 +21,9 @@ inline __m512 widen_bf16(const uint16_t* from) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
-// Rounded to nearest even like the reference: VCVTNEPS2BF16 would flush subnormals.
+// Rounded to nearest even like the reference. VCVTNEPS2BF16 would flush subnormals, which are rare.
 inline __m256i to_bf16(__m512 v) {
+  if (__builtin_expect(_mm512_fpclass_ps_mask(v, 0x20) == 0, 1)) return __m256i(_mm512_cvtneps_pbh(v));
   const __m512i bits = _mm512_castps_si512(v),
                 odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);

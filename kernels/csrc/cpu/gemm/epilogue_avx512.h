@@ -22,25 +22,39 @@ int32_t sum_bytes(const int8_t* q, int64_t count) {
   return _mm512_reduce_add_epi32(sum);
 }
 
-// Writes y = totals * x_scale + bias of `width` vectors of one block; x_scale null: 1.
-void finish(const GemmCall& call, int64_t block, int64_t column, int width, const float* totals) {
+// Sixteen columns of outputs, those that there are, and their bias.
+struct OutputColumn {
+  int64_t column;
+  __mmask16 mask;
+  Floats bias;
+};
+
+inline OutputColumn output_column(const GemmCall& call, int64_t column) {
+  const __mmask16 mask = __mmask16((1u << minimum(LANES, call.weight->n - column)) - 1);
+  const float* const bias = call.out.bias;
+  return {column, mask, bias ? _mm512_maskz_loadu_ps(mask, bias + column) : _mm512_setzero_ps()};
+}
+
+// y = total * x_scale + bias of one row; x_scale null: 1.
+inline void put_output(const GemmCall& call, const OutputColumn& to, int64_t row, Floats y) {
   const Tile16Out& out = call.out;
-  const int64_t n = call.weight->n, row = block * HEIGHT, rows = minimum(HEIGHT, call.m - row);
+  if (call.x_scale) y = product(y, _mm512_set1_ps(call.x_scale[row]));
+  if (out.bias) y = plus(y, to.bias);
+  const int64_t at = row * call.weight->n + to.column;
+  if (out.type == DFQ_FLOAT32) {
+    _mm512_mask_storeu_ps(static_cast<float*>(out.y) + at, to.mask, y);
+  } else {
+    const __m256i half = out.type == DFQ_BFLOAT16 ? to_bf16(y) : _mm512_cvtps_ph(y, _MM_FROUND_TO_NEAREST_INT);
+    _mm256_mask_storeu_epi16(static_cast<uint16_t*>(out.y) + at, to.mask, half);
+  }
+}
+
+// The same of `width` vectors of one block.
+void finish(const GemmCall& call, int64_t block, int64_t column, int width, const float* totals) {
+  const int64_t row = block * HEIGHT, rows = minimum(HEIGHT, call.m - row);
   for (int t = 0; t < width; ++t, column += LANES, totals += LANES) {
-    const __mmask16 mask = __mmask16((1u << minimum(LANES, n - column)) - 1);
-    const Floats bias = out.bias ? _mm512_maskz_loadu_ps(mask, out.bias + column) : _mm512_setzero_ps();
-    for (int64_t r = 0; r < rows; ++r) {
-      Floats y = floats_at(totals + r * VECTORS * LANES);
-      if (call.x_scale) y = product(y, _mm512_set1_ps(call.x_scale[row + r]));
-      if (out.bias) y = plus(y, bias);
-      const int64_t at = (row + r) * n + column;
-      if (out.type == DFQ_FLOAT32) {
-        _mm512_mask_storeu_ps(static_cast<float*>(out.y) + at, mask, y);
-      } else {
-        const __m256i half = out.type == DFQ_BFLOAT16 ? to_bf16(y) : _mm512_cvtps_ph(y, _MM_FROUND_TO_NEAREST_INT);
-        _mm256_mask_storeu_epi16(static_cast<uint16_t*>(out.y) + at, mask, half);
-      }
-    }
+    const OutputColumn to = output_column(call, column);
+    for (int64_t r = 0; r < rows; ++r) put_output(call, to, row + r, floats_at(totals + r * VECTORS * LANES));
   }
 }
 

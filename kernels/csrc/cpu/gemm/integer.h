@@ -113,6 +113,26 @@ void end_group(const GemmCall& call, int64_t block, int64_t column, int64_t grou
   }
 }
 
+#if DFQ_HAS_AVX512
+// end_group and finish at once, where a weight has one group.
+template <int WIDTH>
+void end_of_row(const GemmCall& call, int64_t block, int64_t column, const int32_t* sums) {
+  const Tile16Weight& w = *call.weight;
+  const int64_t row = block * HEIGHT, rows = minimum(HEIGHT, call.m - row);
+  const int32_t* const q_sums = call.sums + row;
+  for (int64_t t = 0; t < WIDTH; ++t, column += LANES, sums += LANES) {
+    const Ints zero = zeros_of(w, 0, column), codes = code_sums(call, 0, column, zero);
+    const Floats scale = widen(w.scale + column);
+    const OutputColumn to = output_column(call, column);
+    for (int64_t r = 0; r < rows; ++r) {
+      Ints exact = minus(ints_at(sums + r * ROW_VALUES), product(zero, same(q_sums[r])));
+      if (call.x_zero) exact = minus(exact, product(codes, same(call.x_zero[row + r])));
+      put_output(call, to, row + r, plus(to_floats(same(0)), product(to_floats(exact), scale)));
+    }
+  }
+}
+#endif
+
 // Blocks begin .. end - 1 times WIDTH vectors of columns, from the first column of a tile on.
 template <int WIDTH>
 void integer_columns(const GemmCall& call, int64_t tile, int64_t begin, int64_t end, float* work) {
@@ -144,6 +164,12 @@ void integer_columns(const GemmCall& call, int64_t tile, int64_t begin, int64_t 
         int32_t* sums = partial + (block - begin) * BLOCK_VALUES;
         wide_piece<WIDTH>(call, block, tile, piece, at == start, sums);
         if (piece.stop < stop) continue;
+#if DFQ_HAS_AVX512
+        if (w.groups == 1) {
+          end_of_row<WIDTH>(call, block, column, sums);
+          continue;
+        }
+#endif
         end_group<WIDTH>(call, block, column, group, sums, totals);
         if (group + 1 == w.groups) finish(call, block, column, WIDTH, totals);
       }

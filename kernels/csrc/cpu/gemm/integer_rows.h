@@ -12,7 +12,7 @@
 namespace dfq::DFQ_ISA {
 namespace {
 
-constexpr int64_t DEPTH = 512;                         // columns of k in a piece, at most
+constexpr int64_t DEPTH = 640;                         // columns of k in a piece, at most
 constexpr int64_t PIECE_GROUPS = DEPTH / TILE16_DEPTH;  // most groups in a piece
 
 inline int64_t columns_of(const Tile16Weight& w, int64_t group) { return minimum(w.group, w.k - group * w.group); }

@@ -3,7 +3,11 @@
 
 #include "common/convert.h"
 #include "common/isa.h"
+#if DFQ_HAS_AVX512
+#include "whole_blocks/elementwise_avx512.h"
+#else
 #include "whole_blocks/elementwise.h"
+#endif
 
 namespace dfq::DFQ_ISA {
 

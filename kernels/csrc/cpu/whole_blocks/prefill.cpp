@@ -1,5 +1,6 @@
-// dfq_prefill_*: the two halves of a decoder block for the many positions of a prompt. Rows are normed, rotated and
-// quantized while they lie in a cache, a slab of lines at a time; the products are those of tile16.cpp.
+// dfq_prefill_*: the two halves of a decoder block for the many positions of a prompt, a slab of lines at a time. Where
+// there are lines enough, every thread takes slabs of its own through a whole half: they stay in its caches, and nobody
+// waits. Where there are few, all threads share one and wait for each other. The products are those of tile16.cpp.
 #include <algorithm>
 #include <cstring>
 #include <new>
@@ -13,7 +14,10 @@
 namespace dfq {
 namespace {
 
-constexpr int64_t SLAB = 512;        // lines whose activations are held at a time
+constexpr int64_t OWN_LINES = 96;       // lines of a slab that one thread takes, about
+constexpr int64_t FEWEST_LINES = 24;    // of such a slab: more than DECODE_ROWS, whose products round otherwise
+constexpr int64_t SHARED_LINES = 512;   // lines of a slab that all threads share
+constexpr int64_t HEIGHT = 6;           // slabs begin at multiples of it: what products of many rows take at once
 constexpr int SCRATCH_SLAB = 3;      // a slot of scratch() that the products leave alone
 
 void check(int code) {
@@ -29,22 +33,22 @@ struct Slab {  // operands of one slab of lines
 
 class Prefill {
  public:
-  Prefill(const dfq_decoder& model, const dfq_block& block, int64_t threads)
+  Prefill(const dfq_decoder& model, const dfq_block& block, int64_t lines, int64_t threads)
       : m_(model), b_(block), threads_(threads), type_(int(model.dtype)), size_(type_ == DFQ_FLOAT32 ? 4 : 2),
         kernels_(kernels().block) {
     const int64_t q = m_.heads * m_.head_dim, kv = m_.kv_heads * m_.head_dim;
     max_width_ = std::max({m_.hidden, m_.mlp, q});
     const int64_t values = max_width_ + std::max(m_.mlp, kv) + std::max(m_.mlp, kv) + m_.hidden;
-    char* next = static_cast<char*>(scratch(SCRATCH_SLAB, SLAB * (values * size_ + max_width_ + 8) + 8 * 64));
+    char* next = static_cast<char*>(scratch(SCRATCH_SLAB, lines * (values * size_ + max_width_ + 8) + 8 * 64));
     const auto take = [&](int64_t bytes) {
       char* const here = next;
       next += ceil_div(bytes, 64) * 64;
       return here;
     };
-    slab_.x = take(SLAB * max_width_ * size_), slab_.gate = take(SLAB * std::max(m_.mlp, kv) * size_);
-    slab_.up = take(SLAB * std::max(m_.mlp, kv) * size_), slab_.branch = take(SLAB * m_.hidden * size_);
-    slab_.codes = reinterpret_cast<int8_t*>(take(SLAB * max_width_));
-    slab_.scale = reinterpret_cast<float*>(take(SLAB * 4)), slab_.zero = reinterpret_cast<int32_t*>(take(SLAB * 4));
+    slab_.x = take(lines * max_width_ * size_), slab_.gate = take(lines * std::max(m_.mlp, kv) * size_);
+    slab_.up = take(lines * std::max(m_.mlp, kv) * size_), slab_.branch = take(lines * m_.hidden * size_);
+    slab_.codes = reinterpret_cast<int8_t*>(take(lines * max_width_));
+    slab_.scale = reinterpret_cast<float*>(take(lines * 4)), slab_.zero = reinterpret_cast<int32_t*>(take(lines * 4));
   }
 
   // Lines first .. first + count - 1 of hidden, which start at `hidden`, up to the queries and the cache.
@@ -187,6 +191,23 @@ class Prefill {
   Slab slab_;
 };
 
+// function(first, count, threads) over slabs of `lines` lines.
+template <typename Function>
+void for_each_slab(int64_t lines, int64_t threads, Function function) {
+  if (threads > 1 && lines / FEWEST_LINES < threads) {
+    for (int64_t first = 0; first < lines; first += SHARED_LINES) {
+      function(first, std::min(SHARED_LINES, lines - first), threads);
+    }
+    return;
+  }
+  const int64_t blocks = ceil_div(lines, HEIGHT), wanted = ceil_div(ceil_div(lines, OWN_LINES), threads) * threads;
+  const int64_t slabs = std::clamp<int64_t>(std::min(wanted, lines / FEWEST_LINES), 1, blocks);
+  parallel_chunks(slabs, threads, [&](int64_t i) {
+    const int64_t first = blocks * i / slabs * HEIGHT, last = std::min(lines, blocks * (i + 1) / slabs * HEIGHT);
+    function(first, last - first, 1);
+  });
+}
+
 }  // namespace
 }  // namespace dfq
 
@@ -199,14 +220,14 @@ int dfq_prefill_before(const dfq_prefill_before_args* args) {
     return DFQ_BAD_ARGUMENT;
   }
   return returning_status([&] {
-    Prefill run(m, m.blocks[args->layer], args->threads);
-    const int64_t size = m.dtype == DFQ_FLOAT32 ? 4 : 2, lines = args->batch * args->rows;
-    for (int64_t first = 0; first < lines; first += SLAB) {
+    const int64_t size = m.dtype == DFQ_FLOAT32 ? 4 : 2;
+    for_each_slab(args->batch * args->rows, args->threads, [&](int64_t first, int64_t count, int64_t threads) {
+      Prefill run(m, m.blocks[args->layer], count, threads);
       const char* x = static_cast<const char*>(args->hidden) + first * m.hidden * size;
       char* q = static_cast<char*>(args->query) + first * m.heads * m.head_dim * size;
       run.before(args->caches[args->layer], x, args->cos, args->sin, args->batch, args->rows, args->position,
-                 args->rotate != 0, first, std::min(SLAB, lines - first), q);
-    }
+                 args->rotate != 0, first, count, q);
+    });
   });
 }
 
@@ -214,13 +235,12 @@ int dfq_prefill_after(const dfq_prefill_after_args* args) {
   const dfq_decoder& m = *args->model;
   if (!valid_decoder(m) || args->layer < 0 || args->layer >= m.layers || args->lines < 1) return DFQ_BAD_ARGUMENT;
   return returning_status([&] {
-    Prefill run(m, m.blocks[args->layer], args->threads);
     const int64_t size = m.dtype == DFQ_FLOAT32 ? 4 : 2;
-    for (int64_t first = 0; first < args->lines; first += SLAB) {
+    for_each_slab(args->lines, args->threads, [&](int64_t first, int64_t count, int64_t threads) {
+      Prefill run(m, m.blocks[args->layer], count, threads);
       char* x = static_cast<char*>(args->hidden) + first * m.hidden * size;
-      const char* from = static_cast<const char*>(args->mixed) + first * m.heads * m.head_dim * size;
-      run.after(x, from, std::min(SLAB, args->lines - first));
-    }
+      run.after(x, static_cast<const char*>(args->mixed) + first * m.heads * m.head_dim * size, count);
+    });
   });
 }
 
