@@ -32,7 +32,9 @@ def test_quantized_drafts_are_stored_and_lossless(
 ) -> None:
     target = targets("llama", (1, 2, 3) if "dream" not in arch else ())
     draft = kit.random_draft(arch)
+    parameters = draft.count()
     report = quantize_draft(draft, name)
+    assert draft.count() == parameters
     assert 0 < report["weight_error"] < 0.02
     assert report["bytes"] < report["bytes_before"] * (0.4 if name == "w4" else 0.7)
     draft.config = replace(draft.config, quantized=name)

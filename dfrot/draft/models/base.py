@@ -15,6 +15,7 @@ from dfrot.draft.models.state import CachedDraftState
 from dfrot.draft.proposal_head import proposal_head, trimmed_head
 from dfrot.generation.speculation.acceptance_rates import AcceptanceRates
 from dfrot.generation.target import Target
+from dfrot.quant.linear import QuantLinear
 
 Head = Callable[[Tensor], Tensor]
 """The target's head: features behind the final norm [..., d] -> logits [..., V], differentiable."""
@@ -119,8 +120,10 @@ class Draft(nn.Module, ABC):
         return lambda output: self.logits(output, head)
 
     def count(self) -> int:
-        """Number of parameters."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        """Number of parameters, those of rounded linears included."""
+        packed = [module.plan for module in self.modules() if isinstance(module, QuantLinear)]
+        own = sum(parameter.numel() for parameter in self.parameters())
+        return own + sum(plan.rows * plan.cols for plan in packed)
 
 
 def _first_ids(count: int) -> Tensor | None:
