@@ -14,8 +14,9 @@ import contextlib
 import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 Receive = Callable[[Any], None]
 """Called with one message after the other."""
 
@@ -38,6 +39,10 @@ class Ranks:
             unit = begin + self.rank
             yield unit if unit < count else None
 
+    def own(self, units: Sequence[T]) -> Sequence[T]:
+        """This rank's units, in order: those that `rounds` hands out."""
+        return units[self.rank :: self.size]
+
     def owners(self, costs: Sequence[float]) -> list[int]:
         """The rank that does each of several jobs of these costs: the most expensive first, to the least busy rank."""
         loads = [0.0] * self.size
@@ -59,6 +64,20 @@ class Ranks:
     def gather_everywhere(self, value: Any) -> list[Any]:
         """The values of all ranks, in their order, on every rank."""
         return self.exchange(dict.fromkeys(range(self.size), value))
+
+    def everyones(self, results: Sequence[T]) -> list[T]:
+        """The results of all units in their order, on every rank. results: of this rank's `own` units."""
+        return in_order(self.gather_everywhere(results))
+
+    def mean(self, count: int, measure: Callable[[int], float]) -> float:
+        """The mean of measure(0) .. measure(count - 1), each measured by one rank and added in order; on every rank."""
+        values: list[float] = []
+        mail = Mail(self, values.append)
+        for unit in self.rounds(count):
+            if unit is not None:
+                mail.send(0, measure(unit))
+            mail.deliver()
+        return float(self.broadcast(sum(values) / count))
 
     def filled(self, *tensors: Any) -> list[Any]:
         """Tensors of which every rank has filled in some entries and left the others 0: whole, on every rank."""
@@ -90,6 +109,11 @@ class Ranks:
         """The largest resident memory of every rank so far, on every rank. All ranks must call this."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return [int(value) for value in self.gather_everywhere(peak if sys.platform == "darwin" else peak * 1024)]
+
+
+def in_order(parts: Sequence[Sequence[T]]) -> list[T]:
+    """One value per unit, in the order of the units, from the values of every rank's `own` units."""
+    return [parts[unit % len(parts)][unit // len(parts)] for unit in range(sum(map(len, parts)))]
 
 
 SINGLE = Ranks()

@@ -164,8 +164,7 @@ def visit_blocks(
 
     ranks: processes that share the windows; each visits some of the blocks."""
     arch = runner.arch
-    own = range(len(windows))[ranks.rank :: ranks.size]
-    hidden = {number: runner.embed(windows[number : number + 1]) for number in own}
+    hidden = {number: runner.embed(windows[number : number + 1]) for number in ranks.own(range(len(windows)))}
     taps = [tap for tap in arch.taps() if tap.reads in (Space.MLP, Space.VALUE)]
     for layer in range(arch.n_layers):
         progress("moments", layer, arch.n_layers)

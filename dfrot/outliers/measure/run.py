@@ -78,9 +78,7 @@ class Measurement:
         for layer in range(arch.n_layers):
             progress("outliers", layer, arch.n_layers)
             layers.append(self._measure_block(layer, hidden))
-        owners = [layer % self.ranks.size for layer in range(arch.n_layers)]
-        parts = self.ranks.gather_everywhere(layers)
-        layers = [parts[owner][layer] for layer, owner in enumerate(owners)]
+        layers = self.ranks.everyones(self.ranks.own(layers))
         progress("outliers", arch.n_layers, arch.n_layers)
         seed, rounds = self.settings.seed, self.settings.rounds
         massive = {

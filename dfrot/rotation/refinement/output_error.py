@@ -182,15 +182,13 @@ class _Problem:
     def held_out_error(self, skew: Tensor) -> float:
         """Mean over norms of the error of their held-out rows."""
         _, matrix, signs = self.rotation(skew)
-        errors: list[float] = []
-        mail = Mail(self.ranks, errors.append)
-        for index in self.ranks.rounds(len(self.taps)):
-            if index is not None:
-                tap = self.taps[index]
-                rows = tap.rows[len(tap.rows) - self._held_out(tap) :][:HELD_OUT_ROWS]
-                mail.send(0, float(self.error(tap, rows, matrix, signs[index])))
-            mail.deliver()
-        return self.ranks.broadcast(sum(errors) / len(self.taps))  # type: ignore[no-any-return]
+
+        def measure(index: int) -> float:
+            tap = self.taps[index]
+            rows = tap.rows[len(tap.rows) - self._held_out(tap) :][:HELD_OUT_ROWS]
+            return float(self.error(tap, rows, matrix, signs[index]))
+
+        return self.ranks.mean(len(self.taps), measure)
 
     @staticmethod
     def _held_out(tap: NormOutputs) -> int:

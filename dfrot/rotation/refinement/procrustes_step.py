@@ -84,7 +84,7 @@ class ProcrustesStep:
             else:
                 total[part] += left[:, part].T @ right
 
-        self.tiles.each(tile, self.tiles.own(_square_spans(total)))
+        self.tiles.each(tile, self.tiles.ranks.own(_square_spans(total)))
 
     def _complete(self, total: Tensor) -> None:
         """Give every rank all rows of a sum of `_add_product`."""

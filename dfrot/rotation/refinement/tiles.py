@@ -74,14 +74,9 @@ class Tiles:
             return [function(item) for item in items]
         return list(self._pool.map(function, items))
 
-    def own(self, items: Sequence[T]) -> Sequence[T]:
-        """The items that are this rank's."""
-        return items[self.ranks.rank :: self.ranks.size]
-
     def shared(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """function(item) for every item, each computed by one rank; results, which travel, in order on all of them."""
-        parts = self.ranks.gather_everywhere(self.each(function, self.own(items)))
-        return [parts[number % self.ranks.size][number // self.ranks.size] for number in range(len(items))]
+        return self.ranks.everyones(self.each(function, self.ranks.own(items)))
 
     def fill(self, target: Tensor, function: Callable[[slice], R], parts: Sequence[slice]) -> list[R]:
         """function(part), which writes the rows target[part] and returns a number, for every part, each on one rank;
@@ -93,7 +88,7 @@ class Tiles:
 
         results: list[Any] = self.shared(rows, parts)
         if self.ranks.size > 1:
-            own = set(range(len(parts))[self.ranks.rank :: self.ranks.size])
+            own = self.ranks.own(range(len(parts)))
             for number, (part, (_, computed)) in enumerate(zip(parts, results)):
                 if number not in own:
                     target[part] = computed

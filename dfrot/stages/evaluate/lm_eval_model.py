@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import itemgetter
 from typing import Any
 
 import torch
@@ -105,24 +104,20 @@ class DfqLM(TemplateLM):  # type: ignore[misc]
         """(sum of log-probabilities of the continuation, whether greedy decoding produces it) per request, in order."""
         order = sorted(range(len(requests)), key=lambda n: -len(requests[n][1]) - len(requests[n][2]))
         self.cut += sum(len(continuation) > self.max_length for _, _, continuation in requests)
-        own: dict[int, list[Any]] = {}
-        starts = range(0, len(order), self.batch)
-        for turn, batch in enumerate(self.ranks.rounds(len(starts))):
+        batches = [order[begin : begin + self.batch] for begin in range(0, len(order), self.batch)]
+        own: list[list[list[Any]]] = []  # lists travel, tuples do not
+        for turn, chosen in enumerate(self.ranks.own(batches)):
             self.progress("score", turn * self.ranks.size * self.batch, len(order))
-            if batch is not None:
-                chosen = order[starts[batch] : starts[batch] + self.batch]
-                own |= zip(chosen, map(list, self._score_batch([requests[number] for number in chosen])))
+            own.append([list(score) for score in self._score_batch([requests[number] for number in chosen])])
         self.progress("score", len(order), len(order))
-        scores = [(value, greedy) for value, greedy in self._everyones(own)]
+        scores: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        for chosen, results in zip(batches, self.ranks.everyones(own)):
+            for number, (value, greedy) in zip(chosen, results):
+                scores[number] = (value, greedy)
         for (key, _, _), score in zip(requests, scores):
             if key is not None:
                 self.cache_hook.add_partial("loglikelihood", key, score)
         return scores
-
-    def _everyones(self, own: dict[int, Any]) -> list[Any]:
-        """The results of all ranks by the number of the request, in its order."""
-        parts = self.ranks.gather_everywhere(own)
-        return [result for _, result in sorted((item for part in parts for item in part.items()), key=itemgetter(0))]
 
     def _score_batch(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
         """As `_loglikelihood_tokens`, in one forward pass. Of a continuation longer than the context the end is
@@ -168,14 +163,13 @@ class DfqLM(TemplateLM):  # type: ignore[misc]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Texts up to a stop string (cut off), one by one, with the draft if the engine has one."""
-        own: dict[int, str] = {}
-        for turn, number in enumerate(self.ranks.rounds(len(requests))):
+        own: list[str] = []
+        for turn, request in enumerate(self.ranks.own(requests)):
             self.progress("generate", turn * self.ranks.size, len(requests))
-            if number is not None:
-                context, options = requests[number].args
-                own[number] = self._generate(context, dict(normalize_gen_kwargs(options)))
+            context, options = request.args
+            own.append(self._generate(context, dict(normalize_gen_kwargs(options))))
         self.progress("generate", len(requests), len(requests))
-        texts = self._everyones(own)
+        texts = self.ranks.everyones(own)
         for request, text in zip(requests, texts):
             self.cache_hook.add_partial("generate_until", request.args, text)
         return texts

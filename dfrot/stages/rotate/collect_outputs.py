@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dfrot.arch.spec import Norm
 from dfrot.calib.taps import inner_linear
 from dfrot.progress import Progress, silent
-from dfrot.ranks.single import SINGLE, Ranks
+from dfrot.ranks.single import SINGLE, Ranks, in_order
 from dfrot.rotation.refinement.calibration_rows import normalise
 from dfrot.rotation.refinement.output_error import NormOutputs, reader_factor
 from dfrot.runtime.block_runner import BlockRunner
@@ -31,8 +31,7 @@ def collect_outputs(
     arch = runner.arch
     norms = arch.spec.rotated_norms
     rows = max(1, ROW_BYTES // (2 * arch.hidden * len(norms) * arch.n_layers * len(windows)))
-    own = range(len(windows))[ranks.rank :: ranks.size]
-    hidden = {number: runner.embed(windows[number : number + 1]) for number in own}
+    hidden = {number: runner.embed(windows[number : number + 1]) for number in ranks.own(range(len(windows)))}
     taps: list[NormOutputs] = []
     for layer in range(arch.n_layers):
         progress("outputs", layer, arch.n_layers)
@@ -56,9 +55,7 @@ def collect_outputs(
         block, hooks = None, []  # before the next one is built: one block in memory
         parts = ranks.gather_everywhere({"rows": kept, "readers": readers})
         for number, norm in enumerate(norms):
-            of_windows = [
-                parts[window % ranks.size]["rows"][norm.name][window // ranks.size] for window in range(len(windows))
-            ]
+            of_windows = in_order([part["rows"][norm.name] for part in parts])
             factor = parts[len(taps) % ranks.size]["readers"][number]
             taps.append(NormOutputs(torch.cat(of_windows), factor if ranks.size == 1 else factor.clone()))
         del parts, kept, of_windows

@@ -117,13 +117,8 @@ class TuneTrainer:
     @torch.no_grad()
     def _evaluate(self, step: int) -> None:
         """Measure the held-out divergence after `step` steps, keep the best tensors, and save the state."""
-        divergences: list[float] = []
-        mail = Mail(self.ranks, divergences.append)
-        for number in self.ranks.rounds(len(self.held_out)):
-            if number is not None:
-                mail.send(0, self._divergence(self.held_out[number : number + 1]))
-            mail.deliver()
-        divergence = self.ranks.broadcast(sum(divergences) / len(self.held_out))
+        windows = torch.split(self.held_out, 1)
+        divergence = self.ranks.mean(len(windows), lambda number: self._divergence(windows[number]))
         if not self.best or divergence < min(earlier["divergence"] for earlier in self.history):
             self.best = self.student.tensors()
         self.history.append({"step": step, "divergence": divergence})
