@@ -50,18 +50,9 @@ class BatchAttention : protected TreeAttention {
   }
 
   void append_line(const dfq_block& b, const dfq_cache& cache, int64_t line, int64_t head) {
-    const int64_t dim = m_.head_dim, from = (line * m_.kv_heads + head) * dim, bytes = s_.call.k.bytes;
-    const int64_t to = s_.positions[line] * m_.kv_heads + head;
     float key[MAX_HEAD_DIM];
-    uint8_t unused;  // the zero point of a symmetric cache
-    norm_and_rope(s_.k, from, b.k_norm, line);
-    s_.tables.attention.load(s_.k, s_.type, from, dim, key);
-    rotate(key, dim);
-    shift(key, b, head);
-    store(key, DFQ_FLOAT32, cache.k_packed + to * bytes, cache.k_scale + to,
-          cache.k_zero ? cache.k_zero + to : &unused);
-    store(s_.v + from * s_.size, s_.type, cache.v_packed + to * bytes, cache.v_scale + to,
-          cache.v_zero ? cache.v_zero + to : &unused);
+    const int64_t from = (line * m_.kv_heads + head) * m_.head_dim, to = s_.positions[line] * m_.kv_heads + head;
+    store_position(b, cache, head, line, from, to, key);
   }
 };
 

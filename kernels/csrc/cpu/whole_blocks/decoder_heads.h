@@ -45,6 +45,27 @@ class DecoderHeads {
                                     packed, scale, zero, 0, 1);
   }
 
+  // The key at `from` of line `row`, as the cache rounds it.
+  void cached_key(const dfq_block& b, int64_t head, int64_t row, int64_t from, float* key) {
+    norm_and_rope(s_.k, from, b.k_norm, row);
+    s_.tables.attention.load(s_.k, s_.type, from, m_.head_dim, key);
+    rotate(key, m_.head_dim);
+    shift(key, b, head);
+  }
+
+  // The key (whose float32 values are left in `key`) and the value at `from` of line `row` become position `to` of a cache,
+  // counted in rows of one head.
+  void store_position(const dfq_block& b, const dfq_cache& cache, int64_t head, int64_t row, int64_t from, int64_t to,
+                      float* key) {
+    const int64_t bytes = s_.call.k.bytes;
+    uint8_t unused;  // the zero point of a symmetric cache
+    cached_key(b, head, row, from, key);
+    store(key, DFQ_FLOAT32, cache.k_packed + to * bytes, cache.k_scale + to,
+          cache.k_zero ? cache.k_zero + to : &unused);
+    store(s_.v + from * s_.size, s_.type, cache.v_packed + to * bytes, cache.v_scale + to,
+          cache.v_zero ? cache.v_zero + to : &unused);
+  }
+
   DecoderCall& s_;
   const dfq_decoder& m_;
   const DecoderThreadMemory p_;

@@ -52,13 +52,10 @@ class TreeAttention : protected RowAttention {
   }
 
   void stage_node(const dfq_block& b, int64_t head, int64_t row) {
-    const int64_t dim = m_.head_dim, from = (row * m_.kv_heads + head) * dim, bytes = s_.call.k.bytes;
+    const int64_t from = (row * m_.kv_heads + head) * m_.head_dim, bytes = s_.call.k.bytes;
     const int64_t k = staged_index(false, head, row), v = staged_index(true, head, row);
     float key[MAX_HEAD_DIM];
-    norm_and_rope(s_.k, from, b.k_norm, row);
-    s_.tables.attention.load(s_.k, s_.type, from, dim, key);
-    rotate(key, dim);
-    shift(key, b, head);
+    cached_key(b, head, row, from, key);
     store(key, DFQ_FLOAT32, s_.staged_codes + k * bytes, s_.staged_scale + k, s_.staged_zero + k);
     store(s_.v + from * s_.size, s_.type, s_.staged_codes + v * bytes, s_.staged_scale + v, s_.staged_zero + v);
   }

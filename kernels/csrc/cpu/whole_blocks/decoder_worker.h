@@ -189,21 +189,12 @@ class DecoderWorker : private BatchAttention {
   }
 
   void append(const dfq_block& b, const dfq_cache& cache, int64_t pair) {
-    const int64_t dim = m_.head_dim, bytes = s_.call.k.bytes;
-    const int64_t sequence = pair / m_.kv_heads, head = pair % m_.kv_heads;
+    const int64_t dim = m_.head_dim, sequence = pair / m_.kv_heads, head = pair % m_.kv_heads;
     float key[MAX_HEAD_DIM];
-    uint8_t unused;  // the zero point of a symmetric cache
     for (int64_t row = 0; row < s_.rows; ++row) {
       const int64_t from = ((sequence * s_.rows + row) * m_.kv_heads + head) * dim;
       const int64_t to = ((s_.position + row) * s_.batch + sequence) * m_.kv_heads + head;
-      norm_and_rope(s_.k, from, b.k_norm, row);
-      s_.tables.attention.load(s_.k, s_.type, from, dim, key);
-      rotate(key, dim);
-      shift(key, b, head);
-      store(key, DFQ_FLOAT32, cache.k_packed + to * bytes, cache.k_scale + to,
-            cache.k_zero ? cache.k_zero + to : &unused);
-      store(s_.v + from * s_.size, s_.type, cache.v_packed + to * bytes, cache.v_scale + to,
-            cache.v_zero ? cache.v_zero + to : &unused);
+      store_position(b, cache, head, row, from, to, key);
       if (s_.position + row >= m_.sinks) continue;
       s_.tables.attention.store(key, dim, s_.type, cache.k_sink, to * dim);
       std::memcpy(static_cast<char*>(cache.v_sink) + to * dim * s_.size, s_.v + from * s_.size, size_t(dim * s_.size));

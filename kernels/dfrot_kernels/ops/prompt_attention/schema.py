@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from dfrot_kernels.ops import checks
-from dfrot_kernels.ops.kv_attention.reference import MAX_HEAD_DIM
-from dfrot_kernels.ops.kv_cache.schema import check_heads, check_store
+from dfrot_kernels.ops.kv_attention.schema import check_attention
+from dfrot_kernels.ops.kv_cache.schema import check_heads
 
 PROMPT_ATTENTION = (
     "(Tensor query, Tensor k_packed, Tensor k_scale, Tensor? k_zero, Tensor v_packed, Tensor v_scale, "
@@ -35,24 +35,13 @@ def check_prompt_attention(
     op = "prompt_attention"
     checks.bits_ok(op, bits)
     check_heads(op, "query", query)
-    batch, rows, heads, dim = query.shape
+    rows = query.shape[1]
     if not 0 < rows <= length:
         checks.fail(op, f"{rows} query positions at length {length}, 1 to {length} of them are needed")
     if window < 0:
         checks.fail(op, f"window is {window}, 0 (all positions) or more is needed")
-    if max(dim, v_dim) > MAX_HEAD_DIM or v_dim < 1:
-        checks.fail(op, f"heads of {dim} and {v_dim} values, 1 to {MAX_HEAD_DIM} are needed")
-    kv_heads = check_store(op, "k", (k_packed, k_scale, k_zero), batch, dim, bits, length)
-    if kv_heads == 0 or heads % kv_heads:
-        checks.fail(op, f"{heads} query heads are no multiple of {kv_heads} kv heads")
-    if check_store(op, "v", (v_packed, v_scale, v_zero), batch, v_dim, bits, length) != kv_heads:
-        checks.fail(op, f"v_packed has {v_packed.shape[2]} heads, k_packed has {kv_heads}")
-    if (k_sink is None) != (v_sink is None):
-        checks.fail(op, "one of k_sink and v_sink is missing: both or none are needed")
-    if k_sink is not None and v_sink is not None:
-        for name, sink, width in (("k_sink", k_sink, dim), ("v_sink", v_sink, v_dim)):
-            checks.dtype(op, name, sink, (query.dtype,))
-            checks.shape(op, name, sink, (k_sink.shape[0], batch, kv_heads, width))
+    stores = ((k_packed, k_scale, k_zero), (v_packed, v_scale, v_zero))
+    check_attention(op, query, stores, (k_sink, v_sink), length, v_dim, bits)
 
 
 def prompt_attention_shape(
