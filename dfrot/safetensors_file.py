@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,7 @@ FOREIGN_DTYPES = {"F4": "FP4", "F6_E2M3": "FP6", "F6_E3M2": "FP6", "F8_E8M0": "b
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER = 100_000_000  # the limit of the safetensors library
 CHECK_CHUNK = 1 << 22  # elements per NaN check: bounds its temporary
+STRETCH = 1 << 23  # bytes that are worth a thread of their own
 MAX_DIMENSION = 2**48  # of a tensor: bounds the arithmetic on sizes; no real tensor comes near
 
 
@@ -190,6 +193,26 @@ def same_bytes(first: TensorEntry, second: TensorEntry) -> bool:
     return True
 
 
+def _fill(entry: TensorEntry, view: memoryview, start: int) -> None:
+    """Read the bytes of the file from `start` on into `view`, a large one by as many threads as torch uses: a single
+    one is slower than memory where the file is cached, and than the disk where it is not."""
+    parts = max(1, min(torch.get_num_threads(), len(view) // STRETCH))
+    cuts = [len(view) * part // parts for part in range(parts + 1)]
+
+    def read(begin: int, end: int) -> None:
+        while begin < end:
+            count = os.preadv(handle.fileno(), [view[begin:end]], start + begin)
+            require(bool(count), f"{entry.file}: tensor {entry.name}: truncated while reading")
+            begin += count
+
+    with entry.file.open("rb", buffering=0) as handle:
+        if parts == 1:
+            read(0, len(view))
+        else:
+            with ThreadPoolExecutor(parts) as threads:
+                list(threads.map(read, cuts, cuts[1:]))
+
+
 def read_bytes(entry: TensorEntry, start: int, end: int) -> Tensor:
     """The elements in bytes start .. end of the file, one-dimensional, checked for NaN and Inf."""
     if end <= start:
@@ -197,13 +220,7 @@ def read_bytes(entry: TensorEntry, start: int, end: int) -> Tensor:
     stored = entry.stored
     # torch's own allocation: aligned, so that no sum depends on the address of a tensor
     tensor = torch.empty((end - start) // stored.itemsize, dtype=stored)
-    with entry.file.open("rb", buffering=0) as handle:
-        handle.seek(start)
-        view, done = tensor.view(torch.uint8).numpy().data, 0
-        while done < len(view):
-            count = handle.readinto(view[done:])
-            require(bool(count), f"{entry.file}: tensor {entry.name}: truncated while reading")
-            done += count or 0
+    _fill(entry, tensor.view(torch.uint8).numpy().data, start)
     if stored.is_floating_point:
         for chunk in torch.split(tensor, CHECK_CHUNK):
             # max() propagates NaN and needs no mask of the whole tensor; torch compares no 8-bit floats

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from dfrot import safetensors_file
 from dfrot.arch import describe, open_described
 from dfrot.checkpoint import Checkpoint, read_header, read_metadata
 from dfrot.errors import DfqError, InputError, UnsupportedError
@@ -196,7 +197,22 @@ def test_folders_without_a_checkpoint_are_refused(tmp_path: Path) -> None:
         Checkpoint.open(tmp_path)
 
 
-def test_a_file_cut_after_opening(tmp_path: Path) -> None:
+@pytest.mark.parametrize("threads", [2, 3, 7])
+def test_a_large_tensor_is_read_by_several_threads(
+    threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = torch.randn(1001, 3)
+    monkeypatch.setattr(safetensors_file, "STRETCH", 64)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    checkpoint = Checkpoint.open(folder_with(tmp_path / "model", {"a": torch.ones(5), "w": stored}))
+    assert torch.equal(checkpoint.read("w"), stored)
+    assert torch.equal(checkpoint.read_rows("w", 17, 900), stored[17:900])
+
+
+@pytest.mark.parametrize("stretch", [safetensors_file.STRETCH, 32])
+def test_a_file_cut_after_opening(stretch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safetensors_file, "STRETCH", stretch)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     checkpoint = Checkpoint.open(folder_with(tmp_path / "model", {"w": torch.ones(64)}))
     file = tmp_path / "model" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-16])
