@@ -68,6 +68,8 @@ def test_speed_measures_every_checkpoint(dfq: Any, pair: Any, tmp_path: Path) ->
         assert result["prefill_tokens_per_second"] == pytest.approx(16 / result["prefill"]["median"])
         assert result["decode_tokens_per_second"] == pytest.approx(1 / result["decode"]["median"])
         assert result["memory"] is None
+        least = result["weight_bytes_per_token"] / report["read_bytes_per_second"]
+        assert result["read_share"] == pytest.approx(least / result["decode"]["median"])
     assert [result["scheme"] for result in report["results"]] == [None, "w4a16"]
     assert dfq("eval", "speed", "--model", model, *small, "--out", out).code == 2, "it is there already"
 

@@ -58,11 +58,16 @@ def _tables(
     for result in report["results"]:
         memory = (result["memory"] or {}).get("model")
         rates = [result[f"{part}_tokens_per_second"] for part in ("prefill", "decode")]
+        weights, share = result["weight_bytes_per_token"], result["read_share"]
+        read = (None, None) if weights is None else (show.size(weights), f"{share:.0%}")
         sizes = [None if memory is None else show.size(memory), show.size(result["bytes_on_disk"])]
-        rows.append((result["name"], result["scheme"], *rates, 1e3 * result["decode"]["median"], *sizes))
-    title = f"{settings.prefill} tokens in, {settings.decode} out, medians of {settings.repeats} turns"
-    heads = ("model", "scheme", "prefill tokens/s", "decode tokens/s", "ms per token", "memory", "on disk")
-    show.table(title, heads, rows)
+        rows.append((result["name"], result["scheme"], *rates, 1e3 * result["decode"]["median"], *read, *sizes))
+    read_rate = show.size(report["read_bytes_per_second"])
+    title = (
+        f"{settings.prefill} tokens in, {settings.decode} out, medians of {settings.repeats} turns; {read_rate}/s read"
+    )
+    heads = ("model", "scheme", "prefill tokens/s", "decode tokens/s", "ms per token", "reads", "of bandwidth")
+    show.table(title, (*heads, "memory", "on disk"), rows)
     if measured := report["draft"]:
         drafted = [
             (name, *(row.get(key) for key in ("tau", "plain_tokens_per_second", "tokens_per_second", "speedup")))
