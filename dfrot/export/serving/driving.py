@@ -36,6 +36,8 @@ from dfrot.files import read_json, write_json
 
 POLL = 0.2  # seconds between looks at a running engine
 UNREADABLE = (DfqError, KeyError, TypeError, ValueError, AttributeError)  # what an answer of another shape raises
+ANNOUNCED = 2  # lines behind an error that ends with a colon, or that counts those to come
+_ANNOUNCES = re.compile(r":$|\d validation errors? for \w+$")
 _ERROR = re.compile(r"(?:^|[\s:])((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)")
 
 
@@ -165,11 +167,14 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def last_error(log: str) -> str | None:
-    """The last line of a log that names an error, without the engine's prefixes; else its last line."""
+    """The last line of a log that names an error, without the engine's prefixes, and with the lines behind it where it
+    only announces them; else its last line."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    for line in reversed(lines):
-        if match := _ERROR.search(line):
-            return match[1].strip()[:300]
+    for number in range(len(lines) - 1, -1, -1):
+        if match := _ERROR.search(lines[number]):
+            message = match[1].strip()
+            behind = lines[number + 1 : number + 1 + ANNOUNCED] if _ANNOUNCES.search(message) else []
+            return " ".join([message, *behind])[:300]
     return lines[-1][:300] if lines else None
 
 

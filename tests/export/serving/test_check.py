@@ -19,6 +19,7 @@ from dfrot.export.run import export
 from dfrot.export.serving import environments
 from dfrot.export.serving.check import check_engines
 from dfrot.export.serving.definition import define
+from dfrot.export.serving.driving import last_error
 from dfrot.export.settings import ExportCheckSettings
 
 FAKE = Path(__file__).with_name("fake_driver.py")
@@ -128,6 +129,22 @@ def test_a_refusal_is_a_verdict_with_the_last_line(
     assert row["verdict"] == "refused"
     assert message in row["detail"]
     assert row["seconds"] < LIMIT
+
+
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        ("Traceback:\n  x = 1\npkg.ConfigError: no such kernel\n[W] leaving\n", "pkg.ConfigError: no such kernel"),
+        ("ValueError: Reasons:\n A: 8 bits\n B: no GPU\n C: no\n", "ValueError: Reasons: A: 8 bits B: no GPU"),
+        ("ValidationError: 1 validation error for Config\n  bits=4, sym=False\n",
+         "ValidationError: 1 validation error for Config bits=4, sym=False"),
+        ("loading\ngone\n", "gone"),
+        ("", None),
+    ],
+)  # fmt: skip
+def test_the_line_that_names_an_error(log: str, message: str | None) -> None:
+    """With what it announces; last lines that name none are left out."""
+    assert last_error(log) == message
 
 
 def test_what_is_not_set_up_is_said(settings: ExportCheckSettings, pack: Callable[[str], Path], tmp_path: Path) -> None:

@@ -98,3 +98,24 @@ def test_what_is_missing_or_wrong_is_said(draft: Path, reference: Path, settings
         check_draft(reference, draft, ("sglang",), settings)
     assert "engines are named with --check only" in command(draft, settings, "vllm").stderr
     assert "give --out" in command(draft, settings).stderr
+
+
+@pytest.mark.slow  # each starts an engine of its own: up to two minutes
+@pytest.mark.parametrize("name", environments.DRAFT_ENGINES)
+@pytest.mark.parametrize("arch", ["eagle3", "dflash"])
+def test_real_engines(name: str, arch: str, settings: DraftCheckSettings, reference: Path, tmp_path: Path) -> None:
+    """A draft of the shipped model that starts from its blocks, on a target that both engines read."""
+    from dfrot.export.check import quantize_by_rounding
+    from dfrot.quant.scheme import QuantScheme
+    from dfrot.stages.draft.settings import DataSettings, DraftSettings, TrainSettings
+    from dfrot.stages.draft.train import train
+
+    engines = Path("build/engines")
+    if environments.find_environments(engines, (name,), environments.DRAFT_ENGINES)[name] is None:
+        pytest.skip(f"{name} is not set up: make engines")
+    target = quantize_by_rounding(reference, QuantScheme.parse("w4a16-g32"), tmp_path / "target")
+    data, steps = DataSettings(samples=64, held_out=4, seqlen=96), TrainSettings(epochs=1, evaluations=1)
+    train(target, tmp_path / "draft", DraftSettings(arch=arch, draft_vocab=1000, data=data, train=steps))
+    wanted = replace(settings, prompts=4, new_tokens=64, engines=engines, time_limit=600.0)
+    (row,) = check_draft(target, tmp_path / "draft", (name,), wanted)["rows"]
+    assert row["verdict"] == "as dfq", row
