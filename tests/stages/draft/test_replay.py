@@ -34,8 +34,7 @@ def test_the_rounds_are_those_of_decoding(targets: Callable[..., Target], kit: S
         draft = kit.random_draft(kind)
     decoded = speculative(target, draft, PROMPT, stop, Sampling(), TreeShape(DEPTH)).accepted
     replayed = replay(target, draft, PROMPT, text, DEPTH)
-    assert replayed == decoded[: len(replayed)]
-    assert len(decoded) - len(replayed) <= DEPTH, "only rounds that reach the end are left out"
+    assert replayed == decoded
     if kind == "partly right":
         assert set(replayed) == {0, 1, 2, 3}
 
@@ -44,4 +43,4 @@ def test_a_foreign_text_is_followed(targets: Callable[..., Target], kit: SimpleN
     """Not what the target would write: the draft that knows it is right, whatever the target thinks."""
     text = torch.randint(1, 96, (17,), generator=torch.Generator().manual_seed(2)).tolist()
     assert replay(targets("llama"), kit.scripted([*PROMPT, *text]), PROMPT, text, DEPTH) == [3, 3, 3, 3]
-    assert replay(targets("llama"), kit.scripted([*PROMPT, *text], right=False), PROMPT, text, DEPTH) == [0] * 14
+    assert replay(targets("llama"), kit.scripted([*PROMPT, *text], right=False), PROMPT, text, DEPTH) == [0] * 16
