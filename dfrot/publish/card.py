@@ -118,7 +118,7 @@ def _fact(value: Any) -> str:
 
 def _serving(subject: PublishedFolder, file: str | None) -> str:
     served = engines_for(subject.folder) if subject.format in (COMPRESSED_TENSORS, GPTQ) else ()
-    commands = serving_commands(subject.format, subject.repository, file, subject.base, served)
+    commands = serving_commands(subject.format, subject.repository, file, subject.base, served, subject.config)
     text = _block([f"{command}  # {engine}" for engine, command in commands])
     if subject.format == PACKED:
         text += (

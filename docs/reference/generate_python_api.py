@@ -121,6 +121,8 @@ SECTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
             "dfrot.stages.draft.train:train",
             "dfrot.draft.store:load_draft",
             "dfrot.stages.draft.generate:custom_generate",
+            "dfrot.stages.draft.export:export_draft",
+            "dfrot.stages.draft.check:check_draft",
         ),
         (
             "dfrot.stages.draft.settings:DraftSettings",

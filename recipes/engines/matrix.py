@@ -66,6 +66,7 @@ CASES = (
     Case("w4a16-g32", GGUF),
     Case("w4a16-g32-wasym", GGUF),
     Case("w5a16-g32", GGUF),
+    Case("w5a16-g32-wasym", GGUF),
     Case("w8a16-g32", GGUF),
     Case("mxfp4a16", CT),
     Case("mxfp4", CT),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from dfrot.data.tokenizer import load_tokenizer
 from dfrot.errors import UnsupportedError
 from dfrot.evaluate.tokens import WindowReader
 from dfrot.export.run import export
-from dfrot.export.serving.definition import Definition, define, read_declaration
+from dfrot.export.serving.definition import Declaration, Definition, define, read_declaration, without_transform
 from dfrot.export.serving.driving import DriverRequest, EngineRun, answer_of, run_engine
 from dfrot.export.serving.environments import EngineEnvironment, find_environments
 from dfrot.export.serving.verdict import judge, perplexity_of
@@ -72,7 +73,7 @@ def check_engines(
     text = _read_text(model, settings)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="dfq-check-") as work:
-        if _is_export(model):
+        if _declared(model) is not None:
             rows = _check_folder(model, text, environments, settings, threads, bool(names), progress)
         else:
             own = _own_perplexity(model, text)
@@ -87,18 +88,20 @@ def check_engines(
     return {"model": str(model), "rows": rows}
 
 
-def _is_export(model: Path) -> bool:
+def _declared(model: Path) -> Declaration | None:
+    """What an exported folder declares; None for a checkpoint."""
     try:
-        read_declaration(model)
+        return read_declaration(model)
     except UnsupportedError:
-        return False
-    return True
+        return None
 
 
 def _read_text(model: Path, settings: ExportCheckSettings) -> _Text:
-    folder = open_model(model).path
-    tokens = WindowReader(load_text(settings.dataset, "test"), settings.seqlen, settings.windows).read(folder)
-    return _Text(tokens.windows, load_tokenizer(folder))
+    declaration = _declared(model)
+    with without_transform(model, declaration) if declaration is not None else nullcontext(model) as plain:
+        folder = open_model(plain).path
+        tokens = WindowReader(load_text(settings.dataset, "test"), settings.seqlen, settings.windows).read(folder)
+        return _Text(tokens.windows, load_tokenizer(folder))
 
 
 def _own_perplexity(model: Path, text: _Text) -> float:

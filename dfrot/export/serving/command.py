@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from dfrot.export.gguf.writer import FILE_NAME
@@ -54,13 +56,18 @@ def serving_command(engine: str, folder: ServedFolder, path: str = ".") -> str:
 
 
 def serving_commands(
-    kind: str, repository: str, file: str | None = None, target: str | None = None, served: Sequence[ServedFolder] = ()
+    kind: str,
+    repository: str,
+    file: str | None = None,
+    target: str | None = None,
+    served: Sequence[ServedFolder] = (),
+    config: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[tuple[str, str]]:
     """(engine, command) for a model on the hub, the engine that is meant for the format first.
 
     kind: `dfq`, `dfq draft`, `speculators` or the name of an export format. file: of GGUF, the file in the repository.
     target: hub id or folder of the model that a draft is for. served: of exports, the engines that serve it
-    (`planning.engines_for`)."""
+    (`planning.engines_for`). config: of a speculators draft, its config.json."""
     name = shlex.quote(repository)
     verifier = shlex.quote(target or "TARGET")
     match kind:
@@ -70,13 +77,25 @@ def serving_commands(
             fetch = f"hf download {name} --local-dir draft"
             return [("dfq", f"{fetch} && dfq serve --model {verifier} --draft draft")]
         case "speculators":
-            speculative = shlex.quote(f'{{"model": "{repository}", "num_speculative_tokens": 3, "method": "eagle3"}}')
-            return [("vLLM", f"vllm serve {verifier} --speculative-config {speculative}")]
+            speculative = {
+                "model": repository,
+                "num_speculative_tokens": _speculative_tokens(config),
+                "method": config.get("speculators_model_type", "eagle3"),
+            }
+            return [("vLLM", f"vllm serve {verifier} --speculative-config {shlex.quote(json.dumps(speculative))}")]
         case "gguf":
             part = f" --hf-file {shlex.quote(file)}" if file is not None else ""
             return [("llama.cpp", f"llama-server --hf-repo {name}{part}")]
         case _:
             return [(TITLES[folder.engine], serving_command(folder.engine, folder, name)) for folder in served]
+
+
+def _speculative_tokens(config: Mapping[str, Any]) -> int:
+    """Draft tokens per round that a speculators config asks for."""
+    try:
+        return int(config["speculators_config"]["proposal_methods"][0]["speculative_tokens"])
+    except (KeyError, IndexError, TypeError, ValueError):
+        return 3
 
 
 def needed_packages(engine: str, format: str) -> str:

@@ -143,7 +143,7 @@ def define(folder: Path, windows: Tensor, prompt: Tensor, new_tokens: int) -> De
     """Compute what `folder` declares on int64 windows [n, S] and prompt [S]. Raises DfqError for a folder that dfq
     cannot read."""
     declaration = read_declaration(folder)
-    with _without_transform(folder, declaration) as plain:
+    with without_transform(folder, declaration) as plain:
         checkpoint = open_model(plain, torch.float32)
         state = {name: checkpoint.read(name) for name in checkpoint.entries if TRANSFORM not in name and
                  not name.endswith(INPUT_SCALE)}  # fmt: skip
@@ -161,7 +161,7 @@ def define(folder: Path, windows: Tensor, prompt: Tensor, new_tokens: int) -> De
 
 
 @contextmanager
-def _without_transform(folder: Path, declaration: Declaration) -> Iterator[Path]:
+def without_transform(folder: Path, declaration: Declaration) -> Iterator[Path]:
     """The folder as `open_model` reads it: an online rotation, which is applied here, is not in its config.json."""
     if not declaration.r4_block:
         yield folder

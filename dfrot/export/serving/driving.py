@@ -35,6 +35,9 @@ from dfrot.export.serving.environments import EngineEnvironment
 from dfrot.files import read_json, write_json
 
 POLL = 0.2  # seconds between looks at a running engine
+UNREADABLE = (DfqError, KeyError, TypeError, ValueError, AttributeError)  # what an answer of another shape raises
+ANNOUNCED = 2  # lines behind an error that ends with a colon, or that counts those to come
+_ANNOUNCES = re.compile(r":$|\d validation errors? for \w+$")
 _ERROR = re.compile(r"(?:^|[\s:])((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)")
 
 
@@ -79,16 +82,34 @@ class EngineRun:
 
 def run_engine(environment: EngineEnvironment, request: DriverRequest, limit: float) -> EngineRun:
     """Run the driver of an engine. limit: seconds. Never raises for what the engine does: a refusal is a result."""
-    driver = environment.engine.driver
+    content = {**request._asdict(), "folder": str(request.folder.resolve())}
+    run, answer = run_driver(environment, content, request.threads, limit)
+    if run.refusal is None:
+        _read_answer(answer, run, request)
+    return run
+
+
+def run_driver(
+    environment: EngineEnvironment, request: dict[str, Any], threads: int, limit: float
+) -> tuple[EngineRun, Any]:
+    """Run an engine's script on `request`, beside which it gets the engine's options. threads: that it may use.
+
+    Returns how it went, with the packages' versions, and the JSON of its answer, None where `refusal` is set."""
+    engine = environment.engine
     with tempfile.TemporaryDirectory(prefix="dfq-engine-") as name:
         work = Path(name)
-        content = {**request._asdict(), "folder": str(request.folder.resolve()), "options": environment.engine.options}
-        write_json(work / "request.json", content)
-        command = [str(environment.python), "-I", str(driver), str(work / "request.json"), str(work / "answer.json")]
-        run = _run(command, {**environment.engine.variables, "OMP_NUM_THREADS": str(request.threads)}, work, limit)
+        write_json(work / "request.json", {**request, "options": engine.options})
+        command = [str(environment.python), "-I", str(engine.driver), str(work / "request.json")]
+        variables = {**engine.variables, "OMP_NUM_THREADS": str(threads)}
+        run = _run([*command, str(work / "answer.json")], variables, work, limit)
+        answer = None
         if run.refusal is None:
-            _read_answer(work / "answer.json", run, request)
-    return run
+            try:
+                answer = read_json(work / "answer.json")
+                run.versions = {str(key): str(value) for key, value in answer["versions"].items()}
+            except UNREADABLE as error:
+                _refuse(run, error)
+    return run, answer
 
 
 def _run(command: list[str], variables: Mapping[str, str], work: Path, limit: float) -> EngineRun:
@@ -146,27 +167,32 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def last_error(log: str) -> str | None:
-    """The last line of a log that names an error, without the engine's prefixes; else its last line."""
+    """The last line of a log that names an error, without the engine's prefixes, and with the lines behind it where it
+    only announces them; else its last line."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    for line in reversed(lines):
-        if match := _ERROR.search(line):
-            return match[1].strip()[:300]
+    for number in range(len(lines) - 1, -1, -1):
+        if match := _ERROR.search(lines[number]):
+            message = match[1].strip()
+            behind = lines[number + 1 : number + 1 + ANNOUNCED] if _ANNOUNCES.search(message) else []
+            return " ".join([message, *behind])[:300]
     return lines[-1][:300] if lines else None
 
 
-def _read_answer(path: Path, run: EngineRun, request: DriverRequest) -> None:
+def _read_answer(answer: Any, run: EngineRun, request: DriverRequest) -> None:
     """Fill `run` from a driver's answer; anything but what is documented becomes a refusal."""
     try:
-        answer = read_json(path)
-        run.versions = {str(key): str(value) for key, value in answer["versions"].items()}
         run.linears = {str(key): int(value) for key, value in answer["linears"].items()}
         run.losses = [[float(loss) for loss in window] for window in answer["losses"]]
         run.tokens = [int(token) for token in answer["tokens"]]
         run.ignored = [str(name) for name in answer.get("ignored", ())]
         if [len(losses) + 1 for losses in run.losses] != [len(window) for window in request.windows]:
             raise InputError("its losses do not belong to the windows")
-    except (DfqError, KeyError, TypeError, ValueError, AttributeError) as error:
-        run.refusal = f"gave no readable answer ({type(error).__name__}: {error})"
+    except UNREADABLE as error:
+        _refuse(run, error)
+
+
+def _refuse(run: EngineRun, error: Exception) -> None:
+    run.refusal = f"gave no readable answer ({type(error).__name__}: {error})"
 
 
 def answer_of(run: EngineRun) -> dict[str, Any]:

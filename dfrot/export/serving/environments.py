@@ -62,6 +62,16 @@ ENGINES: Mapping[str, RunnableEngine] = MappingProxyType(
     }
 )
 """Every engine that has a driver, by name."""
+DRAFT_ENGINES: Mapping[str, RunnableEngine] = MappingProxyType(
+    {
+        engine.name: engine
+        for engine in (
+            RunnableEngine("vllm", "vllm_draft_driver.py", ("speculators",), variables=_VLLM),
+            RunnableEngine("llama.cpp", "llama_cpp_draft_driver.py", ("gguf",), environment="xllamacpp"),
+        )
+    }
+)
+"""Every engine that has a driver for drafts, by name, with the draft formats that it loads."""
 
 
 @dataclass(frozen=True)
@@ -74,20 +84,24 @@ class EngineEnvironment:
     """The interpreter of its environment."""
 
 
-def engine_of(name: str) -> RunnableEngine:
+def engine_of(name: str, engines: Mapping[str, RunnableEngine]) -> RunnableEngine:
     """An engine by its name. Raises InputError that names those there are."""
-    if name not in ENGINES:
-        raise InputError(f"`engine={name}`: no such engine; choose of {', '.join(ENGINES)}", field="engine")
-    return ENGINES[name]
+    if name not in engines:
+        raise InputError(f"`engine={name}`: no such engine; choose of {', '.join(engines)}", field="engine")
+    return engines[name]
 
 
-def find_environments(folder: Path, names: Sequence[str] = ()) -> dict[str, EngineEnvironment | None]:
+def find_environments(
+    folder: Path, names: Sequence[str] = (), engines: Mapping[str, RunnableEngine] | None = None
+) -> dict[str, EngineEnvironment | None]:
     """The environment of each engine below `folder`, None where it is not set up. names: empty for all.
+    engines: those there are; None for ENGINES.
 
     Raises InputError for an unknown name."""
+    there = ENGINES if engines is None else engines
     environments: dict[str, EngineEnvironment | None] = {}
-    for name in names or ENGINES:
-        engine = engine_of(name)
+    for name in names or there:
+        engine = engine_of(name, there)
         python = folder / (engine.environment or name) / "bin" / "python"
         ready = python.is_file() and (python.parent.parent / "installed.txt").is_file()
         environments[name] = EngineEnvironment(engine, python.absolute()) if ready else None

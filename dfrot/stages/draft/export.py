@@ -1,7 +1,8 @@
-"""`dfq draft export`: an eagle3 or dflash draft in the `speculators` layout, which vLLM loads.
+"""`dfq draft export`: an eagle3 or dflash draft in the `speculators` layout, which vLLM loads, or as a GGUF file of
+llama.cpp.
 
-Only names and the config change; weights are copied. A dream draft cross-attends to a growing set of target features,
-which no serving engine supports, so it is refused.
+Only names, order of rows and the config change; weights are copied. A dream draft cross-attends to a growing set of
+target features, which no serving engine supports, so it is refused.
 """
 
 from __future__ import annotations
@@ -18,27 +19,39 @@ from dfrot.draft.models.dflash import DFlashDraft
 from dfrot.draft.models.eagle3 import Eagle3Draft
 from dfrot.draft.store import check_target, load_draft
 from dfrot.errors import UnsupportedError
+from dfrot.export.gguf.draft import write_draft
+from dfrot.export.gguf.writer import FILE_NAME
 from dfrot.files import write_json
 from dfrot.inputs import open_model
 from dfrot.stage_folder import open_stage, read_record
 from dfrot.tensor_file import save_tensors
 
 KIND = "draft export"
+FORMATS = ("speculators", "gguf")
 MASK = "mask_embedding"  # engines look the mask token up in the target's table
 SPECULATIVE_TOKENS = 3  # draft tokens per round that engines use by default
 
 
 def export_draft(
-    model: Path, draft: Path, out: Path, verifier: str, *, resume: bool | None = None, overwrite: bool = False
+    model: Path,
+    draft: Path,
+    out: Path,
+    verifier: str,
+    kind: str = FORMATS[0],
+    *,
+    resume: bool | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Publish `out` with config.json and model.safetensors; returns its `stage.json`. verifier: the name or path by
-    which engines find the target. Raises UnsupportedError for a dream draft and for a rounded one, MismatchError for a
+    """Publish a draft in the format `kind` as the folder `out`; returns its `stage.json`.
+
+    speculators: config.json and model.safetensors. gguf: model.gguf. verifier: the name or path by which engines find
+    the target (speculators). Raises UnsupportedError for a dream draft and for a rounded one, MismatchError for a
     draft of another target."""
     loaded = load_draft(draft)
     if not isinstance(loaded, (Eagle3Draft, DFlashDraft)):
         raise UnsupportedError(
-            f"{draft}: a dream draft reads a growing set of target features, which no serving engine offers; "
-            "train one with `arch` eagle3 or dflash, or decode with dfq draft generate",
+            f"{draft}: a dream draft reads a growing set of target features, which no serving engine offers; export an "
+            "eagle3 trained beside it (dfq draft train with `arch` eagle3, on the same features), or decode with dfq",
             field="arch",
             file=draft,
         )
@@ -50,26 +63,36 @@ def export_draft(
         )
     target = open_model(model)
     check_target(loaded.config, model, int(target.config["vocab_size"]), int(target.config["hidden_size"]))
-    request = {"draft": loaded.config.to_dict(), "verifier": verifier, "format": "speculators"}
+    request = {"draft": loaded.config.to_dict(), "verifier": verifier, "format": kind}
     with open_stage(out, KIND, request, resume, overwrite) as stage:
         if not stage.finished:
-            save_tensors(stage.folder / "model.safetensors", _tensors(loaded, target))
-            write_json(stage.folder / "config.json", speculators_config(loaded.config, target.config, verifier))
+            if kind == "gguf":
+                tensors, file = _weights(loaded, target), stage.folder / FILE_NAME
+                write_draft(loaded.config, tensors, loaded.token_ids, target.path, target.config, file)
+            else:
+                save_tensors(stage.folder / "model.safetensors", _tensors(loaded, target))
+                write_json(stage.folder / "config.json", speculators_config(loaded.config, target.config, verifier))
             stage.publish({"parameters": loaded.count()})
     return read_record(out, KIND)
 
 
-def _tensors(draft: Draft, target: Checkpoint) -> dict[str, torch.Tensor]:
-    """Weights under the names of that format, and for a draft with a vocabulary of its own (eagle3: always) both maps
-    between the vocabularies and a head of its rows."""
+def _weights(draft: Draft, target: Checkpoint) -> dict[str, torch.Tensor]:
+    """The draft's weights in bfloat16 by our names; for a block draft with a vocabulary of its own, its head."""
     state = {name: value for name, value in draft.state_dict().items() if name not in (MASK, "d2t")}
     tensors = {name: value.to(torch.bfloat16) for name, value in state.items()}
+    if not isinstance(draft, Eagle3Draft) and draft.token_ids is not None:
+        tensors["lm_head.weight"] = _head(target)[draft.token_ids].to(torch.bfloat16)
+    return tensors
+
+
+def _tensors(draft: Draft, target: Checkpoint) -> dict[str, torch.Tensor]:
+    """Weights under the names of speculators, and for a draft with a vocabulary of its own (eagle3: always) both maps
+    between the vocabularies and a head of its rows."""
+    tensors = _weights(draft, target)
     size, ids = draft.config.vocab_size, draft.token_ids
     if isinstance(draft, Eagle3Draft):
         tensors["embed_tokens.weight"] = _table(target, "embed_tokens.weight").to(torch.bfloat16)
         ids = torch.arange(size) if ids is None else ids
-    elif ids is not None:
-        tensors["lm_head.weight"] = _head(target)[ids].to(torch.bfloat16)
     if ids is not None:
         tensors["d2t"] = ids - torch.arange(len(ids))  # target id minus draft id
         tensors["t2d"] = torch.zeros(size, dtype=torch.bool).index_fill_(0, ids, True)
@@ -136,6 +159,8 @@ def _of_eagle3(draft: DraftConfig) -> dict[str, Any]:
     return {
         "norm_before_residual": False,
         "norm_before_fc": False,
+        "fc_norm": False,
+        "norm_output": False,
         "embed_requires_grad": False,
         "eagle_aux_hidden_state_layer_ids": list(draft.aux_layers),
     }

@@ -15,11 +15,16 @@ from click.testing import CliRunner, Result
 from dfrot.data.text import load_text
 from dfrot.errors import InputError
 from dfrot.evaluate.tokens import WindowReader
+from dfrot.export.check import quantize_by_rounding
 from dfrot.export.run import export
 from dfrot.export.serving import environments
 from dfrot.export.serving.check import check_engines
 from dfrot.export.serving.definition import define
+from dfrot.export.serving.driving import last_error
 from dfrot.export.settings import ExportCheckSettings
+from dfrot.quant.scheme import QuantScheme
+from dfrot.stages.rotate.run import rotate
+from dfrot.stages.rotate.settings import RotateSettings
 
 FAKE = Path(__file__).with_name("fake_driver.py")
 LIMIT = 60.0
@@ -130,6 +135,22 @@ def test_a_refusal_is_a_verdict_with_the_last_line(
     assert row["seconds"] < LIMIT
 
 
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        ("Traceback:\n  x = 1\npkg.ConfigError: no such kernel\n[W] leaving\n", "pkg.ConfigError: no such kernel"),
+        ("ValueError: Reasons:\n A: 8 bits\n B: no GPU\n C: no\n", "ValueError: Reasons: A: 8 bits B: no GPU"),
+        ("ValidationError: 1 validation error for Config\n  bits=4, sym=False\n",
+         "ValidationError: 1 validation error for Config bits=4, sym=False"),
+        ("loading\ngone\n", "gone"),
+        ("", None),
+    ],
+)  # fmt: skip
+def test_the_line_that_names_an_error(log: str, message: str | None) -> None:
+    """With what it announces; last lines that name none are left out."""
+    assert last_error(log) == message
+
+
 def test_what_is_not_set_up_is_said(settings: ExportCheckSettings, pack: Callable[[str], Path], tmp_path: Path) -> None:
     """A packed checkpoint is exported to every format that holds it; every engine that reads one is named."""
     rows = check_engines(pack("w4a16-g32"), (), settings)["rows"]
@@ -139,6 +160,21 @@ def test_what_is_not_set_up_is_said(settings: ExportCheckSettings, pack: Callabl
     assert {row["verdict"] for row in refused} == {"no export"}
     with pytest.raises(InputError, match="no such engine; choose of vllm"):
         check_engines(exported(pack, "w4a16-g32", tmp_path / "x"), ("exllama",), settings)
+
+
+def test_an_export_with_an_online_rotation_is_checked(
+    fake: Callable[[str], None], settings: ExportCheckSettings, dense: Path, tmp_path: Path
+) -> None:
+    """The folder's definition applies R4, as dfq's own runtime does."""
+    rotation = RotateSettings(method="hadamard", dataset=settings.dataset, seqlen=64, gate=False)
+    rotate(dense, tmp_path / "rotated", rotation)
+    packed = quantize_by_rounding(tmp_path / "rotated", QuantScheme.parse("w4a16-g32"), tmp_path / "packed")
+    export(packed, "compressed-tensors", tmp_path / "x", online_r4=True)
+    fake(answer(tmp_path / "x", "declared", settings))
+    (row,) = check_engines(tmp_path / "x", ("vllm",), settings)["rows"]
+    assert (row["verdict"], row["scheme"]) == ("as declared", "w4a16-g32+R4")
+    (row,) = check_engines(packed, ("vllm",), settings, ("compressed-tensors",), online_r4=True)["rows"]
+    assert row["declared"] == pytest.approx(row["dfq"], rel=1e-3)
 
 
 def test_engines_need_the_check(pack: Callable[[str], Path]) -> None:

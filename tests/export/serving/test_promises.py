@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dfrot.errors import UnsupportedError
-from dfrot.export.serving.command import ServedFolder, serving_command
+from dfrot.export.serving.command import ServedFolder, serving_command, serving_commands
 from dfrot.export.serving.planning import plan_for
 from dfrot.export.serving.promises import DECLARED, PREFERENCES, PROMISES, markdown, promise
 from dfrot.export.targets import TARGETS
@@ -102,3 +102,12 @@ def test_transformers_gets_the_option_that_packed_zero_points_need(pack: Callabl
 def test_every_engine_has_a_command(engine: str) -> None:
     folder = ServedFolder(engine, PREFERENCES[engine][0], "w4a16-g32")
     assert "NAME" in serving_command(engine, folder, "NAME")
+
+
+def test_a_draft_is_served_as_its_config_says() -> None:
+    proposal = {"proposal_methods": [{"speculative_tokens": 7}]}
+    config = {"speculators_model_type": "dflash", "speculators_config": proposal}
+    ((engine, command),) = serving_commands("speculators", "me/draft", target="me/model", config=config)
+    assert engine == "vLLM"
+    wanted = {"model": "me/draft", "num_speculative_tokens": 7, "method": "dflash"}
+    assert command == f"vllm serve me/model --speculative-config '{json.dumps(wanted)}'"
