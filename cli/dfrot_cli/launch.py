@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -16,27 +17,63 @@ import click
 
 from dfrot.ranks.settings import RankSettings
 from dfrot_cli import show
+from dfrot_cli.devices import devices_of, require_devices
 from dfrot_cli.flags import COMMAND, with_flags
+from dfrot_cli.own_processes import start_processes
 from dfrot_cli.setting_options import options_of
 
 if TYPE_CHECKING:
     from dfrot.ranks.processes import ProcessRanks
+    from dfrot_cli.options import Common
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def ranked(function: Function) -> Function:
-    """For a command whose work several processes share: adds --rank-timeout; the function receives `ranks: Ranks`.
+    """For a command whose work several processes share: adds --processes and --rank-timeout; the function receives
+    `ranks: Ranks`, the `common` options with its own device, and `processes`, which is more than 1 in a plan only.
 
     Stands below `common`, which refuses every other command when it is started on several ranks."""
 
     @functools.wraps(function)
-    def wrapped(*, rank_timeout: float, **values: Any) -> Any:
+    def wrapped(*, rank_timeout: float, processes: int, common: Common, **values: Any) -> Any:
+        devices = devices_of(common.device)
+        if not common.plan:
+            require_devices(devices)
+            wanted = _processes(processes, devices)
+            if wanted > 1 and world_size() == 1:
+                start_processes(wanted)
+            processes = 1
+        own = replace(common, device=devices[_place_on_machine() % len(devices)])
         with joined(rank_timeout) as ranks:
-            return function(ranks=ranks, **values)
+            return function(ranks=ranks, common=own, processes=processes, **values)
 
     wrapped.shares_ranks = True  # type: ignore[attr-defined]
     return options_of(RankSettings)(wrapped)  # type: ignore[return-value]
+
+
+def _processes(given: int, devices: list[str]) -> int:
+    """How many processes a command asks for. Raises InputError where what it says does not agree."""
+    from dfrot.errors import InputError
+
+    if given > 1 and 1 < len(devices) != given:
+        raise InputError(
+            f"`processes={given}` and {len(devices)} devices: one process for each device; leave one of them out",
+            field=("processes", "device"),
+        )
+    wanted, size = max(given, len(devices)), world_size()
+    if wanted > 1 and 1 < size != wanted:
+        raise InputError(
+            f"a launcher started {size} processes, {wanted} are asked for; leave out `processes` and `device`",
+            field=("processes", "device"),
+        )
+    return wanted
+
+
+def _place_on_machine() -> int:
+    """The number of this process on its machine."""
+    local = os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))
+    return int(local) if local.isdigit() else 0
 
 
 def shares_ranks(function: Function) -> Function:

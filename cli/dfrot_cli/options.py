@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ import click
 
 from dfrot.settings import same_as, seed_setting, setting
 from dfrot.stages.evaluate.settings import PerplexitySettings
+from dfrot_cli.devices import AUTO, devices_of, every_device, require_devices
 from dfrot_cli.flags import COMMAND
 from dfrot_cli.setting_options import help_of, options_of
 
@@ -23,7 +24,12 @@ class Common:
     """The options of every command."""
 
     seed: int = seed_setting()
-    device: str = same_as(PerplexitySettings, "device")
+    device: str = setting(
+        "cpu",
+        metavar="DEVICE",
+        help="cpu, cuda or cuda:N. Several with commas between them, or auto (all CUDA devices, else cpu), for "
+        "commands whose work processes share: a process for each.",
+    )
     threads: int = same_as(PerplexitySettings, "threads")
     json: bool = setting(False, help="Print one JSON document on stdout in place of tables.")
     plan: bool = setting(False, help="Show what would be done, then stop.")
@@ -40,18 +46,24 @@ class Common:
         cuda: whether the command can use a CUDA device. Raises ResourceError or UnsupportedError."""
         import torch
 
-        from dfrot.errors import ResourceError, UnsupportedError
+        from dfrot.errors import UnsupportedError
 
         if self.threads:
             torch.set_num_threads(self.threads)
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ResourceError(
-                "`device=cuda`: no usable CUDA device on this machine; use `device=cpu`", field="device"
-            )
-        if self.device == "cuda" and not cuda:
+        names = devices_of(self.device)
+        if len(names) > 1:
             raise UnsupportedError(
-                "`device=cuda`: this command works on the CPU only; use `device=cpu`", field="device"
+                f"`device={self.device}`: this command works on one device; name one", field="device"
             )
+        require_devices(names)
+        if names == ["cpu"]:
+            return
+        if not cuda:
+            raise UnsupportedError(
+                f"`device={self.device}`: this command works on the CPU only; use `device=cpu`", field="device"
+            )
+        if ":" in self.device:
+            torch.cuda.set_device(self.device)
 
     def stage(self) -> dict[str, Any]:
         """The arguments that every resumable library function takes."""
@@ -68,6 +80,8 @@ def common(function: Function) -> Function:
         if not getattr(function, "shares_ranks", False):
             _refuse_ranks(context.info_name or "this command")
         options = Common(**{name: values.pop(name) for name in Common.__dataclass_fields__})
+        if options.device == AUTO:
+            options = replace(options, device=every_device())
         return function(common=options, **values)
 
     return options_of(Common, skip=())(wrapped)  # type: ignore[return-value]

@@ -13,6 +13,8 @@ from dfrot_cli.setting_options import options_of, settings_from
 
 options = options_of(CostSettings)
 """--on, --config, --processes and --network."""
+shared_options = options_of(CostSettings, skip=("seed", "processes"))
+"""The same for a `launch.ranked` command, which has --processes already."""
 
 
 def named(given: Mapping[str, Any]) -> bool:

@@ -11,7 +11,9 @@ from torch import Tensor
 from dfrot.calib.collect_stats import StatsCollector
 from dfrot.calib.hessian import HessianSum
 from dfrot.calib.stats import CalibStats
-from dfrot.ranks.single import Mail, Ranks
+from dfrot.ranks.single import Mail, Ranks, rounds_together
+
+HESSIAN_BYTES = 2.25  # per K^2 of what a chunk sends: the upper block triangle, float32
 
 
 class SharedStatistics:
@@ -29,7 +31,8 @@ class SharedStatistics:
         self.collectors = {tap: StatsCollector(width, rank, False, sizes[tap]) for tap, width in widths.items()}
         own = [tap for tap, owner in self.owners.items() if owner == ranks.rank]
         self.hessians = {tap: HessianSum(widths[tap]) for tap in own if hessians}
-        self._mail = Mail(ranks, self._add)
+        nbytes = HESSIAN_BYTES * sum(width**2 for width in widths.values()) if hessians else 1
+        self._mail = Mail(ranks, self._add, rounds_together(nbytes))
 
     def add(self, tap: str, x: Tensor, index: Tensor | slice) -> None:
         """x [..., K]: rows of this rank's chunk at a tap. index: their row numbers in the whole calibration."""
@@ -49,6 +52,7 @@ class SharedStatistics:
 
     def collected(self) -> dict[str, CalibStats]:
         """The statistics by tap on the first rank; nothing on the others. All ranks must call this."""
+        self._mail.finish()
         parts: dict[int, dict[str, Any]] = {}
         for tap, owner in self.owners.items():
             parts.setdefault(owner, {})[tap] = self.collectors[tap].part()

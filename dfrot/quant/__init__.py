@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from dfrot.quant.grid import Quantized
     from dfrot.quant.options import AlgorithmOptions
     from dfrot.quant.scheme import QuantScheme
+    from dfrot.ranks.single import Ranks
 
-    Quantize = Callable[[Sequence[Tensor], Tensor | None, QuantScheme, AlgorithmOptions], list[Quantized]]
+    Quantize = Callable[[Sequence[Tensor], Tensor | None, QuantScheme, AlgorithmOptions, Ranks, int], list[Quantized]]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Algorithm:
     """Whether it needs a calibration."""
 
     def load(self) -> Quantize:
-        """Its `quantize_together`: weights float32 [N_i, K] that share inputs, their Hessian [K, K] -> results."""
+        """Its `quantize_together`: weights float32 [N_i, K] that share inputs, their Hessian [K, K], ranks that share
+        the work and the one that has these values -> results on all of them."""
         return import_module(self.module).quantize_together  # type: ignore[no-any-return]
 
 

@@ -7,6 +7,7 @@ the smallest squared error. The first of equals wins, in this order.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +64,11 @@ class Fp4Grid:
     def rows(self, begin: int, end: int) -> Fp4Grid:
         """The grid of rows begin .. end."""
         return Fp4Grid(self.number_format, self.scale[begin:end], self.shared)
+
+    def joined(self, below: Sequence[Fp4Grid]) -> Fp4Grid:
+        """The grid of these rows and of others below them, which share the float32 scale."""
+        scale = torch.cat([grid.scale.view(torch.uint8) for grid in (self, *below)])
+        return Fp4Grid(self.number_format, scale.view(self.scale.dtype), self.shared)
 
     def columns(self, columns: Tensor) -> Fp4Columns:
         """Rounding of the columns of these indices int64, one after the other."""

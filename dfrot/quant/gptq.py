@@ -6,14 +6,15 @@ triangular, U = R^-1 is the upper Cholesky factor of H^-1 and holds every update
 of the flipped matrix and one triangular inverse, in float64, instead of two Choleskys and an inverse.
 
 The loss comes for free: the squares of the scaled errors add up to `e (H + damping) e^T` for each row.
-Rows are independent, so linears that read the same activations are quantized as one tall matrix.
+Rows are independent, so linears that read the same activations are quantized as one tall matrix, in tiles of rows that
+ranks can share.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,10 +23,12 @@ from dfrot.errors import InputError
 from dfrot.quant import rtn
 from dfrot.quant.descent import descend
 from dfrot.quant.grid import Grid, Quantized, WeightGrid
-from dfrot.quant.hessian_error import added_error, fraction, output_errors, row_tiles, weight_error
+from dfrot.quant.hessian_error import added_error, output_errors, squares
 from dfrot.quant.options import AlgorithmOptions
+from dfrot.quant.quantized_rows import QuantizedRows, row_slices
 from dfrot.quant.scale_fit import fitted_scales
-from dfrot.quant.scheme import QuantScheme
+from dfrot.quant.scheme import NVFP4, QuantScheme
+from dfrot.ranks.single import SINGLE, Ranks
 
 BLOCK = 128  # columns between two updates of everything to the right, as in the paper
 RANGES = (0.85, 0.9, 0.95)  # of a row, in multiples of that of the clip search; wider ones win in 6 % of all rows
@@ -133,27 +136,11 @@ def _solve_ranges(
     return codes, replace(grid, scale=scale), loss
 
 
-class _Rows(NamedTuple):
-    """Quantized rows and, per row, their errors."""
-
-    codes: Tensor
-    """uint8 [n, K]."""
-    scale: Tensor | None
-    """bfloat16 [n, G] of a grid of integers."""
-    error: Tensor
-    """float64 [n]: output error of these codes."""
-    rounding: Tensor
-    """float64 [n]: output error of rounding to nearest."""
-    energy: Tensor
-    """float64 [n]: energy of the output itself."""
-    worse: Tensor
-    """bool [n]: GPTQ's error is larger than that of rounding, on the damped Hessian."""
-
-
 def _quantize_rows(
     weight: Tensor, hessian: Tensor, grid: WeightGrid, factor: Factor, options: AlgorithmOptions
-) -> _Rows:
-    """Quantize rows float32 [n, K]."""
+) -> QuantizedRows:
+    """Quantize rows float32 [n, K] on a grid that was fixed beforehand."""
+    source = weight
     if bool(factor.dead.any()):
         weight = weight.masked_fill(factor.dead, 0.0)  # the inputs of these columns are always 0
     codes, chosen, damped = _solve_ranges(weight, grid, factor, options)
@@ -164,72 +151,71 @@ def _quantize_rows(
     error = weight - grid.decode(nearest)
     rounding = output_errors(error, hessian)
     worse = ~(damped <= rounding + added_error(error, factor.added))  # NaN counts as worse
-    scale = chosen.scale if isinstance(chosen, Grid) else None
     if options.guard:
         codes[worse] = nearest[worse]
         undamped = torch.where(worse, rounding, undamped)
-        if isinstance(grid, Grid) and scale is not None:
-            scale = torch.where(worse[:, None], grid.scale, scale)
-    return _Rows(codes, scale, undamped, rounding, output_errors(weight, hessian), worse)
+        if isinstance(grid, Grid) and isinstance(chosen, Grid):
+            chosen = replace(chosen, scale=torch.where(worse[:, None], grid.scale, chosen.scale))
+    if options.fit_scales:
+        assert isinstance(chosen, Grid)  # tables are integers
+        scale, undamped = fitted_scales(source, hessian, factor.added, chosen, codes, undamped)
+        chosen = replace(chosen, scale=scale)
+    distance = squares(source - chosen.decode(codes))
+    return QuantizedRows(
+        codes, chosen, undamped, rounding, output_errors(weight, hessian), worse, distance, squares(source)
+    )
 
 
 def quantize_together(
-    weights: Sequence[Tensor], hessian: Tensor | None, scheme: QuantScheme, options: AlgorithmOptions
+    weights: Sequence[Tensor],
+    hessian: Tensor | None,
+    scheme: QuantScheme,
+    options: AlgorithmOptions,
+    ranks: Ranks = SINGLE,
+    source: int = 0,
 ) -> list[Quantized]:
     """GPTQ for weights float [N_i, K] that read the same activations with Hessian float32/64 [K, K].
 
-    Falls back to rounding, with the reason in `stats`, when the Hessian cannot be factored.
+    ranks: share the rows; all of them must call this, and get the results. Weights and Hessian are those of rank
+    `source`, which factors it; what the others give is ignored. Falls back to rounding, with the reason in `stats`,
+    when the Hessian cannot be factored.
     """
+    task = ranks.broadcast(_task(weights, hessian, options) if ranks.rank == source else None, source)
+    stacked, heights = task["rows"], task["heights"]
+    if "reason" in task:
+        return rtn.fallback(torch.split(stacked, heights), scheme, options, task["reason"])
+    factored = Factor(**task["factor"])
+    peak = stacked.abs().max() if scheme.number_format == NVFP4 else None
+    own = []
+    for tile in ranks.own(row_slices(*stacked.shape)):
+        grid = rtn.grid_for(stacked[tile], scheme, options, peak)
+        own.append(_quantize_rows(stacked[tile], task["hessian"], grid, factored, options).to_plain())
+    rows = QuantizedRows.joined([QuantizedRows.from_plain(part) for part in ranks.everyones(own)])
+    results, begin = [], 0
+    for height in heights:
+        part = slice(begin, begin + height)
+        begin += height
+        stats = {"algorithm": "gptq", "damping": factored.damping, "dead": int(factored.dead.sum()), **rows.stats(part)}
+        if options.guard:
+            stats["rounded_rows"] = int(rows.worse[part].sum())
+        results.append(Quantized(rows.codes[part], rows.grid.rows(part.start, part.stop), stats))
+    return results
+
+
+def _task(weights: Sequence[Tensor], hessian: Tensor | None, options: AlgorithmOptions) -> dict[str, Any]:
+    """What every rank must know, as a tree that travels: rows float32 [N, K] of all weights and their heights, and the
+    Hessian float32 with its factor, or the reason why there is none. Raises InputError for a Hessian that is missing
+    or does not fit."""
     if hessian is None:
         raise InputError("gptq: needs a calibration; run dfq calibrate, or set `algorithm` to rtn", field="algorithm")
     if any(weight.shape[1] != hessian.shape[0] for weight in weights) or hessian.shape[0] != hessian.shape[1]:
         shapes = ", ".join(str(list(weight.shape)) for weight in weights)
         raise InputError(f"gptq: Hessian {list(hessian.shape)} does not fit weights {shapes}; wrong calibration?")
     factored = factor(hessian, options)
+    rows = {"rows": torch.cat([weight.float() for weight in weights]), "heights": [len(weight) for weight in weights]}
     if isinstance(factored, str):
-        return rtn.fallback(weights, scheme, options, factored)
-    stacked = torch.cat([weight.float() for weight in weights])
-    grid = rtn.grid_for(stacked, scheme, options)
-    hessian = hessian.float()
-    tiles: list[_Rows] = []
-    begin = 0
-    for tile in row_tiles(stacked):
-        tile_grid = grid.rows(begin, begin + len(tile))
-        tile_rows = _quantize_rows(tile, hessian, tile_grid, factored, options)
-        if options.fit_scales:
-            assert isinstance(tile_grid, Grid)  # tables are integers
-            assert tile_rows.scale is not None
-            tile_grid = replace(tile_grid, scale=tile_rows.scale)
-            scale, error = fitted_scales(tile, hessian, factored.added, tile_grid, tile_rows.codes, tile_rows.error)
-            tile_rows = tile_rows._replace(scale=scale, error=error)
-        tiles.append(tile_rows)
-        begin += len(tile)
-    rows = _Rows(*(None if values[0] is None else torch.cat(values) for values in zip(*tiles)))  # type: ignore[arg-type]
-    if isinstance(grid, Grid) and rows.scale is not None:
-        grid = replace(grid, scale=rows.scale)
-    results, begin = [], 0
-    for weight in weights:
-        part = slice(begin, begin + len(weight))
-        begin += len(weight)
-        part_grid = grid.rows(part.start, part.stop)
-        stats = _stats(rows, part, factored)
-        stats["weight_error"] = weight_error(stacked[part], part_grid.decode(rows.codes[part]))
-        if options.guard:
-            stats["rounded_rows"] = int(rows.worse[part].sum())
-        results.append(Quantized(rows.codes[part], part_grid, stats))
-    return results
-
-
-def _stats(rows: _Rows, part: slice, factored: Factor) -> dict[str, Any]:
-    """What is reported of the weight whose rows are `part`."""
-    energy = float(rows.energy[part].sum())
-    return {
-        "algorithm": "gptq",
-        "damping": factored.damping,
-        "dead": int(factored.dead.sum()),
-        "output_error": fraction(float(rows.error[part].sum()), energy),
-        "output_error_rtn": fraction(float(rows.rounding[part].sum()), energy),
-    }
+        return {**rows, "reason": factored}
+    return {**rows, "hessian": hessian.float(), "factor": vars(factored)}
 
 
 def quantize(

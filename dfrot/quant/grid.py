@@ -9,7 +9,8 @@ that pad a short last group change nothing. A scale may be negative (`parameters
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -66,6 +67,12 @@ class Grid:
         """The grid of rows begin .. end."""
         return Grid(self.scale[begin:end], None if self.zero is None else self.zero[begin:end], self.bits, self.group)
 
+    def joined(self, below: Sequence[Grid]) -> Grid:
+        """The grid of these rows and of others below them, of grids that differ in nothing else."""
+        scale = torch.cat([self.scale, *(grid.scale for grid in below)])
+        zeros = [grid.zero for grid in (self, *below) if grid.zero is not None]
+        return replace(self, scale=scale, zero=torch.cat(zeros) if zeros else None)
+
     def columns(self, columns: Tensor) -> GridColumns:
         """Rounding of the columns of these indices int64, one after the other."""
         zeros = self.zeros(columns)
@@ -120,6 +127,9 @@ class WeightGrid(Protocol):
 
     def rows(self, begin: int, end: int) -> WeightGrid:
         """The grid of rows begin .. end."""
+
+    def joined(self, below: Sequence[Any]) -> WeightGrid:
+        """The grid of these rows and of others below them, of grids of this kind that differ in nothing else."""
 
     def columns(self, columns: Tensor) -> ColumnRounding:
         """Rounding of the columns of these indices int64, one after the other."""

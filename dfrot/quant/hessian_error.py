@@ -18,9 +18,14 @@ def output_errors(error: Tensor, hessian: Tensor) -> Tensor:
     return torch.cat([(tile @ hessian).mul_(tile).sum(1, dtype=torch.float64) for tile in row_tiles(error)])
 
 
+def squares(rows: Tensor) -> Tensor:
+    """The sum of squares of every row of float32 [N, K]: float64 [N]."""
+    return rows.square().sum(1, dtype=torch.float64)
+
+
 def added_error(error: Tensor, added: float) -> Tensor:
     """What `added` on the diagonal of a Hessian adds to e H e^T, for every row of float32 [N, K]: float64 [N]."""
-    return added * error.square().sum(1, dtype=torch.float64)
+    return added * squares(error)
 
 
 def fraction(part: float, total: float) -> float:

@@ -15,6 +15,7 @@ from dfrot.quant.grid import Quantized, WeightGrid, fit
 from dfrot.quant.hessian_error import fraction, output_errors, weight_error
 from dfrot.quant.options import AlgorithmOptions
 from dfrot.quant.scheme import FULL, NVFP4, Fp4Scheme, QuantScheme
+from dfrot.ranks.single import SINGLE, Ranks
 
 
 def grid_for(weight: Tensor, scheme: QuantScheme, options: AlgorithmOptions, peak: Tensor | None = None) -> WeightGrid:
@@ -51,9 +52,16 @@ def quantize(
 
 
 def quantize_together(
-    weights: Sequence[Tensor], hessian: Tensor | None, scheme: QuantScheme, options: AlgorithmOptions
+    weights: Sequence[Tensor],
+    hessian: Tensor | None,
+    scheme: QuantScheme,
+    options: AlgorithmOptions,
+    ranks: Ranks = SINGLE,
+    source: int = 0,
 ) -> list[Quantized]:
-    """`quantize` for every weight; those of NVFP4 share one float32 scale, as engines that fuse them need it."""
+    """`quantize` for every weight; those of NVFP4 share one float32 scale, as engines that fuse them need it. ranks,
+    source: as an `Algorithm` is given them; every rank gets the same weights and rounds them for itself, which takes
+    less time than sending them."""
     peak = (
         torch.stack([weight.float().abs().max() for weight in weights]).max() if scheme.number_format == NVFP4 else None
     )

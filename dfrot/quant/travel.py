@@ -10,18 +10,23 @@ from dfrot.quant.grid import Grid, Quantized, WeightGrid
 GRIDS: dict[str, type[Any]] = {"integers": Grid, "fp4": Fp4Grid}
 
 
+def grid_to_plain(grid: WeightGrid) -> dict[str, Any]:
+    """The grid's fields; `grid_from_plain` is the inverse."""
+    return {"kind": next(name for name, kind in GRIDS.items() if isinstance(grid, kind)), **vars(grid)}
+
+
+def grid_from_plain(plain: dict[str, Any]) -> WeightGrid:
+    """The grid that `grid_to_plain` took apart."""
+    fields = dict(plain)
+    grid: WeightGrid = GRIDS[fields.pop("kind")](**fields)
+    return grid
+
+
 def to_plain(result: Quantized) -> dict[str, Any]:
     """The result's fields; `from_plain` is the inverse."""
-    kind = next(name for name, grid in GRIDS.items() if isinstance(result.grid, grid))
-    return {"codes": result.codes, "stats": result.stats, "second": result.second, "kind": kind, **_fields(result.grid)}
+    return {**vars(result), "grid": grid_to_plain(result.grid)}
 
 
 def from_plain(plain: dict[str, Any]) -> Quantized:
     """The result that `to_plain` took apart."""
-    rest = dict(plain)
-    codes, stats, second, kind = (rest.pop(name) for name in ("codes", "stats", "second", "kind"))
-    return Quantized(codes, GRIDS[kind](**rest), stats, second)
-
-
-def _fields(grid: WeightGrid) -> dict[str, Any]:
-    return dict(vars(grid))
+    return Quantized(**{**plain, "grid": grid_from_plain(plain["grid"])})

@@ -120,31 +120,55 @@ SINGLE = Ranks()
 """The default of every stage."""
 
 
+WAITING_BYTES = 256 << 20
+"""Of messages that a rank keeps until it is worth while to exchange them: ranks that meet seldom wait seldom."""
+
+
+def rounds_together(nbytes: float) -> int:
+    """How many rounds of messages of `nbytes` each may wait; all ranks must ask for the same."""
+    return max(1, int(WAITING_BYTES // max(nbytes, 1)))
+
+
 class Mail:
     """Messages whose order of arrival does not depend on the number of ranks.
 
     Within a round every rank works on one unit and sends messages on it. They arrive in the order of the units, those
-    on one unit in the order in which they were sent: at once in a single process, otherwise with `deliver`."""
+    on one unit in the order in which they were sent: at once in a single process, otherwise with `deliver` or
+    `finish`."""
 
-    def __init__(self, ranks: Ranks, receive: Receive) -> None:
-        """receive: called on the rank that a message was sent to."""
-        self.ranks, self.receive = ranks, receive
-        self._waiting: dict[int, list[Any]] = {}
+    def __init__(self, ranks: Ranks, receive: Receive, rounds: int = 1) -> None:
+        """receive: called on the rank that a message was sent to. rounds: that are delivered together, the same on all
+        ranks."""
+        self.ranks, self.receive, self.rounds = ranks, receive, rounds
+        self._waiting: list[dict[int, list[Any]]] = [{}]  # of every round that was not delivered, by receiver
 
     def send(self, to: int, message: Any) -> None:
         """Send a message on this rank's unit to rank `to`."""
         if self.ranks.size == 1:
             self.receive(message)
         else:
-            self._waiting.setdefault(to, []).append(message)
+            self._waiting[-1].setdefault(to, []).append(message)
 
     def deliver(self) -> None:
         """End a round. All ranks must call this, also those that had no unit."""
         if self.ranks.size == 1:
             return
-        incoming = self.ranks.exchange(self._waiting)
-        self._waiting = {}
-        for rank, messages in enumerate(incoming):
-            incoming[rank] = None
-            for message in messages or ():
-                self.receive(message)
+        if len(self._waiting) >= self.rounds:
+            self._exchange(self._waiting)
+            self._waiting = []
+        self._waiting.append({})
+
+    def finish(self) -> None:
+        """Deliver what waits; behind the last round. All ranks must call this."""
+        if len(self._waiting) > 1:
+            self._exchange(self._waiting[:-1])
+            self._waiting = [{}]
+
+    def _exchange(self, rounds: Sequence[dict[int, list[Any]]]) -> None:
+        outgoing = {to: [sent.get(to, []) for sent in rounds] for to in range(self.ranks.size)}
+        incoming = self.ranks.exchange(outgoing)
+        for number in range(len(rounds)):
+            for messages in incoming:
+                for message in messages[number]:
+                    self.receive(message)
+                messages[number] = None  # frees what it holds

@@ -21,7 +21,7 @@ from dfrot_cli.setting_options import options_of, settings_from
 @model_option
 @dataset_option(CalibrateSettings)
 @options_of(CalibrateSettings, skip=("dataset", "seed"))
-@planned_costs.options
+@planned_costs.shared_options
 @out_option("Folder of the calibration.")
 @common
 @ranked

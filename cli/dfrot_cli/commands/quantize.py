@@ -26,7 +26,7 @@ FALLBACKS = 8  # lines about linears that could only be rounded; a mixture of ex
 @path_option("--calibration", metavar="CAL", text="Result of dfq calibrate on this checkpoint; gptq needs one.")
 @options_of(QuantizeSettings)
 @options_of(QuantScheme, only=("kv_clip",))
-@planned_costs.options
+@planned_costs.shared_options
 @out_option("Folder of the quantized checkpoint.")
 @common
 @ranked

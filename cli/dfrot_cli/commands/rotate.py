@@ -21,7 +21,7 @@ from dfrot_cli.setting_options import options_of, settings_from
 @model_option
 @dataset_option(RotateSettings)
 @options_of(RotateSettings, skip=("dataset", "seed"))
-@planned_costs.options
+@planned_costs.shared_options
 @out_option("Folder of the rotated checkpoint.")
 @common
 @ranked

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from dfrot.errors import InputError
 from dfrot.evaluate.settings import LEVEL
 from dfrot.settings import check, dataset_setting, same_as, seed_setting, setting
+
+DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,13 @@ class PerplexitySettings:
         0, minimum=0, metavar="N", help="Also measure the speed of greedy decoding over N tokens; 0 leaves it out."
     )
     threads: int = setting(0, minimum=0, help="CPU threads; 0 leaves the number to torch.")
-    device: str = setting("cpu", choices=("cpu", "cuda"), help="Device of the computation.")
+    device: str = setting("cpu", metavar="DEVICE", help="Device of the computation: cpu, cuda or cuda:N.")
     level: float = setting(LEVEL, above=0, below=1, help="Level of confidence intervals.")
 
     def __post_init__(self) -> None:
         check(self)
+        if not DEVICE.fullmatch(self.device):
+            raise InputError(f"`device` {self.device!r}: give cpu, cuda or cuda:N", field="device")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from dfrot.calib.hessian import HessianSum
 from dfrot.calib.hidden_states import HiddenStates
 from dfrot.calib.taps import inner_linear, observe_taps
 from dfrot.processor import fast_bfloat16
-from dfrot.ranks.single import Mail, Ranks
+from dfrot.ranks.single import Mail, Ranks, rounds_together
 from dfrot.runtime.block_runner import BlockRunner
 
 DAMPING = 0.01  # share of the mean diagonal; of this step alone, whatever GPTQ is asked to use
@@ -84,19 +84,18 @@ class TapMoments:
 
 
 HESSIAN, ERROR, ROWS = "hessian", "error", "rows"
+MOMENT_BYTES = 6.25  # per K^2 of what a chunk sends: the upper block triangle of one product and the other, float32
 
 
 class SharedMoments:
     """The moments of some taps over chunks of samples that ranks share. Each tap belongs to a rank, to which the
-    chunks' products go; they are added in the order of the chunks.
+    chunks' products go; they are added in the order of the chunks."""
 
-    Attributes: `moments`, of this rank's taps by name."""
-
-    def __init__(self, ranks: Ranks, owners: Mapping[str, int]) -> None:
-        """owners: the rank of every tap by its name."""
+    def __init__(self, ranks: Ranks, owners: Mapping[str, int], widths: Sequence[int]) -> None:
+        """owners: the rank of every tap by its name. widths: K of the taps."""
         self.owners = owners
-        self.moments = {name: TapMoments() for name, owner in owners.items() if owner == ranks.rank}
-        self._mail = Mail(ranks, self._receive)
+        self._moments = {name: TapMoments() for name, owner in owners.items() if owner == ranks.rank}
+        self._mail = Mail(ranks, self._receive, rounds_together(MOMENT_BYTES * sum(width**2 for width in widths)))
 
     def add(self, tap: str, quantized: TapInput, exact: TapInput | None) -> None:
         """Add the same tokens of both models, of this rank's chunk. exact: None without compensation, and for an expert
@@ -111,7 +110,7 @@ class SharedMoments:
 
     def _receive(self, message: tuple[str, str, int, Tensor | None]) -> None:
         tap, kind, number, product = message
-        moments = self.moments[tap]
+        moments = self._moments[tap]
         if product is None:
             moments.hessian.count += number
         elif kind == HESSIAN:
@@ -122,6 +121,12 @@ class SharedMoments:
     def end_round(self) -> None:
         """All ranks have added their chunks of a round."""
         self._mail.deliver()
+
+    def take(self, tap: str) -> TapMoments | None:
+        """The moments of a tap, behind the last round; None on the ranks that it does not belong to. All ranks must
+        call this."""
+        self._mail.finish()
+        return self._moments.pop(tap, None)
 
 
 @dataclass(frozen=True)

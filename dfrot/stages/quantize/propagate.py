@@ -10,7 +10,8 @@ not every chunk reaches, each tap costs a pass over the chunks that is cut off a
 which do not feed one another, share their passes. Both ways end in the same bytes.
 
 Ranks share the chunks. Every tap belongs to one of them, which gets the products of all chunks, adds them up in the
-order of the chunks and quantizes the tap's weights; the others get the result and put it into their copy of the block.
+order of the chunks and factors the Hessian. All then share the rows of the tap's weights; experts' inputs, which are
+many, have different owners that round alone. Everybody puts the results into their copy of the block.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ from dfrot.runtime.block_runner import BlockRunner, OnlineHadamard
 from dfrot.stages.quantize.compensate import ExactRun, SharedMoments, TapInput, TapInputs, TapMoments
 from dfrot_kernels.memory import release_memory, share_heap
 
-TapQuantize = Callable[[Sequence[Tensor], Tensor | None, str | None], list[Quantized]]
-"""Weights float32 [N_i, K] of one tap, their Hessian [K, K], or why there is none to use -> one result each."""
+TapQuantize = Callable[[Sequence[Tensor], Tensor | None, str | None, Ranks, int], list[Quantized]]
+"""Weights float32 [N_i, K] of one tap, their Hessian [K, K], or why there is none to use, ranks that share the rows and
+the one that has these values -> one result each."""
 
 WAITING_BYTES = 2 << 30  # activations of the passes that wait at a tap
 MOMENT_BYTES = 4 << 30  # second moments of taps that share a pass
@@ -212,7 +214,8 @@ class _BlockQuantization:
         return [None if number is None else slice(starts[number], starts[number] + step) for number in numbers]
 
     def _moments(self, taps: Sequence[Tap]) -> SharedMoments:
-        return SharedMoments(self.ranks, {tap.name: self.owners[tap.name] for tap in taps})
+        widths = [self.arch.sizes[tap.linears[0].cols] for tap in taps]
+        return SharedMoments(self.ranks, {tap.name: self.owners[tap.name] for tap in taps}, widths)
 
     def _run_exact(self, taps: Sequence[Tap], chunks: Sequence[slice]) -> list[TapInputs]:
         """Inputs of `taps` in the unquantized model, per chunk of samples; empty without compensation."""
@@ -235,30 +238,53 @@ class _BlockQuantization:
         return inputs
 
     def _quantize_taps(self, taps: Sequence[Tap], moments: SharedMoments) -> None:
-        """Quantize the linears of taps, each on the rank that it belongs to, and put the quantized weights into the
-        block."""
+        """Quantize the linears of taps, and put the quantized weights into the block."""
+        if len(taps) == 1 and taps[0].expert is None:
+            self._put(taps[0], self._quantized_together(taps[0], moments))
+            return
         own = {}
         for tap in taps:
-            if self.owners[tap.name] == self.ranks.rank:
-                own[tap.name] = [to_plain(result) for result in self._quantized(tap, moments.moments.pop(tap.name))]
+            if (found := moments.take(tap.name)) is not None:
+                own[tap.name] = [to_plain(result) for result in self._quantized(tap, found)]
         everything = {name: plain for part in self.ranks.gather_everywhere(own) for name, plain in part.items()}
         for tap in taps:
-            for linear, plain in zip(tap.linears, everything.pop(tap.name)):
-                result = from_plain(plain)
-                module = inner_linear(self.block, linear.name)
-                module.weight.data = result.dequantize()
-                if isinstance(module.forward, SimulatedProduct):
-                    module.forward.pack(result.packed())
-                self.results[self.arch.full(self.layer, linear.name)] = result
+            self._put(tap, [from_plain(plain) for plain in everything.pop(tap.name)])
+
+    def _put(self, tap: Tap, results: Sequence[Quantized]) -> None:
+        """Put quantized weights into the block."""
+        for linear, result in zip(tap.linears, results):
+            module = inner_linear(self.block, linear.name)
+            module.weight.data = result.dequantize()
+            if isinstance(module.forward, SimulatedProduct):
+                module.forward.pack(result.packed())
+            self.results[self.arch.full(self.layer, linear.name)] = result
+
+    def _quantized_together(self, tap: Tap, moments: SharedMoments) -> list[Quantized]:
+        """The results for the linears of a tap that no expert has: the rank that has its moments prepares the work, all
+        share its rows."""
+        weights, hessian = self._weights(tap), None
+        if (found := moments.take(tap.name)) is not None:
+            weights, hessian = self._prepared(weights, found)
+        return self.quantize(weights, hessian, None, self.ranks, self.owners[tap.name])
 
     def _quantized(self, tap: Tap, moments: TapMoments) -> list[Quantized]:
-        """The results for the linears of a tap."""
-        weights = [inner_linear(self.block, linear.name).weight.data for linear in tap.linears]
+        """The results for the linears of a tap, by this rank alone."""
+        weights = self._weights(tap)
         reason = starved(moments.hessian.count, weights[0].shape[1]) if tap.expert is not None else None
-        hessian = None if reason else moments.hessian.value()
-        if self.exact is not None and hessian is not None:
+        if reason:
+            return self.quantize(weights, None, reason, SINGLE, 0)
+        weights, hessian = self._prepared(weights, moments)
+        return self.quantize(weights, hessian, None, SINGLE, 0)
+
+    def _weights(self, tap: Tap) -> list[Tensor]:
+        return [inner_linear(self.block, linear.name).weight.data for linear in tap.linears]
+
+    def _prepared(self, weights: list[Tensor], moments: TapMoments) -> tuple[list[Tensor], Tensor]:
+        """The weights that are rounded in place of these, and their Hessian."""
+        hessian = moments.hessian.value()
+        if self.exact is not None:
             weights = moments.compensated(weights, hessian, self.exact.strength)
-        return self.quantize(weights, hessian, reason)
+        return weights, hessian
 
 
 def _cost(arch: BoundArch, tap: Tap) -> float:
@@ -306,7 +332,7 @@ def head_hessian(runner: BlockRunner, config: DfqConfig, source: HiddenStates, r
     bits = FULL if config.head.quantized else scheme.a_bits
     step = samples_per_chunk(runner.arch, source.shape[1])
     starts = range(0, source.shape[0], step)
-    moments = SharedMoments(ranks, {name: 0})
+    moments = SharedMoments(ranks, {name: 0}, [runner.arch.hidden])
     for number in ranks.rounds(len(starts)):
         if number is not None:
             x = runner.normed(source.read(starts[number], starts[number] + step))
@@ -316,4 +342,5 @@ def head_hessian(runner: BlockRunner, config: DfqConfig, source: HiddenStates, r
                 x = fake_quantize(x, bits, scheme.a_sym, scheme.a_clip)
             moments.add(name, TapInput(x, None), None)
         moments.end_round()
-    return moments.moments[name].hessian.value() if ranks.first else None
+    found = moments.take(name)
+    return None if found is None else found.hessian.value()

@@ -228,17 +228,20 @@ class _BlockwiseQuantization:
         weights: Sequence[Tensor],
         hessian: Tensor | None,
         reason: str | None = None,
+        ranks: Ranks = SINGLE,
+        source: int = 0,
         table: LinearPlan | None = None,
     ) -> list[Quantized]:
         """Quantize weights that share an input. reason: why they are rounded to nearest in place of the algorithm.
-        table: the plan of a head, which has a grid of its own."""
+        ranks: share the rows, with the values of rank `source`. table: the plan of a head, which has a grid of its
+        own."""
         scheme, options = self.scheme, self.options
         if table is not None:
             scheme = grid_scheme(table, scheme)
             options = table_options(table, options) if self.plan.config.head.quantized else options
         if reason is not None:
             return rtn.fallback(weights, scheme, options, reason)
-        return self.quantize_together(weights, hessian, scheme, options)
+        return self.quantize_together(weights, hessian, scheme, options, ranks, source)
 
     def _block(self, layer: int) -> dict[str, Quantized]:
         """Results by full linear name."""
@@ -266,15 +269,14 @@ class _BlockwiseQuantization:
         name = self.arch.spec.head.name
         if name not in self.layout.quantized:
             return {}
+        ranks = self.ranks if self.plan.propagates else SINGLE
         if self.plan.propagates:
-            hessian = head_hessian(self.runner, self.plan.config, self._streams(layer)[0], self.ranks)
-            if not self.ranks.first:
-                return {}
+            hessian = head_hessian(self.runner, self.plan.config, self._streams(layer)[0], ranks)
         else:
             stats = self._calibrated(store.HEAD).get(name)
             hessian = stats.hessian if stats is not None else None
-        results = self._round_stored([name], hessian, table=self.layout.quantized[name])
-        if self.plan.config.head.second_rows:
+        results = self._round_stored([name], hessian, table=self.layout.quantized[name], ranks=ranks)
+        if self.plan.config.head.second_rows and ranks.first:
             results[name] = self._with_second_rows(name, results[name], hessian)
         return results
 
@@ -304,11 +306,17 @@ class _BlockwiseQuantization:
         return stats
 
     def _round_stored(
-        self, names: list[str], hessian: Tensor | None, reason: str | None = None, table: LinearPlan | None = None
+        self,
+        names: list[str],
+        hessian: Tensor | None,
+        reason: str | None = None,
+        table: LinearPlan | None = None,
+        ranks: Ranks = SINGLE,
     ) -> dict[str, Quantized]:
-        """Quantize the linears `names` of one tap, with their weights as the checkpoint stores them."""
+        """Quantize the linears `names` of one tap, with their weights as the checkpoint stores them. ranks: share the
+        rows, with the first one's Hessian."""
         if not names:
             return {}
         stored = (self.plan.checkpoint.read(f"{self.layout.stored(name)}.weight") for name in names)
         weights = [weight.float() for weight in stored]
-        return dict(zip(names, self._round(weights, hessian, reason, table)))
+        return dict(zip(names, self._round(weights, hessian, reason, ranks, table=table)))
