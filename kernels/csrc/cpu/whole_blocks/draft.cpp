@@ -32,7 +32,9 @@ bool valid(const dfq_draft_pass_args& s) {
     if (!valid(b.gate, m.mlp, m.hidden) || !valid(b.up, m.mlp, m.hidden) || !valid(b.down, m.hidden, m.mlp))
       return false;
     if (!b.q.data) continue;
-    if (!valid(b.q, q, m.hidden) || !valid(b.k, kv, m.hidden) || !valid(b.v, kv, m.hidden)) return false;
+    const int64_t read = b.side_norm ? 2 * m.hidden : m.hidden;
+    if (b.side_norm && (b.cross || !s.stream)) return false;
+    if (!valid(b.q, q, read) || !valid(b.k, kv, read) || !valid(b.v, kv, read)) return false;
     if (!valid(b.o, m.hidden, q)) return false;
     const int64_t end = b.cross ? std::max(s.cross_at + s.news, 1 + s.features + s.drafted) : s.at + s.rows;
     if (end > s.buffers[i].capacity || (b.cross && s.cross_at < 1)) return false;

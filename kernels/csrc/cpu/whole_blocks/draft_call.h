@@ -33,7 +33,7 @@ inline Tile16Weight tiles_of(const dfq_draft_linear& l) {
 
 // What one thread keeps to itself, but for `bytes`, of float32 if not said otherwise.
 struct DraftThreadMemory {
-  float *hidden, *normed, *fresh, *input, *query, *mixed, *scores, *sums;
+  float *hidden, *normed, *side, *pair, *fresh, *input, *query, *mixed, *scores, *sums;
   char *narrow, *prepared;
 };
 
@@ -48,8 +48,12 @@ struct DraftCall : dfq_draft_pass_args {
       : dfq_draft_pass_args(args), model(*args.draft), tables(kernels()), type(int(model.dtype)) {}
 
   int64_t q_width() const { return model.heads * model.head_dim; }
+  int64_t pair_width() const {  // of [norm(x), norm(h)]; 0 in a draft that has no such block
+    const dfq_draft_block* const end = model.blocks + model.layers;
+    return std::any_of(model.blocks, end, [](const auto& b) { return b.side_norm; }) ? 2 * model.hidden : 0;
+  }
   int64_t kv_width() const { return model.kv_heads * model.head_dim; }
-  int64_t max_width() const { return padded(std::max({model.hidden, model.mlp, q_width()})); }
+  int64_t max_width() const { return padded(std::max({pair_width(), model.hidden, model.mlp, q_width()})); }
   int64_t max_rows() const { return std::max(rows, news); }
   int64_t visible() const {  // most buffer rows that a slot sees
     return std::max(at + rows, 1 + features + drafted);
@@ -70,8 +74,9 @@ struct DraftCall : dfq_draft_pass_args {
   }
   int64_t private_bytes() const {
     const int64_t width = padded(model.hidden), dim = padded(model.head_dim);
-    return (rows * (2 * width + max_width()) + news * width + 2 * dim + visible() + LANES) * 4 +
-           max_rows() * (max_width() * 4 + (max_width() / TILE16_DEPTH + 1) * 4) + prepared_bytes() + 11 * 64;
+    const int64_t pair = pair_width() ? rows * (width + padded(pair_width())) : 0;
+    return (rows * (2 * width + max_width()) + pair + news * width + 2 * dim + visible() + LANES) * 4 +
+           max_rows() * (max_width() * 4 + (max_width() / TILE16_DEPTH + 1) * 4) + prepared_bytes() + 13 * 64;
   }
   void lay_out_shared(Arena arena) {
     q = arena.take<float>(rows * q_width()), gathered = arena.take<float>(rows * q_width());
@@ -83,6 +88,9 @@ struct DraftCall : dfq_draft_pass_args {
     const int64_t width = padded(model.hidden), dim = padded(model.head_dim);
     DraftThreadMemory p;
     p.hidden = arena.take<float>(rows * width), p.normed = arena.take<float>(rows * width);
+    const bool pairs = pair_width() != 0;
+    p.side = arena.take<float>(pairs ? rows * width : 0);
+    p.pair = arena.take<float>(pairs ? rows * padded(pair_width()) : 0);
     p.fresh = arena.take<float>(news * width), p.input = arena.take<float>(rows * max_width());
     p.query = arena.take<float>(dim), p.mixed = arena.take<float>(dim);
     p.scores = arena.take<float>(visible() + LANES);

@@ -23,13 +23,16 @@ class DraftWorker {
       : s_(call), m_(call.model), p_(own), width_(padded(call.model.hidden)), index_(index), size_(size) {}
 
   void run() {
-    widen(s_.x, s_.rows, p_.hidden);
+    const bool pairs = s_.pair_width() != 0;
+    widen(s_.stream ? s_.stream : s_.x, s_.rows, p_.hidden);
+    if (pairs) widen(s_.x, s_.rows, p_.side);
     widen(s_.fresh, s_.news, p_.fresh);
     for (int64_t layer = 0; layer < m_.layers; ++layer) block(m_.blocks[layer], s_.buffers[layer]);
-    rmsnorm(m_.final_norm);
+    if (m_.final_norm) rmsnorm(m_.final_norm);
     if (index_) return;
+    const float* const last = m_.final_norm ? p_.normed : p_.hidden;
     for (int64_t row = 0; row < s_.rows; ++row) {
-      s_.tables.dense.store(p_.normed + row * width_, m_.hidden, s_.type, s_.out, row * m_.hidden);
+      s_.tables.dense.store(last + row * width_, m_.hidden, s_.type, s_.out, row * m_.hidden);
     }
   }
 
@@ -37,11 +40,12 @@ class DraftWorker {
   void block(const dfq_draft_block& b, const dfq_draft_buffer& buffer) {
     if (b.q.data) {
       rmsnorm(b.input_norm);
-      multiply(b.q, prepare_input(b.q, p_.normed, s_.rows), s_.q);
+      const float* const read = b.side_norm ? pair_with_side(b) : p_.normed;
+      multiply(b.q, prepare_input(b.q, read, s_.rows), s_.q);
       const bool cross = b.cross != 0;
       const int64_t news = cross ? s_.news : s_.rows;
       if (news) {
-        const Input input = prepare_input(b.k, cross ? p_.fresh : p_.normed, news);
+        const Input input = prepare_input(b.k, cross ? p_.fresh : read, news);
         multiply(b.k, input, s_.k);
         multiply(b.v, input, s_.v);
       }
@@ -85,6 +89,18 @@ class DraftWorker {
       s_.tables.block.rmsnorm(p_.hidden + row * width_, DFQ_FLOAT32, m_.hidden, gain, float(m_.eps), to);
       std::fill(to + m_.hidden, to + width_, 0.0f);
     }
+  }
+
+  // [norm(x), norm(h)] of every row, from norm(h)
+  const float* pair_with_side(const dfq_draft_block& b) {
+    const int64_t stride = padded(2 * m_.hidden);
+    for (int64_t row = 0; row < s_.rows; ++row) {
+      float* const to = p_.pair + row * stride;
+      s_.tables.block.rmsnorm(p_.side + row * width_, DFQ_FLOAT32, m_.hidden, b.side_norm, float(m_.eps), to);
+      std::memcpy(to + m_.hidden, p_.normed + row * width_, size_t(m_.hidden) * 4);
+      std::fill(to + 2 * m_.hidden, to + stride, 0.0f);
+    }
+    return p_.pair;
   }
 
   void residual(float factor) {
