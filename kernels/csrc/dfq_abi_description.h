@@ -25,9 +25,10 @@
   "struct dfq_draft_linear: const void* data, const uint16_t* scale?, const uint8_t* zero?, int64_t kind, " \
   "int64_t n, int64_t k, int64_t group\n" \
   "struct dfq_draft_block: const float* input_norm, const float* side_norm?, const float* mlp_norm, const " \
-  "float* q_norm?, const float* k_norm?, const float* slopes?, double attention_gate, double mlp_gate, int64_t " \
-  "cross, struct dfq_draft_linear q, struct dfq_draft_linear k, struct dfq_draft_linear v, struct " \
-  "dfq_draft_linear o, struct dfq_draft_linear gate, struct dfq_draft_linear up, struct dfq_draft_linear down\n" \
+  "float* q_norm?, const float* k_norm?, const float* slopes?, const float* feature_norm?, double " \
+  "attention_gate, double mlp_gate, int64_t cross, int64_t joins, struct dfq_draft_linear q, struct " \
+  "dfq_draft_linear k, struct dfq_draft_linear v, struct dfq_draft_linear o, struct dfq_draft_linear gate, " \
+  "struct dfq_draft_linear up, struct dfq_draft_linear down\n" \
   "struct dfq_draft: const struct dfq_draft_block* blocks, const float* final_norm?, int64_t dtype, int64_t " \
   "layers, int64_t hidden, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t mlp, double eps\n" \
   "struct dfq_draft_buffer: void* k, void* v, int64_t capacity\n" \

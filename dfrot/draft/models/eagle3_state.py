@@ -30,11 +30,7 @@ class Eagle3State(FeatureDraftState):
     def extend(self, embeddings: Tensor, features: Tensor, positions: Tensor | None = None) -> Tensor:
         """See `DraftState.extend`."""
         count, old = len(embeddings), self.slots
-        hidden = few_rows(self.draft.fc, features.to(self.buffer.k.dtype))
-        if old == 0:
-            hidden = torch.cat([hidden.new_zeros(1, hidden.shape[-1]), hidden])  # before the first token
-        if positions is not None:  # of the features from the root's on, those just before the new slots
-            hidden = hidden[positions - self.position - 1]
+        hidden = self._before(few_rows(self.draft.fc, features.to(self.buffer.k.dtype)), positions)
         new_positions = self._new_positions(count, positions)
         if self.native is not None and count <= LINES:
             tree = None if count == 1 else torch.ones(count, count, dtype=torch.bool).tril()
@@ -46,8 +42,7 @@ class Eagle3State(FeatureDraftState):
 
     def grow(self, embeddings: Tensor, parents: list[int]) -> Tensor:
         """See `DraftState.grow`."""
-        old, last = len(self.depths), self.outputs
-        hidden = last[parents[0] + 1] if len(parents) == 1 else torch.cat([last[parent + 1] for parent in parents])
+        old, hidden = len(self.depths), self._of_parents(parents)
         positions, visible = self._add_nodes(parents)
         if self.native is not None and len(parents) <= LINES:
             tree, deepest = None if visible is None else visible.contiguous(), self.position + max(self.depths[old:])

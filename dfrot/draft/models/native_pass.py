@@ -7,6 +7,7 @@ buffers, so that passes may alternate: the many rows of a prompt always go throu
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from dfrot.draft.models.dflash_blocks import BlockLayer
 from dfrot.draft.models.dream_blocks import CrossBlock, SelfBlock
 from dfrot.draft.models.dream_network import DreamNetwork
 from dfrot.draft.models.eagle3_network import Eagle3Network, FusedLayer
-from dfrot.draft.models.layers import Projections
+from dfrot.draft.models.layers import Projections, RMSNorm
 from dfrot.quant.linear import QuantLinear
 from dfrot_kernels import native
 from dfrot_kernels.whole_blocks.draft import (
@@ -65,7 +66,7 @@ def native_pass(draft: Draft) -> DraftPass | None:
         return None
     config = draft.config
     norm = draft.get_parameter("norm.weight")
-    last_norm = None if isinstance(draft, Eagle3Network) else norm  # whose head norms
+    normed_by_head = isinstance(draft, Eagle3Network) or (isinstance(draft, DreamNetwork) and draft.fc is not None)
     shape = DraftShape(
         norm.dtype,
         config.hidden_size,
@@ -75,8 +76,14 @@ def native_pass(draft: Draft) -> DraftPass | None:
         config.intermediate_size,
         config.rms_norm_eps,
     )
-    blocks = [_cross_block(block) if isinstance(block, CrossBlock) else _self_block(block) for block in _blocks(draft)]
-    return DraftPass(shape, blocks, last_norm)
+    blocks = []
+    for block in _blocks(draft):
+        if isinstance(block, CrossBlock):
+            assert isinstance(draft, DreamNetwork)
+            blocks.append(replace(_cross_block(block, draft.feature_norm), joins=draft.joins))
+        else:
+            blocks.append(_self_block(block))
+    return DraftPass(shape, blocks, None if normed_by_head else norm)
 
 
 def few_rows(linear: Any, x: Tensor) -> Tensor:
@@ -114,11 +121,12 @@ def _self_block(block: SelfBlock | BlockLayer | FusedLayer) -> DraftBlock:
     return DraftBlock(input_norm, block.post_attention_layernorm.weight, _weights(block), **gains)
 
 
-def _cross_block(block: CrossBlock) -> DraftBlock:
+def _cross_block(block: CrossBlock, feature_norm: RMSNorm | None) -> DraftBlock:
     gates = (float(block.cross_attn_attn_gate.tanh()), float(block.cross_attn_mlp_gate.tanh()))
     norms, attention = (block.input_layernorm.weight, block.post_attention_layernorm.weight), block.cross_attn
     if attention is None:
         return DraftBlock(*norms, _weights(block), True, gates)
     slopes = None if attention.log_slopes is None else attention.log_slopes.float().exp()
     gains = (attention.q_norm.weight, attention.k_norm.weight)
-    return DraftBlock(*norms, _weights(block), True, gates, *gains, slopes)
+    gain = None if feature_norm is None else feature_norm.weight
+    return DraftBlock(*norms, _weights(block), True, gates, *gains, slopes, feature_norm=gain)

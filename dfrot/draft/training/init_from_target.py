@@ -28,6 +28,7 @@ from dfrot.rotation.hadamard import hadamard_matrix
 QKV, ATTENTION = ("q_proj", "k_proj", "v_proj"), ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 NORM_OF_ATTENTION, NORM_OF_MLP = "input_layernorm", "post_attention_layernorm"  # in drafts
+STREAM_GROWTH = 10.0  # of a residual stream from the first to a deep layer, about: so that both count in their sum
 EMBEDDING_SCALE = 0.3  # of the random weights by which eagle3 reads the embedding, beside those copied for the feature
 
 
@@ -62,6 +63,10 @@ def init_from_target(draft: Draft, target: Target) -> list[str]:
             index = len(target.layers) - len(draft.final) + number
             _copy_block(block, target.layers[index], spec, f"layers.{2 + number}", copied)
         _copy_norm(draft.norm, final_norm, offset, "norm", copied)
+        if draft.fc is not None:
+            _read_deepest(draft.fc, config.hidden_size)
+        if draft.joins:
+            draft.first.mlp.down_proj.weight.mul_(STREAM_GROWTH)
     if isinstance(draft, DFlashDraft):
         _init_blocks(draft, target, spec, copied)
         _copy_norm(draft.norm, final_norm, offset, "norm", copied)

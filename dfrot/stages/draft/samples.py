@@ -42,6 +42,8 @@ def draft_config(arch: BoundArch, settings: DraftSettings, fingerprint: str) -> 
         target_fingerprint=fingerprint,
         cross=settings.cross,
         distance=settings.distance,
+        newest=settings.newest,
+        reads_layers=settings.reads_layers,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dfrot.draft.models.config import READ_LAYERS
 from dfrot.draft.training.settings import TrainSettings
 from dfrot.errors import InputError
 from dfrot.generation.sampling import Sampling
@@ -60,6 +61,13 @@ class DraftSettings:
     )
     cross: bool = setting(True, help="Use cross-attention to the target's features. Without: an ablation.")
     distance: bool = setting(True, help="Bias the cross-attention towards near features.")
+    reads: str = setting(
+        "last",
+        choices=("last", "layers"),
+        help="dream: what it reads of the target: the final norm's output, or a low, a middle and a deep layer as "
+        "eagle3 does.",
+    )
+    newest: bool = setting(True, help="dream that reads layers: add the newest feature to the draft's stream.")
     intermediate: int | None = setting(None, minimum=1, help="Width of the draft's MLPs. Default: the target's.")
     block_size: int | None = setting(
         None,
@@ -89,8 +97,15 @@ class DraftSettings:
     train: TrainSettings = field(default_factory=TrainSettings)
     """How it is trained."""
 
+    @property
+    def reads_layers(self) -> bool:
+        """Whether the draft reads outputs of target layers."""
+        return self.arch in READ_LAYERS or self.reads == "layers"
+
     def __post_init__(self) -> None:
         check(self)
+        if self.arch != "dream" and self.reads != "last":
+            raise InputError("`reads` belongs to `arch` dream; leave it out", field=("reads", "arch"))
         for name in ("block_size", "num_layers"):
             if self.arch != "dflash" and getattr(self, name) is not None:
                 raise InputError(f"`{name}` belongs to `arch` dflash; leave it out", field=(name, "arch"))

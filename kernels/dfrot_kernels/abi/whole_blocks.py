@@ -66,13 +66,15 @@ DRAFT_STRUCTS = (
         "dfq_draft_block",
         fields(
             "const float* input_norm, const float* side_norm?, const float* mlp_norm, const float* q_norm?, "
-            "const float* k_norm?, const float* slopes?, double attention_gate, double mlp_gate, int64_t cross, "
-            + _LINEARS.format("dfq_draft_linear")
+            "const float* k_norm?, const float* slopes?, const float* feature_norm?, double attention_gate, "
+            "double mlp_gate, int64_t cross, int64_t joins, " + _LINEARS.format("dfq_draft_linear")
         ),
         "norms: gains as float32. side_norm [hidden]: of a self block whose q, k, v read [norm(x), norm(h)] side by "
         "side, x the inputs of the call and h the residual stream; null: they read norm(h). slopes [heads]: of the "
         "lean of a cross block, or null. attention_gate, mlp_gate: factors of what the two halves add. "
-        "q.data null: a block without attention. cross: 1 where keys and values come from features.",
+        "q.data null: a block without attention. cross: 1 where keys and values come from features. feature_norm "
+        "[hidden]: of a norm on new features before they are keys; null: none. joins: 1 where the residual stream gets "
+        "the call's `stream` added before this block.",
     ),
     Struct(
         "dfq_draft",
@@ -152,8 +154,9 @@ DRAFT = (
         "int64_t features, int64_t drafted, const int64_t* places?, const uint8_t* cross_tree?, void* out",
         "One pass of a draft over a few new slots: self-attention blocks, gated cross-attention to features, gated "
         "MLPs, residuals. x [rows, hidden], slots at `positions` [rows] (rows of cos and sin [.., head_dim]) -> out "
-        "[rows, hidden], after the final norm if there is one. stream [rows, hidden]: where the residual stream "
-        "begins; null: at x. A draft with a side_norm needs it. rows and news at most 16, together with what is in the "
+        "[rows, hidden], after the final norm if there is one. stream [rows, hidden]: where the residual stream of "
+        "a draft with a side_norm begins (others begin at x), or what a block that joins adds; such drafts need it, "
+        "for others null. rows and news at most 16, together with what is in the "
         "buffers within their capacity. Self blocks: the rows' keys go to buffer rows from `at` on; a slot sees the "
         "buffer rows below `verified`, and of those from there to at + rows the ones that tree [rows, at + rows - "
         "verified] shows it (null: all). Cross blocks: fresh [news, hidden] become keys from buffer row `cross_at` "

@@ -66,6 +66,8 @@ class DraftBlock:
     slopes: [heads], how much a cross-attention score loses per position of distance, or None.
     side_norm: gain [hidden]: q, k, v of a self block read [norm(x), norm(h)] side by side, x the inputs of the call,
         h the residual stream; None: they read norm(h).
+    feature_norm: gain [hidden] of a norm on new features before they become keys, or None.
+    joins: the residual stream gets the call's `stream` added before this block.
     """
 
     input_norm: Tensor
@@ -77,6 +79,8 @@ class DraftBlock:
     k_norm: Tensor | None = None
     slopes: Tensor | None = None
     side_norm: Tensor | None = None
+    feature_norm: Tensor | None = None
+    joins: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,11 +148,12 @@ class DraftPass:
         self._table = table([abi.words("dfq_draft", draft)])
 
     def _block(self, block: DraftBlock) -> list[int]:
-        names = ("input_norm", "side_norm", "mlp_norm", "q_norm", "k_norm", "slopes")
+        names = ("input_norm", "side_norm", "mlp_norm", "q_norm", "k_norm", "slopes", "feature_norm")
         gains = {name: self._held.float32(getattr(block, name)) for name in names}
         attention_gate, mlp_gate = map(float, block.gates)
         linears = {place: self._linear(weight) for place, weight in zip(_PLACES, block.weights)}
         constants = {"attention_gate": attention_gate, "mlp_gate": mlp_gate, "cross": int(block.cross)}
+        constants["joins"] = int(block.joins)
         return abi.words("dfq_draft_block", {**gains, **constants, **linears})
 
     def _linear(self, weight: Weight | None) -> list[int]:
@@ -190,8 +195,8 @@ class DraftPass:
         stream: Tensor | None = None,
     ) -> Tensor:
         """x [rows, hidden] and fresh [news, hidden] (None: none), at most LINES rows each; angles: cos and sin float32
-        [positions, head_dim]; stream: of x's shape, where the residual stream begins if not at x, which a draft with
-        a `side_norm` needs -> behind the final norm, of x's shape. Appends to the buffers."""
+        [positions, head_dim]; stream: of x's shape, where the residual stream of a draft with a `side_norm` begins,
+        or what a block that joins adds -> behind the final norm, of x's shape. Appends to the buffers."""
         rows, news = len(x), 0 if fresh is None else len(fresh)
         if x.dtype != self.shape.dtype or not 0 < rows <= LINES or news > LINES or x.shape[1] != self.shape.hidden:
             raise ValueError(f"draft: x is {x.dtype} {tuple(x.shape)}, fresh has {news} rows; {LINES} rows are served")
