@@ -98,31 +98,42 @@ def lengths(agreement: list[float]) -> dict[int, float]:
     return {n: out[n] for n in CHAINS}
 
 
-def measured(folder: Path, target: Target, source: StoredFeatures, sizes: list[int], repeats: int) -> dict[str, Any]:
-    """The rows of one draft, JSON."""
-    corpus, rows = source.corpus("train"), []
-    vocab = load_draft_in(folder, "float32").config.vocab_size
-    ids = {n: None if not n else choose_vocabulary(corpus, n, vocab) for n in sizes}
-    probes = {
-        n: probe_of(target, untrained(load_draft_in(folder, "bfloat16"), None if c is None else c.ids))
-        for n, c in ids.items()
-    }
-    draft_ms, target_ms = milliseconds(probes, repeats)
-    held_out = source.corpus("held_out")
-    said = held_out.tokens[held_out.mask]
-    for n, chosen in ids.items():
-        kept = None if chosen is None else chosen.ids
-        row: dict[str, Any] = {"size": n or vocab, "ms": draft_ms[n]}
-        row["coverage"] = 1.0 if kept is None else float(torch.isin(said, kept).double().mean())
-        draft = trimmed(load_draft_in(folder, "float32"), kept)
-        if draft is not None:
-            losses = Trainer(draft, source, target.embed, target.head, TrainSettings(), Path()).measure()
-            tau = lengths(losses.agreement)
-            speed = {k: tau[k] * target_ms["step"] / (target_ms[f"verify {k}"] + draft_ms[n][k]) for k in CHAINS}
-            best = max(speed, key=lambda k: speed[k])
-            row |= {"tau": losses.simulated_tau, "agreement": losses.agreement, "chain": best, "speedup": speed[best]}
-        rows.append(row)
-    return {"draft": folder.name, "arch": draft_arch(folder), "target_ms": target_ms, "rows": rows}
+class Measured:
+    """One draft: its vocabularies, its times, then its acceptance."""
+
+    def __init__(self, folder: Path, target: Target, source: StoredFeatures, sizes: list[int], repeats: int) -> None:
+        self.folder, self.target, self.source = folder, target, source
+        self.vocab = load_draft_in(folder, "float32").config.vocab_size
+        chosen = {n: choose_vocabulary(source.corpus("train"), n or None, self.vocab) for n in sizes}
+        self.ids = {n: None if vocabulary is None else vocabulary.ids for n, vocabulary in chosen.items()}
+        draft = load_draft_in(folder, "bfloat16")
+        probes = {n: probe_of(target, untrained(draft, ids)) for n, ids in self.ids.items()}
+        self.draft_ms, self.target_ms = milliseconds(probes, repeats)
+
+    def result(self) -> dict[str, Any]:
+        """Everything, JSON."""
+        held_out, step = self.source.corpus("held_out"), self.target_ms["step"]
+        said, rows = held_out.tokens[held_out.mask], []
+        for n, ids in self.ids.items():
+            row: dict[str, Any] = {"size": n or self.vocab, "ms": self.draft_ms[n]}
+            row["coverage"] = 1.0 if ids is None else float(torch.isin(said, ids).double().mean())
+            draft = trimmed(load_draft_in(self.folder, "float32"), ids)
+            if draft is not None:
+                tools = (self.target.embed, self.target.head, TrainSettings(), Path())
+                losses = Trainer(draft, self.source, *tools).measure()
+                tau = lengths(losses.agreement)
+                cost = {k: (self.target_ms[f"verify {k}"] + self.draft_ms[n][k]) / step for k in CHAINS}
+                speed = {k: tau[k] / cost[k] for k in CHAINS}
+                best = max(speed, key=lambda k: speed[k])
+                row |= {"tau": losses.simulated_tau, "agreement": losses.agreement}
+                row |= {"chain": best, "speedup": speed[best]}
+            rows.append(row)
+        return {
+            "draft": self.folder.name,
+            "arch": draft_arch(self.folder),
+            "target_ms": self.target_ms,
+            "rows": rows,
+        }
 
 
 def draft_arch(folder: Path) -> str:
@@ -179,11 +190,14 @@ def main() -> None:
     parser.add_argument("--figure", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    results = []
+    drafts, results = [], []
     for number, folder in enumerate(arguments.draft):
         features = StoredFeatures(arguments.features[min(number, len(arguments.features) - 1)])
         target = load_target(arguments.target, load_draft_in(folder, "float32").aux_layers)
-        results.append(measured(folder, target, features, arguments.sizes, arguments.repeats))
+        drafts.append(Measured(folder, target, features, arguments.sizes, arguments.repeats))
+    print("times are measured", flush=True)
+    for draft in drafts:
+        results.append(draft.result())
         print(table(results[-1]), flush=True)
         if arguments.out:
             arguments.out.write_text(json.dumps(results, indent=2) + "\n")
