@@ -55,6 +55,8 @@ class DraftConfig:
     aux_layers: tuple[int, ...] = ()
     """eagle3, dflash, dream that reads layers: the target layers (counted from 1) whose outputs it reads. Empty, for
     dream alone: it reads the final norm's output."""
+    trained_head: bool = False
+    """dream: a head of its own, as eagle3's, in place of the target's."""
     newest: bool = True
     """dream that reads layers: False leaves the newest feature to the cross-attention (ablation)."""
     num_layers: int = 0
@@ -120,8 +122,9 @@ class DraftConfig:
         values = {**asdict(self), "aux_layers": list(self.aux_layers)}
         if not self.draft_vocab_size:  # drafts of the whole vocabulary keep the file that they always had
             del values["draft_vocab_size"]
-        if self.newest:
-            del values["newest"]
+        for name, usual in (("newest", True), ("trained_head", False)):
+            if values[name] == usual:
+                del values[name]
         if self.arch != "dflash":
             values = {name: value for name, value in values.items() if name not in OF_BLOCKS}
         return values

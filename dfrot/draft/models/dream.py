@@ -21,17 +21,25 @@ import torch
 from torch import Tensor
 
 from dfrot.draft.models.attention import Diagonal, attend_with_diagonals
-from dfrot.draft.models.base import TrainOutput
+from dfrot.draft.models.base import Head, TrainOutput
 from dfrot.draft.models.dream_blocks import SelfBlock
 from dfrot.draft.models.dream_network import DreamNetwork
 from dfrot.draft.models.dream_state import DreamState
+from dfrot.draft.models.native_pass import few_rows
 from dfrot.draft.models.ttt_masks import TTTSlots
+from dfrot.generation.target import Target
 
 KeysValues = tuple[Tensor, Tensor]
 
 
 class DreamDraft(DreamNetwork):
     """The network with training and decoding."""
+
+    def proposal_logits(self, target: Target) -> Head:
+        """The function from outputs [k, d] to the logits [k, N] from which draft tokens are chosen."""
+        if self.lm_head is None:
+            return super().proposal_logits(target)
+        return lambda output: few_rows(self.lm_head, self.imitation(output))
 
     def begin(self, capacity: int) -> DreamState:
         """An empty decoding state for a sequence of at most `capacity` slots, draft nodes included."""

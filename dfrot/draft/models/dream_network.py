@@ -31,6 +31,8 @@ class DreamNetwork(Draft):
         self.fc = nn.Linear(config.feature_size, size, bias=False) if fused else None
         self.feature_norm = RMSNorm(size, config.rms_norm_eps) if fused and config.cross else None
         self.mid_proj = nn.Linear(size, target, bias=False) if narrow else None  # for training only
+        # named as eagle3's; None where the target's head is used
+        self.lm_head = nn.Linear(target, config.proposed_size, bias=False) if config.trained_head else None
         self.initialise()
 
     @property
@@ -81,5 +83,5 @@ class DreamNetwork(Draft):
         return output if self.fc is None else self.leave(output)
 
     def logits(self, output: Tensor, head: Head) -> Tensor:
-        """Outputs [..., d] -> logits [..., N], by the target's head, cut to the draft's tokens."""
-        return head(self.imitation(output))
+        """Outputs [..., d] -> logits [..., N], by the draft's own head or the target's, cut to the draft's tokens."""
+        return (head if self.lm_head is None else self.lm_head)(self.imitation(output))

@@ -75,13 +75,20 @@ def init_from_target(draft: Draft, target: Target) -> list[str]:
         size = config.hidden_size
         _read_deepest(draft.fc, size)
         _copy_norm(draft.norm, final_norm, offset, "norm", copied)
-        weight = getattr(target.head_module, "weight", None)
-        if isinstance(weight, Tensor) and draft.token_ids is not None:
-            weight = weight[draft.token_ids]
-        if isinstance(weight, Tensor) and weight.shape == draft.lm_head.weight.shape:
-            draft.lm_head.weight.copy_(weight)
-            copied.append("lm_head.weight")
+    _init_head(draft, target, copied)
     return copied
+
+
+def _init_head(draft: Draft, target: Target, copied: list[str]) -> None:
+    """A draft's own head, if it has one, from the target's rows of its tokens."""
+    own, weight = getattr(draft, "lm_head", None), getattr(target.head_module, "weight", None)
+    if own is None or not isinstance(weight, Tensor):
+        return
+    if draft.token_ids is not None:
+        weight = weight[draft.token_ids]
+    if weight.shape == own.weight.shape:
+        own.weight.copy_(weight)
+        copied.append("lm_head.weight")
 
 
 def _init_blocks(draft: DFlashDraft, target: Target, spec: ArchSpec, copied: list[str]) -> None:

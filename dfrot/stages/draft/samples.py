@@ -43,6 +43,7 @@ def draft_config(arch: BoundArch, settings: DraftSettings, fingerprint: str) -> 
         cross=settings.cross,
         distance=settings.distance,
         newest=settings.newest,
+        trained_head=settings.trained_head,
         reads_layers=settings.reads_layers,
     )
 

@@ -67,6 +67,12 @@ class DraftSettings:
         help="dream: what it reads of the target: the final norm's output, or a low, a middle and a deep layer as "
         "eagle3 does.",
     )
+    trained_head: bool = setting(
+        False,
+        option="--trained-head/--target-head",
+        help="dream: train a head of the draft's own, which begins as the target's rows, as eagle3 does; or let the "
+        "draft use the target's.",
+    )
     newest: bool = setting(True, help="dream that reads layers: add the newest feature to the draft's stream.")
     intermediate: int | None = setting(None, minimum=1, help="Width of the draft's MLPs. Default: the target's.")
     block_size: int | None = setting(
@@ -87,7 +93,7 @@ class DraftSettings:
         words=("auto",),
         metavar="N|auto",
         help="Let the draft propose only the N most frequent tokens of what it is trained on; auto takes the smallest "
-        "of 4096, 8192, 16384 and 32768 that covers 95 % of it. Default: the whole vocabulary.",
+        "of 2048, 4096, 8192, 16384 and 32768 that covers 95 % of it. Default: the whole vocabulary.",
     )
     quantize: str = setting(
         "", choices=("w4", "w8"), option="--quantize-draft", help="Round the weights of the trained draft."
@@ -106,6 +112,8 @@ class DraftSettings:
         check(self)
         if self.arch != "dream" and self.reads != "last":
             raise InputError("`reads` belongs to `arch` dream; leave it out", field=("reads", "arch"))
+        if self.arch != "dream" and self.trained_head:
+            raise InputError("`trained_head` belongs to `arch` dream; leave it out", field=("trained_head", "arch"))
         for name in ("block_size", "num_layers"):
             if self.arch != "dflash" and getattr(self, name) is not None:
                 raise InputError(f"`{name}` belongs to `arch` dflash; leave it out", field=(name, "arch"))

@@ -24,7 +24,17 @@ from dfrot_cli.setting_options import options_of
 @path_option("--features", metavar="F", text="Train on the result of dfq draft extract.")
 @options_of(
     DraftSettings,
-    only=("cross", "newest", "intermediate", "block_size", "num_layers", "warm", "draft_vocab", "quantize"),
+    only=(
+        "cross",
+        "newest",
+        "trained_head",
+        "intermediate",
+        "block_size",
+        "num_layers",
+        "warm",
+        "draft_vocab",
+        "quantize",
+    ),
 )
 @options_of(TrainSettings, only=("epochs", "hours", "batch", "lr", "ttt_steps", "roots", "weight_decay", "evaluations"))
 @options_of(LossWeights, only=tuple(LOSS_WEIGHTS), rename=LOSS_WEIGHTS)
