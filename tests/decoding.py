@@ -3,6 +3,7 @@ always wrong."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -134,13 +135,14 @@ class _PositionState(CachedDraftState):
 
 
 def random_draft(arch: str = "dream", dtype: torch.dtype = torch.float32) -> Draft:
-    """A random draft of these targets."""
-    aux = (1, 2, 3) if "dream" not in arch else ()
+    """A random draft of these targets; `dream-layers` is a dream draft that reads three layers and has a head."""
+    aux = () if arch == "dream" else (1, 2, 3)
     size = COMMON["hidden_size"]
     torch.manual_seed(5)
     blocks = {"num_layers": 2, "block_size": 8, "mask_token_id": VOCAB - 1} if arch == "dflash" else {}
+    head, arch = arch == "dream-layers", arch.removesuffix("-layers")
     config = DraftConfig(arch, size, size, 96, 4, 2, 16, VOCAB, max_position_embeddings=256, aux_layers=aux, **blocks)
-    return build(config).to(dtype).requires_grad_(False)
+    return build(replace(config, trained_head=head)).to(dtype).requires_grad_(False)
 
 
 class Targets:

@@ -166,18 +166,24 @@ DFQ_AT(dfq_draft_linear, data, 0); DFQ_AT(dfq_draft_linear, scale, 8); DFQ_AT(df
 DFQ_AT(dfq_draft_linear, kind, 24); DFQ_AT(dfq_draft_linear, n, 32); DFQ_AT(dfq_draft_linear, k, 40);
 DFQ_AT(dfq_draft_linear, group, 48); DFQ_SIZE(dfq_draft_linear, 56);
 
-// norms: gains as float32. slopes [heads]: of the lean of a cross block, or null. attention_gate, mlp_gate: factors
-// of what the two halves add. q.data null: a block without attention. cross: 1 where keys and values come from
-// features.
+// norms: gains as float32. side_norm [hidden]: of a self block whose q, k, v read [norm(x), norm(h)] side by side, x
+// the inputs of the call and h the residual stream; null: they read norm(h). slopes [heads]: of the lean of a cross
+// block, or null. attention_gate, mlp_gate: factors of what the two halves add. q.data null: a block without
+// attention. cross: 1 where keys and values come from features. feature_norm [hidden]: of a norm on new features
+// before they are keys; null: none. joins: 1 where the residual stream gets the call's `stream` added before this
+// block.
 struct dfq_draft_block {
   const float* input_norm;
+  const float* side_norm;  // or null
   const float* mlp_norm;
   const float* q_norm;  // or null
   const float* k_norm;  // or null
   const float* slopes;  // or null
+  const float* feature_norm;  // or null
   double attention_gate;
   double mlp_gate;
   int64_t cross;
+  int64_t joins;
   struct dfq_draft_linear q;
   struct dfq_draft_linear k;
   struct dfq_draft_linear v;
@@ -186,19 +192,20 @@ struct dfq_draft_block {
   struct dfq_draft_linear up;
   struct dfq_draft_linear down;
 };
-DFQ_AT(dfq_draft_block, input_norm, 0); DFQ_AT(dfq_draft_block, mlp_norm, 8); DFQ_AT(dfq_draft_block, q_norm, 16);
-DFQ_AT(dfq_draft_block, k_norm, 24); DFQ_AT(dfq_draft_block, slopes, 32); DFQ_AT(dfq_draft_block, attention_gate, 40);
-DFQ_AT(dfq_draft_block, mlp_gate, 48); DFQ_AT(dfq_draft_block, cross, 56); DFQ_AT(dfq_draft_block, q, 64);
-DFQ_AT(dfq_draft_block, k, 120); DFQ_AT(dfq_draft_block, v, 176); DFQ_AT(dfq_draft_block, o, 232);
-DFQ_AT(dfq_draft_block, gate, 288); DFQ_AT(dfq_draft_block, up, 344); DFQ_AT(dfq_draft_block, down, 400);
-DFQ_SIZE(dfq_draft_block, 456);
+DFQ_AT(dfq_draft_block, input_norm, 0); DFQ_AT(dfq_draft_block, side_norm, 8); DFQ_AT(dfq_draft_block, mlp_norm, 16);
+DFQ_AT(dfq_draft_block, q_norm, 24); DFQ_AT(dfq_draft_block, k_norm, 32); DFQ_AT(dfq_draft_block, slopes, 40);
+DFQ_AT(dfq_draft_block, feature_norm, 48); DFQ_AT(dfq_draft_block, attention_gate, 56);
+DFQ_AT(dfq_draft_block, mlp_gate, 64); DFQ_AT(dfq_draft_block, cross, 72); DFQ_AT(dfq_draft_block, joins, 80);
+DFQ_AT(dfq_draft_block, q, 88); DFQ_AT(dfq_draft_block, k, 144); DFQ_AT(dfq_draft_block, v, 200);
+DFQ_AT(dfq_draft_block, o, 256); DFQ_AT(dfq_draft_block, gate, 312); DFQ_AT(dfq_draft_block, up, 368);
+DFQ_AT(dfq_draft_block, down, 424); DFQ_SIZE(dfq_draft_block, 480);
 
-// A draft. dtype: of inputs, outputs and buffers, float32 or bfloat16. Everything between the inputs and the outputs
-// is float32, whatever the weights are stored in: a draft need not round as its modules do, since every drafted token
-// is verified.
+// A draft. final_norm null: outputs are not normed. dtype: of inputs, outputs and buffers, float32 or bfloat16.
+// Everything between the inputs and the outputs is float32, whatever the weights are stored in: a draft need not
+// round as its modules do, since every drafted token is verified.
 struct dfq_draft {
   const struct dfq_draft_block* blocks;
-  const float* final_norm;
+  const float* final_norm;  // or null
   int64_t dtype;
   int64_t layers;
   int64_t hidden;
@@ -840,16 +847,19 @@ DFQ_API int dfq_prefill_norm(const struct dfq_prefill_norm_args* args);
 
 // One pass of a draft over a few new slots: self-attention blocks, gated cross-attention to features, gated MLPs,
 // residuals. x [rows, hidden], slots at `positions` [rows] (rows of cos and sin [.., head_dim]) -> out [rows,
-// hidden], after the final norm. rows and news at most 16, together with what is in the buffers within their
-// capacity. Self blocks: the rows' keys go to buffer rows from `at` on; a slot sees the buffer rows below `verified`,
-// and of those from there to at + rows the ones that tree [rows, at + rows - verified] shows it (null: all). Cross
-// blocks: fresh [news, hidden] become keys from buffer row `cross_at` on. Row 0 is the null key, always visible; rows
-// 1 .. features are those of positions 0 .. features - 1, visible to slots of larger positions; the `drafted` ones
-// behind them have positions `places` and are visible where cross_tree [rows, drafted] says so (null: everywhere).
+// hidden], after the final norm if there is one. stream [rows, hidden]: where the residual stream of a draft with a
+// side_norm begins (others begin at x), or what a block that joins adds; such drafts need it, for others null. rows
+// and news at most 16, together with what is in the buffers within their capacity. Self blocks: the rows' keys go to
+// buffer rows from `at` on; a slot sees the buffer rows below `verified`, and of those from there to at + rows the
+// ones that tree [rows, at + rows - verified] shows it (null: all). Cross blocks: fresh [news, hidden] become keys
+// from buffer row `cross_at` on. Row 0 is the null key, always visible; rows 1 .. features are those of positions 0
+// .. features - 1, visible to slots of larger positions; the `drafted` ones behind them have positions `places` and
+// are visible where cross_tree [rows, drafted] says so (null: everywhere).
 struct dfq_draft_pass_args {
   const struct dfq_draft* draft;
   const struct dfq_draft_buffer* buffers;
   const void* x;
+  const void* stream;  // or null
   int64_t rows;
   const void* fresh;  // or null
   int64_t news;
@@ -868,14 +878,14 @@ struct dfq_draft_pass_args {
   int64_t threads;
 };
 DFQ_AT(dfq_draft_pass_args, draft, 0); DFQ_AT(dfq_draft_pass_args, buffers, 8); DFQ_AT(dfq_draft_pass_args, x, 16);
-DFQ_AT(dfq_draft_pass_args, rows, 24); DFQ_AT(dfq_draft_pass_args, fresh, 32); DFQ_AT(dfq_draft_pass_args, news, 40);
-DFQ_AT(dfq_draft_pass_args, cos, 48); DFQ_AT(dfq_draft_pass_args, sin, 56);
-DFQ_AT(dfq_draft_pass_args, positions, 64); DFQ_AT(dfq_draft_pass_args, at, 72);
-DFQ_AT(dfq_draft_pass_args, verified, 80); DFQ_AT(dfq_draft_pass_args, tree, 88);
-DFQ_AT(dfq_draft_pass_args, cross_at, 96); DFQ_AT(dfq_draft_pass_args, features, 104);
-DFQ_AT(dfq_draft_pass_args, drafted, 112); DFQ_AT(dfq_draft_pass_args, places, 120);
-DFQ_AT(dfq_draft_pass_args, cross_tree, 128); DFQ_AT(dfq_draft_pass_args, out, 136);
-DFQ_AT(dfq_draft_pass_args, threads, 144); DFQ_SIZE(dfq_draft_pass_args, 152);
+DFQ_AT(dfq_draft_pass_args, stream, 24); DFQ_AT(dfq_draft_pass_args, rows, 32);
+DFQ_AT(dfq_draft_pass_args, fresh, 40); DFQ_AT(dfq_draft_pass_args, news, 48); DFQ_AT(dfq_draft_pass_args, cos, 56);
+DFQ_AT(dfq_draft_pass_args, sin, 64); DFQ_AT(dfq_draft_pass_args, positions, 72); DFQ_AT(dfq_draft_pass_args, at, 80);
+DFQ_AT(dfq_draft_pass_args, verified, 88); DFQ_AT(dfq_draft_pass_args, tree, 96);
+DFQ_AT(dfq_draft_pass_args, cross_at, 104); DFQ_AT(dfq_draft_pass_args, features, 112);
+DFQ_AT(dfq_draft_pass_args, drafted, 120); DFQ_AT(dfq_draft_pass_args, places, 128);
+DFQ_AT(dfq_draft_pass_args, cross_tree, 136); DFQ_AT(dfq_draft_pass_args, out, 144);
+DFQ_AT(dfq_draft_pass_args, threads, 152); DFQ_SIZE(dfq_draft_pass_args, 160);
 DFQ_API int dfq_draft_pass(const struct dfq_draft_pass_args* args);
 
 #undef DFQ_ASSERT

@@ -24,11 +24,12 @@
   "r3_base_t?, int64_t r3_order, int64_t r3_block\n" \
   "struct dfq_draft_linear: const void* data, const uint16_t* scale?, const uint8_t* zero?, int64_t kind, " \
   "int64_t n, int64_t k, int64_t group\n" \
-  "struct dfq_draft_block: const float* input_norm, const float* mlp_norm, const float* q_norm?, const float* " \
-  "k_norm?, const float* slopes?, double attention_gate, double mlp_gate, int64_t cross, struct " \
-  "dfq_draft_linear q, struct dfq_draft_linear k, struct dfq_draft_linear v, struct dfq_draft_linear o, struct " \
-  "dfq_draft_linear gate, struct dfq_draft_linear up, struct dfq_draft_linear down\n" \
-  "struct dfq_draft: const struct dfq_draft_block* blocks, const float* final_norm, int64_t dtype, int64_t " \
+  "struct dfq_draft_block: const float* input_norm, const float* side_norm?, const float* mlp_norm, const " \
+  "float* q_norm?, const float* k_norm?, const float* slopes?, const float* feature_norm?, double " \
+  "attention_gate, double mlp_gate, int64_t cross, int64_t joins, struct dfq_draft_linear q, struct " \
+  "dfq_draft_linear k, struct dfq_draft_linear v, struct dfq_draft_linear o, struct dfq_draft_linear gate, " \
+  "struct dfq_draft_linear up, struct dfq_draft_linear down\n" \
+  "struct dfq_draft: const struct dfq_draft_block* blocks, const float* final_norm?, int64_t dtype, int64_t " \
   "layers, int64_t hidden, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t mlp, double eps\n" \
   "struct dfq_draft_buffer: void* k, void* v, int64_t capacity\n" \
   "dfq_pack: const uint8_t* codes, int64_t n, int64_t k, int64_t bits, uint8_t* packed, int64_t threads\n" \
@@ -96,7 +97,7 @@
   "dfq_prefill_after: const struct dfq_decoder* model, int64_t layer, void* hidden, const void* mixed, int64_t " \
   "lines, int64_t threads\n" \
   "dfq_prefill_norm: const struct dfq_decoder* model, void* x, int64_t lines, int64_t threads\n" \
-  "dfq_draft_pass: const struct dfq_draft* draft, const struct dfq_draft_buffer* buffers, const void* x, " \
-  "int64_t rows, const void* fresh?, int64_t news, const float* cos, const float* sin, const int64_t* " \
-  "positions, int64_t at, int64_t verified, const uint8_t* tree?, int64_t cross_at, int64_t features, int64_t " \
-  "drafted, const int64_t* places?, const uint8_t* cross_tree?, void* out, int64_t threads\n"
+  "dfq_draft_pass: const struct dfq_draft* draft, const struct dfq_draft_buffer* buffers, const void* x, const " \
+  "void* stream?, int64_t rows, const void* fresh?, int64_t news, const float* cos, const float* sin, const " \
+  "int64_t* positions, int64_t at, int64_t verified, const uint8_t* tree?, int64_t cross_at, int64_t features, " \
+  "int64_t drafted, const int64_t* places?, const uint8_t* cross_tree?, void* out, int64_t threads\n"

@@ -373,24 +373,26 @@ def prefill_norm(*, model: Tensor, x: Tensor, lines: int) -> None:
         _refuse("dfq_prefill_norm", code)
 
 
-_draft_pass = Struct("=qqqqqqqqqqqqqqqqqqq").pack
+_draft_pass = Struct("=qqqqqqqqqqqqqqqqqqqq").pack
 
-def draft_pass(*, draft: Tensor, buffers: Tensor, x: Tensor, rows: int, fresh: Tensor | None, news: int, cos: Tensor,
-               sin: Tensor, positions: Tensor, at: int, verified: int, tree: Tensor | None, cross_at: int,
-               features: int, drafted: int, places: Tensor | None, cross_tree: Tensor | None, out: Tensor) -> None:
+def draft_pass(*, draft: Tensor, buffers: Tensor, x: Tensor, stream: Tensor | None, rows: int, fresh: Tensor | None,
+               news: int, cos: Tensor, sin: Tensor, positions: Tensor, at: int, verified: int, tree: Tensor | None,
+               cross_at: int, features: int, drafted: int, places: Tensor | None, cross_tree: Tensor | None,
+               out: Tensor) -> None:
     """dfq_draft_pass: One pass of a draft over a few new slots: self-attention blocks, gated cross-attention to
     features, gated MLPs, residuals. x [rows, hidden], slots at `positions` [rows] (rows of cos and sin [..,
-    head_dim]) -> out [rows, hidden], after the final norm. rows and news at most 16, together with what is in the
-    buffers within their capacity. Self blocks: the rows' keys go to buffer rows from `at` on; a slot sees the buffer
-    rows below `verified`, and of those from there to at + rows the ones that tree [rows, at + rows - verified] shows
-    it (null: all). Cross blocks: fresh [news, hidden] become keys from buffer row `cross_at` on. Row 0 is the null
-    key, always visible; rows 1 .. features are those of positions 0 .. features - 1, visible to slots of larger
-    positions; the `drafted` ones behind them have positions `places` and are visible where cross_tree [rows, drafted]
-    says so (null: everywhere)."""
-    code = functions["dfq_draft_pass"](_draft_pass(draft.data_ptr(), buffers.data_ptr(), x.data_ptr(), rows,
-        0 if fresh is None else fresh.data_ptr(), news, cos.data_ptr(), sin.data_ptr(), positions.data_ptr(), at,
-        verified, 0 if tree is None else tree.data_ptr(), cross_at, features, drafted,
-        0 if places is None else places.data_ptr(), 0 if cross_tree is None else cross_tree.data_ptr(),
-        out.data_ptr(), _threads()))
+    head_dim]) -> out [rows, hidden], after the final norm if there is one. stream [rows, hidden]: where the residual
+    stream of a draft with a side_norm begins (others begin at x), or what a block that joins adds; such drafts need
+    it, for others null. rows and news at most 16, together with what is in the buffers within their capacity. Self
+    blocks: the rows' keys go to buffer rows from `at` on; a slot sees the buffer rows below `verified`, and of those
+    from there to at + rows the ones that tree [rows, at + rows - verified] shows it (null: all). Cross blocks: fresh
+    [news, hidden] become keys from buffer row `cross_at` on. Row 0 is the null key, always visible; rows 1 ..
+    features are those of positions 0 .. features - 1, visible to slots of larger positions; the `drafted` ones behind
+    them have positions `places` and are visible where cross_tree [rows, drafted] says so (null: everywhere)."""
+    code = functions["dfq_draft_pass"](_draft_pass(draft.data_ptr(), buffers.data_ptr(), x.data_ptr(),
+        0 if stream is None else stream.data_ptr(), rows, 0 if fresh is None else fresh.data_ptr(), news,
+        cos.data_ptr(), sin.data_ptr(), positions.data_ptr(), at, verified, 0 if tree is None else tree.data_ptr(),
+        cross_at, features, drafted, 0 if places is None else places.data_ptr(),
+        0 if cross_tree is None else cross_tree.data_ptr(), out.data_ptr(), _threads()))
     if code:
         _refuse("dfq_draft_pass", code)

@@ -70,12 +70,12 @@ def test_auto_covers_most_of_the_text() -> None:
     wide = corpus(dict.fromkeys(range(10_000), 1))
     chosen = choose_vocabulary(wide, "auto", 50_000)
     assert chosen is not None
-    assert len(chosen.ids) == SIZES[2]
+    assert len(chosen.ids) == SIZES[3]
     narrow = choose_vocabulary(corpus({4: 3}), "auto", 50_000)
     assert narrow is not None
     assert len(narrow.ids) == SIZES[0]
     assert choose_vocabulary(wide, "auto", 10_000) is None
-    assert choose_vocabulary(corpus({4: 3}), "auto", 4096) is None
+    assert choose_vocabulary(corpus({4: 3}), "auto", SIZES[0]) is None
 
 
 def test_sizes_are_checked() -> None:

@@ -523,7 +523,7 @@ void cache(int64_t rows, int64_t length, int64_t dim, int64_t bits, int64_t grou
          k, k_scale, k_zero);
 }
 
-// A self block and a cross block of a draft, three slots of a tree, and the dense product that its guesses come from.
+// A self block, a cross block and a block that reads two inputs, or a cross block that joins a stream, three slots of a tree, and the dense product that its guesses come from.
 void draft(int64_t type, int64_t threads) {
   const int64_t hidden = 40, heads = 4, kv = 2, dim = 12, mlp = 56, rows = 3, capacity = 9, size = type ? 2 : 4;
   std::vector<std::vector<float>> wide;
@@ -534,47 +534,57 @@ void draft(int64_t type, int64_t threads) {
     return {data, nullptr, nullptr, type, n, k, 0};
   };
   const auto gains = floats(hidden), slopes = floats(heads);
-  const auto block = [&](bool cross) -> dfq_draft_block {
+  const auto block = [&](bool cross, bool side, bool joins = false) -> dfq_draft_block {
+    const int64_t read = side ? 2 * hidden : hidden;
     const float* const norm = cross ? gains.data() : nullptr;
-    return {gains.data(), gains.data(), norm, norm, cross ? slopes.data() : nullptr, 0.5, 0.7, cross,
-            linear(heads * dim, hidden), linear(kv * dim, hidden), linear(kv * dim, hidden),
+    return {gains.data(), side ? gains.data() : nullptr, gains.data(), norm, norm, cross ? slopes.data() : nullptr,
+            joins ? norm : nullptr, 0.5, 0.7, cross, joins, linear(heads * dim, read),
+            linear(kv * dim, read), linear(kv * dim, read),
             linear(hidden, heads * dim), linear(mlp, hidden), linear(mlp, hidden), linear(hidden, mlp)};
   };
-  const dfq_draft_block blocks[2] = {block(false), block(true)};
-  const dfq_draft model = {blocks, gains.data(), type, 2, hidden, heads, kv, dim, mlp, 1e-5};
-  std::vector<uint8_t> k[2], v[2];
-  dfq_draft_buffer buffers[2];
-  for (int i = 0; i < 2; ++i) {
+  const dfq_draft_block blocks[5] = {block(false, false), block(true, false), block(false, true), block(false, false),
+                                     block(true, false, true)};
+  const dfq_draft models[2] = {{blocks, gains.data(), type, 3, hidden, heads, kv, dim, mlp, 1e-5},
+                               {blocks + 3, nullptr, type, 2, hidden, heads, kv, dim, mlp, 1e-5}};
+  std::vector<uint8_t> k[3], v[3];
+  dfq_draft_buffer buffers[3];
+  for (int i = 0; i < 3; ++i) {
     k[i].resize(kv * capacity * dim * size), v[i].resize(kv * capacity * dim * size);
     buffers[i] = {k[i].data(), v[i].data(), capacity};
   }
   const auto x = floats(rows * hidden), angles = floats(8 * dim);
   const auto narrow_x = bfloats(rows * hidden);
   const void* const in = type ? static_cast<const void*>(narrow_x.data()) : x.data();
+  const auto wide_stream = floats(rows * hidden);
+  const auto narrow_stream = bfloats(rows * hidden);
+  const void* const stream = type ? static_cast<const void*>(narrow_stream.data()) : wide_stream.data();
   const int64_t positions[3] = {4, 5, 5}, places[2] = {3, 4};
   const uint8_t tree[9] = {1, 0, 0, 1, 1, 0, 1, 0, 1}, seen[6] = {1, 0, 1, 1, 1, 0};
   std::vector<uint8_t> out(rows * hidden * size), y(rows * mlp * size);
-  report("draft",
-         call(dfq_draft_pass, {.draft = &model,
-                               .buffers = buffers,
-                               .x = in,
-                               .rows = rows,
-                               .fresh = in,
-                               .news = 2,
-                               .cos = angles.data(),
-                               .sin = angles.data(),
-                               .positions = positions,
-                               .at = 4,
-                               .verified = 4,
-                               .tree = tree,
-                               .cross_at = 5,
-                               .features = 4,
-                               .drafted = 2,
-                               .places = places,
-                               .cross_tree = seen,
-                               .out = out.data(),
-                               .threads = threads}),
-         out, k[0], v[0], k[1], v[1]);
+  for (const dfq_draft& model : models) {
+    report("draft",
+           call(dfq_draft_pass, {.draft = &model,
+                                 .buffers = buffers,
+                                 .x = in,
+                                 .stream = stream,
+                                 .rows = rows,
+                                 .fresh = in,
+                                 .news = 2,
+                                 .cos = angles.data(),
+                                 .sin = angles.data(),
+                                 .positions = positions,
+                                 .at = 4,
+                                 .verified = 4,
+                                 .tree = tree,
+                                 .cross_at = 5,
+                                 .features = 4,
+                                 .drafted = 2,
+                                 .places = places,
+                                 .cross_tree = seen,
+                                 .out = out.data(),
+                                 .threads = threads}),
+           out, k[0], v[0], k[1], v[1], k[2], v[2]);
+  }
   report("dense",
          call(dfq_dense, {.x = in,
                           .dtype = type,

@@ -89,6 +89,10 @@ class Draft(nn.Module, ABC):
         """Outputs [..., d] -> logits [..., N] of the tokens that the draft can propose. head: the target's, cut to them
         (`own_head`)."""
 
+    def imitation(self, output: Tensor) -> Tensor:
+        """Outputs [..., d] -> what imitates the target's feature behind the final norm, [..., d]."""
+        return output
+
     @abstractmethod
     def begin(self, capacity: int) -> CachedDraftState:
         """An empty decoding state for a sequence of at most `capacity` slots, draft nodes included."""

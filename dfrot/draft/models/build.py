@@ -26,7 +26,9 @@ def build(config: DraftConfig) -> Draft:
 def config_for(arch: BoundArch, kind: str, **changes: Any) -> DraftConfig:
     """The config of a draft with the target's widths.
 
-    arch: the target's architecture. kind: `dream`, `eagle3` or `dflash`. changes: values of single fields instead."""
+    arch: the target's architecture. kind: `dream`, `eagle3` or `dflash`. changes: values of single fields instead, and
+    `reads_layers` for a dream draft that reads three layers."""
+    reads_layers = changes.pop("reads_layers", False) or kind in READ_LAYERS
     values: dict[str, Any] = {
         "arch": kind,
         "hidden_size": arch.hidden,
@@ -40,7 +42,7 @@ def config_for(arch: BoundArch, kind: str, **changes: Any) -> DraftConfig:
         "rope_theta": _theta(arch.config),
         "max_position_embeddings": _positions(arch.config),
     }
-    if kind in READ_LAYERS:
+    if reads_layers:
         values["aux_layers"] = _aux_layers(arch.n_layers)
     if kind == "dflash":
         mask = arch.sizes["vocab"] - 1  # often padding of the vocabulary, and rare otherwise

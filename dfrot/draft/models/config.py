@@ -9,7 +9,7 @@ from dfrot.draft.feature_selection import FeatureSelection
 from dfrot.errors import InputError, UnsupportedError
 
 ARCHS = ("dream", "eagle3", "dflash")
-READ_LAYERS = ("eagle3", "dflash")  # that read outputs of target layers, not the final norm's
+READ_LAYERS = ("eagle3", "dflash")  # that always read outputs of target layers; dream may
 NUM_LAYERS, BLOCK_SIZE = 3, 8  # of dflash
 MAX_BLOCK = 16
 OF_BLOCKS = ("num_layers", "block_size", "mask_token_id")  # keys of draft.json that only dflash has
@@ -53,7 +53,12 @@ class DraftConfig:
     select: str = "sample"
     """dream: how that feature is chosen in training (dfrot/draft/feature_selection.py)."""
     aux_layers: tuple[int, ...] = ()
-    """eagle3, dflash: the target layers (counted from 1) whose outputs it reads."""
+    """eagle3, dflash, dream that reads layers: the target layers (counted from 1) whose outputs it reads. Empty, for
+    dream alone: it reads the final norm's output."""
+    trained_head: bool = False
+    """dream: a head of its own, as eagle3's, in place of the target's."""
+    newest: bool = True
+    """dream that reads layers: False leaves the newest feature to the cross-attention (ablation)."""
     num_layers: int = 0
     """dflash: layers."""
     block_size: int = 0
@@ -110,13 +115,16 @@ class DraftConfig:
     @property
     def feature_size(self) -> int:
         """Width of the target features that the draft reads in decoding."""
-        return self.target_hidden_size * (len(self.aux_layers) if self.arch in READ_LAYERS else 1)
+        return self.target_hidden_size * max(1, len(self.aux_layers))
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON of `draft.json`."""
         values = {**asdict(self), "aux_layers": list(self.aux_layers)}
         if not self.draft_vocab_size:  # drafts of the whole vocabulary keep the file that they always had
             del values["draft_vocab_size"]
+        for name, usual in (("newest", True), ("trained_head", False)):
+            if values[name] == usual:
+                del values[name]
         if self.arch != "dflash":
             values = {name: value for name, value in values.items() if name not in OF_BLOCKS}
         return values

@@ -35,9 +35,10 @@ class CrossBlock(nn.Module):
 
     def __init__(self, config: DraftConfig) -> None:
         super().__init__()
-        size, target = config.hidden_size, config.target_hidden_size
+        size = config.hidden_size
+        read = size if config.aux_layers else config.target_hidden_size
         self.input_layernorm = RMSNorm(size, config.rms_norm_eps)
-        self.cross_attn = CrossAttention(config, size, target) if config.cross else None
+        self.cross_attn = CrossAttention(config, size, read) if config.cross else None
         self.cross_attn_attn_gate = nn.Parameter(torch.full((1,), GATE_AT_START).atanh())
         self.cross_attn_mlp_gate = nn.Parameter(torch.full((1,), GATE_AT_START).atanh())
         self.post_attention_layernorm = RMSNorm(size, config.rms_norm_eps)
@@ -53,9 +54,9 @@ class CrossBlock(nn.Module):
 class CrossAttention(Projections):
     """Projections with norms per head, and a learned null key and value [Hkv, 1, D] that every slot sees."""
 
-    def __init__(self, config: DraftConfig, size: int, target: int) -> None:
-        """size: width of the draft; target: width of the target's features."""
-        super().__init__(config, size, target, size)
+    def __init__(self, config: DraftConfig, size: int, read: int) -> None:
+        """size: width of the draft; read: width of the features."""
+        super().__init__(config, size, read, size)
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.null_k = nn.Parameter(NULL_KEY_STD * torch.randn(self.kv_heads, 1, self.dim))
@@ -68,7 +69,7 @@ class CrossAttention(Projections):
         return self.q_norm(self.queries(x))  # type: ignore[no-any-return]
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Features x [B, m, target] -> keys and values [B, Hkv, m, D]."""
+        """Features x [B, m, read] -> keys and values [B, Hkv, m, D]."""
         k, v = super().keys_values(x)
         return self.k_norm(k), v
 

@@ -9,6 +9,7 @@ from dfrot.draft.models.attention import attend
 from dfrot.draft.models.dream_blocks import SelfBlock
 from dfrot.draft.models.dream_network import DreamNetwork
 from dfrot.draft.models.feature_state import FeatureDraftState
+from dfrot.draft.models.native_pass import few_rows
 from dfrot.draft.models.state import KeyValueBuffer, behind, causal_mask
 from dfrot_kernels.whole_blocks.draft import LINES, Slots
 
@@ -42,33 +43,36 @@ class DreamState(FeatureDraftState):
     def extend(self, embeddings: Tensor, features: Tensor, positions: Tensor | None = None) -> Tensor:
         """See `DraftState.extend`."""
         new_positions = self._new_positions(len(embeddings), positions)
+        fused = features.to(self.cross.k.dtype)
+        if self.draft.fc is not None:
+            fused = few_rows(self.draft.fc, fused)
+        newest = self._before(fused, positions) if self.draft.joins else None
         if self.native is not None and max(len(embeddings), len(features)) <= LINES:
-            root = self._extend_natively(embeddings, features, new_positions)
+            root = self._extend_natively(embeddings, fused, newest, new_positions)
         else:
-            root = self._extend_by_modules(embeddings, features, new_positions)
+            root = self._extend_by_modules(embeddings, fused, newest, new_positions)
         self._restart(new_positions, root)
         self.keyed = 0
         return root
 
-    def _extend_by_modules(self, embeddings: Tensor, features: Tensor, positions: Tensor) -> Tensor:
+    def _extend_by_modules(self, embeddings: Tensor, fused: Tensor, newest: Tensor | None, positions: Tensor) -> Tensor:
         draft, count, old = self.draft, len(embeddings), self.slots
         if draft.cross.cross_attn is not None:
-            k, v = draft.cross.cross_attn.keys_values(features[None].to(self.cross.k.dtype))
-            self.cross.write(1 + self.features, k, v)
-        self.features += len(features)
+            self.cross.write(1 + self.features, *draft.keys_values(fused[None]))
+        self.features += len(fused)
         cross_mask = None
         if count > 1 or self.features > int(positions[0, 0]):
             cross_mask = torch.arange(-1, self.features) < positions[0, :, None]
             cross_mask[:, 0] = True  # the null key
-        out = self._pass(embeddings[None], positions, old, causal_mask(old, count), cross_mask, 1 + self.features)
-        return out[0, -1:]
+        ends = (old, causal_mask(old, count), cross_mask, 1 + self.features)
+        return self._pass(embeddings[None], newest, positions, *ends)[0, -1:]
 
-    def _extend_natively(self, embeddings: Tensor, features: Tensor, positions: Tensor) -> Tensor:
+    def _extend_natively(self, embeddings: Tensor, fused: Tensor, newest: Tensor | None, positions: Tensor) -> Tensor:
         count, known = len(embeddings), 1 + self.features
-        self.features += len(features)
+        self.features += len(fused)
         tree = None if count == 1 else torch.ones(count, count, dtype=torch.bool).tril()
         slots = Slots(positions, self.slots, self.slots, tree, known, self.features, 0, None, None)
-        return self._call(embeddings, features, slots, int(positions[0, -1]))[-1:]
+        return self._call(embeddings, fused, newest, slots, int(positions[0, -1]))[-1:]
 
     def grow(self, embeddings: Tensor, parents: list[int]) -> Tensor:
         """See `DraftState.grow`."""
@@ -80,10 +84,10 @@ class DreamState(FeatureDraftState):
         return out
 
     def _grow_by_modules(self, embeddings: Tensor, parents: list[int]) -> Tensor:
-        old = len(self.depths)
+        old, newest = len(self.depths), self._of_parents(parents) if self.draft.joins else None
         if self.draft.cross.cross_attn is not None and self.keyed < len(self.outputs):
             new_outputs = torch.cat(self.outputs[self.keyed :])[None]
-            self.cross.write(1 + self.features + self.keyed, *self.draft.cross.cross_attn.keys_values(new_outputs))
+            self.cross.write(1 + self.features + self.keyed, *self.draft.keys_values(new_outputs))
             self.keyed = len(self.outputs)
         positions, visible = self._add_nodes(parents)
         cross_mask = None
@@ -93,10 +97,11 @@ class DreamState(FeatureDraftState):
             cross_mask = behind(1 + self.features + 1, strict_ancestors)
         cross_end = 1 + self.features + self.keyed
         self_mask = behind(self.slots, visible)
-        return self._pass(embeddings[None], positions, self.slots + old, self_mask, cross_mask, cross_end)[0]
+        return self._pass(embeddings[None], newest, positions, self.slots + old, self_mask, cross_mask, cross_end)[0]
 
     def _grow_natively(self, embeddings: Tensor, parents: list[int]) -> Tensor:
         old, known = len(self.depths), 1 + self.features + self.keyed
+        newest = self._of_parents(parents) if self.draft.joins else None
         new_outputs = self.outputs[self.keyed :]
         self.keyed = len(self.outputs)
         drafted_positions = torch.tensor([self.position + depth for depth in [0, *self.depths]])
@@ -106,19 +111,24 @@ class DreamState(FeatureDraftState):
         cross = (known, self.features, self.keyed, drafted_positions, cross_tree)
         slots = Slots(positions, self.slots + old, self.slots, tree, *cross)
         new = new_outputs[0] if len(new_outputs) == 1 else torch.cat(new_outputs) if new_outputs else None
-        return self._call(embeddings, new, slots, self.position + max(self.depths[old:]))
+        return self._call(embeddings, new, newest, slots, self.position + max(self.depths[old:]))
 
-    def _call(self, embeddings: Tensor, new_features: Tensor | None, slots: Slots, last: int) -> Tensor:
-        """One native pass. new_features: what gets keys in the cross buffer first. last: the largest position."""
+    def _call(
+        self, embeddings: Tensor, new_features: Tensor | None, newest: Tensor | None, slots: Slots, last: int
+    ) -> Tensor:
+        """One native pass. new_features: what gets keys in the cross buffer first. newest: see `_pass`. last: the
+        largest position."""
         assert self.native is not None
         self.native_passes += 1
         dtype = self.first.k.dtype
         new = None if new_features is None or self.draft.cross.cross_attn is None else new_features.to(dtype)
-        return self.native.run(embeddings.to(dtype), new, self.table, self.draft.rotary.table(last + 1), slots)
+        angles = self.draft.rotary.table(last + 1)
+        return self.native.run(embeddings.to(dtype), new, self.table, angles, slots, newest)
 
     def _pass(
         self,
         x: Tensor,
+        newest: Tensor | None,
         positions: Tensor,
         at: int,
         self_mask: Tensor | None,
@@ -127,11 +137,13 @@ class DreamState(FeatureDraftState):
     ) -> Tensor:
         """The blocks on new rows x [1, n, d], which go to buffer rows at .. at + n.
 
-        self_mask: bool [n, at + n] of the self blocks. cross_mask: bool [n, cross_end] of the cross block. cross_end:
+        newest: [n, width], what is added to the stream before the cross block. self_mask: bool [n, at + n] of the self
+        blocks. cross_mask: bool [n, cross_end] of the cross block. cross_end:
         rows of the cross buffer in use."""
         draft = self.draft
         h = self._self_block(draft.first, self.first, draft.enter(x.to(self.first.k.dtype)), positions, at, self_mask)
         block = draft.cross
+        h = h if newest is None else h + newest
         mixed = None
         if block.cross_attn is not None:
             q = block.cross_attn.normed_queries(block.input_layernorm(h))
@@ -143,7 +155,7 @@ class DreamState(FeatureDraftState):
         h = block.finish(h, mixed)
         for final, buffer in zip(draft.final, self.final):
             h = self._self_block(final, buffer, h, positions, at, self_mask)
-        return draft.leave(h)
+        return draft.output_of(h)
 
     def _feature_positions(self, end: int) -> Tensor:
         """Positions int64 [end - 1] of the cross buffer's rows behind the null key: target features, then outputs of

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 from dfrot.draft.models.base import Draft
 from dfrot.draft.models.native_pass import native_pass
 from dfrot.draft.models.state import CachedDraftState, KeyValueBuffer
@@ -24,6 +27,19 @@ class FeatureDraftState(CachedDraftState):
         self.native = native_pass(draft)
         if self.native is not None:
             self.table = self.native.buffers([(buffer.k[0], buffer.v[0]) for buffer in buffers])
+
+    def _before(self, fused: Tensor, positions: Tensor | None) -> Tensor:
+        """Of fused features [m', d] that became known, those just before each of m new slots [m, d]; zeros before the
+        first token. positions: int64 [m] of the slots, None for consecutive ones."""
+        if self.slots == 0:
+            fused = torch.cat([fused.new_zeros(1, fused.shape[-1]), fused])
+        return fused if positions is None else fused[positions - self.position - 1]
+
+    def _of_parents(self, parents: list[int]) -> Tensor:
+        """Outputs [k, d] of the nodes' parents."""
+        if len(parents) == 1:
+            return self.outputs[parents[0] + 1]
+        return torch.cat([self.outputs[parent + 1] for parent in parents])
 
     def mark(self) -> tuple[int, ...]:
         """The current end of the verified slots and of the features."""

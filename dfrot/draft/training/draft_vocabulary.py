@@ -14,7 +14,7 @@ from dfrot.draft.training.corpus import Corpus
 from dfrot.errors import InputError
 
 AUTO = "auto"
-SIZES = (4096, 8192, 16384, 32768)  # that `auto` chooses from
+SIZES = (2048, 4096, 8192, 16384, 32768)  # that `auto` chooses from
 COVERED = 0.95  # share of the training tokens that `auto` asks for
 
 

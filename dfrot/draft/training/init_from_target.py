@@ -28,6 +28,7 @@ from dfrot.rotation.hadamard import hadamard_matrix
 QKV, ATTENTION = ("q_proj", "k_proj", "v_proj"), ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 NORM_OF_ATTENTION, NORM_OF_MLP = "input_layernorm", "post_attention_layernorm"  # in drafts
+STREAM_GROWTH = 10.0  # of a residual stream from the first to a deep layer, about: so that both count in their sum
 EMBEDDING_SCALE = 0.3  # of the random weights by which eagle3 reads the embedding, beside those copied for the feature
 
 
@@ -62,6 +63,10 @@ def init_from_target(draft: Draft, target: Target) -> list[str]:
             index = len(target.layers) - len(draft.final) + number
             _copy_block(block, target.layers[index], spec, f"layers.{2 + number}", copied)
         _copy_norm(draft.norm, final_norm, offset, "norm", copied)
+        if draft.fc is not None:
+            _read_deepest(draft.fc, config.hidden_size)
+        if draft.joins:
+            draft.first.mlp.down_proj.weight.mul_(STREAM_GROWTH)
     if isinstance(draft, DFlashDraft):
         _init_blocks(draft, target, spec, copied)
         _copy_norm(draft.norm, final_norm, offset, "norm", copied)
@@ -70,13 +75,20 @@ def init_from_target(draft: Draft, target: Target) -> list[str]:
         size = config.hidden_size
         _read_deepest(draft.fc, size)
         _copy_norm(draft.norm, final_norm, offset, "norm", copied)
-        weight = getattr(target.head_module, "weight", None)
-        if isinstance(weight, Tensor) and draft.token_ids is not None:
-            weight = weight[draft.token_ids]
-        if isinstance(weight, Tensor) and weight.shape == draft.lm_head.weight.shape:
-            draft.lm_head.weight.copy_(weight)
-            copied.append("lm_head.weight")
+    _init_head(draft, target, copied)
     return copied
+
+
+def _init_head(draft: Draft, target: Target, copied: list[str]) -> None:
+    """A draft's own head, if it has one, from the target's rows of its tokens."""
+    own, weight = getattr(draft, "lm_head", None), getattr(target.head_module, "weight", None)
+    if own is None or not isinstance(weight, Tensor):
+        return
+    if draft.token_ids is not None:
+        weight = weight[draft.token_ids]
+    if weight.shape == own.weight.shape:
+        own.weight.copy_(weight)
+        copied.append("lm_head.weight")
 
 
 def _init_blocks(draft: DFlashDraft, target: Target, spec: ArchSpec, copied: list[str]) -> None:

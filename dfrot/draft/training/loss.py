@@ -203,7 +203,7 @@ def losses(
         kept = [slots & reached for slots, reached in zip(kept, out.reached)]
     counts = [max(count, 1) for count in counts_of([int(slots.sum()) for slots in [mask, *kept]])]
     if draft.config.arch == "dream" and weights.feature:
-        feature = _imitation(out.outputs[0], features.last, mask, counts[0])
+        feature = _imitation(draft.imitation(out.outputs[0]), features.last, mask, counts[0])
     if features.mid is not None and out.mid is not None and weights.mid:
         mid = _imitation(out.mid, features.mid, mask, counts[0])
     divergences = _Divergences(draft, features, kept, head, count_agreement, out.reached is not None, own_head)

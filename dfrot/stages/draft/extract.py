@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from dfrot.arch import BoundArch
-from dfrot.draft.models.config import READ_LAYERS
 from dfrot.draft.training.multimodal_source import MultimodalSource
 from dfrot.draft.training.sources import SIDES, LiveFeatures
 from dfrot.draft.training.stored_features import SCORES, save_corpus, save_index, save_shard
@@ -96,9 +95,9 @@ def _pad(x: torch.Tensor, missing: int, value: float = 0.0) -> torch.Tensor:
 
 
 def sample_bytes(arch: BoundArch, settings: DraftSettings) -> int:
-    """Bytes on disk of a sample, at most: the last feature, the intermediate one, three more for eagle3 and dflash,
+    """Bytes on disk of a sample, at most: the last feature, the intermediate one, three more where layers are read,
     and with images the merged embeddings."""
-    streams = 1 + (settings.select != "none" and settings.arch == "dream") + 3 * (settings.arch in READ_LAYERS)
+    streams = 1 + (settings.select != "none" and settings.arch == "dream") + 3 * settings.reads_layers
     streams += has_images(settings.data.dataset)
     return VALUE_BYTES * arch.hidden * streams * settings.data.seqlen
 

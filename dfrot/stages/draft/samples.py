@@ -42,6 +42,9 @@ def draft_config(arch: BoundArch, settings: DraftSettings, fingerprint: str) -> 
         target_fingerprint=fingerprint,
         cross=settings.cross,
         distance=settings.distance,
+        newest=settings.newest,
+        trained_head=settings.trained_head,
+        reads_layers=settings.reads_layers,
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from dfrot.draft.models.config import READ_LAYERS
 from dfrot.draft.training.settings import TrainSettings
 from dfrot.errors import InputError
 from dfrot.generation.sampling import Sampling
@@ -61,6 +62,19 @@ class DraftSettings:
     )
     cross: bool = setting(True, help="Use cross-attention to the target's features. Without: an ablation.")
     distance: bool = setting(True, help="Bias the cross-attention towards near features.")
+    reads: str = setting(
+        "last",
+        choices=("last", "layers"),
+        help="dream: what it reads of the target: the final norm's output, or a low, a middle and a deep layer as "
+        "eagle3 does.",
+    )
+    trained_head: bool = setting(
+        False,
+        option="--trained-head/--target-head",
+        help="dream: train a head of the draft's own, which begins as the target's rows, as eagle3 does; or let the "
+        "draft use the target's.",
+    )
+    newest: bool = setting(True, help="dream that reads layers: add the newest feature to the draft's stream.")
     intermediate: int | None = setting(None, minimum=1, help="Width of the draft's MLPs. Default: the target's.")
     block_size: int | None = setting(
         None,
@@ -80,7 +94,7 @@ class DraftSettings:
         words=("auto",),
         metavar="N|auto",
         help="Let the draft propose only the N most frequent tokens of what it is trained on; auto takes the smallest "
-        "of 4096, 8192, 16384 and 32768 that covers 95 % of it. Default: the whole vocabulary.",
+        "of 2048, 4096, 8192, 16384 and 32768 that covers 95 % of it. Default: the whole vocabulary.",
     )
     quantize: str = setting(
         "", choices=("w4", "w8"), option="--quantize-draft", help="Round the weights of the trained draft."
@@ -90,8 +104,17 @@ class DraftSettings:
     train: TrainSettings = field(default_factory=TrainSettings)
     """How it is trained."""
 
+    @property
+    def reads_layers(self) -> bool:
+        """Whether the draft reads outputs of target layers."""
+        return self.arch in READ_LAYERS or self.reads == "layers"
+
     def __post_init__(self) -> None:
         check(self)
+        if self.arch != "dream" and self.reads != "last":
+            raise InputError("`reads` belongs to `arch` dream; leave it out", field=("reads", "arch"))
+        if self.arch != "dream" and self.trained_head:
+            raise InputError("`trained_head` belongs to `arch` dream; leave it out", field=("trained_head", "arch"))
         for name in ("block_size", "num_layers"):
             if self.arch != "dflash" and getattr(self, name) is not None:
                 raise InputError(f"`{name}` belongs to `arch` dflash; leave it out", field=(name, "arch"))

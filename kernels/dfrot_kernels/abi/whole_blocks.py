@@ -65,21 +65,25 @@ DRAFT_STRUCTS = (
     Struct(
         "dfq_draft_block",
         fields(
-            "const float* input_norm, const float* mlp_norm, const float* q_norm?, const float* k_norm?, "
-            "const float* slopes?, double attention_gate, double mlp_gate, int64_t cross, "
-            + _LINEARS.format("dfq_draft_linear")
+            "const float* input_norm, const float* side_norm?, const float* mlp_norm, const float* q_norm?, "
+            "const float* k_norm?, const float* slopes?, const float* feature_norm?, double attention_gate, "
+            "double mlp_gate, int64_t cross, int64_t joins, " + _LINEARS.format("dfq_draft_linear")
         ),
-        "norms: gains as float32. slopes [heads]: of the lean of a cross block, or null. attention_gate, mlp_gate: "
-        "factors of what the two halves add. q.data null: a block without attention. cross: 1 where keys and values "
-        "come from features.",
+        "norms: gains as float32. side_norm [hidden]: of a self block whose q, k, v read [norm(x), norm(h)] side by "
+        "side, x the inputs of the call and h the residual stream; null: they read norm(h). slopes [heads]: of the "
+        "lean of a cross block, or null. attention_gate, mlp_gate: factors of what the two halves add. "
+        "q.data null: a block without attention. cross: 1 where keys and values come from features. feature_norm "
+        "[hidden]: of a norm on new features before they are keys; null: none. joins: 1 where the residual stream gets "
+        "the call's `stream` added before this block.",
     ),
     Struct(
         "dfq_draft",
         fields(
-            "const struct dfq_draft_block* blocks, const float* final_norm, int64_t dtype, int64_t layers, "
+            "const struct dfq_draft_block* blocks, const float* final_norm?, int64_t dtype, int64_t layers, "
             "int64_t hidden, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t mlp, double eps"
         ),
-        "A draft. dtype: of inputs, outputs and buffers, float32 or bfloat16. Everything between the inputs and the "
+        "A draft. final_norm null: outputs are not normed. dtype: of inputs, outputs and buffers, float32 or bfloat16. "
+        "Everything between the inputs and the "
         "outputs is float32, whatever the weights are stored in: a draft need not round as its modules do, since "
         "every drafted token is verified.",
     ),
@@ -144,15 +148,17 @@ DECODER = (
 DRAFT = (
     function(
         "dfq_draft_pass",
-        "const struct dfq_draft* draft, const struct dfq_draft_buffer* buffers, const void* x, int64_t rows, "
-        "const void* fresh?, int64_t news, const float* cos, const float* sin, const int64_t* positions, int64_t at, "
-        "int64_t verified, const uint8_t* tree?, int64_t cross_at, int64_t features, int64_t drafted, "
-        "const int64_t* places?, const uint8_t* cross_tree?, void* out",
+        "const struct dfq_draft* draft, const struct dfq_draft_buffer* buffers, const void* x, const void* stream?, "
+        "int64_t rows, const void* fresh?, int64_t news, const float* cos, const float* sin, "
+        "const int64_t* positions, int64_t at, int64_t verified, const uint8_t* tree?, int64_t cross_at, "
+        "int64_t features, int64_t drafted, const int64_t* places?, const uint8_t* cross_tree?, void* out",
         "One pass of a draft over a few new slots: self-attention blocks, gated cross-attention to features, gated "
         "MLPs, residuals. x [rows, hidden], slots at `positions` [rows] (rows of cos and sin [.., head_dim]) -> out "
-        "[rows, hidden], after the final norm. rows and news at most 16, together with what is in the buffers "
-        "within their capacity. Self blocks: the rows' keys go to buffer rows from `at` on; a slot sees the buffer "
-        "rows below `verified`, and of those from there to at + rows the ones that tree [rows, at + rows - "
+        "[rows, hidden], after the final norm if there is one. stream [rows, hidden]: where the residual stream of "
+        "a draft with a side_norm begins (others begin at x), or what a block that joins adds; such drafts need it, "
+        "for others null. rows and news at most 16, together with what is in the "
+        "buffers within their capacity. Self blocks: the rows' keys go to buffer rows from `at` on; a slot sees the "
+        "buffer rows below `verified`, and of those from there to at + rows the ones that tree [rows, at + rows - "
         "verified] shows it (null: all). Cross blocks: fresh [news, hidden] become keys from buffer row `cross_at` "
         "on. Row 0 is the null key, always visible; rows 1 .. features are those of positions 0 .. features - 1, "
         "visible to slots of larger positions; the `drafted` ones behind them have positions `places` and are "

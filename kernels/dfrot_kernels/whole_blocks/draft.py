@@ -64,6 +64,10 @@ class DraftBlock:
     q_norm: gain [head_dim] of the norm of each query head, or None.
     k_norm: gain [head_dim] of the norm of each key head, or None.
     slopes: [heads], how much a cross-attention score loses per position of distance, or None.
+    side_norm: gain [hidden]: q, k, v of a self block read [norm(x), norm(h)] side by side, x the inputs of the call,
+        h the residual stream; None: they read norm(h).
+    feature_norm: gain [hidden] of a norm on new features before they become keys, or None.
+    joins: the residual stream gets the call's `stream` added before this block.
     """
 
     input_norm: Tensor
@@ -74,6 +78,9 @@ class DraftBlock:
     q_norm: Tensor | None = None
     k_norm: Tensor | None = None
     slopes: Tensor | None = None
+    side_norm: Tensor | None = None
+    feature_norm: Tensor | None = None
+    joins: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,8 @@ class Slots:
 class DraftPass:
     """The tables of one draft, and the tensors they point to. Raises RuntimeError without the native library."""
 
-    def __init__(self, shape: DraftShape, blocks: Sequence[DraftBlock], final_norm: Tensor) -> None:
+    def __init__(self, shape: DraftShape, blocks: Sequence[DraftBlock], final_norm: Tensor | None) -> None:
+        """final_norm: gain [hidden]; None: outputs are not normed."""
         need_library("draft")
         self.shape, self.layers = shape, len(blocks)
         self._held = Held("draft")
@@ -140,11 +148,12 @@ class DraftPass:
         self._table = table([abi.words("dfq_draft", draft)])
 
     def _block(self, block: DraftBlock) -> list[int]:
-        names = ("input_norm", "mlp_norm", "q_norm", "k_norm", "slopes")
+        names = ("input_norm", "side_norm", "mlp_norm", "q_norm", "k_norm", "slopes", "feature_norm")
         gains = {name: self._held.float32(getattr(block, name)) for name in names}
         attention_gate, mlp_gate = map(float, block.gates)
         linears = {place: self._linear(weight) for place, weight in zip(_PLACES, block.weights)}
         constants = {"attention_gate": attention_gate, "mlp_gate": mlp_gate, "cross": int(block.cross)}
+        constants["joins"] = int(block.joins)
         return abi.words("dfq_draft_block", {**gains, **constants, **linears})
 
     def _linear(self, weight: Weight | None) -> list[int]:
@@ -176,17 +185,29 @@ class DraftPass:
         ]
         return table(rows)
 
-    def run(self, x: Tensor, fresh: Tensor | None, buffers: Tensor, angles: tuple[Tensor, Tensor], s: Slots) -> Tensor:
+    def run(
+        self,
+        x: Tensor,
+        fresh: Tensor | None,
+        buffers: Tensor,
+        angles: tuple[Tensor, Tensor],
+        s: Slots,
+        stream: Tensor | None = None,
+    ) -> Tensor:
         """x [rows, hidden] and fresh [news, hidden] (None: none), at most LINES rows each; angles: cos and sin float32
-        [positions, head_dim] -> behind the final norm, of x's shape. Appends to the buffers."""
+        [positions, head_dim]; stream: of x's shape, where the residual stream of a draft with a `side_norm` begins,
+        or what a block that joins adds -> behind the final norm, of x's shape. Appends to the buffers."""
         rows, news = len(x), 0 if fresh is None else len(fresh)
         if x.dtype != self.shape.dtype or not 0 < rows <= LINES or news > LINES or x.shape[1] != self.shape.hidden:
             raise ValueError(f"draft: x is {x.dtype} {tuple(x.shape)}, fresh has {news} rows; {LINES} rows are served")
+        if stream is not None and (stream.shape != x.shape or stream.dtype != x.dtype):
+            raise ValueError(f"draft: the stream is {stream.dtype} {tuple(stream.shape)}, x {x.dtype} {tuple(x.shape)}")
+        stream = None if stream is None else stream.contiguous()
         x, fresh = x.contiguous(), None if fresh is None else fresh.contiguous()
         out = torch.empty_like(x)
         cos, sin = angles
         bindings.draft_pass(
-            draft=self._table, buffers=buffers, x=x, rows=rows, fresh=fresh, news=news, cos=cos, sin=sin,
+            draft=self._table, buffers=buffers, x=x, stream=stream, rows=rows, fresh=fresh, news=news, cos=cos, sin=sin,
             positions=s.positions, at=s.at, verified=s.verified, tree=s.tree, cross_at=s.cross_at,
             features=s.features, drafted=s.drafted, places=s.places, cross_tree=s.cross_tree, out=out,
         )  # fmt: skip

@@ -30,6 +30,10 @@ CONFIGS = {
     "no final": replace(DREAM, num_final_layers=0),
     "no distance": replace(DREAM, distance=False),
     "blind": replace(DREAM, cross=False),
+    "layers": replace(DREAM, aux_layers=(1, 2, 3)),
+    "layers, narrow": replace(DREAM, aux_layers=(1, 2, 3), target_hidden_size=48, trained_head=True),
+    "layers, blind": replace(DREAM, aux_layers=(1, 2, 3), cross=False, mid_block=1),
+    "layers, newest by attention": replace(DREAM, aux_layers=(1, 2, 3), newest=False),
     "eagle3": replace(DREAM, arch="eagle3", aux_layers=(1, 2, 3)),
 }
 N, STEPS = 20, 3

@@ -25,6 +25,7 @@ from dfrot_kernels.whole_blocks.draft import LINES, dense
 
 pytestmark = pytest.mark.skipif(not native.active(), reason="no native library")
 
+LAYERS = {"aux_layers": (1, 2, 3)}
 EVEN, ODD = (64, 96, 4, 2, 16), (72, 88, 6, 3, 12)  # hidden, MLP, heads, heads of keys, values of a head
 
 
@@ -61,13 +62,14 @@ def outputs_of(draft: DreamDraft, natively: bool) -> Tensor:
     state = DreamState(draft, 100, natively)
     assert (state.native is not None) == natively
     generator, size = torch.Generator().manual_seed(1), draft.config.hidden_size
-    e, f = (torch.randn(60, size, generator=generator).to(draft.norm.weight.dtype) for _ in range(2))
-    outputs = [state.extend(e[:20], f[:20])]  # more rows than a call takes
-    outputs += [state.extend(e[20:24], f[20:24]), state.grow(e[24:25], [-1]), state.grow(e[25:26], [0])]
-    outputs += [state.extend(e[26:27], f[26:27]), state.grow(e[30:33], [-1, -1, -1])]
+    widths = (size, draft.config.feature_size)
+    e, f = (torch.randn(60, width, generator=generator).to(draft.norm.weight.dtype) for width in widths)
+    outputs = [state.extend(e[:20], f[:19])]  # more rows than a call takes
+    outputs += [state.extend(e[20:24], f[19:23]), state.grow(e[24:25], [-1]), state.grow(e[25:26], [0])]
+    outputs += [state.extend(e[24:27], f[23:26]), state.grow(e[30:33], [-1, -1, -1])]
     outputs += [state.grow(e[33:36], [0, 0, 2]), state.grow(e[36:39], [3, 4, 5])]
-    outputs.append(state.extend(e[40:43], f[27:33], torch.tensor([26, 29, 31])))
-    outputs.append(state.extend(e[27:29], f[33:34]))
+    outputs.append(state.extend(e[40:43], f[26:31], torch.tensor([28, 29, 31])))
+    outputs.append(state.extend(e[27:29], f[31:33]))
     assert state.native_passes == (9 if natively else 0)
     return torch.cat(outputs).double()
 
@@ -83,7 +85,16 @@ def test_native_pass_equals_the_modules(sizes: tuple[int, ...], quantized: str, 
 
 
 @pytest.mark.parametrize(
-    "changes", [{"cross": False}, {"distance": False}, {"num_final_layers": 0}, {"num_final_layers": 2}]
+    "changes",
+    [
+        {"cross": False},
+        {"distance": False},
+        {"num_final_layers": 0},
+        {"num_final_layers": 2},
+        LAYERS,
+        {**LAYERS, "cross": False},
+        {**LAYERS, "newest": False},
+    ],
 )
 def test_every_variant_of_the_draft(changes: dict[str, object], isa: str) -> None:
     draft = random_draft(ODD, "", torch.float32, **changes)
@@ -92,8 +103,9 @@ def test_every_variant_of_the_draft(changes: dict[str, object], isa: str) -> Non
 
 
 @pytest.mark.parametrize("quantized", ["", "w8"])
-def test_instruction_sets_and_threads_agree_to_the_last_bit(quantized: str) -> None:
-    draft, outputs = random_draft(ODD, quantized, torch.bfloat16), []
+@pytest.mark.parametrize("changes", [{}, LAYERS])
+def test_instruction_sets_and_threads_agree_to_the_last_bit(quantized: str, changes: dict[str, object]) -> None:
+    draft, outputs = random_draft(ODD, quantized, torch.bfloat16, **changes), []
     before = native.isa()
     for isa in native.available_isas():
         native.set_isa(isa)

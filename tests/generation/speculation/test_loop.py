@@ -76,7 +76,7 @@ def test_always_right_and_always_wrong_drafts(targets: Get, kit: SimpleNamespace
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("arch", ["eagle3", "dflash"])
+@pytest.mark.parametrize("arch", ["eagle3", "dflash", "dream-layers"])
 def test_drafts_that_read_layers(targets: Get, kit: SimpleNamespace, arch: str, shape: str) -> None:
     target, draft = targets("llama-kv4", (1, 2, 3)), kit.random_draft(arch)
     for prompt in prompts(3):

@@ -17,7 +17,7 @@ LOSS_WEIGHTS = {"feature": "weight_feature", "mid": "weight_mid", "decay": "loss
 
 def data_options(function: Function) -> Function:
     """What a draft is trained on, and what decides which features it needs."""
-    return options_of(DataSettings)(options_of(DraftSettings, only=("arch", "select"))(function))
+    return options_of(DataSettings)(options_of(DraftSettings, only=("arch", "select", "reads"))(function))
 
 
 def draft_settings(common: Common, options: dict[str, Any]) -> DraftSettings:

@@ -23,7 +23,18 @@ from dfrot_cli.setting_options import options_of
 @data_options
 @path_option("--features", metavar="F", text="Train on the result of dfq draft extract.")
 @options_of(
-    DraftSettings, only=("cross", "intermediate", "block_size", "num_layers", "warm", "draft_vocab", "quantize")
+    DraftSettings,
+    only=(
+        "cross",
+        "newest",
+        "trained_head",
+        "intermediate",
+        "block_size",
+        "num_layers",
+        "warm",
+        "draft_vocab",
+        "quantize",
+    ),
 )
 @options_of(TrainSettings, only=("epochs", "hours", "batch", "lr", "ttt_steps", "roots", "weight_decay", "evaluations"))
 @options_of(LossWeights, only=tuple(LOSS_WEIGHTS), rename=LOSS_WEIGHTS)

@@ -27,12 +27,17 @@ bool valid(const dfq_draft_pass_args& s) {
   if (m.head_dim < 2 || m.head_dim > MAX_HEAD_DIM || m.head_dim % 2) return false;
   if (s.rows < 1 || s.rows > DECODE_ROWS || s.news < 0 || s.news > DECODE_ROWS) return false;
   if (s.verified < 0 || s.verified > s.at + s.rows || s.at < 0 || s.features < 0 || s.drafted < 0) return false;
+  const bool pairs = any_block(m, [](const auto& b) { return b.side_norm != nullptr; });
+  const bool joins = any_block(m, [](const auto& b) { return b.joins != 0; });
+  if ((pairs && joins) || ((pairs || joins) && !s.stream)) return false;
   for (int64_t i = 0; i < m.layers; ++i) {
     const dfq_draft_block& b = m.blocks[i];
     if (!valid(b.gate, m.mlp, m.hidden) || !valid(b.up, m.mlp, m.hidden) || !valid(b.down, m.hidden, m.mlp))
       return false;
     if (!b.q.data) continue;
-    if (!valid(b.q, q, m.hidden) || !valid(b.k, kv, m.hidden) || !valid(b.v, kv, m.hidden)) return false;
+    const int64_t read = b.side_norm ? 2 * m.hidden : m.hidden;
+    if (b.cross ? b.side_norm : b.feature_norm) return false;
+    if (!valid(b.q, q, read) || !valid(b.k, kv, read) || !valid(b.v, kv, read)) return false;
     if (!valid(b.o, m.hidden, q)) return false;
     const int64_t end = b.cross ? std::max(s.cross_at + s.news, 1 + s.features + s.drafted) : s.at + s.rows;
     if (end > s.buffers[i].capacity || (b.cross && s.cross_at < 1)) return false;

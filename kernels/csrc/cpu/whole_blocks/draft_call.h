@@ -31,9 +31,14 @@ inline Tile16Weight tiles_of(const dfq_draft_linear& l) {
           ceil_div(l.k, group)};
 }
 
+template <typename Predicate>
+bool any_block(const dfq_draft& model, Predicate predicate) {
+  return std::any_of(model.blocks, model.blocks + model.layers, predicate);
+}
+
 // What one thread keeps to itself, but for `bytes`, of float32 if not said otherwise.
 struct DraftThreadMemory {
-  float *hidden, *normed, *fresh, *input, *query, *mixed, *scores, *sums;
+  float *hidden, *normed, *second, *pair, *fresh, *normed_fresh, *input, *query, *mixed, *scores, *sums;
   char *narrow, *prepared;
 };
 
@@ -48,8 +53,11 @@ struct DraftCall : dfq_draft_pass_args {
       : dfq_draft_pass_args(args), model(*args.draft), tables(kernels()), type(int(model.dtype)) {}
 
   int64_t q_width() const { return model.heads * model.head_dim; }
+  int64_t pair_width() const {  // of [norm(x), norm(h)]; 0 in a draft that has no such block
+    return any_block(model, [](const auto& b) { return b.side_norm != nullptr; }) ? 2 * model.hidden : 0;
+  }
   int64_t kv_width() const { return model.kv_heads * model.head_dim; }
-  int64_t max_width() const { return padded(std::max({model.hidden, model.mlp, q_width()})); }
+  int64_t max_width() const { return padded(std::max({pair_width(), model.hidden, model.mlp, q_width()})); }
   int64_t max_rows() const { return std::max(rows, news); }
   int64_t visible() const {  // most buffer rows that a slot sees
     return std::max(at + rows, 1 + features + drafted);
@@ -70,8 +78,9 @@ struct DraftCall : dfq_draft_pass_args {
   }
   int64_t private_bytes() const {
     const int64_t width = padded(model.hidden), dim = padded(model.head_dim);
-    return (rows * (2 * width + max_width()) + news * width + 2 * dim + visible() + LANES) * 4 +
-           max_rows() * (max_width() * 4 + (max_width() / TILE16_DEPTH + 1) * 4) + prepared_bytes() + 11 * 64;
+    const int64_t pair = rows * padded(pair_width());
+    return (rows * (3 * width + max_width()) + pair + 2 * news * width + 2 * dim + visible() + LANES) * 4 +
+           max_rows() * (max_width() * 4 + (max_width() / TILE16_DEPTH + 1) * 4) + prepared_bytes() + 14 * 64;
   }
   void lay_out_shared(Arena arena) {
     q = arena.take<float>(rows * q_width()), gathered = arena.take<float>(rows * q_width());
@@ -83,7 +92,9 @@ struct DraftCall : dfq_draft_pass_args {
     const int64_t width = padded(model.hidden), dim = padded(model.head_dim);
     DraftThreadMemory p;
     p.hidden = arena.take<float>(rows * width), p.normed = arena.take<float>(rows * width);
-    p.fresh = arena.take<float>(news * width), p.input = arena.take<float>(rows * max_width());
+    p.second = arena.take<float>(rows * width), p.pair = arena.take<float>(rows * padded(pair_width()));
+    p.fresh = arena.take<float>(news * width), p.normed_fresh = arena.take<float>(news * width);
+    p.input = arena.take<float>(rows * max_width());
     p.query = arena.take<float>(dim), p.mixed = arena.take<float>(dim);
     p.scores = arena.take<float>(visible() + LANES);
     p.sums = arena.take<float>(max_rows() * (max_width() / TILE16_DEPTH + 1));

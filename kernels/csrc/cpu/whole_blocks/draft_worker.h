@@ -23,25 +23,32 @@ class DraftWorker {
       : s_(call), m_(call.model), p_(own), width_(padded(call.model.hidden)), index_(index), size_(size) {}
 
   void run() {
-    widen(s_.x, s_.rows, p_.hidden);
+    const bool pairs = s_.pair_width() != 0;
+    widen(pairs ? s_.stream : s_.x, s_.rows, p_.hidden);
+    if (s_.stream) widen(pairs ? s_.x : s_.stream, s_.rows, p_.second);
     widen(s_.fresh, s_.news, p_.fresh);
     for (int64_t layer = 0; layer < m_.layers; ++layer) block(m_.blocks[layer], s_.buffers[layer]);
-    rmsnorm(m_.final_norm);
+    if (m_.final_norm) norm_stream(m_.final_norm);
     if (index_) return;
+    const float* const last = m_.final_norm ? p_.normed : p_.hidden;
     for (int64_t row = 0; row < s_.rows; ++row) {
-      s_.tables.dense.store(p_.normed + row * width_, m_.hidden, s_.type, s_.out, row * m_.hidden);
+      s_.tables.dense.store(last + row * width_, m_.hidden, s_.type, s_.out, row * m_.hidden);
     }
   }
 
  private:
   void block(const dfq_draft_block& b, const dfq_draft_buffer& buffer) {
+    if (b.joins) {
+      for (int64_t i = 0; i < s_.rows * width_; ++i) p_.hidden[i] += p_.second[i];
+    }
     if (b.q.data) {
-      rmsnorm(b.input_norm);
-      multiply(b.q, prepare_input(b.q, p_.normed, s_.rows), s_.q);
+      norm_stream(b.input_norm);
+      const float* const read = b.side_norm ? pair_with_inputs(b) : p_.normed;
+      multiply(b.q, prepare_input(b.q, read, s_.rows), s_.q);
       const bool cross = b.cross != 0;
       const int64_t news = cross ? s_.news : s_.rows;
       if (news) {
-        const Input input = prepare_input(b.k, cross ? p_.fresh : p_.normed, news);
+        const Input input = prepare_input(b.k, cross ? fresh(b) : read, news);
         multiply(b.k, input, s_.k);
         multiply(b.v, input, s_.v);
       }
@@ -55,7 +62,7 @@ class DraftWorker {
       barrier();
       residual(float(b.attention_gate));
     }
-    rmsnorm(b.mlp_norm);
+    norm_stream(b.mlp_norm);
     const Input input = prepare_input(b.gate, p_.normed, s_.rows);
     multiply(b.gate, input, s_.gate);
     multiply(b.up, input, s_.up);
@@ -79,12 +86,32 @@ class DraftWorker {
     }
   }
 
-  void rmsnorm(const float* gain) {
-    for (int64_t row = 0; row < s_.rows; ++row) {
-      float* const to = p_.normed + row * width_;
-      s_.tables.block.rmsnorm(p_.hidden + row * width_, DFQ_FLOAT32, m_.hidden, gain, float(m_.eps), to);
+  void rmsnorm(const float* x, int64_t count, const float* gain, float* to) {
+    for (int64_t row = 0; row < count; ++row, x += width_, to += width_) {
+      s_.tables.block.rmsnorm(x, DFQ_FLOAT32, m_.hidden, gain, float(m_.eps), to);
       std::fill(to + m_.hidden, to + width_, 0.0f);
     }
+  }
+
+  void norm_stream(const float* gain) { rmsnorm(p_.hidden, s_.rows, gain, p_.normed); }
+
+  // the new features as a cross block reads them
+  const float* fresh(const dfq_draft_block& b) {
+    if (!b.feature_norm) return p_.fresh;
+    rmsnorm(p_.fresh, s_.news, b.feature_norm, p_.normed_fresh);
+    return p_.normed_fresh;
+  }
+
+  // [norm(x), norm(h)] of every row, from norm(h)
+  const float* pair_with_inputs(const dfq_draft_block& b) {
+    const int64_t stride = padded(2 * m_.hidden);
+    for (int64_t row = 0; row < s_.rows; ++row) {
+      float* const to = p_.pair + row * stride;
+      s_.tables.block.rmsnorm(p_.second + row * width_, DFQ_FLOAT32, m_.hidden, b.side_norm, float(m_.eps), to);
+      std::memcpy(to + m_.hidden, p_.normed + row * width_, size_t(m_.hidden) * 4);
+      std::fill(to + 2 * m_.hidden, to + stride, 0.0f);
+    }
+    return p_.pair;
   }
 
   void residual(float factor) {
