@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from dfrot.stages.draft.settings import DraftCheckSettings
+from dfrot.export.draft.settings import DraftCheckSettings
 from dfrot_cli import show
 from dfrot_cli.draft_options import trained_draft_option
 from dfrot_cli.models import model_folder
@@ -58,7 +58,7 @@ def command(
     """Write an eagle3 or dflash draft in the format of serving engines, which do not support dream drafts."""
     common.prepare()
     from dfrot.errors import InputError
-    from dfrot.stages.draft.export import export_draft
+    from dfrot.export.draft.export import export_draft
 
     if engines_given and not check:
         raise InputError(f"{engines_given[0]}: engines are named with `check` only", field="check")
@@ -86,8 +86,8 @@ def _check(
 ) -> None:
     """Run the engines, show and write the report. Raises GateError where one accepts otherwise than dfq."""
     from dfrot.errors import GateError
+    from dfrot.export.draft.check import check_draft
     from dfrot.files import write_json
-    from dfrot.stages.draft.check import check_draft
 
     require_new(out, common)
     with show.progress() as progress:
