@@ -102,8 +102,10 @@ SECTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
             "dfrot.export.serving.planning:plan_for",
             "dfrot.export.serving.command:serving_command",
             "dfrot.export.serving.check:check_engines",
+            "dfrot.export.draft.export:export_draft",
+            "dfrot.export.draft.check:check_draft",
         ),
-        ("dfrot.export.settings:ExportCheckSettings",),
+        ("dfrot.export.settings:ExportCheckSettings", "dfrot.export.draft.settings:DraftCheckSettings"),
     ),
     "Plan": (
         "Disk, memory, arithmetic and hours of stages, from config.json alone.",
@@ -121,8 +123,6 @@ SECTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
             "dfrot.stages.draft.train:train",
             "dfrot.draft.store:load_draft",
             "dfrot.stages.draft.generate:custom_generate",
-            "dfrot.stages.draft.export:export_draft",
-            "dfrot.stages.draft.check:check_draft",
         ),
         (
             "dfrot.stages.draft.settings:DraftSettings",

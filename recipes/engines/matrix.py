@@ -9,6 +9,7 @@ printed."""
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from dfrot.stages.rotate.run import rotate
 from dfrot.stages.rotate.settings import RotateSettings
 
 R4_BLOCK = 256
+WIDTH = 150  # characters of a refusal in the table
 ENGINES = Path("build/engines")
 
 
@@ -141,10 +143,16 @@ def table(reports: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, "", *(f"- *{name}*: {text}" for name, text in versions.items()), ""])
 
 
+def shortened(detail: str) -> str:
+    """An engine's last line without the modules of its exception, at most WIDTH characters."""
+    text = re.sub(r"^(\w+\.)+(?=\w)", "", detail).replace("|", "/")
+    return text if len(text) <= WIDTH else text[:WIDTH].rsplit(" ", 1)[0] + " ..."
+
+
 def cell(row: dict[str, Any]) -> str:
     """What an engine made of an export."""
     if row["verdict"] == "refused":
-        return f"**refused**: {row['detail'][:90]}"
+        return f"**refused**: {shortened(row['detail'])}"
     if row["ratio"] is None:
         return str(row["verdict"])
     kernels = [name.split(" on ")[-1] for name in row["linears"] if "Embedding" not in name]

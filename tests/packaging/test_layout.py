@@ -93,7 +93,7 @@ PACKAGES = {
     "planning": ("what stages cost, from config.json alone", "arch calib quant rotation runtime stages"),
     "export": (
         "formats of other engines",
-        "arch data evaluate inputs lineage quant rotation runtime stages vision",
+        "arch data draft evaluate generation inputs lineage quant rotation runtime stages vision",
     ),
     "race": (
         "whole models beside other engines, a process for each",

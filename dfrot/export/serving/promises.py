@@ -95,12 +95,12 @@ PROMISES: tuple[Promise, ...] = (
     Promise("vllm", V1, REFUSED, "cpu", (8,), note=NO_8_BIT, run=True),
     Promise("vllm", V1, DECLARED, "cuda"),
     Promise("vllm", V2, REFUSED, note=SYMMETRIC_GPTQ, run=True),
-    Promise("vllm", NVFP4, REFUSED, "cpu", a_bits=(FULL, 4), note=NO_FP4),
+    Promise("vllm", NVFP4, REFUSED, "cpu", a_bits=(FULL, 4), note=NO_FP4, run=True),
     Promise("vllm", NVFP4, DECLARED, "cuda"),
     Promise(
         "vllm", NVFP4, DECLARED, "cuda", a_bits=(4,), note="from Blackwell on; before, activations stay in 16 bits"
     ),
-    Promise("vllm", MXFP4, REFUSED, "cpu", a_bits=(FULL, 4), note=NO_FP4),
+    Promise("vllm", MXFP4, REFUSED, "cpu", a_bits=(FULL, 4), note=NO_FP4, run=True),
     Promise("vllm", MXFP4, DECLARED, "cuda"),
     Promise(
         "vllm", MXFP4, DECLARED, "cuda", a_bits=(4,), note="from Blackwell on; before, activations stay in 16 bits"
@@ -127,9 +127,8 @@ PROMISES: tuple[Promise, ...] = (
     # llama.cpp
     *(
         Promise("llama.cpp", storage, DECLARED, note="rounds activations to 8-bit blocks while it multiplies", run=True)
-        for storage in ("Q4_0", "Q4_1", "Q5_0", "Q8_0")
+        for storage in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
     ),
-    Promise("llama.cpp", "Q5_1", DECLARED, note="rounds activations to 8-bit blocks while it multiplies"),
     Promise("llama.cpp", "dense", DECLARED, run=True),
 )
 PREFERENCES: dict[str, tuple[str, ...]] = {

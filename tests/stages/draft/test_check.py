@@ -12,9 +12,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dfrot.errors import InputError
+from dfrot.export.draft.check import check_draft
+from dfrot.export.draft.settings import DraftCheckSettings
 from dfrot.export.serving import environments
-from dfrot.stages.draft.check import check_draft
-from dfrot.stages.draft.settings import DraftCheckSettings
 
 FAKE = Path(__file__).parents[2] / "export" / "serving" / "fake_driver.py"
 COUNT, LENGTH = 2, 24
@@ -53,7 +53,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, settings: DraftCheckSettings, tmp_pa
         fake = replace(
             environments.DRAFT_ENGINES["llama.cpp"], script=str(FAKE), variables={"FAKE": str(tmp_path / "answer.json")}
         )
-        monkeypatch.setattr("dfrot.stages.draft.check.DRAFT_ENGINES", {"llama.cpp": fake})
+        monkeypatch.setattr("dfrot.export.draft.check.DRAFT_ENGINES", {"llama.cpp": fake})
         binaries = settings.engines / "xllamacpp" / "bin"
         binaries.mkdir(parents=True, exist_ok=True)
         (binaries / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')

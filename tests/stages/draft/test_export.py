@@ -14,7 +14,7 @@ from dfrot.checkpoint import Checkpoint
 from dfrot.draft.models.base import Draft
 from dfrot.draft.store import save_draft
 from dfrot.errors import UnsupportedError
-from dfrot.stages.draft.export import export_draft
+from dfrot.export.draft.export import export_draft
 from dfrot.vision.fingerprint import checkpoint_fingerprint
 
 

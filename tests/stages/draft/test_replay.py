@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from dfrot.export.draft.replay import replay
 from dfrot.generation.output import StopCriteria
 from dfrot.generation.plain import plain
 from dfrot.generation.sampling import Sampling
 from dfrot.generation.speculation.loop import speculative
 from dfrot.generation.speculation.tree import TreeShape
 from dfrot.generation.target import Target
-from dfrot.stages.draft.replay import replay
 
 PROMPT = torch.randint(1, 96, (14,), generator=torch.Generator().manual_seed(9)).tolist()
 LENGTH, DEPTH = 40, 3

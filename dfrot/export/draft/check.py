@@ -12,6 +12,9 @@ from dfrot.data.tokenizer import load_tokenizer
 from dfrot.draft.models.base import Draft
 from dfrot.draft.store import load_draft
 from dfrot.errors import DfqError, InputError
+from dfrot.export.draft.export import export_draft
+from dfrot.export.draft.replay import replay
+from dfrot.export.draft.settings import DraftCheckSettings
 from dfrot.export.run import export
 from dfrot.export.serving.drafts import TARGETS_FORMAT, DraftRequest, DraftRun, run_draft, versions_of
 from dfrot.export.serving.environments import DRAFT_ENGINES, EngineEnvironment, find_environments
@@ -22,10 +25,7 @@ from dfrot.generation.speculation.loop import speculative
 from dfrot.generation.speculation.tree import TreeShape
 from dfrot.generation.target import Target
 from dfrot.progress import Progress, silent
-from dfrot.stages.draft.export import export_draft
 from dfrot.stages.draft.prompts import load_prompts
-from dfrot.stages.draft.replay import replay
-from dfrot.stages.draft.settings import DraftCheckSettings
 
 TOLERANCE = 0.02
 """Relative difference of acceptance lengths, on the engine's text, up to which an engine accepts what dfq does."""

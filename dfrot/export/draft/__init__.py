@@ -1,0 +1,1 @@
+"""Drafts in the formats of serving engines, and what engines make of them."""
