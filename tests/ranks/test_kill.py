@@ -21,6 +21,14 @@ STAGES = {
     "calibrate": ("--samples", "20", "--seqlen", "32"),
     "quantize": (),
 }
+SIGN = """
+import pathlib
+import dfrot.stages.evaluate.perplexity as stage
+def begin(*given, evaluate=stage.evaluate):
+    pathlib.Path({file!r}).touch()
+    return evaluate(*given)
+stage.evaluate = begin
+"""  # the ranks have met, and an evaluation begins
 pytestmark = pytest.mark.slow  # a dozen runs of up to three processes each
 
 
@@ -102,7 +110,9 @@ def test_an_evaluation_whose_rank_was_killed_is_made_again(
     (one,) = run(1, *command)
     generator = random.Random(0)
     for size in (2, 3):
-        killed(start(size, *command), generator.randrange(size), lambda: True, generator.uniform(2, 8))
+        begun = tmp_path / f"begun{size}"
+        running = start(size, *command, code=SIGN.format(file=str(begun)))
+        killed(running, generator.randrange(size), begun.exists, generator.uniform(0, 1))
         again = run(size + 1, *command)
         results = [json.loads(ended.out)["results"][0]["window_nll"] for ended in (one, again[0])]
         assert results[0] == results[1]
