@@ -46,5 +46,7 @@ class HessianSum:
     def value(self) -> Tensor:
         """float32 [K, K], exactly symmetric; zeros when nothing was added."""
         assert self.total is not None
-        upper = (self.total * (2 / max(self.count, 1))).float()
+        upper = torch.empty(self.total.shape)
+        for rows, mean in zip(torch.split(self.total, MIN_STEP), torch.split(upper, MIN_STEP)):
+            mean.copy_(rows * (2 / max(self.count, 1)))
         return upper.triu_().add_(upper.triu(1).T)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from dfrot.arch import BoundArch, Tap
@@ -11,11 +13,12 @@ from dfrot.calib.taps import samples_per_chunk
 from dfrot.checkpoint import Checkpoint
 from dfrot.planning.blocks import BlockShapes
 from dfrot.planning.calibrate import TRIANGLE
-from dfrot.planning.work import StageCost
+from dfrot.planning.work import FACTOR, StageCost
 from dfrot.processor import fast_bfloat16
 from dfrot.quant import algorithm
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.key_shift import refuses_key_shift
+from dfrot.quant.quantized_rows import row_slices
 from dfrot.quant.scheme import FULL, INTEGERS
 from dfrot.runtime.transformers_model import TOKENS
 from dfrot.stages.calibrate.settings import CalibrateSettings
@@ -58,10 +61,18 @@ def quantize_cost(
         _propagation(cost, shapes, config, settings, calibration)
     elif rounds:
         shapes.load_all(cost)
-    experts = arch.n_experts or 1 if propagates else arch.n_layers
-    with cost.shared(experts):  # one rank rounds what an input feeds; without propagation ranks have whole blocks
-        for tap in quantized_taps(arch, config, 0) if rounds else []:
-            _rounding(cost, shapes, tap, settings, hessians)
+    taps = quantized_taps(arch, config, 0) if rounds else []
+    if propagates and not arch.n_experts:
+        for tap in taps:
+            _factor(cost, shapes, tap, settings)
+            with _shared_rows(cost, shapes, tap):
+                _rounding(cost, shapes, tap, settings, hessians)
+    else:
+        with cost.shared(arch.n_experts if propagates else arch.n_layers):  # an input, or a whole block, has one rank
+            for tap in taps:
+                if hessians:
+                    _factor(cost, shapes, tap, settings)
+                _rounding(cost, shapes, tap, settings, hessians)
     copied = shapes.embed * (1 if arch.tied else 2)
     cost.add(read=copied * shapes.source_itemsize)
     if settings.tuned:
@@ -92,7 +103,7 @@ def _propagation(
     attention = shapes.attention_flops(seqlen)
     moment = 4.0 * (TRIANGLE + (1.0 if exact else 0.0))  # bytes of a chunk's products per K^2
     collected = layers * sum(moment * shapes.width(tap) ** 2 for tap in taps)
-    sent = layers * float(sum(shapes.tap_weights(tap) for tap in taps))  # integers, a byte each
+    sent = layers * float(sum(shapes.tap_weights(tap) for tap in taps if tap.expert is not None))  # a byte each
     with cost.shared(chunks, collected=collected, sent=sent, exchanges=2.0 * layers * len(separate)):
         cost.work[half] += exact * layers * tokens * flops  # type: ignore[assignment]
         cost.add(attention=exact * layers * tokens * attention, elements=exact * layers * tokens * shapes.values)
@@ -111,9 +122,13 @@ def _propagation(
     widest = max((shapes.width(tap) for tap in taps), default=0)
     tallest = max((shapes.tap_weights(tap) for tap in taps), default=0)
     waiting = waiting_bytes(arch, tokens) if together and chunks > 1 else shapes.token_memory(chunk * seqlen)
-    moments = (16 if exact else 8) * widest**2
-    cost.parts["moments"] = 2 * shapes.block_memory() + waiting + moments + shapes.token_memory(chunk * seqlen) // 2
-    cost.parts["rounding"] = 2 * shapes.block_memory() + waiting + moments + 24 * widest**2 + 8 * tallest
+    cost.parts["moments"] = (
+        2 * shapes.block_memory()
+        + waiting
+        + (16 if exact else 8) * widest**2
+        + max(8 * widest**2, shapes.token_memory(chunk * seqlen) // 2)
+    )
+    cost.parts["rounding"] = 2 * shapes.block_memory() + waiting + 28 * widest**2 + 8 * tallest
 
 
 def _simulated(
@@ -144,18 +159,33 @@ def _simulated(
 
 
 def _rounding(cost: StageCost, shapes: BlockShapes, tap: Tap, settings: QuantizeSettings, hessians: bool) -> None:
-    """GPTQ, or rounding to nearest, of the linears of one tap in all layers."""
+    """The rows of one tap in all layers: by GPTQ, whose factor is counted elsewhere, or rounded to nearest."""
     layers, width, weights = shapes.arch.n_layers, shapes.width(tap), float(shapes.tap_weights(tap))
-    rows = weights / width
     if settings.mse_clip:
         cost.add(search=layers * weights)
     cost.add(elements=layers * 4.0 * weights)
     if not hessians:
         return
-    cost.add(factor64=layers * (4.0 / 3.0) * width**3, columns=layers * weights)
+    cost.add(columns=layers * weights)
     cost.add(products32=layers * weights * width * 5.0)  # updates once, output errors twice
+
+
+@contextmanager
+def _shared_rows(cost: StageCost, shapes: BlockShapes, tap: Tap) -> Iterator[None]:
+    """Let ranks share the rows of a tap: all get Hessian, factor and rows in float32, and everybody's results."""
+    layers, width, weights = shapes.arch.n_layers, shapes.width(tap), shapes.tap_weights(tap)
+    tiles = len(row_slices(weights // width, width))
+    sent = layers * (8.0 * width**2 + 5.0 * weights)
+    with cost.shared(tiles, sent=sent, exchanges=2.0 * layers, passed_on=True):
+        yield
+
+
+def _factor(cost: StageCost, shapes: BlockShapes, tap: Tap, settings: QuantizeSettings) -> None:
+    """The factor of one tap's Hessian and the compensation of its weights, in all layers."""
+    layers, width, weights = shapes.arch.n_layers, shapes.width(tap), float(shapes.tap_weights(tap))
+    cost.add(factor64=layers * FACTOR * width**3)
     if settings.compensation:
-        solved = min(rows, float(width))
+        solved = min(weights / width, float(width))
         cost.add(
             factor64=layers * (width**3 / 3.0 + 2.0 * solved * width**2), products32=layers * 2.0 * weights * width
         )

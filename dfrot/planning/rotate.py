@@ -8,6 +8,7 @@ from dfrot.arch import BoundArch, Space, untie_config
 from dfrot.checkpoint import Checkpoint
 from dfrot.planning.blocks import BlockShapes
 from dfrot.planning.work import StageCost
+from dfrot.rotation.align import ROUNDS as ALIGN_ROUNDS
 from dfrot.rotation.fuse import CHUNK
 from dfrot.rotation.refinement.output_error import EVERY, HELD_OUT, HELD_OUT_ROWS, ROWS, SKETCH, TAPS
 from dfrot.rotation.transforms import Transforms
@@ -65,10 +66,14 @@ def _refinement(cost: StageCost, shapes: BlockShapes, plan: RotatePlan) -> None:
     shapes.run_blocks(cost, settings.seqlen, settings.seqlen, plain=True)
     rows = min(settings.seqlen * norms, collect_rows.ROW_BYTES // (4 * d))
     cost.parts["rows"] = 4 * rows * d + shapes.block_memory() + shapes.token_memory(settings.seqlen)
-    cost.add(factor64=EIGENVALUES * d**3 + 30 * d**3, products64=4.0 * norms * d * d)
+    if settings.align:
+        turn = 16.0 * norms**2 * d  # QR of a matrix d x 2 norms, and as much for products
+        cost.add(factor64=ALIGN_ROUNDS * (turn + EIGENVALUES * (2.0 * norms) ** 3), products64=ALIGN_ROUNDS * turn)
+        cost.add(products64=12.0 * norms * d * d)
     if not settings.refines_outputs:
         if settings.method == "dfrot":
             rounds = 2.0 * settings.rounds
+            cost.add(factor64=(EIGENVALUES + 30) * d**3)
             with cost.shared(8 * rounds, sent=rounds * rows * d * 2.0, exchanges=rounds):  # eight tiles of a round
                 cost.add(plain32=rounds * 6.0 * rows * d * d, elements=rounds * 10.0 * rows * d)
         return

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from dfrot.checkpoint import read_header, read_tensor
-from dfrot.planning.work import FIXED
+from dfrot.planning.work import FACTOR, FIXED
 from dfrot.processor import fast_bfloat16, onednn_products
 from dfrot.quant.activations import TokenCodes
 from dfrot.quant.clip import search
@@ -58,7 +58,7 @@ def measure_rates(hidden: int = 1024) -> dict[str, float]:
     options, scheme = AlgorithmOptions(), QuantScheme()
     factored = factor(hessian, options)
     assert not isinstance(factored, str)
-    rates["factor64"] = _rate(lambda: factor(hessian, options), (4.0 / 3.0) * width**3)
+    rates["factor64"] = _rate(lambda: factor(hessian, options), FACTOR * width**3)
     tall = torch.randn(ROWS, width, generator=generator)
     grid = fit(tall, scheme.w_bits, scheme.w_sym)
     updates = ROWS * width**2 / rates["products32"]

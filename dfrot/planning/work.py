@@ -48,6 +48,8 @@ KINDS: dict[str, WorkKind] = {
     "start": WorkKind("starts", "imports and tokenizer"),
     "text": WorkKind("characters", "text that is tokenized"),
 }
+FACTOR = 2.0 / 3.0
+"""FLOPs per K^3 of GPTQ's factor: a Cholesky factor and the inverse of a triangle."""
 FLOPS = ("products64", "products32", "plain32", "attention", "plain_attention", "products16", "integers", "factor64")
 START_SECONDS = 6.5
 """Of a command: imports, and reading the tokenizer."""

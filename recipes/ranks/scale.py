@@ -1,8 +1,9 @@
 """What more ranks would bring: a model of one block's time, from costs that were measured on one core.
 
-A block takes: the chunks of the busiest rank, one after the other; what is done once per block whoever owns it (GPTQ);
-and bytes over the network. Bytes: every chunk's products go to the rank that owns the tap, and that rank sends the
-integers to all others. A message waits for the busiest wire, the owner's. Start-up, the head and files are left out.
+A block takes: the chunks of the busiest rank, one after the other; what the owner of a tap does while the others wait
+(compensation, GPTQ's factor); the rows of the rank that rounds most tiles of them; and bytes over the network. Bytes:
+every chunk's products go to the rank that owns the tap, that rank sends Hessian, factor and rows to all others, and the
+integers go to everybody. A message waits for the busiest wire, the owner's. Start-up, the head and files are left out.
 
     python recipes/ranks/scale.py
 """
@@ -12,6 +13,8 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import dataclass
+
+from dfrot.quant.quantized_rows import row_slices
 
 RANKS = (1, 2, 8, 64)
 # SmolLM2-135M, (rows of the weights, columns K) of the taps of a block
@@ -29,16 +32,18 @@ class Stage:
     """Per chunk of 4096 tokens."""
     serial_seconds: float
     """Once."""
+    rows_seconds: float
+    """Of all rows together, which ranks share in tiles."""
     product_bytes: float
     """Per K^2 of a tap and chunk."""
     sends_weights: bool
-    """Whether the owner of a tap sends its integers to the others."""
+    """Whether the owner of a tap sends what the others need to round its rows."""
 
 
-# measured: one thread on an AMD EPYC (Zen 4), torch 2.13, 4 chunks of 8 windows of 512 tokens (docs/guides/ranks.md)
+# measured: one thread on an AMD EPYC (Zen 5), torch 2.13, 16 chunks of 4 windows of 1024 tokens (docs/guides/ranks.md)
 STAGES = (
-    Stage("calibrate", 0.40, 0.0, HESSIAN, False),
-    Stage("quantize", 0.82, 1.19, HESSIAN + ERROR, True),
+    Stage("calibrate", 0.32, 0.0, 0.0, HESSIAN, False),
+    Stage("quantize", 0.71, 0.43, 1.0, HESSIAN + ERROR, True),
 )
 
 
@@ -46,9 +51,19 @@ def seconds(stage: Stage, ranks: int, chunks: int, bandwidth: float, latency: fl
     """Time of one block. bandwidth: bytes per second of one rank's wire. latency: seconds per exchange."""
     rounds = math.ceil(chunks / ranks)
     arriving = chunks * (ranks - 1) / ranks * stage.product_bytes * sum(k * k for _, k in TAPS)
-    leaving = (ranks - 1) * sum(n * k for n, k in TAPS) if stage.sends_weights else 0
+    leaving = (ranks - 1) * sum(8 * k * k + 5 * n * k for n, k in TAPS) if stage.sends_weights else 0
     waiting = latency * len(TAPS) * (rounds + 1) if ranks > 1 else 0.0
-    return rounds * stage.chunk_seconds + stage.serial_seconds + (arriving + leaving) / bandwidth + waiting
+    computing = rounds * stage.chunk_seconds + stage.serial_seconds + busiest_rows(ranks) * stage.rows_seconds
+    return computing + (arriving + leaving) / bandwidth + waiting
+
+
+def busiest_rows(ranks: int) -> float:
+    """The share of all weights that the rank with most tiles rounds."""
+    share = 0.0
+    for rows, columns in TAPS:
+        tiles = len(row_slices(rows, columns))
+        share += rows * columns * math.ceil(tiles / ranks) / tiles
+    return share / sum(rows * columns for rows, columns in TAPS)
 
 
 def main() -> None:

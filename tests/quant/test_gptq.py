@@ -10,7 +10,9 @@ from torch import Tensor
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.quant import ALGORITHMS, algorithm, gptq, rtn
 from dfrot.quant.grid import Grid
+from dfrot.quant.hessian_error import TILE
 from dfrot.quant.options import AlgorithmOptions
+from dfrot.quant.quantized_rows import row_slices
 from dfrot.quant.scheme import QuantScheme
 
 W4 = QuantScheme(w_bits=4)
@@ -193,3 +195,34 @@ def test_codes_survive_packing(scheme: str, k: int) -> None:
     packed = result.packed()
     assert torch.equal(packed.codes(), result.codes)
     assert torch.equal(packed.dequantize(torch.float32), result.dequantize())
+
+
+def test_tiles_of_rows_cover_a_weight() -> None:
+    for rows, columns in ((1, 8), (255, 8), (512, 8), (576, 1536), (960, 576), (4096, 14336), (49152, 576)):
+        tiles = row_slices(rows, columns)
+        assert [tile.start for tile in tiles] == [0, *(tile.stop for tile in tiles[:-1])]
+        assert tiles[-1].stop == rows
+        assert len(tiles) >= min(2, rows // 256)
+        assert all((tile.stop - tile.start) * columns <= TILE for tile in tiles)
+
+
+@pytest.mark.parametrize("scheme", ["w4a16", "w4a16-g32", "nvfp4"])
+def test_tiles_make_the_codes_of_the_whole_weight(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, hessian = problem(300, 64)
+    parsed, results = QuantScheme.parse(scheme), []
+    for slices in ([slice(0, 300)], [slice(0, 96), slice(96, 192), slice(192, 300)]):
+        monkeypatch.setattr(gptq, "row_slices", lambda rows, columns, slices=slices: slices)
+        results.append(gptq.quantize(weight, hessian, parsed))
+    whole, tiled = results
+    assert (whole.codes == tiled.codes).float().mean() > 0.999
+    for name, value in whole.grid.tensors(whole.codes).items():
+        if "scale" in name:
+            assert torch.equal(value.view(torch.uint8), tiled.grid.tensors(tiled.codes)[name].view(torch.uint8))
+    assert whole.stats["output_error"] == pytest.approx(tiled.stats["output_error"], rel=1e-3)
+
+
+def test_the_inverse_in_place_is_the_inverse() -> None:
+    lower = torch.randn(1100, 1100, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).tril_() / 33
+    lower.diagonal().add_(2.0)
+    expected = torch.linalg.solve_triangular(lower, torch.eye(1100, dtype=torch.float64), upper=False)
+    assert torch.allclose(gptq._inverted(lower.clone()), expected, rtol=1e-10, atol=1e-12)

@@ -21,10 +21,12 @@ def test_gptq_on_fully_compensated_weights_is_qronos(monkeypatch: pytest.MonkeyP
     exact = torch.randn(300, 20) @ torch.randn(20, 20)
     quantized = exact + 0.5 * torch.randn(300, 20)
     weight = torch.randn(16, 20)
-    moments = SharedMoments(SINGLE, {"tap": 0})
+    moments = SharedMoments(SINGLE, {"tap": 0}, [20])
     moments.add("tap", TapInput(quantized, None), TapInput(exact, None))
     hessian = 2 / 300 * quantized.T @ quantized
-    (full,) = moments.moments["tap"].compensated([weight], hessian, 1.0)
+    found = moments.take("tap")
+    assert found is not None
+    (full,) = found.compensated([weight], hessian, 1.0)
     options = AlgorithmOptions(mse_clip=False, damping=1e-9, guard=False)
     grid = rtn.grid_for(full, QuantScheme(w_bits=4), options)
     factor = gptq.factor(hessian, options)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
-from dfrot.ranks.single import SINGLE, Mail, Ranks, in_order
+from collections.abc import Mapping
+from typing import Any
+
+from dfrot.ranks.single import SINGLE, Mail, Ranks, in_order, rounds_together
 
 
 class OneOf(Ranks):
@@ -43,3 +46,31 @@ def test_a_single_rank_gets_its_own_mail_at_once() -> None:
     assert SINGLE.everyones(SINGLE.own([1, 2, 3])) == [1, 2, 3]
     assert SINGLE.mean(4, float) == 1.5
     assert SINGLE.peak_bytes()[0] > 1 << 20
+
+
+class Echo(Ranks):
+    """The first of two ranks, whose other one sends what it is given here. sent: by exchange."""
+
+    def __init__(self, others: list[Any]) -> None:
+        self.rank, self.size = 0, 2
+        self.others, self.sent = others, []  # type: list[Any], list[Any]
+
+    def exchange(self, outgoing: Mapping[int, Any]) -> list[Any]:
+        self.sent.append(outgoing)
+        return [outgoing[0], self.others.pop(0)]
+
+
+def test_rounds_that_travel_together_arrive_in_the_order_of_the_units() -> None:
+    received: list[str] = []
+    ranks = Echo([[["b0"], ["b1"]], [[]]])
+    mail = Mail(ranks, received.append, 2)
+    for number in range(3):
+        mail.send(0, f"a{number}")
+        mail.deliver()
+        assert len(ranks.sent) == (number + 1) // 2
+    mail.finish()
+    mail.finish()
+    assert received == ["a0", "b0", "a1", "b1", "a2"]
+    assert len(ranks.sent) == 2
+    assert rounds_together(1 << 40) == 1
+    assert rounds_together(100 << 20) == 2

@@ -66,16 +66,18 @@ class TapMoments:
         self.error = product.double() if self.error is None else self.error.add_(product)
 
     def compensated(self, weights: Sequence[Tensor], hessian: Tensor, strength: float) -> list[Tensor]:
-        """The weights float32 [N, K] that are rounded in place of `weights`; hessian: float32 [K, K]."""
-        damped = hessian.double()
+        """The weights float32 [N, K] that are rounded in place of `weights`; hessian: float32 [K, K]. The error's
+        products are used up."""
+        damped = hessian.double().mT  # symmetric: by columns, as LAPACK takes it
         mean = float(damped.diagonal().mean())
         if self.error is None or mean <= 0:
             return list(weights)  # both models feed the same here, or nothing
         damped.diagonal().add_(DAMPING * mean)
-        lower, info = torch.linalg.cholesky_ex(damped)
+        info = torch.empty((), dtype=torch.int32)
+        lower, _ = torch.linalg.cholesky_ex(damped, out=(damped, info))  # at 14336 columns each of these has 1.6 GB
         if int(info) != 0:
             return list(weights)  # NaN or Inf, which the algorithm reports
-        missing = self.error.mul(2 * strength / self.hessian.count)
+        missing, self.error = self.error.mul_(2 * strength / self.hessian.count), None
         # (H + damping) is symmetric: missing (H + damping)^-1 is the transpose of a solution
         if sum(map(len, weights)) < len(damped):
             return [w + torch.cholesky_solve((w @ missing.float()).double().T, lower).T.float() for w in weights]

@@ -262,9 +262,7 @@ class _BlockQuantization:
     def _quantized_together(self, tap: Tap, moments: SharedMoments) -> list[Quantized]:
         """The results for the linears of a tap that no expert has: the rank that has its moments prepares the work, all
         share its rows."""
-        weights, hessian = self._weights(tap), None
-        if (found := moments.take(tap.name)) is not None:
-            weights, hessian = self._prepared(weights, found)
+        weights, hessian = self._prepared(self._weights(tap), moments.take(tap.name))
         return self.quantize(weights, hessian, None, self.ranks, self.owners[tap.name])
 
     def _quantized(self, tap: Tap, moments: TapMoments) -> list[Quantized]:
@@ -279,9 +277,13 @@ class _BlockQuantization:
     def _weights(self, tap: Tap) -> list[Tensor]:
         return [inner_linear(self.block, linear.name).weight.data for linear in tap.linears]
 
-    def _prepared(self, weights: list[Tensor], moments: TapMoments) -> tuple[list[Tensor], Tensor]:
-        """The weights that are rounded in place of these, and their Hessian."""
+    def _prepared(self, weights: list[Tensor], moments: TapMoments | None) -> tuple[list[Tensor], Tensor | None]:
+        """The weights that are rounded in place of these, and their Hessian; as they are, without one, on ranks that do
+        not have the moments. These are used up."""
+        if moments is None:
+            return weights, None
         hessian = moments.hessian.value()
+        moments.hessian.total = None
         if self.exact is not None:
             weights = moments.compensated(weights, hessian, self.exact.strength)
         return weights, hessian

@@ -12,11 +12,13 @@ from dfrot.stages.quantize.compensate import SharedMoments, TapInput, TapMoments
 
 
 def moments(exact: Tensor | None, quantized: Tensor) -> TapMoments:
-    total = SharedMoments(SINGLE, {"tap": 0})
+    total = SharedMoments(SINGLE, {"tap": 0}, [quantized.shape[1]])
     for begin in range(0, len(quantized), 100):
         part = None if exact is None else TapInput(exact[begin : begin + 100], None)
         total.add("tap", TapInput(quantized[begin : begin + 100], None), part)
-    return total.moments["tap"]
+    found = total.take("tap")
+    assert found is not None
+    return found
 
 
 @pytest.mark.parametrize("rows", [8, 40])  # fewer and more than columns: solved from the other side
