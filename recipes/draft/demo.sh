@@ -10,7 +10,7 @@ mkdir -p "$out"
 if [ "$model" = reference ]; then
   train="--samples 192 --seqlen 192 --held-out 8 --epochs 2 --evaluations 4"
 else # a real vocabulary wants a head of few rows, and more text: some ten minutes on two cores for 135 M
-  train="--samples 768 --seqlen 256 --held-out 16 --epochs 1 --evaluations 4 --regenerate --draft-vocab 8192"
+  train="--samples 768 --seqlen 256 --held-out 16 --epochs 1 --evaluations 4 --regenerate --draft-vocab auto"
 fi
 [ -d "$out/rotated" ] || "$dfq" rotate --model "$model" --dataset stdlib --method hadamard --out "$out/rotated"
 [ -d "$out/calibration" ] || "$dfq" calibrate --model "$out/rotated" --dataset stdlib --samples 16 --seqlen 512 \

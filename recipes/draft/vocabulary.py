@@ -22,9 +22,10 @@ from torch import Tensor
 
 from dfrot.bench.plotting import DPI, new_figure
 from dfrot.draft.load import load_draft_in
-from dfrot.draft.models.base import Draft
+from dfrot.draft.models.base import Draft, Head
 from dfrot.draft.models.build import build
 from dfrot.draft.models.eagle3 import Eagle3Draft
+from dfrot.draft.proposal_head import trimmed_head
 from dfrot.draft.quantize import quantize_draft
 from dfrot.draft.training.draft_vocabulary import choose_vocabulary
 from dfrot.draft.training.settings import TrainSettings
@@ -88,6 +89,11 @@ def milliseconds(probes: dict[int, LatencyProbe], repeats: int) -> tuple[dict[in
     return draft, target
 
 
+def rows_of(head: Head) -> Head:
+    """A head that takes rows [k, d], for features [..., d]."""
+    return lambda x: head(x.flatten(0, -2).to(torch.bfloat16)).unflatten(0, x.shape[:-1])
+
+
 def lengths(agreement: list[float]) -> dict[int, float]:
     """The acceptance length of every chain of `CHAINS` that these agreements promise; the last one goes on."""
     product, total, out = 1.0, 1.0, {}
@@ -110,8 +116,8 @@ class Measured:
         probes = {n: probe_of(target, untrained(draft, ids)) for n, ids in self.ids.items()}
         self.draft_ms, self.target_ms = milliseconds(probes, repeats)
 
-    def result(self) -> dict[str, Any]:
-        """Everything, JSON."""
+    def result(self, rounded_head: bool) -> dict[str, Any]:
+        """Everything, JSON. rounded_head: compute logits as a 4-bit draft does in decoding."""
         held_out, step = self.source.corpus("held_out"), self.target_ms["step"]
         said, rows = held_out.tokens[held_out.mask], []
         for n, ids in self.ids.items():
@@ -120,7 +126,8 @@ class Measured:
             draft = trimmed(load_draft_in(self.folder, "float32"), ids)
             if draft is not None:
                 tools = (self.target.embed, self.target.head, TrainSettings(), Path())
-                losses = Trainer(draft, self.source, *tools).measure()
+                own_head = rows_of(trimmed_head(self.target, draft, ids)) if rounded_head and ids is not None else None
+                losses = Trainer(draft, self.source, *tools, own_head=own_head).measure()
                 tau = lengths(losses.agreement)
                 cost = {k: (self.target_ms[f"verify {k}"] + self.draft_ms[n][k]) / step for k in CHAINS}
                 speed = {k: tau[k] / cost[k] for k in CHAINS}
@@ -186,6 +193,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounded-head", action="store_true", help="dream: read the head's rows in 4 bits, too")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--figure", type=Path)
     arguments = parser.parse_args()
@@ -197,7 +205,7 @@ def main() -> None:
         drafts.append(Measured(folder, target, features, arguments.sizes, arguments.repeats))
     print("times are measured", flush=True)
     for draft in drafts:
-        results.append(draft.result())
+        results.append(draft.result(arguments.rounded_head))
         print(table(results[-1]), flush=True)
         if arguments.out:
             arguments.out.write_text(json.dumps(results, indent=2) + "\n")
