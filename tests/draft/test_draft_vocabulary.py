@@ -87,6 +87,9 @@ def test_sizes_are_checked() -> None:
     for bad_setting in (1, 0, "many"):
         with pytest.raises(InputError, match="draft_vocab"):
             DraftSettings(draft_vocab=bad_setting)  # type: ignore[arg-type]
+    for alien in ({"reads": "layers"}, {"trained_head": True}):
+        with pytest.raises(InputError, match="belongs to `arch` dream"):
+            DraftSettings(arch="eagle3", **alien)  # type: ignore[arg-type]
     for size in (-1, 96, 97):
         with pytest.raises(InputError, match="draft_vocab_size"):
             replace(build_config(), draft_vocab_size=size)

@@ -89,8 +89,8 @@ class StoredFeatures:
             )
         if aux_layers and tuple(self.index["aux_layers"]) != aux_layers:
             raise MismatchError(
-                f"{self.folder}: holds no outputs of layers {list(aux_layers)}; extract with `arch` eagle3",
-                field="arch",
+                f"{self.folder}: holds no outputs of layers {list(aux_layers)}; extract with `reads` layers",
+                field="reads",
             )
 
 
