@@ -19,6 +19,7 @@ from dfrot.ranks.settings import RankSettings
 from dfrot_cli import show
 from dfrot_cli.devices import devices_of, require_devices
 from dfrot_cli.flags import COMMAND, with_flags
+from dfrot_cli.launcher_environment import place_on_machine, world_size
 from dfrot_cli.own_processes import start_processes
 from dfrot_cli.setting_options import options_of
 
@@ -44,7 +45,7 @@ def ranked(function: Function) -> Function:
             if wanted > 1 and world_size() == 1:
                 start_processes(wanted)
             processes = 1
-        own = replace(common, device=devices[_place_on_machine() % len(devices)])
+        own = replace(common, device=devices[place_on_machine() % len(devices)])
         with joined(rank_timeout) as ranks:
             return function(ranks=ranks, common=own, processes=processes, **values)
 
@@ -70,22 +71,10 @@ def _processes(given: int, devices: list[str]) -> int:
     return wanted
 
 
-def _place_on_machine() -> int:
-    """The number of this process on its machine."""
-    local = os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))
-    return int(local) if local.isdigit() else 0
-
-
 def shares_ranks(function: Function) -> Function:
     """For a command that makes use of a launcher's processes in its own way. Stands below `common`."""
     function.shares_ranks = True  # type: ignore[attr-defined]
     return function
-
-
-def world_size() -> int:
-    """The number of processes that the launcher started; 1 without a launcher."""
-    size = os.environ.get("WORLD_SIZE", "1")
-    return int(size) if size.isdigit() else 1
 
 
 def _meeting() -> tuple[int, int, str, int]:

@@ -14,6 +14,7 @@ from dfrot.settings import same_as, seed_setting, setting
 from dfrot.stages.evaluate.settings import PerplexitySettings
 from dfrot_cli.devices import AUTO, devices_of, every_device, require_devices
 from dfrot_cli.flags import COMMAND
+from dfrot_cli.launcher_environment import world_size
 from dfrot_cli.setting_options import help_of, options_of
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -90,7 +91,6 @@ def common(function: Function) -> Function:
 def _refuse_ranks(name: str) -> None:
     """Raise UnsupportedError where a launcher started several processes of a command that works in a single one."""
     from dfrot.errors import UnsupportedError
-    from dfrot_cli.launch import world_size
 
     if (size := world_size()) > 1:
         raise UnsupportedError(f"WORLD_SIZE is {size}, but {name} works in a single process; start it without torchrun")

@@ -72,7 +72,7 @@ PACKAGES = {
     "rotation": ("Hadamard matrices, fusing, refinement of R1", "arch ranks"),
     "inputs": ("quantized models of other tools, read as 16-bit checkpoints", "arch data"),
     "ranks": ("processes that share a stage", ""),
-    "quant": ("schemes, grids, algorithms, quantized linears", "arch compat rotation"),
+    "quant": ("schemes, grids, algorithms, quantized linears", "arch compat ranks rotation"),
     "hub": ("from the name of a model to its folder", "hub_download inputs quant reference"),
     "hub_download": ("fetching a model from the hub", ""),
     "lineage": ("where a checkpoint comes from", "rotation"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dfrot.draft.models.config import READ_LAYERS
 from dfrot.draft.training.settings import TrainSettings
 from dfrot.errors import InputError
 from dfrot.generation.sampling import Sampling
@@ -105,8 +104,8 @@ class DraftSettings:
 
     @property
     def reads_layers(self) -> bool:
-        """Whether the draft reads outputs of target layers."""
-        return self.arch in READ_LAYERS or self.reads == "layers"
+        """Whether the draft reads outputs of target layers, as all but dream always do."""
+        return self.arch != "dream" or self.reads == "layers"
 
     def __post_init__(self) -> None:
         check(self)

@@ -12,6 +12,10 @@ from dfrot_cli.setting_options import options_of, settings_from
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+OF_THE_DRAFT = (
+    *("cross", "newest", "trained_head", "intermediate"),
+    *("block_size", "num_layers", "warm", "draft_vocab", "quantize"),
+)
 LOSS_WEIGHTS = {"feature": "weight_feature", "mid": "weight_mid", "decay": "loss_decay"}
 
 

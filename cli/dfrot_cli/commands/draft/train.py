@@ -10,7 +10,7 @@ import click
 from dfrot.draft.training.settings import LossWeights, TrainSettings
 from dfrot.stages.draft.settings import DraftSettings
 from dfrot_cli import show
-from dfrot_cli.commands.draft.options import LOSS_WEIGHTS, data_options, draft_settings
+from dfrot_cli.commands.draft.options import LOSS_WEIGHTS, OF_THE_DRAFT, data_options, draft_settings
 from dfrot_cli.launch import launched, shares_ranks
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, model_option, out_option, path_option
@@ -22,20 +22,7 @@ from dfrot_cli.setting_options import options_of
 @model_option
 @data_options
 @path_option("--features", metavar="F", text="Train on the result of dfq draft extract.")
-@options_of(
-    DraftSettings,
-    only=(
-        "cross",
-        "newest",
-        "trained_head",
-        "intermediate",
-        "block_size",
-        "num_layers",
-        "warm",
-        "draft_vocab",
-        "quantize",
-    ),
-)
+@options_of(DraftSettings, only=OF_THE_DRAFT)
 @options_of(TrainSettings, only=("epochs", "hours", "batch", "lr", "ttt_steps", "roots", "weight_decay", "evaluations"))
 @options_of(LossWeights, only=tuple(LOSS_WEIGHTS), rename=LOSS_WEIGHTS)
 @click.option("--shard", is_flag=True, help="Under torchrun: split draft and optimizer between processes (FSDP).")
