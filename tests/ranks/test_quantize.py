@@ -61,7 +61,7 @@ def test_any_number_of_ranks(
         same(tmp_path / "one", tmp_path / f"of{size}")
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_killed_rank_is_named_and_the_run_goes_on_with_another_number(
     calibrated: Callable[..., tuple[Path, Path]], tmp_path: Path, run: Run, start: Any, same: Same, victim: int
 ) -> None:

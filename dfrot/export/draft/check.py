@@ -65,10 +65,12 @@ def check_draft(
     versions, peak_bytes, seconds. Raises DfqError for a draft that cannot be exported."""
     environments = find_environments(settings.engines, names, DRAFT_ENGINES)
     loaded = load_draft(draft)
-    if loaded.max_depth is not None and settings.chain > loaded.max_depth:
+    if loaded.max_depth is not None and settings.speculative_tokens > loaded.max_depth:
         limit = loaded.max_depth
         raise InputError(
-            f"`chain` {settings.chain}: this draft proposes {limit} tokens at once", field="chain", limit=limit
+            f"`speculative_tokens` {settings.speculative_tokens}: this draft proposes {limit} tokens at once",
+            field="speculative_tokens",
+            limit=limit,
         )
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="dfq-draft-check-") as name:
@@ -78,7 +80,9 @@ def check_draft(
         target = load_target(model, loaded.aux_layers)
         prompts = load_prompts(settings.dataset, load_tokenizer(model), settings.prompts, settings.prompt_tokens)
         ours = _Ours(target, loaded, prompts)
-        request = DraftRequest(loaded.config.arch, settings.chain, prompts, settings.new_tokens, threads)
+        request = DraftRequest(
+            loaded.config.arch, settings.speculative_tokens, prompts, settings.new_tokens, threads
+        )
         own = _decode(ours, request, progress)
         for engine, environment in environments.items():
             progress(engine, 0, 1)

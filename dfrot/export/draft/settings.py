@@ -16,7 +16,7 @@ class DraftCheckSettings:
     prompts: int = setting(16, minimum=1, option="--count", help="Prompts of `check`.")
     prompt_tokens: int = setting(64, minimum=2, help="Tokens of a prompt of `check` that is cut from a text.")
     new_tokens: int = setting(128, minimum=2, option="--max-new-tokens", help="New tokens per prompt of `check`.")
-    chain: int = setting(3, minimum=1, maximum=15, help="Draft tokens per round of `check`.")
+    speculative_tokens: int = setting(3, minimum=1, maximum=15, help="Draft tokens per round of `check`.")
     engines: Path = setting(
         Path("build/engines"), metavar="DIR", help="Where `check` finds the environments of engines (make engines)."
     )
