@@ -80,9 +80,7 @@ def check_draft(
         target = load_target(model, loaded.aux_layers)
         prompts = load_prompts(settings.dataset, load_tokenizer(model), settings.prompts, settings.prompt_tokens)
         ours = _Ours(target, loaded, prompts)
-        request = DraftRequest(
-            loaded.config.arch, settings.speculative_tokens, prompts, settings.new_tokens, threads
-        )
+        request = DraftRequest(loaded.config.arch, settings.speculative_tokens, prompts, settings.new_tokens, threads)
         own = _decode(ours, request, progress)
         for engine, environment in environments.items():
             progress(engine, 0, 1)
