@@ -24,7 +24,7 @@ from dfrot.runtime.transformers_model import TOKENS
 from dfrot.stages.calibrate.settings import CalibrateSettings
 from dfrot.stages.quantize.layout import CheckpointLayout
 from dfrot.stages.quantize.plan import result_config
-from dfrot.stages.quantize.propagate import WAITING_BYTES, quantized_taps, waiting_bytes
+from dfrot.stages.quantize.propagate import quantized_taps, waiting_bytes
 from dfrot.stages.quantize.settings import QuantizeSettings
 
 KERNEL_BITS = 8  # activations of so many bits are multiplied as integers
@@ -93,7 +93,7 @@ def _propagation(
     chunks = -(-samples // chunk)
     taps = quantized_taps(arch, config, 0)
     together = arch.spec.experts is None and (
-        chunks == 1 or waiting_bytes(arch, tokens) <= WAITING_BYTES
+        chunks == 1 or waiting_bytes(arch, tokens) <= settings.memory * 1e9
     )  # as quantize_block decides
     separate = {tap.name if tap.expert is None else str(tap.reads) for tap in taps}  # experts share their passes
     groups = 1 if together else len(separate)

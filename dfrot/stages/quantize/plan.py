@@ -102,6 +102,7 @@ def plan_quantization(model: Path, calibration_path: Path | None, settings: Quan
         del choices["group_scales"]
     else:
         choices["group_scales"] = settings.options().group_scales
+    del choices["memory"]  # the bytes are the same
     del choices["tune_steps"], choices["tune_dataset"]  # what is tuned on stands in `tuning`
     if settings.effort == DEFAULT:
         del choices["effort"]

@@ -45,7 +45,6 @@ TapQuantize = Callable[[Sequence[Tensor], Tensor | None, str | None, Ranks, int]
 """Weights float32 [N_i, K] of one tap, their Hessian [K, K], or why there is none to use, ranks that share the rows and
 the one that has these values -> one result each."""
 
-WAITING_BYTES = 2 << 30  # activations of the passes that wait at a tap
 MOMENT_BYTES = 4 << 30  # second moments of taps that share a pass
 
 
@@ -74,11 +73,14 @@ def quantize_block(
     exact: ExactRun | None = None,
     key_shift: Tensor | None = None,
     ranks: Ranks = SINGLE,
+    *,
+    memory: float,
 ) -> dict[str, Quantized]:
     """Quantize block `layer` on the hidden states `source`, and write its quantized outputs to `target`.
 
     exact: the unquantized model's run beside it, for compensation. key_shift: of the block's cache, float32 [kv heads,
-    head_dim]. ranks: share the work. Returns the results by full linear name."""
+    head_dim]. ranks: share the work. memory: bytes that activations of passes which wait at a tap may take. Returns the
+    results by full linear name."""
     samples, seqlen, _ = source.shape
     step = samples_per_chunk(runner.arch, seqlen)
     block = _BlockQuantization(runner, layer, config, quantize, exact, key_shift, ranks)
@@ -89,7 +91,7 @@ def quantize_block(
     own_samples = min(samples, len(range(0, samples, ranks.size * step)) * step)
     if samples <= step and ranks.size == 1:
         block.in_one_pass(source, target)
-    elif runner.arch.spec.experts is None and waiting_bytes(runner.arch, own_samples * seqlen) <= WAITING_BYTES:
+    elif runner.arch.spec.experts is None and waiting_bytes(runner.arch, own_samples * seqlen) <= memory:
         block.in_lockstep(source, target, step)
     else:
         block.in_chunks(source, target, step)

@@ -118,6 +118,13 @@ class QuantizeSettings:
         help="GPTQ: share of the error in a linear's input, of earlier blocks and of its quantizer, that its weight "
         "takes back. Default: 0.5 where errors propagate, else 0.",
     )
+    memory: float = setting(
+        2.0,
+        above=0,
+        metavar="GB",
+        help="What activations that wait at an input may take, for each process. Where they do not fit, passes are "
+        "repeated for every input, up to twice the time; the bytes are the same.",
+    )
     effort: str = setting(
         DEFAULT,
         choices=tuple(EFFORTS),
