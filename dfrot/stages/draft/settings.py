@@ -104,8 +104,10 @@ class DraftSettings:
 
     @property
     def reads_layers(self) -> bool:
-        """Whether the draft reads outputs of target layers, as all but dream always do."""
-        return self.arch != "dream" or self.reads == "layers"
+        """Whether the draft reads outputs of target layers."""
+        from dfrot.draft.models.config import READ_LAYERS  # imports torch, which settings are read without
+
+        return self.arch in READ_LAYERS or self.reads == "layers"
 
     def __post_init__(self) -> None:
         check(self)
