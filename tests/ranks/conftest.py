@@ -92,7 +92,7 @@ def run() -> Run:
 
 
 def _same(folder: Path, other: Path) -> None:
-    names, others = ({path.name for path in folder.iterdir()} for folder in (folder, other))
+    names, others = ({path.relative_to(top) for path in top.rglob("*") if path.is_file()} for top in (folder, other))
     assert names == others
     for name in names:
         assert (folder / name).read_bytes() == (other / name).read_bytes(), name
