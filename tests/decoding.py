@@ -4,7 +4,7 @@ always wrong."""
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,10 +14,13 @@ from dfrot.draft.models.base import Draft, Head, TrainOutput
 from dfrot.draft.models.build import build
 from dfrot.draft.models.config import DraftConfig
 from dfrot.draft.models.state import CachedDraftState
+from dfrot.draft.quantize import quantize_draft
 from dfrot.generation.target import Target
 from dfrot.rotation.hadamard import hadamard_plan
 from dfrot.runtime.install import use_capped_attention
 from dfrot.runtime.packed_states import KVSpec
+
+AnyDraft = TypeVar("AnyDraft", bound=Draft)
 
 VOCAB = 96
 COMMON: dict[str, Any] = {
@@ -158,3 +161,18 @@ class Targets:
             loaded = model(kind, torch.bfloat16 if variant == "bf16" else torch.float32)
             self.built[key] = Target(with_kv4(loaded) if variant == "kv4" else loaded, aux)
         return self.built[key]
+
+
+def disturb_vectors(draft: Draft) -> None:
+    """Add noise to gains of norms, gates and the like, which begin as constants."""
+    for parameter in draft.parameters():
+        if parameter.dim() == 1:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+
+
+def prepared(draft: AnyDraft, quantized: str, dtype: torch.dtype) -> AnyDraft:
+    """The draft as it decodes: its weights rounded as `quantized` says (empty: not at all), in `dtype`."""
+    draft.requires_grad_(False).eval()
+    if quantized:
+        quantize_draft(draft, quantized)
+    return draft.to(dtype)

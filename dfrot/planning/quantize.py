@@ -24,7 +24,7 @@ from dfrot.runtime.transformers_model import TOKENS
 from dfrot.stages.calibrate.settings import CalibrateSettings
 from dfrot.stages.quantize.layout import CheckpointLayout
 from dfrot.stages.quantize.plan import result_config
-from dfrot.stages.quantize.propagate import quantized_taps, waiting_bytes
+from dfrot.stages.quantize.propagate import passes_wait, quantized_taps, waiting_bytes
 from dfrot.stages.quantize.settings import QuantizeSettings
 
 KERNEL_BITS = 8  # activations of so many bits are multiplied as integers
@@ -92,9 +92,8 @@ def _propagation(
     chunk = min(samples, samples_per_chunk(arch, seqlen))
     chunks = -(-samples // chunk)
     taps = quantized_taps(arch, config, 0)
-    together = arch.spec.experts is None and (
-        chunks == 1 or waiting_bytes(arch, tokens) <= settings.memory * 1e9
-    )  # as quantize_block decides
+    single = chunks == 1 and arch.spec.experts is None
+    together = single or passes_wait(arch, tokens, settings.memory)  # as quantize_block decides
     separate = {tap.name if tap.expert is None else str(tap.reads) for tap in taps}  # experts share their passes
     groups = 1 if together else len(separate)
     exact = groups if settings.compensation else 0

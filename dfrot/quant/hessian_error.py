@@ -10,7 +10,12 @@ TILE = 1 << 25  # weight elements that are worked on together; float32 temporari
 
 def row_tiles(weight: Tensor) -> tuple[Tensor, ...]:
     """Blocks of rows of a weight [N, K], which bound the temporaries of tall weights."""
-    return torch.split(weight, max(1, TILE // max(weight.shape[1], 1)))
+    return torch.split(weight, tile_height(weight.shape[1]))
+
+
+def tile_height(columns: int) -> int:
+    """Rows of so many columns that are worked on together."""
+    return max(1, TILE // max(columns, 1))
 
 
 def output_errors(error: Tensor, hessian: Tensor) -> Tensor:

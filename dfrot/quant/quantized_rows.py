@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dfrot.quant.grid import WeightGrid
-from dfrot.quant.hessian_error import TILE, fraction
+from dfrot.quant.hessian_error import fraction, tile_height
 from dfrot.quant.travel import grid_from_plain, grid_to_plain
 
 HEIGHT = 768  # rows of a tile: shorter ones cost more than they save, taller ones cannot be shared
@@ -25,7 +25,7 @@ def row_slices(rows: int, columns: int) -> list[slice]:
     """The tiles of a weight of this shape, of about `HEIGHT` rows, which also bounds their temporaries."""
     count = max(1, rows // HEIGHT, min(2, rows // SHORTEST))
     height = -(-rows // count)
-    height = min(-(-height // ALIGNED) * ALIGNED, max(1, TILE // max(columns, 1)))
+    height = min(-(-height // ALIGNED) * ALIGNED, tile_height(columns))
     return [slice(begin, min(begin + height, rows)) for begin in range(0, rows, height)]
 
 

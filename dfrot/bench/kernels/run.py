@@ -12,7 +12,7 @@ import dfrot_kernels
 from dfrot.bench.clock import Call, race
 from dfrot.bench.kernels.case import Case, ProblemShape
 from dfrot.bench.kernels.cases.table import BUILDERS, UNUSED_SIZES
-from dfrot.bench.kernels.roofline import Roofline, measure, read_probes, ring_bytes
+from dfrot.bench.kernels.roofline import Roofline, fastest_read_probe, measure, ring_bytes
 from dfrot.bench.machine import machine
 from dfrot.bench.settings import KernelBenchSettings
 from dfrot.errors import InputError, UnsupportedError
@@ -79,7 +79,7 @@ def bench_kernels(
     roofline = measure(repeats)
     memory = ring_bytes(roofline.cache)
     cover = 0 if cached else memory
-    probe = max(read_probes(memory).values(), key=lambda probe: _bandwidth(probe, repeats))
+    probe = fastest_read_probe(memory, repeats)
     jobs = list(_jobs(names, shapes, rows, group, context))
     results = []
     for done, (name, shape) in enumerate(jobs):
@@ -104,11 +104,6 @@ def _check_shapes(shapes: Sequence[tuple[int, int]], group: int) -> None:
         if group < 0 or (group and k % group):
             message = f"`group={group}`: does not divide the {k} columns of shape {n}x{k}"
             raise InputError(message, field="group", limit=k)
-
-
-def _bandwidth(probe: tuple[Call, int], repeats: int) -> float:
-    """Bytes per second of a probe (call, bytes)."""
-    return probe[1] / race({READ: [probe[0]]}, repeats)[READ].best
 
 
 def _jobs(

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dfrot.bench.clock import Call, race
-from dfrot.bench.kernels.roofline import cache_bytes, read_probes, ring_bytes
+from dfrot.bench.clock import race
+from dfrot.bench.kernels.roofline import cache_bytes, fastest_read_probe, ring_bytes
 from dfrot.quant.linear import QuantLinear
 
 
@@ -35,9 +35,7 @@ class ReadProbe:
     """Bytes per second that this process reads from memory: the fastest of `read_probes`, sampled again and again."""
 
     def __init__(self) -> None:
-        probes = read_probes(ring_bytes(cache_bytes()))
-        times = race({name: [call] for name, (call, _) in probes.items()}, repeats=3)
-        self._probe: tuple[Call, int] = probes[max(probes, key=lambda name: probes[name][1] / times[name].best)]
+        self._probe = fastest_read_probe(ring_bytes(cache_bytes()), repeats=3)
 
     def sample(self) -> float:
         """One measurement, bytes per second."""

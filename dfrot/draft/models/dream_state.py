@@ -70,8 +70,7 @@ class DreamState(FeatureDraftState):
     def _extend_natively(self, embeddings: Tensor, fused: Tensor, newest: Tensor | None, positions: Tensor) -> Tensor:
         count, known = len(embeddings), 1 + self.features
         self.features += len(fused)
-        tree = None if count == 1 else torch.ones(count, count, dtype=torch.bool).tril()
-        slots = Slots(positions, self.slots, self.slots, tree, known, self.features, 0, None, None)
+        slots = Slots(positions, self.slots, self.slots, causal_mask(0, count), known, self.features, 0, None, None)
         return self._call(embeddings, fused, newest, slots, int(positions[0, -1]))[-1:]
 
     def grow(self, embeddings: Tensor, parents: list[int]) -> Tensor:

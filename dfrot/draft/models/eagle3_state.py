@@ -33,8 +33,7 @@ class Eagle3State(FeatureDraftState):
         hidden = self._before(few_rows(self.draft.fc, features.to(self.buffer.k.dtype)), positions)
         new_positions = self._new_positions(count, positions)
         if self.native is not None and count <= LINES:
-            tree = None if count == 1 else torch.ones(count, count, dtype=torch.bool).tril()
-            out = self._call(embeddings, hidden, new_positions, old, tree, int(new_positions[0, -1]))
+            out = self._call(embeddings, hidden, new_positions, old, causal_mask(0, count), int(new_positions[0, -1]))
         else:
             out = self._pass(embeddings, hidden, new_positions, old, causal_mask(old, count))
         self._restart(new_positions, out[-1:])

@@ -16,7 +16,8 @@ from dfrot.export.draft.export import export_draft
 from dfrot.export.draft.replay import replay
 from dfrot.export.draft.settings import DraftCheckSettings
 from dfrot.export.run import export
-from dfrot.export.serving.drafts import TARGETS_FORMAT, DraftRequest, DraftRun, run_draft, versions_of
+from dfrot.export.serving.drafts import TARGETS_FORMAT, DraftRequest, DraftRun, run_draft
+from dfrot.export.serving.driving import versions_of
 from dfrot.export.serving.environments import DRAFT_ENGINES, EngineEnvironment, find_environments
 from dfrot.generation.load_target import load_target
 from dfrot.generation.output import StopCriteria

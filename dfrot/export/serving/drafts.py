@@ -13,9 +13,8 @@ and writes one with
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from dfrot.export.serving.driving import UNREADABLE, EngineRun, run_driver
 from dfrot.export.serving.environments import EngineEnvironment
@@ -65,15 +64,7 @@ def run_draft(
     environment: EngineEnvironment, target: Path, draft: Path, request: DraftRequest, limit: float
 ) -> DraftRun:
     """Run an engine on a target and its draft. limit: seconds. Never raises for what the engine does."""
-    content = {
-        "target": str(target.resolve()),
-        "draft": str(draft.resolve()),
-        "arch": request.arch,
-        "chain": request.chain,
-        "prompts": request.prompts,
-        "new_tokens": request.new_tokens,
-        "threads": request.threads,
-    }
+    content = {"target": str(target.resolve()), "draft": str(draft.resolve()), **asdict(request)}
     run, answer = run_driver(environment, content, request.threads, limit)
     if run.refusal is None:
         try:
@@ -85,8 +76,3 @@ def run_draft(
         except UNREADABLE as error:
             run.refusal = f"gave no readable answer ({type(error).__name__}: {error})"
     return DraftRun(run, [])
-
-
-def versions_of(run: EngineRun) -> dict[str, Any]:
-    """Of a run's record: the engine's packages, memory and time."""
-    return {"versions": run.versions, "peak_bytes": run.peak_bytes, "seconds": round(run.seconds, 1)}

@@ -197,10 +197,9 @@ def _refuse(run: EngineRun, error: Exception) -> None:
 
 def answer_of(run: EngineRun) -> dict[str, Any]:
     """A run as JSON, without losses and log."""
-    return {
-        "versions": run.versions,
-        "linears": run.linears,
-        "ignored": run.ignored,
-        "peak_bytes": run.peak_bytes,
-        "seconds": round(run.seconds, 1),
-    }
+    return {"linears": run.linears, "ignored": run.ignored, **versions_of(run)}
+
+
+def versions_of(run: EngineRun) -> dict[str, Any]:
+    """Of a run's record: the engine's packages, memory and time."""
+    return {"versions": run.versions, "peak_bytes": run.peak_bytes, "seconds": round(run.seconds, 1)}

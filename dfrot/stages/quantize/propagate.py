@@ -79,7 +79,7 @@ def quantize_block(
     """Quantize block `layer` on the hidden states `source`, and write its quantized outputs to `target`.
 
     exact: the unquantized model's run beside it, for compensation. key_shift: of the block's cache, float32 [kv heads,
-    head_dim]. ranks: share the work. memory: bytes that activations of passes which wait at a tap may take. Returns the
+    head_dim]. ranks: share the work. memory: GB that activations of passes which wait at a tap may take. Returns the
     results by full linear name."""
     samples, seqlen, _ = source.shape
     step = samples_per_chunk(runner.arch, seqlen)
@@ -91,7 +91,7 @@ def quantize_block(
     own_samples = min(samples, len(range(0, samples, ranks.size * step)) * step)
     if samples <= step and ranks.size == 1:
         block.in_one_pass(source, target)
-    elif runner.arch.spec.experts is None and waiting_bytes(runner.arch, own_samples * seqlen) <= memory:
+    elif passes_wait(runner.arch, own_samples * seqlen, memory):
         block.in_lockstep(source, target, step)
     else:
         block.in_chunks(source, target, step)
@@ -295,6 +295,12 @@ def _cost(arch: BoundArch, tap: Tap) -> float:
     """What quantizing a tap's weights costs: K^2 (N + K)."""
     width = arch.sizes[tap.linears[0].cols]
     return float(width) ** 2 * (width + sum(arch.sizes[linear.rows] for linear in tap.linears))
+
+
+def passes_wait(arch: BoundArch, tokens: int, memory: float) -> bool:
+    """Whether the passes over so many tokens wait at each tap, and are not repeated for it. memory: GB of activations
+    that may wait."""
+    return arch.spec.experts is None and waiting_bytes(arch, tokens) <= memory * 1e9
 
 
 def waiting_bytes(arch: BoundArch, tokens: int) -> int:

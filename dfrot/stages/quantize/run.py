@@ -253,7 +253,7 @@ class _BlockwiseQuantization:
             exact = ExactRun(exact_source[0], exact_target[0], strength) if strength else None
             shift = self.key_shifts.get(key_shift_name(self.arch, layer))
             streams = (source, target, exact, shift)
-            memory = self.plan.settings.memory * 1e9
+            memory = self.plan.settings.memory
             return quantize_block(
                 self.runner, layer, self.plan.config, self._round, *streams, self.ranks, memory=memory
             )

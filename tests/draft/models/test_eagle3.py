@@ -13,9 +13,9 @@ from dfrot.draft.models.config import DraftConfig
 from dfrot.draft.models.eagle3 import Eagle3Draft
 from dfrot.draft.models.eagle3_state import Eagle3State
 from dfrot.draft.models.native_pass import few_rows, unfit
-from dfrot.draft.quantize import quantize_draft
 from dfrot_kernels import native
 from dfrot_kernels.whole_blocks.draft import DraftBlock, DraftPass, DraftShape, Slots
+from tests.decoding import disturb_vectors, prepared
 
 pytestmark = pytest.mark.skipif(not native.active(), reason="no native library")
 
@@ -29,13 +29,8 @@ def random_draft(sizes: tuple[int, ...], quantized: str, dtype: torch.dtype) -> 
     sizes = (hidden, hidden, mlp, heads, kv_heads, dim, 100)
     draft = build(DraftConfig("eagle3", *sizes, aux_layers=(1, 2, 3), draft_vocab_size=37))
     assert isinstance(draft, Eagle3Draft)
-    for parameter in draft.parameters():
-        if parameter.dim() == 1:
-            parameter.data += 0.1 * torch.randn_like(parameter)
-    draft.requires_grad_(False).eval()
-    if quantized:
-        quantize_draft(draft, quantized)
-    return draft.to(dtype)
+    disturb_vectors(draft)
+    return prepared(draft, quantized, dtype)
 
 
 @torch.inference_mode()

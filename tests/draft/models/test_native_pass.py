@@ -17,11 +17,11 @@ from dfrot.draft.models.dream import DreamDraft
 from dfrot.draft.models.dream_state import DreamState
 from dfrot.draft.models.native_pass import native_pass, unfit
 from dfrot.draft.proposal_head import proposal_head
-from dfrot.draft.quantize import quantize_draft
 from dfrot.generation.target import Target
 from dfrot.runtime.load import load_model
 from dfrot_kernels import native
 from dfrot_kernels.whole_blocks.draft import LINES, dense
+from tests.decoding import disturb_vectors, prepared
 
 pytestmark = pytest.mark.skipif(not native.active(), reason="no native library")
 
@@ -45,15 +45,10 @@ def random_draft(sizes: tuple[int, ...], quantized: str, dtype: torch.dtype, **c
     torch.manual_seed(0)
     draft = build(DraftConfig("dream", hidden, hidden, mlp, heads, kv_heads, dim, 100, **changes))  # type: ignore[arg-type]
     assert isinstance(draft, DreamDraft)
-    for parameter in draft.parameters():
-        if parameter.dim() == 1:
-            parameter.data += 0.1 * torch.randn_like(parameter)
+    disturb_vectors(draft)
     if draft.cross.cross_attn is not None:
         draft.cross.cross_attn.null_v.data.normal_()
-    draft.requires_grad_(False).eval()
-    if quantized:
-        quantize_draft(draft, quantized)
-    return draft.to(dtype)
+    return prepared(draft, quantized, dtype)
 
 
 @torch.inference_mode()
