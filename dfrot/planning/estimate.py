@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from dfrot.planning.work import KINDS, StageCost
 from dfrot.stages.calibrate.settings import CalibrateSettings
 from dfrot.stages.evaluate.settings import PerplexitySettings
 from dfrot.stages.quantize.settings import QuantizeSettings
+from dfrot.stages.quantize.waiting import LEAST, allowed
 from dfrot.stages.rotate.settings import RotateSettings
 
 
@@ -68,6 +70,7 @@ def estimate(
     memory_bytes, flops, bytes_read, bytes_written, work by kind and, with a machine, seconds, hours and seconds by
     kind. Raises InputError for an unknown machine, UnsupportedError for what a stage refuses."""
     values = read_config(config)
+    stages = {name: _with_memory(settings, on) for name, settings in stages.items()}
     costs, notes = stage_costs(values, str(config), stages)
     rates, machine = ({}, None) if on is None else _rates(on, unread_checkpoint(values, str(config))[1].hidden)
     if not costs:
@@ -93,6 +96,14 @@ def estimate(
         "rates": {kind: {"per_second": rate, "unit": KINDS[kind].unit} for kind, rate in rates.items()},
         "notes": notes + [note for cost in costs for note in cost.notes],
     }
+
+
+def _with_memory(settings: object, on: str | None) -> object:
+    """Settings of a stage that say how much may wait: on this machine as a run would find it, elsewhere the least."""
+    if not isinstance(settings, QuantizeSettings) or settings.memory is not None:
+        return settings
+    here = on is None or on.strip().lower() == THIS
+    return replace(settings, memory=allowed(None) if here else LEAST)
 
 
 def _rates(on: str, hidden: int) -> tuple[dict[str, float], str]:

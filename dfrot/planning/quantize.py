@@ -19,13 +19,14 @@ from dfrot.quant import algorithm
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.key_shift import refuses_key_shift
 from dfrot.quant.quantized_rows import row_slices
-from dfrot.quant.scheme import FULL, INTEGERS
+from dfrot.quant.scheme import FULL, INTEGERS, NARROW
 from dfrot.runtime.transformers_model import TOKENS
 from dfrot.stages.calibrate.settings import CalibrateSettings
 from dfrot.stages.quantize.layout import CheckpointLayout
 from dfrot.stages.quantize.plan import result_config
-from dfrot.stages.quantize.propagate import passes_wait, quantized_taps, waiting_bytes
+from dfrot.stages.quantize.propagate import quantized_taps
 from dfrot.stages.quantize.settings import QuantizeSettings
+from dfrot.stages.quantize.waiting import LEAST, passes_wait, waiting_bytes
 
 KERNEL_BITS = 8  # activations of so many bits are multiplied as integers
 ROUNDED = 40.0  # times that rounding an input, or a key or value, touches each of its values
@@ -93,7 +94,7 @@ def _propagation(
     chunks = -(-samples // chunk)
     taps = quantized_taps(arch, config, 0)
     single = chunks == 1 and arch.spec.experts is None
-    together = single or passes_wait(arch, tokens, settings.memory)  # as quantize_block decides
+    together = single or passes_wait(arch, tokens, settings.memory or LEAST)  # as quantize_block decides
     separate = {tap.name if tap.expert is None else str(tap.reads) for tap in taps}  # experts share their passes
     groups = 1 if together else len(separate)
     exact = groups if settings.compensation else 0
@@ -166,7 +167,8 @@ def _rounding(cost: StageCost, shapes: BlockShapes, tap: Tap, settings: Quantize
     if not hessians:
         return
     cost.add(columns=layers * weights)
-    cost.add(products32=layers * weights * width * 5.0)  # updates once, output errors twice
+    fitted = settings.fit_scales and settings.scheme.w_bits <= NARROW
+    cost.add(products32=layers * weights * width * (9.0 if fitted else 5.0))  # updates once, output errors twice
 
 
 @contextmanager

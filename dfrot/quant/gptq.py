@@ -27,7 +27,7 @@ from dfrot.quant.hessian_error import added_error, output_errors, squares
 from dfrot.quant.options import AlgorithmOptions
 from dfrot.quant.quantized_rows import QuantizedRows, row_slices
 from dfrot.quant.scale_fit import fitted_scales
-from dfrot.quant.scheme import NVFP4, QuantScheme
+from dfrot.quant.scheme import NARROW, NVFP4, QuantScheme
 from dfrot.ranks.single import SINGLE, Ranks
 
 INVERTED = 512  # columns of a triangular matrix that are inverted together
@@ -166,8 +166,7 @@ def _quantize_rows(
         undamped = torch.where(worse, rounding, undamped)
         if isinstance(grid, Grid) and isinstance(chosen, Grid):
             chosen = replace(chosen, scale=torch.where(worse[:, None], grid.scale, chosen.scale))
-    if options.fit_scales:
-        assert isinstance(chosen, Grid)  # tables are integers
+    if options.fit_scales and isinstance(chosen, Grid) and chosen.bits <= NARROW:
         scale, undamped = fitted_scales(source, hessian, factor.added, chosen, codes, undamped)
         chosen = replace(chosen, scale=scale)
     distance = squares(source - chosen.decode(codes))

@@ -27,11 +27,12 @@ class AlgorithmOptions:
     guard: bool = True
     """A row whose GPTQ result is worse than rounding, on the damped Hessian, is rounded instead."""
 
-    signed_scales: bool = False
-    """Symmetric grids: a scale takes the sign that gives the largest magnitude of its group the code 0. All 2^bits
-    levels are then in use, one more than with positive scales."""
-    fit_scales: bool = False
-    """GPTQ: once the codes stand, replace a row's scales by those with the least output error."""
+    signed_scales: bool = True
+    """Symmetric grids of at most NARROW bits: a scale takes the sign that gives the largest magnitude of its group the
+    code 0. All 2^bits levels are then in use, one more than with positive scales."""
+    fit_scales: bool = True
+    """GPTQ, integers of at most NARROW bits: once the codes stand, replace a row's scales by those with the least
+    output error."""
     group_scales: str = MSE
     """FP4: how the scale of a group is chosen."""
 

@@ -14,7 +14,7 @@ from dfrot.quant.fp4_grid import fit_fp4
 from dfrot.quant.grid import Quantized, WeightGrid, fit
 from dfrot.quant.hessian_error import fraction, output_errors, weight_error
 from dfrot.quant.options import AlgorithmOptions
-from dfrot.quant.scheme import FULL, NVFP4, Fp4Scheme, QuantScheme
+from dfrot.quant.scheme import FULL, NARROW, NVFP4, Fp4Scheme, QuantScheme
 from dfrot.ranks.single import SINGLE, Ranks
 
 
@@ -25,7 +25,7 @@ def grid_for(weight: Tensor, scheme: QuantScheme, options: AlgorithmOptions, pea
         return fit_fp4(weight, scheme, options.group_scales, peak)
     if scheme.w_bits == FULL:
         raise UnsupportedError(f"scheme {scheme.name} leaves weights in 16 bits; there is no grid to round to")
-    shape, signed = (scheme.w_bits, scheme.w_sym, scheme.w_group), options.signed_scales
+    shape, signed = (scheme.w_bits, scheme.w_sym, scheme.w_group), options.signed_scales and scheme.w_bits <= NARROW
     ratios = clip.search(weight, *shape, signed) if options.mse_clip else None
     return fit(weight, *shape, ratios, signed)
 

@@ -7,12 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dfrot.errors import UnsupportedError
-from dfrot.quant.scheme import FULL
+from dfrot.quant.scheme import FULL, NARROW
 
 _NAME = re.compile(r"(\d+)(?:-g(\d+))?(-asym)?(?:\+(\d+))?")
 BITS = (FULL, 8, 4)
-NARROW = 4
-"""Bits of a table with few levels."""
 GROUP_OF_4_BITS = 32
 """Columns that share a scale where 4 bits are asked for without a group: one scale per row costs twice the error."""
 

@@ -53,7 +53,8 @@ def example() -> Callable[..., Example]:
         g = torch.Generator().manual_seed(seed + 7919 * n + k)
         groups = -(-k // group) if group else 1
         codes = torch.randint(0, 2**bits, (n, k), generator=g, dtype=torch.uint8)
-        scale = (torch.rand(n, groups, generator=g) * 0.1 + 0.01).to(torch.bfloat16)
+        signs = torch.randint(0, 2, (n, groups), generator=g) * 2 - 1
+        scale = ((torch.rand(n, groups, generator=g) * 0.1 + 0.01) * signs).to(torch.bfloat16)
         zero = None if symmetric else torch.randint(0, 2**bits, (n, groups), generator=g, dtype=torch.uint8)
         return Example(PackedWeight.from_codes(codes, scale, zero, bits, group), codes)
 

@@ -58,7 +58,8 @@ class Draw:
 
     def weight(self, bits: int, n: int, k: int, group: int) -> PackedWeight:
         groups = -(-k // group) if group else 1
-        scale = (torch.rand(n, groups, generator=self.torch) + 0.1).bfloat16()
+        signs = torch.randint(0, 2, (n, groups), generator=self.torch) * 2 - 1
+        scale = ((torch.rand(n, groups, generator=self.torch) + 0.1) * signs).bfloat16()
         zero = self.choice([None, torch.randint(0, 2**bits, (n, groups), generator=self.torch, dtype=torch.uint8)])
         return PackedWeight.from_codes(self.bytes(0, 2**bits - 1, n, k), scale, zero, bits, group)
 

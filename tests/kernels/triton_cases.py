@@ -73,7 +73,8 @@ def weight(n: int, k: int, group: int, symmetric: bool) -> tuple[Tensor, Tensor,
     g = seeded(n, k, group)
     groups = -(-k // group) if group else 1
     codes = torch.randint(0, 16, (n, k), generator=g, dtype=torch.uint8)
-    scale = (torch.rand(n, groups, generator=g) * 0.1 + 0.01).to(torch.bfloat16)
+    signs = torch.randint(0, 2, (n, groups), generator=g) * 2 - 1
+    scale = ((torch.rand(n, groups, generator=g) * 0.1 + 0.01) * signs).to(torch.bfloat16)
     zero = None if symmetric else torch.randint(0, 256, (n, groups), generator=g, dtype=torch.uint8)
     return ref.pack(codes, 4), scale, zero, group
 

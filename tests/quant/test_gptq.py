@@ -16,7 +16,7 @@ from dfrot.quant.quantized_rows import row_slices
 from dfrot.quant.scheme import QuantScheme
 
 W4 = QuantScheme(w_bits=4)
-ALONE = AlgorithmOptions(mse_clip=False, descent=0)  # GPTQ as published
+ALONE = AlgorithmOptions(mse_clip=False, descent=0, fit_scales=False)  # GPTQ as published
 
 
 def problem(n: int, k: int, seed: int = 0) -> tuple[Tensor, Tensor]:

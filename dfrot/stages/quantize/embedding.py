@@ -18,7 +18,6 @@ from dfrot.quant.hessian_error import fraction
 from dfrot.quant.options import AlgorithmOptions
 from dfrot.quant.plan import LinearPlan
 from dfrot.quant.scheme import FULL, QuantScheme
-from dfrot.quant.table import NARROW
 from dfrot.stages.quantize.layout import CheckpointLayout
 
 ROWS = 8192  # of the table in memory at a time
@@ -46,19 +45,13 @@ def grid_scheme(plan: LinearPlan, scheme: QuantScheme) -> QuantScheme:
     return QuantScheme(plan.w_bits, FULL, scheme.kv_bits, plan.group, plan.w_sym)
 
 
-def table_options(plan: LinearPlan, options: AlgorithmOptions) -> AlgorithmOptions:
-    """`options` for a table: with 4 bits every level counts, so that scales take signs and fit the codes."""
-    narrow = plan.w_bits == NARROW
-    return replace(options, signed_scales=narrow and plan.w_sym, fit_scales=narrow)
-
-
 def quantize_embedding(
     layout: CheckpointLayout, writer: SafetensorsWriter, options: AlgorithmOptions, ids: Tensor
 ) -> tuple[dict[str, Any], RoundedRows]:
     """Write the rounded embedding. ids: int64 [n], ascending, rows to return. Returns statistics, as those of a linear,
     and the rows."""
     name = layout.arch.spec.embed
-    scheme, options = grid_scheme(layout.quantized[name], layout.scheme), table_options(layout.quantized[name], options)
+    scheme = grid_scheme(layout.quantized[name], layout.scheme)
     error = energy = 0.0
     wanted: list[Tensor] = []
     for begin in range(0, layout.arch.vocab_size, ROWS):

@@ -39,6 +39,7 @@ from dfrot.quant.travel import from_plain, to_plain
 from dfrot.ranks.single import SINGLE, Ranks
 from dfrot.runtime.block_runner import BlockRunner, OnlineHadamard
 from dfrot.stages.quantize.compensate import ExactRun, SharedMoments, TapInput, TapInputs, TapMoments
+from dfrot.stages.quantize.waiting import passes_wait
 from dfrot_kernels.memory import release_memory, share_heap
 
 TapQuantize = Callable[[Sequence[Tensor], Tensor | None, str | None, Ranks, int], list[Quantized]]
@@ -295,20 +296,6 @@ def _cost(arch: BoundArch, tap: Tap) -> float:
     """What quantizing a tap's weights costs: K^2 (N + K)."""
     width = arch.sizes[tap.linears[0].cols]
     return float(width) ** 2 * (width + sum(arch.sizes[linear.rows] for linear in tap.linears))
-
-
-def passes_wait(arch: BoundArch, tokens: int, memory: float) -> bool:
-    """Whether the passes over so many tokens wait at each tap, and are not repeated for it. memory: GB of activations
-    that may wait."""
-    return arch.spec.experts is None and waiting_bytes(arch, tokens) <= memory * 1e9
-
-
-def waiting_bytes(arch: BoundArch, tokens: int) -> int:
-    """Activations that wait at a tap, decided by shapes only: of the quantized model at most the residual stream, the
-    input and what attention or MLP hold, of the unquantized one the inputs of all taps; float32."""
-    sizes = arch.sizes
-    quantized = 3 * sizes["hidden"] + max(sizes["q"] + 2 * sizes["kv"], 2 * sizes["intermediate"])
-    return 4 * tokens * (quantized + sum(sizes[tap.linears[0].cols] for tap in arch.taps()))
 
 
 def _groups_of_taps(arch: BoundArch, taps: Sequence[Tap]) -> list[list[Tap]]:

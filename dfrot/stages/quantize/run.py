@@ -43,12 +43,13 @@ from dfrot.stage_folder import Stage, read_record
 from dfrot.stages.quantize.budget import budget_record, with_budget
 from dfrot.stages.quantize.compensate import ExactRun
 from dfrot.stages.quantize.effort import tune_quantized
-from dfrot.stages.quantize.embedding import RoundedRows, grid_scheme, quantize_embedding, table_options
+from dfrot.stages.quantize.embedding import RoundedRows, grid_scheme, quantize_embedding
 from dfrot.stages.quantize.key_shift import make_key_shifts, remove_key_shifts
 from dfrot.stages.quantize.plan import QuantizePlan, plan_quantization
 from dfrot.stages.quantize.propagate import head_hessian, quantize_block
 from dfrot.stages.quantize.second_rows import stacked
 from dfrot.stages.quantize.settings import QuantizeSettings
+from dfrot.stages.quantize.waiting import allowed
 from dfrot.vision import carry as vision
 
 KIND = "quantize"
@@ -134,6 +135,7 @@ class _BlockwiseQuantization:
         self.scheme, self.options = plan.config.scheme, plan.settings.options()
         self.algorithm = algorithm(plan.settings.algorithm)
         self.key_shifts: dict[str, Tensor] = {}
+        self.memory = allowed(plan.settings.memory, ranks.size)
         self.quantize_together = self.algorithm.load()
         if ranks.first:
             self.writer = SafetensorsWriter(stage.folder, plan.layout.plan(), stored=plan.arch.written)
@@ -235,13 +237,10 @@ class _BlockwiseQuantization:
         """Quantize weights that share an input. reason: why they are rounded to nearest in place of the algorithm.
         ranks: share the rows, with the values of rank `source`. table: the plan of a head, which has a grid of its
         own."""
-        scheme, options = self.scheme, self.options
-        if table is not None:
-            scheme = grid_scheme(table, scheme)
-            options = table_options(table, options) if self.plan.config.head.quantized else options
+        scheme = self.scheme if table is None else grid_scheme(table, self.scheme)
         if reason is not None:
-            return rtn.fallback(weights, scheme, options, reason)
-        return self.quantize_together(weights, hessian, scheme, options, ranks, source)
+            return rtn.fallback(weights, scheme, self.options, reason)
+        return self.quantize_together(weights, hessian, scheme, self.options, ranks, source)
 
     def _block(self, layer: int) -> dict[str, Quantized]:
         """Results by full linear name."""
@@ -253,9 +252,8 @@ class _BlockwiseQuantization:
             exact = ExactRun(exact_source[0], exact_target[0], strength) if strength else None
             shift = self.key_shifts.get(key_shift_name(self.arch, layer))
             streams = (source, target, exact, shift)
-            memory = self.plan.settings.memory
             return quantize_block(
-                self.runner, layer, self.plan.config, self._round, *streams, self.ranks, memory=memory
+                self.runner, layer, self.plan.config, self._round, *streams, self.ranks, memory=self.memory
             )
         calibrated = self._calibrated(store.block_stem(layer))
         results: dict[str, Quantized] = {}

@@ -37,6 +37,17 @@ class QuantizeSettings:
     mse_clip: bool = setting(
         AlgorithmOptions.mse_clip, help="Search the clip ratio of every weight row or group for the smallest error."
     )
+    signed_scales: bool = setting(
+        AlgorithmOptions.signed_scales,
+        help="Symmetric integers of at most 4 bits: a scale is negative where that lets the largest weight of its row "
+        "or group have the one level that the other side lacks. Without: all scales are positive, with 15 levels of 4 "
+        "bits in use in place of 16.",
+    )
+    fit_scales: bool = setting(
+        AlgorithmOptions.fit_scales,
+        help="GPTQ, integers of at most 4 bits: once the integers of a row stand, replace its scales by those with the "
+        "least error of the output.",
+    )
     group_scales: str | None = setting(
         None,
         choices=GROUP_SCALES,
@@ -118,12 +129,13 @@ class QuantizeSettings:
         help="GPTQ: share of the error in a linear's input, of earlier blocks and of its quantizer, that its weight "
         "takes back. Default: 0.5 where errors propagate, else 0.",
     )
-    memory: float = setting(
-        2.0,
+    memory: float | None = setting(
+        None,
         above=0,
         metavar="GB",
         help="What activations that wait at an input may take, for each process. Where they do not fit, passes are "
-        "repeated for every input, up to twice the time; the bytes are the same.",
+        "repeated for every input, up to twice the time; the bytes are the same. Default: half of the memory that is "
+        "free when the run starts, shared between its processes, and at least 2.",
     )
     effort: str = setting(
         DEFAULT,
@@ -198,6 +210,9 @@ class QuantizeSettings:
             raise UnsupportedError(
                 f"`scheme` {name}: `mse_clip` is for integers; use `group_scales=max`", field=("mse_clip", "scheme")
             )
+        for option in ("signed_scales", "fit_scales"):
+            if not getattr(self, option):
+                raise UnsupportedError(f"`scheme` {name}: `{option}` is for integers", field=(option, "scheme"))
         if self.group_scales == FOUR_OVER_SIX and fp4 != NVFP4:
             raise UnsupportedError(
                 f"`scheme` {name}: four-over-six needs scales finer than powers of two; use `group_scales=mse`",
@@ -253,6 +268,8 @@ class QuantizeSettings:
             self.act_order,
             self.damping,
             self.descent,
+            signed_scales=self.signed_scales,
+            fit_scales=self.fit_scales,
             group_scales=self.group_scales or AlgorithmOptions.group_scales,
         )
 

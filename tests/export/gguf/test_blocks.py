@@ -25,7 +25,8 @@ def test_blocks_decode_to_our_weights_bit_for_bit(storage: Any, group: int) -> N
     top = 2**storage.bits
     codes = torch.randint(0, top, (n, k), dtype=torch.uint8, generator=generator)
     groups = k // group if group else 1
-    scale = (torch.rand(n, groups, generator=generator) * 0.2 + 2.0**-17).bfloat16()
+    signs = torch.randint(0, 2, (n, groups), generator=generator) * 2 - 1
+    scale = ((torch.rand(n, groups, generator=generator) * 0.2 + 2.0**-17) * signs).bfloat16()
     zero = None
     if not storage.symmetric:
         zero = torch.randint(0, top, (n, groups), dtype=torch.uint8, generator=generator)
