@@ -8,7 +8,7 @@ from typing import Literal
 from dfrot.errors import UnsupportedError
 from dfrot.quant import ALGORITHMS, algorithm
 from dfrot.quant.options import FOUR_OVER_SIX, GROUP_SCALES, AlgorithmOptions
-from dfrot.quant.scheme import FULL, INTEGERS, KEY_SHIFTS, NVFP4, QuantScheme, default_clip
+from dfrot.quant.scheme import FULL, INTEGERS, KEY_SHIFTS, NARROW, NVFP4, QuantScheme, default_clip
 from dfrot.quant.table import TableScheme
 from dfrot.settings import check, setting
 from dfrot.stages.tune.settings import TuneSettings
@@ -98,7 +98,8 @@ class QuantizeSettings:
         None,
         minimum=0,
         help="Leading positions whose activations and KV cache stay in full precision. Default: 4 where activations "
-        "have at most 4 bits on an asymmetric grid, else 0 (engines with symmetric ones know no sinks).",
+        "are integers on an asymmetric grid and they or the KV cache have at most 4 bits, else 0 (engines with "
+        "symmetric grids know no sinks).",
     )
     key_shift: str | None = setting(
         None,
@@ -291,7 +292,8 @@ class QuantizeSettings:
         """The number of leading positions that stay exact."""
         if self.sink_tokens is not None:
             return self.sink_tokens
-        return SINK_TOKENS if self.scheme.a_bits <= 4 and not self.scheme.a_sym else 0
+        narrow = self.scheme.a_bits <= NARROW or self.scheme.kv_bits <= NARROW
+        return SINK_TOKENS if narrow and self.scheme.a_bits != FULL and not self.scheme.a_sym else 0
 
     @property
     def clip(self) -> float:

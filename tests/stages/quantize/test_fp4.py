@@ -181,6 +181,7 @@ def test_tables_of_integers_stand_beside_fp4(model: Path, tmp_path: Path) -> Non
     ("settings", "message"),
     [
         ({"scheme": NV, "mse_clip": False}, "`mse_clip` is for integers"),
+        ({"scheme": NV, "signed_scales": False}, "`signed_scales` is for integers"),
         ({"scheme": NV, "a_clip": 0.9}, "leave `a_clip` out"),
         ({"scheme": NV, "a_clip": "auto"}, "leave `a_clip` out"),
         ({"scheme": MX, "group_scales": "four-over-six"}, "`group_scales=mse`"),

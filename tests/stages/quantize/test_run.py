@@ -89,6 +89,19 @@ def test_dense_tensors_config_and_tokenizer_are_carried_over(model: Path, cal: P
     assert set(record["linears"]) == {name for name in record["linears"] if "layers" in name}
 
 
+@pytest.mark.parametrize("scheme", ["w4a16", "w4a16-g8", "w3a16"])
+def test_blocks_use_all_levels_and_scales_that_fit(model: Path, cal: Path, tmp_path: Path, scheme: str) -> None:
+    """Each lowers the output error of the weights, and both can be left out."""
+    errors = []
+    for number, (signed, fitted) in enumerate([(False, False), (True, False), (True, True)]):
+        out = tmp_path / str(number)
+        how = settings(scheme, signed_scales=signed, fit_scales=fitted, propagate=False)
+        record = quantize(model, cal, out, how)
+        errors.append(sum(linear["output_error"] for linear in record["linears"].values()))
+        assert bool((packed(out, DOWN).scale < 0).any()) == signed
+    assert errors[0] > errors[1] > errors[2]
+
+
 @pytest.mark.parametrize("sinks", [0, 3])
 def test_propagation_collects_what_the_quantized_model_feeds(
     model: Path, cal: Path, tmp_path: Path, sinks: int
