@@ -16,17 +16,21 @@ from dfrot.quant.config import QUANT_METHOD, DfqConfig
 from dfrot.safetensors_file import TensorEntry, read_header
 
 PACKED, DRAFT, SPECULATORS, GGUF = "dfq", "dfq draft", "speculators", "gguf"
+DRAFT_GGUF = "gguf draft"
 COMPRESSED_TENSORS, GPTQ = "compressed-tensors", "gptq"
 TITLES = {
     PACKED: "a packed checkpoint of dfq",
     DRAFT: "a speculative draft of dfq",
     SPECULATORS: "a speculative draft in the speculators layout",
+    DRAFT_GGUF: "a speculative draft as a GGUF file for llama.cpp",
     GGUF: "a GGUF file for llama.cpp",
     COMPRESSED_TENSORS: "compressed-tensors",
     GPTQ: "GPTQ",
 }
 """What can be published -> in words."""
-DRAFTS = (DRAFT, SPECULATORS)
+DRAFTS = (DRAFT, SPECULATORS, DRAFT_GGUF)
+GGUF_DRAFT_ARCHS = ("eagle3", "dflash")
+"""`general.architecture` of GGUF files that hold a draft, not a model."""
 REPOSITORY = re.compile(r"(?!.*(--|\.\.|\.git$))[A-Za-z0-9][\w.-]*/[A-Za-z0-9](?:[\w.-]{0,94}\w)?", re.ASCII)
 
 
@@ -101,6 +105,8 @@ def read_published_folder(folder: Path, repository: str) -> PublishedFolder:
             subject.metadata = read_gguf_header(gguf_file(folder) or files[0]).metadata
         except DfqError as error:
             subject.damaged[files[0].name] = _reason(error, files[0])
+        if _holds_draft(subject):
+            subject.format = DRAFT_GGUF
     else:
         subject.config = _json_object(folder / ("draft.json" if subject.format == DRAFT else "config.json"))
     for file in sorted(folder.glob("*.safetensors")):
@@ -139,6 +145,12 @@ def _format(folder: Path) -> str:
         f"{folder}: {what[:80]}; dfq publishes packed checkpoints, compressed-tensors, GPTQ, GGUF and drafts",
         file=folder,
     )
+
+
+def _holds_draft(subject: PublishedFolder) -> bool:
+    """Whether a GGUF file is a draft: by its architecture, or, where it cannot be read, by the record."""
+    arch = subject.metadata.get("general.architecture")
+    return arch in GGUF_DRAFT_ARCHS or (arch is None and subject.record.get("kind") == "draft export")
 
 
 def _json_object(file: Path) -> dict[str, Any]:

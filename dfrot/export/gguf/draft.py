@@ -82,6 +82,7 @@ def _write_sizes(writer: Any, draft: DraftConfig) -> None:
     writer.add_rope_dimension_count(draft.head_dim)
     writer.add_rope_freq_base(draft.rope_theta)
     arch = draft.arch
+    writer.add_string("dfq.target_fingerprint", draft.target_fingerprint)
     writer.add_array(f"{arch}.target_layers", list(draft.aux_layers))
     writer.add_uint32(f"{arch}.target_hidden_size", draft.target_hidden_size)
     if arch == "eagle3":
