@@ -10,7 +10,7 @@ from dfrot.publish.published_folder import DRAFT, DRAFT_GGUF, PublishedFolder
 
 FINGERPRINT = "dfq.target_fingerprint"
 """In the metadata of a GGUF file that dfq wrote of a draft."""
-SIZES = ("hidden_size", "num_layers", "block_size", "draft_vocab_size", "quantized")
+SIZES = ("hidden_size", "num_layers", "block_size", "draft_vocab_size", "quantized", "quantized_head")
 OPTIONS = {"num_layers": "--draft-layers", "block_size": "--block-size", "draft_vocab_size": "--draft-vocab"}
 EXPORTS = {"speculators": ("compressed-tensors", "vLLM"), DRAFT_GGUF: ("gguf", "llama.cpp")}
 """Format of a draft -> the format in which its engine gets the target, and the engine."""
@@ -43,6 +43,8 @@ class DraftFacts:
                 words.append(f"{option} {value}")
         if isinstance(quantized := self.config.get("quantized"), str) and quantized:
             words.append(f"--quantize-draft {quantized}")
+            if quantized == "w4":
+                words.append(f"--quantize-draft-head {self.config.get('quantized_head') or 'w4'}")
         return "".join(f" {word}" for word in words)
 
 
