@@ -100,11 +100,11 @@ def read_published_folder(folder: Path, repository: str) -> PublishedFolder:
         raise InputError(f"{folder}: is no folder; give a result of dfq quantize, export or draft", file=folder)
     subject = PublishedFolder(folder, _format(folder), repository, record=read_stage_record(folder))
     if subject.format == GGUF:
-        files = sorted(folder.glob("*.gguf"))
+        file = _gguf_file(folder)
         try:
-            subject.metadata = read_gguf_header(gguf_file(folder) or files[0]).metadata
+            subject.metadata = read_gguf_header(file).metadata
         except DfqError as error:
-            subject.damaged[files[0].name] = _reason(error, files[0])
+            subject.damaged[file.name] = _reason(error, file)
         if _holds_draft(subject):
             subject.format = DRAFT_GGUF
     else:
@@ -145,6 +145,19 @@ def _format(folder: Path) -> str:
         f"{folder}: {what[:80]}; dfq publishes packed checkpoints, compressed-tensors, GPTQ, GGUF and drafts",
         file=folder,
     )
+
+
+def _gguf_file(folder: Path) -> Path:
+    """The GGUF file of a folder that is published. Raises InputError for several, such as a target and its draft: they
+    are served by name, and a repository has one card."""
+    files = sorted(folder.glob("*.gguf"))
+    try:
+        return gguf_file(folder) or files[0]
+    except InputError as error:
+        names = ", ".join(file.name for file in files[:4])
+        raise InputError(
+            f"{folder}: holds several GGUF models ({names}); publish each from a folder of its own", file=folder
+        ) from error
 
 
 def _holds_draft(subject: PublishedFolder) -> bool:

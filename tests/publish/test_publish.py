@@ -14,7 +14,7 @@ import yaml
 from click.testing import CliRunner
 
 from dfrot.errors import DfqError, ExistsError, InputError, UnsupportedError
-from dfrot.files import write_json
+from dfrot.files import file_sha256, write_json
 from dfrot.publish.front_matter import front_matter
 from dfrot.publish.licences import LICENCES, attribution, refusal
 from dfrot.publish.run import publish
@@ -90,6 +90,10 @@ def test_a_draft(tmp_path: Path) -> None:
     assert "dfq draft train --model org/target --arch eagle3" in result["card"]
     assert "dfq serve --model org/target --draft draft" in result["card"]
     assert result["findings"] == []
+    write_json(tmp_path / "check.json", acceptance(weights=file_sha256(folder / "draft.safetensors")))
+    card = dry(folder, base="org/target", results=(tmp_path / "check.json",))["card"]
+    assert "| vllm (vllm 0.32) | 1.322 | 1.344 | 0.984 |" in card
+    assert "| llama.cpp | 1.285 | 1.344 | 0.984 |" in card
 
 
 WEIGHTS = "ab" * 32  # SHA-256 of the draft that was exported
@@ -191,6 +195,11 @@ def test_drafts_that_dfq_did_not_export(tmp_path: Path) -> None:
     result = dry(folder)
     assert result["format"] == "gguf draft"
     assert [finding["check"] for finding in result["findings"]] == ["shards"]
+    (folder / "target.gguf").write_bytes(b"GGUF")
+    with pytest.raises(
+        InputError, match=r"several GGUF models \(model\.gguf, target\.gguf\); publish each from a folder"
+    ):
+        dry(folder)
 
 
 def test_measurements(packed: Path, text_file: Path, tmp_path: Path) -> None:
