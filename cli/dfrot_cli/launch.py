@@ -101,7 +101,7 @@ def joined(timeout: float) -> Iterator[Any]:
         yield SINGLE
         return
     place = _meeting()
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # gloo's stack traces of connections that end
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # stack traces of connections that end or are not made
     from dfrot.ranks.processes import ProcessRanks
 
     ranks = ProcessRanks(*place, timeout)

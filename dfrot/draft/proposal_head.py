@@ -1,4 +1,4 @@
-"""The head from whose logits draft tokens are chosen: for a 4-bit draft a 4-bit copy of the target's head.
+"""The head from whose logits draft tokens are chosen: for a 4-bit draft a copy of the target's head in 4 or 8 bits.
 
 A draft can only be trained through a head in 16 bits, which is then most of what proposing a token reads: with 8B
 parameters and a vocabulary of 128 thousand, 1 GB beside a draft of 0.35 GB. Draft tokens are verified, so rounding the
@@ -13,45 +13,49 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from dfrot.draft.schemes import SCHEMES
+from dfrot.draft.schemes import scheme_of
 from dfrot.generation.target import Target
 from dfrot.quant.hessian_error import row_tiles
 from dfrot.quant.linear import QuantLinear
 from dfrot.quant.plan import LinearPlan
 from dfrot.quant.rtn import quantize
+from dfrot.quant.scheme import FULL, QuantScheme
 from dfrot_kernels import native
 from dfrot_kernels.whole_blocks.draft import dense, servable
 
-COPY_SCHEME = "w4"
-
 
 def proposal_head(target: Target, draft: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Features [..., d] -> logits [..., V] for choosing draft tokens: the target's own head, or its 4-bit copy if the
+    """Features [..., d] -> logits [..., V] for choosing draft tokens: the target's own head, or its rounded copy if the
     draft has 4 bits and a native kernel reads such a head. The copy is made at the first call and kept by the target.
     """
-    if not _four_bits(draft):
+    scheme = _copy_scheme(draft)
+    if scheme is None:
         return target.logits_rows
-    if target.rounded_head is None:
-        target.rounded_head = rounded(target.head_module)
-    copy = target.rounded_head
-    return target.logits_rows if copy.prepared is None else partial(_logits, target, copy)
+    if scheme not in target.rounded_heads:
+        target.rounded_heads[scheme] = rounded(target.head_module, scheme)
+    copy = target.rounded_heads[scheme]
+    return target.logits_rows if copy is None else partial(_logits, target, copy)
 
 
-def _four_bits(draft: nn.Module) -> bool:
-    return any(isinstance(module, QuantLinear) and module.plan.w_bits == 4 for module in draft.modules())
+def _copy_scheme(draft: nn.Module) -> str | None:
+    """How a draft reads its target's head: `w4` or `w8`, or None for as it is."""
+    if not any(isinstance(module, QuantLinear) and module.plan.w_bits == 4 for module in draft.modules()):
+        return None
+    return getattr(getattr(draft, "config", None), "quantized_head", "") or "w4"
 
 
 @torch.no_grad()
 def trimmed_head(target: Target, draft: nn.Module, ids: Tensor) -> Callable[[Tensor], Tensor]:
     """Features [k, d] -> logits [k, N] of the tokens `ids` int64 [N] (FR-Spec, arXiv 2502.14856): a head of these rows
-    alone, in the target's 16 bits, or in 4 bits for a draft in 4 bits. Rows of a head that is stored as integers, or
-    that has a bias, are computed with all the others."""
+    alone, in the target's 16 bits, or for a draft in 4 bits in 4 or 8, as its config says. Rows of a head that is
+    stored as integers, or that has a bias, are computed with all the others."""
     head = target.head_module
     if type(head) is not nn.Linear or head.bias is not None:
         return lambda features: target.logits_rows(features)[..., ids]
     rows = nn.Linear(head.in_features, len(ids), bias=False, device="meta")
     rows.weight = nn.Parameter(head.weight[ids], requires_grad=False)
-    if _four_bits(draft) and (copy := rounded(rows)).prepared is not None:
+    scheme = _copy_scheme(draft)
+    if scheme is not None and (copy := rounded(rows, scheme)) is not None:
         return partial(_logits, target, copy)
     return partial(_dense_logits, target, rows.weight)
 
@@ -78,17 +82,19 @@ def _logits(target: Target, copy: QuantLinear, features: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def rounded(head: nn.Module) -> QuantLinear:
-    """A 4-bit copy of a dense head. Its `prepared` is None where no native kernel reads it; for any other kind of head
-    an empty linear is returned."""
+def rounded(head: nn.Module, name: str) -> QuantLinear | None:
+    """A copy of a dense head in a scheme of `schemes.SCHEMES`; None where no native kernel reads such a copy, and for
+    any other kind of head."""
     if type(head) is not nn.Linear or head.bias is not None or head.weight.device.type != "cpu":
-        return QuantLinear(LinearPlan("head", 0, 0, True, 4, 0, True), False, torch.float32)
-    (rows, columns), scheme = head.weight.shape, SCHEMES[COPY_SCHEME]
-    group = scheme.w_group if columns % scheme.w_group == 0 else 0
+        return None
+    (rows, columns), scheme = head.weight.shape, scheme_of(name)
+    group = scheme.w_group if scheme.w_group and columns % scheme.w_group == 0 else 0
     plan = LinearPlan("head", rows, columns, True, scheme.w_bits, group, True)
-    parts = [quantize(part, None, scheme).packed() for part in row_tiles(head.weight)]
+    rounding = QuantScheme(scheme.w_bits, FULL, FULL, group)
+    parts = [quantize(part, None, rounding).packed() for part in row_tiles(head.weight)]
     copy = QuantLinear(plan, False, torch.float32)
     stored = {"weight_packed": [part.packed for part in parts], "weight_scale": [part.scale for part in parts]}
     copy.load_state_dict({name: torch.cat(tensors) for name, tensors in stored.items()})
     copy.prepare("head")
-    return copy
+    read = copy.prepared is not None or (native.active() and servable(copy.stored_weight()))
+    return copy if read else None

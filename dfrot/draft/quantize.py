@@ -1,4 +1,4 @@
-"""Quantizing a draft: its own linears in 4 or 8 bits, activations unchanged.
+"""Quantizing a draft: its own linears in 4 or 8 bits, a head in bits of its own, activations unchanged.
 
 A draft pass reads all of its weights for one row, so bytes are time. Every draft token is verified, so quantization
 costs acceptance at most, never a different text.
@@ -19,6 +19,7 @@ from dfrot.quant.rtn import quantize
 from dfrot.quant.scheme import FULL, QuantScheme
 
 TRAINING_ONLY = ("mid_proj",)  # linears that decoding does not use
+HEAD = "lm_head"
 BFLOAT16_BYTES = 2
 
 
@@ -33,10 +34,12 @@ def _linears(draft: nn.Module) -> list[tuple[str, nn.Linear]]:
     return [(name, linear) for name, linear in linears if name not in TRAINING_ONLY]
 
 
-def empty_linears(draft: nn.Module, scheme: str) -> None:
-    """Replace the draft's linears by packed ones without content, into which a stored quantized draft is loaded."""
+def empty_linears(draft: nn.Module, scheme: str, head: str = "") -> None:
+    """Replace the draft's linears by packed ones without content, into which a stored quantized draft is loaded.
+    scheme, head: see `quantize_draft`."""
     for name, linear in _linears(draft):
-        draft.set_submodule(name, QuantLinear(_plan(name, linear, scheme_of(scheme)), False, torch.float32))
+        parsed = scheme_of(head if head and name == HEAD else scheme)
+        draft.set_submodule(name, QuantLinear(_plan(name, linear, parsed), False, torch.float32))
 
 
 def prepare_linears(draft: nn.Module) -> None:
@@ -47,14 +50,15 @@ def prepare_linears(draft: nn.Module) -> None:
 
 
 @torch.no_grad()
-def quantize_draft(draft: nn.Module, scheme: str) -> dict[str, Any]:
-    """Round every linear of `draft` to nearest, in place. scheme: `w4` or `w8`.
+def quantize_draft(draft: nn.Module, scheme: str, head: str = "") -> dict[str, Any]:
+    """Round every linear of `draft` to nearest, in place. scheme: `w4` or `w8`. head: that of a head of its own, if
+    another.
 
     Returns JSON: bytes before (in bfloat16) and after, and the mean weight error."""
-    parsed, errors = scheme_of(scheme), []
+    errors = []
     before = BFLOAT16_BYTES * sum(parameter.numel() for parameter in draft.parameters())
     for name, linear in _linears(draft):
-        plan = _plan(name, linear, parsed)
+        plan = _plan(name, linear, scheme_of(head if head and name == HEAD else scheme))
         result = quantize(linear.weight, None, QuantScheme(plan.w_bits, FULL, FULL, plan.group), AlgorithmOptions())
         packed, module = result.packed(), QuantLinear(plan, False, torch.float32)
         module.load_state_dict({"weight_packed": packed.packed, "weight_scale": packed.scale})

@@ -39,7 +39,7 @@ def load_draft(folder: Path, dtype: torch.dtype = torch.float32) -> Draft:
         raise InputError(f"{folder}: no {CONFIG}; give the output folder of dfq draft train", file=config_file)
     draft = build(DraftConfig.from_dict(read_json(config_file), str(config_file)))
     if draft.config.quantized:
-        empty_linears(draft, draft.config.quantized)
+        empty_linears(draft, draft.config.quantized, draft.config.quantized_head)
     load_state(draft, load_tensors(weights_file), weights_file)
     _check_tokens(draft, weights_file)
     prepare_linears(draft)

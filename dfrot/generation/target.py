@@ -55,7 +55,7 @@ class Target:
         self.native: Any = None if native_decoder is None or native_decoder.unfit else native_decoder
         self._verifier = None if self.native is None else NativeVerifier(self.native, self.decoder, self.group)
         self.prompt_chunk: int | None = None  # positions of a prompt that are computed at a time; None: all of them
-        self.rounded_head: Any = None  # a 4-bit copy of the head, kept for the draft (dfrot/draft/proposal_head.py)
+        self.rounded_heads: dict[str, Any] = {}  # copies of the head, kept for drafts (dfrot/draft/proposal_head.py)
         if not hasattr(self.decoder, "layers"):
             raise UnsupportedError(
                 f"{type(model).__name__}: its decoder has no list of layers; it cannot be drafted for"

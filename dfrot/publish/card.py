@@ -9,13 +9,26 @@ from dfrot.errors import DfqError
 from dfrot.export.inspect import inspect
 from dfrot.export.serving.command import serving_commands
 from dfrot.export.serving.planning import engines_for
+from dfrot.publish.drafts import draft_facts, target_note
 from dfrot.publish.front_matter import with_front_matter
 from dfrot.publish.licences import attribution
 from dfrot.publish.measured import MeasuredTable
 from dfrot.publish.origin import made_by
-from dfrot.publish.published_folder import COMPRESSED_TENSORS, DRAFT, GGUF, GPTQ, PACKED, TITLES, PublishedFolder
+from dfrot.publish.published_folder import (
+    COMPRESSED_TENSORS,
+    DRAFT,
+    DRAFT_GGUF,
+    GGUF,
+    GPTQ,
+    PACKED,
+    TITLES,
+    PublishedFolder,
+)
 
-LIBRARIES = {PACKED: "dfq", DRAFT: "dfq", GGUF: "gguf", COMPRESSED_TENSORS: "transformers", GPTQ: "transformers"}
+LIBRARIES = {
+    **{PACKED: "dfq", DRAFT: "dfq", GGUF: "gguf", DRAFT_GGUF: "gguf"},
+    **{COMPRESSED_TENSORS: "transformers", GPTQ: "transformers"},
+}
 """Format -> what loads it; others are `speculators`."""
 WRITTEN_BY_EXPORT = "Written by `dfq export --for"
 FACTS = ("weights", "activations", "kv", "embedding", "head", "online", "bits_per_quantized_weight", "parameters")
@@ -65,7 +78,7 @@ def _sections(subject: PublishedFolder, tables: Sequence[MeasuredTable], file: s
     scheme = _scheme(subject)
     kind = TITLES[subject.format]
     if subject.is_draft:
-        opening = f"A speculative draft for [{subject.base}]({_page(subject)}): {kind}."
+        opening = f"{kind[0].upper()}{kind[1:]}, for [{subject.base}]({_page(subject)})."
     else:
         as_scheme = f" as {scheme}" if scheme else ""
         opening = f"[{subject.base}]({_page(subject)}){as_scheme}: {kind}, made with dfq."
@@ -104,9 +117,7 @@ def _facts(subject: PublishedFolder) -> str:
             facts = {}
         rows = [(key.replace("_", " "), _fact(facts[key])) for key in FACTS if facts.get(key) not in (None, "")] + rows
     else:
-        for key in ("arch", "hidden_size", "num_hidden_layers", "draft_vocab_size", "quantized"):
-            if isinstance(value := subject.config.get(key), (str, int)) and not isinstance(value, bool):
-                rows.append((key.replace("_", " "), str(value)))
+        rows += draft_facts(subject).rows()
     return "".join(f"- {name}: {text}\n" for name, text in rows)
 
 
@@ -118,7 +129,8 @@ def _fact(value: Any) -> str:
 
 def _serving(subject: PublishedFolder, file: str | None) -> str:
     served = engines_for(subject.folder) if subject.format in (COMPRESSED_TENSORS, GPTQ) else ()
-    commands = serving_commands(subject.format, subject.repository, file, subject.base, served, subject.config)
+    config = subject.metadata if subject.format == DRAFT_GGUF else subject.config
+    commands = serving_commands(subject.format, subject.repository, file, subject.base, served, config)
     text = _block([f"{command}  # {engine}" for engine, command in commands])
     if subject.format == PACKED:
         text += (
@@ -139,6 +151,8 @@ def _notes(subject: PublishedFolder) -> list[str]:
     texts = [note for note in notes if isinstance(note, str)] if isinstance(notes, list) else []
     if subject.format == PACKED:
         texts.append("Other engines do not read this layout; `dfq export` writes theirs.")
+    if subject.is_draft and (note := target_note(subject, draft_facts(subject))):
+        texts.append(note)
     hub = subject.record.get("hub")
     if isinstance(hub, dict) and isinstance(commit := hub.get("commit"), str):
         texts.append(f"The base model's commit is `{commit}`.")

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from dfrot.errors import DfqError, InputError
+from dfrot.export.serving.environments import DRAFT_ENGINES
 from dfrot.files import read_json
 from dfrot.inputs import open_model
-from dfrot.publish.published_folder import PublishedFolder
+from dfrot.publish.drafts import draft_facts
+from dfrot.publish.published_folder import DRAFT, DRAFT_GGUF, PublishedFolder
 
 RUN_EVALUATION = Path("eval") / "stage.json"
+ACCEPTANCE = "draft check"
+"""`kind` of a report of `dfq draft export --check`."""
 MAX_BYTES = 64 << 20  # of a result file
 
 
@@ -34,18 +38,21 @@ class MeasuredTable:
 
 
 def measured_tables(subject: PublishedFolder, files: Sequence[Path]) -> list[MeasuredTable]:
-    """The tables of result files, and of the run of a recipe that the folder is part of.
+    """The tables of result files, of the run of a recipe that the folder is part of, and of reports of
+    `dfq draft export --check` that lie in a draft's folder.
 
     Raises InputError for a file that holds no result, or none of this folder."""
     tables = []
-    run = subject.folder.absolute().parent / RUN_EVALUATION
-    sources = [*files, *([run] if run.is_file() and run not in files else [])]
+    found = [subject.folder.absolute().parent / RUN_EVALUATION]
+    if subject.is_draft:
+        found += [file for file in sorted(subject.folder.glob("*.json")) if _is_report(file)]
+    sources = [*files, *(file for file in found if file.is_file() and file not in files)]
     for file in sources:
         value = _read(file)
         table = _table(subject, value, file)
         if table is not None:
             tables.append(table)
-        elif file != run or file in files:
+        elif file in files:
             raise InputError(
                 f"{file}: holds no result of {subject.folder} (or of the checkpoint that it was exported from); leave "
                 "it out of `results`",
@@ -53,6 +60,14 @@ def measured_tables(subject: PublishedFolder, files: Sequence[Path]) -> list[Mea
                 file=file,
             )
     return tables
+
+
+def _is_report(file: Path) -> bool:
+    """Whether a file of a draft's folder is a report of acceptance. Damaged files are the checks' business."""
+    try:
+        return _read(file).get("kind") == ACCEPTANCE
+    except DfqError:
+        return False
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -69,6 +84,8 @@ def _table(subject: PublishedFolder, value: dict[str, Any], file: Path) -> Measu
     try:
         if value.get("kind") == "export check":
             return _engines(subject, value)
+        if value.get("kind") == ACCEPTANCE:
+            return _acceptance(subject, value)
         results = value.get("results")
         if not isinstance(results, list) or not results:
             return None
@@ -150,6 +167,27 @@ def _engines(subject: PublishedFolder, value: dict[str, Any]) -> MeasuredTable |
         if same and row["refused"] is None:
             figures = (f"{row['perplexity']:.4f}", f"{row['ours']:.4f}", f"{row['ratio']:.4f}")
             table.rows.append((str(row["engine"]), str(row["storage"]), *figures, f"{row['logits']:.1e}"))
+    return table if table.rows else None
+
+
+def _acceptance(subject: PublishedFolder, value: dict[str, Any]) -> MeasuredTable | None:
+    """Of `dfq draft export --check` on the very weights: the engines that load the subject's format, or all of them for
+    a draft of dfq."""
+    if not subject.is_draft or not value["weights"] or value["weights"] != draft_facts(subject).weights:
+        return None
+    form = "gguf" if subject.format == DRAFT_GGUF else subject.format
+    count, tokens, chain = value["prompts"], value["new_tokens"], value["chain"]
+    table = MeasuredTable(
+        f"Acceptance length (tokens per pass of the target) in engines, beside dfq's on the same text: {count} prompts "
+        f"of {value['dataset']}, greedy, {tokens} new tokens each, chains of {chain}.",
+        ("engine", "acceptance length", "dfq's", "ratio"),
+    )
+    for row in value["rows"]:
+        reads = subject.format == DRAFT or form in DRAFT_ENGINES[row["engine"]].formats
+        if reads and row["tau"] is not None:
+            versions = ", ".join(f"{name} {text}" for name, text in (row.get("versions") or {}).items())
+            name = f"{row['engine']} ({versions})" if versions else str(row["engine"])
+            table.rows.append((name, f"{row['tau']:.3f}", f"{row['replayed']:.3f}", f"{row['ratio']:.3f}"))
     return table if table.rows else None
 
 

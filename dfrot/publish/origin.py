@@ -6,7 +6,8 @@ import shlex
 from typing import Any
 
 from dfrot.errors import DfqError
-from dfrot.publish.published_folder import DRAFT, PACKED, SPECULATORS, PublishedFolder
+from dfrot.publish.drafts import EXPORTS, draft_facts
+from dfrot.publish.published_folder import DRAFT_GGUF, PACKED, PublishedFolder
 from dfrot.quant.scheme import QuantScheme
 from dfrot.quant.table import TableScheme
 from dfrot.settings import default_of, settings_of
@@ -39,14 +40,24 @@ def made_by(subject: PublishedFolder) -> list[str]:
         calibration = " --calibration calibration" if calibrated else ""
         lines.append(f"dfq quantize --model {model}{calibration} --scheme {scheme}{option} --out packed")
         return [*lines, f"dfq export --model packed --to {record.get('target')} --out export"]
-    if subject.format in (DRAFT, SPECULATORS):
-        target = shlex.quote(base)
-        arch = subject.config.get("arch")
-        option = f" --arch {arch}" if isinstance(arch, str) else " --arch eagle3"
-        lines = [f"dfq draft train --model {target}{option} --out draft"]
-        return lines + ([f"dfq draft export --model {target} --draft draft --out exported"] if kind == "draft export"
-                        else [])  # fmt: skip
+    if subject.is_draft:
+        return _draft(subject, base)
     return lines
+
+
+def _draft(subject: PublishedFolder, base: str) -> list[str]:
+    """`dfq draft train`, and of an export `dfq draft export`, on the packed checkpoint behind what an engine serves.
+    Nothing for a draft that dfq did not export."""
+    facts = draft_facts(subject)
+    if subject.format not in EXPORTS:
+        return [f"dfq draft train --model {shlex.quote(base)}{facts.options()} --out draft"]
+    if subject.record.get("kind") != "draft export":
+        return []
+    form = "gguf" if subject.format == DRAFT_GGUF else subject.format
+    return [
+        f"dfq draft train --model packed{facts.options()} --out draft",
+        f"dfq draft export --model packed --draft draft --format {form} --out exported",
+    ]
 
 
 def _rotate_options(rotation: dict[str, Any]) -> str:

@@ -16,17 +16,21 @@ from dfrot.quant.config import QUANT_METHOD, DfqConfig
 from dfrot.safetensors_file import TensorEntry, read_header
 
 PACKED, DRAFT, SPECULATORS, GGUF = "dfq", "dfq draft", "speculators", "gguf"
+DRAFT_GGUF = "gguf draft"
 COMPRESSED_TENSORS, GPTQ = "compressed-tensors", "gptq"
 TITLES = {
     PACKED: "a packed checkpoint of dfq",
     DRAFT: "a speculative draft of dfq",
     SPECULATORS: "a speculative draft in the speculators layout",
+    DRAFT_GGUF: "a speculative draft as a GGUF file for llama.cpp",
     GGUF: "a GGUF file for llama.cpp",
     COMPRESSED_TENSORS: "compressed-tensors",
     GPTQ: "GPTQ",
 }
 """What can be published -> in words."""
-DRAFTS = (DRAFT, SPECULATORS)
+DRAFTS = (DRAFT, SPECULATORS, DRAFT_GGUF)
+GGUF_DRAFT_ARCHS = ("eagle3", "dflash")
+"""`general.architecture` of GGUF files that hold a draft, not a model."""
 REPOSITORY = re.compile(r"(?!.*(--|\.\.|\.git$))[A-Za-z0-9][\w.-]*/[A-Za-z0-9](?:[\w.-]{0,94}\w)?", re.ASCII)
 
 
@@ -96,11 +100,13 @@ def read_published_folder(folder: Path, repository: str) -> PublishedFolder:
         raise InputError(f"{folder}: is no folder; give a result of dfq quantize, export or draft", file=folder)
     subject = PublishedFolder(folder, _format(folder), repository, record=read_stage_record(folder))
     if subject.format == GGUF:
-        files = sorted(folder.glob("*.gguf"))
+        file = _gguf_file(folder)
         try:
-            subject.metadata = read_gguf_header(gguf_file(folder) or files[0]).metadata
+            subject.metadata = read_gguf_header(file).metadata
         except DfqError as error:
-            subject.damaged[files[0].name] = _reason(error, files[0])
+            subject.damaged[file.name] = _reason(error, file)
+        if _holds_draft(subject):
+            subject.format = DRAFT_GGUF
     else:
         subject.config = _json_object(folder / ("draft.json" if subject.format == DRAFT else "config.json"))
     for file in sorted(folder.glob("*.safetensors")):
@@ -139,6 +145,25 @@ def _format(folder: Path) -> str:
         f"{folder}: {what[:80]}; dfq publishes packed checkpoints, compressed-tensors, GPTQ, GGUF and drafts",
         file=folder,
     )
+
+
+def _gguf_file(folder: Path) -> Path:
+    """The GGUF file of a folder that is published. Raises InputError for several, such as a target and its draft: they
+    are served by name, and a repository has one card."""
+    files = sorted(folder.glob("*.gguf"))
+    try:
+        return gguf_file(folder) or files[0]
+    except InputError as error:
+        names = ", ".join(file.name for file in files[:4])
+        raise InputError(
+            f"{folder}: holds several GGUF models ({names}); publish each from a folder of its own", file=folder
+        ) from error
+
+
+def _holds_draft(subject: PublishedFolder) -> bool:
+    """Whether a GGUF file is a draft: by its architecture, or, where it cannot be read, by the record."""
+    arch = subject.metadata.get("general.architecture")
+    return arch in GGUF_DRAFT_ARCHS or (arch is None and subject.record.get("kind") == "draft export")
 
 
 def _json_object(file: Path) -> dict[str, Any]:

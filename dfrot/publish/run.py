@@ -18,7 +18,7 @@ from dfrot.publish.checks import run_checks
 from dfrot.publish.finding import Finding
 from dfrot.publish.front_matter import CARD
 from dfrot.publish.measured import measured_tables
-from dfrot.publish.published_folder import GGUF, PublishedFolder, read_published_folder
+from dfrot.publish.published_folder import DRAFT_GGUF, GGUF, PublishedFolder, read_published_folder
 from dfrot.publish.sent_files import is_sent
 from dfrot.publish.settings import PublishSettings
 from dfrot.publish.upload import upload
@@ -91,8 +91,8 @@ def refuse(findings: list[Finding], settings: PublishSettings) -> None:
 def _names(subject: PublishedFolder) -> dict[str, str]:
     """Path in the folder -> path in the repository, for what is sent. A GGUF file gets a name that says what it is."""
     names = {name: name for name in subject.file_names() if is_sent(name) and (subject.folder / name).is_file()}
-    storage = subject.record.get("storage")
-    if subject.format == GGUF and FILE_NAME in names and isinstance(storage, str):
+    storage = "BF16" if subject.format == DRAFT_GGUF else subject.record.get("storage")
+    if subject.format in (GGUF, DRAFT_GGUF) and FILE_NAME in names and isinstance(storage, str):
         names[FILE_NAME] = f"{subject.name.removesuffix('-GGUF').removesuffix('-gguf')}-{storage}.gguf"
     return names
 

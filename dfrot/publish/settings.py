@@ -32,7 +32,8 @@ class PublishSettings:
         (),
         metavar="FILE",
         help="Results for the card, as dfq eval ppl, eval tasks (`out`) or the stage.json of export with `check` have "
-        "them; repeatable. What a run of a recipe measured is taken by itself.",
+        "them, and reports of draft export with `check`; repeatable. What a run of a recipe measured, and reports in a "
+        "draft's folder, are taken by themselves.",
     )
     private: bool = setting(False, help="Make the repository private, if it is made.")
     revision: str | None = setting(

@@ -20,8 +20,7 @@ from dfrot.ranks.single import Ranks
 from dfrot.ranks.watch import BEAT, RankWatch
 from dfrot.ranks.wire import decode, encode
 
-MEETING_SECONDS = 300  # until a rank gives up to find the others
-OPERATION_DAYS = 30  # of gloo: how long ranks wait is decided by signs of life
+OPERATION_TIME = datetime.timedelta(days=30)  # of gloo: how long ranks wait is decided by signs of life
 SHORTEST, LONGEST = 5e-5, 5e-3  # seconds between two looks at an operation
 
 
@@ -30,7 +29,8 @@ class ProcessRanks(Ranks):
 
     def __init__(self, rank: int, size: int, address: str, port: int, timeout: float) -> None:
         """rank: of this process, from 0. size: number of processes. address, port: where they meet. timeout: seconds
-        without a sign of life until one counts as lost. Raises ResourceError when the others are not reached."""
+        without a sign of life until one counts as lost, and in which all must have met. Raises ResourceError when the
+        others are not reached, or one is lost before all have met."""
         if not 0 <= rank < size:
             raise InputError(f"rank {rank} of {size}: ranks count from 0; check RANK and WORLD_SIZE")
         import torch.distributed as dist
@@ -38,21 +38,26 @@ class ProcessRanks(Ranks):
         from torch.distributed.rendezvous import rendezvous
 
         self.rank, self.size = rank, size
+        patience = datetime.timedelta(seconds=timeout)
         try:
-            patience = datetime.timedelta(seconds=MEETING_SECONDS)
             store, _, _ = next(rendezvous(f"tcp://{address}:{port}", rank, size, timeout=patience))
-            self._watch = RankWatch(PrefixStore("dfq-watch", store), rank, size, timeout)
-            dist.init_process_group(
-                "gloo",
-                store=PrefixStore("dfq", store),
-                rank=rank,
-                world_size=size,
-                timeout=datetime.timedelta(days=OPERATION_DAYS),
-            )
         except (RuntimeError, ValueError) as error:
             raise ResourceError(
-                f"rank {rank} of {size} did not find the others at {address}:{port}: {reason_of(error)}"
+                f"rank {rank} of {size} did not find the others at {address}:{port} within {timeout:g} s "
+                f"(`rank_timeout`): {reason_of(error)}",
+                field="rank_timeout",
+                code="rank_lost",
             ) from None
+        self._watch = RankWatch(PrefixStore("dfq-watch", store), rank, size, timeout)
+        self._watch.meet()
+        try:
+            # what connects them waits for a rank as long as for a result: so this time first, the other one behind it
+            dist.init_process_group(
+                "gloo", store=PrefixStore("dfq", store), rank=rank, world_size=size, timeout=patience
+            )
+            dist.distributed_c10d._set_pg_timeout(OPERATION_TIME)
+        except (RuntimeError, ValueError) as error:
+            raise self._watch.missing(error) from None
         self._dist = dist
         self.barrier()
 

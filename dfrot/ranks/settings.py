@@ -22,7 +22,8 @@ class RankSettings:
         120.0,
         minimum=5,
         metavar="SECONDS",
-        help="With several processes: seconds without a sign of life after which one counts as lost, and the run ends.",
+        help="With several processes: seconds in which all must have met, and without a sign of life after which one "
+        "counts as lost, and the run ends.",
     )
 
     def __post_init__(self) -> None:

@@ -46,6 +46,17 @@ class RankWatch:
         self._ended.set()
         self._thread.join(BEAT)
 
+    def meet(self) -> None:
+        """Wait until every rank has given a sign. Raises ResourceError that names those without one in time."""
+        end, missing = time.monotonic() + self.timeout, list(range(self.size))
+        with contextlib.suppress(RuntimeError):  # the store is gone, and with it whoever hosts it
+            while missing and time.monotonic() < end:
+                missing = [rank for rank in missing if not self.store.check([f"sign/{rank}"])]
+                if missing:
+                    time.sleep(BEAT / 2)
+        if missing:
+            raise self._lost(missing, f"did not come within {self.timeout:g} s (`rank_timeout`)")
+
     def report(self, reason: str) -> None:
         """Leave the reason why this rank ends for the others."""
         with contextlib.suppress(RuntimeError):

@@ -100,15 +100,14 @@ def _block(block: Any, dtype: torch.dtype) -> DraftBlock:
         input_norm=block.input_layernorm.weight,
         mlp_norm=block.post_attention_layernorm.weight,
         weights=tuple(_weight(linear, dtype) for linear in linears),
+        biases=tuple(linear.bias for linear in linears),
         q_norm=head_norms[0],
         k_norm=head_norms[1],
     )
 
 
 def _weight(linear: Any, dtype: torch.dtype) -> Weight:
-    """The weight of a linear that only multiplies. Raises NotServable for others."""
-    if linear.bias is not None:
-        raise NotServable("linears with biases")
+    """The weight of a linear that multiplies and adds a bias, if it has one. Raises NotServable for others."""
     if type(linear) is nn.Linear:
         if linear.weight.dtype != dtype or not linear.weight.is_contiguous():
             raise NotServable("weights of several dtypes")

@@ -152,19 +152,21 @@ DFQ_AT(dfq_decoder, scaling, 96); DFQ_AT(dfq_decoder, kv_bits, 104); DFQ_AT(dfq_
 DFQ_AT(dfq_decoder, kv_clip, 120); DFQ_AT(dfq_decoder, r3_base_t, 128); DFQ_AT(dfq_decoder, r3_order, 136);
 DFQ_AT(dfq_decoder, r3_block, 144); DFQ_SIZE(dfq_decoder, 152);
 
-// A weight [n, k] of a draft. kind: how it is stored, of enum dfq_kind. data null: there is none.
+// A weight [n, k] of a draft. kind: how it is stored, of enum dfq_kind. bias [n], added to the product, or null. data
+// null: there is none.
 struct dfq_draft_linear {
   const void* data;
   const uint16_t* scale;  // or null
   const uint8_t* zero;  // or null
+  const float* bias;  // or null
   int64_t kind;
   int64_t n;
   int64_t k;
   int64_t group;
 };
 DFQ_AT(dfq_draft_linear, data, 0); DFQ_AT(dfq_draft_linear, scale, 8); DFQ_AT(dfq_draft_linear, zero, 16);
-DFQ_AT(dfq_draft_linear, kind, 24); DFQ_AT(dfq_draft_linear, n, 32); DFQ_AT(dfq_draft_linear, k, 40);
-DFQ_AT(dfq_draft_linear, group, 48); DFQ_SIZE(dfq_draft_linear, 56);
+DFQ_AT(dfq_draft_linear, bias, 24); DFQ_AT(dfq_draft_linear, kind, 32); DFQ_AT(dfq_draft_linear, n, 40);
+DFQ_AT(dfq_draft_linear, k, 48); DFQ_AT(dfq_draft_linear, group, 56); DFQ_SIZE(dfq_draft_linear, 64);
 
 // norms: gains as float32. side_norm [hidden]: of a self block whose q, k, v read [norm(x), norm(h)] side by side, x
 // the inputs of the call and h the residual stream; null: they read norm(h). slopes [heads]: of the lean of a cross
@@ -196,9 +198,9 @@ DFQ_AT(dfq_draft_block, input_norm, 0); DFQ_AT(dfq_draft_block, side_norm, 8); D
 DFQ_AT(dfq_draft_block, q_norm, 24); DFQ_AT(dfq_draft_block, k_norm, 32); DFQ_AT(dfq_draft_block, slopes, 40);
 DFQ_AT(dfq_draft_block, feature_norm, 48); DFQ_AT(dfq_draft_block, attention_gate, 56);
 DFQ_AT(dfq_draft_block, mlp_gate, 64); DFQ_AT(dfq_draft_block, cross, 72); DFQ_AT(dfq_draft_block, joins, 80);
-DFQ_AT(dfq_draft_block, q, 88); DFQ_AT(dfq_draft_block, k, 144); DFQ_AT(dfq_draft_block, v, 200);
-DFQ_AT(dfq_draft_block, o, 256); DFQ_AT(dfq_draft_block, gate, 312); DFQ_AT(dfq_draft_block, up, 368);
-DFQ_AT(dfq_draft_block, down, 424); DFQ_SIZE(dfq_draft_block, 480);
+DFQ_AT(dfq_draft_block, q, 88); DFQ_AT(dfq_draft_block, k, 152); DFQ_AT(dfq_draft_block, v, 216);
+DFQ_AT(dfq_draft_block, o, 280); DFQ_AT(dfq_draft_block, gate, 344); DFQ_AT(dfq_draft_block, up, 408);
+DFQ_AT(dfq_draft_block, down, 472); DFQ_SIZE(dfq_draft_block, 536);
 
 // A draft. final_norm null: outputs are not normed. dtype: of inputs, outputs and buffers, float32 or bfloat16.
 // Everything between the inputs and the outputs is float32, whatever the weights are stored in: a draft need not

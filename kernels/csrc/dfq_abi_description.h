@@ -22,8 +22,8 @@
   "int64_t hidden, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t mlp, int64_t window, int64_t " \
   "sinks, double eps, double scaling, int64_t kv_bits, int64_t kv_symmetric, double kv_clip, const float* " \
   "r3_base_t?, int64_t r3_order, int64_t r3_block\n" \
-  "struct dfq_draft_linear: const void* data, const uint16_t* scale?, const uint8_t* zero?, int64_t kind, " \
-  "int64_t n, int64_t k, int64_t group\n" \
+  "struct dfq_draft_linear: const void* data, const uint16_t* scale?, const uint8_t* zero?, const float* bias?," \
+  " int64_t kind, int64_t n, int64_t k, int64_t group\n" \
   "struct dfq_draft_block: const float* input_norm, const float* side_norm?, const float* mlp_norm, const " \
   "float* q_norm?, const float* k_norm?, const float* slopes?, const float* feature_norm?, double " \
   "attention_gate, double mlp_gate, int64_t cross, int64_t joins, struct dfq_draft_linear q, struct " \

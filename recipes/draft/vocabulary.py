@@ -6,7 +6,8 @@
 Nothing is trained: of every draft the N tokens that are most frequent in its training text are kept, and the other rows
 of its head left out. A draft that was itself trained with a vocabulary of its own cannot say more than that, unless its
 head is the target's (dream). Acceptance is the simulated length on the held-out samples of the features. Times are
-those of an untrained draft of the same sizes with N rows, in 4 bits, sizes in turns, the shortest of --repeats.
+those of an untrained draft of the same sizes with N rows, in 4 bits, sizes in turns, the shortest of --repeats. The
+head is in 4 bits in these times, and in 16 where acceptance is computed; --rounded-head w4 or w8 changes both.
 """
 
 from __future__ import annotations
@@ -59,13 +60,14 @@ def trimmed(draft: Draft, ids: Tensor | None) -> Draft | None:
     return draft
 
 
-def untrained(draft: Draft, ids: Tensor | None) -> Draft:
-    """A draft of the same sizes in 4 bits for the tokens `ids`, for its times."""
-    changes = {"draft_vocab_size": 0 if ids is None else len(ids), "quantized": ""}
+def untrained(draft: Draft, ids: Tensor | None, head: str) -> Draft:
+    """A draft of the same sizes in 4 bits for the tokens `ids`, for its times. head: `w8`, or empty for 4 bits."""
+    changes = {"draft_vocab_size": 0 if ids is None else len(ids), "quantized": "", "quantized_head": ""}
     timed = build(replace(draft.config, **changes))  # type: ignore[arg-type]
     if ids is not None:
         timed.choose_tokens(ids)
-    quantize_draft(timed, "w4")
+    quantize_draft(timed, "w4", head)
+    timed.config = replace(timed.config, quantized="w4", quantized_head=head)
     return timed.requires_grad_(False).eval().to(torch.bfloat16)
 
 
@@ -107,17 +109,21 @@ def lengths(agreement: list[float]) -> dict[int, float]:
 class Measured:
     """One draft: its vocabularies, its times, then its acceptance."""
 
-    def __init__(self, folder: Path, target: Target, source: StoredFeatures, sizes: list[int], repeats: int) -> None:
-        self.folder, self.target, self.source = folder, target, source
+    def __init__(
+        self, folder: Path, target: Target, source: StoredFeatures, sizes: list[int], repeats: int, head: str | None
+    ) -> None:
+        """head: `w4` or `w8`, see the module; None: neither was asked for."""
+        self.folder, self.target, self.source, self.head = folder, target, source, head
+        self.in_8_bits = "w8" if head == "w8" else ""
         self.vocab = load_draft_in(folder, "float32").config.vocab_size
         chosen = {n: choose_vocabulary(source.corpus("train"), n or None, self.vocab) for n in sizes}
         self.ids = {n: None if vocabulary is None else vocabulary.ids for n, vocabulary in chosen.items()}
         draft = load_draft_in(folder, "bfloat16")
-        probes = {n: probe_of(target, untrained(draft, ids)) for n, ids in self.ids.items()}
+        probes = {n: probe_of(target, untrained(draft, ids, self.in_8_bits)) for n, ids in self.ids.items()}
         self.draft_ms, self.target_ms = milliseconds(probes, repeats)
 
-    def result(self, rounded_head: bool) -> dict[str, Any]:
-        """Everything, JSON. rounded_head: compute logits as a 4-bit draft does in decoding."""
+    def result(self) -> dict[str, Any]:
+        """Everything, JSON."""
         held_out, step = self.source.corpus("held_out"), self.target_ms["step"]
         said, rows = held_out.tokens[held_out.mask], []
         for n, ids in self.ids.items():
@@ -126,7 +132,10 @@ class Measured:
             draft = trimmed(load_draft_in(self.folder, "float32"), ids)
             if draft is not None:
                 tools = (self.target.embed, self.target.head, TrainSettings(), Path())
-                own_head = rows_of(trimmed_head(self.target, draft, ids)) if rounded_head and ids is not None else None
+                own_head = None
+                if self.head is not None and ids is not None:
+                    draft.config = replace(draft.config, quantized="w4", quantized_head=self.in_8_bits)
+                    own_head = rows_of(trimmed_head(self.target, draft, ids))
                 losses = Trainer(draft, self.source, *tools, own_head=own_head).measure()
                 tau = lengths(losses.agreement)
                 cost = {k: (self.target_ms[f"verify {k}"] + self.draft_ms[n][k]) / step for k in CHAINS}
@@ -193,7 +202,9 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounded-head", action="store_true", help="dream: read the head's rows in 4 bits, too")
+    parser.add_argument(
+        "--rounded-head", choices=("w4", "w8"), nargs="?", const="w4", help="dream: read the head's rows rounded, too"
+    )
     parser.add_argument("--out", type=Path)
     parser.add_argument("--figure", type=Path)
     arguments = parser.parse_args()
@@ -202,10 +213,11 @@ def main() -> None:
     for number, folder in enumerate(arguments.draft):
         features = StoredFeatures(arguments.features[min(number, len(arguments.features) - 1)])
         target = load_target(arguments.target, load_draft_in(folder, "float32").aux_layers)
-        drafts.append(Measured(folder, target, features, arguments.sizes, arguments.repeats))
+        head = arguments.rounded_head
+        drafts.append(Measured(folder, target, features, arguments.sizes, arguments.repeats, head))
     print("times are measured", flush=True)
     for draft in drafts:
-        results.append(draft.result(arguments.rounded_head))
+        results.append(draft.result())
         print(table(results[-1]), flush=True)
         if arguments.out:
             arguments.out.write_text(json.dumps(results, indent=2) + "\n")

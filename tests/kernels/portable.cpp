@@ -531,7 +531,8 @@ void draft(int64_t type, int64_t threads) {
   const auto linear = [&](int64_t n, int64_t k) -> dfq_draft_linear {
     wide.push_back(floats(n * k, 0.2f)), narrow.push_back(bfloats(n * k, 0.2f));
     const void* const data = type ? static_cast<const void*>(narrow.back().data()) : wide.back().data();
-    return {data, nullptr, nullptr, type, n, k, 0};
+    const float* const bias = n % 3 ? wide.back().data() : nullptr;  // most have one
+    return {data, nullptr, nullptr, bias, type, n, k, 0};
   };
   const auto gains = floats(hidden), slopes = floats(heads);
   const auto block = [&](bool cross, bool side, bool joins = false) -> dfq_draft_block {

@@ -48,7 +48,7 @@ DOORS = {
     "openvino_genai": ("dfrot/race/drivers/",),
     "onnxruntime_genai": ("dfrot/race/drivers/",),
     "vllm": ("dfrot/race/drivers/", DRIVERS),
-    "gguf": ("dfrot/bench/models/gguf_file.py", "dfrot/export/", "dfrot/inputs/gguf/"),
+    "gguf": ("dfrot/inputs/gguf/package.py",),
     "yaml": ("dfrot/recipe/document.py", "dfrot/publish/front_matter.py"),
     "starlette": ("dfrot/serve/",),
     "uvicorn": ("dfrot/serve/",),

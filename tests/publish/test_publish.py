@@ -14,7 +14,7 @@ import yaml
 from click.testing import CliRunner
 
 from dfrot.errors import DfqError, ExistsError, InputError, UnsupportedError
-from dfrot.files import write_json
+from dfrot.files import file_sha256, write_json
 from dfrot.publish.front_matter import front_matter
 from dfrot.publish.licences import LICENCES, attribution, refusal
 from dfrot.publish.run import publish
@@ -22,6 +22,7 @@ from dfrot.publish.sent_files import is_sent
 from dfrot.publish.settings import PublishSettings
 from dfrot.stages.evaluate.perplexity import evaluate
 from dfrot.stages.evaluate.settings import PerplexitySettings
+from dfrot.tensor_file import save_tensors
 from dfrot_cli.main import main
 
 
@@ -81,8 +82,6 @@ def test_a_draft(tmp_path: Path) -> None:
     folder = tmp_path / "draft"
     folder.mkdir()
     write_json(folder / "draft.json", {"arch": "eagle3", "hidden_size": 64})
-    from dfrot.tensor_file import save_tensors
-
     save_tensors(folder / "draft.safetensors", {"x": torch.zeros(2)})
     result = dry(folder, base="org/target")
     head = entries(result["card"])
@@ -91,6 +90,116 @@ def test_a_draft(tmp_path: Path) -> None:
     assert "dfq draft train --model org/target --arch eagle3" in result["card"]
     assert "dfq serve --model org/target --draft draft" in result["card"]
     assert result["findings"] == []
+    write_json(tmp_path / "check.json", acceptance(weights=file_sha256(folder / "draft.safetensors")))
+    card = dry(folder, base="org/target", results=(tmp_path / "check.json",))["card"]
+    assert "| vllm (vllm 0.32) | 1.322 | 1.344 | 0.984 |" in card
+    assert "| llama.cpp | 1.285 | 1.344 | 0.984 |" in card
+
+
+WEIGHTS = "ab" * 32  # SHA-256 of the draft that was exported
+FORMATS = ("speculators", "gguf")
+
+
+def draft_export(arch: str, form: str, folder: Path, weights: str = WEIGHTS) -> Path:
+    """What `dfq draft export` writes, without most of the weights."""
+    config = {"arch": arch, "hidden_size": 64, "draft_vocab_size": 50, "target_fingerprint": "f00d" * 16}
+    config |= {"num_layers": 2, "block_size": 6} if arch == "dflash" else {}
+    folder.mkdir()
+    if form == "gguf":
+        gguf = pytest.importorskip("gguf")
+        writer = gguf.GGUFWriter(folder / "model.gguf", arch)
+        writer.add_string("dfq.target_fingerprint", config["target_fingerprint"])
+        writer.add_uint32(f"{arch}.block_size", config.get("block_size", 0))
+        writer.add_tensor("fc.weight", torch.zeros(2, 2).numpy())
+        for write in ("header", "kv_data", "tensors"):
+            getattr(writer, f"write_{write}_to_file")()
+        writer.close()
+    else:
+        proposal = {"speculative_tokens": 5 if arch == "dflash" else 3}
+        speculators = {"speculators_model_type": arch, "speculators_config": {"proposal_methods": [proposal]}}
+        write_json(folder / "config.json", speculators)
+        save_tensors(folder / "model.safetensors", {"fc.weight": torch.zeros(2, 2)})
+    request = {"draft": config, "weights": weights, "verifier": "packed", "format": form}
+    write_json(folder / "stage.json", {"kind": "draft export", "request": request})
+    return folder
+
+
+def acceptance(**changes: Any) -> dict[str, Any]:
+    """A report of `dfq draft export --check`."""
+    figures = {"tau": 1.322, "replayed": 1.344, "ratio": 0.984}
+    rows = [
+        {"engine": "vllm", **figures, "versions": {"vllm": "0.32"}},
+        {"engine": "llama.cpp", **(figures | {"tau": 1.285})},
+    ]
+    report = {"kind": "draft check", "weights": WEIGHTS, "dataset": "stdlib", "chain": 3, "prompts": 24}
+    report |= {"new_tokens": 128, "rows": rows} | changes
+    return report
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("arch", ["eagle3", "dflash"])
+def test_exported_drafts(tmp_path: Path, arch: str, form: str) -> None:
+    """Each is served by its engine, beside an export of the very target, and says what engines accepted."""
+    folder = draft_export(arch, form, tmp_path / "draft")
+    write_json(folder / "check.json", acceptance())
+    result = dry(folder, tmp_path / "out", base="org/target")
+    card, head = result["card"], entries(result["card"])
+    assert [finding["check"] for finding in result["findings"]] == []
+    assert (head["base_model"], head["tags"]) == ("org/target", ["dfq", "speculative-decoding"])
+    assert head["library_name"] == form
+    assert "base_model_relation" not in head
+    assert ("- fingerprint of its target: `" + "f00d" * 16 + "`\n") in card
+    count = 5 if arch == "dflash" else 3
+    option = " --draft-layers 2 --block-size 6" if arch == "dflash" else ""
+    assert f"dfq draft train --model packed --arch {arch}{option} --draft-vocab 50 --out draft\n" in card
+    assert f"dfq draft export --model packed --draft draft --format {form} --out exported\n" in card
+    if form == "gguf":
+        name = "name-BF16.gguf"
+        fetch = f"hf download org/name {name} --local-dir draft && llama-server --hf-repo org/target -md draft/{name}"
+        assert f"{fetch} --spec-type draft-{arch} --spec-draft-n-max {count}  # llama.cpp\n" in card
+        assert "llama.cpp must serve that checkpoint, exported with `dfq export --model packed --to gguf`" in card
+        assert "| llama.cpp | 1.285 | 1.344 | 0.984 |" in card
+        assert "| vllm" not in card
+    else:
+        config = {"model": "org/name", "num_speculative_tokens": count, "method": arch}
+        assert f"vllm serve org/target --speculative-config '{json.dumps(config)}'  # vLLM\n" in card
+        assert "vLLM must serve that checkpoint" in card
+        assert "| vllm (vllm 0.32) | 1.322 | 1.344 | 0.984 |" in card
+        assert "| llama.cpp" not in card
+    assert "24 prompts of stdlib, greedy, 128 new tokens each, chains of 3" in card
+    weights = "name-BF16.gguf" if form == "gguf" else "model.safetensors"
+    assert {"stage.json", "check.json", weights} <= set(result["files"])
+
+
+def test_acceptance_of_another_draft_is_no_figure_of_this_one(tmp_path: Path) -> None:
+    folder = draft_export("eagle3", "speculators", tmp_path / "draft", weights="cd" * 32)
+    write_json(folder / "check.json", acceptance())
+    (folder / "notes.json").write_text("{")
+    assert "No measurements were published" in dry(folder)["card"]
+    with pytest.raises(InputError, match="holds no result of"):
+        dry(folder, results=(folder / "check.json",))
+    write_json(folder / "check.json", acceptance(weights="cd" * 32, rows=[{"engine": "vllm"}]))
+    with pytest.raises(InputError, match="is damaged"):
+        dry(folder)
+
+
+def test_drafts_that_dfq_did_not_export(tmp_path: Path) -> None:
+    """Nothing is said about their making or their target; a GGUF file that cannot be read is no model either."""
+    folder = draft_export("eagle3", "speculators", tmp_path / "draft")
+    (folder / "stage.json").unlink()
+    card = dry(folder)["card"]
+    assert "dfq draft" not in card
+    assert "fingerprint" not in card
+    folder = draft_export("eagle3", "gguf", tmp_path / "damaged")
+    (folder / "model.gguf").write_bytes(b"GGUF")
+    result = dry(folder)
+    assert result["format"] == "gguf draft"
+    assert [finding["check"] for finding in result["findings"]] == ["shards"]
+    (folder / "target.gguf").write_bytes(b"GGUF")
+    with pytest.raises(
+        InputError, match=r"several GGUF models \(model\.gguf, target\.gguf\); publish each from a folder"
+    ):
+        dry(folder)
 
 
 def test_measurements(packed: Path, text_file: Path, tmp_path: Path) -> None:

@@ -63,3 +63,15 @@ def test_the_first_rank_waits_for_departures(watches: list[Any]) -> None:
     begin = time.monotonic()
     watches[0].depart()
     assert 0.9 < time.monotonic() - begin < watch.DEPARTURE / 2
+
+
+def test_ranks_that_do_not_come_are_named() -> None:
+    store = HashStore()
+    ranks = [RankWatch(store, rank, 4, timeout=0.3) for rank in (0, 2)]
+    with pytest.raises(ResourceError, match=r"^rank 1, 3 of 4 did not come within 0\.3 s \(`rank_timeout`\)") as caught:
+        ranks[0].meet()
+    assert (caught.value.code, caught.value.fields) == ("rank_lost", ("rank_timeout",))
+    ranks += [RankWatch(store, rank, 4, timeout=0.3) for rank in (1, 3)]
+    ranks[0].meet()
+    for rank in ranks:
+        rank.end()

@@ -9,6 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from dfrot.generation.output import StopCriteria
+from dfrot.generation.plain import plain
+from dfrot.generation.sampling import Sampling
 from dfrot.generation.target import Target
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.scheme import QuantScheme
@@ -52,12 +55,43 @@ def compare(model: Any, prompt: Tensor, tokens: Tensor, tolerance: float) -> Non
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("model_type", ["llama", "qwen3"])  # without and with norms of queries and keys
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3"])  # plain; with biases; with norms of heads
 def test_steps_agree_with_the_modules(
     kit: Any, ids: Tensor, tmp_path: Path, model_type: str, dtype: torch.dtype
 ) -> None:
-    model = load_for_decoding(kit.build(tmp_path / "m", model_type, dtype=dtype, **PLAIN))
+    sizes = {} if model_type == "qwen2" else PLAIN
+    model = load_for_decoding(kit.build(tmp_path / "m", model_type, dtype=dtype, **sizes))
     compare(model, ids[0][:7], ids[0][7:20], TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_biases_of_every_linear(kit: Any, ids: Tensor, tmp_path: Path, packed: bool, isa: str) -> None:
+    """Sizes that fill no whole tile, every number of threads: the modules' logits, and the same bits."""
+    odd = {"intermediate_size": 72, "attention_bias": True, "mlp_bias": True}
+    folder = kit.build(tmp_path / "m", dtype=torch.float32, **odd)
+    if packed:
+        folder = kit.pack(folder, tmp_path / "p", DfqConfig(QuantScheme.parse("w4a16kv16")))
+    model = load_for_decoding(folder)
+    compare(model, ids[0][:7], ids[0][7:20], 1e-4)
+    before, logits = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            logits.append(steps(model, ids[0][:7], ids[0][7:10]))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.allclose(logits[0], logits[1], atol=1e-5)
+
+
+def test_the_greedy_text_of_a_model_with_biases(kit: Any, ids: Tensor, tmp_path: Path) -> None:
+    model = load_for_decoding(kit.build(tmp_path / "m", "qwen2", dtype=torch.float32))
+    decoder = decoder_of(model)
+    texts = []
+    for decode in (decoder.step, None):
+        model.model.decode = decode
+        texts.append(plain(Target(model, drafted=False), ids[0][:7].tolist(), StopCriteria(24), Sampling()).tokens)
+    assert decoder.steps >= 20
+    assert texts[0] == texts[1]
 
 
 def test_weights_of_four_bits(kit: Any, ids: Tensor, tmp_path: Path) -> None:
@@ -107,15 +141,12 @@ def test_a_first_token_and_longer_calls_are_left_to_the_modules(kit: Any, ids: T
 
 
 @pytest.mark.parametrize(
-    ("model_type", "scheme", "reason"),
-    [("qwen2", None, "biases"), ("llama", "w4a8kv16", "quantized or rotated"), ("llama", "w8a16kv16", "tiles")],
+    ("scheme", "reason"),
+    [("w4a8kv16", "quantized or rotated"), ("w8a16kv16", "tiles")],
 )
-def test_what_it_does_not_serve(
-    kit: Any, ids: Tensor, tmp_path: Path, model_type: str, scheme: str | None, reason: str
-) -> None:
-    folder = kit.build(tmp_path / "m", model_type, **(PLAIN if model_type == "llama" else {}))
-    if scheme is not None:
-        folder = kit.pack(folder, tmp_path / "p", DfqConfig(QuantScheme.parse(scheme)))
+def test_what_it_does_not_serve(kit: Any, ids: Tensor, tmp_path: Path, scheme: str, reason: str) -> None:
+    folder = kit.build(tmp_path / "m", **PLAIN)
+    folder = kit.pack(folder, tmp_path / "p", DfqConfig(QuantScheme.parse(scheme)))
     model = load_for_decoding(folder)
     assert reason in (decoder_of(model).unfit or "")
     steps(model, ids[0][:3], ids[0][3:5])

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from dfrot.arch import BoundArch
-from dfrot.errors import ResourceError, UnsupportedError
+from dfrot.errors import UnsupportedError
+from dfrot.inputs.gguf.package import gguf_package
 
 BLOCK, BLOCK_BYTES = 32, 18  # columns and bytes of a Q4_0 block
 _ATTENTION = (("attn_q", "q"), ("attn_k", "kv"), ("attn_v", "kv"))
@@ -42,13 +43,10 @@ def write_random_gguf(path: Path, arch: BoundArch, seed: int = 0) -> Path:
     """Write the GGUF file `path` for the sizes of `arch`, one tensor in memory at a time; returns `path`.
 
     Raises ResourceError without the package gguf, UnsupportedError for widths that are not whole blocks."""
-    try:
-        from gguf import GGMLQuantizationType, GGUFWriter
-    except ImportError:
-        raise ResourceError("the package gguf is not installed: pip install 'dfq[bench]'") from None
+    gguf = gguf_package()
     if any(shape[-1] % BLOCK for name, shape in tensor_shapes(arch)):
         raise UnsupportedError(f"Q4_0 needs widths that are multiples of {BLOCK}; this model has others")
-    writer = GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "llama")
     _write_sizes(writer, arch)
     for name, shape in tensor_shapes(arch):
         if len(shape) == 1:
@@ -56,7 +54,7 @@ def write_random_gguf(path: Path, arch: BoundArch, seed: int = 0) -> Path:
             continue
         stored = (*shape[:-1], shape[-1] // BLOCK * BLOCK_BYTES)
         nbytes = int(np.prod(stored))
-        writer.add_tensor_info(name, stored, np.dtype(np.uint8), nbytes, raw_dtype=GGMLQuantizationType.Q4_0)
+        writer.add_tensor_info(name, stored, np.dtype(np.uint8), nbytes, raw_dtype=gguf.GGMLQuantizationType.Q4_0)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

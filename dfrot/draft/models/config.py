@@ -71,10 +71,17 @@ class DraftConfig:
     """Tokens that the draft can propose; 0 for all of the target's. Which they are is in its tensor `d2t`."""
     quantized: str = ""
     """`w4` or `w8` where the draft's own linears are packed, else empty."""
+    quantized_head: str = ""
+    """`w8` where the head of a draft in `w4`, its own or its copy of the target's rows, has 8 bits, else empty."""
     format_version: int = FORMAT_VERSION
     """Of `draft.json`."""
 
     def __post_init__(self) -> None:
+        if self.quantized_head and (self.quantized, self.quantized_head) != ("w4", "w8"):
+            raise InputError(
+                f"draft config: quantized_head is {self.quantized_head!r} beside quantized {self.quantized!r}; w8 "
+                "beside w4 is possible"
+            )
         if self.arch not in ARCHS:
             raise UnsupportedError(f"draft architecture {self.arch!r} is unknown; use one of {', '.join(ARCHS)}")
         if self.format_version != FORMAT_VERSION:
@@ -122,7 +129,7 @@ class DraftConfig:
         values = {**asdict(self), "aux_layers": list(self.aux_layers)}
         if not self.draft_vocab_size:  # drafts of the whole vocabulary keep the file that they always had
             del values["draft_vocab_size"]
-        for name, usual in (("newest", True), ("trained_head", False)):
+        for name, usual in (("newest", True), ("trained_head", False), ("quantized_head", "")):
             if values[name] == usual:
                 del values[name]
         if self.arch != "dflash":

@@ -10,7 +10,7 @@ from typing import Any
 
 from dfrot.data.tokenizer import load_tokenizer
 from dfrot.draft.models.base import Draft
-from dfrot.draft.store import load_draft
+from dfrot.draft.store import WEIGHTS, load_draft
 from dfrot.errors import DfqError, InputError
 from dfrot.export.draft.export import export_draft
 from dfrot.export.draft.replay import replay
@@ -19,6 +19,7 @@ from dfrot.export.run import export
 from dfrot.export.serving.drafts import TARGETS_FORMAT, DraftRequest, DraftRun, run_draft
 from dfrot.export.serving.driving import versions_of
 from dfrot.export.serving.environments import DRAFT_ENGINES, EngineEnvironment, find_environments
+from dfrot.files import file_sha256
 from dfrot.generation.load_target import load_target
 from dfrot.generation.output import StopCriteria
 from dfrot.generation.sampling import Sampling
@@ -28,6 +29,7 @@ from dfrot.generation.target import Target
 from dfrot.progress import Progress, silent
 from dfrot.stages.draft.prompts import load_prompts
 
+KIND = "draft check"
 TOLERANCE = 0.02
 """Relative difference of acceptance lengths, on the engine's text, up to which an engine accepts what dfq does."""
 SERVED, OTHER, REFUSED, MISSING = "as dfq", "something else", "refused", "not set up"
@@ -60,8 +62,10 @@ def check_draft(
         settings: prompts, draft tokens per round, where the engines are.
         threads: that an engine may use.
 
-    Returns {"model", "draft", "arch", "chain", "prompts", "new_tokens", "tau", "rows"}, tau being dfq's own on its own
-    text. Keys of a row: engine, verdict, detail, kept, tau (the engine's), replayed (dfq's on the engine's text),
+    Returns {"kind", "model", "draft", "target_fingerprint", "weights", "arch", "dataset", "chain", "prompts",
+    "new_tokens", "tau", "rows"}: model, draft and dataset by name, without the folders they lie in, for the report may
+    be published beside the draft; weights the SHA-256 of the draft's; tau dfq's own on its own text. Keys of a row:
+    engine, verdict, detail, kept, tau (the engine's), replayed (dfq's on the engine's text),
     ratio of these two, same_tokens (of the engine's text, those up to the first that dfq writes otherwise, and all),
     versions, peak_bytes, seconds. Raises DfqError for a draft that cannot be exported."""
     environments = find_environments(settings.engines, names, DRAFT_ENGINES)
@@ -87,8 +91,12 @@ def check_draft(
             progress(engine, 0, 1)
             rows.append({"engine": engine, **_check(engine, environment, model, work, ours, own, request, settings)})
     return {
-        "model": str(model),
-        "draft": str(draft),
+        "kind": KIND,
+        "model": model.absolute().name,
+        "draft": draft.absolute().name,
+        "target_fingerprint": loaded.config.target_fingerprint,
+        "weights": file_sha256(draft / WEIGHTS),
+        "dataset": Path(settings.dataset).name,
         "arch": request.arch,
         "chain": request.chain,
         "prompts": len(prompts),

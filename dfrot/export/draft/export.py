@@ -17,11 +17,12 @@ from dfrot.draft.models.base import Draft
 from dfrot.draft.models.config import DraftConfig
 from dfrot.draft.models.dflash import DFlashDraft
 from dfrot.draft.models.eagle3 import Eagle3Draft
-from dfrot.draft.store import check_target, load_draft
+from dfrot.draft.store import WEIGHTS, check_target, load_draft
 from dfrot.errors import UnsupportedError
 from dfrot.export.gguf.draft import write_draft
 from dfrot.export.gguf.writer import FILE_NAME
-from dfrot.files import write_json
+from dfrot.export.serving.command import SPECULATIVE_TOKENS
+from dfrot.files import file_sha256, write_json
 from dfrot.inputs import open_model
 from dfrot.stage_folder import open_stage, read_record
 from dfrot.tensor_file import save_tensors
@@ -29,7 +30,6 @@ from dfrot.tensor_file import save_tensors
 KIND = "draft export"
 FORMATS = ("speculators", "gguf")
 MASK = "mask_embedding"  # engines look the mask token up in the target's table
-SPECULATIVE_TOKENS = 3  # draft tokens per round that engines use by default
 
 
 def export_draft(
@@ -63,7 +63,8 @@ def export_draft(
         )
     target = open_model(model)
     check_target(loaded.config, model, int(target.config["vocab_size"]), int(target.config["hidden_size"]))
-    request = {"draft": loaded.config.to_dict(), "verifier": verifier, "format": kind}
+    digest = file_sha256(draft / WEIGHTS)
+    request = {"draft": loaded.config.to_dict(), "weights": digest, "verifier": verifier, "format": kind}
     with open_stage(out, KIND, request, resume, overwrite) as stage:
         if not stage.finished:
             if kind == "gguf":

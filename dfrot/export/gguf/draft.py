@@ -19,9 +19,9 @@ from torch import Tensor
 from dfrot.arch.gguf import PARTS
 from dfrot.arch.llama import K, Q
 from dfrot.draft.models.config import DraftConfig
-from dfrot.errors import ResourceError
 from dfrot.export.gguf import tokenizer as gguf_tokenizer
 from dfrot.export.gguf.tensors import interleave
+from dfrot.inputs.gguf.package import gguf_package
 
 D2T = "d2t"
 NAMES = {
@@ -44,10 +44,7 @@ def write_draft(
         config: the target's config.json.
 
     Raises ResourceError without the package gguf, UnsupportedError for a tokenizer that llama.cpp does not have."""
-    try:
-        import gguf
-    except ImportError:
-        raise ResourceError("the package gguf is not installed: pip install 'dfq[gguf]'") from None
+    gguf = gguf_package()
     vocabulary = gguf_tokenizer.read_vocabulary(target, draft.vocab_size, config)
     writer = gguf.GGUFWriter(file, draft.arch)
     _write_sizes(writer, draft)
@@ -82,6 +79,7 @@ def _write_sizes(writer: Any, draft: DraftConfig) -> None:
     writer.add_rope_dimension_count(draft.head_dim)
     writer.add_rope_freq_base(draft.rope_theta)
     arch = draft.arch
+    writer.add_string("dfq.target_fingerprint", draft.target_fingerprint)
     writer.add_array(f"{arch}.target_layers", list(draft.aux_layers))
     writer.add_uint32(f"{arch}.target_hidden_size", draft.target_hidden_size)
     if arch == "eagle3":

@@ -10,6 +10,7 @@ import numpy as np
 
 from dfrot.arch import BoundArch
 from dfrot.errors import InputError, UnsupportedError
+from dfrot.inputs.gguf.package import gguf_package
 
 
 def write_sizes(writer: Any, arch: BoundArch, where: Path) -> None:
@@ -70,9 +71,7 @@ def write_rope(writer: Any, arch: BoundArch, where: Path) -> np.ndarray[Any, Any
     if kind == "default":
         return None
     if kind == "linear":
-        from gguf import RopeScalingType
-
-        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_type(gguf_package().RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(_number(parameters, "factor", None, where))
         return None
     if kind == "llama3":

@@ -10,12 +10,13 @@ import torch
 
 from dfrot.arch.gguf import GGUF_ARCHS
 from dfrot.dtypes import SHORT_DTYPES
-from dfrot.errors import ResourceError, UnsupportedError
+from dfrot.errors import UnsupportedError
 from dfrot.export.gguf import model as gguf_model
 from dfrot.export.gguf import tokenizer as gguf_tokenizer
 from dfrot.export.gguf.tensors import DTYPE_NAMES, GGUFPlan, plan_tensors, tensor_value
 from dfrot.export.source import ExportSource
 from dfrot.files import require_free_space
+from dfrot.inputs.gguf.package import gguf_package
 from dfrot.progress import Progress
 
 FILE_NAME = "model.gguf"
@@ -29,10 +30,7 @@ class GGUFFile:
         norms and biases are float32.
 
         Raises ResourceError without the package gguf, UnsupportedError for what GGUF cannot describe."""
-        try:
-            import gguf
-        except ImportError:
-            raise ResourceError("the package gguf is not installed: pip install 'dfq[gguf]'") from None
+        gguf = gguf_package()
         if dtype is not None and dtype not in SHORT_DTYPES:
             raise UnsupportedError(f"`dtype={dtype}`: use one of {', '.join(SHORT_DTYPES)}", field="dtype")
         arch, checkpoint = source.arch, source.checkpoint.path

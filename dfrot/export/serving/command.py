@@ -13,6 +13,8 @@ from dfrot.export.gguf.writer import FILE_NAME
 
 README = "README.md"
 KV_FLAG = "--kv-cache-dtype int4_per_token_head"
+SPECULATIVE_TOKENS = 3
+"""Draft tokens per round where a draft does not say how many."""
 TITLES = {"vllm": "vLLM", "sglang": "SGLang"}
 
 
@@ -65,9 +67,10 @@ def serving_commands(
 ) -> list[tuple[str, str]]:
     """(engine, command) for a model on the hub, the engine that is meant for the format first.
 
-    kind: `dfq`, `dfq draft`, `speculators` or the name of an export format. file: of GGUF, the file in the repository.
-    target: hub id or folder of the model that a draft is for. served: of exports, the engines that serve it
-    (`planning.engines_for`). config: of a speculators draft, its config.json."""
+    kind: `dfq`, `dfq draft`, `speculators`, `gguf draft` or the name of an export format. file: of GGUF, the file in
+    the repository. target: hub id or folder of the model that a draft is for. served: of exports, the engines that
+    serve it (`planning.engines_for`). config: of a speculators draft, its config.json; of a GGUF draft, the file's
+    metadata."""
     name = shlex.quote(repository)
     verifier = shlex.quote(target or "TARGET")
     match kind:
@@ -83,6 +86,12 @@ def serving_commands(
                 "method": config.get("speculators_model_type", "eagle3"),
             }
             return [("vLLM", f"vllm serve {verifier} --speculative-config {shlex.quote(json.dumps(speculative))}")]
+        case "gguf draft":
+            stored = shlex.quote(file or FILE_NAME)
+            fetch = f"hf download {name} {stored} --local-dir draft"
+            arch, count = config.get("general.architecture", "eagle3"), _block_tokens(config)
+            options = f"-md draft/{stored} --spec-type draft-{arch} --spec-draft-n-max {count}"
+            return [("llama.cpp", f"{fetch} && llama-server --hf-repo {verifier} {options}")]
         case "gguf":
             part = f" --hf-file {shlex.quote(file)}" if file is not None else ""
             return [("llama.cpp", f"llama-server --hf-repo {name}{part}")]
@@ -95,7 +104,13 @@ def _speculative_tokens(config: Mapping[str, Any]) -> int:
     try:
         return int(config["speculators_config"]["proposal_methods"][0]["speculative_tokens"])
     except (KeyError, IndexError, TypeError, ValueError):
-        return 3
+        return SPECULATIVE_TOKENS
+
+
+def _block_tokens(metadata: Mapping[str, Any]) -> int:
+    """Draft tokens per round of a draft in a GGUF file: a block without its root, or the usual number."""
+    size = metadata.get("dflash.block_size")
+    return size - 1 if isinstance(size, int) and size > 1 else SPECULATIVE_TOKENS
 
 
 def needed_packages(engine: str, format: str) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dfrot.errors import ResourceError, UnsupportedError
 from dfrot.inputs.gguf.header import TYPES
+from dfrot.inputs.gguf.package import gguf_package
 
 DENSE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 """Types that hold one number per element."""
@@ -28,14 +29,8 @@ def require_readable(types: set[str], where: str) -> None:
     blocks = types - set(DENSE)
     if not blocks:
         return
-    try:
-        import gguf
-    except ImportError:
-        raise ResourceError(
-            f"{where}: holds {', '.join(sorted(blocks))}, which the package gguf dequantizes; it is not installed: "
-            "pip install 'dfq[gguf]'"
-        ) from None
-    known = {kind.name for kind in gguf.GGMLQuantizationType}
+    package = gguf_package(f"{where}: holds {', '.join(sorted(blocks))}")
+    known = {kind.name for kind in package.GGMLQuantizationType}
     if missing := sorted(blocks - known):
         raise ResourceError(f"{where}: holds {missing[0]}, which the installed gguf does not know; update it")
 
@@ -44,8 +39,7 @@ def dequantize(data: Tensor, kind: str) -> Tensor:
     """uint8 [rows, bytes per row] of ggml type `kind` -> float32 [rows, columns]."""
     if kind in DENSE:
         return data.view(DENSE[kind]).float()
-    import gguf
-
+    gguf = gguf_package()
     with np.errstate(all="ignore"):  # scales of damaged blocks; what is not finite is refused later
         values = gguf.dequantize(data.numpy(), gguf.GGMLQuantizationType[kind])
     return torch.from_numpy(values).view(len(data), -1)

@@ -97,6 +97,13 @@ class DraftSettings:
     quantize: str = setting(
         "", choices=("w4", "w8"), option="--quantize-draft", help="Round the weights of the trained draft."
     )
+    quantize_head: str = setting(
+        "auto",
+        choices=("auto", "w4", "w8"),
+        option="--quantize-draft-head",
+        help="Bits of the head of a draft in w4, its own or its copy of the target's: auto takes w8 for draft "
+        "vocabularies of at most 4096 tokens, else w4.",
+    )
     data: DataSettings = field(default_factory=DataSettings)
     """What it is trained on."""
     train: TrainSettings = field(default_factory=TrainSettings)
@@ -115,6 +122,10 @@ class DraftSettings:
             raise InputError("`reads` belongs to `arch` dream; leave it out", field=("reads", "arch"))
         if self.arch != "dream" and self.trained_head:
             raise InputError("`trained_head` belongs to `arch` dream; leave it out", field=("trained_head", "arch"))
+        if self.quantize != "w4" and self.quantize_head != "auto":
+            raise InputError(
+                "`quantize_head` belongs to `quantize` w4; leave it out", field=("quantize_head", "quantize")
+            )
         for name in ("block_size", "num_layers"):
             if self.arch != "dflash" and getattr(self, name) is not None:
                 raise InputError(f"`{name}` belongs to `arch` dflash; leave it out", field=(name, "arch"))

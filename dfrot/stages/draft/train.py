@@ -17,7 +17,7 @@ from dfrot.draft.models.config import DraftConfig
 from dfrot.draft.models.dflash import DFlashDraft
 from dfrot.draft.proposal_head import trimmed_training_head
 from dfrot.draft.quantize import quantize_draft
-from dfrot.draft.schemes import scheme_of
+from dfrot.draft.schemes import head_scheme, scheme_of
 from dfrot.draft.store import save_draft
 from dfrot.draft.training.distributed import LocalGroup
 from dfrot.draft.training.draft_vocabulary import DraftVocabulary, check_size, choose_vocabulary
@@ -91,6 +91,8 @@ def train(
     }
     if settings.draft_vocab is not None:
         request["draft_vocab"] = settings.draft_vocab
+    if settings.quantize:
+        request["quantize_head"] = settings.quantize_head
     run = _Run(model, config, settings, features, progress, report, group or LocalGroup())
     if run.group.rank:
         if run.group.broadcast(b"") == WORK:
@@ -190,13 +192,15 @@ class _Run:
         draft, record = trainer.draft, {}
         if self.settings.quantize:
             record["quantized"] = self._quantize(trainer, draft)
-            draft.config = replace(draft.config, quantized=self.settings.quantize)
         save_draft(folder, draft)
         (folder / STATE).unlink(missing_ok=True)
         return record
 
     def _quantize(self, trainer: Trainer, draft: Draft) -> dict[str, Any]:
         before = trainer.measure().simulated_tau
-        cost = {**quantize_draft(draft, self.settings.quantize), "simulated_tau_before": before}
+        scheme = self.settings.quantize
+        head = head_scheme(scheme, self.settings.quantize_head, draft.config.draft_vocab_size)
+        cost = {**quantize_draft(draft, scheme, head), "simulated_tau_before": before}
+        draft.config = replace(draft.config, quantized=scheme, quantized_head=head)
         held_out = trainer.measure()
         return {**cost, "simulated_tau": held_out.simulated_tau, **by_rank(held_out)}

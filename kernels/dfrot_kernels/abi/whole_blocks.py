@@ -57,10 +57,11 @@ DRAFT_STRUCTS = (
     Struct(
         "dfq_draft_linear",
         fields(
-            "const void* data, const uint16_t* scale?, const uint8_t* zero?, int64_t kind, int64_t n, int64_t k, "
-            "int64_t group"
+            "const void* data, const uint16_t* scale?, const uint8_t* zero?, const float* bias?, int64_t kind, "
+            "int64_t n, int64_t k, int64_t group"
         ),
-        "A weight [n, k] of a draft. kind: how it is stored, of enum dfq_kind. data null: there is none.",
+        "A weight [n, k] of a draft. kind: how it is stored, of enum dfq_kind. bias [n], added to the product, or "
+        "null. data null: there is none.",
     ),
     Struct(
         "dfq_draft_block",

@@ -59,6 +59,7 @@ class DraftBlock:
     input_norm: gain [hidden] of the norm before attention, of any dtype.
     mlp_norm: gain [hidden] of the norm before the MLP.
     weights: q, k, v, o, gate, up, down; the first four None in a block without attention.
+    biases: [N] of any dtype, of the seven linears in the same order, None for one without; empty: none has one.
     cross: keys and values come from features of the target.
     gates: factors of what attention and the MLP add.
     q_norm: gain [head_dim] of the norm of each query head, or None.
@@ -81,6 +82,7 @@ class DraftBlock:
     side_norm: Tensor | None = None
     feature_norm: Tensor | None = None
     joins: bool = False
+    biases: tuple[Tensor | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -151,31 +153,31 @@ class DraftPass:
         names = ("input_norm", "side_norm", "mlp_norm", "q_norm", "k_norm", "slopes", "feature_norm")
         gains = {name: self._held.float32(getattr(block, name)) for name in names}
         attention_gate, mlp_gate = map(float, block.gates)
-        linears = {place: self._linear(weight) for place, weight in zip(_PLACES, block.weights)}
+        biases = block.biases or (None,) * len(_PLACES)
+        linears = {place: self._linear(w, b) for place, w, b in zip(_PLACES, block.weights, biases, strict=True)}
         constants = {"attention_gate": attention_gate, "mlp_gate": mlp_gate, "cross": int(block.cross)}
         constants["joins"] = int(block.joins)
         return abi.words("dfq_draft_block", {**gains, **constants, **linears})
 
-    def _linear(self, weight: Weight | None) -> list[int]:
+    def _linear(self, weight: Weight | None, bias: Tensor | None) -> list[int]:
         if weight is None:
             return empty("dfq_draft_linear")
         if not servable(weight):
             raise ValueError("draft: a weight is neither dense, nor in 8-bit rows, nor in tiles of 4 bits")
         n, k = weight.shape
+        if bias is not None and bias.shape != (n,):
+            raise ValueError(f"draft: a bias {tuple(bias.shape)} beside a weight {(n, k)}")
+        fields = {"bias": self._held.float32(bias), "n": n, "k": k}
         if isinstance(weight, Tensor):
-            kind, parts, group = DTYPE_CODES[weight.dtype], (weight.detach(), None, None), 0
-            return self._linear_words(kind, parts, n, k, group)
-        tiled = isinstance(weight, PreparedWeight)
-        data = weight.tiles if isinstance(weight, PreparedWeight) else weight.packed
-        kind = abi.KIND.values["DFQ_TILES" if tiled else "DFQ_CODES8"]
-        return self._linear_words(kind, (data, weight.scale, weight.zero), n, k, weight.group)
-
-    def _linear_words(
-        self, kind: int, parts: tuple[Tensor, Tensor | None, Tensor | None], n: int, k: int, group: int
-    ) -> list[int]:
-        data, scale, zero = map(self._held.address, parts)
-        fields = {"data": data, "scale": scale, "zero": zero, "kind": kind, "n": n, "k": k, "group": group}
-        return abi.words("dfq_draft_linear", fields)
+            data, kind, scale, zero, group = weight.detach(), DTYPE_CODES[weight.dtype], None, None, 0
+        else:
+            tiled = isinstance(weight, PreparedWeight)
+            data = weight.tiles if isinstance(weight, PreparedWeight) else weight.packed
+            kind = abi.KIND.values["DFQ_TILES" if tiled else "DFQ_CODES8"]
+            scale, zero, group = weight.scale, weight.zero, weight.group
+        held = {"data": data, "scale": scale, "zero": zero}
+        fields |= {name: self._held.address(tensor) for name, tensor in held.items()}
+        return abi.words("dfq_draft_linear", {**fields, "kind": kind, "group": group})
 
     def buffers(self, stores: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """The table of a state: keys and values [kv_heads, capacity, head_dim] of every block. It holds addresses."""

@@ -116,3 +116,5 @@ def test_a_pass_without_the_stream_that_it_needs_is_refused() -> None:
     )
     with pytest.raises(RuntimeError, match="limits"):
         crossed.run(x, None, state.table, angles, slots, x)
+    with pytest.raises(ValueError, match=r"a bias \(63,\) beside a weight \(64, 64\)"):
+        DraftPass(crossed.shape, [DraftBlock(gain, gain, weights, biases=(None,) * 6 + (torch.zeros(63),))], gain)

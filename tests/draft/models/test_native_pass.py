@@ -152,13 +152,12 @@ def test_four_bit_drafts_propose_from_a_four_bit_head(tmp_path: Path) -> None:
     exact = target.head(features).double()
     assert (target.logits_rows(features).double() - exact).norm() < 4e-3 * exact.norm()
     assert torch.equal(target.logits_rows(features)[:1], target.logits_rows(features[:1]))
-    assert target.rounded_head is None
+    assert not target.rounded_heads
     assert torch.equal(
         proposal_head(target, random_draft(EVEN, "w8", torch.float32))(features), target.logits_rows(features)
     )
     proposed = proposal_head(target, random_draft(EVEN, "w4", torch.float32))(features).double()
-    assert target.rounded_head is not None
-    assert target.rounded_head.plan.w_bits == 4
+    assert target.rounded_heads["w4"].plan.w_bits == 4
     assert 1e-3 * exact.norm() < (proposed - exact).norm() < 0.2 * exact.norm()
     packed = Target(load_model(random_checkpoint(tmp_path / "all", preset("tiny"), "w4a4kv4", 0)))
     assert proposal_head(packed, random_draft(EVEN, "w4", torch.float32)) == packed.logits_rows, (

@@ -14,6 +14,7 @@ from torch import Tensor
 from dfrot.errors import InputError, ResourceError, UnsupportedError
 from dfrot.inputs.gguf.blocks import BLOCKS, DENSE, dequantize, require_readable
 from dfrot.inputs.gguf.header import TYPES, read_header
+from dfrot.inputs.gguf.package import gguf_package
 from dfrot.inputs.gguf.tensors import StoredRows, read_rows
 
 gguf = pytest.importorskip("gguf")
@@ -173,10 +174,11 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(sys.modules, "gguf", None)
     require_readable(set(DENSE), "model.gguf")
-    with pytest.raises(
-        ResourceError, match=r"holds Q4_K, which the package gguf dequantizes; .* pip install 'dfq\[gguf\]'"
-    ):
-        require_readable({"F32", "Q4_K"}, "model.gguf")
+    missing = r"the package gguf is not installed: pip install 'dfq\[gguf\]'$"
+    with pytest.raises(ResourceError, match=r"^model\.gguf: holds Q4_K, Q6_K: " + missing):
+        require_readable({"F32", "Q6_K", "Q4_K"}, "model.gguf")
+    with pytest.raises(ResourceError, match="^" + missing):
+        gguf_package()
 
 
 def test_the_table_of_types_is_the_packages() -> None:

@@ -76,9 +76,9 @@ def test_a_draft_with_a_vocabulary_of_its_own(tmp_path: Path) -> None:
                  "--quantize-draft", "w4", "--json")  # fmt: skip
     assert result.exit_code == 0, result.output
     record = json.loads(result.stdout)
-    assert (
-        record["vocabulary"]["size"] == json.loads((tmp_path / "d/draft.json").read_text())["draft_vocab_size"] == 300
-    )
+    config = json.loads((tmp_path / "d/draft.json").read_text())
+    assert record["vocabulary"]["size"] == config["draft_vocab_size"] == 300
+    assert (config["quantized"], config["quantized_head"]) == ("w4", "w8"), "a small head keeps 8 bits"
     assert 0.5 < record["vocabulary"]["coverage"] <= 1
     few = ("--count", "1", "--prompt-tokens", "12", "--max-new-tokens", "10", "--chain", "2", "--tree", "2,2,4")
     result = run("draft", "eval", "--model", "reference", "--draft", tmp_path / "d", *few, "--require-lossless")
@@ -95,13 +95,14 @@ def test_a_draft_with_a_vocabulary_of_its_own(tmp_path: Path) -> None:
 def test_blocks_of_draft_tokens(tmp_path: Path) -> None:
     """dflash from training to text; a chain longer than a block is refused."""
     sizes = ("--arch", "dflash", "--block-size", "4", "--draft-layers", "2", "--roots", "8", "--draft-vocab", "300")
-    out = ("--out", tmp_path / "d", "--quantize-draft", "w4", "--json")
+    out = ("--out", tmp_path / "d", "--quantize-draft", "w4", "--quantize-draft-head", "w4", "--json")
     result = run("draft", "train", "--model", "reference", *TRAIN, *sizes, *out)
     assert result.exit_code == 0, result.output
     record = json.loads(result.stdout)
     assert [len(record["history"][-1][name]) for name in ("held_out_kl", "held_out_ranks")] == [3, 3]
     config = json.loads((tmp_path / "d" / "draft.json").read_text())
     assert (config["arch"], config["block_size"], config["num_layers"]) == ("dflash", 4, 2)
+    assert "quantized_head" not in config
     assert "roots" in record["request"]["train"]
     few = ("--count", "1", "--prompt-tokens", "12", "--max-new-tokens", "10")
     common = ("--model", "reference", "--draft", tmp_path / "d")
@@ -114,6 +115,9 @@ def test_blocks_of_draft_tokens(tmp_path: Path) -> None:
     result = run("draft", "train", "--model", "reference", *TRAIN, "--block-size", "4", "--out", tmp_path / "x")
     assert result.exit_code == 2
     assert "--block-size" in result.stderr
+    result = run("draft", "train", "--model", "reference", "--quantize-draft-head", "w8", "--out", tmp_path / "x")
+    assert result.exit_code == 2
+    assert "--quantize-draft-head" in result.stderr
 
 
 def test_several_drafts_decode_in_turns(trained: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 OF_THE_DRAFT = (
     *("cross", "newest", "trained_head", "intermediate"),
-    *("block_size", "num_layers", "warm", "draft_vocab", "quantize"),
+    *("block_size", "num_layers", "warm", "draft_vocab", "quantize", "quantize_head"),
 )
 LOSS_WEIGHTS = {"feature": "weight_feature", "mid": "weight_mid", "decay": "loss_decay"}
 

@@ -161,11 +161,14 @@ class DraftWorker {
     if (l.kind != DFQ_TILES) {
       const DenseWeight weight = {l.data, l.kind == DFQ_CODES8 ? l.scale : nullptr, int(l.kind), l.k, l.k};
       s_.tables.dense.dense(input.x, input.rows, padded(l.k), weight, mine.begin, mine.end, out, l.n);
+      for (int64_t row = 0; l.bias && row < input.rows; ++row) {
+        s_.tables.draft.add(out + row * l.n + mine.begin, l.bias + mine.begin, 1.0f, mine.end - mine.begin);
+      }
       return;
     }
     const Tile16Weight weight = tiles_of(l);
     Tile16Call call = {&weight, p_.prepared, p_.sums,    nullptr,
-                      nullptr, nullptr,     input.rows, {out, DFQ_FLOAT32, nullptr}};
+                      nullptr, nullptr,     input.rows, {out, DFQ_FLOAT32, l.bias}};
     s_.tables.tile16.decode_float(call, s_.type, mine.begin / TILE16_ROWS, ceil_div(mine.end, TILE16_ROWS));
   }
 
