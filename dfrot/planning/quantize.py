@@ -167,7 +167,7 @@ def _rounding(cost: StageCost, shapes: BlockShapes, tap: Tap, settings: Quantize
     if not hessians:
         return
     cost.add(columns=layers * weights)
-    fitted = settings.fit_scales and settings.scheme.w_bits <= NARROW
+    fitted = settings.fit_scales and settings.scheme.w_bits <= NARROW and settings.scheme.w_group
     cost.add(products32=layers * weights * width * (9.0 if fitted else 5.0))  # updates once, output errors twice
 
 

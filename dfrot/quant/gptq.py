@@ -166,7 +166,7 @@ def _quantize_rows(
         undamped = torch.where(worse, rounding, undamped)
         if isinstance(grid, Grid) and isinstance(chosen, Grid):
             chosen = replace(chosen, scale=torch.where(worse[:, None], grid.scale, chosen.scale))
-    if options.fit_scales and isinstance(chosen, Grid) and chosen.bits <= NARROW:
+    if options.fit_scales and isinstance(chosen, Grid) and chosen.bits <= NARROW and chosen.scale.shape[1] > 1:
         scale, undamped = fitted_scales(source, hessian, factor.added, chosen, codes, undamped)
         chosen = replace(chosen, scale=scale)
     distance = squares(source - chosen.decode(codes))

@@ -31,8 +31,9 @@ class AlgorithmOptions:
     """Symmetric grids of at most NARROW bits: a scale takes the sign that gives the largest magnitude of its group the
     code 0. All 2^bits levels are then in use, one more than with positive scales."""
     fit_scales: bool = True
-    """GPTQ, integers of at most NARROW bits: once the codes stand, replace a row's scales by those with the least
-    output error."""
+    """GPTQ, groups of integers of at most NARROW bits: once the codes stand, replace the scales of a row by those with
+    the least output error. A row's only scale stays: fitted, it would shrink by the share of the noise, which lowers
+    the error and raises perplexity (docs/results/ingredients.md)."""
     group_scales: str = MSE
     """FP4: how the scale of a group is chosen."""
 

@@ -99,7 +99,8 @@ def test_blocks_use_all_levels_and_scales_that_fit(model: Path, cal: Path, tmp_p
         record = quantize(model, cal, out, how)
         errors.append(sum(linear["output_error"] for linear in record["linears"].values()))
         assert bool((packed(out, DOWN).scale < 0).any()) == signed
-    assert errors[0] > errors[1] > errors[2]
+    assert errors[0] > errors[1]
+    assert errors[1] > errors[2] if "-g" in scheme else errors[1] == errors[2]
 
 
 @pytest.mark.parametrize("sinks", [0, 3])
