@@ -24,6 +24,7 @@ from dfrot.calib.hessian import HessianSum
 from dfrot.calib.hidden_states import HiddenStates
 from dfrot.calib.taps import inner_linear, observe_taps
 from dfrot.processor import fast_bfloat16
+from dfrot.quant.row_panels import divide_in_place, factor_in_place, panel_slices
 from dfrot.ranks.single import Mail, Ranks, rounds_together
 from dfrot.runtime.block_runner import BlockRunner
 
@@ -68,20 +69,21 @@ class TapMoments:
     def compensated(self, weights: Sequence[Tensor], hessian: Tensor, strength: float) -> list[Tensor]:
         """The weights float32 [N, K] that are rounded in place of `weights`; hessian: float32 [K, K]. The error's
         products are used up."""
-        damped = hessian.double().mT  # symmetric: by columns, as LAPACK takes it
-        mean = float(damped.diagonal().mean())
+        mean = float(hessian.diagonal().double().mean())
         if self.error is None or mean <= 0:
             return list(weights)  # both models feed the same here, or nothing
-        damped.diagonal().add_(DAMPING * mean)
-        info = torch.empty((), dtype=torch.int32)
-        lower, _ = torch.linalg.cholesky_ex(damped, out=(damped, info))  # at 14336 columns each of these has 1.6 GB
-        if int(info) != 0:
+        panels = [hessian[rows, : rows.stop].double() for rows in panel_slices(len(hessian))]
+        for panel in panels:
+            panel.diagonal(panel.shape[1] - len(panel)).add_(DAMPING * mean)
+        if not factor_in_place(panels):
             return list(weights)  # NaN or Inf, which the algorithm reports
         missing, self.error = self.error.mul_(2 * strength / self.hessian.count), None
         # (H + damping) is symmetric: missing (H + damping)^-1 is the transpose of a solution
-        if sum(map(len, weights)) < len(damped):
-            return [w + torch.cholesky_solve((w @ missing.float()).double().T, lower).T.float() for w in weights]
-        step = torch.cholesky_solve(missing.T, lower).T.float()
+        if sum(map(len, weights)) < len(hessian):
+            narrow = missing.float()
+            del missing  # so wide that every copy counts
+            return [weight + divide_in_place((weight @ narrow).double(), panels).float() for weight in weights]
+        step = divide_in_place(missing, panels).float()
         return [weight + weight @ step for weight in weights]
 
 

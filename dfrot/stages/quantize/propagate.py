@@ -285,8 +285,7 @@ class _BlockQuantization:
         not have the moments. These are used up."""
         if moments is None:
             return weights, None
-        hessian = moments.hessian.value()
-        moments.hessian.total = None
+        hessian = moments.hessian.take()
         if self.exact is not None:
             weights = moments.compensated(weights, hessian, self.exact.strength)
         return weights, hessian
@@ -340,4 +339,4 @@ def head_hessian(runner: BlockRunner, config: DfqConfig, source: HiddenStates, r
             moments.add(name, TapInput(x, None), None)
         moments.end_round()
     found = moments.take(name)
-    return None if found is None else found.hessian.value()
+    return None if found is None else found.hessian.take()
