@@ -9,6 +9,7 @@ LAPACK is called.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ INVERTED = 512  # columns of a triangular matrix that are inverted together
 def panel_slices(size: int) -> list[slice]:
     """Rows of each panel of a matrix of this size: WIDTH of them, of the first what is left over."""
     edges = [0, *range(size % WIDTH or WIDTH, size + 1, WIDTH)] if size > WIDTH else [0, size]
-    return [slice(begin, end) for begin, end in zip(edges, edges[1:])]
+    return [slice(begin, end) for begin, end in pairwise(edges)]
 
 
 def _parts(panels: Sequence[Tensor]) -> list[tuple[slice, Tensor, Tensor]]:
