@@ -24,10 +24,11 @@ from dfrot.calib.hessian import HessianSum
 from dfrot.calib.hidden_states import HiddenStates
 from dfrot.calib.taps import inner_linear, observe_taps
 from dfrot.processor import fast_bfloat16
-from dfrot.quant.row_panels import divide_in_place, factor_in_place, panel_slices
+from dfrot.quant.row_panels import WIDTH, divide_in_place, factor_in_place, panel_slices
 from dfrot.ranks.single import Mail, Ranks, rounds_together
 from dfrot.runtime.block_runner import BlockRunner
 
+ROWS_ADDED = 256  # of a product, which are copied to float64 together
 DAMPING = 0.01  # share of the mean diagonal; of this step alone, whatever GPTQ is asked to use
 
 
@@ -57,14 +58,20 @@ TapInputs = dict[str, TapInput]
 class TapMoments:
     """Second moments at one tap: of the quantized model's rows x', and of the error x - x' with these."""
 
-    def __init__(self) -> None:
+    def __init__(self, through_weights: bool = False) -> None:
+        """through_weights: whether the error is that of the outputs (`through_weights`)."""
         self.hessian = HessianSum()
+        self.through_weights = through_weights
         self.error: Tensor | None = None
-        """float64 [K, K], sum (x - x')^T x'."""
+        """float64 [K, K], sum (x - x')^T x'; or [N, K], W times that."""
 
     def add_error(self, product: Tensor) -> None:
-        """Add the error's product float32 [K, K] of some rows."""
-        self.error = product.double() if self.error is None else self.error.add_(product)
+        """Add the error's product float32 [K, K], or [N, K], of some rows."""
+        if self.error is None:
+            self.error = product.double()
+            return
+        for total, rows in zip(torch.split(self.error, ROWS_ADDED), torch.split(product, ROWS_ADDED)):
+            total += rows  # which copies them to float64
 
     def compensated(self, weights: Sequence[Tensor], hessian: Tensor, strength: float) -> list[Tensor]:
         """The weights float32 [N, K] that are rounded in place of `weights`; hessian: float32 [K, K]. The error's
@@ -78,6 +85,9 @@ class TapMoments:
         if not factor_in_place(panels):
             return list(weights)  # NaN or Inf, which the algorithm reports
         missing, self.error = self.error.mul_(2 * strength / self.hessian.count), None
+        if self.through_weights:
+            steps = torch.split(divide_in_place(missing, panels), [len(weight) for weight in weights])
+            return [weight + step.float() for weight, step in zip(weights, steps)]
         # (H + damping) is symmetric: missing (H + damping)^-1 is the transpose of a solution
         if sum(map(len, weights)) < len(hessian):
             narrow = missing.float()
@@ -87,19 +97,48 @@ class TapMoments:
         return [weight + weight @ step for weight in weights]
 
 
+def through_weights(rows: int, columns: int) -> bool:
+    """Whether the products of the error of an input with so many columns are multiplied by its weights, chunk by
+    chunk, `((x - x') W^T)^T x'`: [N, K] in place of [K, K], and fewer operations. Not where K is small: nothing is
+    to be saved there."""
+    return columns > WIDTH and 2 * rows <= columns
+
+
+def error_size(rows: int, columns: int) -> int:
+    """Values of the error's product for a tap of this shape."""
+    return columns * (rows if through_weights(rows, columns) else columns)
+
+
+def moment_bytes(rows: int, columns: int) -> int:
+    """Of the moments of a tap of this shape, float64: its Hessian's upper block triangle and the error's product."""
+    return 9 * columns**2 // 2 + 8 * error_size(rows, columns)
+
+
 HESSIAN, ERROR, ROWS = "hessian", "error", "rows"
-MOMENT_BYTES = 6.25  # per K^2 of what a chunk sends: the upper block triangle of one product and the other, float32
+HESSIAN_SENT = 2.25  # bytes per K^2 that a chunk sends: the upper block triangle of a product, float32
 
 
 class SharedMoments:
     """The moments of some taps over chunks of samples that ranks share. Each tap belongs to a rank, to which the
     chunks' products go; they are added in the order of the chunks."""
 
-    def __init__(self, ranks: Ranks, owners: Mapping[str, int], widths: Sequence[int]) -> None:
-        """owners: the rank of every tap by its name. widths: K of the taps."""
+    def __init__(
+        self,
+        ranks: Ranks,
+        owners: Mapping[str, int],
+        weights: Mapping[str, Sequence[Tensor]],
+        width: int | None = None,
+    ) -> None:
+        """owners: the rank of every tap by its name. weights: float32 [N_i, K] of the taps, as they will be given to
+        `TapMoments.compensated`. width: K of a single tap without weights, whose error nobody adds."""
         self.owners = owners
-        self._moments = {name: TapMoments() for name, owner in owners.items() if owner == ranks.rank}
-        self._mail = Mail(ranks, self._receive, rounds_together(MOMENT_BYTES * sum(width**2 for width in widths)))
+        shapes = {name: (sum(map(len, parts)), parts[0].shape[1]) for name, parts in weights.items()}
+        self._weights = {name: parts for name, parts in weights.items() if through_weights(*shapes[name])}
+        own = [name for name, owner in owners.items() if owner == ranks.rank]
+        self._moments = {name: TapMoments(name in self._weights) for name in own}
+        nbytes = HESSIAN_SENT * (width or 0) ** 2
+        nbytes += sum(HESSIAN_SENT * shape[1] ** 2 + 4 * error_size(*shape) for shape in shapes.values())
+        self._mail = Mail(ranks, self._receive, rounds_together(nbytes))
 
     def add(self, tap: str, quantized: TapInput, exact: TapInput | None) -> None:
         """Add the same tokens of both models, of this rank's chunk. exact: None without compensation, and for an expert
@@ -110,7 +149,10 @@ class SharedMoments:
             self._mail.send(owner, (tap, HESSIAN, begin, product))
         self._mail.send(owner, (tap, ROWS, len(rows), None))
         if exact is not None:
-            self._mail.send(owner, (tap, ERROR, 0, (exact.for_tokens_of(quantized) - rows).T @ rows))
+            error = exact.for_tokens_of(quantized) - rows
+            if tap in self._weights:
+                error = torch.cat([error @ weight.T for weight in self._weights[tap]], 1)
+            self._mail.send(owner, (tap, ERROR, 0, error.T @ rows))
 
     def _receive(self, message: tuple[str, str, int, Tensor | None]) -> None:
         tap, kind, number, product = message
