@@ -249,6 +249,7 @@ class _BlockQuantization:
 
     def _quantize_taps(self, taps: Sequence[Tap], moments: SharedMoments) -> None:
         """Quantize the linears of taps, and put the quantized weights into the block."""
+        release_memory()  # holes that activations have left: matrices of K columns do not fit into them
         if len(taps) == 1 and taps[0].expert is None:
             self._put(taps[0], self._quantized_together(taps[0], moments))
             return
