@@ -10,6 +10,7 @@ from dfrot.quant import gptq, row_panels
 from dfrot.quant.options import AlgorithmOptions
 from dfrot.quant.scheme import QuantScheme
 
+ACTUAL_WIDTH = row_panels.WIDTH
 SIZES = [1, 5, 16, 33, 48, 75]  # with panels of 16: one, a whole number of them, and a short first one
 
 
@@ -39,6 +40,7 @@ def test_panels_cover_a_matrix(size: int) -> None:
     assert slices[-1].stop == size
     assert all(part.stop - part.start == 16 for part in slices[1:])
     assert 0 < slices[0].stop <= 16
+    assert ACTUAL_WIDTH % gptq.BLOCK == 0
 
 
 @pytest.mark.parametrize("size", SIZES)
