@@ -226,7 +226,8 @@ def _task(weights: Sequence[Tensor], hessian: Tensor | None, options: AlgorithmO
         shapes = ", ".join(str(list(weight.shape)) for weight in weights)
         raise InputError(f"gptq: Hessian {list(hessian.shape)} does not fit weights {shapes}; wrong calibration?")
     factored = factor(hessian, options)
-    rows = {"rows": torch.cat([weight.float() for weight in weights]), "heights": [len(weight) for weight in weights]}
+    stacked = torch.cat([weight.float() for weight in weights]) if len(weights) > 1 else weights[0].float()
+    rows = {"rows": stacked, "heights": [len(weight) for weight in weights]}
     if isinstance(factored, str):
         return {**rows, "reason": factored}
     return {**rows, "hessian": hessian.float(), "factor": vars(factored)}

@@ -87,6 +87,7 @@ class TapMoments:
         missing, self.error = self.error.mul_(2 * strength / self.hessian.count), None
         if self.through_weights:
             steps = torch.split(divide_in_place(missing, panels), [len(weight) for weight in weights])
+            panels.clear()  # gives their memory back
             return [weight + step.float() for weight, step in zip(weights, steps)]
         # (H + damping) is symmetric: missing (H + damping)^-1 is the transpose of a solution
         if sum(map(len, weights)) < len(hessian):

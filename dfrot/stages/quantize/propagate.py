@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -177,19 +178,18 @@ class _BlockQuantization:
             stack.enter_context(observe_taps(self.block, self.taps, wait))
             passed: list[Tap] = []
             for tap in self.taps:
+                reached = []
+                for run in runs:
+                    reached.append(_reached(run, tap))
+                    if tap.reads == Space.MLP:
+                        release_memory()  # what stays of a chunk settles in the holes that its MLP leaves
+                self._let_go(passed)
+                passed.append(tap)
                 moments = self._moments([tap])
                 for number in range(len(rounds)):
                     if number < len(runs):
-                        run = runs[number]
-                        name, reached = run.step()
-                        assert name == tap.name, f"{name} is computed before {tap.name}"
-                        moments.add(name, reached, exact_inputs[number].pop(name, None))
-                        del reached
-                    if tap.reads == Space.MLP:
-                        release_memory()  # what stays of a chunk settles in the holes that its MLP leaves
+                        moments.add(tap.name, reached.pop(0), exact_inputs[number].pop(tap.name, None))
                     moments.end_round()
-                self._let_go(passed)
-                passed.append(tap)
                 self._quantize_taps([tap], moments)
                 release_memory()  # what waits next has another size than the holes that are left
             for run in runs:
@@ -307,6 +307,13 @@ class _BlockQuantization:
         if self.exact is not None:
             weights = moments.compensated(weights, hessian, self.exact.strength)
         return weights, hessian
+
+
+def _reached(run: PausedRun, tap: Tap) -> TapInput:
+    """The input of `tap`, which is the next one that a pass waits at."""
+    name, tap_input = cast("tuple[str, TapInput]", run.step())
+    assert name == tap.name, f"{name} is computed before {tap.name}"
+    return tap_input
 
 
 def _cost(arch: BoundArch, tap: Tap) -> float:
