@@ -173,6 +173,7 @@ class SharedMoments:
         """The moments of a tap, behind the last round; None on the ranks that it does not belong to. All ranks must
         call this."""
         self._mail.finish()
+        self._weights.pop(tap, None)
         return self._moments.pop(tap, None)
 
 

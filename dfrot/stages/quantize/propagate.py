@@ -284,6 +284,8 @@ class _BlockQuantization:
         """The results for the linears of a tap that no expert has: the rank that has its moments prepares the work, all
         share its rows."""
         weights, hessian = self._prepared(self._weights(tap), moments.take(tap.name))
+        for linear in tap.linears:  # nothing multiplies by them before the results are put there
+            inner_linear(self.block, linear.name).weight.data = torch.empty(0)
         return self.quantize(weights, hessian, None, self.ranks, self.owners[tap.name])
 
     def _quantized(self, tap: Tap, moments: TapMoments) -> list[Quantized]:
