@@ -19,7 +19,7 @@ from dfrot.quant import algorithm
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.key_shift import refuses_key_shift
 from dfrot.quant.quantized_rows import row_slices
-from dfrot.quant.row_panels import panel_bytes
+from dfrot.quant.row_panels import panel_bytes, panel_values
 from dfrot.quant.scheme import FULL, INTEGERS, NARROW
 from dfrot.runtime.transformers_model import TOKENS
 from dfrot.stages.calibrate.settings import CalibrateSettings
@@ -191,7 +191,7 @@ def _shared_rows(cost: StageCost, shapes: BlockShapes, tap: Tap) -> Iterator[Non
     """Let ranks share the rows of a tap: all get Hessian, factor and rows in float32, and everybody's results."""
     layers, width, weights = shapes.arch.n_layers, shapes.width(tap), shapes.tap_weights(tap)
     tiles = len(row_slices(weights // width, width))
-    sent = layers * (8.0 * width**2 + 5.0 * weights)
+    sent = layers * (4.0 * (width**2 + panel_values(width)) + 5.0 * weights)
     with cost.shared(tiles, sent=sent, exchanges=2.0 * layers, passed_on=True):
         yield
 

@@ -24,10 +24,14 @@ def panel_slices(size: int) -> list[slice]:
     return [slice(begin, end) for begin, end in pairwise(edges)]
 
 
+def panel_values(size: int) -> int:
+    """Values in the panels of a matrix of this size."""
+    return sum((rows.stop - rows.start) * rows.stop for rows in panel_slices(size))
+
+
 def panel_bytes(size: int) -> int:
     """Bytes of the panels of a matrix of this size, and of the copies of a diagonal block while it is factored."""
-    values: int = sum((rows.stop - rows.start) * rows.stop for rows in panel_slices(size))
-    return 8 * values + 16 * min(size, WIDTH) * min(size, WIDTH)
+    return 8 * panel_values(size) + 16 * min(size, WIDTH) * min(size, WIDTH)
 
 
 def _parts(panels: Sequence[Tensor]) -> list[tuple[slice, Tensor, Tensor]]:
