@@ -306,6 +306,7 @@ class _BlockQuantization:
         if moments is None:
             return weights, None
         hessian = moments.hessian.take()
+        release_memory()  # of the sum's parts
         if self.exact is not None:
             weights = moments.compensated(weights, hessian, self.exact.strength)
         return weights, hessian
