@@ -15,12 +15,14 @@ class HessianSum:
     """`(2 / n) sum x^T x` of rows x (GPTQ, arXiv 2210.17323): float32 products, float64 sum.
 
     Of the upper block triangle only: the rest is its mirror image, and these products are most of what calibration
-    costs."""
+    costs. The sum is kept as these blocks, 4.5 bytes per K^2 in place of 8."""
 
     def __init__(self, width: int | None = None) -> None:
         """width: K; None takes it from the first rows."""
         self.count = 0
-        self.total = None if width is None else torch.zeros(width, width, dtype=torch.float64)
+        self.width = width
+        self._blocks: dict[int, Tensor] = {}
+        """float64 [n, K - first row] by first row, as `products` has them."""
 
     @staticmethod
     def products(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -31,11 +33,13 @@ class HessianSum:
             yield begin, rows[:, begin : begin + step].T @ rows[:, begin:]
 
     def add_product(self, begin: int, product: Tensor) -> None:
-        """Add a block of `products`. The block that begins at 0 has as many columns as the Hessian."""
-        if self.total is None:
-            width = begin + product.shape[1]
-            self.total = torch.zeros(width, width, dtype=torch.float64)
-        self.total[begin : begin + len(product), begin:] += product
+        """Add a block of `products`."""
+        self.width = begin + product.shape[1]
+        if begin not in self._blocks:
+            self._blocks[begin] = product.double()
+            return
+        for total, rows in zip(torch.split(self._blocks[begin], MIN_STEP), torch.split(product, MIN_STEP)):
+            total += rows  # which copies them to float64
 
     def add(self, rows: Tensor) -> None:
         """rows float32 [M, K]."""
@@ -45,8 +49,26 @@ class HessianSum:
 
     def value(self) -> Tensor:
         """float32 [K, K], exactly symmetric; zeros when nothing was added."""
-        assert self.total is not None
-        upper = torch.empty(self.total.shape)
-        for rows, mean in zip(torch.split(self.total, MIN_STEP), torch.split(upper, MIN_STEP)):
-            mean.copy_(rows * (2 / max(self.count, 1)))
-        return upper.triu_().add_(upper.triu(1).T)
+        return self._mean(dict(self._blocks))
+
+    def take(self) -> Tensor:
+        """`value`, and gives back the memory of the sum as it goes. Nothing is left behind it."""
+        blocks, self._blocks = self._blocks, {}
+        return self._mean(blocks)
+
+    def _mean(self, blocks: dict[int, Tensor]) -> Tensor:
+        """The value of these blocks, which are removed one by one."""
+        assert self.width is not None
+        scale = 2 / max(self.count, 1)
+        mean = torch.empty(self.width, self.width) if blocks else torch.zeros(self.width, self.width)
+        while blocks:
+            first = next(iter(blocks))
+            block = blocks.pop(first)
+            for begin, rows in zip(range(first, self.width, MIN_STEP), torch.split(block, MIN_STEP)):
+                end = begin + len(rows)
+                upper = (rows[:, begin - first :] * scale).float()
+                corner = upper[:, : len(rows)].triu()
+                mean[begin:end, begin:end] = corner + corner.triu(1).T
+                mean[begin:end, end:] = upper[:, len(rows) :]
+                mean[end:, begin:end] = upper[:, len(rows) :].T
+        return mean

@@ -75,4 +75,4 @@ class SharedStatistics:
             return stats
         hessian = self.hessians.pop(tap)
         hessian.count = stats.count
-        return replace(stats, hessian=hessian.value())
+        return replace(stats, hessian=hessian.take())

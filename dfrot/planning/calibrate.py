@@ -60,7 +60,7 @@ def calibrate_cost(checkpoint: Checkpoint, arch: BoundArch, settings: CalibrateS
             cost.add(elements=arch.n_layers * shapes.width(tap) * ROUNDING * CANDIDATES * sample)
     hessians = sum(shapes.width(tap) ** 2 for tap in arch.taps()) if settings.hessians else 0
     cost.parts["blocks"] = (
-        shapes.block_memory() + shapes.token_memory(chunk * settings.seqlen) + 8 * hessians + 4 * widest**2
+        shapes.block_memory() + shapes.token_memory(chunk * settings.seqlen) + 9 * hessians // 2 + widest**2 // 2
     )
     return cost
 

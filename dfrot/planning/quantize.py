@@ -19,9 +19,11 @@ from dfrot.quant import algorithm
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.key_shift import refuses_key_shift
 from dfrot.quant.quantized_rows import row_slices
+from dfrot.quant.row_panels import panel_bytes, panel_values
 from dfrot.quant.scheme import FULL, INTEGERS, NARROW
 from dfrot.runtime.transformers_model import TOKENS
 from dfrot.stages.calibrate.settings import CalibrateSettings
+from dfrot.stages.quantize.compensate import error_size, moment_bytes
 from dfrot.stages.quantize.layout import CheckpointLayout
 from dfrot.stages.quantize.plan import result_config
 from dfrot.stages.quantize.propagate import quantized_taps
@@ -101,8 +103,8 @@ def _propagation(
     half = "products16" if fast_bfloat16() and shapes.source_itemsize == 2 else "products32"
     flops = shapes.product_flops(arch.taps())
     attention = shapes.attention_flops(seqlen)
-    moment = 4.0 * (TRIANGLE + (1.0 if exact else 0.0))  # bytes of a chunk's products per K^2
-    collected = layers * sum(moment * shapes.width(tap) ** 2 for tap in taps)
+    sizes = {tap: _error_size(shapes, tap) if exact else 0 for tap in taps}
+    collected = layers * 4.0 * sum(TRIANGLE * shapes.width(tap) ** 2 + sizes[tap] for tap in taps)  # float32
     sent = layers * float(sum(shapes.tap_weights(tap) for tap in taps if tap.expert is not None))  # a byte each
     with cost.shared(chunks, collected=collected, sent=sent, exchanges=2.0 * layers * len(separate)):
         cost.work[half] += exact * layers * tokens * flops  # type: ignore[assignment]
@@ -110,8 +112,9 @@ def _propagation(
         _simulated(cost, shapes, taps, settings, tokens, seqlen, together)
         for tap in taps:
             width, share = shapes.width(tap), shapes.share(tap.expert)
-            cost.add(products32=layers * tokens * share * width**2 * (2 * TRIANGLE + (2.0 if exact else 0.0)))
-            cost.add(elements=layers * chunks * width**2 * (TRIANGLE + (1.0 if exact else 0.0)))
+            products = 2 * TRIANGLE * width**2 + 2.0 * sizes[tap] * (2 if sizes[tap] < width**2 else 1)
+            cost.add(products32=layers * tokens * share * products)
+            cost.add(elements=layers * chunks * (TRIANGLE * width**2 + sizes[tap]))
             cost.add(elements=layers * tokens * share * width * (3.0 if exact else 0.0))
     shapes.load_all(cost, 2.0 if exact else 1.0)
     hidden = HiddenStates.nbytes((samples, seqlen, arch.hidden))
@@ -119,16 +122,28 @@ def _propagation(
     cost.scratch = 2 * streams * hidden
     passes = 1 if together else groups
     cost.add(read=layers * hidden * streams * passes, write=layers * hidden * (1 + exact))
-    widest = max((shapes.width(tap) for tap in taps), default=0)
-    tallest = max((shapes.tap_weights(tap) for tap in taps), default=0)
     waiting = waiting_bytes(arch, tokens) if together and chunks > 1 else shapes.token_memory(chunk * seqlen)
-    cost.parts["moments"] = (
-        2 * shapes.block_memory()
-        + waiting
-        + (16 if exact else 8) * widest**2
-        + max(8 * widest**2, shapes.token_memory(chunk * seqlen) // 2)
-    )
-    cost.parts["rounding"] = 2 * shapes.block_memory() + waiting + 28 * widest**2 + 8 * tallest
+    cost.parts["passes"] = (2 if exact else 1) * shapes.block_memory() + waiting
+    for number, tap in enumerate(taps):
+        kept = 4 * sum(map(shapes.tap_weights, taps[number:])) if together else 2 * shapes.block_memory()
+        for part, nbytes in _tap_memory(shapes, tap, bool(exact)).items():
+            cost.parts[part] = max(cost.parts.get(part, 0), waiting + kept + shapes.weights + nbytes)  # a code each
+
+
+def _error_size(shapes: BlockShapes, tap: Tap) -> int:
+    width = shapes.width(tap)
+    return error_size(shapes.tap_weights(tap) // width, width)
+
+
+def _tap_memory(shapes: BlockShapes, tap: Tap, exact: bool) -> dict[str, int]:
+    """Bytes of the matrices of one tap: moments and what is added to them; Hessian, factor and the weights' errors."""
+    width, weights = shapes.width(tap), shapes.tap_weights(tap)
+    error = _error_size(shapes, tap) if exact else 0
+    sums = moment_bytes(weights // width, width) if exact else 9 * width**2 // 2
+    return {
+        "moments": sums + max(4 * error, width**2),
+        "rounding": 4 * width**2 + panel_bytes(width) + 8 * error + 4 * weights,
+    }
 
 
 def _simulated(
@@ -176,7 +191,7 @@ def _shared_rows(cost: StageCost, shapes: BlockShapes, tap: Tap) -> Iterator[Non
     """Let ranks share the rows of a tap: all get Hessian, factor and rows in float32, and everybody's results."""
     layers, width, weights = shapes.arch.n_layers, shapes.width(tap), shapes.tap_weights(tap)
     tiles = len(row_slices(weights // width, width))
-    sent = layers * (8.0 * width**2 + 5.0 * weights)
+    sent = layers * (4.0 * (width**2 + panel_values(width)) + 5.0 * weights)
     with cost.shared(tiles, sent=sent, exchanges=2.0 * layers, passed_on=True):
         yield
 

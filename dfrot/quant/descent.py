@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dfrot.quant.grid import WeightGrid
-from dfrot.quant.hessian_error import added_error, output_errors
+from dfrot.quant.hessian_error import added_error, damped, output_errors
 
 BLOCK = 128  # columns between two updates of all gradients
 
@@ -28,26 +28,27 @@ def descend(
     """Codes uint8 [N, K] for weight float32 [N, K], no worse than `codes` for any row under the Hessian float32 [K, K]
     with `added` on its diagonal, and their errors under it, float64 [N]. passes: over all columns; it stops early when
     nothing changes."""
-    damped = hessian + added * torch.eye(len(hessian))
     values, changed = grid.decode(codes).T.contiguous(), codes.T.contiguous()
-    gradient = damped @ (weight.T - values)  # [K, N]
-    for _ in range(passes):
-        if not _one_pass(damped, grid, gradient, values, changed):
-            break
+    with damped(hessian, added):
+        gradient = hessian @ (weight.T - values)  # [K, N]
+        for _ in range(passes):
+            if not _one_pass(hessian, grid, gradient, values, changed):
+                break
     before = damped_errors(weight - grid.decode(codes), hessian, added)
     after = damped_errors(weight - values.T, hessian, added)
     better = after < before
     return torch.where(better[:, None], changed.T, codes).contiguous(), torch.where(better, after, before)
 
 
-def _one_pass(damped: Tensor, grid: WeightGrid, gradient: Tensor, values: Tensor, codes: Tensor) -> bool:
-    """Round every column again, in place; whether any changed. gradient, values: float32 [K, N], codes: uint8 [K, N].
+def _one_pass(hessian: Tensor, grid: WeightGrid, gradient: Tensor, values: Tensor, codes: Tensor) -> bool:
+    """Round every column again, in place; whether any changed. hessian: damped. gradient, values: float32 [K, N],
+    codes: uint8 [K, N].
 
     As in GPTQ, the feedback inside a block of columns is gathered from the left, beyond it by one matrix product."""
-    size, pivots, moved = len(damped), damped.diagonal().tolist(), False
+    size, pivots, moved = len(hessian), hessian.diagonal().tolist(), False
     for begin in range(0, size, BLOCK):
         block = torch.arange(begin, min(begin + BLOCK, size))
-        corner = damped[begin : begin + BLOCK, begin : begin + BLOCK].T.contiguous()
+        corner = hessian[begin : begin + BLOCK, begin : begin + BLOCK].T.contiguous()
         columns, changes = grid.columns(block), torch.zeros(len(block), codes.shape[1])
         for i, column in enumerate(block.tolist()):
             slope = gradient[column]
@@ -57,6 +58,6 @@ def _one_pass(damped: Tensor, grid: WeightGrid, gradient: Tensor, values: Tensor
             torch.sub(rounded, values[column], out=changes[i])
             values[column] = rounded
         if bool(changes.any()):
-            gradient.addmm_(damped[:, begin : begin + BLOCK], changes, alpha=-1)
+            gradient.addmm_(hessian[:, begin : begin + BLOCK], changes, alpha=-1)
             moved = True
     return moved

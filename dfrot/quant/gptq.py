@@ -23,14 +23,14 @@ from dfrot.errors import InputError
 from dfrot.quant import rtn
 from dfrot.quant.descent import descend
 from dfrot.quant.grid import Grid, Quantized, WeightGrid
-from dfrot.quant.hessian_error import added_error, output_errors, squares
+from dfrot.quant.hessian_error import added_error, finite, output_errors, squares
 from dfrot.quant.options import AlgorithmOptions
 from dfrot.quant.quantized_rows import QuantizedRows, row_slices
+from dfrot.quant.row_panels import factor_in_place, invert_in_place, panel_slices
 from dfrot.quant.scale_fit import fitted_scales
 from dfrot.quant.scheme import NARROW, NVFP4, QuantScheme
 from dfrot.ranks.single import SINGLE, Ranks
 
-INVERTED = 512  # columns of a triangular matrix that are inverted together
 BLOCK = 128  # columns between two updates of everything to the right, as in the paper
 RANGES = (0.85, 0.9, 0.95)  # of a row, in multiples of that of the clip search; wider ones win in 6 % of all rows
 RETRIES = (1, 2, 5, 10, 25, 50, 100)  # multiples of the damping, up to the whole mean diagonal
@@ -40,8 +40,9 @@ RETRIES = (1, 2, 5, 10, 25, 50, 100)  # multiples of the damping, up to the whol
 class Factor:
     """A factored Hessian [K, K]."""
 
-    upper: Tensor
-    """U float32 [K, K] with H^-1 = U^T U, rows and columns in `order`."""
+    upper: Sequence[Tensor]
+    """U [K, K] with H^-1 = U^T U, rows and columns in `order`: panels of its rows, one below the other, float32
+    [n, K - first row]; what is left of them is 0."""
     order: Tensor
     """int64 [K]: the columns in the order in which they are rounded."""
     dead: Tensor
@@ -56,7 +57,7 @@ def factor(hessian: Tensor, options: AlgorithmOptions) -> Factor | str:
     """Damp and factor a Hessian [K, K]; more damping is tried when it is not positive definite.
 
     Returns the reason as text when no damping helps; the caller then rounds to nearest and reports it."""
-    if not bool(torch.isfinite(hessian).all()):
+    if not finite(hessian):
         return "the Hessian holds NaN or Inf"
     size = hessian.shape[0]
     diagonal = hessian.diagonal().double()
@@ -68,15 +69,16 @@ def factor(hessian: Tensor, options: AlgorithmOptions) -> Factor | str:
     if options.act_order:
         order = torch.argsort(diagonal, descending=True, stable=True)
     reverse = order.flip(0)
-    flipped = hessian[reverse[:, None], reverse[None, :]].double().mT  # symmetric: by columns, as LAPACK takes it
     for multiple in RETRIES:
         damping = min(options.damping * multiple, 1.0)
-        flipped.diagonal().copy_((torch.where(dead, 1.0, diagonal) + damping * mean)[reverse])
-        lower, info = torch.linalg.cholesky_ex(flipped)
-        if int(info) == 0:
-            del flipped  # at 14336 columns each of these matrices is 1.6 GB
-            upper = _inverted(lower).float().flip(0, 1)
-            if bool(torch.isfinite(upper).all()):
+        damped = (torch.where(dead, 1.0, diagonal) + damping * mean)[reverse]
+        panels = _flipped(hessian, reverse, damped)
+        if factor_in_place(panels):
+            invert_in_place(panels)
+            upper = []
+            while panels:  # each gives its memory back
+                upper.append(panels.pop().float().flip(0, 1))
+            if all(map(finite, upper)):
                 return Factor(upper, order, dead, damping, damping * mean)
             return f"the factor of the Hessian overflows float32 at damping {damping:g}"
         if damping >= 1.0:
@@ -84,16 +86,14 @@ def factor(hessian: Tensor, options: AlgorithmOptions) -> Factor | str:
     return f"the Hessian is not positive definite even with damping {damping:g}"
 
 
-def _inverted(lower: Tensor) -> Tensor:
-    """The inverse of a lower triangular matrix float64 [K, K], in its place: block by block of columns, each of which
-    needs only what lies to its right, a third of the work of solving for the identity."""
-    size = len(lower)
-    for begin in range(0, size, INVERTED):
-        block = slice(begin, min(begin + INVERTED, size))
-        columns = torch.zeros(size - begin, block.stop - begin, dtype=torch.float64)
-        columns.fill_diagonal_(1.0)
-        lower[begin:, block] = torch.linalg.solve_triangular(lower[begin:, begin:], columns, upper=False)
-    return lower
+def _flipped(hessian: Tensor, reverse: Tensor, diagonal: Tensor) -> list[Tensor]:
+    """A Hessian with rows and columns in the order `reverse` and another diagonal, as panels (row_panels.py)."""
+    panels = []
+    for rows in panel_slices(len(hessian)):
+        panel = hessian[reverse[rows, None], reverse[None, : rows.stop]].double()
+        panel[:, rows.start :].diagonal().copy_(diagonal[rows])
+        panels.append(panel)
+    return panels
 
 
 def solve(weight: Tensor, grid: WeightGrid, factor: Factor) -> tuple[Tensor, Tensor]:
@@ -106,9 +106,14 @@ def solve(weight: Tensor, grid: WeightGrid, factor: Factor) -> tuple[Tensor, Ten
     remaining = weight.T[factor.order].contiguous()
     codes = torch.empty(k, n, dtype=torch.uint8)
     loss = torch.zeros(n, dtype=torch.float64)
+    panels, first = iter(factor.upper), 0
+    panel = next(panels)
     for begin in range(0, k, BLOCK):
         end = min(begin + BLOCK, k)
-        corner = factor.upper[begin:end, begin:end].T.contiguous()
+        if begin == first + len(panel):
+            first, panel = begin, next(panels)
+        rows = panel[begin - first : end - first, begin - first :]
+        corner = rows[:, : end - begin].T.contiguous()
         pivots = corner.diagonal().tolist()
         errors = torch.empty(end - begin, n)
         grid_columns = grid.columns(factor.order[begin:end])
@@ -120,7 +125,7 @@ def solve(weight: Tensor, grid: WeightGrid, factor: Factor) -> tuple[Tensor, Ten
             torch.sub(column, rounded, out=errors[i]).div_(pivot)
         loss += errors.square().sum(0, dtype=torch.float64)
         if end < k:
-            remaining[end:].addmm_(factor.upper[begin:end, end:].T, errors, alpha=-1)
+            remaining[end:].addmm_(rows[:, end - begin :].T, errors, alpha=-1)
     restored = torch.empty_like(codes)
     restored[factor.order] = codes
     return restored.T.contiguous(), loss
@@ -221,7 +226,8 @@ def _task(weights: Sequence[Tensor], hessian: Tensor | None, options: AlgorithmO
         shapes = ", ".join(str(list(weight.shape)) for weight in weights)
         raise InputError(f"gptq: Hessian {list(hessian.shape)} does not fit weights {shapes}; wrong calibration?")
     factored = factor(hessian, options)
-    rows = {"rows": torch.cat([weight.float() for weight in weights]), "heights": [len(weight) for weight in weights]}
+    stacked = torch.cat([weight.float() for weight in weights]) if len(weights) > 1 else weights[0].float()
+    rows = {"rows": stacked, "heights": [len(weight) for weight in weights]}
     if isinstance(factored, str):
         return {**rows, "reason": factored}
     return {**rows, "hessian": hessian.float(), "factor": vars(factored)}

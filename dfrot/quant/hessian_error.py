@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -31,6 +34,24 @@ def squares(rows: Tensor) -> Tensor:
 def added_error(error: Tensor, added: float) -> Tensor:
     """What `added` on the diagonal of a Hessian adds to e H e^T, for every row of float32 [N, K]: float64 [N]."""
     return added * squares(error)
+
+
+@contextmanager
+def damped(hessian: Tensor, added: float) -> Iterator[Tensor]:
+    """The Hessian float32 [K, K] with `added` on its diagonal, inside the context: in its own memory, of which wide
+    ones take much. Behind it, the Hessian has its former bytes."""
+    diagonal = hessian.diagonal()
+    former = diagonal.clone()
+    diagonal.add_(added)
+    try:
+        yield hessian
+    finally:
+        diagonal.copy_(former)
+
+
+def finite(matrix: Tensor) -> bool:
+    """Whether a matrix holds neither NaN nor Inf; without temporaries of its size, as torch.isfinite has."""
+    return bool(torch.stack(torch.aminmax(matrix)).isfinite().all())
 
 
 def fraction(part: float, total: float) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dfrot.matrix_stacks import solutions
 from dfrot.quant.grid import Grid
-from dfrot.quant.hessian_error import output_errors
+from dfrot.quant.hessian_error import damped, output_errors
 
 ELEMENTS = 1 << 23  # of the products of codes and Hessian in memory at a time
 RIDGE = 1e-6  # share of the mean diagonal of A that is added: groups without codes have rows of zeros
@@ -29,12 +29,12 @@ def fitted_scales(
     size, group = weight.shape[1], grid.group or weight.shape[1]
     slices = [slice(begin, min(begin + group, size)) for begin in range(0, size, group)]
     columns = torch.arange(size)
-    damped = hessian + added * torch.eye(size)
     scales, height = [], max(1, ELEMENTS // (len(slices) * size))
     for begin in range(0, len(weight), height):
         rows = grid.rows(begin, begin + height)
         integers = codes[begin : begin + height].float() - rows.zeros(columns)
-        products = torch.stack([integers[:, part] @ damped[part] for part in slices], 1)
+        with damped(hessian, added):
+            products = torch.stack([integers[:, part] @ hessian[part] for part in slices], 1)
         matrix = torch.stack([(products[:, :, part] * integers[:, None, part]).sum(2) for part in slices], 2).double()
         wanted = (products @ weight[begin : begin + height, :, None])[:, :, 0].double()
         diagonal = matrix.diagonal(dim1=1, dim2=2)

@@ -49,6 +49,9 @@ def test_wide_hessians_are_mirrored() -> None:
     total.add(x[30:])
     torch.testing.assert_close(total.value(), (2 / 40 * x.double().T @ x.double()).float(), rtol=1e-5, atol=1e-6)
     assert torch.equal(total.value(), total.value().T)
+    expected = total.value()
+    assert torch.equal(total.take(), expected)
+    assert torch.equal(total.value(), torch.zeros(700, 700))  # its memory was given back
 
 
 def test_percentiles_are_right_to_a_bin() -> None:

@@ -219,10 +219,3 @@ def test_tiles_make_the_codes_of_the_whole_weight(scheme: str, monkeypatch: pyte
         if "scale" in name:
             assert torch.equal(value.view(torch.uint8), tiled.grid.tensors(tiled.codes)[name].view(torch.uint8))
     assert whole.stats["output_error"] == pytest.approx(tiled.stats["output_error"], rel=1e-3)
-
-
-def test_the_inverse_in_place_is_the_inverse() -> None:
-    lower = torch.randn(1100, 1100, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).tril_() / 33
-    lower.diagonal().add_(2.0)
-    expected = torch.linalg.solve_triangular(lower, torch.eye(1100, dtype=torch.float64), upper=False)
-    assert torch.allclose(gptq._inverted(lower.clone()), expected, rtol=1e-10, atol=1e-12)

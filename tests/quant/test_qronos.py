@@ -21,7 +21,7 @@ def test_gptq_on_fully_compensated_weights_is_qronos(monkeypatch: pytest.MonkeyP
     exact = torch.randn(300, 20) @ torch.randn(20, 20)
     quantized = exact + 0.5 * torch.randn(300, 20)
     weight = torch.randn(16, 20)
-    moments = SharedMoments(SINGLE, {"tap": 0}, [20])
+    moments = SharedMoments(SINGLE, {"tap": 0}, {"tap": [weight]})
     moments.add("tap", TapInput(quantized, None), TapInput(exact, None))
     hessian = 2 / 300 * quantized.T @ quantized
     found = moments.take("tap")

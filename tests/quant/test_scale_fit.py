@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dfrot.quant import gptq, scale_fit
 from dfrot.quant.grid import fit
-from dfrot.quant.hessian_error import output_errors
+from dfrot.quant.hessian_error import damped, output_errors
 from dfrot.quant.options import AlgorithmOptions
 from dfrot.quant.scheme import QuantScheme
 
@@ -70,3 +70,11 @@ def test_gptq_reports_the_error_of_the_fitted_scales() -> None:
     assert fitted.stats["output_error"] < plain.stats["output_error"]
     error = output_errors(weight - fitted.dequantize(), hessian).sum() / output_errors(weight, hessian).sum()
     assert fitted.stats["output_error"] == pytest.approx(float(error), rel=1e-4)
+
+
+def test_a_hessian_that_was_damped_in_its_place_has_its_bytes_again() -> None:
+    _, _, hessian = problem(1, 24)
+    before = hessian.clone()
+    with damped(hessian, 0.1):
+        assert torch.equal(hessian, before + 0.1 * torch.eye(24))
+    assert torch.equal(hessian, before)

@@ -24,9 +24,11 @@ from dfrot.calib.hessian import HessianSum
 from dfrot.calib.hidden_states import HiddenStates
 from dfrot.calib.taps import inner_linear, observe_taps
 from dfrot.processor import fast_bfloat16
+from dfrot.quant.row_panels import WIDTH, divide_in_place, factor_in_place, panel_slices
 from dfrot.ranks.single import Mail, Ranks, rounds_together
 from dfrot.runtime.block_runner import BlockRunner
 
+ROWS_ADDED = 256  # of a product, which are copied to float64 together
 DAMPING = 0.01  # share of the mean diagonal; of this step alone, whatever GPTQ is asked to use
 
 
@@ -56,48 +58,88 @@ TapInputs = dict[str, TapInput]
 class TapMoments:
     """Second moments at one tap: of the quantized model's rows x', and of the error x - x' with these."""
 
-    def __init__(self) -> None:
+    def __init__(self, through_weights: bool = False) -> None:
+        """through_weights: whether the error is that of the outputs (`through_weights`)."""
         self.hessian = HessianSum()
+        self.through_weights = through_weights
         self.error: Tensor | None = None
-        """float64 [K, K], sum (x - x')^T x'."""
+        """float64 [K, K], sum (x - x')^T x'; or [N, K], W times that."""
 
     def add_error(self, product: Tensor) -> None:
-        """Add the error's product float32 [K, K] of some rows."""
-        self.error = product.double() if self.error is None else self.error.add_(product)
+        """Add the error's product float32 [K, K], or [N, K], of some rows."""
+        if self.error is None:
+            self.error = product.double()
+            return
+        for total, rows in zip(torch.split(self.error, ROWS_ADDED), torch.split(product, ROWS_ADDED)):
+            total += rows  # which copies them to float64
 
     def compensated(self, weights: Sequence[Tensor], hessian: Tensor, strength: float) -> list[Tensor]:
         """The weights float32 [N, K] that are rounded in place of `weights`; hessian: float32 [K, K]. The error's
         products are used up."""
-        damped = hessian.double().mT  # symmetric: by columns, as LAPACK takes it
-        mean = float(damped.diagonal().mean())
+        mean = float(hessian.diagonal().double().mean())
         if self.error is None or mean <= 0:
             return list(weights)  # both models feed the same here, or nothing
-        damped.diagonal().add_(DAMPING * mean)
-        info = torch.empty((), dtype=torch.int32)
-        lower, _ = torch.linalg.cholesky_ex(damped, out=(damped, info))  # at 14336 columns each of these has 1.6 GB
-        if int(info) != 0:
+        panels = [hessian[rows, : rows.stop].double() for rows in panel_slices(len(hessian))]
+        for panel in panels:
+            panel.diagonal(panel.shape[1] - len(panel)).add_(DAMPING * mean)
+        if not factor_in_place(panels):
             return list(weights)  # NaN or Inf, which the algorithm reports
         missing, self.error = self.error.mul_(2 * strength / self.hessian.count), None
+        if self.through_weights:
+            steps = torch.split(divide_in_place(missing, panels), [len(weight) for weight in weights])
+            panels.clear()  # gives their memory back
+            return [weight + step.float() for weight, step in zip(weights, steps)]
         # (H + damping) is symmetric: missing (H + damping)^-1 is the transpose of a solution
-        if sum(map(len, weights)) < len(damped):
-            return [w + torch.cholesky_solve((w @ missing.float()).double().T, lower).T.float() for w in weights]
-        step = torch.cholesky_solve(missing.T, lower).T.float()
+        if sum(map(len, weights)) < len(hessian):
+            narrow = missing.float()
+            del missing  # so wide that every copy counts
+            return [weight + divide_in_place((weight @ narrow).double(), panels).float() for weight in weights]
+        step = divide_in_place(missing, panels).float()
         return [weight + weight @ step for weight in weights]
 
 
+def through_weights(rows: int, columns: int) -> bool:
+    """Whether the products of the error of an input with so many columns are multiplied by its weights, chunk by
+    chunk, `((x - x') W^T)^T x'`: [N, K] in place of [K, K], and fewer operations. Not where K is small: nothing is
+    to be saved there."""
+    return columns > WIDTH and 2 * rows <= columns
+
+
+def error_size(rows: int, columns: int) -> int:
+    """Values of the error's product for a tap of this shape."""
+    return columns * (rows if through_weights(rows, columns) else columns)
+
+
+def moment_bytes(rows: int, columns: int) -> int:
+    """Of the moments of a tap of this shape, float64: its Hessian's upper block triangle and the error's product."""
+    return 9 * columns**2 // 2 + 8 * error_size(rows, columns)
+
+
 HESSIAN, ERROR, ROWS = "hessian", "error", "rows"
-MOMENT_BYTES = 6.25  # per K^2 of what a chunk sends: the upper block triangle of one product and the other, float32
+HESSIAN_SENT = 2.25  # bytes per K^2 that a chunk sends: the upper block triangle of a product, float32
 
 
 class SharedMoments:
     """The moments of some taps over chunks of samples that ranks share. Each tap belongs to a rank, to which the
     chunks' products go; they are added in the order of the chunks."""
 
-    def __init__(self, ranks: Ranks, owners: Mapping[str, int], widths: Sequence[int]) -> None:
-        """owners: the rank of every tap by its name. widths: K of the taps."""
+    def __init__(
+        self,
+        ranks: Ranks,
+        owners: Mapping[str, int],
+        weights: Mapping[str, Sequence[Tensor]],
+        width: int | None = None,
+    ) -> None:
+        """owners: the rank of every tap by its name. weights: float32 [N_i, K] of the taps, as they will be given to
+        `TapMoments.compensated`. width: K of a single tap without weights, whose error nobody adds."""
         self.owners = owners
-        self._moments = {name: TapMoments() for name, owner in owners.items() if owner == ranks.rank}
-        self._mail = Mail(ranks, self._receive, rounds_together(MOMENT_BYTES * sum(width**2 for width in widths)))
+        shapes = {name: (sum(map(len, parts)), parts[0].shape[1]) for name, parts in weights.items()}
+        self._weights = {name: parts for name, parts in weights.items() if through_weights(*shapes[name])}
+        own = [name for name, owner in owners.items() if owner == ranks.rank]
+        self._moments = {name: TapMoments(name in self._weights) for name in own}
+        nbytes = HESSIAN_SENT * (width or 0) ** 2
+        nbytes += sum(HESSIAN_SENT * shape[1] ** 2 + 4 * error_size(*shape) for shape in shapes.values())
+        self._mail = Mail(ranks, self._receive, rounds_together(nbytes))
 
     def add(self, tap: str, quantized: TapInput, exact: TapInput | None) -> None:
         """Add the same tokens of both models, of this rank's chunk. exact: None without compensation, and for an expert
@@ -108,7 +150,10 @@ class SharedMoments:
             self._mail.send(owner, (tap, HESSIAN, begin, product))
         self._mail.send(owner, (tap, ROWS, len(rows), None))
         if exact is not None:
-            self._mail.send(owner, (tap, ERROR, 0, (exact.for_tokens_of(quantized) - rows).T @ rows))
+            error = exact.for_tokens_of(quantized) - rows
+            if tap in self._weights:
+                error = torch.cat([error @ weight.T for weight in self._weights[tap]], 1)
+            self._mail.send(owner, (tap, ERROR, 0, error.T @ rows))
 
     def _receive(self, message: tuple[str, str, int, Tensor | None]) -> None:
         tap, kind, number, product = message
@@ -128,6 +173,7 @@ class SharedMoments:
         """The moments of a tap, behind the last round; None on the ranks that it does not belong to. All ranks must
         call this."""
         self._mail.finish()
+        self._weights.pop(tap, None)
         return self._moments.pop(tap, None)
 
 

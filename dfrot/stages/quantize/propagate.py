@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ from dfrot.quant.scheme import FULL, INTEGERS
 from dfrot.quant.travel import from_plain, to_plain
 from dfrot.ranks.single import SINGLE, Ranks
 from dfrot.runtime.block_runner import BlockRunner, OnlineHadamard
-from dfrot.stages.quantize.compensate import ExactRun, SharedMoments, TapInput, TapInputs, TapMoments
+from dfrot.stages.quantize.compensate import ExactRun, SharedMoments, TapInput, TapInputs, TapMoments, moment_bytes
 from dfrot.stages.quantize.waiting import passes_wait
 from dfrot_kernels.memory import release_memory, share_heap
 
@@ -142,8 +143,12 @@ class _BlockQuantization:
         samples = source.shape[0]
         (exact_inputs,) = self._run_exact(self.taps, [slice(0, samples)])
         waiting = {tap.name: tap for tap in self.taps}
+        passed: list[Tap] = []
 
         def quantize_reached(tap: Tap, x: Tensor, rows: Tensor | None) -> None:
+            if self.arch.spec.experts is None:
+                self._let_go(passed)
+                passed.append(tap)
             moments = self._moments([waiting.pop(tap.name)])
             moments.add(tap.name, TapInput(x, rows), exact_inputs.pop(tap.name, None))
             self._quantize_taps([tap], moments)
@@ -171,17 +176,19 @@ class _BlockQuantization:
         with ExitStack() as stack:
             runs = [stack.enter_context(PausedRun(pass_over(chunk))) for chunk in own]
             stack.enter_context(observe_taps(self.block, self.taps, wait))
+            passed: list[Tap] = []
             for tap in self.taps:
+                reached = []
+                for run in runs:
+                    reached.append(_reached(run, tap))
+                    if tap.reads == Space.MLP:
+                        release_memory()  # what stays of a chunk settles in the holes that its MLP leaves
+                self._let_go(passed)
+                passed.append(tap)
                 moments = self._moments([tap])
                 for number in range(len(rounds)):
                     if number < len(runs):
-                        run = runs[number]
-                        name, reached = run.step()
-                        assert name == tap.name, f"{name} is computed before {tap.name}"
-                        moments.add(name, reached, exact_inputs[number].pop(name, None))
-                        del reached
-                    if tap.reads == Space.MLP:
-                        release_memory()  # what stays of a chunk settles in the holes that its MLP leaves
+                        moments.add(tap.name, reached.pop(0), exact_inputs[number].pop(tap.name, None))
                     moments.end_round()
                 self._quantize_taps([tap], moments)
                 release_memory()  # what waits next has another size than the holes that are left
@@ -217,8 +224,8 @@ class _BlockQuantization:
         return [None if number is None else slice(starts[number], starts[number] + step) for number in numbers]
 
     def _moments(self, taps: Sequence[Tap]) -> SharedMoments:
-        widths = [self.arch.sizes[tap.linears[0].cols] for tap in taps]
-        return SharedMoments(self.ranks, {tap.name: self.owners[tap.name] for tap in taps}, widths)
+        owners = {tap.name: self.owners[tap.name] for tap in taps}
+        return SharedMoments(self.ranks, owners, {tap.name: self._weights(tap) for tap in taps})
 
     def _run_exact(self, taps: Sequence[Tap], chunks: Sequence[slice]) -> list[TapInputs]:
         """Inputs of `taps` in the unquantized model, per chunk of samples; empty without compensation."""
@@ -242,6 +249,7 @@ class _BlockQuantization:
 
     def _quantize_taps(self, taps: Sequence[Tap], moments: SharedMoments) -> None:
         """Quantize the linears of taps, and put the quantized weights into the block."""
+        release_memory()  # holes that activations have left: matrices of K columns do not fit into them
         if len(taps) == 1 and taps[0].expert is None:
             self._put(taps[0], self._quantized_together(taps[0], moments))
             return
@@ -262,10 +270,22 @@ class _BlockQuantization:
                 module.forward.pack(result.packed())
             self.results[self.arch.full(self.layer, linear.name)] = result
 
+    def _let_go(self, passed: list[Tap]) -> None:
+        """Give back the memory of the weights of taps that all passes are behind, and forget these taps. Their results
+        stay."""
+        while passed:
+            for linear in passed.pop().linears:
+                module = inner_linear(self.block, linear.name)
+                module.weight.data = torch.empty(0)
+                if isinstance(module.forward, SimulatedProduct):
+                    module.forward.packed = None
+
     def _quantized_together(self, tap: Tap, moments: SharedMoments) -> list[Quantized]:
         """The results for the linears of a tap that no expert has: the rank that has its moments prepares the work, all
         share its rows."""
         weights, hessian = self._prepared(self._weights(tap), moments.take(tap.name))
+        for linear in tap.linears:  # nothing multiplies by them before the results are put there
+            inner_linear(self.block, linear.name).weight.data = torch.empty(0)
         return self.quantize(weights, hessian, None, self.ranks, self.owners[tap.name])
 
     def _quantized(self, tap: Tap, moments: TapMoments) -> list[Quantized]:
@@ -285,11 +305,18 @@ class _BlockQuantization:
         not have the moments. These are used up."""
         if moments is None:
             return weights, None
-        hessian = moments.hessian.value()
-        moments.hessian.total = None
+        hessian = moments.hessian.take()
+        release_memory()  # of the sum's parts
         if self.exact is not None:
             weights = moments.compensated(weights, hessian, self.exact.strength)
         return weights, hessian
+
+
+def _reached(run: PausedRun, tap: Tap) -> TapInput:
+    """The input of `tap`, which is the next one that a pass waits at."""
+    name, tap_input = cast("tuple[str, TapInput]", run.step())
+    assert name == tap.name, f"{name} is computed before {tap.name}"
+    return tap_input
 
 
 def _cost(arch: BoundArch, tap: Tap) -> float:
@@ -308,7 +335,8 @@ def _groups_of_taps(arch: BoundArch, taps: Sequence[Tap]) -> list[list[Tap]]:
     for space in dict.fromkeys(tap.reads for tap in experts):
         size = 0
         for tap in (tap for tap in experts if tap.reads == space):
-            nbytes = 16 * arch.sizes[tap.linears[0].cols] ** 2  # Hessian and cross moment, float64
+            rows = sum(arch.sizes[linear.rows] for linear in tap.linears)
+            nbytes = moment_bytes(rows, arch.sizes[tap.linears[0].cols])
             if not size or size + nbytes > MOMENT_BYTES:
                 groups.append([])
                 size = 0
@@ -329,7 +357,7 @@ def head_hessian(runner: BlockRunner, config: DfqConfig, source: HiddenStates, r
     bits = FULL if config.head.quantized else scheme.a_bits
     step = samples_per_chunk(runner.arch, source.shape[1])
     starts = range(0, source.shape[0], step)
-    moments = SharedMoments(ranks, {name: 0}, [runner.arch.hidden])
+    moments = SharedMoments(ranks, {name: 0}, {}, runner.arch.hidden)
     for number in ranks.rounds(len(starts)):
         if number is not None:
             x = runner.normed(source.read(starts[number], starts[number] + step))
@@ -340,4 +368,4 @@ def head_hessian(runner: BlockRunner, config: DfqConfig, source: HiddenStates, r
             moments.add(name, TapInput(x, None), None)
         moments.end_round()
     found = moments.take(name)
-    return None if found is None else found.hessian.value()
+    return None if found is None else found.hessian.take()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from dfrot.quant import row_panels
 from dfrot.ranks.single import SINGLE
 from dfrot.stages.quantize import compensate
 from dfrot.stages.quantize.compensate import SharedMoments, TapInput, TapMoments
 
 
-def moments(exact: Tensor | None, quantized: Tensor) -> TapMoments:
-    total = SharedMoments(SINGLE, {"tap": 0}, [quantized.shape[1]])
+def moments(exact: Tensor | None, quantized: Tensor, weights: Sequence[Tensor]) -> TapMoments:
+    total = SharedMoments(SINGLE, {"tap": 0}, {"tap": weights})
     for begin in range(0, len(quantized), 100):
         part = None if exact is None else TapInput(exact[begin : begin + 100], None)
         total.add("tap", TapInput(quantized[begin : begin + 100], None), part)
@@ -21,8 +24,12 @@ def moments(exact: Tensor | None, quantized: Tensor) -> TapMoments:
     return found
 
 
-@pytest.mark.parametrize("rows", [8, 40])  # fewer and more than columns: solved from the other side
-def test_the_full_step_is_the_least_squares_solution(rows: int) -> None:
+@pytest.mark.parametrize("narrow", [True, False])  # narrow: 24 columns are few, or more than two panels
+@pytest.mark.parametrize("rows", [8, 16, 40])  # the error through the weights, solved for rows, solved for columns
+def test_the_full_step_is_the_least_squares_solution(monkeypatch: pytest.MonkeyPatch, rows: int, narrow: bool) -> None:
+    if not narrow:
+        monkeypatch.setattr(compensate, "WIDTH", 10)
+        monkeypatch.setattr(row_panels, "WIDTH", 10)
     torch.manual_seed(0)
     exact = torch.randn(400, 24) @ torch.randn(24, 24)
     quantized = exact + 0.1 * torch.randn(400, 24)
@@ -31,15 +38,19 @@ def test_the_full_step_is_the_least_squares_solution(rows: int) -> None:
     damped = hessian + compensate.DAMPING * hessian.diagonal().mean() * torch.eye(24).double()
     missing = 2 / 400 * (exact - quantized).double().T @ quantized.double()
     solution = weight + 0.5 * weight.double() @ missing @ torch.linalg.inv(damped)
-    (half,) = moments(exact, quantized).compensated([weight], hessian.float(), 0.5)
+    parts = list(torch.split(weight, [3, rows - 3]))
+    found = moments(exact, quantized, parts)
+    assert found.error is not None
+    assert len(found.error) == (rows if rows == 8 and not narrow else 24)
+    half = torch.cat(found.compensated(parts, hessian.float(), 0.5))
     torch.testing.assert_close(half, solution.float(), rtol=1e-4, atol=1e-4)
     assert float((half - weight).norm() / weight.norm()) > 1e-3
 
 
 def test_nothing_is_taken_back_without_an_unquantized_model_or_with_damaged_activations() -> None:
     quantized, weight = torch.randn(50, 8), torch.randn(4, 8)
-    assert moments(None, quantized).compensated([weight], torch.eye(8), 1.0)[0] is weight
-    damaged = moments(quantized.clone().fill_(torch.nan), quantized)
+    assert moments(None, quantized, [weight]).compensated([weight], torch.eye(8), 1.0)[0] is weight
+    damaged = moments(quantized.clone().fill_(torch.nan), quantized, [weight])
     assert damaged.compensated([weight], torch.full((8, 8), torch.nan), 1.0)[0] is weight  # GPTQ reports the Hessian
 
 
