@@ -45,8 +45,8 @@ class QuantizeSettings:
     )
     fit_scales: bool = setting(
         AlgorithmOptions.fit_scales,
-        help="GPTQ, groups of integers of at most 4 bits: once the integers of a row stand, replace its scales by those "
-        "with the least error of the output.",
+        help="GPTQ, groups of integers of at most 4 bits: once the integers of a row stand, replace its scales by "
+        "those with the least error of the output.",
     )
     group_scales: str | None = setting(
         None,
