@@ -93,9 +93,8 @@ def test_the_gradient_of_the_transform_is_its_transpose() -> None:
 
 
 def test_scales_and_gains_learn_and_integers_stay(packed: Path, tmp_path: Path) -> None:
-    record = tune(
-        packed / "packed", resolve_model("reference"), tmp_path / "tuned", TuneSettings(**{**vars(QUICK), "steps": 8})
-    )
+    longer = replace(QUICK, steps=12, batch=4, seqlen=128)
+    record = tune(packed / "packed", resolve_model("reference"), tmp_path / "tuned", longer)
     before, after = Checkpoint.open(packed / "packed"), Checkpoint.open(tmp_path / "tuned")
     assert list(before.entries) == list(after.entries)
     changed = {name for name in before.entries if not torch.equal(before.read(name), after.read(name))}
