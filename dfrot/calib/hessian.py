@@ -11,6 +11,12 @@ MIN_STEP = 256  # columns per product: narrower ones cost more than they save
 STEPS = 8  # products per row block of a wide Hessian
 
 
+def add_in_parts(total: Tensor, product: Tensor) -> None:
+    """total float64 += product float32, of the same shape: some rows at a time, for adding copies them to float64."""
+    for sums, rows in zip(torch.split(total, MIN_STEP), torch.split(product, MIN_STEP)):
+        sums += rows
+
+
 class HessianSum:
     """`(2 / n) sum x^T x` of rows x (GPTQ, arXiv 2210.17323): float32 products, float64 sum.
 
@@ -38,8 +44,7 @@ class HessianSum:
         if begin not in self._blocks:
             self._blocks[begin] = product.double()
             return
-        for total, rows in zip(torch.split(self._blocks[begin], MIN_STEP), torch.split(product, MIN_STEP)):
-            total += rows  # which copies them to float64
+        add_in_parts(self._blocks[begin], product)
 
     def add(self, rows: Tensor) -> None:
         """rows float32 [M, K]."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from dfrot.export.gguf.draft import FINGERPRINT
 from dfrot.files import file_sha256
 from dfrot.publish.published_folder import DRAFT, DRAFT_GGUF, PublishedFolder
 
-FINGERPRINT = "dfq.target_fingerprint"
-"""In the metadata of a GGUF file that dfq wrote of a draft."""
 SIZES = ("hidden_size", "num_layers", "block_size", "draft_vocab_size", "quantized", "quantized_head")
 OPTIONS = {"num_layers": "--draft-layers", "block_size": "--block-size", "draft_vocab_size": "--draft-vocab"}
 EXPORTS = {"speculators": ("compressed-tensors", "vLLM"), DRAFT_GGUF: ("gguf", "llama.cpp")}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dfrot.errors import DfqError, InputError
+from dfrot.export.draft.settings import CHECK
 from dfrot.export.serving.environments import DRAFT_ENGINES
 from dfrot.files import read_json
 from dfrot.inputs import open_model
@@ -15,8 +16,6 @@ from dfrot.publish.drafts import draft_facts
 from dfrot.publish.published_folder import DRAFT, DRAFT_GGUF, PublishedFolder
 
 RUN_EVALUATION = Path("eval") / "stage.json"
-ACCEPTANCE = "draft check"
-"""`kind` of a report of `dfq draft export --check`."""
 MAX_BYTES = 64 << 20  # of a result file
 
 
@@ -65,7 +64,7 @@ def measured_tables(subject: PublishedFolder, files: Sequence[Path]) -> list[Mea
 def _is_report(file: Path) -> bool:
     """Whether a file of a draft's folder is a report of acceptance. Damaged files are the checks' business."""
     try:
-        return _read(file).get("kind") == ACCEPTANCE
+        return _read(file).get("kind") == CHECK
     except DfqError:
         return False
 
@@ -84,7 +83,7 @@ def _table(subject: PublishedFolder, value: dict[str, Any], file: Path) -> Measu
     try:
         if value.get("kind") == "export check":
             return _engines(subject, value)
-        if value.get("kind") == ACCEPTANCE:
+        if value.get("kind") == CHECK:
             return _acceptance(subject, value)
         results = value.get("results")
         if not isinstance(results, list) or not results:

@@ -14,7 +14,7 @@ from dfrot.draft.store import WEIGHTS, load_draft
 from dfrot.errors import DfqError, InputError
 from dfrot.export.draft.export import export_draft
 from dfrot.export.draft.replay import replay
-from dfrot.export.draft.settings import DraftCheckSettings
+from dfrot.export.draft.settings import CHECK, DraftCheckSettings
 from dfrot.export.run import export
 from dfrot.export.serving.drafts import TARGETS_FORMAT, DraftRequest, DraftRun, run_draft
 from dfrot.export.serving.driving import versions_of
@@ -29,7 +29,6 @@ from dfrot.generation.target import Target
 from dfrot.progress import Progress, silent
 from dfrot.stages.draft.prompts import load_prompts
 
-KIND = "draft check"
 TOLERANCE = 0.02
 """Relative difference of acceptance lengths, on the engine's text, up to which an engine accepts what dfq does."""
 SERVED, OTHER, REFUSED, MISSING = "as dfq", "something else", "refused", "not set up"
@@ -91,7 +90,7 @@ def check_draft(
             progress(engine, 0, 1)
             rows.append({"engine": engine, **_check(engine, environment, model, work, ours, own, request, settings)})
     return {
-        "kind": KIND,
+        "kind": CHECK,
         "model": model.absolute().name,
         "draft": draft.absolute().name,
         "target_fingerprint": loaded.config.target_fingerprint,

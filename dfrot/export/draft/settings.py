@@ -7,6 +7,9 @@ from pathlib import Path
 
 from dfrot.settings import check, dataset_setting, setting
 
+CHECK = "draft check"
+"""`kind` of its report."""
+
 
 @dataclass(frozen=True)
 class DraftCheckSettings:

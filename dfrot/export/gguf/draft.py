@@ -24,6 +24,8 @@ from dfrot.export.gguf.tensors import interleave
 from dfrot.inputs.gguf.package import gguf_package
 
 D2T = "d2t"
+FINGERPRINT = "dfq.target_fingerprint"
+"""Metadata: of the checkpoint that the draft was trained on."""
 NAMES = {
     "eagle3": {"fc": "fc", "norm": "output_norm", "lm_head": "output"},
     "dflash": {"fc": "fc", "hidden_norm": "enc.output_norm", "norm": "output_norm", "lm_head": "output"},
@@ -79,7 +81,7 @@ def _write_sizes(writer: Any, draft: DraftConfig) -> None:
     writer.add_rope_dimension_count(draft.head_dim)
     writer.add_rope_freq_base(draft.rope_theta)
     arch = draft.arch
-    writer.add_string("dfq.target_fingerprint", draft.target_fingerprint)
+    writer.add_string(FINGERPRINT, draft.target_fingerprint)
     writer.add_array(f"{arch}.target_layers", list(draft.aux_layers))
     writer.add_uint32(f"{arch}.target_hidden_size", draft.target_hidden_size)
     if arch == "eagle3":

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from dfrot.arch import Tap
-from dfrot.calib.hessian import HessianSum
+from dfrot.calib.hessian import HessianSum, add_in_parts
 from dfrot.calib.hidden_states import HiddenStates
 from dfrot.calib.taps import inner_linear, observe_taps
 from dfrot.processor import fast_bfloat16
@@ -28,7 +28,6 @@ from dfrot.quant.row_panels import WIDTH, divide_in_place, factor_in_place, pane
 from dfrot.ranks.single import Mail, Ranks, rounds_together
 from dfrot.runtime.block_runner import BlockRunner
 
-ROWS_ADDED = 256  # of a product, which are copied to float64 together
 DAMPING = 0.01  # share of the mean diagonal; of this step alone, whatever GPTQ is asked to use
 
 
@@ -70,8 +69,7 @@ class TapMoments:
         if self.error is None:
             self.error = product.double()
             return
-        for total, rows in zip(torch.split(self.error, ROWS_ADDED), torch.split(product, ROWS_ADDED)):
-            total += rows  # which copies them to float64
+        add_in_parts(self.error, product)
 
     def compensated(self, weights: Sequence[Tensor], hessian: Tensor, strength: float) -> list[Tensor]:
         """The weights float32 [N, K] that are rounded in place of `weights`; hessian: float32 [K, K]. The error's
