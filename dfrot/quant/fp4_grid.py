@@ -46,7 +46,7 @@ class Fp4Grid:
 
     def steps(self, columns: Tensor) -> Tensor:
         """float32 factors [N, len(columns)] of the given column indices int64."""
-        return group_steps(self.scale, self.shared)[:, columns // FP4_GROUPS[self.number_format]]
+        return group_steps(self.scale, self.shared)[:, columns // self.group]
 
     def encode(self, weight: Tensor) -> Tensor:
         """float32 [N, K] -> codes uint8 [N, K]: nearest grid point, half to even."""
@@ -65,10 +65,41 @@ class Fp4Grid:
         """The grid of rows begin .. end."""
         return Fp4Grid(self.number_format, self.scale[begin:end], self.shared)
 
+    @property
+    def group(self) -> int:
+        """Columns per scale."""
+        return FP4_GROUPS[self.number_format]
+
     def joined(self, below: Sequence[Fp4Grid]) -> Fp4Grid:
         """The grid of these rows and of others below them, which share the float32 scale."""
-        scale = torch.cat([grid.scale.view(torch.uint8) for grid in (self, *below)])
-        return Fp4Grid(self.number_format, scale.view(self.scale.dtype), self.shared)
+        return self._with(torch.cat([self._codes, *(grid._codes for grid in below)]))
+
+    def selected(self, rows: Tensor) -> Fp4Grid:
+        """The grid of the rows of these indices int64, in their order."""
+        return self._with(self._codes[rows])
+
+    def beside(self, right: Sequence[Fp4Grid]) -> Fp4Grid:
+        """The grid of these groups of columns and of those right of them, which share the float32 scale."""
+        return self._with(torch.cat([self._codes, *(grid._codes for grid in right)], 1))
+
+    def mixed(self, rows: Tensor, other: Fp4Grid) -> Fp4Grid:
+        """This grid, and in `rows` bool [N] the other one, which shares the float32 scale."""
+        return self._with(torch.where(rows[:, None], other._codes, self._codes))
+
+    def proposals(self, index: int, columns: Tensor, signed: bool) -> Fp4Grid:
+        """Grids for the columns float32 [n, N] of group `index`, one below the other: N rows with its own scales, then
+        N rows for each scale that `mse` tries. signed: without meaning here."""
+        candidates = _candidates(columns.abs().amax(0), self.shared, MSE)
+        return self._with(torch.cat([self._codes[:, index], *candidates])[:, None])
+
+    @property
+    def _codes(self) -> Tensor:
+        """The scales as bytes [N, G], which can be joined and compared."""
+        return self.scale.view(torch.uint8)
+
+    def _with(self, codes: Tensor) -> Fp4Grid:
+        """The same grid with other scales, uint8 [N, G]."""
+        return Fp4Grid(self.number_format, codes.view(self.scale.dtype), self.shared)
 
     def columns(self, columns: Tensor) -> Fp4Columns:
         """Rounding of the columns of these indices int64, one after the other."""

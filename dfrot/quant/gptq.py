@@ -1,7 +1,7 @@
 """GPTQ (Frantar et al., arXiv 2210.17323): round column by column, and let later columns compensate the error.
 
-Minimises `tr(E H E^T)`, E = W - Q(W), over codes on a grid that is fixed beforehand from the original rows (also
-per group: "static groups", so column order never changes which scale a weight uses). With H = R R^T, R upper
+Minimises `tr(E H E^T)`, E = W - Q(W), over codes on a grid that is fixed beforehand from the original rows, except for
+the scales of groups, which are searched when their columns are reached (group_search.py). With H = R R^T, R upper
 triangular, U = R^-1 is the upper Cholesky factor of H^-1 and holds every update of the algorithm: one Cholesky
 of the flipped matrix and one triangular inverse, in float64, instead of two Choleskys and an inverse.
 
@@ -23,8 +23,9 @@ from dfrot.errors import InputError
 from dfrot.quant import rtn
 from dfrot.quant.descent import descend
 from dfrot.quant.grid import Grid, Quantized, WeightGrid
+from dfrot.quant.group_search import round_columns, searched
 from dfrot.quant.hessian_error import added_error, finite, output_errors, squares
-from dfrot.quant.options import AlgorithmOptions
+from dfrot.quant.options import MSE, AlgorithmOptions
 from dfrot.quant.quantized_rows import QuantizedRows, row_slices
 from dfrot.quant.row_panels import factor_in_place, invert_in_place, panel_slices
 from dfrot.quant.scale_fit import fitted_scales
@@ -96,16 +97,29 @@ def _flipped(hessian: Tensor, reverse: Tensor, diagonal: Tensor) -> list[Tensor]
     return panels
 
 
-def solve(weight: Tensor, grid: WeightGrid, factor: Factor) -> tuple[Tensor, Tensor]:
-    """Codes uint8 [N, K] for weight float32 [N, K], and each row's damped loss float64 [N].
+def _searches(grid: WeightGrid, options: AlgorithmOptions) -> bool:
+    """Whether the scales of groups are searched: groups must lie whole in a block of columns in their natural order."""
+    if not options.search_scales or options.act_order or grid.scale.shape[1] == 1 or BLOCK % grid.group:
+        return False
+    return grid.bits <= NARROW if isinstance(grid, Grid) else options.group_scales == MSE
+
+
+def solve(
+    weight: Tensor, grid: WeightGrid, factor: Factor, options: AlgorithmOptions
+) -> tuple[Tensor, WeightGrid, Tensor]:
+    """Codes uint8 [N, K] for weight float32 [N, K], their grid, and each row's damped loss float64 [N].
+
+    The grid is the one that is given, except where scales of groups are searched.
 
     Columns lie as rows of a [K, N] matrix, so that every step works on contiguous vectors of length N. Inside a
-    block the feedback is gathered from the left (one matrix-vector product per column), beyond it by one GEMM.
+    block the feedback is gathered from the left, beyond it by one GEMM.
     """
     n, k = weight.shape
+    searches, width = _searches(grid, options), grid.group or BLOCK
     remaining = weight.T[factor.order].contiguous()
     codes = torch.empty(k, n, dtype=torch.uint8)
     loss = torch.zeros(n, dtype=torch.float64)
+    groups: list[WeightGrid] = []
     panels, first = iter(factor.upper), 0
     panel = next(panels)
     for begin in range(0, k, BLOCK):
@@ -114,21 +128,22 @@ def solve(weight: Tensor, grid: WeightGrid, factor: Factor) -> tuple[Tensor, Ten
             first, panel = begin, next(panels)
         rows = panel[begin - first : end - first, begin - first :]
         corner = rows[:, : end - begin].T.contiguous()
-        pivots = corner.diagonal().tolist()
-        errors = torch.empty(end - begin, n)
-        grid_columns = grid.columns(factor.order[begin:end])
-        for i, pivot in enumerate(pivots):
-            column = remaining[begin + i]
-            if i:
-                column = torch.addmv(column, errors[:i].T, corner[i, :i], alpha=-1)
-            codes[begin + i], rounded = grid_columns.round(i, column)
-            torch.sub(column, rounded, out=errors[i]).div_(pivot)
+        block, errors = remaining[begin:end], torch.empty(end - begin, n)
+        for at in range(0, end - begin, width if searches else BLOCK):
+            part = slice(at, min(at + width, end - begin) if searches else end - begin)
+            columns = torch.addmm(block[part], corner[part, :at], errors[:at], alpha=-1) if at else block[part]
+            if searches:
+                groups.append(searched(grid, len(groups), columns, corner[part, part], options.signed_scales))
+                rounding = groups[-1].columns(torch.arange(len(columns)))
+            else:
+                rounding = grid.columns(factor.order[begin:end])
+            codes[begin:end][part], errors[part] = round_columns(columns, corner[part, part], rounding)
         loss += errors.square().sum(0, dtype=torch.float64)
         if end < k:
             remaining[end:].addmm_(rows[:, end - begin :].T, errors, alpha=-1)
     restored = torch.empty_like(codes)
     restored[factor.order] = codes
-    return restored.T.contiguous(), loss
+    return restored.T.contiguous(), groups[0].beside(groups[1:]) if groups else grid, loss
 
 
 def _solve_ranges(
@@ -137,13 +152,13 @@ def _solve_ranges(
     """Codes uint8 [N, K], their grid and damped loss float64 [N]: with `descent`, where a row has one scale, those of
     the range with the least loss. The clip search that made `grid` judged by rounding to nearest, for which wider
     ranges are best."""
-    codes, loss = solve(weight, grid, factor)
+    codes, grid, loss = solve(weight, grid, factor, options)
     if not isinstance(grid, Grid) or grid.scale.shape[1] > 1 or not (options.mse_clip and options.descent):
         return codes, grid, loss
     scale = grid.scale
     for ratio in RANGES:
         other = replace(grid, scale=(grid.scale.float() * ratio).bfloat16())
-        other_codes, other_loss = solve(weight, other, factor)
+        other_codes, _, other_loss = solve(weight, other, factor, options)
         better = other_loss < loss
         codes = torch.where(better[:, None], other_codes, codes)
         scale = torch.where(better[:, None], other.scale, scale)
@@ -169,8 +184,7 @@ def _quantize_rows(
     if options.guard:
         codes[worse] = nearest[worse]
         undamped = torch.where(worse, rounding, undamped)
-        if isinstance(grid, Grid) and isinstance(chosen, Grid):
-            chosen = replace(chosen, scale=torch.where(worse[:, None], grid.scale, chosen.scale))
+        chosen = chosen.mixed(worse, grid)
     if options.fit_scales and isinstance(chosen, Grid) and chosen.bits <= NARROW and chosen.scale.shape[1] > 1:
         scale, undamped = fitted_scales(source, hessian, factor.added, chosen, codes, undamped)
         chosen = replace(chosen, scale=scale)

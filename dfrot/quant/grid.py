@@ -21,6 +21,8 @@ from dfrot.quant.second_rows import folded_weight
 from dfrot_kernels.layouts import PackedWeight
 
 TINY = 2.0**-100  # below this a row counts as zero: its scale would be lost in subnormals
+RATIOS = (1.0, 1.05, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
+"""What `Grid.proposals` multiplies the range of a group with."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,39 @@ class Grid:
 
     def joined(self, below: Sequence[Grid]) -> Grid:
         """The grid of these rows and of others below them, of grids that differ in nothing else."""
-        scale = torch.cat([self.scale, *(grid.scale for grid in below)])
-        zeros = [grid.zero for grid in (self, *below) if grid.zero is not None]
-        return replace(self, scale=scale, zero=torch.cat(zeros) if zeros else None)
+        return self._all([self, *below], 0)
+
+    def _all(self, grids: Sequence[Grid], dim: int) -> Grid:
+        scale = torch.cat([grid.scale for grid in grids], dim)
+        zeros = [grid.zero for grid in grids if grid.zero is not None]
+        return replace(self, scale=scale, zero=torch.cat(zeros, dim) if zeros else None)
+
+    def selected(self, rows: Tensor) -> Grid:
+        """The grid of the rows of these indices int64, in their order."""
+        return replace(self, scale=self.scale[rows], zero=None if self.zero is None else self.zero[rows])
+
+    def beside(self, right: Sequence[Grid]) -> Grid:
+        """The grid of these groups of columns and of those right of them."""
+        return self._all([self, *right], 1)
+
+    def mixed(self, rows: Tensor, other: Grid) -> Grid:
+        """This grid, and in `rows` bool [N] the other one."""
+        scale = torch.where(rows[:, None], other.scale, self.scale)
+        if self.zero is None or other.zero is None:
+            return replace(self, scale=scale)
+        return replace(self, scale=scale, zero=torch.where(rows[:, None], other.zero, self.zero))
+
+    def proposals(self, index: int, columns: Tensor, signed: bool) -> Grid:
+        """Grids for the columns float32 [n, N] of group `index`, one below the other: N rows with its own scales, then
+        N rows for each of `RATIOS`. signed: as for `parameters`."""
+        low, high = torch.aminmax(columns, dim=0)
+        low, high = low.clamp(max=0), high.clamp(min=0)
+        others = [parameters(low * ratio, high * ratio, self.bits, self.zero is None, signed) for ratio in RATIOS]
+        scale = torch.cat([self.scale[:, index], *(scale.bfloat16() for scale, _ in others)])
+        if self.zero is None:
+            return replace(self, scale=scale[:, None])
+        zero = torch.cat([self.zero[:, index], *(zero.to(torch.uint8) for _, zero in others)])
+        return replace(self, scale=scale[:, None], zero=zero[:, None])
 
     def columns(self, columns: Tensor) -> GridColumns:
         """Rounding of the columns of these indices int64, one after the other."""
@@ -130,6 +162,27 @@ class WeightGrid(Protocol):
 
     def joined(self, below: Sequence[Any]) -> WeightGrid:
         """The grid of these rows and of others below them, of grids of this kind that differ in nothing else."""
+
+    @property
+    def scale(self) -> Tensor:
+        """The scales as they are stored, [N, G]."""
+
+    @property
+    def group(self) -> int:
+        """Columns per scale; 0: all."""
+
+    def selected(self, rows: Tensor) -> WeightGrid:
+        """The grid of the rows of these indices int64, in their order."""
+
+    def beside(self, right: Sequence[Any]) -> WeightGrid:
+        """The grid of these groups of columns and of those right of them, of grids of this kind."""
+
+    def mixed(self, rows: Tensor, other: Any) -> WeightGrid:
+        """This grid, and in `rows` bool [N] the other one, which differs in scales alone."""
+
+    def proposals(self, index: int, columns: Tensor, signed: bool) -> WeightGrid:
+        """Grids of one group for the columns float32 [n, N] of group `index`, one below the other: N rows with its own
+        scales, then as many for each choice of others. signed: scales of symmetric integers may be negative."""
 
     def columns(self, columns: Tensor) -> ColumnRounding:
         """Rounding of the columns of these indices int64, one after the other."""

@@ -30,6 +30,10 @@ class AlgorithmOptions:
     signed_scales: bool = True
     """Symmetric grids of at most NARROW bits: a scale takes the sign that gives the largest magnitude of its group the
     code 0. All 2^bits levels are then in use, one more than with positive scales."""
+    search_scales: bool = True
+    """GPTQ, groups of FP4 with `group_scales` mse or of integers of at most NARROW bits: their scales are those with
+    the least loss at the time when it reaches them (dfrot/quant/group_search.py). Groups must divide its blocks of 128
+    columns, and columns keep their natural order. Other scales are chosen beforehand, as for rounding."""
     fit_scales: bool = True
     """GPTQ, groups of integers of at most NARROW bits: once the codes stand, replace the scales of a row by those with
     the least output error. A row's only scale stays: fitted, it would shrink by the share of the noise, which lowers

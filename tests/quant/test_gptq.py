@@ -16,7 +16,7 @@ from dfrot.quant.quantized_rows import row_slices
 from dfrot.quant.scheme import QuantScheme
 
 W4 = QuantScheme(w_bits=4)
-ALONE = AlgorithmOptions(mse_clip=False, descent=0, fit_scales=False)  # GPTQ as published
+ALONE = AlgorithmOptions(mse_clip=False, descent=0, search_scales=False, fit_scales=False)  # GPTQ as published
 
 
 def problem(n: int, k: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -136,7 +136,7 @@ def test_dead_columns_become_zero_and_disturb_nothing() -> None:
     assert torch.equal(result.dequantize()[:, 7], torch.zeros(6))
     small = gptq.factor(hessian[keep][:, keep], AlgorithmOptions())
     assert not isinstance(small, str)
-    codes, _ = gptq.solve(weight[:, keep].contiguous(), result.grid, small)
+    codes, _, _ = gptq.solve(weight[:, keep].contiguous(), result.grid, small, AlgorithmOptions())
     assert torch.equal(result.codes[:, keep], codes)
 
 

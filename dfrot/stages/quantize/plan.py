@@ -19,7 +19,7 @@ from dfrot.quant import algorithm, keep
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.fp4 import shared_scale
 from dfrot.quant.key_shift import refuses_key_shift
-from dfrot.quant.scheme import FULL, INTEGERS, NARROW, NO_SHIFT
+from dfrot.quant.scheme import FULL, INTEGERS, NO_SHIFT
 from dfrot.rotation.online import OnlineRotations
 from dfrot.runtime.transformers_reading import check_reading
 from dfrot.stages.quantize.effort import EffortTuning, plan_effort
@@ -98,8 +98,6 @@ def plan_quantization(model: Path, calibration_path: Path | None, settings: Quan
             del choices[name]
     if settings.budget is None:
         del choices["budget"]
-    if settings.scheme.number_format != INTEGERS or settings.scheme.w_bits > NARROW:
-        del choices["signed_scales"], choices["fit_scales"]
     if settings.scheme.number_format == INTEGERS:
         del choices["group_scales"]
     else:

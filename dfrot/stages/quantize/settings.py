@@ -43,6 +43,11 @@ class QuantizeSettings:
         "or group have the one level that the other side lacks. Without: all scales are positive, with 15 levels of 4 "
         "bits in use in place of 16.",
     )
+    search_scales: bool = setting(
+        AlgorithmOptions.search_scales,
+        help="GPTQ, groups of FP4 or of integers of at most 4 bits: when it reaches the columns of a group, choose the "
+        "scale that adds least to the error of the output. Without: scales are chosen beforehand, as for rounding.",
+    )
     fit_scales: bool = setting(
         AlgorithmOptions.fit_scales,
         help="GPTQ, groups of integers of at most 4 bits: once the integers of a row stand, replace its scales by "
@@ -270,6 +275,7 @@ class QuantizeSettings:
             self.damping,
             self.descent,
             signed_scales=self.signed_scales,
+            search_scales=self.search_scales,
             fit_scales=self.fit_scales,
             group_scales=self.group_scales or AlgorithmOptions.group_scales,
         )
