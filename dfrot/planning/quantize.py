@@ -17,6 +17,7 @@ from dfrot.planning.work import FACTOR, StageCost
 from dfrot.processor import fast_bfloat16
 from dfrot.quant import algorithm
 from dfrot.quant.config import DfqConfig
+from dfrot.quant.grid import RATIOS
 from dfrot.quant.key_shift import refuses_key_shift
 from dfrot.quant.quantized_rows import row_slices
 from dfrot.quant.row_panels import panel_bytes, panel_values
@@ -181,8 +182,10 @@ def _rounding(cost: StageCost, shapes: BlockShapes, tap: Tap, settings: Quantize
     cost.add(elements=layers * 4.0 * weights)
     if not hessians:
         return
-    cost.add(columns=layers * weights)
-    fitted = settings.fit_scales and settings.scheme.w_bits <= NARROW and settings.scheme.w_group
+    grouped = bool(settings.scheme.w_group) and settings.scheme.w_bits <= NARROW
+    tried = 1.0 + len(RATIOS) if grouped and settings.search_scales and not settings.act_order else 0.0
+    cost.add(columns=layers * weights * (1.0 + tried))
+    fitted = grouped and settings.fit_scales and settings.scheme.number_format == INTEGERS
     cost.add(products32=layers * weights * width * (9.0 if fitted else 5.0))  # updates once, output errors twice
 
 

@@ -18,7 +18,13 @@ from dfrot.stages.rotate.gate import LOGIT_TOKENS
 from dfrot.stages.rotate.plan import GATE_TOKENS, RotatePlan, plan_unread
 from dfrot.stages.rotate.settings import RotateSettings
 
-MAPS = {"up-down": ("up",), "head-whiten": ("value",), "head-scale": ("value",), "key-scale": ("key",)}
+MAPS = {
+    "norm-scale": ("norm",),
+    "up-down": ("up",),
+    "head-whiten": ("value",),
+    "head-scale": ("value",),
+    "key-scale": ("key",),
+}
 """Transform -> the tensors of transforms.safetensors that it makes, where they have a size of note."""
 EIGENVALUES = 25.0  # FLOPs of a symmetric eigendecomposition over K^3, at the rate of factors
 ELEMENTWISE = 40.0  # values that rounding a row with gradients touches, per channel
@@ -125,7 +131,7 @@ def _fuse(cost: StageCost, shapes: BlockShapes, plan: RotatePlan) -> None:
             per_block += 2.0 * rows * cols * cols
         if plan.uses_r1 and linear.writes == Space.RESIDUAL:
             per_block += 2.0 * rows * rows * cols
-        if plan.rotates and (linear.enters(Space.VALUE) or linear.reads == Space.VALUE):
+        if plan.settings.turns and (linear.enters(Space.VALUE) or linear.reads == Space.VALUE):
             per_block += 2.0 * rows * cols * arch.head_dim
         if plan.online.r4 is not None and linear.reads == Space.MLP:
             per_block += 2.0 * rows * cols * math.log2(max(cols, 2))

@@ -71,7 +71,7 @@ class _Job:
     reads: str = ""  # space of the columns
     writes: str = ""  # space of the rows
     linear: Linear | None = None  # whose weight or bias it is, for what acts on parts of its rows
-    gain: str = ""  # norm weight that is multiplied onto the columns
+    gain: str = ""  # norm weight that is multiplied onto the columns where gains are fused
     offset: float = 0.0  # gain = stored + offset
     constant: float | None = None  # every element of the output
     factor: Tensor | None = None  # float64, multiplied onto gains
@@ -92,8 +92,6 @@ class Fuser:
         self.transforms = transforms or Transforms()
         rotations.check(arch)
         self.transforms.check(arch)
-        if self.transforms.norm is not None and rotations.r1 is None:
-            raise UnsupportedError("transform norm: gains in the basis of R1 need R1")
         self.checkpoint, self.arch, self.rotations = checkpoint, arch, rotations
         self.jobs = self._jobs()
 
@@ -234,8 +232,10 @@ class Fuser:
         return rows
 
     def _gain(self, job: _Job) -> Tensor | None:
-        """The gain to multiply onto the columns, float64 [columns], or None."""
-        if not job.gain or not self.fuses_gains:
+        """The gain to multiply onto the columns, float64 [columns], or None: R1 needs that of every norm, a norm that
+        gets another gain its own."""
+        replaced = job.norm is not None and self.transforms.norm is not None
+        if not job.gain or not (self.fuses_gains or replaced):
             return None
         return self.checkpoint.read(job.gain).to(torch.float64) + job.offset
 
@@ -312,8 +312,8 @@ class Fuser:
     def _rotate_columns(self, rows: Tensor, job: _Job) -> Tensor:
         """Rows float64 [n, columns] times T_reads, or the transposed inverse of a map that is not orthogonal."""
         r1, r4 = self.rotations.r1, self.rotations.r4
-        if job.reads == Space.RESIDUAL and r1 is not None:
-            rows = rows @ r1
+        if job.reads == Space.RESIDUAL:
+            rows = rows if r1 is None else rows @ r1
             norm = self.transforms.norm
             return rows if norm is None or job.norm is None else rows / norm[job.layer, job.norm]
         if job.reads == Space.VALUE and (matrices := self._value_matrices(job.layer, inverse=True)) is not None:

@@ -5,7 +5,7 @@ With rows as vectors (`y = x W^T`), per layer:
     up -> down     up's rows times s, down's columns divided by s: nothing but a product lies between them
     v -> o         values become (v - m) T, attention's output (x - m) T: its weights sum to 1 and mix tokens only
     q, k           a key channel times s, the query channel divided by s: q k^T stays, if RoPE's pairs share s
-    norm -> q, ... a norm's gain becomes s in the basis of R1, every linear that it feeds is divided by s
+    norm -> q, ... a norm's gain becomes s, in the basis of R1 if there is one; what it feeds is divided by s
 
 Any of them can be combined with any rotation. `dfrot.transforms` chooses the numbers.
 """
@@ -39,7 +39,7 @@ class Transforms:
     key: Tensor | None = None
     """[layers, kv heads, D]: factors of key channels; query channels are divided by them."""
     norm: Tensor | None = None
-    """[layers, norms, hidden]: gains in the basis of R1; what the norm feeds is divided by them."""
+    """[layers, norms, hidden]: gains, in the basis of R1 if there is one; what the norm feeds is divided by them."""
 
     def shapes(self, arch: BoundArch) -> dict[str, tuple[int, ...]]:
         """The shape of every map for a model."""

@@ -27,6 +27,8 @@ class BlockMaps:
     """[kv heads, D]."""
     key: Tensor | None = None
     """[kv heads, D]."""
+    norm: Tensor | None = None
+    """[norms, hidden]."""
 
     def add_value(self, matrices: Tensor) -> None:
         """Let `matrices` [kv heads, D, D] act behind the maps of the values so far."""

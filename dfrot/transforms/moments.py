@@ -89,7 +89,7 @@ class ChannelMoments:
         self.add_sums(*self.sums(x))
 
 
-DOWN, VALUES, MIXED, QUERY, KEY = "down", "values", "mixed", "query", "key"
+DOWN, VALUES, MIXED, QUERY, KEY, NORM = "down", "values", "mixed", "query", "key", "norm"
 
 
 class BlockMoments:
@@ -108,12 +108,14 @@ class BlockMoments:
         """Summed squares of the queries of a group behind RoPE."""
         self.key = torch.zeros(heads, width, dtype=torch.float64)
         """Summed squares of keys behind RoPE."""
+        self.norms = [ChannelMoments(arch.hidden) for _ in arch.spec.norms]
+        """Output of every norm, for the linears that read it."""
 
     def add(self, message: tuple[str, int, list[Any]]) -> None:
         """Add what `ChunkSums` sent of a chunk."""
-        kind, expert, sums = message
-        if kind == DOWN:
-            self.down[expert].add_sums(*sums)
+        kind, number, sums = message
+        if kind in (DOWN, NORM):
+            (self.down if kind == DOWN else self.norms)[number].add_sums(*sums)
         elif kind in (VALUES, MIXED):
             (self.values if kind == VALUES else self.mixed).add_sums(*sums)
         else:
@@ -127,6 +129,7 @@ class ChunkSums:
     def __init__(self, arch: BoundArch, send: Callable[[tuple[str, int, list[Any]]], None]) -> None:
         """send: gets one message after the other, for `BlockMoments.add`."""
         self.arch, self.send = arch, send
+        self.fed_by = {linear: number for number, norm in enumerate(arch.spec.norms) for linear in norm.feeds}
 
     def tap(self, tap: Tap, x: Tensor, rows: Tensor | None) -> None:
         """As `observe_taps` calls it: x [..., K] is about to enter the linears of a tap."""
@@ -134,6 +137,8 @@ class ChunkSums:
             self.send((DOWN, tap.expert or 0, ChannelMoments.sums(x.float())))
         elif tap.reads == Space.VALUE:
             self._mixed(x.float().reshape(-1, x.shape[-1]))
+        elif (norm := self.fed_by.get(tap.linears[0].name)) is not None:
+            self.send((NORM, norm, ChannelMoments.sums(x.float())))
 
     def _mixed(self, rows: Tensor) -> None:
         """rows [M, heads D]: the input of the output projection."""
@@ -157,15 +162,21 @@ Visit = Callable[[int, nn.Module, BlockMoments], None]
 
 @torch.no_grad()
 def visit_blocks(
-    runner: BlockRunner, windows: Tensor, visit: Visit, progress: Progress = silent, ranks: Ranks = SINGLE
+    runner: BlockRunner,
+    windows: Tensor,
+    visit: Visit,
+    progress: Progress = silent,
+    ranks: Ranks = SINGLE,
+    norms: bool = False,
 ) -> None:
     """Run `windows` int64 [samples, seqlen] through the model, block by block, one window at a time; call `visit` once
     for each block.
 
-    ranks: processes that share the windows; each visits some of the blocks."""
+    ranks: processes that share the windows; each visits some of the blocks. norms: the outputs of norms are wanted."""
     arch = runner.arch
     hidden = {number: runner.embed(windows[number : number + 1]) for number in ranks.own(range(len(windows)))}
-    taps = [tap for tap in arch.taps() if tap.reads in (Space.MLP, Space.VALUE)]
+    spaces = (Space.MLP, Space.VALUE, Space.RESIDUAL) if norms else (Space.MLP, Space.VALUE)
+    taps = [tap for tap in arch.taps() if tap.reads in spaces]
     for layer in range(arch.n_layers):
         progress("moments", layer, arch.n_layers)
         moments, owner = BlockMoments(arch), layer % ranks.size

@@ -36,11 +36,13 @@ def make_transforms(
             records = [significant(transform.solve(view, maps, mode)) for transform, mode in plan.transforms]
             solved[layer] = [vars(maps), records]
 
-        visit_blocks(BlockRunner(plan.checkpoint, plan.arch), plan.moment_tokens, solve, progress, ranks)
+        norms = any(transform.name == "norm-scale" for transform, _ in plan.transforms)
+        visit_blocks(BlockRunner(plan.checkpoint, plan.arch), plan.moment_tokens, solve, progress, ranks, norms)
         layers = [item for _, item in sorted(item for part in ranks.gather(solved) for item in part.items())]
         report: dict[str, Any] = {}
         if ranks.first:
-            replace(stacked([BlockMaps(**maps) for maps, _ in layers]), norm=signs).save(file)
+            maps = stacked([BlockMaps(**maps) for maps, _ in layers])
+            (maps if signs is None else replace(maps, norm=signs)).save(file)
             for number, (transform, mode) in enumerate(plan.transforms):
                 report[transform.name] = {"mode": mode, "layers": [records[number] for _, records in layers]}
         stage.mark("transforms", report)

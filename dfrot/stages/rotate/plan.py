@@ -23,8 +23,8 @@ from dfrot.rotation.hadamard import hadamard_plan
 from dfrot.rotation.online import OnlineRotations
 from dfrot.rotation.transforms import Transforms
 from dfrot.runtime.transformers_reading import check_reading
-from dfrot.stages.rotate.settings import AUTO, NONE, RotateSettings
-from dfrot.transforms import AUTO_TRANSFORMS, TRANSFORMS, FreeTransform, parse_transform
+from dfrot.stages.rotate.settings import AUTO, NONE, SMOOTH, RotateSettings
+from dfrot.transforms import AUTO_TRANSFORMS, SMOOTH_TRANSFORMS, TRANSFORMS, FreeTransform, parse_transform
 from dfrot.vision.llava_layout import has_vision_part, vision_digest
 
 GATE_TOKENS = 256
@@ -64,12 +64,12 @@ class RotatePlan:
     def missing(self) -> dict[str, str]:
         """Rotations that were asked for and that this architecture cannot have, by name, and why."""
         reason = self.arch.spec.refuses(Space.RESIDUAL)
-        return {"R1": reason} if reason is not None and self.rotates else {}
+        return {"R1": reason} if reason is not None and self.settings.turns else {}
 
     @property
     def uses_r1(self) -> bool:
         """Whether the residual space is rotated."""
-        return self.rotates and "R1" not in self.missing
+        return self.settings.turns and "R1" not in self.missing
 
     @property
     def head_block(self) -> int | None:
@@ -90,7 +90,7 @@ class RotatePlan:
     def rotation_bytes(self) -> int:
         """Bytes of R1 and R2, float64."""
         r1 = self.arch.hidden**2 if self.uses_r1 else 0
-        r2 = self.arch.n_layers * self.arch.head_dim**2 if self.rotates else 0
+        r2 = self.arch.n_layers * self.arch.head_dim**2 if self.settings.turns else 0
         return 8 * (r1 + r2)
 
     def layout(self) -> Fuser:
@@ -184,12 +184,13 @@ def _for_architecture(arch: BoundArch, settings: RotateSettings) -> RotateSettin
     """The settings with `align` and `transform` decided where they are left to the architecture.
 
     Without online rotations the result is for engines that quantize weights alone, which neither serves."""
-    possible = settings.dataset is not None and settings.method != "none" and settings.online
+    possible = settings.dataset is not None and settings.turns and settings.online
     align, transform = settings.align, settings.transform
     if align is None:
         align = possible and not settings.block and not settings.a_sym and arch.spec.refuses(Space.RESIDUAL) is None
     if transform == (AUTO,):
         transform = tuple(name for name in AUTO_TRANSFORMS if possible and TRANSFORMS[name].refuses(arch) is None)
+        transform = SMOOTH_TRANSFORMS if settings.method == SMOOTH else transform
     elif transform == (NONE,):
         transform = ()
     return replace(settings, align=align, transform=transform)
@@ -208,6 +209,11 @@ def _transforms(arch: BoundArch, settings: RotateSettings, config_file: str) -> 
             raise UnsupportedError(
                 f"{config_file}: {reason}; leave `transform={transform.name}` out", field="transform", file=config_file
             )
+        if transform.name == "norm-scale" and settings.method != SMOOTH:
+            raise InputError(
+                "`transform`: norm-scale tells channels apart that R1 mixes; take `method=smooth`",
+                field=("transform", "method"),
+            )
         chosen[transform.name] = (transform, mode)
     return tuple(chosen[name] for name in TRANSFORMS if name in chosen)
 
@@ -215,7 +221,7 @@ def _transforms(arch: BoundArch, settings: RotateSettings, config_file: str) -> 
 def _online_rotations(arch: BoundArch, settings: RotateSettings, config_file: str) -> OnlineRotations:
     """R3 and R4, where they are wanted. Raises UnsupportedError for a method that is about R1, where there is none, and
     for a block that fits none of the widths."""
-    if settings.method == "none":
+    if not settings.turns:
         return OnlineRotations()
     if settings.align and (reason := arch.spec.refuses(Space.RESIDUAL)):
         raise UnsupportedError(f"{config_file}: {reason}; leave `align` out", field="align", file=config_file)

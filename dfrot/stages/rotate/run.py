@@ -84,7 +84,7 @@ def _run(stage: Stage, plan: RotatePlan, progress: Progress, ranks: Ranks) -> No
     if plan.missing:
         record["without"] = plan.missing
     rotations = Rotations()
-    if plan.rotates:
+    if plan.settings.turns:
         rotations, report = make_rotations(stage, plan, progress, ranks)
         record |= report
     transforms, report = make_transforms(stage, plan, progress, ranks)

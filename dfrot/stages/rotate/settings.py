@@ -13,6 +13,7 @@ from dfrot.settings import check, dataset_setting, same_as, seed_setting, settin
 AUTO = "auto"
 OUTPUTS, ROWS = "outputs", "rows"
 NONE = "none"
+SMOOTH = "smooth"
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,10 @@ class RotateSettings:
 
     method: str = setting(
         "dfrot",
-        choices=("dfrot", "hadamard", "orthogonal", "none"),
+        choices=("dfrot", "hadamard", "orthogonal", SMOOTH, "none"),
         help="What R1 is: dfrot (a randomised Hadamard matrix, refined on one text sample), hadamard, orthogonal "
-        "(random), none (the weights stay as they are).",
+        "(random); smooth: there are no rotations, channels are scaled, for nvfp4 and mxfp4; none: the weights stay as "
+        "they are.",
     )
     dataset: str | None = dataset_setting(
         "wikitext2",
@@ -92,8 +94,9 @@ class RotateSettings:
         listed=True,
         metavar="NAMES",
         help="Free transforms beside the rotations, with commas between them: up-down, head-center, head-scale, "
-        "head-whiten, key-scale; NAME:MODE for a variant. auto: up-down, head-whiten and key-scale, as far as the "
-        "architecture takes them, with `online` rotations; none: no transform.",
+        "head-whiten, key-scale, norm-scale (method smooth alone); NAME:MODE for a variant. auto: up-down, head-whiten "
+        "and key-scale, as far as the architecture takes them, with `online` rotations; with method smooth norm-scale "
+        "and up-down; none: no transform.",
     )
     transform_windows: int = setting(
         4,
@@ -117,8 +120,10 @@ class RotateSettings:
             )
         if self.block and self.align:
             raise InputError("`align` mixes all channels, `block` does not: take one of them", field=("align", "block"))
-        if self.align and (self.dataset is None or self.method == "none"):
-            missing = "a `dataset` to take rows from" if self.dataset is None else "a `method` other than none"
+        if self.method == SMOOTH and self.dataset is None:
+            raise InputError('`method="smooth"` needs a `dataset` to measure channels on', field=("method", "dataset"))
+        if self.align and (self.dataset is None or not self.turns):
+            missing = "a `dataset` to take rows from" if self.dataset is None else "a `method` that rotates"
             raise InputError(f"`align` needs {missing}", field=("align", "dataset", "method"))
         if self.align and self.a_sym:
             raise InputError(
@@ -131,6 +136,11 @@ class RotateSettings:
         if self.asks_for_transforms and (self.dataset is None or self.method == "none"):
             missing = "a `dataset` to compute them from" if self.dataset is None else "a `method` other than none"
             raise InputError(f"`transform` needs {missing}", field=("transform", "dataset", "method"))
+
+    @property
+    def turns(self) -> bool:
+        """Whether there are rotations."""
+        return self.method not in (SMOOTH, NONE)
 
     @property
     def asks_for_transforms(self) -> bool:

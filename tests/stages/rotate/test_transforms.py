@@ -25,6 +25,7 @@ from dfrot.stages.rotate.settings import RotateSettings
 from dfrot.transforms import TRANSFORMS
 
 Make = Callable[..., Path]
+BESIDE_ROTATIONS = [name for name in TRANSFORMS if name != "norm-scale"]
 TOKENS = torch.arange(40).reshape(1, 40) * 5
 
 
@@ -47,9 +48,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("model_type", ["llama", "qwen3"])
 def test_every_transform_keeps_the_model(make: Make, text: str, tmp_path: Path, model_type: str) -> None:
     model, out = make(dtype=torch.float32, model_type=model_type), tmp_path / "out"
-    record = rotate(model, out, settings(text, *reversed(TRANSFORMS)))
+    record = rotate(model, out, settings(text, *reversed(BESIDE_ROTATIONS)))
     assert torch.allclose(logits(out), logits(model), rtol=1e-3, atol=1e-4)
-    assert set(record["transforms"]) == set(TRANSFORMS)
+    assert set(record["transforms"]) == set(BESIDE_ROTATIONS)
     for report in record["transforms"].values():
         assert len(report["layers"]) == 3
     assert all(layer["energy"] < 1 for layer in record["transforms"]["up-down"]["layers"])
@@ -58,7 +59,7 @@ def test_every_transform_keeps_the_model(make: Make, text: str, tmp_path: Path, 
     assert record["gate"]["logits"]["relative_error"] < 1e-3
 
 
-@pytest.mark.parametrize("name", list(TRANSFORMS))
+@pytest.mark.parametrize("name", BESIDE_ROTATIONS)
 def test_each_mode_keeps_the_model(make: Make, text: str, tmp_path: Path, name: str) -> None:
     model = make(dtype=torch.float32)
     for mode in TRANSFORMS[name].modes:
@@ -114,6 +115,12 @@ def test_refusals(make: Make, text: str, tmp_path: Path) -> None:
         RotateSettings("hadamard", None, transform=("up-down",))
     with pytest.raises(InputError, match="`method` other than none"):
         RotateSettings("none", text, transform=("up-down",))
+    with pytest.raises(InputError, match="norm-scale tells channels apart that R1 mixes; take `method=smooth`"):
+        plan(tmp_path / "llama", settings(text, "norm-scale"))
+    with pytest.raises(InputError, match="`align` needs a `method` that rotates"):
+        RotateSettings("smooth", text, align=True)
+    with pytest.raises(InputError, match='`method="smooth"` needs a `dataset`'):
+        RotateSettings("smooth", None)
 
 
 def test_the_plan_names_them(make: Make, text: str) -> None:
@@ -157,7 +164,7 @@ def test_align_is_refused_where_nothing_absorbs_it(make: Make, text: str) -> Non
 def test_the_packed_model_equals_its_simulation(make: Make, text: str, tmp_path: Path) -> None:
     """Gains of either sign, biases that were not there before: the native decoder takes them."""
     model, rotated = make(dtype=torch.float32), tmp_path / "rotated"
-    rotate(model, rotated, settings(text, *TRANSFORMS, align=True))
+    rotate(model, rotated, settings(text, *BESIDE_ROTATIONS, align=True))
     scheme, outputs = QuantScheme.parse("w4a4kv4"), []
     for fake in (False, True):
         out = tmp_path / f"quantized-{fake}"
