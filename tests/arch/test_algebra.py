@@ -268,14 +268,16 @@ def test_gains_that_are_stored_less_one(make: Any, tmp_path: Path) -> None:
 
 def random_transforms(folder: Path, *names: str) -> Transforms:
     """Transforms of every kind (or of those named) that the model's architecture allows."""
-    arch = describe(Checkpoint.open(folder).config)
+    checkpoint, arch = open_described(folder)
     generator = torch.Generator().manual_seed(3)
     shapes = Transforms().shapes(arch)
     maps = {name: torch.randn(shape, dtype=torch.float64, generator=generator) for name, shape in shapes.items()}
     maps["up"], maps["key"] = maps["up"].exp(), maps["key"].exp()
     maps["norm"] = maps["norm"].exp() * maps["norm"].sign()  # of either sign
-    if arch.spec.refuses("residual"):
-        del maps["norm"]  # needs R1
+    for number, norm in enumerate(arch.spec.norms):
+        for layer in range(arch.n_layers if norm not in arch.spec.rotated_norms else 0):  # nothing takes its gain
+            stored = checkpoint.read(f"{arch.full(layer, norm.name)}.weight").double()
+            maps["norm"][layer, number] = stored + norm.offset
     maps["value"] += 3 * torch.eye(arch.head_dim, dtype=torch.float64)
     half = rotary_width(arch) // 2
     maps["key"][..., half : 2 * half] = maps["key"][..., :half]  # pairs of RoPE
@@ -297,8 +299,8 @@ def test_logits_behind_every_transform_are_the_originals(
     assert error(logits(out, rotations.r4), logits(folder)) < (1e-6 if capped else 1e-10)
 
 
-@pytest.mark.parametrize("name", ["up", "value", "value_shift", "key"])
-@pytest.mark.parametrize("model_type", ["llama", "phi3", "qwen3", "olmo2"])
+@pytest.mark.parametrize("name", ["up", "value", "value_shift", "key", "norm"])
+@pytest.mark.parametrize("model_type", ["llama", "phi3", "qwen3", "olmo2", "gemma3_text", "qwen3_moe"])
 def test_each_transform_stands_alone(make: Any, tmp_path: Path, model_type: str, name: str) -> None:
     folder = make(model_type)
     transforms = random_transforms(folder, name)
@@ -308,13 +310,7 @@ def test_each_transform_stands_alone(make: Any, tmp_path: Path, model_type: str,
     changed = {n for n in before.entries if not torch.equal(before.read(n), after.read(n))} | (
         set(after.entries) - set(before.entries)
     )
-    assert bool(changed) == (name != "value_shift" or model_type != "phi3")
-
-
-def test_gains_in_the_basis_of_r1_need_r1(make: Any) -> None:
-    folder = make("llama")
-    with pytest.raises(UnsupportedError, match="need R1"):
-        Fuser(*open_described(folder), Rotations(), random_transforms(folder, "norm"))
+    assert bool(changed) == ((name, model_type) not in [("value_shift", "phi3"), ("norm", "olmo2")])
 
 
 def test_a_partial_rope_leaves_the_other_channels_free(make: Any, tmp_path: Path) -> None:

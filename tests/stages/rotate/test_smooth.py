@@ -77,7 +77,8 @@ def test_channels_become_more_alike(make: Make, text: str, tmp_path: Path) -> No
     assert float(gains[3]) < 0.6 * 50
     assert float(gains[5]) != 0
     stored = Transforms.load(tmp_path / "out" / TRANSFORMS_FILE)
-    assert stored.norm is not None and stored.up is not None
+    assert stored.norm is not None
+    assert stored.up is not None
 
 
 def test_the_plan_names_what_is_done(make: Make, text: str) -> None:
