@@ -82,14 +82,17 @@ class RotatedLinear(nn.Module):
         rows = self.rows(x)
         if self.plan.a_bits == FULL and weight.dtype == rows.dtype:
             return F.linear(rows, weight, self.bias).view(*x.shape[:-1], self.plan.rows)
-        weight = weight.float()
-        out = self.simulated(rows, weight)
-        sinks = self.sink_rows()
-        if sinks is not None:
-            out[sinks] = F.linear(rows[sinks].float(), weight)
+        out = self.product_beside_sinks(rows, weight.float())
         if self.bias is not None:
             out = out + self.bias.float()
         return out.to(x.dtype).view(*x.shape[:-1], self.plan.rows)
+
+    def product_beside_sinks(self, rows: Tensor, weight: Tensor) -> Tensor:
+        """`simulated`, with sink rows in full precision."""
+        out, sinks = self.simulated(rows, weight), self.sink_rows()
+        if sinks is not None:
+            out[sinks] = F.linear(rows[sinks].float(), weight)
+        return out
 
     def sink_rows(self) -> Tensor | None:
         """Indices int64 of this call's rows that keep full-precision activations, or None."""

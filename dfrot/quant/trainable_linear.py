@@ -36,7 +36,7 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, growth: Tensor, linear: TrainableLinear) -> Tensor:
         out = linear.module.multiply(rows)
         ctx.linear = linear
-        inputs = linear.module.rounded(rows).to(_gradient_dtype()) if linear.plan.group else None
+        inputs = linear.module.rounded(rows).to(gradient_dtype()) if linear.plan.group else None
         ctx.save_for_backward(out, inputs)
         return out
 
@@ -45,7 +45,7 @@ class _Product(torch.autograd.Function):
         out, inputs = ctx.saved_tensors
         linear, bias, rows = ctx.linear, ctx.linear.module.bias, None
         if ctx.needs_input_grad[0] or inputs is not None:
-            low = gradient.to(_gradient_dtype())
+            low = gradient.to(gradient_dtype())
             weight = linear.packed().dequantize(low.dtype)
             rows = (low @ weight).float() if ctx.needs_input_grad[0] else None
         if inputs is not None:
@@ -56,7 +56,8 @@ class _Product(torch.autograd.Function):
         return rows, growth[:, None], None
 
 
-def _gradient_dtype() -> torch.dtype:
+def gradient_dtype() -> torch.dtype:
+    """In which gradients of activations are multiplied."""
     return torch.bfloat16 if fast_bfloat16() else torch.float32
 
 

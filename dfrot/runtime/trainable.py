@@ -11,24 +11,28 @@ from torch.nn.utils import parametrize
 
 from dfrot.arch import BoundArch
 from dfrot.compat import attention as table
+from dfrot.quant.fp4_linear import Fp4Linear
 from dfrot.quant.linear import QuantLinear
+from dfrot.quant.trainable_fp4_linear import TrainableFp4Linear
 from dfrot.quant.trainable_linear import RoundedTo, TrainableLinear
 from dfrot.runtime.native_operands import attention_of
 from dfrot.runtime.trainable_attention import NAME, trainable_attention
 
 
 class TrainableModel:
-    """A packed model whose scales and norm gains are parameters.
+    """A packed model whose scales and norm gains are parameters; of one in FP4 the gains alone.
 
-    model: the model itself, changed for good. linears: its packed linears by name. gains: names of its norms.
-    parameters: everything that learns, by name with "/" for "."."""
+    model: the model itself, changed for good. linears: its packed linears of integers by name. gains: names of its
+    norms. parameters: everything that learns, by name with "/" for "."."""
 
     def __init__(self, model: Any, arch: BoundArch, stored: torch.dtype) -> None:
         """model: loaded in float32. stored: the dtype in which the checkpoint keeps gains."""
         self.model = model
         self.linears: dict[str, TrainableLinear] = {}
         for name, module in list(model.named_modules()):
-            if isinstance(module, QuantLinear):
+            if isinstance(module, Fp4Linear):
+                model.set_submodule(name, TrainableFp4Linear(module))
+            elif isinstance(module, QuantLinear):
                 self.linears[name] = TrainableLinear(module)
                 model.set_submodule(name, self.linears[name])
         model.requires_grad_(False)

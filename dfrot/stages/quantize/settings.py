@@ -234,11 +234,6 @@ class QuantizeSettings:
                 f"`scheme` {name}: `budget` raises inputs to integers of 8 bits; leave it out",
                 field=("budget", "scheme"),
             )
-        if self.tuned:
-            raise UnsupportedError(
-                f"`scheme` {name}: scales of 8 bits do not learn in small steps; leave `effort` high out",
-                field=("effort", "scheme"),
-            )
 
     @property
     def tuned(self) -> bool:

@@ -14,7 +14,7 @@ from dfrot.data.text import Text, calibration_windows, dataset_label, load_text
 from dfrot.data.tokenizer import encode, load_tokenizer
 from dfrot.errors import InputError, MismatchError, UnsupportedError
 from dfrot.quant.config import DfqConfig
-from dfrot.quant.scheme import FULL, INTEGERS, QuantScheme
+from dfrot.quant.scheme import FULL, QuantScheme
 from dfrot.runtime.load import check_folder
 from dfrot.stages.tune.settings import TuneSettings
 from dfrot.vision import carry as vision
@@ -102,6 +102,4 @@ def untunable(arch: BoundArch, config: DfqConfig) -> str | None:
         return "resets"
     if config.scheme is not None and config.scheme.w_bits == FULL:
         return "schemes with 16-bit weights"
-    if config.scheme is not None and config.scheme.number_format != INTEGERS:
-        return "FP4 weights, whose scales of 8 bits do not move in small steps,"
     return None

@@ -186,7 +186,6 @@ def test_tables_of_integers_stand_beside_fp4(model: Path, tmp_path: Path) -> Non
         ({"scheme": NV, "a_clip": "auto"}, "leave `a_clip` out"),
         ({"scheme": MX, "group_scales": "four-over-six"}, "`group_scales=mse`"),
         ({"scheme": QuantScheme(), "group_scales": "max"}, "integers have `mse_clip`"),
-        ({"scheme": NV, "effort": "high"}, "leave `effort` high out"),
         ({"scheme": NV, "budget": 6.0}, "`budget` raises inputs to integers"),
         ({"scheme": NV, "effort": "quick"}, "scheme nvfp4 needs"),
     ],
@@ -220,8 +219,6 @@ def test_commands_for_integers_refuse_fp4(model: Path, tmp_path: Path) -> None:
     from dfrot.outliers.measure.subject import Subject
     from dfrot.stages.compare.settings import CompareSettings
     from dfrot.stages.sensitivity.settings import SensitivitySettings
-    from dfrot.stages.tune.plan import plan_tuning
-    from dfrot.stages.tune.settings import TuneSettings
 
     quantize(model, None, tmp_path / "packed", QuantizeSettings(QuantScheme.parse("nvfp4a16"), "rtn"))
     config = read_json(model / "config.json")
@@ -234,8 +231,6 @@ def test_commands_for_integers_refuse_fp4(model: Path, tmp_path: Path) -> None:
     for call in refused:
         with pytest.raises(UnsupportedError, match="integer schemes only"):
             call()
-    with pytest.raises(UnsupportedError, match="do not move in small steps, cannot be tuned"):
-        plan_tuning(tmp_path / "packed", model, TuneSettings())
 
 
 @torch.no_grad()

@@ -43,6 +43,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, scheme, sinks in (("packed", "w4a4kv4", 0), ("groups", "w3a8-g64-wasym", 0), ("sinks", "w4a4kv4", 3)):
         settings = QuantizeSettings(scheme=QuantScheme.parse(scheme), algorithm="rtn", sink_tokens=sinks, a_clip=1.0)
         quantize(folder / "rotated", None, folder / name, settings)
+    quantize(resolve_model("reference"), None, folder / "fp4", QuantizeSettings(QuantScheme.parse("mxfp4"), "rtn"))
     ends = QuantizeSettings(
         scheme=QuantScheme.parse("w4a4kv4"), algorithm="rtn", embed=TableScheme(8), head=TableScheme(8, 256)
     )
@@ -50,7 +51,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["packed", "groups", "sinks"])
+@pytest.mark.parametrize("name", ["packed", "groups", "sinks", "fp4"])
 def test_before_the_first_step_it_is_the_packed_model(packed: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainable_attention, "fast_bfloat16", lambda: False)  # float32, as in the packed model
     config = Checkpoint.open(packed / name).config
@@ -80,6 +81,17 @@ def test_a_head_of_integers_is_tuned_as_well(packed: Path, tmp_path: Path) -> No
         Checkpoint.open(folder).read("lm_head.weight_scale") for folder in (packed / "ends", tmp_path / "out")
     )
     assert not torch.equal(before, after)
+
+
+def test_gains_in_front_of_fp4_learn(packed: Path, tmp_path: Path) -> None:
+    longer = replace(QUICK, steps=12, batch=4, seqlen=128)
+    record = tune(packed / "fp4", resolve_model("reference"), tmp_path / "tuned", longer)
+    before, after = Checkpoint.open(packed / "fp4"), Checkpoint.open(tmp_path / "tuned")
+    changed = {name for name in before.entries if not torch.equal(before.read(name), after.read(name))}
+    assert changed
+    assert all(name.endswith("norm.weight") for name in changed)
+    divergence = [entry["divergence"] for entry in record["history"]]
+    assert min(divergence) < divergence[0]
 
 
 def test_the_gradient_of_the_transform_is_its_transpose() -> None:
