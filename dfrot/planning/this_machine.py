@@ -63,7 +63,7 @@ def measure_rates(hidden: int = 1024) -> dict[str, float]:
     grid = fit(tall, scheme.w_bits, scheme.w_sym)
     updates = ROWS * width**2 / rates["products32"]
     with onednn_products():
-        seconds = 1 / _rate(lambda: solve(tall, grid, factored, options), 1.0)
+        seconds = 1 / _rate(lambda: solve(tall, grid, factored), 1.0)
     rates["columns"] = width * ROWS / max(seconds - updates, 0.2 * seconds)
     rates["search"] = _rate(lambda: search(tall, scheme.w_bits, scheme.w_sym), width * ROWS)
     rates["elements"] = _rate(lambda: torch.nn.functional.silu(x).mul_(x).add_(x), 3.0 * x.numel())

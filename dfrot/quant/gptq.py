@@ -29,7 +29,7 @@ from dfrot.quant.options import MSE, AlgorithmOptions
 from dfrot.quant.quantized_rows import QuantizedRows, row_slices
 from dfrot.quant.row_panels import factor_in_place, invert_in_place, panel_slices
 from dfrot.quant.scale_fit import fitted_scales
-from dfrot.quant.scheme import NARROW, NVFP4, QuantScheme
+from dfrot.quant.scheme import INTEGERS, NARROW, NVFP4, QuantScheme
 from dfrot.ranks.single import SINGLE, Ranks
 
 BLOCK = 128  # columns between two updates of everything to the right, as in the paper
@@ -54,9 +54,10 @@ class Factor:
     """What was added to the diagonal."""
 
 
-def factor(hessian: Tensor, options: AlgorithmOptions) -> Factor | str:
+def factor(hessian: Tensor, options: AlgorithmOptions, group: int = 1) -> Factor | str:
     """Damp and factor a Hessian [K, K]; more damping is tried when it is not positive definite.
 
+    group: columns that stay together with `act_order`, because their scale is searched.
     Returns the reason as text when no damping helps; the caller then rounds to nearest and reports it."""
     if not finite(hessian):
         return "the Hessian holds NaN or Inf"
@@ -66,9 +67,7 @@ def factor(hessian: Tensor, options: AlgorithmOptions) -> Factor | str:
     if bool(dead.all()):
         return "no input channel is ever active"
     mean = float(diagonal[~dead].mean())
-    order = torch.arange(size)
-    if options.act_order:
-        order = torch.argsort(diagonal, descending=True, stable=True)
+    order = _by_energy(diagonal, group) if options.act_order else torch.arange(size)
     reverse = order.flip(0)
     for multiple in RETRIES:
         damping = min(options.damping * multiple, 1.0)
@@ -87,6 +86,16 @@ def factor(hessian: Tensor, options: AlgorithmOptions) -> Factor | str:
     return f"the Hessian is not positive definite even with damping {damping:g}"
 
 
+def _by_energy(diagonal: Tensor, group: int) -> Tensor:
+    """The columns int64 [K] in the order of falling energies `diagonal` [K]: groups by their sums, a short last one at
+    the end, and the columns of each."""
+    whole = diagonal[: len(diagonal) // group * group].view(-1, group)
+    columns = torch.argsort(whole, dim=1, descending=True, stable=True)
+    groups = torch.argsort(whole.sum(1), descending=True, stable=True)
+    rest = torch.argsort(diagonal[whole.numel() :], descending=True, stable=True) + whole.numel()
+    return torch.cat([(columns + group * torch.arange(len(whole))[:, None])[groups].flatten(), rest])
+
+
 def _flipped(hessian: Tensor, reverse: Tensor, diagonal: Tensor) -> list[Tensor]:
     """A Hessian with rows and columns in the order `reverse` and another diagonal, as panels (row_panels.py)."""
     panels = []
@@ -97,29 +106,31 @@ def _flipped(hessian: Tensor, reverse: Tensor, diagonal: Tensor) -> list[Tensor]
     return panels
 
 
-def _searches(grid: WeightGrid, options: AlgorithmOptions) -> bool:
-    """Whether the scales of groups are searched: groups must lie whole in a block of columns in their natural order."""
-    if not options.search_scales or options.act_order or grid.scale.shape[1] == 1 or BLOCK % grid.group:
-        return False
-    return grid.bits <= NARROW if isinstance(grid, Grid) else options.group_scales == MSE
+def searched_group(scheme: QuantScheme, options: AlgorithmOptions, size: int) -> int:
+    """How many columns a scale of a scheme has for itself where scales are searched in rows of `size` columns, else 0:
+    groups must lie whole in a block of columns."""
+    group = scheme.w_group
+    if not options.search_scales or scheme.w_bits > NARROW or not 0 < group < size or BLOCK % group:
+        return 0
+    return group if scheme.number_format == INTEGERS or options.group_scales == MSE else 0
 
 
 def solve(
-    weight: Tensor, grid: WeightGrid, factor: Factor, options: AlgorithmOptions
+    weight: Tensor, grid: WeightGrid, factor: Factor, group: int = 0, signed: bool = True
 ) -> tuple[Tensor, WeightGrid, Tensor]:
     """Codes uint8 [N, K] for weight float32 [N, K], their grid, and each row's damped loss float64 [N].
 
-    The grid is the one that is given, except where scales of groups are searched.
+    group: columns of a scale that is searched, which lie together in the factor's order; 0: the grid is the one that is
+    given. signed: as for `WeightGrid.proposals`.
 
     Columns lie as rows of a [K, N] matrix, so that every step works on contiguous vectors of length N. Inside a
     block the feedback is gathered from the left, beyond it by one GEMM.
     """
     n, k = weight.shape
-    searches, width = _searches(grid, options), grid.group or BLOCK
     remaining = weight.T[factor.order].contiguous()
     codes = torch.empty(k, n, dtype=torch.uint8)
     loss = torch.zeros(n, dtype=torch.float64)
-    groups: list[WeightGrid] = []
+    groups: dict[int, WeightGrid] = {}
     panels, first = iter(factor.upper), 0
     panel = next(panels)
     for begin in range(0, k, BLOCK):
@@ -129,12 +140,13 @@ def solve(
         rows = panel[begin - first : end - first, begin - first :]
         corner = rows[:, : end - begin].T.contiguous()
         block, errors = remaining[begin:end], torch.empty(end - begin, n)
-        for at in range(0, end - begin, width if searches else BLOCK):
-            part = slice(at, min(at + width, end - begin) if searches else end - begin)
+        for at in range(0, end - begin, group or BLOCK):
+            part = slice(at, min(at + (group or BLOCK), end - begin))
             columns = torch.addmm(block[part], corner[part, :at], errors[:at], alpha=-1) if at else block[part]
-            if searches:
-                groups.append(searched(grid, len(groups), columns, corner[part, part], options.signed_scales))
-                rounding = groups[-1].columns(torch.arange(len(columns)))
+            if group:
+                index = int(factor.order[begin + at]) // group
+                groups[index] = searched(grid, index, columns, corner[part, part], signed)
+                rounding = groups[index].columns(torch.arange(len(columns)))
             else:
                 rounding = grid.columns(factor.order[begin:end])
             codes[begin:end][part], errors[part] = round_columns(columns, corner[part, part], rounding)
@@ -143,22 +155,25 @@ def solve(
             remaining[end:].addmm_(rows[:, end - begin :].T, errors, alpha=-1)
     restored = torch.empty_like(codes)
     restored[factor.order] = codes
-    return restored.T.contiguous(), groups[0].beside(groups[1:]) if groups else grid, loss
+    if groups:
+        first_group, *others = (groups[index] for index in sorted(groups))
+        grid = first_group.beside(others)
+    return restored.T.contiguous(), grid, loss
 
 
 def _solve_ranges(
-    weight: Tensor, grid: WeightGrid, factor: Factor, options: AlgorithmOptions
+    weight: Tensor, grid: WeightGrid, factor: Factor, options: AlgorithmOptions, group: int
 ) -> tuple[Tensor, WeightGrid, Tensor]:
     """Codes uint8 [N, K], their grid and damped loss float64 [N]: with `descent`, where a row has one scale, those of
     the range with the least loss. The clip search that made `grid` judged by rounding to nearest, for which wider
     ranges are best."""
-    codes, grid, loss = solve(weight, grid, factor, options)
+    codes, grid, loss = solve(weight, grid, factor, group, options.signed_scales)
     if not isinstance(grid, Grid) or grid.scale.shape[1] > 1 or not (options.mse_clip and options.descent):
         return codes, grid, loss
     scale = grid.scale
     for ratio in RANGES:
         other = replace(grid, scale=(grid.scale.float() * ratio).bfloat16())
-        other_codes, _, other_loss = solve(weight, other, factor, options)
+        other_codes, _, other_loss = solve(weight, other, factor)
         better = other_loss < loss
         codes = torch.where(better[:, None], other_codes, codes)
         scale = torch.where(better[:, None], other.scale, scale)
@@ -167,13 +182,14 @@ def _solve_ranges(
 
 
 def _quantize_rows(
-    weight: Tensor, hessian: Tensor, grid: WeightGrid, factor: Factor, options: AlgorithmOptions
+    weight: Tensor, hessian: Tensor, grid: WeightGrid, factor: Factor, options: AlgorithmOptions, group: int
 ) -> QuantizedRows:
-    """Quantize rows float32 [n, K] on a grid that was fixed beforehand."""
+    """Quantize rows float32 [n, K] on a grid that was fixed beforehand, but for scales of groups that are searched.
+    group: as for `solve`."""
     source = weight
     if bool(factor.dead.any()):
         weight = weight.masked_fill(factor.dead, 0.0)  # the inputs of these columns are always 0
-    codes, chosen, damped = _solve_ranges(weight, grid, factor, options)
+    codes, chosen, damped = _solve_ranges(weight, grid, factor, options, group)
     if options.descent:
         codes, damped = descend(weight, hessian, factor.added, chosen, codes, options.descent)
     undamped = (damped - added_error(weight - chosen.decode(codes), factor.added)).clamp_(min=0)
@@ -208,7 +224,8 @@ def quantize_together(
     `source`, which factors it; what the others give is ignored. Falls back to rounding, with the reason in `stats`,
     when the Hessian cannot be factored.
     """
-    task = ranks.broadcast(_task(weights, hessian, options) if ranks.rank == source else None, source)
+    group = searched_group(scheme, options, weights[0].shape[1])
+    task = ranks.broadcast(_task(weights, hessian, options, group) if ranks.rank == source else None, source)
     stacked, heights = task["rows"], task["heights"]
     if "reason" in task:
         return rtn.fallback(torch.split(stacked, heights), scheme, options, task["reason"])
@@ -217,7 +234,7 @@ def quantize_together(
     own = []
     for tile in ranks.own(row_slices(*stacked.shape)):
         grid = rtn.grid_for(stacked[tile], scheme, options, peak)
-        own.append(_quantize_rows(stacked[tile], task["hessian"], grid, factored, options).to_plain())
+        own.append(_quantize_rows(stacked[tile], task["hessian"], grid, factored, options, group).to_plain())
     rows = QuantizedRows.joined([QuantizedRows.from_plain(part) for part in ranks.everyones(own)])
     results, begin = [], 0
     for height in heights:
@@ -230,7 +247,7 @@ def quantize_together(
     return results
 
 
-def _task(weights: Sequence[Tensor], hessian: Tensor | None, options: AlgorithmOptions) -> dict[str, Any]:
+def _task(weights: Sequence[Tensor], hessian: Tensor | None, options: AlgorithmOptions, group: int) -> dict[str, Any]:
     """What every rank must know, as a tree that travels: rows float32 [N, K] of all weights and their heights, and the
     Hessian float32 with its factor, or the reason why there is none. Raises InputError for a Hessian that is missing
     or does not fit."""
@@ -239,7 +256,7 @@ def _task(weights: Sequence[Tensor], hessian: Tensor | None, options: AlgorithmO
     if any(weight.shape[1] != hessian.shape[0] for weight in weights) or hessian.shape[0] != hessian.shape[1]:
         shapes = ", ".join(str(list(weight.shape)) for weight in weights)
         raise InputError(f"gptq: Hessian {list(hessian.shape)} does not fit weights {shapes}; wrong calibration?")
-    factored = factor(hessian, options)
+    factored = factor(hessian, options, group or 1)
     stacked = torch.cat([weight.float() for weight in weights]) if len(weights) > 1 else weights[0].float()
     rows = {"rows": stacked, "heights": [len(weight) for weight in weights]}
     if isinstance(factored, str):

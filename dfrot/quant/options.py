@@ -18,7 +18,7 @@ class AlgorithmOptions:
     mse_clip: bool = True
     """Search the clip ratio of every row or group."""
     act_order: bool = False
-    """GPTQ rounds columns in the order of falling activation energy."""
+    """GPTQ rounds columns in the order of falling activation energy, whole groups where their scales are searched."""
     damping: float = 0.01
     """Share of the mean Hessian diagonal that is added before factoring; the default is that of the GPTQ paper."""
     descent: int = 0
@@ -33,7 +33,7 @@ class AlgorithmOptions:
     search_scales: bool = True
     """GPTQ, groups of FP4 with `group_scales` mse or of integers of at most NARROW bits: their scales are those with
     the least loss at the time when it reaches them (dfrot/quant/group_search.py). Groups must divide its blocks of 128
-    columns, and columns keep their natural order. Other scales are chosen beforehand, as for rounding."""
+    columns; other scales are chosen beforehand, as for rounding."""
     fit_scales: bool = True
     """GPTQ, groups of integers of at most NARROW bits: once the codes stand, replace the scales of a row by those with
     the least output error. A row's only scale stays: fitted, it would shrink by the share of the noise, which lowers

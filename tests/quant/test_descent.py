@@ -80,7 +80,7 @@ def test_ranges_are_chosen_by_gptq_s_own_error(scheme: str) -> None:
     assert not torch.equal(chosen.packed().scale, fit(weight, *GRIDS[scheme]).scale)
     factor = gptq.factor(hessian, options)
     assert not isinstance(factor, str)
-    codes, _, _ = gptq.solve(weight, grid, factor, options)
+    codes, _, _ = gptq.solve(weight, grid, factor)
     codes, _ = descend(weight, hessian, factor.added, grid, codes, passes=1)
     before = damped_errors(weight - grid.decode(codes), hessian, factor.added)
     after = damped_errors(weight - chosen.dequantize(), hessian, factor.added)

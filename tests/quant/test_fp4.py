@@ -164,7 +164,7 @@ def test_gptq_lowers_the_output_error_on_scales_that_were_fixed_before(scheme: F
     x = torch.randn(600, 128, generator=torch.Generator().manual_seed(3))
     x = x @ torch.randn(128, 128, generator=torch.Generator().manual_seed(4))
     hessian = x.T @ x / 300
-    for options in (AlgorithmOptions(search_scales=False), AlgorithmOptions(act_order=True)):
+    for options in (AlgorithmOptions(search_scales=False), AlgorithmOptions(act_order=True, search_scales=False)):
         result = gptq.quantize(weight, hessian, scheme, options)
         nearest = fit_fp4(weight, scheme, MSE)
         assert isinstance(result.grid, Fp4Grid)

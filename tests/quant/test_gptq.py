@@ -136,7 +136,7 @@ def test_dead_columns_become_zero_and_disturb_nothing() -> None:
     assert torch.equal(result.dequantize()[:, 7], torch.zeros(6))
     small = gptq.factor(hessian[keep][:, keep], AlgorithmOptions())
     assert not isinstance(small, str)
-    codes, _, _ = gptq.solve(weight[:, keep].contiguous(), result.grid, small, AlgorithmOptions())
+    codes, _, _ = gptq.solve(weight[:, keep].contiguous(), result.grid, small)
     assert torch.equal(result.codes[:, keep], codes)
 
 

@@ -93,7 +93,6 @@ def test_positive_scales_stay_positive_where_they_are_asked_for() -> None:
 @pytest.mark.parametrize(
     ("scheme", "options"),
     [
-        ("w4a16-g32", replace(SEARCHED, act_order=True)),
         ("w4a16-g48", SEARCHED),  # lies across two blocks
         ("w8a16-g32", SEARCHED),
         ("w4a16", SEARCHED),

@@ -31,7 +31,7 @@ def test_gptq_on_fully_compensated_weights_is_qronos(monkeypatch: pytest.MonkeyP
     grid = rtn.grid_for(full, QuantScheme(w_bits=4), options)
     factor = gptq.factor(hessian, options)
     assert isinstance(factor, gptq.Factor)
-    ours, _, _ = gptq.solve(full, grid, factor, options)
+    ours, _, _ = gptq.solve(full, grid, factor)
 
     x, target = quantized.double(), exact.double() @ weight.double().T  # what the outputs should be
     codes = torch.zeros_like(ours)
