@@ -183,7 +183,7 @@ def _rounding(cost: StageCost, shapes: BlockShapes, tap: Tap, settings: Quantize
     if not hessians:
         return
     grouped = bool(settings.scheme.w_group) and settings.scheme.w_bits <= NARROW
-    tried = 1.0 + len(RATIOS) if grouped and settings.search_scales and not settings.act_order else 0.0
+    tried = 1.0 + len(RATIOS) if grouped and settings.search_scales else 0.0
     cost.add(columns=layers * weights * (1.0 + tried))
     fitted = grouped and settings.fit_scales and settings.scheme.number_format == INTEGERS
     cost.add(products32=layers * weights * width * (9.0 if fitted else 5.0))  # updates once, output errors twice

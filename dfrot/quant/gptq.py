@@ -107,12 +107,16 @@ def _flipped(hessian: Tensor, reverse: Tensor, diagonal: Tensor) -> list[Tensor]
 
 
 def searched_group(scheme: QuantScheme, options: AlgorithmOptions, size: int) -> int:
-    """How many columns a scale of a scheme has for itself where scales are searched in rows of `size` columns, else 0:
-    groups must lie whole in a block of columns."""
+    """How many columns share a scale that is searched, in rows of `size` columns; 0: none is.
+
+    Groups must lie whole in a block of columns. Powers of two (MXFP4) leave so little to choose that the order of
+    single columns is worth more."""
     group = scheme.w_group
     if not options.search_scales or scheme.w_bits > NARROW or not 0 < group < size or BLOCK % group:
         return 0
-    return group if scheme.number_format == INTEGERS or options.group_scales == MSE else 0
+    return (
+        group if scheme.number_format == INTEGERS or (scheme.number_format, options.group_scales) == (NVFP4, MSE) else 0
+    )
 
 
 def solve(

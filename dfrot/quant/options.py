@@ -17,8 +17,9 @@ class AlgorithmOptions:
 
     mse_clip: bool = True
     """Search the clip ratio of every row or group."""
-    act_order: bool = False
-    """GPTQ rounds columns in the order of falling activation energy, whole groups where their scales are searched."""
+    act_order: bool = True
+    """GPTQ rounds columns in the order of falling activation energy, whole groups where their scales are searched.
+    Codes and scales are stored in the natural order."""
     damping: float = 0.01
     """Share of the mean Hessian diagonal that is added before factoring; the default is that of the GPTQ paper."""
     descent: int = 0
@@ -31,7 +32,7 @@ class AlgorithmOptions:
     """Symmetric grids of at most NARROW bits: a scale takes the sign that gives the largest magnitude of its group the
     code 0. All 2^bits levels are then in use, one more than with positive scales."""
     search_scales: bool = True
-    """GPTQ, groups of FP4 with `group_scales` mse or of integers of at most NARROW bits: their scales are those with
+    """GPTQ, groups of integers of at most NARROW bits, or of NVFP4 with `group_scales` mse: their scales are those with
     the least loss at the time when it reaches them (dfrot/quant/group_search.py). Groups must divide its blocks of 128
     columns; other scales are chosen beforehand, as for rounding."""
     fit_scales: bool = True

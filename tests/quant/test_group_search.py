@@ -60,15 +60,14 @@ def test_the_best_proposal_of_every_row_is_taken(scheme: str) -> None:
         assert len(losses) == 1 + len(RATIOS)
 
 
-@pytest.mark.parametrize("scheme", GROUPS)
+@pytest.mark.parametrize("scheme", [scheme for scheme in GROUPS if scheme != "mxfp4"])
 @pytest.mark.parametrize("k", [160, 192])  # the last block of 128 columns is short
 def test_the_error_of_the_output_is_smaller(scheme: str, k: int) -> None:
     parsed = QuantScheme.parse(scheme)
     weight, hessian = problem(40, k, seed=3)
     static, found = (gptq.quantize(weight, hessian, parsed, options) for options in (STATIC, SEARCHED))
     assert static.stats["output_error_rtn"] == found.stats["output_error_rtn"]
-    gain = 1.0 if scheme == "mxfp4" else 0.97  # powers of two leave little to choose
-    assert found.stats["output_error"] < gain * static.stats["output_error"]
+    assert found.stats["output_error"] < 0.97 * static.stats["output_error"]
     error = weight - found.dequantize()
     share = float(((error @ hessian) * error).sum() / ((weight @ hessian) * weight).sum())
     assert found.stats["output_error"] == pytest.approx(share, rel=1e-3)  # codes and scales belong together
@@ -96,6 +95,7 @@ def test_positive_scales_stay_positive_where_they_are_asked_for() -> None:
         ("w4a16-g48", SEARCHED),  # lies across two blocks
         ("w8a16-g32", SEARCHED),
         ("w4a16", SEARCHED),
+        ("mxfp4", SEARCHED),
         ("nvfp4", replace(SEARCHED, group_scales=MAX)),
         ("nvfp4", replace(SEARCHED, group_scales=FOUR_OVER_SIX)),
     ],

@@ -27,7 +27,7 @@ def test_gptq_on_fully_compensated_weights_is_qronos(monkeypatch: pytest.MonkeyP
     found = moments.take("tap")
     assert found is not None
     (full,) = found.compensated([weight], hessian, 1.0)
-    options = AlgorithmOptions(mse_clip=False, damping=1e-9, guard=False)
+    options = AlgorithmOptions(mse_clip=False, act_order=False, damping=1e-9, guard=False)
     grid = rtn.grid_for(full, QuantScheme(w_bits=4), options)
     factor = gptq.factor(hessian, options)
     assert isinstance(factor, gptq.Factor)

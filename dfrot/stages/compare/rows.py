@@ -94,8 +94,8 @@ ROWS: dict[str, Row] = {
     "gptq-hadamard-plain": Row(
         "GPTQ + Hadamard, no compensation", "hadamard", {**_GPTQ, "compensate": 0.0}, against=("gptq-hadamard",)
     ),
-    "gptq-hadamard-order": Row(
-        "GPTQ + Hadamard, act order", "hadamard", {**_GPTQ, "act_order": True}, against=("gptq-hadamard",)
+    "gptq-hadamard-natural": Row(
+        "GPTQ + Hadamard, natural order", "hadamard", {**_GPTQ, "act_order": False}, against=("gptq-hadamard",)
     ),
     "gptq-hadamard-clip": Row(
         "GPTQ + Hadamard, activations clipped",

@@ -45,8 +45,8 @@ class QuantizeSettings:
     )
     search_scales: bool = setting(
         AlgorithmOptions.search_scales,
-        help="GPTQ, groups of FP4 or of integers of at most 4 bits: when it reaches the columns of a group, choose the "
-        "scale that adds least to the error of the output. Without: scales are chosen beforehand, as for rounding.",
+        help="GPTQ, groups of nvfp4 or of integers of at most 4 bits: when it reaches the columns of a group, choose "
+        "the scale that adds least to the error of the output. Without: scales are chosen beforehand, as for rounding.",
     )
     fit_scales: bool = setting(
         AlgorithmOptions.fit_scales,
@@ -60,7 +60,9 @@ class QuantizeSettings:
         "four-over-six (nvfp4): 6 or 4. mse: the scale with the smallest squared error. Default: mse.",
     )
     act_order: bool = setting(
-        AlgorithmOptions.act_order, help="GPTQ: quantize columns in the order of falling activation energy."
+        AlgorithmOptions.act_order,
+        help="GPTQ: round columns in the order of falling activation energy, whole groups where their scales are "
+        "searched. Nothing of it shows in the result's format.",
     )
     damping: float = setting(
         AlgorithmOptions.damping,
