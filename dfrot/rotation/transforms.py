@@ -129,6 +129,8 @@ def head_norm_factor(arch: BoundArch, number: int, factors: Tensor) -> Tensor:
 
 def rotary_width(arch: BoundArch) -> int:
     """Channels of a head that RoPE acts on; channel i and i + half of them form a pair. Those behind them stay."""
-    parameters = arch.config.get("rope_parameters") or arch.config.get("rope_scaling") or {}
-    share = arch.config.get("partial_rotary_factor") or parameters.get("partial_rotary_factor") or 1.0
+    if not arch.spec.partial_rotary:
+        return arch.head_dim
+    parameters = arch.config.get("rope_scaling") or arch.config.get("rope_parameters") or {}
+    share = parameters.get("partial_rotary_factor") or arch.config.get("partial_rotary_factor") or 1.0
     return int(arch.head_dim * share)
