@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any, NoReturn
 
 import click
@@ -31,6 +32,11 @@ COMMANDS = {
     "bench": "Measure dfq itself (dfq bench rotate, kernels, models, generate, serve, evaluate, draft).",
 }
 
+OF_THE_MACHINE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE),
+)
+"""What a file system answers where the user, and not dfq, can mend it."""
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
 
 
@@ -47,6 +53,8 @@ class Main(LazyGroup):
             # imported only on failure: `dfq --help` must not pay for the library
             from dfrot.errors import DfqError
 
+            if isinstance(error, OSError) and error.errno in OF_THE_MACHINE and error.filename is not None:
+                _fail(f"{error.filename}: {error.strerror}; choose another place, or mend this one", 2)
             if not isinstance(error, DfqError):
                 raise
             _fail(with_flags(str(error), ctx.meta.get(COMMAND)), error.exit_code)

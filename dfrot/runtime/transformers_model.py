@@ -129,8 +129,8 @@ class TransformersModel:
 def computes_no_numbers(checkpoint: Path, part: str) -> InputError:
     """The error about a checkpoint one part of which computes NaN, Inf or values whose norm float32 does not hold."""
     return InputError(
-        f"{checkpoint}: {part} computes NaN or Inf on ordinary text: its weights are damaged, or overflow float32; "
-        "fetch the checkpoint again",
+        f"{checkpoint}: {part} computes NaN or Inf on ordinary text: weights or config.json are damaged, or values "
+        "overflow float32; fetch the checkpoint again",
         file=checkpoint,
     )
 

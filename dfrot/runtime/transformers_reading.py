@@ -64,8 +64,15 @@ def build_skeleton(config: Any, arch: BoundArch) -> Any:
         with quiet_transformers():
             return auto_class(arch).from_config(config, dtype=torch.float32, trust_remote_code=False)
     except Exception as error:  # as above
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise InputError(f"config.json: transformers builds no model ({reason})") from None
+        raise InputError(f"config.json: transformers builds no model ({_reason(error, arch)})") from None
+
+
+def _reason(error: Exception, arch: BoundArch) -> str:
+    """Why transformers builds no model, in one line: of a value that it looked up in vain, the entry that holds it."""
+    entries = [key for key, value in arch.config.items() if error.args == (value,)] if type(error) is KeyError else []
+    if entries:
+        return f"it does not know {entries[0]} {error.args[0]!r}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def check_reading(checkpoint: Checkpoint, arch: BoundArch) -> None:

@@ -77,6 +77,15 @@ def test_expected_errors_are_one_line(
     assert ran.err == "Error: " + " ".join(str(error).split()) + "\n"
 
 
+def test_what_a_file_system_refuses_is_one_line(dfq: Any, make: Any, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / ("x" * 300)
+    for command in (("rotate", "--out", out, "--plan"), ("eval", "ppl", "--out", out)):
+        ran = dfq(*command, "--model", make(command[0]), "--dataset", text, "--seqlen", 32)
+        assert ran.code == 2
+        assert len(ran.err.strip().splitlines()) == 1, ran.err
+        assert "File name too long" in ran.err
+
+
 def test_interruption_exits_130(dfq: Any, monkeypatch: pytest.MonkeyPatch, make: Any, text: Path) -> None:
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt

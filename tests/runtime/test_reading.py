@@ -270,3 +270,9 @@ def test_a_checkpoint_that_computes_no_numbers_is_to_blame(source: Source, readi
     folder = readings.changed(source("llama"), tmp_path / "changed", tensors=overflow)
     with pytest.raises(InputError, match=r"model\.layers\.0 computes NaN or Inf on ordinary text"):
         compare_with_transformers(*open_described(folder), readings.TOKENS)
+
+
+def test_an_unknown_activation_is_named(source: Source, readings: Any, tmp_path: Path) -> None:
+    folder = readings.changed(source("llama"), tmp_path / "changed", config=lambda c: c.update(hidden_act="swosh"))
+    with pytest.raises(InputError, match=r"it does not know hidden_act 'swosh'"):
+        check_reading(*open_described(folder))
