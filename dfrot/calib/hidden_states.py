@@ -41,8 +41,8 @@ class HiddenStates:
         if not bool(torch.stack(torch.aminmax(rows)).isfinite().all()):  # NaN passes; ten times as fast as every value
             writer = f"block {self.layer - 1}" if self.layer else "the embedding"
             raise InputError(
-                f"{writer} computes NaN or Inf on this text: the checkpoint's weights are damaged, or overflow float32; "
-                "fetch it again"
+                f"{writer} computes NaN or Inf on this text: weights are damaged, or overflow float32; "
+                "fetch the checkpoint again"
             )
         self.prepare().write_rows("hidden", begin, rows.float())
 
