@@ -16,7 +16,7 @@ COMMANDS = {
     "calibrate": "Collect the statistics that quantize needs.",
     "quantize": "Quantize a checkpoint to packed integers.",
     "tune": "Fit scales and norm gains of a packed checkpoint end to end.",
-    "eval": "Measure checkpoints (dfq eval ppl, kl, tasks, speed).",
+    "eval": "Measure checkpoints (dfq eval ppl, kl, sensitivity, tasks, speed).",
     "export": "Write a checkpoint for vLLM, llama.cpp, transformers, ...",
     "import": "Write a quantized model of another tool as a 16-bit checkpoint.",
     "publish": "Put a checkpoint, an export or a draft on the hub.",
@@ -76,4 +76,6 @@ def _fail(message: str, exit_code: int) -> NoReturn:
 )
 @click.version_option(package_name="dfq", prog_name="dfq")
 def main() -> None:
-    """Take an LLM checkpoint to 4 bits (weights, activations, KV cache) with refined rotations."""
+    """Take an LLM checkpoint to 4 bits (weights, activations, KV cache) with refined rotations.
+
+    The usual order: rotate, calibrate, quantize, eval, then serve or export. `dfq COMMAND --help` explains each."""

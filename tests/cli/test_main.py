@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from dfrot.errors import GateError, InputError
+from dfrot_cli.grouped_help import EVERY, GroupedCommand
 from dfrot_cli.main import COMMANDS, main
 
 COMMON = {"--seed", "--device", "--threads", "--json", "--plan", "--resume", "--no-resume", "--overwrite"}
@@ -54,6 +55,19 @@ def test_every_command_takes_the_common_options(name: str, command: click.Comman
     options = {option for param in command.params for option in (*param.opts, *param.secondary_opts)}
     assert options >= COMMON, f"dfq {name} lacks {sorted(COMMON - options)}"
     assert command.help, f"dfq {name} says nothing of itself"
+
+
+@pytest.mark.parametrize(("name", "command"), leaves())
+def test_help_shows_every_option_once_under_headings(name: str, command: click.Command) -> None:
+    assert isinstance(command, GroupedCommand), f"dfq {name}"
+    params = [param.name for param in command.params]
+    headed = [param for names in command.sections.values() for param in names]
+    assert len(set(headed)) == len(headed)
+    assert set(headed) <= set(params), f"dfq {name} has headings for options that it lacks"
+    text = command.get_help(click.Context(command, info_name=name))
+    assert sum(line.startswith("  --out ") for line in text.splitlines()) == params.count("out")
+    assert text.index(EVERY) < text.index("  --seed N")
+    assert "RANGE" not in text
 
 
 @pytest.mark.parametrize("arguments", [["turn"], ["rotate"], ["rotate", "--model", "x", "--out", "y", "--method", "z"]])
