@@ -40,7 +40,8 @@ class GroupedCommand(click.Command):
         """Write the options, a table for every heading."""
         tables: dict[str, list[tuple[str, str]]] = {title: [] for title in (OWN, *self.sections, PLAN, EVERY)}
         for param in self.get_params(ctx):
-            if (row := param.get_help_record(ctx)) is not None:
+            row = param.get_help_record(ctx) if isinstance(param, click.Option) else None
+            if row is not None:
                 tables[self.heading(param)].append(row)
         for title, rows in tables.items():
             if rows:

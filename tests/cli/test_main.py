@@ -65,7 +65,10 @@ def test_help_shows_every_option_once_under_headings(name: str, command: click.C
     assert len(set(headed)) == len(headed)
     assert set(headed) <= set(params), f"dfq {name} has headings for options that it lacks"
     text = command.get_help(click.Context(command, info_name=name))
-    assert sum(line.startswith("  --out ") for line in text.splitlines()) == params.count("out")
+    lines = text[text.index("\nOptions") :].splitlines()
+    for flag in [param.opts[0] for param in command.params if isinstance(param, click.Option) and not param.hidden]:
+        assert sum(line.split(",")[0].split(" ")[:3] == ["", "", flag] for line in lines) == 1, flag
+    assert not any(line.startswith("  DIR") for line in lines)  # arguments stand in the usage
     assert text.index(EVERY) < text.index("  --seed N")
     assert "RANGE" not in text
 
