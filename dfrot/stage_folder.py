@@ -19,10 +19,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from dfrot.errors import DfqError, ExistsError, MismatchError, ResourceError
+from dfrot.errors import DfqError, ExistsError, InputError, MismatchError, ResourceError
 from dfrot.files import digest_json, exclusive, fsync_folder, read_json, write_json
 
 JOURNAL, LOCK, REQUEST, RECORD = "journal.jsonl", ".lock", "request.json", "stage.json"
+_FULL = {
+    errno.ENOSPC: "no space left on the disk",
+    errno.EDQUOT: "no space left within the disk quota",
+    errno.EFBIG: "a file would be larger than the file system or the process limit (ulimit -f) allows",
+}
 
 
 def versions() -> dict[str, str]:
@@ -141,14 +146,14 @@ def open_stage(
         request: settings and digests of inputs, as JSON: what decides the bytes of the result.
         resume: None continues an interrupted run of the same request and starts over otherwise; True demands one
             (or an already finished result of the same request, then `stage.finished` is set); False starts over.
-        overwrite: replace an existing `out`.
+        overwrite: replace an existing `out`, which must be a result of dfq or empty.
 
-    Raises ExistsError when `out` exists and neither `overwrite` nor a matching `resume` was given, or when another
-    process works on it; MismatchError when `resume` is demanded and the interrupted run is another request's;
-    ResourceError when the folder cannot be created or the disk is full.
+    Raises ExistsError when `out` exists and neither `overwrite` nor a matching `resume` was given, when `overwrite`
+    would delete what dfq did not write, or when another process works on it; MismatchError when `resume` is demanded
+    and the interrupted run is another request's; ResourceError when the folder cannot be created or the disk is full.
     """
     stage = Stage(out, kind, request)
-    if out.exists() and not overwrite:
+    if _exists(out) and not overwrite:
         if resume and _same_request(out / RECORD, kind, request):
             stage.finished = True
             yield stage
@@ -158,6 +163,7 @@ def open_stage(
             field=("out", "overwrite"),
             file=out,
         )
+    refuse_foreign(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         stage.folder.mkdir(exist_ok=True)
@@ -173,6 +179,44 @@ def open_stage(
             return
         with _failures_cleaned(stage):
             yield stage
+
+
+def refuse_inputs(out: Path, *inputs: Path | None) -> None:
+    """Raise InputError where `out` is one of the folders or files that a stage reads, or holds one: `overwrite` would
+    delete it."""
+    for path in inputs:
+        if path is not None and out.resolve() in (path.resolve(), *path.resolve().parents):
+            what = "is an input of this command" if out.resolve() == path.resolve() else f"holds the input {path}"
+            raise InputError(f"{out}: {what}; choose another `out`", field="out", file=out)
+
+
+def _exists(out: Path) -> bool:
+    """Whether something has this name. Raises ResourceError for a name that the file system does not take."""
+    try:
+        out.lstat()
+    except FileNotFoundError:
+        return False
+    except NotADirectoryError:
+        return False  # a parent is a file, which making the folder names
+    except OSError as error:
+        raise ResourceError(
+            f"{out}: cannot be used ({error.strerror}); choose another `out`", field="out", file=out
+        ) from None
+    return True
+
+
+def refuse_foreign(out: Path) -> None:
+    """Raise ExistsError where publishing over `out` would delete what dfq did not write: a file, a link, or a folder
+    with other contents."""
+    if out.is_symlink():
+        problem = "is a symbolic link; give the folder that it points to"
+    elif out.exists() and not out.is_dir():
+        problem = "is a file; choose another `out`"
+    elif out.is_dir() and any(out.iterdir()) and not (out / RECORD).is_file():
+        problem = f"holds no {RECORD}, so dfq did not write it and does not replace it; choose another `out`"
+    else:
+        return
+    raise ExistsError(f"{out}: {problem}", field="out", file=out)
 
 
 def _prepare(stage: Stage, resume: bool | None) -> None:
@@ -199,7 +243,8 @@ def _prepare(stage: Stage, resume: bool | None) -> None:
 
 @contextlib.contextmanager
 def _failures_cleaned(stage: Stage) -> Iterator[None]:
-    """Delete the folder of a run that was refused before any unit was finished; name a full disk in one line."""
+    """Delete the folder of a run that was refused before any unit was finished; name a full disk, a quota or a limit of
+    file sizes in one line."""
     try:
         yield
     except DfqError:
@@ -207,9 +252,9 @@ def _failures_cleaned(stage: Stage) -> Iterator[None]:
             stage.discard()
         raise
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in _FULL:
             raise ResourceError(
-                f"{stage.out}: no space left on the disk; free some and run again to resume", file=stage.out
+                f"{stage.out}: {_FULL[error.errno]}; make room and run again to resume", file=stage.out
             ) from None
         raise
 

@@ -101,7 +101,11 @@ def shape_options(function: Function) -> Function:
         help="Propose a tree of draft tokens: depth, top-k, total nodes with the root; repeatable.",
     )
     chain = click.option(
-        "--chain", type=click.IntRange(0), multiple=True, help="Propose a chain of this many draft tokens; repeatable."
+        "--chain",
+        type=click.IntRange(0),
+        metavar="N",
+        multiple=True,
+        help="Propose a chain of N draft tokens; repeatable.",
     )
     return chain(tree(function))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any, NoReturn
 
 import click
@@ -15,7 +16,7 @@ COMMANDS = {
     "calibrate": "Collect the statistics that quantize needs.",
     "quantize": "Quantize a checkpoint to packed integers.",
     "tune": "Fit scales and norm gains of a packed checkpoint end to end.",
-    "eval": "Measure checkpoints (dfq eval ppl, kl, tasks, speed).",
+    "eval": "Measure checkpoints (dfq eval ppl, kl, sensitivity, tasks, speed).",
     "export": "Write a checkpoint for vLLM, llama.cpp, transformers, ...",
     "import": "Write a quantized model of another tool as a 16-bit checkpoint.",
     "publish": "Put a checkpoint, an export or a draft on the hub.",
@@ -31,6 +32,11 @@ COMMANDS = {
     "bench": "Measure dfq itself (dfq bench rotate, kernels, models, generate, serve, evaluate, draft).",
 }
 
+OF_THE_MACHINE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE),
+)
+"""What a file system answers where the user, and not dfq, can mend it."""
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
 
 
@@ -47,6 +53,8 @@ class Main(LazyGroup):
             # imported only on failure: `dfq --help` must not pay for the library
             from dfrot.errors import DfqError
 
+            if isinstance(error, OSError) and error.errno in OF_THE_MACHINE and error.filename is not None:
+                _fail(f"{error.filename}: {error.strerror}; choose another place, or mend this one", 2)
             if not isinstance(error, DfqError):
                 raise
             _fail(with_flags(str(error), ctx.meta.get(COMMAND)), error.exit_code)
@@ -68,4 +76,6 @@ def _fail(message: str, exit_code: int) -> NoReturn:
 )
 @click.version_option(package_name="dfq", prog_name="dfq")
 def main() -> None:
-    """Take an LLM checkpoint to 4 bits (weights, activations, KV cache) with refined rotations."""
+    """Take an LLM checkpoint to 4 bits (weights, activations, KV cache) with refined rotations.
+
+    The usual order: rotate, calibrate, quantize, eval, then serve or export. `dfq COMMAND --help` explains each."""

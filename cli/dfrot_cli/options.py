@@ -39,7 +39,7 @@ class Common:
         option="--resume/--no-resume",
         help="Insist on continuing an interrupted run, or start over. Default: continue if there is one.",
     )
-    overwrite: bool = setting(False, help="Replace an existing output.")
+    overwrite: bool = setting(False, help="Replace an existing output, if dfq wrote it.")
 
     def prepare(self, cuda: bool = False) -> None:
         """Apply --threads and refuse a device that this machine lacks. Imports torch.

@@ -17,7 +17,7 @@ from dfrot.quant.scheme import QuantScheme
 from dfrot.quant.table import TableScheme
 from dfrot.settings import Setting, default_of, settings_of
 from dfrot_cli.flags import COMMAND
-from dfrot_cli.setting_types import NUMBER_OR_WORD, SCHEME, TABLE, listed_text, listed_type, number_type
+from dfrot_cli.setting_types import NUMBER_OR_WORD, SCHEME, TABLE, listed_text, listed_type, number_name, number_type
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Settings = TypeVar("Settings")
@@ -130,7 +130,7 @@ def _typed(kind: Any, known: Setting, default: Any) -> dict[str, Any]:
     if known.words:
         return {"type": NUMBER_OR_WORD}
     if kind in (int, float):
-        return {"type": number_type(kind, known)}
+        return {"type": number_type(kind, known), "metavar": number_name(kind, known)}
     if kind is QuantScheme:
         return {"type": SCHEME, "default": None if default is None else default.name}
     if kind is TableScheme:

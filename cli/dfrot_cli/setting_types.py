@@ -16,8 +16,18 @@ from dfrot.settings import Setting
 _SHOWN = 1 << 53  # larger limits are those of a data type, and say nothing in --help
 
 
+def number_name(kind: type, known: Setting) -> str:
+    """What --help calls a number, in the place of its value and in its range."""
+    return known.metavar or ("N" if kind is int else "X")
+
+
 class _IntRange(click.IntRange):
     """Shows the range in --help; the setting checks it."""
+
+    shown = "N"
+
+    def _describe_range(self) -> str:
+        return super()._describe_range().replace("x", self.shown)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return click.INT.convert(value, param, ctx)
@@ -25,6 +35,11 @@ class _IntRange(click.IntRange):
 
 class _FloatRange(click.FloatRange):
     """Shows the range in --help; the setting checks it."""
+
+    shown = "X"
+
+    def _describe_range(self) -> str:
+        return super()._describe_range().replace("x", self.shown)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return click.FLOAT.convert(value, param, ctx)
@@ -37,14 +52,18 @@ def number_type(kind: type, known: Setting) -> click.ParamType[Any]:
     high = None if high is None or high > _SHOWN or math.isinf(high) else high
     if low is None and high is None:
         return click.INT if kind is int else click.FLOAT
+    ranged: _IntRange | _FloatRange
     if kind is int:
-        return _IntRange(None if low is None else int(low), None if high is None else int(high))
-    return _FloatRange(
-        low,
-        high,
-        min_open=known.minimum is None and low is not None,
-        max_open=known.maximum is None and high is not None,
-    )
+        ranged = _IntRange(None if low is None else int(low), None if high is None else int(high))
+    else:
+        ranged = _FloatRange(
+            low,
+            high,
+            min_open=known.minimum is None and low is not None,
+            max_open=known.maximum is None and high is not None,
+        )
+    ranged.shown = number_name(kind, known)
+    return ranged
 
 
 class _NumberOrWord(click.ParamType):  # type: ignore[type-arg]

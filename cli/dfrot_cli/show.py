@@ -125,11 +125,11 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     Console(width=width, highlight=False).print(shown)
 
 
-def hardest(title: str, rows: Mapping[str, Mapping[str, Any]], by: str, most: int = 12) -> None:
-    """A table of the `most` entries with the largest value of `by`; --json has all."""
+def hardest(title: str, rows: Mapping[str, Mapping[str, Any]], by: str, meaning: str, most: int = 12) -> None:
+    """A table of the `most` entries with the largest value of `by`; --json has all. meaning: what `by` is."""
     order = sorted(rows, key=lambda name: -float(rows[name].get(by) or 0.0))[:most]
     columns = sorted({key for name in order for key, value in rows[name].items() if isinstance(value, (int, float))})
-    shown = f"{title}, by {by}" + (f" (the first {most} of {len(rows)})" if len(rows) > most else "")
+    shown = f"{title}, by {by} ({meaning})" + (f", the first {most} of {len(rows)}" if len(rows) > most else "")
     table(shown, ("", *columns), [(name, *(rows[name].get(key) for key in columns)) for name in order])
 
 

@@ -18,6 +18,7 @@ def bind(spec: ArchSpec, config: dict[str, Any]) -> BoundArch:
         if (value := config.get(key)) is not None and value not in values:
             raise UnsupportedError(f"config.json: {key} is {value!r}: {meaning}, which dfq does not support")
     config = with_omitted_sizes(config, spec.model_type)
+    _check_window(config)
     hidden = _size(config, "hidden_size")
     heads = _size(config, "num_attention_heads")
     kv_heads = _size(config, "num_key_value_heads", heads)
@@ -53,6 +54,17 @@ def bind(spec: ArchSpec, config: dict[str, Any]) -> BoundArch:
             Size.EXPERTS: experts,
         },
     )
+
+
+def _check_window(config: dict[str, Any]) -> None:
+    """Raise InputError for a sliding window in which a token would not even see itself: all sums would be NaN."""
+    window = config.get("sliding_window")
+    if window is None or config.get("use_sliding_window") is False:
+        return
+    if type(window) is not int or window < 1:
+        raise InputError(
+            f"config.json: sliding_window is {window!r}, a positive integer is needed, or null for no window"
+        )
 
 
 def _size(config: dict[str, Any], key: str, default: int | None = None) -> int:

@@ -174,9 +174,14 @@ class BoundArch:
 
     def check(self, checkpoint: Checkpoint, more: Mapping[str, tuple[int, ...]] | None = None) -> None:
         """Compare a checkpoint with dense weights with the description. more: names and shapes of tensors that it has
-        besides. Raises InputError for a missing tensor, a wrong shape or dtype, or a tensor that is not described."""
+        besides. Raises InputError for a missing tensor, a wrong shape or dtype, or a tensor that is not described,
+        UnsupportedError for packed weights."""
         expected = {**self.tensors(), **self.biases(), **(more or {})}
         for name, shape in expected.items():
+            if name not in checkpoint.entries and f"{name}_packed" in checkpoint.entries:
+                raise UnsupportedError(
+                    f"{checkpoint.path}: is quantized already; give the 16-bit checkpoint", file=checkpoint.path
+                )
             entry = checkpoint.entry(name)
             if entry.shape != shape:
                 raise _wrong(entry, name, f"shape {list(entry.shape)}, config.json needs {list(shape)}")

@@ -67,6 +67,7 @@ PHI3 = replace(  # phi-4 as well
     LLAMA,
     model_type="phi3",
     biases=(),
+    partial_rotary=True,
     norms=(Norm("input_layernorm", (QKV,)), Norm("post_attention_layernorm", (GATE_UP,))),
     linears=(
         Linear(

@@ -137,6 +137,8 @@ class ArchSpec:
     tied_by_default: bool = False
     """Whether the head shares the embedding's weight where `config.json` does not say."""
     scalars: Scalars = Scalars()
+    partial_rotary: bool = False
+    """Whether the model class heeds `partial_rotary_factor`: RoPE then acts on that share of every head's channels."""
     experts: MixtureSpec | None = None
     """The mixture in place of the MLP, if any."""
 

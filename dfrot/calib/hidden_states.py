@@ -19,7 +19,7 @@ class HiddenStates:
     stream: a name, where the same samples run through more than one variant of the model."""
 
     def __init__(self, folder: Path, layer: int, shape: tuple[int, int, int], stream: str = "") -> None:
-        self.folder, self.shape = folder, shape
+        self.folder, self.layer, self.shape = folder, layer, shape
         self.stem = f"hidden-{stream}{layer:05d}"
         self._writer: SafetensorsWriter | None = None
         self._reader: Checkpoint | None = None
@@ -39,8 +39,10 @@ class HiddenStates:
 
         Raises InputError for NaN and Inf, which no later block could use."""
         if not bool(torch.stack(torch.aminmax(rows)).isfinite().all()):  # NaN passes; ten times as fast as every value
+            writer = f"block {self.layer - 1}" if self.layer else "the embedding"
             raise InputError(
-                f"{self.stem}: activations are NaN or Inf; the checkpoint's weights are damaged or overflow float32"
+                f"{writer} computes NaN or Inf on this text: weights are damaged, or overflow float32; "
+                "fetch the checkpoint again"
             )
         self.prepare().write_rows("hidden", begin, rows.float())
 

@@ -37,15 +37,25 @@ def load_draft(folder: Path, dtype: torch.dtype = torch.float32) -> Draft:
     config_file, weights_file = folder / CONFIG, folder / WEIGHTS
     if not config_file.is_file():
         raise InputError(f"{folder}: no {CONFIG}; give the output folder of dfq draft train", file=config_file)
-    draft = build(DraftConfig.from_dict(read_json(config_file), str(config_file)))
-    if draft.config.quantized:
-        empty_linears(draft, draft.config.quantized, draft.config.quantized_head)
-    load_state(draft, load_tensors(weights_file), weights_file)
+    config = DraftConfig.from_dict(read_json(config_file), str(config_file))
+    tensors = load_tensors(weights_file)
+    with torch.device("meta"):  # sizes that the file does not have are refused before they take memory
+        check_state(_without_content(config), tensors, weights_file)
+    draft = _without_content(config)
+    draft.load_state_dict(tensors)
     _check_tokens(draft, weights_file)
     prepare_linears(draft)
     if (folder / RECORD).is_file():
         draft.rates = AcceptanceRates.of_history(read_json(folder / RECORD))
     return draft.to(dtype).requires_grad_(False).eval()
+
+
+def _without_content(config: DraftConfig) -> Draft:
+    """A draft with the tensors of a stored one."""
+    draft = build(config)
+    if config.quantized:
+        empty_linears(draft, config.quantized, config.quantized_head)
+    return draft
 
 
 def _check_tokens(draft: Draft, file: Path) -> None:
@@ -62,9 +72,8 @@ def _check_tokens(draft: Draft, file: Path) -> None:
         )
 
 
-def load_state(module: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
-    """Load the tensors of `file` into a module. Raises InputError unless they are exactly the module's, by name and
-    shape."""
+def check_state(module: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
+    """Raise InputError unless the tensors of `file` are exactly the module's, by name and shape."""
     expected = module.state_dict()
     for name, value in expected.items():
         if name not in tensors:
@@ -78,6 +87,11 @@ def load_state(module: nn.Module, tensors: dict[str, Tensor], file: Path) -> Non
             file=file,
             tensor=extra[0],
         )
+
+
+def load_state(module: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
+    """Load the tensors of `file` into a module. Raises as `check_state`."""
+    check_state(module, tensors, file)
     module.load_state_dict(tensors)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfrot.errors import GateError
+from dfrot.errors import InputError
 from dfrot.evaluate.logits import token_losses
 from dfrot.ranks.single import SINGLE, Ranks
 
@@ -46,7 +46,7 @@ def window_losses(
         skip: leading tokens that are context only: neither they nor the first token behind them are predicted.
         ranks: share the batches; every rank gets all losses, but observes its own batches alone.
 
-    Raises GateError when a window's loss is not a number."""
+    Raises InputError when a window's loss is not a number."""
     result = torch.zeros(len(windows), dtype=torch.float64)
     device = model.device
     starts = range(0, len(windows), batch)
@@ -65,5 +65,9 @@ def window_losses(
     whole: Tensor = ranks.filled(result)[0]
     if not bool(torch.isfinite(whole).all()):
         window = int((~torch.isfinite(whole)).nonzero()[0])
-        raise GateError(f"window {window}: the loss is not finite; the checkpoint's numbers are broken in this dtype")
+        raise InputError(
+            f"window {window}: the loss is NaN or Inf: the checkpoint's weights are damaged, or its values overflow "
+            "this data type; try `dtype=float32`",
+            field="dtype",
+        )
     return whole

@@ -25,7 +25,7 @@ from dfrot.progress import Progress, silent
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.scheme import FULL, INTEGERS, QuantScheme
 from dfrot.runtime.load import load_model
-from dfrot.stage_folder import open_stage, read_record
+from dfrot.stage_folder import open_stage, read_record, refuse_inputs
 from dfrot.stages.calibrate.run import calibrate
 from dfrot.stages.calibrate.settings import CalibrateSettings
 from dfrot.stages.quantize.run import quantize
@@ -65,6 +65,7 @@ def check_all(
 
     Raises UnsupportedError for simulated checkpoints and for those with online rotations.
     """
+    refuse_inputs(out, model)
     checkpoint = open_model(model)
     config = DfqConfig.of(checkpoint.config)
     if config is not None and (config.scheme is None or config.fake):

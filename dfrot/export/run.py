@@ -15,7 +15,7 @@ from dfrot.files import file_sha256, write_bytes
 from dfrot.lineage import lineage, source_record
 from dfrot.progress import Progress, silent
 from dfrot.quant.scheme import QuantScheme
-from dfrot.stage_folder import open_stage, read_record
+from dfrot.stage_folder import open_stage, read_record, refuse_inputs
 
 KIND = "export"
 
@@ -52,6 +52,7 @@ def export(
         raise UnsupportedError(
             f"`dtype={dtype}`: {to} keeps 16-bit tensors as they are; leave the option out", field="dtype"
         )
+    refuse_inputs(out, model)
     source = open_source(model, target, scheme, online_r4)
     request = {
         "model": source.checkpoint.digest(),

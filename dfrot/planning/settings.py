@@ -15,22 +15,22 @@ class CostSettings:
     on: str | None = setting(
         None,
         metavar="MACHINE",
-        help="With --plan: hours as well, on this machine (this; it is timed for a few seconds) or on one of a table "
-        "(H100, 8xH100). Default: this, where the model is not on this machine.",
+        help="With --plan: also estimate hours, on this machine (this; it is timed for a few seconds) or on a listed "
+        "one (H100, 8xH100). Default: this, where the model has not been downloaded.",
     )
     config: Path | None = setting(
         None,
         metavar="FILE",
-        help="With --plan: the model's config.json, in place of what the model's name resolves to.",
+        help="With --plan: the model's config.json, where nothing else of the model is at hand.",
     )
     processes: int = setting(
         1,
         minimum=1,
         metavar="N",
-        help="With --plan: hours on so many ranks as well, each with a machine of its own, simulated.",
+        help="With --plan: also estimate hours for as many processes, each on a machine of its own.",
     )
     network: float = setting(
-        25.0, above=0, metavar="GBIT", help="With `processes`: gigabits per second of the wire of each."
+        25.0, above=0, metavar="GBIT", help="With --plan and `processes`: network speed of each machine, in Gbit/s."
     )
 
     def __post_init__(self) -> None:

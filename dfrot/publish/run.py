@@ -22,6 +22,7 @@ from dfrot.publish.published_folder import DRAFT_GGUF, GGUF, PublishedFolder, re
 from dfrot.publish.sent_files import is_sent
 from dfrot.publish.settings import PublishSettings
 from dfrot.publish.upload import upload
+from dfrot.stage_folder import refuse_foreign, refuse_inputs
 
 
 def publish(
@@ -41,7 +42,7 @@ def publish(
         out: with `dry_run`, the folder that shows what would go.
         dry_run: send nothing; without `out` only check.
         progress: called while files are sent.
-        overwrite: replace an existing `out`.
+        overwrite: replace an existing `out`, which must be a result of dfq or empty.
 
     Returns {"repository", "format", "base_model", "license", "files", "findings", "card"}, and of an upload "url",
     "commit" and "commit_url". Raises UnsupportedError with the first failed check, unless `force`; ResourceError for
@@ -53,6 +54,9 @@ def publish(
     if out is not None and out.exists() and not overwrite:
         raise ExistsError(f"{out}: already exists; choose another `out`, or replace it with `overwrite`",
                           field=("out", "overwrite"), file=out)  # fmt: skip
+    if out is not None:
+        refuse_inputs(out, folder)
+        refuse_foreign(out)
     names = _names(subject)
     gguf = next((target for source, target in names.items() if source.endswith(".gguf")), None)
     card = card_of(subject, measured_tables(subject, settings.results), gguf)

@@ -12,7 +12,7 @@ from dfrot.quant.fp4_linear import Fp4Linear
 from dfrot.quant.trainable_linear import gradient_dtype
 
 
-class _Product(torch.autograd.Function):
+class _Fp4Product(torch.autograd.Function):
     """rows [M, K] through the linear -> float32 [M, N], activations rounded as the plan says; the gradient passes the
     rounding straight through, in a product of bfloat16 where the processor has them."""
 
@@ -39,7 +39,7 @@ class TrainableFp4Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] -> float32 [..., N]."""
-        out: Tensor = _Product.apply(self.module.rows(x.float()), self.module, self.low)  # type: ignore[no-untyped-call]
+        out: Tensor = _Fp4Product.apply(self.module.rows(x.float()), self.module, self.low)  # type: ignore[no-untyped-call]
         if self.module.bias is not None:
             out = out + self.module.bias.float()
         return out.view(*x.shape[:-1], self.module.plan.rows)

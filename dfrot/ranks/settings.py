@@ -15,15 +15,15 @@ class RankSettings:
         1,
         minimum=1,
         metavar="N",
-        help="Processes on this machine that share the work, started as torchrun starts them. With --plan: hours on so "
-        "many ranks as well, each with a machine of its own, simulated.",
+        help="Processes on this machine that share the work, started as torchrun starts them. With --plan: also "
+        "estimate hours for as many processes, each on a machine of its own.",
     )
     rank_timeout: float = setting(
         120.0,
         minimum=5,
         metavar="SECONDS",
-        help="With several processes: seconds in which all must have met, and without a sign of life after which one "
-        "counts as lost, and the run ends.",
+        help="With several processes: all must have started within this time, and one without a sign of life for as "
+        "long counts as lost, which ends the run.",
     )
 
     def __post_init__(self) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dfrot.arch import BoundArch
+from dfrot.arch.rope import rope_parameters
 from dfrot.errors import InputError, MismatchError, UnsupportedError
 from dfrot.matrix_stacks import inverses
 from dfrot.tensor_file import load_tensors, save_tensors
@@ -129,6 +130,7 @@ def head_norm_factor(arch: BoundArch, number: int, factors: Tensor) -> Tensor:
 
 def rotary_width(arch: BoundArch) -> int:
     """Channels of a head that RoPE acts on; channel i and i + half of them form a pair. Those behind them stay."""
-    parameters = arch.config.get("rope_parameters") or arch.config.get("rope_scaling") or {}
-    share = arch.config.get("partial_rotary_factor") or parameters.get("partial_rotary_factor") or 1.0
+    if not arch.spec.partial_rotary:
+        return arch.head_dim
+    share = rope_parameters(arch.config).get("partial_rotary_factor") or arch.config.get("partial_rotary_factor") or 1.0
     return int(arch.head_dim * share)

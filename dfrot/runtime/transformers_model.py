@@ -19,7 +19,7 @@ from dfrot.checkpoint import Checkpoint
 from dfrot.compat.attention import set_implementation
 from dfrot.compat.loading import load_parameters, meta_parameters, parameter_sources, tied_parameters
 from dfrot.compat.logs import quiet_transformers
-from dfrot.errors import GateError
+from dfrot.errors import GateError, InputError
 from dfrot.inputs import DequantizedCheckpoint
 from dfrot.progress import Progress, silent
 from dfrot.runtime.block_runner import HEAD_ROWS, BlockRunner
@@ -126,13 +126,23 @@ class TransformersModel:
                 handle.remove()
 
 
+def computes_no_numbers(checkpoint: Path, part: str) -> InputError:
+    """The error about a checkpoint one part of which computes NaN, Inf or values whose norm float32 does not hold."""
+    return InputError(
+        f"{checkpoint}: {part} computes NaN or Inf on ordinary text: weights or config.json are damaged, or values "
+        "overflow float32; fetch the checkpoint again",
+        file=checkpoint,
+    )
+
+
 def compare_with_transformers(
     checkpoint: Checkpoint, arch: BoundArch, tokens: Tensor, progress: Progress = silent
 ) -> dict[str, float]:
     """Run the model that transformers loads from the folder, and every block as dfq reads it on the same input.
 
     tokens: int64 [1, S]. Returns the relative error of each part. Raises GateError naming the first part that differs:
-    dfq would make another model of this folder than its users run. Weights that are dequantized when they are read, for
+    dfq would make another model of this folder than its users run; InputError where the model computes NaN or Inf.
+    Weights that are dequantized when they are read, for
     which transformers has other readers, are not compared: the result is then empty."""
     if isinstance(checkpoint, DequantizedCheckpoint):
         return {}
@@ -141,6 +151,8 @@ def compare_with_transformers(
     last: list[Tensor] = []
 
     def judge(name: str, actual: Tensor, expected: Tensor, scale: Tensor) -> None:
+        if not bool(scale.isfinite().all()):
+            raise computes_no_numbers(checkpoint.path, name)
         errors[name] = float(((actual - expected).norm(dim=-1) / scale.clamp_min(TINY)).median())
         if not errors[name] <= LIMIT:  # NaN is a difference too
             raise GateError(

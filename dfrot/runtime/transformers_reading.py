@@ -16,6 +16,7 @@ from dfrot.arch import BoundArch
 from dfrot.checkpoint import Checkpoint, TensorEntry
 from dfrot.compat.loading import parameter_sources, tied_parameters
 from dfrot.compat.logs import quiet_transformers
+from dfrot.compat.rope import rope_types, types_named_in
 from dfrot.errors import InputError
 from dfrot.inputs import DequantizedCheckpoint
 from dfrot.runtime.block_runner import hf_config
@@ -36,11 +37,18 @@ def transformers_config(checkpoint: Checkpoint) -> Any:
     """The configuration that transformers makes of the folder. Raises InputError in one line where it refuses."""
     from transformers import AutoConfig
 
+    file = checkpoint.path / "config.json"
     try:
-        return AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds here; all mean that config.json is wrong
-        file = checkpoint.path / "config.json"
         raise InputError(f"{file}: refused by transformers ({' '.join(str(error).split())[:300]})", file=file) from None
+    known = rope_types()
+    for kind in types_named_in(config):
+        if kind not in known:
+            raise InputError(
+                f"{file}: RoPE of type {kind!r} is unknown to transformers, which knows {', '.join(known)}", file=file
+            )
+    return config
 
 
 def auto_class(arch: BoundArch) -> Any:
@@ -56,7 +64,15 @@ def build_skeleton(config: Any, arch: BoundArch) -> Any:
         with quiet_transformers():
             return auto_class(arch).from_config(config, dtype=torch.float32, trust_remote_code=False)
     except Exception as error:  # as above
-        raise InputError(f"config.json: transformers builds no model ({' '.join(str(error).split())[:300]})") from None
+        raise InputError(f"config.json: transformers builds no model ({_reason(error, arch)})") from None
+
+
+def _reason(error: Exception, arch: BoundArch) -> str:
+    """Why transformers builds no model, in one line: of a value that it looked up in vain, the entry that holds it."""
+    entries = [key for key, value in arch.config.items() if error.args == (value,)] if type(error) is KeyError else []
+    if entries:
+        return f"it does not know {entries[0]} {error.args[0]!r}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def check_reading(checkpoint: Checkpoint, arch: BoundArch) -> None:

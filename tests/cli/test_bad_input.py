@@ -173,6 +173,15 @@ def test_rotated_twice(case: Case) -> None:
     assert not (case.out.parent / "twice").exists()
 
 
+def test_a_packed_checkpoint_in_place_of_a_16_bit_one(case: Case) -> None:
+    packed = case.out.parent.parent / "packed"
+    assert case.dfq("quantize", "--model", case.make(), "--algorithm", "rtn", "--out", packed).code == 0
+    case.refused(case.rotate(packed), packed, "is quantized already; give the 16-bit checkpoint")
+    for command in ("calibrate", "compare"):
+        ran = case.dfq(command, "--model", packed, "--dataset", case.text, "--seqlen", 32, "--out", case.out)
+        case.refused(ran, packed, "is quantized already; give the 16-bit checkpoint")
+
+
 def test_no_tokenizer(case: Case) -> None:
     folder = case.make()
     for path in folder.glob("tokenizer*"):

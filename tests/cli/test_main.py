@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from dfrot.errors import GateError, InputError
+from dfrot_cli.grouped_help import EVERY, GroupedCommand
 from dfrot_cli.main import COMMANDS, main
 
 COMMON = {"--seed", "--device", "--threads", "--json", "--plan", "--resume", "--no-resume", "--overwrite"}
@@ -56,6 +57,22 @@ def test_every_command_takes_the_common_options(name: str, command: click.Comman
     assert command.help, f"dfq {name} says nothing of itself"
 
 
+@pytest.mark.parametrize(("name", "command"), leaves())
+def test_help_shows_every_option_once_under_headings(name: str, command: click.Command) -> None:
+    assert isinstance(command, GroupedCommand), f"dfq {name}"
+    params = [param.name for param in command.params]
+    headed = [param for names in command.sections.values() for param in names]
+    assert len(set(headed)) == len(headed)
+    assert set(headed) <= set(params), f"dfq {name} has headings for options that it lacks"
+    text = command.get_help(click.Context(command, info_name=name))
+    lines = text[text.index("\nOptions") :].splitlines()
+    for flag in [param.opts[0] for param in command.params if isinstance(param, click.Option) and not param.hidden]:
+        assert sum(line.split(",")[0].split(" ")[:3] == ["", "", flag] for line in lines) == 1, flag
+    assert not any(line.startswith("  DIR") for line in lines)  # arguments stand in the usage
+    assert text.index(EVERY) < text.index("  --seed N")
+    assert "RANGE" not in text
+
+
 @pytest.mark.parametrize("arguments", [["turn"], ["rotate"], ["rotate", "--model", "x", "--out", "y", "--method", "z"]])
 def test_wrong_usage_exits_2(dfq: Any, arguments: list[str]) -> None:
     ran = dfq(*arguments)
@@ -75,6 +92,15 @@ def test_expected_errors_are_one_line(
     ran = dfq("rotate", "--model", make(), "--dataset", text, "--out", tmp_path / "out")
     assert ran.code == code
     assert ran.err == "Error: " + " ".join(str(error).split()) + "\n"
+
+
+def test_what_a_file_system_refuses_is_one_line(dfq: Any, make: Any, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / ("x" * 300)
+    for command in (("rotate", "--out", out, "--plan"), ("eval", "ppl", "--out", out)):
+        ran = dfq(*command, "--model", make(command[0]), "--dataset", text, "--seqlen", 32)
+        assert ran.code == 2
+        assert len(ran.err.strip().splitlines()) == 1, ran.err
+        assert "File name too long" in ran.err
 
 
 def test_interruption_exits_130(dfq: Any, monkeypatch: pytest.MonkeyPatch, make: Any, text: Path) -> None:

@@ -289,6 +289,8 @@ def test_tensors_against_the_description(tmp_path: Path, change: dict[str, Any],
         ({"num_hidden_layers": 2**40}, "num_hidden_layers is"),
         ({"num_attention_heads": 3}, "not a multiple of num_attention_heads"),
         ({"num_key_value_heads": 4}, "not a multiple of key/value heads 4"),
+        ({"sliding_window": 0}, "sliding_window is 0, a positive integer is needed, or null"),
+        ({"sliding_window": -1}, "sliding_window is -1"),
     ],
 )
 def test_config_values(change: dict[str, Any], message: str) -> None:

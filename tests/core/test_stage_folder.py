@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dfrot.errors import ExistsError, GateError, InputError, MismatchError, ResourceError
-from dfrot.stage_folder import JOURNAL, LOCK, Stage, open_stage, read_record
+from dfrot.stage_folder import JOURNAL, LOCK, Stage, open_stage, read_record, refuse_inputs
 
 
 def fail(out: Path, error: BaseException, units: int = 1, discard: bool = False, overwrite: bool = False) -> None:
@@ -130,6 +130,40 @@ def test_overwrite_keeps_the_old_result_until_the_new_one_is_whole(tmp_path: Pat
     assert contents(tmp_path / "out") == before
 
 
+def test_overwrite_replaces_only_what_dfq_wrote(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.tex").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for name, reason in (
+        ("folder", "did not write it"),
+        ("file", "is a file"),
+        ("link", "is a symbolic link"),
+        ("dangling", "is a symbolic link"),
+    ):
+        with pytest.raises(ExistsError, match=reason):
+            finish(tmp_path / name, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "file", "folder", "link"]
+    assert contents(tmp_path / "folder") == {"thesis.tex": b"mine"}
+    (tmp_path / "empty").mkdir()
+    assert len(finish(tmp_path / "empty", overwrite=True)) == 4
+
+
+def test_an_output_is_no_input(tmp_path: Path) -> None:
+    (tmp_path / "models" / "one").mkdir(parents=True)
+    refuse_inputs(tmp_path / "models" / "one" / "inside", tmp_path / "models" / "one", None)
+    with pytest.raises(InputError, match="is an input of this command"):
+        refuse_inputs(tmp_path / "models" / "." / "one", tmp_path / "models" / "one")
+    with pytest.raises(InputError, match=r"models: holds the input .*one"):
+        refuse_inputs(tmp_path / "models", tmp_path / "models" / "one")
+
+
+def test_a_name_that_no_folder_can_have(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match=r"cannot be used \(File name too long\)"):
+        finish(tmp_path / ("x" * 300))
+
+
 def test_a_refusal_before_work_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError):
         fail(tmp_path / "out", InputError("no"), units=0)
@@ -156,9 +190,12 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
             finish(tmp_path / "out")
 
 
-def test_a_full_disk_is_reported_in_one_line_and_resumes(tmp_path: Path) -> None:
-    with pytest.raises(ResourceError, match="no space left"):
-        fail(tmp_path / "out", OSError(28, "No space left on device"))
+@pytest.mark.parametrize(
+    ("number", "message"), [(28, "no space left on the disk"), (27, "ulimit -f"), (122, "within the disk quota")]
+)
+def test_a_full_disk_is_reported_in_one_line_and_resumes(tmp_path: Path, number: int, message: str) -> None:
+    with pytest.raises(ResourceError, match=message):
+        fail(tmp_path / "out", OSError(number, "as the system says it"))
     assert finish(tmp_path / "out") == ["unit1", "unit2", "unit3"]
 
 

@@ -34,6 +34,12 @@ def test_drafts_load_and_those_of_other_targets_are_refused(
         ({"surprise": 1}, "unknown key"),
         ({"hidden_size": -1}, "positive integer"),
         ({"intermediate_size": 128}, "shape"),
+        ({"intermediate_size": 10**9}, "shape"),  # refused before it takes memory
+        ({"rms_norm_eps": 0}, "above 0"),
+        ({"rope_theta": "10000"}, "above 0"),
+        ({"cross": 1}, "true or false"),
+        ({"select": None}, "a text"),
+        ({"num_final_layers": 1.5}, "an integer"),
         ({"num_final_layers": 2}, "missing"),
         ({"num_final_layers": 0}, "not part of"),
     ):
@@ -41,6 +47,8 @@ def test_drafts_load_and_those_of_other_targets_are_refused(
         with pytest.raises(DfqError, match=message) as caught:
             load_draft(tmp_path)
         assert "\n" not in str(caught.value)
+    write_json(tmp_path / "draft.json", {**config, "max_position_embeddings": 10**9})
+    assert load_draft(tmp_path).rotary.table(1)[0].shape[0] < 10**4
     write_json(tmp_path / "draft.json", config)
     file = tmp_path / "draft.safetensors"
     file.write_bytes(file.read_bytes()[:-100])

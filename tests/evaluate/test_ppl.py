@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from dfrot.errors import GateError
+from dfrot.errors import InputError
 from dfrot.evaluate import logits as logits_module
 from dfrot.evaluate import ppl
 from dfrot.evaluate.baseline import Baseline
@@ -46,7 +46,7 @@ def test_losses_are_those_of_the_definition(
 def test_broken_weights_are_an_error_not_a_number(source: Path) -> None:
     model = load_model(source)
     model.lm_head.weight.data[3, 3] = float("nan")
-    with pytest.raises(GateError, match="window 0"):
+    with pytest.raises(InputError, match="window 0"):
         ppl.window_losses(model, WINDOWS)
 
 

@@ -106,7 +106,7 @@ def test_what_needs_no_import_is_refused(kit: SimpleNamespace, fp8_model: Path, 
         import_model(plain, tmp_path / "out")
     import_model(plain, tmp_path / "half", ImportSettings(dtype="f16"))
     assert Checkpoint.open(tmp_path / "half").entry("lm_head.weight").dtype == torch.float16
-    with pytest.raises(DfqError, match="is the model itself"):
+    with pytest.raises(DfqError, match="is an input of this command"):
         import_model(fp8_model, fp8_model)
     own = kit.write_folder(tmp_path / "own", kit.dense_tensors(), {"quant_method": "dfq", "format_version": 1})
     with pytest.raises(DfqError, match="is dfq's own"):

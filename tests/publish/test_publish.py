@@ -319,6 +319,11 @@ def test_an_existing_output(packed: Path, tmp_path: Path) -> None:
         dry(packed, tmp_path / "out")
     publish(packed, settings(), tmp_path / "out", dry_run=True, overwrite=True)
     assert (tmp_path / "out" / "README.md").is_file()
+    publish(packed, settings(), tmp_path / "out", dry_run=True, overwrite=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("mine")
+    with pytest.raises(ExistsError, match="dfq did not write it"):
+        publish(packed, settings(), tmp_path / "mine", dry_run=True, overwrite=True)
     with pytest.raises(InputError, match="belongs to `dry_run`"):
         publish(packed, settings(), tmp_path / "other")
 

@@ -140,7 +140,7 @@ def test_frequencies_are_those_of_transformers(rope: dict[str, Any], key: str) -
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"attn_implementation": "eager"}, "attn_implementation"),
         ({"is_causal": False}, "is_causal"),
-        ({"model_type": "mistral", "sliding_window": 0}, "sliding_window"),
+        ({"model_type": "qwen2", "use_sliding_window": False, "sliding_window": 0}, "sliding_window"),
         ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1}, "some layers"),
         ({"model_type": "qwen2", "layer_types": ["full_attention", "linear_attention"]}, "other kinds"),
         ({"model_type": "qwen2", "layer_types": ["sliding_attention"] * 2}, "some layers"),

@@ -251,3 +251,28 @@ def test_a_wrong_description_cannot_pass(source: Source, readings: Any) -> None:
     scaled = replace(arch, spec=replace(arch.spec, scalars=Scalars(embed="num_hidden_layers")))
     with pytest.raises(GateError, match=r"model\.embed_tokens: dfq computes something else"):
         compare_with_transformers(checkpoint, scaled, readings.TOKENS)
+
+
+@pytest.mark.parametrize("kind", ["su", None])
+def test_an_unknown_rope_is_named(kind: str | None, source: Source, readings: Any, tmp_path: Path) -> None:
+    def rope(config: dict[str, Any]) -> None:
+        config["rope_parameters"] = {"rope_type": kind, "rope_theta": 1e4}
+
+    folder = readings.changed(source("llama"), tmp_path / "changed", config=rope)
+    with pytest.raises(InputError, match=rf"RoPE of type {kind!r} is unknown to transformers, which knows default, "):
+        check_reading(*open_described(folder))
+
+
+def test_a_checkpoint_that_computes_no_numbers_is_to_blame(source: Source, readings: Any, tmp_path: Path) -> None:
+    def overflow(tensors: dict[str, Any]) -> None:
+        tensors["model.layers.0.mlp.down_proj.weight"][0] = 3e38
+
+    folder = readings.changed(source("llama"), tmp_path / "changed", tensors=overflow)
+    with pytest.raises(InputError, match=r"model\.layers\.0 computes NaN or Inf on ordinary text"):
+        compare_with_transformers(*open_described(folder), readings.TOKENS)
+
+
+def test_an_unknown_activation_is_named(source: Source, readings: Any, tmp_path: Path) -> None:
+    folder = readings.changed(source("llama"), tmp_path / "changed", config=lambda c: c.update(hidden_act="swosh"))
+    with pytest.raises(InputError, match=r"it does not know hidden_act 'swosh'"):
+        check_reading(*open_described(folder))

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import click
-
 from dfrot.ranks.single import Ranks
 from dfrot.stages.calibrate.settings import CalibrateSettings
 from dfrot_cli import planned_costs, show
+from dfrot_cli.grouped_help import dfq_command
 from dfrot_cli.launch import ranked
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, dataset_option, model_option, out_option
@@ -17,7 +16,7 @@ from dfrot_cli.plan import plan
 from dfrot_cli.setting_options import options_of, settings_from
 
 
-@click.command("calibrate")
+@dfq_command("calibrate")
 @model_option
 @dataset_option(CalibrateSettings)
 @options_of(CalibrateSettings, skip=("dataset", "seed"))
@@ -52,6 +51,6 @@ def command(model: str, out: Path, dataset: str | None, common: Common, ranks: R
         show.as_json({"out": str(out), **evidence, **show.peaks_record(peaks)})
         return
     if evidence["taps"]:
-        show.hardest("inputs", evidence["taps"], "kurtosis")
+        show.hardest("inputs", evidence["taps"], "kurtosis", "3 without outliers")
     show.line(f"wrote {out}")
     show.peaks(peaks)

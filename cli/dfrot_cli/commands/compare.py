@@ -11,6 +11,7 @@ from dfrot.stages.compare.rows import ROWS, STANDARD
 from dfrot.stages.compare.settings import CompareSettings
 from dfrot_cli import show
 from dfrot_cli.compare_show import show_comparison
+from dfrot_cli.grouped_help import dfq_command
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, dataset_option, model_option, out_option
 from dfrot_cli.plan import plan
@@ -25,7 +26,7 @@ def _list_rows(context: click.Context, option: click.Parameter, listed: bool) ->
         context.exit()
 
 
-@click.command("compare")
+@dfq_command("compare")
 @click.option(
     "--list-rows",
     is_flag=True,

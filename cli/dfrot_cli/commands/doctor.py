@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import click
-
 from dfrot_cli import show
+from dfrot_cli.grouped_help import dfq_command
 from dfrot_cli.options import Common, common
 
 
-@click.command("doctor")
+@dfq_command("doctor")
 @common
 def command(common: Common) -> None:
     """Show versions, processor and, for every operator, which implementation serves it and why."""

@@ -10,13 +10,15 @@ import click
 from dfrot.export.settings import ExportCheckSettings, ExportForSettings, ExportSettings
 from dfrot.quant.scheme import QuantScheme
 from dfrot_cli import engine_check, export_show, show
+from dfrot_cli.grouped_help import dfq_command
+from dfrot_cli.help_sections import EXPORT
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, dataset_option, file_option
 from dfrot_cli.plan import plan
 from dfrot_cli.setting_options import options_of, settings_from
 
 
-@click.command("export")
+@dfq_command("export", EXPORT)
 @click.argument("given", nargs=-1, metavar="[DIR] [ENGINE]...")
 @click.option("--model", metavar="M", help="A checkpoint of dfq quantize, or a 16-bit one (gguf).")
 @options_of(ExportSettings, more={"to": {"required": False}})

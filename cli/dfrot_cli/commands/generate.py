@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
-
 from dfrot_cli.generation import generate, generate_options
+from dfrot_cli.grouped_help import dfq_command
+from dfrot_cli.help_sections import GENERATE
 from dfrot_cli.options import Common, common
 
 
-@click.command("generate")
+@dfq_command("generate", GENERATE)
 @generate_options
 @common
 def command(common: Common, **options: Any) -> None:

@@ -9,13 +9,14 @@ import click
 
 from dfrot.stages.imports.settings import ImportSettings
 from dfrot_cli import show
+from dfrot_cli.grouped_help import dfq_command
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, out_option, path_option
 from dfrot_cli.plan import plan
 from dfrot_cli.setting_options import options_of, settings_from
 
 
-@click.command("import")
+@dfq_command("import")
 @click.argument("model", metavar="MODEL")
 @options_of(ImportSettings)
 @path_option("--merge-adapter", metavar="DIR", text="Merge the LoRA adapter of this folder into the weights.")

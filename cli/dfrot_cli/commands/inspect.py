@@ -7,11 +7,12 @@ from typing import Any
 import click
 
 from dfrot_cli import show
+from dfrot_cli.grouped_help import dfq_command
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common
 
 
-@click.command("inspect")
+@dfq_command("inspect")
 @click.argument("path", metavar="PATH")
 @common
 def command(path: str, common: Common) -> None:

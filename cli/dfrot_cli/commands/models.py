@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import click
-
 from dfrot_cli import show
+from dfrot_cli.grouped_help import dfq_command
 from dfrot_cli.options import Common, common
 
 
-@click.command("models")
+@dfq_command("models")
 @common
 def command(common: Common) -> None:
     """List the aliases that --model understands, and which of them lie complete in the local hub cache."""

@@ -9,12 +9,13 @@ import click
 
 from dfrot.publish.settings import PublishSettings
 from dfrot_cli import show
+from dfrot_cli.grouped_help import dfq_command
 from dfrot_cli.options import Common, common, file_option
 from dfrot_cli.plan import plan
 from dfrot_cli.setting_options import options_of, settings_from
 
 
-@click.command("publish")
+@dfq_command("publish")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @options_of(PublishSettings)
 @click.option("--dry-run", is_flag=True, help="Check, and with --out write the folder that would go; send nothing.")

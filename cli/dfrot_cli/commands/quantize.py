@@ -6,12 +6,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import click
-
 from dfrot.quant.scheme import QuantScheme
 from dfrot.ranks.single import Ranks
 from dfrot.stages.quantize.settings import QuantizeSettings
 from dfrot_cli import planned_costs, show
+from dfrot_cli.grouped_help import dfq_command
+from dfrot_cli.help_sections import QUANTIZE
 from dfrot_cli.launch import ranked
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, model_option, out_option, path_option
@@ -21,7 +21,7 @@ from dfrot_cli.setting_options import options_of, settings_from
 FALLBACKS = 8  # lines about linears that could only be rounded; a mixture of experts may have hundreds
 
 
-@click.command("quantize")
+@dfq_command("quantize", QUANTIZE)
 @model_option
 @path_option("--calibration", metavar="CAL", text="Result of dfq calibrate on this checkpoint; gptq needs one.")
 @options_of(QuantizeSettings)
@@ -68,8 +68,8 @@ def command(
 
 def _table(evidence: dict[str, Any], out: Path) -> None:
     linears, sizes = evidence["linears"], evidence["sizes"]
-    measure = "output_error" if any("output_error" in stats for stats in linears.values()) else "weight_error"
-    show.hardest("linears", linears, measure)
+    of = "output" if any("output_error" in stats for stats in linears.values()) else "weight"
+    show.hardest("linears", linears, f"{of}_error", f"squared, as a share of the {of}")
     fallbacks = list(evidence["fallbacks"].items())
     for name, reason in fallbacks[:FALLBACKS]:
         show.note(f"{name}: rounded to nearest instead: {reason}")

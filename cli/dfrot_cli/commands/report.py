@@ -7,13 +7,14 @@ from pathlib import Path
 import click
 
 from dfrot_cli import show
+from dfrot_cli.grouped_help import dfq_command
 from dfrot_cli.options import Common, common, require_new
 from dfrot_cli.plan import plan
 
 WIDE = 7  # columns that fit a terminal
 
 
-@click.command("report")
+@dfq_command("report")
 @click.argument("places", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR...")
 @click.option(
     "--out",

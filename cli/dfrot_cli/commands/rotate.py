@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import click
-
 from dfrot.ranks.single import Ranks
 from dfrot.stages.rotate.settings import OUTPUTS, RotateSettings
 from dfrot_cli import planned_costs, show
+from dfrot_cli.grouped_help import dfq_command
+from dfrot_cli.help_sections import ROTATE
 from dfrot_cli.launch import ranked
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, dataset_option, model_option, out_option
@@ -17,7 +17,7 @@ from dfrot_cli.plan import plan
 from dfrot_cli.setting_options import options_of, settings_from
 
 
-@click.command("rotate")
+@dfq_command("rotate", ROTATE)
 @model_option
 @dataset_option(RotateSettings)
 @options_of(RotateSettings, skip=("dataset", "seed"))
@@ -28,8 +28,9 @@ from dfrot_cli.setting_options import options_of, settings_from
 def command(model: str, out: Path, dataset: str | None, common: Common, ranks: Ranks, **options: Any) -> None:
     """Rotate a checkpoint so that it can be quantized to 4 bits.
 
-    The model's function stays the same; this is checked before the result is published. Under torchrun or accelerate
-    launch the processes share the work."""
+    The model's function stays the same; this is checked before the result is published. R1 rotates the residual stream
+    and R2 the values, both merged into the weights; R3 (queries and keys) and R4 (the MLP's inner activations) are
+    Hadamard transforms at run time. Under torchrun or accelerate launch the processes share the work."""
     common.prepare()
     if common.plan or planned_costs.named(options):
         planned = settings_from(RotateSettings, dict(options), dataset=dataset or "wikitext2", seed=common.seed)

@@ -9,10 +9,11 @@ import click
 from click.core import ParameterSource
 
 from dfrot_cli import planned_costs, show
+from dfrot_cli.grouped_help import dfq_command
 from dfrot_cli.options import Common, common
 
 
-@click.command("run")
+@dfq_command("run")
 @click.argument("recipe", type=click.Path(path_type=Path), metavar="RECIPE.yaml")
 @click.option(
     "--set",

@@ -13,6 +13,8 @@ from dfrot.serve.settings import ServeSettings
 from dfrot_cli import show
 from dfrot_cli.draft_options import draft_of, draft_options, shape_options, single_shape
 from dfrot_cli.engine import open_engine
+from dfrot_cli.grouped_help import dfq_command
+from dfrot_cli.help_sections import SERVE
 from dfrot_cli.models import model_folder, served_name
 from dfrot_cli.options import Common, common, model_option
 from dfrot_cli.plan import plan
@@ -24,7 +26,7 @@ OPTIONAL: dict[str, dict[str, Any]] = {
 }
 
 
-@click.command("serve")
+@dfq_command("serve", SERVE)
 @model_option
 @draft_options()
 @click.option(
@@ -33,6 +35,7 @@ OPTIONAL: dict[str, dict[str, Any]] = {
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
+    metavar="N",
     default=8000,
     show_default=True,
     help="Port to listen on; 0 takes a free one.",

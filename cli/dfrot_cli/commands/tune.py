@@ -10,6 +10,7 @@ import click
 from dfrot.ranks.single import Ranks
 from dfrot.stages.tune.settings import TuneSettings
 from dfrot_cli import show
+from dfrot_cli.grouped_help import dfq_command
 from dfrot_cli.launch import ranked
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, dataset_option, model_option, out_option
@@ -17,7 +18,7 @@ from dfrot_cli.plan import plan
 from dfrot_cli.setting_options import options_of, settings_from
 
 
-@click.command("tune")
+@dfq_command("tune")
 @model_option
 @click.option("--teacher", required=True, metavar="M", help="The 16-bit checkpoint it was made from, rotated or not.")
 @dataset_option(TuneSettings)

@@ -24,7 +24,7 @@ from dfrot.export.gguf.writer import FILE_NAME
 from dfrot.export.serving.command import SPECULATIVE_TOKENS
 from dfrot.files import file_sha256, write_json
 from dfrot.inputs import open_model
-from dfrot.stage_folder import open_stage, read_record
+from dfrot.stage_folder import open_stage, read_record, refuse_inputs
 from dfrot.tensor_file import save_tensors
 
 KIND = "draft export"
@@ -47,6 +47,7 @@ def export_draft(
     speculators: config.json and model.safetensors. gguf: model.gguf. verifier: the name or path by which engines find
     the target (speculators). Raises UnsupportedError for a dream draft and for a rounded one, MismatchError for a
     draft of another target."""
+    refuse_inputs(out, model, draft)
     loaded = load_draft(draft)
     if not isinstance(loaded, (Eagle3Draft, DFlashDraft)):
         raise UnsupportedError(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dfrot.arch import BoundArch
+from dfrot.arch.rope import rope_parameters
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.inputs.gguf.package import gguf_package
 
@@ -59,15 +60,15 @@ def write_rope(writer: Any, arch: BoundArch, where: Path) -> np.ndarray[Any, Any
     """Add the rotary embedding. Returns the factors of the tensor `rope_freqs.weight` float32 [head_dim / 2] where each
     frequency has its own, else None. Raises UnsupportedError for a kind that GGUF cannot describe."""
     config = arch.config
-    old, new = config.get("rope_scaling"), config.get("rope_parameters")
-    parameters: Any = new or old or {}
-    if not isinstance(parameters, dict):
-        raise InputError(f"{where}: rope parameters are {parameters!r}, an object is needed")
-    theta = config.get("rope_theta", 10000.0)
-    writer.add_rope_freq_base(_number({"rope_theta": theta, **parameters}, "rope_theta", None, where))
+    for key in ("rope_scaling", "rope_parameters"):
+        if not isinstance(config.get(key), dict | None):
+            raise InputError(f"{where}: {key} is {config[key]!r}, an object is needed")
+    parameters = rope_parameters(config)
+    theta = _number(parameters, "rope_theta", None, where)
+    writer.add_rope_freq_base(theta)
     if float(config.get("partial_rotary_factor") or parameters.get("partial_rotary_factor") or 1.0) != 1.0:
         raise UnsupportedError(f"{where}: partial rotary embedding: this architecture has none in llama.cpp")
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    kind = parameters["rope_type"]
     if kind == "default":
         return None
     if kind == "linear":
@@ -75,7 +76,7 @@ def write_rope(writer: Any, arch: BoundArch, where: Path) -> np.ndarray[Any, Any
         writer.add_rope_scaling_factor(_number(parameters, "factor", None, where))
         return None
     if kind == "llama3":
-        return _llama3(parameters, float(parameters.get("rope_theta", theta)), arch, where)
+        return _llama3(parameters, theta, arch, where)
     raise UnsupportedError(f"{where}: rope type {kind!r} is not exported; default, linear and llama3 are")
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dfrot.arch import BoundArch
-from dfrot.runtime.described.rope import ROPE_TYPES, rope_parameters
+from dfrot.arch.rope import rope_parameters
+from dfrot.runtime.described.rope import ROPE_TYPES
 
 MAX_POSITIONS = {"llama": 2048, "mistral": 131_072, "qwen2": 32_768, "qwen3": 32_768}
 """Model types that can be built -> max_position_embeddings where config.json has none."""

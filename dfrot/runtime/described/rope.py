@@ -9,23 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-THETA = 10_000.0  # base of the wavelengths where config.json names none
 ROPE_TYPES: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
 """Type -> the parameters that it needs beside the base."""
-
-
-def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of RoPE in config.json, in the form of newer files: `rope_type`, `rope_theta` and others."""
-    stored = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    parameters = {"rope_theta": config.get("rope_theta", THETA), **stored}
-    parameters.setdefault("rope_type", parameters.get("type", "default"))
-    if parameters["rope_type"] == "llama3" and "max_position_embeddings" in config:
-        parameters.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
-    return parameters
 
 
 def inverse_frequencies(parameters: Mapping[str, Any], head_dim: int) -> Tensor:

@@ -12,7 +12,7 @@ from dfrot.errors import InputError, MismatchError
 from dfrot.files import require_free_space
 from dfrot.inputs import open_described_model
 from dfrot.progress import Progress, silent
-from dfrot.stage_folder import open_stage, read_record
+from dfrot.stage_folder import open_stage, read_record, refuse_inputs
 from dfrot.stages.calibrate.plan import calibration_bytes
 from dfrot.stages.calibrate.run import KIND
 
@@ -33,6 +33,7 @@ def merge(
     """
     if len(parts) < 2:
         raise InputError("merging calibrations needs two or more of them")
+    refuse_inputs(out, model, *parts)
     checkpoint, arch = open_described_model(model)
     digest = checkpoint.digest()
     calibrations = [store.Calibration.open(path, arch, digest) for path in parts]

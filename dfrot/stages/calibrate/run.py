@@ -29,7 +29,7 @@ from dfrot.progress import Progress, silent
 from dfrot.ranks.shared_stage import open_shared_stage
 from dfrot.ranks.single import SINGLE, Ranks
 from dfrot.runtime.block_runner import BlockRunner
-from dfrot.stage_folder import Stage, read_record
+from dfrot.stage_folder import Stage, read_record, refuse_inputs
 from dfrot.stages.calibrate.plan import CalibratePlan, plan_calibration
 from dfrot.stages.calibrate.settings import CalibrateSettings
 
@@ -52,6 +52,7 @@ def calibrate(
     ranks: processes that share the work, each calling this with the same arguments; the bytes do not depend on them.
     Raises InputError for a dataset that is too short or a damaged checkpoint, ExistsError when `out` exists.
     """
+    refuse_inputs(out, model)
     plan = plan_calibration(model, settings)
     require_free_space(out.parent, plan.nbytes)
     with open_shared_stage(ranks, out, KIND, plan.request, resume, overwrite) as stage:

@@ -19,7 +19,7 @@ from dfrot.files import read_json, write_bytes, write_json
 from dfrot.inputs import open_described_model
 from dfrot.progress import Progress, silent
 from dfrot.quant.config import DfqConfig
-from dfrot.stage_folder import open_stage, versions
+from dfrot.stage_folder import open_stage, refuse_inputs, versions
 from dfrot.stages.compare.cells import (
     BASELINE,
     ComparisonCell,
@@ -184,6 +184,7 @@ def compare(
     `resume=False` measures everything again, whatever the store holds. Raises what the stages raise; UnsupportedError
     for a checkpoint that was rotated or quantized already.
     """
+    refuse_inputs(out, model)
     planned = plan_comparison(model, settings)
     with open_stage(out, KIND, planned.request, resume=resume, overwrite=overwrite) as stage:
         if stage.finished:

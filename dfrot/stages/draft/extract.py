@@ -15,7 +15,7 @@ from dfrot.draft.training.target_features import TargetFeatures
 from dfrot.files import require_free_space
 from dfrot.generation.load_target import load_target
 from dfrot.progress import Progress, silent
-from dfrot.stage_folder import open_stage, read_record
+from dfrot.stage_folder import open_stage, read_record, refuse_inputs
 from dfrot.stages.draft.samples import data_request, describe_target, draft_config, live_source
 from dfrot.stages.draft.settings import DraftSettings
 from dfrot.vision.conversations import has_images
@@ -39,6 +39,7 @@ def extract(
 ) -> dict[str, Any]:
     """Publish training features of the target folder `model` as shards; returns its `stage.json`. A killed run
     continues at the first missing shard."""
+    refuse_inputs(out, model)
     arch, fingerprint = describe_target(model)
     config = draft_config(arch, settings, fingerprint)
     data = settings.data

@@ -34,7 +34,7 @@ from dfrot.lineage import source_record
 from dfrot.progress import Progress, silent
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.plan import plan_linears
-from dfrot.stage_folder import open_stage, read_record
+from dfrot.stage_folder import open_stage, read_record, refuse_inputs
 from dfrot.stages.draft.samples import data_request, describe_target, draft_config, live_source
 from dfrot.stages.draft.settings import DraftSettings
 
@@ -69,11 +69,11 @@ def train(
         report: called with the record of every evaluation.
         group: processes that train together, each calling this with the same arguments
             (dfrot/draft/training/distributed.py). The first one owns `out`; the others return {}.
-        resume: see `open_stage`.
-        overwrite: see `open_stage`.
+        resume, overwrite: see `open_stage`.
 
     Raises DfqError for targets that cannot be drafted for, for data without answers, and for features of another
     target; UnsupportedError for a target whose head is stored as integers, which no gradient passes."""
+    refuse_inputs(out, model, features)
     arch, fingerprint = describe_target(model)
     _refuse_integer_head(model, arch)
     config = draft_config(arch, settings, fingerprint)

@@ -15,13 +15,13 @@ from dfrot.checkpoint import Checkpoint
 from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.data.tokenizer import copy_tokenizer
 from dfrot.dtypes import SHORT_DTYPES
-from dfrot.errors import InputError, UnsupportedError
+from dfrot.errors import UnsupportedError
 from dfrot.files import allocated_bytes, file_sha256, require_free_space, write_json
 from dfrot.inputs import DequantizedCheckpoint, open_model
 from dfrot.inputs.lora import Adapter, merged, open_adapter
 from dfrot.lineage import source_record
 from dfrot.progress import Progress, silent
-from dfrot.stage_folder import Stage, open_stage, read_record
+from dfrot.stage_folder import Stage, open_stage, read_record, refuse_inputs
 from dfrot.stages.imports.settings import ImportSettings
 
 KIND = "import"
@@ -46,8 +46,7 @@ def import_model(
     Raises InputError or UnsupportedError in one line, before work starts, for a model or an adapter that cannot be
     read, and for a model that is dfq's own, or an ordinary checkpoint for which neither dtype nor adapter is given."""
     settings = settings or ImportSettings()
-    if out.resolve() == Path(model).resolve():
-        raise InputError(f"{out}: is the model itself; choose another `out`", field="out", file=out)
+    refuse_inputs(out, Path(model), merge_adapter)
     adapter = None if merge_adapter is None else open_adapter(merge_adapter)
     source = _source(model, settings, adapter)
     request = {"model": source.digest(), "settings": asdict(settings)}

@@ -12,6 +12,7 @@ from dfrot.outliers.report.side_by_side import difference_rows, write_comparison
 from dfrot.progress import Progress, silent
 from dfrot.ranks.shared_stage import open_shared_stage
 from dfrot.ranks.single import SINGLE, Ranks
+from dfrot.stage_folder import refuse_inputs
 from dfrot.stages.outliers.measure import FORMAT, PAGE, REPORT, MeasurementPlan, measure, prepare
 from dfrot.stages.outliers.settings import OutlierSettings
 from dfrot_kernels.memory import release_memory
@@ -40,6 +41,7 @@ def compare(
         raise MismatchError(f"{second}: its tokenizer reads {settings.dataset} differently from that of {first}")
     if out is None:
         return _measure_both(*plans, progress, ranks)[0]
+    refuse_inputs(out, first, second)
     digests = [plan.subject.source.digest() for plan in plans]
     request = {"models": digests, "data": plans[0].source, "settings": asdict(settings)}
     with open_shared_stage(ranks, out, KIND, request, resume, overwrite) as stage:

@@ -17,7 +17,7 @@ from dfrot.outliers.fixes.base import Context
 from dfrot.outliers.measure.subject import Subject
 from dfrot.outliers.rewrite import rewrite
 from dfrot.progress import Progress, silent
-from dfrot.stage_folder import open_stage, read_record
+from dfrot.stage_folder import open_stage, read_record, refuse_inputs
 from dfrot.stages.outliers.measure import measure, prepare
 from dfrot.stages.outliers.settings import FixSettings
 from dfrot.stages.outliers.trials import FixTrials, apply_all, search
@@ -42,6 +42,7 @@ def fix(
     file of `dfq outliers` on this checkpoint; None: measure it first.
 
     Raises UnsupportedError for a rotated or quantized checkpoint, or where a fix has nothing to do."""
+    refuse_inputs(out, model, report)
     vision.refuse_vision_part(model, "the rewritten checkpoint")
     measurement = prepare(model, settings.outliers)
     subject = measurement.subject

@@ -24,6 +24,7 @@ from dfrot.outliers.report.html import write_report
 from dfrot.progress import Progress, silent
 from dfrot.ranks.shared_stage import open_shared_stage
 from dfrot.ranks.single import SINGLE, Ranks
+from dfrot.stage_folder import refuse_inputs
 from dfrot.stages.outliers.recipe import recipe_perplexity
 from dfrot.stages.outliers.settings import OutlierSettings
 from dfrot_kernels.memory import release_memory
@@ -68,6 +69,7 @@ def outliers(
     plan = prepare(model, settings)
     if out is None:
         return measure(plan, progress, ranks)[0]
+    refuse_inputs(out, model)
     digest = plan.subject.source.digest()
     request = {"model": digest, "data": plan.source, "settings": asdict(settings)}
     with open_shared_stage(ranks, out, KIND, request, resume, overwrite) as stage:

@@ -39,7 +39,7 @@ from dfrot.ranks.shared_stage import open_shared_stage
 from dfrot.ranks.single import SINGLE, Ranks
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.runtime.transformers_model import TOKENS, compare_with_transformers
-from dfrot.stage_folder import Stage, read_record
+from dfrot.stage_folder import Stage, read_record, refuse_inputs
 from dfrot.stages.quantize.budget import budget_record, with_budget
 from dfrot.stages.quantize.compensate import ExactRun
 from dfrot.stages.quantize.effort import tune_quantized
@@ -74,6 +74,7 @@ def quantize(
     arguments; the bytes do not depend on them. Raises InputError or UnsupportedError before any work for what cannot
     be done, and at the tensor concerned for damaged weights.
     """
+    refuse_inputs(out, model, calibration)
     plan = plan_quantization(model, calibration, settings)
     require_free_space(out.parent, plan.nbytes)
     with open_shared_stage(ranks, out, KIND, plan.request, resume, overwrite) as stage:

@@ -39,9 +39,9 @@ class QuantizeSettings:
     )
     signed_scales: bool = setting(
         AlgorithmOptions.signed_scales,
-        help="Symmetric integers of at most 4 bits: a scale is negative where that lets the largest weight of its row "
-        "or group have the one level that the other side lacks. Without: all scales are positive, with 15 levels of 4 "
-        "bits in use in place of 16.",
+        help="Symmetric integers of at most 4 bits: scales may be negative. 4 bits hold -8 .. 7; the sign of the scale "
+        "gives the level -8 to the side with the largest weight of the row or group. Without: all scales are positive, "
+        "and -8 is not used.",
     )
     search_scales: bool = setting(
         AlgorithmOptions.search_scales,
@@ -50,8 +50,8 @@ class QuantizeSettings:
     )
     fit_scales: bool = setting(
         AlgorithmOptions.fit_scales,
-        help="GPTQ, groups of integers of at most 4 bits: once the integers of a row stand, replace its scales by "
-        "those with the least error of the output.",
+        help="GPTQ with groups, of at most 4 bits: once the integers of a row are found, replace its scales by those "
+        "with the least output error.",
     )
     group_scales: str | None = setting(
         None,
@@ -73,9 +73,9 @@ class QuantizeSettings:
     descent: int = setting(
         AlgorithmOptions.descent,
         minimum=0,
-        help="GPTQ: passes over its integers afterwards that round every column again, to what is best beside all "
-        "others; with any, narrower ranges of rows are tried, too. 2 lower the error of the weights by 8 % in twice "
-        "GPTQ's time; perplexity hardly follows.",
+        help="GPTQ: passes of coordinate descent over the integers that it found: every column is rounded again, given "
+        "all others. Any number above 0 also tries narrower ranges of rows. 2 lower the weights' error by 8 % in twice "
+        "the time; perplexity hardly changes.",
     )
     keep: tuple[str, ...] = setting(
         ("lm_head",),
@@ -97,8 +97,8 @@ class QuantizeSettings:
     )
     propagate: bool = setting(
         True,
-        help="Collect Hessians from the partly quantized model with quantized activations. Without: take those of "
-        "the calibration.",
+        help="GPTQ: collect each block's Hessians behind the quantized blocks before it, with quantized activations. "
+        "Without: take those of the calibration (the 16-bit model's).",
     )
     fake: bool = setting(False, help="Write the simulated model: dense float32 weights that lie on the integer grid.")
     sink_tokens: int | None = setting(
@@ -111,9 +111,9 @@ class QuantizeSettings:
     key_shift: str | None = setting(
         None,
         choices=KEY_SHIFTS,
-        help="What is subtracted from keys before the cache rounds them, which attention does not notice: mean, per "
-        "head and channel behind RoPE, over the first 4096 tokens of the calibration, or none. Default: mean, where "
-        "keys are quantized, a calibration is given and the architecture allows it.",
+        help="What is subtracted from keys before the cache rounds them; attention stays the same. mean: their mean "
+        "per head and channel behind RoPE, over the first 4096 tokens of the calibration; none: nothing. Default: "
+        "mean, where keys are quantized, a calibration is given and the architecture allows it.",
     )
     a_clip: float | Literal["auto"] | None = setting(
         None,
@@ -127,23 +127,23 @@ class QuantizeSettings:
         above=2,
         maximum=RAISED_BITS,
         metavar="BITS",
-        help="Mean bits of activations over all products of the blocks, above those of `scheme`: inputs of linears "
-        "whose rounding costs most, measured on 4096 tokens of the calibration, are read in 8 bits. Weights stay.",
+        help="Give activations this many bits on average, more than `scheme` says: the inputs of linears whose "
+        "rounding costs most, measured on 4096 tokens of the calibration, are read in 8 bits. Weights keep theirs.",
     )
     compensate: float | None = setting(
         None,
         minimum=0,
         maximum=1,
-        help="GPTQ: share of the error in a linear's input, of earlier blocks and of its quantizer, that its weight "
-        "takes back. Default: 0.5 where errors propagate, else 0.",
+        help="GPTQ: share of the error in a linear's input (from earlier blocks and from rounding the input) that is "
+        "added back into its weight before that is rounded. Default: 0.5 with `propagate`, else 0.",
     )
     memory: float | None = setting(
         None,
         above=0,
         metavar="GB",
-        help="What activations that wait at an input may take, for each process. Where they do not fit, passes are "
-        "repeated for every input, up to twice the time; the bytes are the same. Default: half of the memory that is "
-        "free when the run starts, shared between its processes, and at least 2.",
+        help="GPTQ: the most memory for a block's activations, for each process. Where they do not fit, the block runs "
+        "again for every input: up to twice the time, the same result. Default: half of the memory that is free when "
+        "the run starts, shared between its processes, and at least 2.",
     )
     effort: str = setting(
         DEFAULT,

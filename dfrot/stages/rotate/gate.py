@@ -23,6 +23,7 @@ from dfrot.progress import Progress, silent
 from dfrot.ranks.single import SINGLE, Ranks
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.runtime.experts import record_routing
+from dfrot.runtime.transformers_model import computes_no_numbers
 from dfrot.stages.rotate.digits import significant
 
 MARGIN = 4.0  # times the measured effect of rounding; right models measure 0.3 to 1.2
@@ -65,7 +66,8 @@ def gate(
     that share the blocks.
 
     Returns the record: relative error and limit of the embedding, of every block and of the head, and how far
-    the logits are apart end to end. Raises GateError naming the first part that differs by more than rounding."""
+    the logits are apart end to end. Raises GateError naming the first part that differs by more than rounding,
+    InputError where the source model itself computes NaN or Inf."""
     layers = original.arch.n_layers
     comparison = _Comparison(original, rotated, r1)
     embedded = comparison.embed(tokens, images) if ranks.first else None
@@ -100,21 +102,24 @@ class _Comparison:
         self.original, self.rotated, self.r1 = original, rotated, r1
         self.arch = original.arch
         self.parts: dict[str, Figures] = {}
-        self._measured: list[tuple[str, float, float, Figures]] = []
+        self._measured: list[tuple[str, float, float, bool, Figures]] = []
 
     def rotate(self, hidden: Tensor) -> Tensor:
         """hidden [..., d] of the source model in the basis of the rotated one, float32."""
         return hidden.float() if self.r1 is None else (hidden.double() @ self.r1).float()
 
-    def measured(self, name: str, error: float, rounding: float, **more: float) -> None:
-        """Note a part's relative error, and what rounding may do, for `judge`."""
-        self._measured.append((name, error, rounding, more))
+    def measured(self, name: str, error: float, rounding: float, source: Tensor, **more: float) -> None:
+        """Note a part's relative error, and what rounding may do, for `judge`. source: norms of what the source model
+        computes there."""
+        self._measured.append((name, error, rounding, bool(source.isfinite().all()), more))
 
     def judge(self, ranks: Ranks) -> None:
-        """Record what the ranks have measured; raises GateError, on all of them, for a part whose error rounding does
-        not explain."""
+        """Record what the ranks have measured. Raises, on all of them, InputError for a part in which the source model
+        itself computes no numbers, GateError for one whose error rounding does not explain."""
         parts, self._measured = ranks.gather_everywhere(self._measured), []
-        for name, error, rounding, more in [entry for part in parts for entry in part]:
+        for name, error, rounding, finite, more in [entry for part in parts for entry in part]:
+            if not finite:
+                raise computes_no_numbers(self.original.checkpoint.path, name)
             self._judge(name, error, rounding)
             self.parts[name] |= more
 
@@ -141,8 +146,9 @@ class _Comparison:
         return hidden, own
 
     def _measure_rows(self, name: str, rows: Tensor, expected: Tensor, unit: float) -> None:
-        error = (rows - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(TINY)
-        self.measured(name, _rms(error), unit)
+        norm = expected.norm(dim=-1)
+        error = (rows - expected).norm(dim=-1) / norm.clamp_min(TINY)
+        self.measured(name, _rms(error), unit, norm)
 
     def logits(self, hidden: Tensor, own: Tensor) -> dict[str, float]:
         """Measure the head on exactly rotated states; then compare the logits of the whole models.
@@ -159,7 +165,7 @@ class _Comparison:
         noise = noise * (_unit_roundoff(rotated, stored) / 3**0.5) / norm
         noise = noise / abs(self.arch.scalar("logits"))
         error = (rotated.logits(fed, capped=False) - expected).norm(dim=-1) / norm
-        self.measured(head, _rms(error), _rms(noise))
+        self.measured(head, _rms(error), _rms(noise), norm)
         final = rotated.logits(own, capped=False)
         return {
             "relative_error": _rms((final - expected).norm(dim=-1) / norm),
@@ -206,7 +212,7 @@ class _BlockComparison:
         error = ((self.out - fed - self.expected).norm(dim=-1) / scale)[same_experts]
         noise = ((jittered - self.out).norm(dim=-1) / scale)[same_experts]
         others = int((~same_experts).sum())
-        self.comparison.measured(prefix, _rms(error), _rms(noise), **({"rerouted": others} if others else {}))
+        self.comparison.measured(prefix, _rms(error), _rms(noise), scale, **({"rerouted": others} if others else {}))
 
     def _router(self, name: str, source: Choice, rotated: Choice, jittered: Choice) -> Tensor:
         """Measure a router by its scores. Returns bool [1, S]: tokens that went to the same experts in all runs."""
@@ -215,7 +221,7 @@ class _BlockComparison:
         norm = scores.norm(dim=-1).clamp_min(TINY)
         error = (rotated[0][:tokens] - scores).norm(dim=-1) / norm
         noise = (jittered[0] - rotated[0][:tokens]).norm(dim=-1) / norm
-        self.comparison.measured(name, _rms(error), _rms(noise))
+        self.comparison.measured(name, _rms(error), _rms(noise), norm)
         wanted = experts.sort().values
         same = [(other.sort().values == wanted).all(-1) for other in (rotated[1][:tokens], jittered[1])]
         return (same[0] & same[1])[None]

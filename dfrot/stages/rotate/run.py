@@ -14,7 +14,7 @@ from dfrot.arch import open_described, untie_config
 from dfrot.checkpoint import Checkpoint
 from dfrot.checkpoint_writer import SafetensorsWriter
 from dfrot.data.tokenizer import copy_tokenizer
-from dfrot.errors import GateError, InputError
+from dfrot.errors import GateError
 from dfrot.files import allocated_bytes, require_free_space, write_json
 from dfrot.lineage import source_record
 from dfrot.progress import Progress, silent
@@ -25,7 +25,7 @@ from dfrot.rotation.fuse import Fuser, Rotations
 from dfrot.rotation.transforms import Transforms
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.runtime.transformers_model import compare_with_transformers
-from dfrot.stage_folder import Stage, read_record
+from dfrot.stage_folder import Stage, read_record, refuse_inputs
 from dfrot.stages.rotate.gate import gate
 from dfrot.stages.rotate.gate_images import gate_images
 from dfrot.stages.rotate.make_rotations import make_rotations
@@ -55,8 +55,7 @@ def rotate(
 
     Raises a DfqError before work starts for anything that cannot be done, GateError when the result is not the same
     model. `resume` and `overwrite` as in `open_stage`."""
-    if out.resolve() == Path(model).resolve():
-        raise InputError(f"{out}: is the model itself; choose another `out`", field="out", file=out)
+    refuse_inputs(out, Path(model))
     plan = plan_rotation(model, settings)
     with open_shared_stage(ranks, out, KIND, plan.request, resume, overwrite) as stage:
         if not stage.finished:

@@ -55,19 +55,17 @@ class RotateSettings:
     objective: str = setting(
         OUTPUTS,
         choices=(OUTPUTS, ROWS),
-        help="What dfrot lowers: outputs, the error that rounding R1's outputs causes in the linears that read them, "
-        "by gradient; rows, the error of the rows themselves, massive tokens weighted, by Procrustes steps (as "
-        "published).",
+        help="What dfrot minimises. outputs: the error in the outputs of the linears behind R1 when their rotated "
+        "input is rounded, by gradient descent. rows: the error of the rotated rows, massive tokens weighted, by "
+        "Procrustes steps (as published).",
     )
-    steps: int = setting(300, minimum=0, help="Steps of the refinement with objective outputs.")
-    rounds: int = same_as(
-        RefineSettings, "rounds", help="The most refinement rounds of either search, with objective rows."
-    )
+    steps: int = setting(300, minimum=0, help="With objective outputs: steps of gradient descent.")
+    rounds: int = same_as(RefineSettings, "rounds", help="With objective rows: the most rounds of either search.")
     massive_rule: str = setting(
         "energy",
         metavar="RULE",
-        help="Which tokens count as massive: energy, maxmedian, quantization or published, with a threshold if wanted "
-        "(energy:0.95).",
+        help="Which tokens count as massive (activations far above all others): energy, maxmedian, quantization or "
+        "published, with a threshold if wanted (energy:0.95).",
     )
     online: bool = setting(
         True, help="Use the online rotations R3 and R4. Without them the result is an ordinary checkpoint."
@@ -85,9 +83,9 @@ class RotateSettings:
     align: bool | None = setting(
         None,
         option="--align/--no-align",
-        help="Choose R1, and the signs of the norms' gains, so that what tokens have in common becomes a constant, "
-        "which asymmetric activation grids absorb; with method dfrot the refinement starts there. Default: wherever "
-        "it is possible, with `online` rotations.",
+        help="Choose R1, and the signs of the norms' gains, so that the mean of every norm's output becomes a constant "
+        "that asymmetric activation grids absorb; dfrot starts its refinement there. Default: wherever it is "
+        "possible, with `online` rotations.",
     )
     transform: tuple[str, ...] = setting(
         (AUTO,),
@@ -101,8 +99,8 @@ class RotateSettings:
     transform_windows: int = setting(
         4,
         minimum=1,
-        help="Windows of the train split, as long as the text sample, that transforms are computed from, and that R1 "
-        "is refined on with objective outputs.",
+        help="Windows of `seqlen` tokens of the train split that transforms are computed from, and that R1 is refined "
+        "on with objective outputs.",
     )
     gate: bool = setting(True, help="Compare the result with the source checkpoint before it is published.")
 

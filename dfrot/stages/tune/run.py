@@ -23,7 +23,7 @@ from dfrot.processor import onednn_products
 from dfrot.progress import Progress, silent
 from dfrot.ranks.shared_stage import open_shared_stage
 from dfrot.ranks.single import SINGLE, Ranks
-from dfrot.stage_folder import read_record
+from dfrot.stage_folder import read_record, refuse_inputs
 from dfrot.stages.tune.plan import plan_tuning
 from dfrot.stages.tune.settings import TuneSettings
 from dfrot.stages.tune.trainer import STATE_FILE, TuneTrainer
@@ -48,6 +48,7 @@ def tune(
 
     ranks: processes that share the work, each calling this with the same arguments; the bytes do not depend on them.
     Raises InputError, UnsupportedError or MismatchError, in one line, before any work."""
+    refuse_inputs(out, model, teacher)
     plan = plan_tuning(model, teacher, settings)
     require_free_space(out.parent, plan.nbytes)
     with open_shared_stage(ranks, out, KIND, plan.request, resume, overwrite) as stage:

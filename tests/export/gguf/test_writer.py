@@ -161,3 +161,13 @@ def test_a_sliding_window_bounds_the_context(kit: Any, tmp_path: Path) -> None:
     export(model, "gguf", tmp_path / "out")
     field = gguf.GGUFReader(tmp_path / "out" / FILE_NAME).fields["llama.context_length"]
     assert int(field.parts[field.data[0]][0]) == 64
+
+
+def test_rope_that_was_added_to_a_newer_file_counts(kit: Any, tmp_path: Path) -> None:
+    model = kit.build(tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    config |= {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}
+    (model / "config.json").write_text(json.dumps(config))
+    export(model, "gguf", tmp_path / "out")
+    field = gguf.GGUFReader(tmp_path / "out" / FILE_NAME).fields["llama.rope.scaling.factor"]
+    assert float(field.parts[field.data[0]][0]) == 4.0

@@ -11,7 +11,7 @@ import torch
 
 from dfrot.arch import open_described
 from dfrot.checkpoint import Checkpoint
-from dfrot.errors import GateError
+from dfrot.errors import GateError, InputError
 from dfrot.rotation.fuse import Fuser
 from dfrot.rotation.rotation import Rotation
 from dfrot.runtime.block_runner import BlockRunner
@@ -122,3 +122,10 @@ def test_a_planted_error_is_never_published(
     with pytest.raises(GateError, match=rf"^model\.layers\.{layer}: "):
         rotate(model, tmp_path / "out", RotateSettings("hadamard", None))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_source_that_computes_no_numbers_is_to_blame(make: Make, tmp_path: Path) -> None:
+    model, out = prepare(make, tmp_path)
+    change(model, "model.layers.1.mlp.down_proj.weight", lambda w: torch.cat([w[:1] * 0 + 3e38, w[1:]]))
+    with pytest.raises(InputError, match=r"model: model\.layers\.1 computes NaN or Inf on ordinary text"):
+        judge(model, out)

@@ -205,7 +205,7 @@ def test_an_existing_output_is_kept(make: Make, tmp_path: Path) -> None:
 def test_a_model_is_not_rotated_onto_itself(make: Make, tmp_path: Path) -> None:
     model = make()
     before = contents(model)
-    with pytest.raises(InputError, match="is the model itself"):
+    with pytest.raises(InputError, match="is an input of this command"):
         rotate(model, tmp_path / "x" / ".." / "model", RotateSettings("hadamard", None), overwrite=True)
     assert contents(model) == before
 

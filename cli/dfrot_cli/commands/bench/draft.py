@@ -9,12 +9,13 @@ import click
 
 from dfrot.bench.settings import DraftBenchSettings
 from dfrot_cli import show
+from dfrot_cli.grouped_help import dfq_command
 from dfrot_cli.options import Common, common, file_option, require_new
 from dfrot_cli.plan import plan
 from dfrot_cli.setting_options import options_of, settings_from
 
 
-@click.command("draft")
+@dfq_command("draft")
 @options_of(DraftBenchSettings)
 @click.option(
     "--tree",

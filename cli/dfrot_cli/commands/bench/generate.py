@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
-
 from dfrot.bench.settings import GenerateBenchSettings
 from dfrot_cli import show
+from dfrot_cli.grouped_help import dfq_command
 from dfrot_cli.options import Common, common
 from dfrot_cli.plan import plan
 from dfrot_cli.setting_options import options_of, settings_from
 
 
-@click.command("generate")
+@dfq_command("generate")
 @options_of(GenerateBenchSettings)
 @common
 def command(common: Common, **options: Any) -> None:

@@ -9,12 +9,13 @@ import click
 
 from dfrot.bench.settings import KernelBenchSettings
 from dfrot_cli import show
+from dfrot_cli.grouped_help import dfq_command
 from dfrot_cli.options import Common, common
 from dfrot_cli.plan import plan
 from dfrot_cli.setting_options import options_of, settings_from
 
 
-@click.command("kernels")
+@dfq_command("kernels")
 @options_of(KernelBenchSettings)
 @click.option(
     "--figure",

@@ -9,6 +9,7 @@ import click
 
 from dfrot.race.settings import RaceSettings
 from dfrot_cli import show
+from dfrot_cli.grouped_help import dfq_command
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, file_option, path_option
 from dfrot_cli.plan import numbered, plan
@@ -16,7 +17,7 @@ from dfrot_cli.race_show import race_tables
 from dfrot_cli.setting_options import options_of, settings_from
 
 
-@click.command("models")
+@dfq_command("models")
 @click.option("--model", "models", multiple=True, required=True, metavar="M", help="A 16-bit checkpoint; repeatable.")
 @click.option(
     "--packed",

@@ -11,6 +11,7 @@ import click
 from dfrot.bench.settings import FigureBenchSettings, RefinementBenchSettings
 from dfrot.settings import default_of
 from dfrot_cli import show
+from dfrot_cli.grouped_help import dfq_command
 from dfrot_cli.options import Common, common, file_option, require_new
 from dfrot_cli.plan import plan
 from dfrot_cli.setting_options import help_of, options_of, settings_from
@@ -25,7 +26,7 @@ def _either(name: str, figure_name: str) -> dict[str, Any]:
     return {"default": None, "show_default": False, "help": text}
 
 
-@click.command("rotate")
+@dfq_command("rotate")
 @click.option("--figure", is_flag=True, help="Draw 4-bit error per token by rotation, on generated activations.")
 @options_of(RefinementBenchSettings, more={"rows": _either("rows", "common"), "rounds": _either("rounds", "rounds")})
 @file_option("Also write JSON (and the figure) to this folder.", metavar="DIR")

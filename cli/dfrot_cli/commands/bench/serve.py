@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
-
 from dfrot.bench.settings import ServeBenchSettings
 from dfrot_cli import show
+from dfrot_cli.grouped_help import dfq_command
 from dfrot_cli.options import Common, common
 from dfrot_cli.plan import plan
 from dfrot_cli.setting_options import options_of, settings_from
@@ -15,7 +14,7 @@ from dfrot_cli.setting_options import options_of, settings_from
 OPTIONAL: dict[str, dict[str, Any]] = {"api_key": {"envvar": "DFQ_API_KEY", "show_envvar": True}}
 
 
-@click.command("serve")
+@dfq_command("serve")
 @options_of(ServeBenchSettings, more=OPTIONAL)
 @common
 def command(common: Common, **options: Any) -> None:

@@ -11,13 +11,14 @@ from dfrot.generation.sampling import Sampling
 from dfrot.stages.draft.settings import DraftEvalSettings
 from dfrot_cli import show
 from dfrot_cli.draft_options import draft_options, drafts_of, shape_options, shapes_of
+from dfrot_cli.grouped_help import dfq_command
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, file_option, model_option, require_new
 from dfrot_cli.plan import plan
 from dfrot_cli.setting_options import options_of, settings_from
 
 
-@click.command("eval")
+@dfq_command("eval")
 @model_option
 @draft_options(
     "Result of dfq draft train, or ngram: draft tokens are looked up in the text itself. Repeatable, to compare.",

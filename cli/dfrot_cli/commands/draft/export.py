@@ -10,6 +10,7 @@ import click
 from dfrot.export.draft.settings import DraftCheckSettings
 from dfrot_cli import draft_check, show
 from dfrot_cli.draft_options import trained_draft_option
+from dfrot_cli.grouped_help import dfq_command
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, file_option, model_option
 from dfrot_cli.plan import plan
@@ -18,7 +19,7 @@ from dfrot_cli.setting_options import options_of, settings_from
 FORMATS = ("speculators", "gguf")
 
 
-@click.command("export")
+@dfq_command("export")
 @click.argument("engines_given", nargs=-1, metavar="[ENGINE]...")
 @model_option
 @trained_draft_option

@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import click
-
 from dfrot_cli import show
 from dfrot_cli.commands.draft.options import data_options, draft_settings
+from dfrot_cli.grouped_help import dfq_command
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, model_option, out_option
 from dfrot_cli.plan import plan
 
 
-@click.command("extract")
+@dfq_command("extract")
 @model_option
 @data_options
 @out_option("Folder of the shards.")

@@ -11,6 +11,8 @@ from dfrot.draft.training.settings import LossWeights, TrainSettings
 from dfrot.stages.draft.settings import DraftSettings
 from dfrot_cli import show
 from dfrot_cli.commands.draft.options import LOSS_WEIGHTS, OF_THE_DRAFT, data_options, draft_settings
+from dfrot_cli.grouped_help import dfq_command
+from dfrot_cli.help_sections import DRAFT_TRAIN
 from dfrot_cli.launch import launched, shares_ranks
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, model_option, out_option, path_option
@@ -18,7 +20,7 @@ from dfrot_cli.plan import plan
 from dfrot_cli.setting_options import options_of
 
 
-@click.command("train")
+@dfq_command("train", DRAFT_TRAIN)
 @model_option
 @data_options
 @path_option("--features", metavar="F", text="Train on the result of dfq draft extract.")

@@ -5,19 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import click
-
 from dfrot.ranks.single import Ranks
 from dfrot.stages.evaluate.settings import KlSettings
 from dfrot_cli import show
 from dfrot_cli.commands.eval.options import keep, models_option, report_option, resolved
+from dfrot_cli.grouped_help import dfq_command
 from dfrot_cli.launch import ranked
 from dfrot_cli.options import Common, common, dataset_option
 from dfrot_cli.plan import numbered, plan
 from dfrot_cli.setting_options import options_of, settings_from
 
 
-@click.command("kl")
+@dfq_command("kl")
 @models_option
 @dataset_option(KlSettings)
 @options_of(KlSettings, skip=("dataset",))

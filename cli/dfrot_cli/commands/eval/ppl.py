@@ -11,6 +11,7 @@ from dfrot.ranks.single import Ranks
 from dfrot.stages.evaluate.settings import PerplexitySettings
 from dfrot_cli import show
 from dfrot_cli.commands.eval.options import keep, report_option
+from dfrot_cli.grouped_help import dfq_command
 from dfrot_cli.launch import ranked
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, dataset_option, require_new
@@ -18,7 +19,7 @@ from dfrot_cli.plan import numbered, plan
 from dfrot_cli.setting_options import options_of, settings_from
 
 
-@click.command("ppl")
+@dfq_command("ppl")
 @click.option("--model", "models", multiple=True, metavar="M", help="A checkpoint; repeatable, the baseline first.")
 @dataset_option(PerplexitySettings)
 @options_of(PerplexitySettings, skip=("dataset", "split", "threads", "device", "level"))

@@ -5,17 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import click
-
 from dfrot.stages.sensitivity.settings import SensitivitySettings
 from dfrot_cli import show
 from dfrot_cli.commands.eval.options import keep, report_option, resolved
+from dfrot_cli.grouped_help import dfq_command
 from dfrot_cli.options import Common, common, dataset_option, model_option, path_option
 from dfrot_cli.plan import numbered, plan
 from dfrot_cli.setting_options import options_of, settings_from
 
 
-@click.command("sensitivity")
+@dfq_command("sensitivity")
 @model_option
 @path_option("--rotated", text="Its rotated form, measured beside it.", metavar="DIR")
 @dataset_option(SensitivitySettings)

@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import click
-
 from dfrot.stages.evaluate.settings import SpeedSettings
 from dfrot_cli import show
 from dfrot_cli.commands.eval.options import keep, models_option, report_option, resolved
 from dfrot_cli.draft_options import draft_of, draft_options, shape_options, shapes_of
+from dfrot_cli.grouped_help import dfq_command
 from dfrot_cli.options import Common, common
 from dfrot_cli.plan import numbered, plan
 from dfrot_cli.setting_options import options_of, settings_from
 
 
-@click.command("speed")
+@dfq_command("speed")
 @models_option
 @draft_options("A draft of the last checkpoint, or ngram: draft tokens are looked up in the text itself.")
 @options_of(SpeedSettings)

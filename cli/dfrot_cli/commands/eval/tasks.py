@@ -5,20 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import click
-
 from dfrot.ranks.single import Ranks
 from dfrot.stages.evaluate.settings import TaskSettings
 from dfrot_cli import show
 from dfrot_cli.commands.eval.options import keep, models_option, report_option, resolved
 from dfrot_cli.draft_options import draft_of, draft_options
+from dfrot_cli.grouped_help import dfq_command
 from dfrot_cli.launch import ranked
 from dfrot_cli.options import Common, common
 from dfrot_cli.plan import numbered, plan
 from dfrot_cli.setting_options import options_of, settings_from
 
 
-@click.command("tasks")
+@dfq_command("tasks")
 @models_option
 @options_of(TaskSettings)
 @draft_options("A draft of the last checkpoint, or ngram: draft tokens are looked up in the text itself.")

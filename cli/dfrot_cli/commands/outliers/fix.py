@@ -10,6 +10,7 @@ import click
 from dfrot.quant.scheme import QuantScheme
 from dfrot.stages.outliers.settings import FixSettings, OutlierSettings, RecipeSettings
 from dfrot_cli import show
+from dfrot_cli.grouped_help import dfq_command
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, dataset_option, out_option, path_option
 from dfrot_cli.plan import plan
@@ -18,7 +19,7 @@ from dfrot_cli.setting_options import options_of, settings_from
 EVALUATION = {"seqlen": "eval_seqlen"}  # --seqlen is the length of the windows that outliers are measured on
 
 
-@click.command("fix")
+@dfq_command("fix")
 @click.argument("model", metavar="MODEL")
 @options_of(FixSettings)
 @path_option("--report", metavar="DIR", text="Result of dfq outliers on MODEL. Without it MODEL is measured first.")

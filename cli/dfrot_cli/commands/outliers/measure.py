@@ -11,6 +11,7 @@ from dfrot.outliers.measure.criteria import Criteria
 from dfrot.ranks.single import Ranks
 from dfrot.stages.outliers.settings import OutlierSettings
 from dfrot_cli import show
+from dfrot_cli.grouped_help import dfq_command
 from dfrot_cli.launch import ranked
 from dfrot_cli.models import model_folder
 from dfrot_cli.options import Common, common, dataset_option, file_option
@@ -18,7 +19,7 @@ from dfrot_cli.plan import numbered, plan
 from dfrot_cli.setting_options import options_of, settings_from
 
 
-@click.command("measure")
+@dfq_command("measure")
 @click.argument("models", nargs=-1, required=True, metavar="MODEL [OTHER]")
 @dataset_option(OutlierSettings)
 @options_of(OutlierSettings, skip=("dataset", "seed"))
