@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfrot.compat.forward import has_replaced_forward
-from dfrot.quant.activations import fake_quantize
 from dfrot.quant.checked import check_packed_weight, register_packed_weight
 from dfrot.quant.plan import LinearPlan
 from dfrot.quant.rotated_linear import RotatedLinear
@@ -154,14 +153,6 @@ class QuantLinear(RotatedLinear):
     def folded(self, out: Tensor) -> Tensor:
         """Outputs [M, stored rows] -> [M, N]: second rows added to those that they belong to."""
         return out if self.weight_second is None else folded_outputs(out, self.weight_second, self.plan.rows)
-
-    def rounded(self, rows: Tensor) -> Tensor:
-        """rows [M, K] as the weight meets them: quantized and dequantized, except for sinks."""
-        p, sinks = self.plan, self.sink_rows()
-        out = fake_quantize(rows, p.a_bits, p.a_sym, p.a_clip)
-        if sinks is not None:
-            out[sinks] = rows[sinks]
-        return out
 
     def set_scale(self, scale: Tensor) -> None:
         """Replace the scales by bfloat16 [stored rows, G]; the codes stay. For training them."""

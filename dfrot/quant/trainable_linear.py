@@ -28,28 +28,23 @@ class RoundedTo(nn.Module):
 class _Product(torch.autograd.Function):
     """rows [M, K] through the packed linear -> float32 [M, stored rows], by the kernels that serve it.
 
-    Gradients need not be exact: they are products of bfloat16 where the processor has them. The gradient of a scale's
-    logarithm is the gradient of what the scale multiplies, times that: of the output without bias where a row has one
-    scale, else of the products of a group, which cost one more matrix product."""
+    Gradients need not be exact: they are products of bfloat16 where the processor has them. The gradient of the
+    logarithm of a row's factor is that of the output without bias, times this."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, growth: Tensor, linear: TrainableLinear) -> Tensor:
         out = linear.module.multiply(rows)
         ctx.linear = linear
-        inputs = linear.module.rounded(rows).to(gradient_dtype()) if linear.plan.group else None
-        ctx.save_for_backward(out, inputs)
+        ctx.save_for_backward(out)
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
-        out, inputs = ctx.saved_tensors
+        (out,) = ctx.saved_tensors
         linear, bias, rows = ctx.linear, ctx.linear.module.bias, None
-        if ctx.needs_input_grad[0] or inputs is not None:
+        if ctx.needs_input_grad[0]:
             low = gradient.to(gradient_dtype())
-            weight = linear.packed().dequantize(low.dtype)
-            rows = (low @ weight).float() if ctx.needs_input_grad[0] else None
-        if inputs is not None:
-            return rows, linear.per_group((low.T @ inputs).float().mul_(weight)), None
+            rows = (low @ linear.packed().dequantize(low.dtype)).float()
         growth = torch.linalg.vecdot(gradient, out, dim=0)
         if bias is not None:
             growth[: len(bias)] -= gradient[:, : len(bias)].sum(0) * bias  # second rows have none
@@ -64,8 +59,8 @@ def gradient_dtype() -> torch.dtype:
 class TrainableLinear(nn.Module):
     """Replaces a QuantLinear while its scales learn, and runs it: the output is the one that will be served.
 
-    growth: float32 [N, G], the logarithm of the factor on each scale; the product is rounded to bfloat16, as in the
-    checkpoint."""
+    growth: float32 [N, 1], the logarithm of a factor on the scales of each row; the products are rounded to bfloat16,
+    as in the checkpoint. Groups have no factors of their own: few tokens say too little about so many."""
 
     def __init__(self, module: QuantLinear) -> None:
         """module: of a model in float32."""
@@ -73,18 +68,12 @@ class TrainableLinear(nn.Module):
         self.plan = module.plan
         self.out_features = self.plan.rows  # of a head: its vocabulary
         self.scale = module.stored_weight().scale.float()
-        self.growth = nn.Parameter(torch.zeros_like(self.scale))
+        self.growth = nn.Parameter(torch.zeros(len(self.scale), 1))
         self.module = module.requires_grad_(False)
 
     def scales(self) -> Tensor:
         """The scales bfloat16 [N, G] now."""
         return (self.scale * self.growth.detach().exp()).bfloat16()
-
-    def per_group(self, products: Tensor) -> Tensor:
-        """products [N, K] -> their sums [N, G] over the columns of each group."""
-        group = self.plan.group
-        padded = nn.functional.pad(products, (0, -products.shape[1] % group))
-        return padded.view(len(products), -1, group).sum(-1)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] -> float32 [..., N]."""
