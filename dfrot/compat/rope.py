@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
 BY_LENGTH = ("dynamic", "longrope")
 """Types of RoPE whose angles depend on how long the text is: on the largest position of a pass."""
 
