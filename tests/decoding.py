@@ -38,12 +38,16 @@ COMMON: dict[str, Any] = {
     "pad_token_id": None,
 }
 SLIDING, FULL = "sliding_attention", "full_attention"
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 16, "factor": 4.0} | {
+    f"{length}_factor": [n + base for n in range(8)] for length, base in (("short", 1.0), ("long", 3.0))
+}
 GEMMA = {**COMMON, "query_pre_attn_scalar": 24}
 KINDS: dict[str, dict[str, Any]] = {
     "llama": COMMON,
     "mistral": {**COMMON, "sliding_window": 12},
     "qwen2": COMMON,
     "qwen3": COMMON,
+    "longrope": {**COMMON, "model_type": "llama", "rope_parameters": LONGROPE},
     "mixed": {**COMMON, "model_type": "qwen2", "layer_types": [FULL, SLIDING, SLIDING, FULL], "sliding_window": 9}
     | {"use_sliding_window": True},
     "gemma2": {**GEMMA, "layer_types": [SLIDING, FULL] * 2, "sliding_window": 11}

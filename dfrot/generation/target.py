@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dfrot.compat.cache import new_cache
+from dfrot.compat.rope import angles_row_by_row
 from dfrot.errors import UnsupportedError
 from dfrot.generation.aux_outputs import AuxOutputs
 from dfrot.generation.speculation.batch_invariance import BatchInvariance
@@ -211,7 +212,8 @@ class Target:
         mask = torch.ones(1, 1, count, past + count, dtype=torch.bool)
         positions = torch.tensor([[past + len(path) - 1 for path in paths]]) + getattr(cache, "shift", 0)
         row_by_row = attend_row_by_row(self.model, past, paths, self.windows)
-        with row_by_row, self.batch_invariance.rows(count), self.record_aux() as aux:
+        rows = self.batch_invariance.rows(count)
+        with row_by_row, angles_row_by_row(self.decoder), rows, self.record_aux() as aux:
             out = self.decoder(
                 input_ids=torch.tensor([tokens]),
                 attention_mask=mask,

@@ -13,7 +13,7 @@ from typing import Any
 
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.quant.resets import Reset
-from dfrot.quant.scheme import KEY_SHIFTS, NO_SHIFT, QuantScheme
+from dfrot.quant.scheme import KEY_SHIFTS, MOST_SINKS, NO_SHIFT, QuantScheme
 from dfrot.quant.table import TableScheme
 from dfrot.rotation.online import OnlineRotations
 
@@ -104,8 +104,8 @@ class DfqConfig:
                 scheme=QuantScheme.from_dict(value["scheme"]) if value.get("scheme") else None,
                 online=OnlineRotations.from_dict(value.get("online")),
                 keep=tuple(str(name) for name in value.get("keep", ("lm_head",))),
-                fake=bool(value.get("fake", False)),
-                sink_tokens=int(value.get("sink_tokens", 0)),
+                fake=_flag(value.get("fake", False)),
+                sink_tokens=_sinks(value.get("sink_tokens", 0)),
                 a_clips={str(k): float(v) for k, v in value.get("a_clips", {}).items()},
                 a_bits={str(k): _whole(v) for k, v in value.get("a_bits", {}).items()},
                 a_scales={str(k): float(v) for k, v in value.get("a_scales", {}).items()},
@@ -135,6 +135,18 @@ def _whole(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{value!r} is no whole number")
     return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is neither true nor false")
+    return value
+
+
+def _sinks(value: Any) -> int:
+    if not 0 <= _whole(value) <= MOST_SINKS:
+        raise ValueError(f"sink_tokens is {value}, between 0 and {MOST_SINKS} are possible")
+    return int(value)
 
 
 def _key_shift(value: Any) -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dfrot.errors import UnsupportedError
+from dfrot.field_types import check_types
 from dfrot.settings import setting
 
 _FP4_NAME = re.compile(r"(nvfp4|mxfp4)(a16)?(?:kv(\d+))?(-kvsym|-kvasym)?")
@@ -21,6 +22,8 @@ KEY_SHIFTS = ("mean", NO_SHIFT)
 INTEGERS, NVFP4, MXFP4 = "int", "nvfp4", "mxfp4"
 FP4_GROUPS = {NVFP4: 16, MXFP4: 32}
 """Columns that share a scale in the formats of FP4."""
+MOST_SINKS = 4096
+"""The most leading positions that can stay in full precision: their states are kept beside the cache."""
 MIN_CLIP = 0.1
 """The smallest clip ratio: below it hardly any value would be inside the range."""
 LOW_BIT_CLIP = 0.85
@@ -61,7 +64,7 @@ class QuantScheme:
         for kind, bits in (("w", self.w_bits), ("a", self.a_bits), ("kv", self.kv_bits)):
             if bits not in allowed[kind]:
                 raise UnsupportedError(f"scheme {self.name}: {kind}{bits} is not supported; use {kind}2..{kind}8 or 16")
-        if self.w_group < 0 or (self.w_group and self.w_group % 8):
+        if self.w_group < 0 or (self.w_group and self.w_group % 8) or self.w_group >= 2**31:
             raise UnsupportedError(f"scheme {self.name}: group size {self.w_group} is not a multiple of 8")
         for label, clip in (("activation", self.a_clip), ("KV", self.kv_clip)):
             if not MIN_CLIP <= clip <= 1.0:
@@ -125,12 +128,14 @@ class QuantScheme:
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> QuantScheme:
         """The inverse of `to_dict`. Raises UnsupportedError for an unknown key: ignoring it would change the
-        arithmetic."""
+        arithmetic; InputError or TypeError for a value of a wrong type."""
         kind = Fp4Scheme if "fp4" in value else QuantScheme
         unknown = set(value) - set(kind.__dataclass_fields__)
         if unknown:
             raise UnsupportedError(f"quantization scheme: unknown keys {sorted(unknown)}; written by a newer dfq?")
-        return kind(**value)
+        scheme = kind(**value)
+        check_types(scheme, "quantization scheme")
+        return scheme
 
 
 @dataclass(frozen=True)

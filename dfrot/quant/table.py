@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dfrot.errors import UnsupportedError
+from dfrot.field_types import check_types
 from dfrot.quant.scheme import FULL, NARROW
 
 _NAME = re.compile(r"(\d+)(?:-g(\d+))?(-asym)?(?:\+(\d+))?")
@@ -32,7 +33,7 @@ class TableScheme:
     def __post_init__(self) -> None:
         if self.bits not in BITS:
             raise UnsupportedError(f"{self.bits} bits for a table are not supported; use 16, 8 or 4")
-        if self.group < 0 or self.group % 8:
+        if not 0 <= self.group < 2**31 or self.group % 8:
             raise UnsupportedError(f"group size {self.group} of a table is not a multiple of 8")
         if self.second_rows < 0 or (self.second_rows and self.bits != NARROW):
             raise UnsupportedError(f"{self.second_rows} second rows: only tables of {NARROW} bits have some")
@@ -71,13 +72,10 @@ class TableScheme:
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> TableScheme:
-        """The inverse of `to_dict`. Raises UnsupportedError for an unknown key, TypeError or ValueError for a value of
-        a wrong type."""
+        """The inverse of `to_dict`. Raises UnsupportedError for an unknown key, InputError, TypeError or KeyError for a
+        value that is missing or of a wrong type."""
         if unknown := set(value) - set(cls.__dataclass_fields__):
             raise UnsupportedError(f"scheme of a table: unknown keys {sorted(unknown)}; written by a newer dfq?")
-        return cls(
-            int(value["bits"]),
-            int(value.get("group", 0)),
-            bool(value.get("symmetric", True)),
-            int(value.get("second_rows", 0)),
-        )
+        table = cls(**{**value, "bits": value["bits"]})
+        check_types(table, "scheme of a table")
+        return table

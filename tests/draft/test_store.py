@@ -36,7 +36,7 @@ def test_drafts_load_and_those_of_other_targets_are_refused(
         ({"intermediate_size": 128}, "shape"),
         ({"intermediate_size": 10**9}, "shape"),  # refused before it takes memory
         ({"rms_norm_eps": 0}, "above 0"),
-        ({"rope_theta": "10000"}, "above 0"),
+        ({"rope_theta": "10000"}, "a finite number"),
         ({"cross": 1}, "true or false"),
         ({"select": None}, "a text"),
         ({"num_final_layers": 1.5}, "an integer"),

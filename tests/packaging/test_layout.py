@@ -61,7 +61,7 @@ ENVIRONMENT = {"kernels/dfrot_kernels/native.py", "kernels/dfrot_kernels/which.p
 FILES = {
     *("errors", "settings", "files", "dtypes", "processor", "checkpoint", "checkpoint_writer", "safetensors_file"),
     *("weight_files", "tensor_file", "training_state", "stage_folder", "progress", "matrix_stacks", "number_formats"),
-    *("straight_through", "free_memory"),
+    *("straight_through", "free_memory", "field_types"),
 }
 # The packages of the library (and two files above FILES): the duty of each, and which others it may import.
 PACKAGES = {

@@ -57,7 +57,9 @@ def test_the_entry_of_a_config_holds_quantized_tables_only() -> None:
         ({"bits": 4, "second_rows": "x"}, InputError),
         ({"bits": 8, "group": -8}, UnsupportedError),
         ({"group": 8}, InputError),
-        ({"bits": "many"}, InputError),
+        ({"bits": "many"}, UnsupportedError),
+        ({"bits": 8, "symmetric": 1}, InputError),
+        ({"bits": 8, "group": 2**63}, UnsupportedError),
         (8, InputError),
     ],
 )

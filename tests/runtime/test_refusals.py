@@ -95,6 +95,13 @@ CONFIGS = {
     "bits that are no number": ({"a_bits": {UP: "8"}}, "'8' is no whole number"),
     "bits that are no table": ({"a_bits": [8]}, "malformed"),
     "negative sinks": ({"sink_tokens": -1}, "sink_tokens"),
+    "sinks without end": ({"sink_tokens": 10**9}, "between 0 and 4096"),
+    "half a sink": ({"sink_tokens": 0.5}, "no whole number"),
+    "simulated or not": ({"fake": "no"}, "neither true nor false"),
+    "a grid that is no truth": ({"scheme": {"a_sym": "yes"}}, "a_sym is 'yes', true or false is needed"),
+    "one for true": ({"scheme": {"w_sym": 1}}, "w_sym is 1, true or false is needed"),
+    "true for one": ({"scheme": {"w_group": True}}, "w_group is True|group size"),
+    "a group beyond all columns": ({"scheme": {"w_group": 2**63}}, "group size"),
     "r4 of another size": ({"online": {"r4": {"size": 64, "block": 64, "bases": []}}}, "r4"),
 }
 
@@ -105,7 +112,8 @@ def test_configs_that_do_not_fit(case: str, folder: Path, tmp_path: Path) -> Non
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)
     config = read_json(broken / "config.json")
-    config["quantization_config"].update(changes)
+    entry = config["quantization_config"]
+    entry.update({**changes, **({"scheme": {**entry["scheme"], **changes["scheme"]}} if "scheme" in changes else {})})
     write_json(broken / "config.json", config)
     with pytest.raises(DfqError, match=named) as caught:
         load_model(broken)

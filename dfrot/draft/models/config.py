@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any, get_type_hints
+from typing import Any
 
 from dfrot.draft.feature_selection import FeatureSelection
 from dfrot.errors import InputError, UnsupportedError
+from dfrot.field_types import check_types
 
 ARCHS = ("dream", "eagle3", "dflash")
 READ_LAYERS = ("eagle3", "dflash")  # that always read outputs of target layers; dream may
@@ -78,7 +78,10 @@ class DraftConfig:
     """Of `draft.json`."""
 
     def __post_init__(self) -> None:
-        self._check_types()
+        check_types(self, "draft config")
+        for name in ("rms_norm_eps", "rope_theta"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"draft config: {name} is {getattr(self, name)!r}, a number above 0 is needed")
         if self.quantized_head and (self.quantized, self.quantized_head) != ("w4", "w8"):
             raise InputError(
                 f"draft config: quantized_head is {self.quantized_head!r} beside quantized {self.quantized!r}; w8 "
@@ -106,17 +109,6 @@ class DraftConfig:
         if self.arch == "dflash":
             self._check_blocks()
         FeatureSelection.parse(self.select)
-
-    def _check_types(self) -> None:
-        """Raise InputError for a text in place of a number and the like, and for constants that are not above 0."""
-        for name, kind in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if kind is float:
-                if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                    raise InputError(f"draft config: {name} is {value!r}, a number above 0 is needed")
-            elif kind in (int, bool, str) and type(value) is not kind:
-                wanted = {int: "an integer", bool: "true or false", str: "a text"}[kind]
-                raise InputError(f"draft config: {name} is {value!r}, {wanted} is needed")
 
     def _check_blocks(self) -> None:
         if not self.aux_layers or self.hidden_size != self.target_hidden_size:

@@ -8,7 +8,7 @@ from typing import Literal
 from dfrot.errors import UnsupportedError
 from dfrot.quant import ALGORITHMS, algorithm
 from dfrot.quant.options import FOUR_OVER_SIX, GROUP_SCALES, AlgorithmOptions
-from dfrot.quant.scheme import FULL, INTEGERS, KEY_SHIFTS, NARROW, NVFP4, QuantScheme, default_clip
+from dfrot.quant.scheme import FULL, INTEGERS, KEY_SHIFTS, MOST_SINKS, NARROW, NVFP4, QuantScheme, default_clip
 from dfrot.quant.table import TableScheme
 from dfrot.settings import check, setting
 from dfrot.stages.tune.settings import TuneSettings
@@ -104,6 +104,7 @@ class QuantizeSettings:
     sink_tokens: int | None = setting(
         None,
         minimum=0,
+        maximum=MOST_SINKS,
         help="Leading positions whose activations and KV cache stay in full precision. Default: 4 where activations "
         "are integers on an asymmetric grid and they or the KV cache have at most 4 bits, else 0 (engines with "
         "symmetric grids know no sinks).",

@@ -21,7 +21,7 @@ GREEDY = Sampling()
 SHAPES = {"chain": TreeShape(3), "tree": TreeShape(4, 3, 10)}
 TARGETS = ["llama", "llama-bf16", "llama-kv4", "mistral", "mistral-kv4", "qwen2", "qwen3-kv4"]
 TARGETS += ["mixed", "mixed-kv4", "gemma2", "gemma2-bf16", "gemma2-kv4", "gemma3", "gemma3-bf16", "gemma3-kv4"]
-TARGETS += ["mixtral", "mixtral-bf16", "qwen3_moe-kv4"]
+TARGETS += ["mixtral", "mixtral-bf16", "qwen3_moe-kv4", "longrope-kv4"]
 Get = Callable[..., Target]
 
 
@@ -30,7 +30,9 @@ def prompts(count: int, length: int = 14) -> list[list[int]]:
     return [torch.randint(1, 96, (length + n % 3,), generator=generator).tolist() for n in range(count)]
 
 
-@pytest.mark.parametrize("name", [*TARGETS, "olmoe", "olmoe-kv4", "olmo2-kv4", "phi3", "phi3-kv4", "granite-kv4"])
+@pytest.mark.parametrize(
+    "name", [*TARGETS, "olmoe", "olmoe-kv4", "olmo2-kv4", "phi3", "phi3-kv4", "granite-kv4", "longrope"]
+)
 def test_rows_of_a_verify_pass_have_the_bits_of_single_steps(targets: Get, name: str) -> None:
     target = targets(name)
     prompt = prompts(1)[0]
