@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from dfrot.draft.schemes import scheme_of
 from dfrot.generation.target import Target
-from dfrot.quant.hessian_error import row_tiles
-from dfrot.quant.linear import QuantLinear
+from dfrot.quant.modules.linear import QuantLinear
 from dfrot.quant.plan import LinearPlan
-from dfrot.quant.rtn import quantize
+from dfrot.quant.rounding.hessian_error import row_tiles
+from dfrot.quant.rounding.rtn import quantize
 from dfrot.quant.scheme import FULL, QuantScheme
 from dfrot_kernels import native
 from dfrot_kernels.whole_blocks.draft import dense, servable

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from dfrot.draft.schemes import scheme_of
-from dfrot.quant.linear import QuantLinear
-from dfrot.quant.options import AlgorithmOptions
+from dfrot.quant.modules.linear import QuantLinear
 from dfrot.quant.plan import LinearPlan
-from dfrot.quant.rtn import quantize
+from dfrot.quant.rounding.options import AlgorithmOptions
+from dfrot.quant.rounding.rtn import quantize
 from dfrot.quant.scheme import FULL, QuantScheme
 
 TRAINING_ONLY = ("mid_proj",)  # linears that decoding does not use

@@ -18,11 +18,11 @@ from dfrot.export.float16_scales import Float16Rounding
 from dfrot.export.requirements import check_linears, check_runtime, check_tables, requested_scheme, suggestion
 from dfrot.export.targets import ExportTarget, Storage, engine_activation_clip
 from dfrot.inputs import open_model
-from dfrot.quant.checked import check_packed_weight
 from dfrot.quant.config import DfqConfig
-from dfrot.quant.fp4_grid import Fp4Weight
 from dfrot.quant.key_shift import TENSOR as KEY_SHIFT
+from dfrot.quant.modules.checked import check_packed_weight
 from dfrot.quant.plan import LinearPlan, check_stored, plan_linears
+from dfrot.quant.rounding.fp4_grid import Fp4Weight
 from dfrot.quant.scheme import FULL, INTEGERS, QuantScheme
 from dfrot.rotation.online import HadamardSpec
 from dfrot.runtime.transformers_reading import check_reading

@@ -17,10 +17,10 @@ from dfrot.planning.work import FACTOR, StageCost
 from dfrot.processor import fast_bfloat16
 from dfrot.quant import algorithm
 from dfrot.quant.config import DfqConfig
-from dfrot.quant.grid import RATIOS
 from dfrot.quant.key_shift import refuses_key_shift
-from dfrot.quant.quantized_rows import row_slices
-from dfrot.quant.row_panels import panel_bytes, panel_values
+from dfrot.quant.rounding.grid import RATIOS
+from dfrot.quant.rounding.quantized_rows import row_slices
+from dfrot.quant.rounding.row_panels import panel_bytes, panel_values
 from dfrot.quant.scheme import FULL, INTEGERS, NARROW
 from dfrot.runtime.transformers_model import TOKENS
 from dfrot.stages.calibrate.settings import CalibrateSettings

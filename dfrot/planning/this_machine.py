@@ -16,10 +16,10 @@ from dfrot.checkpoint import read_header, read_tensor
 from dfrot.planning.work import FACTOR, FIXED
 from dfrot.processor import fast_bfloat16, onednn_products
 from dfrot.quant.activations import TokenCodes
-from dfrot.quant.clip import search
-from dfrot.quant.gptq import factor, solve
-from dfrot.quant.grid import fit
-from dfrot.quant.options import AlgorithmOptions
+from dfrot.quant.rounding.clip import search
+from dfrot.quant.rounding.gptq import factor, solve
+from dfrot.quant.rounding.grid import fit
+from dfrot.quant.rounding.options import AlgorithmOptions
 from dfrot.quant.scheme import QuantScheme
 from dfrot.tensor_file import save_tensors
 from dfrot_kernels.layouts import PackedWeight

@@ -12,8 +12,8 @@ from dfrot.errors import UnsupportedError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dfrot.quant.grid import Quantized
-    from dfrot.quant.options import AlgorithmOptions
+    from dfrot.quant.rounding.grid import Quantized
+    from dfrot.quant.rounding.options import AlgorithmOptions
     from dfrot.quant.scheme import QuantScheme
     from dfrot.ranks.single import Ranks
 
@@ -38,7 +38,10 @@ class Algorithm:
 
 ALGORITHMS = {
     algorithm.name: algorithm
-    for algorithm in (Algorithm("gptq", "dfrot.quant.gptq", True), Algorithm("rtn", "dfrot.quant.rtn", False))
+    for algorithm in (
+        Algorithm("gptq", "dfrot.quant.rounding.gptq", True),
+        Algorithm("rtn", "dfrot.quant.rounding.rtn", False),
+    )
 }
 
 

@@ -19,7 +19,7 @@ from dfrot.compat.masks import causal_mask
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.quant import resets
 from dfrot.quant.config import DfqConfig
-from dfrot.quant.rotated_linear import hadamard
+from dfrot.quant.modules.rotated_linear import hadamard
 from dfrot.rotation.online import HadamardSpec
 from dfrot.runtime.experts import install_experts
 from dfrot.runtime.softcap import softcap_of

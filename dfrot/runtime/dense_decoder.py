@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dfrot.arch import BoundArch
-from dfrot.quant.linear import QuantLinear
+from dfrot.quant.modules.linear import QuantLinear
 from dfrot.quant.scheme import FULL
 from dfrot.runtime.described.cache import DenseCacheLayer, DescribedCache
 from dfrot.runtime.native_calls import AngleTable, hook_tables

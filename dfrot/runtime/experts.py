@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dfrot.arch import BoundArch
 from dfrot.arch.space import Space
-from dfrot.quant.linear import forward_shared_input
+from dfrot.quant.modules.linear import forward_shared_input
 from dfrot.quant.sinks import Sinks
 
 

@@ -18,13 +18,13 @@ from dfrot.compat.attention import default_implementation, implementation, set_i
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.quant import resets
 from dfrot.quant.config import DfqConfig
-from dfrot.quant.dense_linear import DenseLinear
-from dfrot.quant.embedding import QuantEmbedding
-from dfrot.quant.fp4_linear import Fp4Linear
 from dfrot.quant.key_shift import key_shift_tensors
-from dfrot.quant.linear import QuantLinear
+from dfrot.quant.modules.dense_linear import DenseLinear
+from dfrot.quant.modules.embedding import QuantEmbedding
+from dfrot.quant.modules.fp4_linear import Fp4Linear
+from dfrot.quant.modules.linear import QuantLinear
+from dfrot.quant.modules.rotated_linear import RotatedLinear
 from dfrot.quant.plan import LinearPlan, plan_linears
-from dfrot.quant.rotated_linear import RotatedLinear
 from dfrot.quant.scheme import FULL, INTEGERS
 from dfrot.runtime import attention
 from dfrot.runtime.described.modules import DescribedModel

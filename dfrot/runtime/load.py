@@ -16,7 +16,7 @@ from dfrot.dtypes import DTYPES
 from dfrot.errors import DfqError, InputError, UnsupportedError
 from dfrot.inputs import DequantizedCheckpoint, open_model
 from dfrot.quant.config import DfqConfig
-from dfrot.quant.dense_linear import simulate
+from dfrot.quant.modules.dense_linear import simulate
 from dfrot.quant.plan import check_stored, plan_linears
 from dfrot.runtime.block_runner import hf_config
 from dfrot.runtime.described.build import build

@@ -20,9 +20,9 @@ from peft.tuners.lora.model import LoraModel
 from torch import Tensor
 
 from dfrot.errors import UnsupportedError
-from dfrot.quant.dense_linear import DenseLinear
-from dfrot.quant.fp4_linear import Fp4Linear
-from dfrot.quant.linear import QuantLinear
+from dfrot.quant.modules.dense_linear import DenseLinear
+from dfrot.quant.modules.fp4_linear import Fp4Linear
+from dfrot.quant.modules.linear import QuantLinear
 
 OUR_LINEARS = (QuantLinear, Fp4Linear, DenseLinear)
 _INITIAL = (True, False, "gaussian")  # of LoraConfig.init_lora_weights: those that do not read the weight

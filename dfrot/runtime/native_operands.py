@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dfrot.arch import BoundArch, Linear
 from dfrot.arch.space import Size, Space
 from dfrot.quant.key_shift import TENSOR as KEY_SHIFT
-from dfrot.quant.linear import QuantLinear
+from dfrot.quant.modules.linear import QuantLinear
 from dfrot.quant.scheme import FULL
 from dfrot.runtime.packed_states import KVSpec
 from dfrot_kernels.prepared import PreparedWeight

@@ -11,10 +11,10 @@ from torch.nn.utils import parametrize
 
 from dfrot.arch import BoundArch
 from dfrot.compat import attention as table
-from dfrot.quant.fp4_linear import Fp4Linear
-from dfrot.quant.linear import QuantLinear
-from dfrot.quant.trainable_fp4_linear import TrainableFp4Linear
-from dfrot.quant.trainable_linear import RoundedTo, TrainableLinear
+from dfrot.quant.modules.fp4_linear import Fp4Linear
+from dfrot.quant.modules.linear import QuantLinear
+from dfrot.quant.modules.trainable_fp4_linear import TrainableFp4Linear
+from dfrot.quant.modules.trainable_linear import RoundedTo, TrainableLinear
 from dfrot.runtime.native_operands import attention_of
 from dfrot.runtime.trainable_attention import NAME, trainable_attention
 

@@ -11,7 +11,7 @@ from dfrot.compat import attention as table
 from dfrot.processor import fast_bfloat16
 from dfrot.quant.activations import fake_quantize_kv
 from dfrot.quant.key_shift import TENSOR as KEY_SHIFT
-from dfrot.quant.rotated_linear import hadamard
+from dfrot.quant.modules.rotated_linear import hadamard
 from dfrot.runtime.packed_states import KVSpec
 from dfrot.straight_through import straight_through
 

@@ -14,7 +14,7 @@ import argparse
 import math
 from dataclasses import dataclass
 
-from dfrot.quant.quantized_rows import row_slices
+from dfrot.quant.rounding.quantized_rows import row_slices
 
 RANKS = (1, 2, 8, 64)
 # SmolLM2-135M, (rows of the weights, columns K) of the taps of a block

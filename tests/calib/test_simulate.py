@@ -14,8 +14,8 @@ from dfrot.arch import Tap
 from dfrot.arch.space import Size, Space
 from dfrot.arch.spec import Linear
 from dfrot.calib.simulate import SimulatedProduct, quantize_activations
-from dfrot.quant import rtn
 from dfrot.quant.activations import fake_quantize
+from dfrot.quant.rounding import rtn
 from dfrot.quant.scheme import QuantScheme
 
 

@@ -22,7 +22,7 @@ from dfrot.generation.sampling import Sampling
 from dfrot.generation.speculation.loop import speculative
 from dfrot.generation.speculation.tree import TreeShape
 from dfrot.generation.target import Target
-from dfrot.quant.linear import QuantLinear
+from dfrot.quant.modules.linear import QuantLinear
 from dfrot.stages.draft.settings import DraftSettings
 from dfrot_kernels import native
 

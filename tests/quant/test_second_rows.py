@@ -10,12 +10,12 @@ from torch import Tensor
 
 from dfrot.errors import InputError
 from dfrot.quant import second_rows
-from dfrot.quant.dense_linear import DenseLinear
-from dfrot.quant.linear import QuantLinear
+from dfrot.quant.modules.dense_linear import DenseLinear
+from dfrot.quant.modules.linear import QuantLinear
+from dfrot.quant.modules.trainable_linear import TrainableLinear
 from dfrot.quant.plan import LinearPlan
-from dfrot.quant.rtn import quantize
+from dfrot.quant.rounding.rtn import quantize
 from dfrot.quant.scheme import QuantScheme
-from dfrot.quant.trainable_linear import TrainableLinear
 
 ROWS, COLS = 50, 64
 PLAN = LinearPlan("lm_head", ROWS, COLS, True, 4, 32, True, second_rows=3)

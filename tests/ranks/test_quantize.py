@@ -11,7 +11,7 @@ Run = Callable[..., Any]
 Same = Callable[[Path, Path], None]
 Build = Callable[..., Path]
 MIXTURE = {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
-NARROW_PANELS = "import dfrot.quant.row_panels as panels; panels.WIDTH = 128\n"
+NARROW_PANELS = "import dfrot.quant.rounding.row_panels as panels; panels.WIDTH = 128\n"
 """As if the model were wide: factors of several panels, an error that is collected through the weights."""
 WAYS = {
     "propagated": (),

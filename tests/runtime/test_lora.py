@@ -15,7 +15,7 @@ from dfrot.bench.models.random_model import dfq_config
 from dfrot.errors import UnsupportedError
 from dfrot.files import read_json
 from dfrot.quant.config import DfqConfig
-from dfrot.quant.linear import QuantLinear
+from dfrot.quant.modules.linear import QuantLinear
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.load import load_model
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from dfrot.arch import describe
 from dfrot.errors import InputError
 from dfrot.quant.config import DfqConfig
-from dfrot.quant.dense_linear import DenseLinear
-from dfrot.quant.linear import QuantLinear
+from dfrot.quant.modules.dense_linear import DenseLinear
+from dfrot.quant.modules.linear import QuantLinear
 from dfrot.quant.scheme import QuantScheme
 from dfrot.rotation.hadamard import hadamard_plan
 from dfrot.rotation.online import OnlineRotations

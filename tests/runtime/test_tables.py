@@ -14,8 +14,8 @@ from torch import Tensor
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError
 from dfrot.quant.config import DfqConfig
-from dfrot.quant.embedding import QuantEmbedding
-from dfrot.quant.linear import QuantLinear
+from dfrot.quant.modules.embedding import QuantEmbedding
+from dfrot.quant.modules.linear import QuantLinear
 from dfrot.quant.scheme import QuantScheme
 from dfrot.quant.table import TableScheme
 from dfrot.runtime.load import load_model

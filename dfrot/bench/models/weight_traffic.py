@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dfrot.bench.clock import race
 from dfrot.bench.kernels.roofline import cache_bytes, fastest_read_probe, ring_bytes
-from dfrot.quant.linear import QuantLinear
+from dfrot.quant.modules.linear import QuantLinear
 
 
 def weight_bytes_per_token(model: Any) -> int:

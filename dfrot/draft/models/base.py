@@ -15,7 +15,7 @@ from dfrot.draft.models.state import CachedDraftState
 from dfrot.draft.proposal_head import proposal_head, trimmed_head
 from dfrot.generation.speculation.acceptance_rates import AcceptanceRates
 from dfrot.generation.target import Target
-from dfrot.quant.linear import QuantLinear
+from dfrot.quant.modules.linear import QuantLinear
 
 Head = Callable[[Tensor], Tensor]
 """The target's head: features behind the final norm [..., d] -> logits [..., V], differentiable."""

@@ -19,7 +19,7 @@ from dfrot.draft.models.dream_blocks import CrossBlock, SelfBlock
 from dfrot.draft.models.dream_network import DreamNetwork
 from dfrot.draft.models.eagle3_network import Eagle3Network, FusedLayer
 from dfrot.draft.models.layers import Projections, RMSNorm
-from dfrot.quant.linear import QuantLinear
+from dfrot.quant.modules.linear import QuantLinear
 from dfrot_kernels import native
 from dfrot_kernels.whole_blocks.draft import (
     DTYPES,

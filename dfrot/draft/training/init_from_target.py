@@ -21,8 +21,8 @@ from dfrot.draft.models.dflash_blocks import BlockLayer
 from dfrot.draft.models.dream import DreamDraft
 from dfrot.draft.models.eagle3 import Eagle3Draft
 from dfrot.generation.target import Target
-from dfrot.quant.fp4_linear import Fp4Linear
-from dfrot.quant.linear import QuantLinear
+from dfrot.quant.modules.fp4_linear import Fp4Linear
+from dfrot.quant.modules.linear import QuantLinear
 from dfrot.rotation.hadamard import hadamard_matrix
 
 QKV, ATTENTION = ("q_proj", "k_proj", "v_proj"), ("q_proj", "k_proj", "v_proj", "o_proj")

@@ -24,7 +24,7 @@ from dfrot.calib.hessian import HessianSum, add_in_parts
 from dfrot.calib.hidden_states import HiddenStates
 from dfrot.calib.taps import inner_linear, observe_taps
 from dfrot.processor import fast_bfloat16
-from dfrot.quant.row_panels import WIDTH, divide_in_place, factor_in_place, panel_slices
+from dfrot.quant.rounding.row_panels import WIDTH, divide_in_place, factor_in_place, panel_slices
 from dfrot.ranks.single import Mail, Ranks, rounds_together
 from dfrot.runtime.block_runner import BlockRunner
 

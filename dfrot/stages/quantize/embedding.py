@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from dfrot.checkpoint_writer import SafetensorsWriter
-from dfrot.quant import rtn
-from dfrot.quant.hessian_error import fraction
-from dfrot.quant.options import AlgorithmOptions
 from dfrot.quant.plan import LinearPlan
+from dfrot.quant.rounding import rtn
+from dfrot.quant.rounding.hessian_error import fraction
+from dfrot.quant.rounding.options import AlgorithmOptions
 from dfrot.quant.scheme import FULL, QuantScheme
 from dfrot.stages.quantize.layout import CheckpointLayout
 

@@ -21,9 +21,9 @@ from dfrot.arch import BoundArch, untie_config
 from dfrot.checkpoint import Checkpoint
 from dfrot.checkpoint_writer import SafetensorsWriter, TensorPlan
 from dfrot.quant.config import DfqConfig
-from dfrot.quant.grid import Quantized
 from dfrot.quant.key_shift import key_shift_tensors
 from dfrot.quant.plan import LinearPlan, packed_tensors, plan_linears
+from dfrot.quant.rounding.grid import Quantized
 from dfrot.quant.scheme import FULL
 
 

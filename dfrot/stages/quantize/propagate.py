@@ -33,10 +33,10 @@ from dfrot.calib.taps import inner_linear, observe_taps, samples_per_chunk
 from dfrot.quant.activations import fake_quantize
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.fp4 import round_groups
-from dfrot.quant.grid import Quantized
-from dfrot.quant.rtn import starved
+from dfrot.quant.rounding.grid import Quantized
+from dfrot.quant.rounding.rtn import starved
+from dfrot.quant.rounding.travel import from_plain, to_plain
 from dfrot.quant.scheme import FULL, INTEGERS
-from dfrot.quant.travel import from_plain, to_plain
 from dfrot.ranks.single import SINGLE, Ranks
 from dfrot.runtime.block_runner import BlockRunner, OnlineHadamard
 from dfrot.stages.quantize.compensate import ExactRun, SharedMoments, TapInput, TapInputs, TapMoments, moment_bytes

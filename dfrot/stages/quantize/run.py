@@ -27,14 +27,15 @@ from dfrot.files import require_free_space, write_json
 from dfrot.lineage import lineage, source_record
 from dfrot.processor import onednn_products
 from dfrot.progress import Progress, silent
-from dfrot.quant import algorithm, rtn
+from dfrot.quant import algorithm
 from dfrot.quant.config import DfqConfig
-from dfrot.quant.grid import Quantized
 from dfrot.quant.key_shift import key_shift_name
 from dfrot.quant.plan import LinearPlan
-from dfrot.quant.rtn import starved
+from dfrot.quant.rounding import rtn
+from dfrot.quant.rounding.grid import Quantized
+from dfrot.quant.rounding.rtn import starved
+from dfrot.quant.rounding.travel import from_plain, to_plain
 from dfrot.quant.second_rows import most_frequent
-from dfrot.quant.travel import from_plain, to_plain
 from dfrot.ranks.shared_stage import open_shared_stage
 from dfrot.ranks.single import SINGLE, Ranks
 from dfrot.runtime.block_runner import BlockRunner

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dfrot.quant.grid import Grid, Quantized
-from dfrot.quant.hessian_error import fraction, output_errors, weight_error
+from dfrot.quant.rounding.grid import Grid, Quantized
+from dfrot.quant.rounding.hessian_error import fraction, output_errors, weight_error
 
 
 def stacked(weight: Tensor, first: Quantized, second: Quantized, ids: Tensor, hessian: Tensor | None) -> Quantized:

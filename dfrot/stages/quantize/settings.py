@@ -7,7 +7,7 @@ from typing import Literal
 
 from dfrot.errors import UnsupportedError
 from dfrot.quant import ALGORITHMS, algorithm
-from dfrot.quant.options import FOUR_OVER_SIX, GROUP_SCALES, AlgorithmOptions
+from dfrot.quant.rounding.options import FOUR_OVER_SIX, GROUP_SCALES, AlgorithmOptions
 from dfrot.quant.scheme import FULL, INTEGERS, KEY_SHIFTS, MOST_SINKS, NARROW, NVFP4, QuantScheme, default_clip
 from dfrot.quant.table import TableScheme
 from dfrot.settings import check, setting

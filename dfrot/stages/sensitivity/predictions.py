@@ -10,9 +10,9 @@ from torch import Tensor
 
 from dfrot.errors import GateError
 from dfrot.evaluate.intervals import as_list, mean_interval, perplexity_interval, ratio_interval
-from dfrot.quant import rtn
 from dfrot.quant.activations import fake_quantize
-from dfrot.quant.options import AlgorithmOptions
+from dfrot.quant.rounding import rtn
+from dfrot.quant.rounding.options import AlgorithmOptions
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.runtime.softcap import softcap_of

@@ -18,7 +18,7 @@ from dfrot.evaluate.tokens import WindowReader
 from dfrot.inputs import open_model
 from dfrot.progress import Progress, silent
 from dfrot.quant.config import DfqConfig
-from dfrot.quant.options import AlgorithmOptions
+from dfrot.quant.rounding.options import AlgorithmOptions
 from dfrot.rotation.refinement.massive_rule import MassiveRule
 from dfrot.rotation.rotation import ROTATION_FILE
 from dfrot.runtime.block_runner import BlockRunner

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dfrot.calib.taps import samples_per_chunk
 from dfrot.progress import Progress
-from dfrot.quant import rtn
-from dfrot.quant.options import AlgorithmOptions
+from dfrot.quant.rounding import rtn
+from dfrot.quant.rounding.options import AlgorithmOptions
 from dfrot.quant.scheme import QuantScheme
 from dfrot.rotation.refinement.calibration_rows import normalise
 from dfrot.rotation.refinement.massive_rule import MassiveRule

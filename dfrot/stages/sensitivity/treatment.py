@@ -13,9 +13,9 @@ from dfrot.arch.space import Size, Space
 from dfrot.arch.spec import Linear
 from dfrot.calib.simulate import SimulatedKV
 from dfrot.calib.taps import inner_linear, samples_per_chunk
-from dfrot.quant import rtn
 from dfrot.quant.activations import fake_quantize
-from dfrot.quant.options import AlgorithmOptions
+from dfrot.quant.rounding import rtn
+from dfrot.quant.rounding.options import AlgorithmOptions
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.runtime.experts import Experts, find_experts

@@ -44,7 +44,7 @@ def test_a_draft_that_reads_layers_begins_with_the_deepest(targets: Get, kit: Si
 
 def test_dense_weights_take_unrotated_inputs() -> None:
     """A rotated linear's weight is rotated back, packed or not."""
-    from dfrot.quant.dense_linear import DenseLinear, QuantLinear
+    from dfrot.quant.modules.dense_linear import DenseLinear, QuantLinear
     from dfrot.quant.plan import LinearPlan
     from dfrot.rotation.hadamard import hadamard_plan
     from dfrot_kernels.layouts import PackedWeight

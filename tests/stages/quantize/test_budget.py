@@ -16,7 +16,7 @@ from dfrot.export.inspect import inspect
 from dfrot.export.run import export
 from dfrot.outliers.measure.subject import Subject
 from dfrot.quant.config import DfqConfig
-from dfrot.quant.linear import QuantLinear
+from dfrot.quant.modules.linear import QuantLinear
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.load import load_model
 from dfrot.stages.calibrate.run import calibrate

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dfrot.quant import row_panels
+from dfrot.quant.rounding import row_panels
 from dfrot.ranks.single import SINGLE
 from dfrot.stages.quantize import compensate
 from dfrot.stages.quantize.compensate import SharedMoments, TapInput, TapMoments

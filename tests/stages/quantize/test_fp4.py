@@ -15,8 +15,8 @@ from dfrot.checkpoint_writer import SafetensorsWriter
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.files import read_json, write_json
 from dfrot.quant.fp4 import shared_scale
-from dfrot.quant.fp4_linear import Fp4Linear
-from dfrot.quant.options import GROUP_SCALES
+from dfrot.quant.modules.fp4_linear import Fp4Linear
+from dfrot.quant.rounding.options import GROUP_SCALES
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.load import load_model
 from dfrot.stages.calibrate.run import calibrate

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from dfrot.quant import gptq
+from dfrot.quant.rounding import gptq
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.stages.quantize.run import quantize

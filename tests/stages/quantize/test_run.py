@@ -15,10 +15,10 @@ from dfrot.calib.simulate import SimulatedKV
 from dfrot.checkpoint import Checkpoint, read_header
 from dfrot.errors import InputError, MismatchError, UnsupportedError
 from dfrot.files import read_json, write_json
-from dfrot.quant import gptq, rtn
 from dfrot.quant.activations import fake_quantize
 from dfrot.quant.config import DfqConfig
-from dfrot.quant.options import AlgorithmOptions
+from dfrot.quant.rounding import gptq, rtn
+from dfrot.quant.rounding.options import AlgorithmOptions
 from dfrot.quant.scheme import QuantScheme
 from dfrot.runtime.block_runner import BlockRunner
 from dfrot.stages.calibrate.run import calibrate

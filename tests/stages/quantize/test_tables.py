@@ -14,11 +14,11 @@ from dfrot.calib.calibration import Calibration
 from dfrot.calib.hessian import HessianSum
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import UnsupportedError
-from dfrot.quant import gptq, rtn
 from dfrot.quant.config import DfqConfig
-from dfrot.quant.embedding import QuantEmbedding
-from dfrot.quant.linear import QuantLinear
-from dfrot.quant.options import AlgorithmOptions
+from dfrot.quant.modules.embedding import QuantEmbedding
+from dfrot.quant.modules.linear import QuantLinear
+from dfrot.quant.rounding import gptq, rtn
+from dfrot.quant.rounding.options import AlgorithmOptions
 from dfrot.quant.scheme import QuantScheme
 from dfrot.quant.table import TableScheme
 from dfrot.runtime.load import load_model

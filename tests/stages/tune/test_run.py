@@ -15,7 +15,7 @@ from dfrot.arch import describe
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, MismatchError, UnsupportedError
 from dfrot.hub import resolve_model
-from dfrot.quant.rotated_linear import hadamard
+from dfrot.quant.modules.rotated_linear import hadamard
 from dfrot.quant.scheme import QuantScheme
 from dfrot.quant.table import TableScheme
 from dfrot.rotation.hadamard import hadamard_plan

@@ -1,0 +1,1 @@
+"""Modules that run quantized weights, and learn."""

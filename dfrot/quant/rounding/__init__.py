@@ -1,0 +1,1 @@
+"""How weights are rounded: grids, and the algorithms that choose points on them."""
