@@ -13,9 +13,9 @@ from dfrot.settings import setting
 _FP4_NAME = re.compile(r"(nvfp4|mxfp4)(a16)?(?:kv(\d+))?(-kvsym|-kvasym)?")
 _NAME = re.compile(r"w(\d+)a(\d+)(?:kv(\d+))?((?:-(?:g\d+|asym|sym|wasym|wsym|kvasym|kvsym))*)")
 FULL = 16
+"""The number of bits that means: left in the model's dtype."""
 NARROW = 4
 """Bits up to which one level more, or scales that fit their codes, are worth having."""
-"""The number of bits that means: left in the model's dtype."""
 NO_SHIFT = "none"
 KEY_SHIFTS = ("mean", NO_SHIFT)
 """What can be subtracted from keys before the cache rounds them (dfrot/quant/key_shift.py)."""
