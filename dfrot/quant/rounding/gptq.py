@@ -114,9 +114,8 @@ def searched_group(scheme: QuantScheme, options: AlgorithmOptions, size: int) ->
     group = scheme.w_group
     if not options.search_scales or scheme.w_bits > NARROW or not 0 < group < size or BLOCK % group:
         return 0
-    return (
-        group if scheme.number_format == INTEGERS or (scheme.number_format, options.group_scales) == (NVFP4, MSE) else 0
-    )
+    kind = scheme.number_format
+    return group if kind == INTEGERS or (kind == NVFP4 and options.group_scales == MSE) else 0
 
 
 def solve(
