@@ -75,7 +75,7 @@ def plan_effort(
             file=calibration.path,
         )
     steps = {} if chosen.tune_steps is None else {"steps": chosen.tune_steps}
-    settings = TuneSettings(dataset=dataset, seed=int(calibrated.get("seed", 0)), **steps)
+    settings = TuneSettings(dataset=dataset, seed=int(calibrated.get("seed", 0)), **steps).for_scheme(chosen.scheme)
     tokenizer = load_tokenizer(checkpoint.path)
     try:
         text = load_text(dataset, "train", tokenizer)

@@ -52,6 +52,7 @@ def plan_tuning(model: Path, teacher: Path, settings: TuneSettings) -> TunePlan:
     Raises InputError for a model that is not packed, a teacher that is, or a text that is too short; UnsupportedError
     where gradients do not reach; MismatchError for vocabularies that differ."""
     student, scheme = _open_student(model)
+    settings = settings.for_scheme(scheme)
     reference, config = check_folder(teacher)
     if config is not None and config.scheme is not None:
         raise InputError(

@@ -65,7 +65,7 @@ class TuneTrainer:
             progress("tune", step, settings.steps)
             windows = self.tokens[step * settings.batch : (step + 1) * settings.batch]
             self._add_gradients(windows)
-            norm = self._step(rate(step, settings.steps, settings.lr))
+            norm = self._step(rate(step, settings.steps, settings.rate))
             if not math.isfinite(norm):
                 raise InputError(f"the gradient became NaN or Inf at step {step}; lower `lr`", field="lr")
             if (step + 1) % every == 0 or step + 1 == settings.steps:
