@@ -92,8 +92,8 @@ float value_at(const void* x, int64_t type, int64_t i) {
   return value;
 }
 
-// Runs product(out) with the scalar code and with the chosen set, and compares: no further apart than one rounding of
-// the output and 1e-5 of `size`, the sum of the sizes of the terms of each output.
+// Runs product(out) with the scalar code and with the chosen set, and compares: no further apart than one step of the
+// output's type and 1e-5 of `size`, the sum of the sizes of the terms of each output.
 template <typename Product>
 void compare(const char* name, int64_t type, const std::vector<double>& size, Product product) {
   const int64_t count = int64_t(size.size());
@@ -102,7 +102,7 @@ void compare(const char* name, int64_t type, const std::vector<double>& size, Pr
   report(name, product(plain.data()), plain);
   dfq_set_isa(wanted_isa);
   const int status = product(found.data());
-  const double unit = type == DFQ_FLOAT32 ? 0.0 : type == DFQ_BFLOAT16 ? 0x1p-8 : 0x1p-11;
+  const double unit = type == DFQ_FLOAT32 ? 0.0 : type == DFQ_BFLOAT16 ? 0x1p-7 : 0x1p-10;
   for (int64_t i = 0; i < count; ++i) {
     const double a = value_at(plain.data(), type, i), b = value_at(found.data(), type, i);
     if (status == DFQ_OK && std::fabs(a - b) <= unit * 1.01 * std::fabs(a) + 1e-5 * size[i]) continue;
