@@ -38,6 +38,12 @@ def test_settings_become_options_of_the_command(names: tuple[str, ...], message:
     assert with_flags(message, command(*names)) == shown
 
 
+def test_settings_of_earlier_stages_become_their_options() -> None:
+    message = "rotate with `online=False`, or quantize with `keep=q_proj`; `keep` and `lm_head` stay"
+    shown = "rotate with --no-online, or quantize with --keep q_proj; `keep` and `lm_head` stay"
+    assert with_flags(message, command("export"), lambda: (command("rotate"), command("quantize"))) == shown
+
+
 def test_without_a_command_the_message_stays() -> None:
     assert with_flags("`seqlen` 3", None) == "`seqlen` 3"
 
