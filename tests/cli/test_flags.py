@@ -53,6 +53,14 @@ def test_without_a_command_the_message_stays() -> None:
     [
         (("rotate", "--model", "x", "--out", "y", "--rounds", "-1"), "Error: --rounds -1: must be at least 0"),
         (
+            ("generate", "--model", "x", "--prompt", "y", "--threads", "100000"),
+            "Error: --threads 100000: must be between 0 and 1024",
+        ),
+        (
+            ("rotate", "--model", "x", "--out", "y", "--processes", "5000"),
+            "Error: --processes 5000: must be between 1 and 1024",
+        ),
+        (
             ("rotate", "--model", "x", "--out", "y", "--gamma", "much"),
             "Error: --gamma 'much': must be auto or a number",
         ),
