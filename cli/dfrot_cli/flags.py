@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 
 import click
 
@@ -30,12 +31,19 @@ def find(command: click.Command, name: str) -> click.Parameter | None:
     return next(iter([*named, *of_field]), None)
 
 
-def with_flags(message: str, command: click.Command | None) -> str:
+def with_flags(
+    message: str, command: click.Command | None, earlier: Callable[[], Iterable[click.Command]] = tuple
+) -> str:
     """`message` with every setting that `command` has an option for, `name` or `name=value` in backticks, written as
-    that option."""
+    that option.
+
+    earlier: the commands of earlier stages, whose options a message may ask for (`online=False` of a rotation)."""
 
     def written(match: re.Match[str]) -> str:
         param = None if command is None else find(command, match[1])
+        if param is None and command is not None and match[2] is not None:
+            found = (find(other, match[1]) for other in earlier())
+            param = next((option for option in found if option is not None), None)
         return match[0] if param is None else flag_of(param, match[2])
 
     return _NAME.sub(written, message)

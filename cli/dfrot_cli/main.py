@@ -57,7 +57,11 @@ class Main(LazyGroup):
                 _fail(f"{error.filename}: {error.strerror}; choose another place, or mend this one", 2)
             if not isinstance(error, DfqError):
                 raise
-            _fail(with_flags(str(error), ctx.meta.get(COMMAND)), error.exit_code)
+            _fail(with_flags(str(error), ctx.meta.get(COMMAND), lambda: self._earlier(ctx)), error.exit_code)
+
+    def _earlier(self, ctx: click.Context) -> list[click.Command]:
+        """The commands that make what others read."""
+        return [command for name in ("rotate", "quantize") if (command := self.get_command(ctx, name)) is not None]
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

@@ -86,7 +86,9 @@ class _Refusal:
 def target_of(name: str) -> ExportTarget:
     """Look up a target. Raises UnsupportedError that names the known ones."""
     if name not in TARGETS:
-        raise UnsupportedError(f"`to={name}`: unknown format; use one of {', '.join(TARGETS)}", field="to")
+        raise UnsupportedError(
+            f"`to={name}`: unknown format; use one of {', '.join(TARGETS)}, or name an engine with `engine`", field="to"
+        )
     return TARGETS[name]
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+COLD, COLDEST = 1e-4, 1e-30  # temperatures below which scores are shifted first; below which float32 has none
+
 
 class LogitsProcessor(Protocol):
     """A logits processor in transformers' form: (ids int64 [1, n], scores float32 [1, V]) -> scores float32 [1, V]."""
@@ -77,7 +79,10 @@ class Sampling:
         """The distribution float32 [V] that is sampled behind `prefix`."""
         import torch
 
-        scores = self.processed(logits, prefix) / self.temperature
+        scores = self.processed(logits, prefix)
+        if self.temperature < COLD:  # quotients could be inf; of distances to the largest score they are at most 0
+            scores = scores - scores.max()
+        scores = scores / max(self.temperature, COLDEST)
         if 0 < self.top_k < len(scores):
             scores = scores.masked_fill(scores < scores.topk(self.top_k).values[-1], -torch.inf)
         if self.top_p < 1:

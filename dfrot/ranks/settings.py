@@ -14,6 +14,7 @@ class RankSettings:
     processes: int = setting(
         1,
         minimum=1,
+        maximum=1024,
         metavar="N",
         help="Processes on this machine that share the work, started as torchrun starts them. With --plan: also "
         "estimate hours for as many processes, each on a machine of its own.",

@@ -38,6 +38,12 @@ def test_settings_become_options_of_the_command(names: tuple[str, ...], message:
     assert with_flags(message, command(*names)) == shown
 
 
+def test_settings_of_earlier_stages_become_their_options() -> None:
+    message = "rotate with `online=False`, or quantize with `keep=q_proj`; `keep` and `lm_head` stay"
+    shown = "rotate with --no-online, or quantize with --keep q_proj; `keep` and `lm_head` stay"
+    assert with_flags(message, command("export"), lambda: (command("rotate"), command("quantize"))) == shown
+
+
 def test_without_a_command_the_message_stays() -> None:
     assert with_flags("`seqlen` 3", None) == "`seqlen` 3"
 
@@ -46,6 +52,14 @@ def test_without_a_command_the_message_stays() -> None:
     ("arguments", "message"),
     [
         (("rotate", "--model", "x", "--out", "y", "--rounds", "-1"), "Error: --rounds -1: must be at least 0"),
+        (
+            ("generate", "--model", "x", "--prompt", "y", "--threads", "100000"),
+            "Error: --threads 100000: must be between 0 and 1024",
+        ),
+        (
+            ("rotate", "--model", "x", "--out", "y", "--processes", "5000"),
+            "Error: --processes 5000: must be between 1 and 1024",
+        ),
         (
             ("rotate", "--model", "x", "--out", "y", "--gamma", "much"),
             "Error: --gamma 'much': must be auto or a number",

@@ -81,6 +81,11 @@ def test_wrong_usage_exits_2(dfq: Any, arguments: list[str]) -> None:
     assert "Traceback" not in ran.err
 
 
+def test_the_nearest_command_is_shown(dfq: Any) -> None:
+    assert "No such command 'qantize'. Did you mean 'quantize'?" in dfq("qantize").err
+    assert "No such command 'pl'. Did you mean 'ppl'?" in dfq("eval", "pl").err
+
+
 @pytest.mark.parametrize(("error", "code"), [(InputError("a: b;\n c"), 2), (GateError("layer 3 differs"), 1)])
 def test_expected_errors_are_one_line(
     dfq: Any, monkeypatch: pytest.MonkeyPatch, make: Any, text: Path, tmp_path: Path, error: Exception, code: int

@@ -226,3 +226,9 @@ def test_a_certain_token_is_accepted_even_if_rounding_leaves_no_residual() -> No
 def test_bad_settings_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(InputError):
         Sampling(**bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1e-38, 1e-300])
+def test_near_temperature_0_the_likeliest_token_is_certain(temperature: float) -> None:
+    p = Sampling(temperature, top_p=0.9).probabilities(torch.tensor([3.0, 700.0, 699.0, -torch.inf]), [])
+    assert p.tolist() == [0, 1, 0, 0]

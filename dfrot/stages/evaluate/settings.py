@@ -31,7 +31,7 @@ class PerplexitySettings:
     decode: int = setting(
         0, minimum=0, metavar="N", help="Also measure the speed of greedy decoding over N tokens; 0 leaves it out."
     )
-    threads: int = setting(0, minimum=0, help="CPU threads; 0 leaves the number to torch.")
+    threads: int = setting(0, minimum=0, maximum=1024, help="CPU threads; 0 leaves the number to torch.")
     device: str = setting("cpu", metavar="DEVICE", help="Device of the computation: cpu, cuda or cuda:N.")
     level: float = setting(LEVEL, above=0, below=1, help="Level of confidence intervals.")
 
