@@ -187,6 +187,8 @@ def find_local(model: str) -> Path | None:
 
 def _shipped_or_file(model: str) -> Path | None:
     """The folder for a path that exists or a model that ships; None for other names."""
+    if not model:
+        raise InputError("the model's name is empty; give a folder, a .gguf file, an alias or a hub id")
     path = Path(model).expanduser()
     if (file := gguf_file(path)) is not None:
         return gguf_folder(file)

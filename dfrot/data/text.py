@@ -109,10 +109,14 @@ def evaluation_windows(tokens: Tensor, seqlen: int) -> Tensor:
 def calibration_windows(tokens: Tensor, samples: int, seqlen: int, seed: int) -> Tensor:
     """Random windows int64 [samples, seqlen] of tokens int64 [N], at the offsets that GPTQ's public code draws.
 
-    Raises InputError for fewer than `seqlen` + 1 tokens, `samples` below 1 or a `seqlen` below 2."""
+    Raises InputError for fewer than `seqlen` + 1 tokens, `samples` below 1 or above the number of tokens, or a `seqlen`
+    below 2."""
     if samples < 1:
         raise InputError(f"`samples` {samples}: must be at least 1", field="samples", limit=1)
     length = _checked_length(tokens, seqlen, least=seqlen + 1)
+    if samples > length:
+        raise InputError(f"`samples` {samples}: the text has {length} tokens, in which no more windows begin",
+                         field="samples", limit=length)  # fmt: skip
     source = random.Random(seed)
     starts = [source.randint(0, length - seqlen - 1) for _ in range(samples)]
     return torch.stack([tokens[start : start + seqlen] for start in starts])

@@ -37,6 +37,8 @@ def fill(cache: Path, hub_id: str, files: dict[str, str]) -> Path:
 
 def test_a_folder_is_itself(tmp_path: Path) -> None:
     assert models.resolve_model(str(tmp_path)) == tmp_path
+    with pytest.raises(InputError, match="the model's name is empty"):
+        models.resolve_model("")
 
 
 def test_the_reference_model_ships() -> None:

@@ -26,7 +26,7 @@ def test_windows_are_the_beginning_of_the_text(length: int, seqlen: int) -> None
     assert length - drawn.numel() < seqlen
 
 
-@given(length=st.integers(12, 300), samples=st.integers(1, 20), seed=st.integers(0, 2**32))
+@given(length=st.integers(20, 300), samples=st.integers(1, 20), seed=st.integers(0, 2**32))
 def test_calibration_windows_are_contiguous_and_drawn_as_in_the_published_code(
     length: int, samples: int, seed: int
 ) -> None:
@@ -51,7 +51,13 @@ def test_too_short_for_calibration_names_both_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("samples", "seqlen", "message"), [(0, 10, "`samples` 0"), (1, 1, "`seqlen` 1"), (1, -4, "`seqlen` -4")]
+    ("samples", "seqlen", "message"),
+    [
+        (0, 10, "`samples` 0"),
+        (1000, 10, "`samples` 1000: the text has 100 tokens"),
+        (1, 1, "`seqlen` 1"),
+        (1, -4, "`seqlen` -4"),
+    ],
 )
 def test_senseless_sizes_are_refused(samples: int, seqlen: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
