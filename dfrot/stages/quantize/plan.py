@@ -27,6 +27,9 @@ from dfrot.stages.quantize.layout import CheckpointLayout
 from dfrot.stages.quantize.settings import DEFAULT, QUICK, QuantizeSettings
 from dfrot.vision.llava_layout import has_vision_part, vision_digest
 
+TOKENS_PER_COLUMN = 4
+"""Tokens of a calibration that GPTQ should have for every column of a linear's input."""
+
 
 @dataclass(frozen=True)
 class QuantizePlan:
@@ -58,6 +61,21 @@ class QuantizePlan:
     def propagates(self) -> bool:
         """Whether Hessians come from the partly quantized model, block by block, and not from the calibration."""
         return self.settings.propagate and algorithm(self.settings.algorithm).needs_hessian and self.rounds
+
+    @property
+    def few_tokens(self) -> str | None:
+        """What to know where GPTQ has few tokens for its widest input: it fits their noise, and may end up worse than
+        rounding (docs/results/fp4.md). Of a mixture, dense inputs alone: experts are counted one by one."""
+        if self.calibration is None or not self.propagates:
+            return None
+        width = max(self.arch.shape(tap.linears[0])[1] for tap in self.arch.taps() if tap.expert is None)
+        tokens = self.calibration.tokens().numel()
+        if tokens >= TOKENS_PER_COLUMN * width:
+            return None
+        return (
+            f"the calibration has {tokens} tokens, {tokens / width:.2g} for each of the {width} columns of the widest "
+            f"input: below {TOKENS_PER_COLUMN} GPTQ may fit their noise and lose against rounding; calibrate on more"
+        )
 
     @property
     def compensation(self) -> float:

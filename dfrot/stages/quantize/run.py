@@ -122,6 +122,7 @@ def _record(plan: QuantizePlan, linears: dict[str, Any]) -> dict[str, Any]:
         **({"key_shift": plan.config.key_shift} if plan.config.shifts_keys else {}),
         "linears": linears,
         "fallbacks": {name: stats["fallback"] for name, stats in linears.items() if "fallback" in stats},
+        **({} if plan.few_tokens is None else {"notes": [plan.few_tokens]}),
         "sizes": plan.layout.sizes(),
     }
 
