@@ -91,7 +91,7 @@ def resolved(record: Mapping[str, Any]) -> None:
 
 
 def notes(results: Sequence[Mapping[str, Any]]) -> None:
-    """On stderr, what should be known of evaluated checkpoints. results: `name` and `notes` of each."""
+    """On stderr, what should be known of checkpoints. results: `name` and `notes` of each."""
     for result in results:
         for text in result.get("notes", ()):
             note(f"note: {result['name']}: {text}")

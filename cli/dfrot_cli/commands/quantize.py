@@ -70,8 +70,7 @@ def _table(evidence: dict[str, Any], out: Path) -> None:
     linears, sizes = evidence["linears"], evidence["sizes"]
     of = "output" if any("output_error" in stats for stats in linears.values()) else "weight"
     show.hardest("linears", linears, f"{of}_error", f"squared, as a share of the {of}")
-    for text in evidence.get("notes", ()):
-        show.note(f"note: {text}")
+    show.notes([{"name": out, **evidence}])
     fallbacks = list(evidence["fallbacks"].items())
     for name, reason in fallbacks[:FALLBACKS]:
         show.note(f"{name}: rounded to nearest instead: {reason}")

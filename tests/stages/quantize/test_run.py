@@ -395,18 +395,4 @@ def test_unusable_hessians_fall_back_and_are_reported(
     assert record["linears"][Q]["algorithm"] == "gptq"
 
 
-def test_few_tokens_for_wide_inputs_are_said(model: Path, text: Path, tmp_path: Path) -> None:
-    for samples in (2, 8):
-        few = CalibrateSettings(str(text), samples=samples, seqlen=24, statistics=False)
-        calibrate(model, tmp_path / f"cal{samples}", few)
-        record = quantize(model, tmp_path / f"cal{samples}", tmp_path / f"q{samples}", settings())
-        if samples == 2:
-            (note,) = record["notes"]
-            assert note.startswith("the calibration has 48 tokens, 1 for each of the 48 columns of the widest input")
-        else:
-            assert "notes" not in record
-    rounded = settings(algorithm="rtn", key_shift="none")
-    assert "notes" not in quantize(model, None, tmp_path / "rtn", rounded)
-
-
 _factor = gptq.factor
