@@ -18,6 +18,7 @@ from dfrot.processor import fast_bfloat16
 from dfrot.quant import algorithm
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.key_shift import refuses_key_shift
+from dfrot.quant.rounding.gptq import searched_group
 from dfrot.quant.rounding.grid import RATIOS
 from dfrot.quant.rounding.quantized_rows import row_slices
 from dfrot.quant.rounding.row_panels import panel_bytes, panel_values
@@ -183,10 +184,10 @@ def _rounding(cost: StageCost, shapes: BlockShapes, tap: Tap, settings: Quantize
     cost.add(elements=layers * 4.0 * weights)
     if not hessians:
         return
-    grouped = bool(settings.scheme.w_group) and settings.scheme.w_bits <= NARROW
-    tried = PROPOSAL * (1 + len(RATIOS)) if grouped and settings.search_scales else 0.0
+    scheme = settings.scheme
+    tried = PROPOSAL * (1 + len(RATIOS)) if searched_group(scheme, settings.options(), width) else 0.0
     cost.add(columns=layers * weights * (1.0 + tried))
-    fitted = grouped and settings.fit_scales and settings.scheme.number_format == INTEGERS
+    fitted = settings.fit_scales and scheme.number_format == INTEGERS and scheme.w_bits <= NARROW and scheme.w_group
     cost.add(products32=layers * weights * width * (9.0 if fitted else 5.0))  # updates once, output errors twice
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dfrot.arch import BoundArch, Space
 from dfrot.transforms.base import BlockMaps, BlockView
-from dfrot.transforms.up_down import GROUPS, HALF, balance, energy_ratio
+from dfrot.transforms.up_down import SHARES, balance, energy_ratio
 
 
 class NormScale:
@@ -39,7 +39,7 @@ class NormScale:
             if norm in view.arch.spec.rotated_norms and moments.count:
                 readers = [weight for linear, weight in view.weights(Space.RESIDUAL) if linear.name in norm.feeds]
                 square = torch.stack([weight.square().sum(0) for weight in readers]).sum(0)
-                factor = balance(moments.square, square, GROUPS if mode == "groups" else HALF)
+                factor = balance(moments.square, square, SHARES[mode])
                 ratios.append(energy_ratio(moments.square, square, factor))
                 gain = gain * factor
             gains.append(gain)

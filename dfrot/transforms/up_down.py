@@ -20,6 +20,7 @@ LIMIT = 64.0  # the most by which a channel is scaled: weights are stored in 16 
 FLOOR = 1e-6  # of the largest channel: what is smaller counts as that
 HALF = (0.5, 0.5)  # of the logarithms of the size of activations and weights: the optimum behind a Hadamard matrix
 GROUPS = (0.3, 0.5)  # of formats with a scale per group, whose groups spare the others their outliers
+SHARES = {"rms": HALF, "groups": GROUPS}  # by mode
 
 
 class UpDown:
@@ -44,8 +45,7 @@ class UpDown:
             if mode == "max":
                 factors.append(balance(moments.peak.square(), weight.abs().amax(0).square()))
             else:
-                share = GROUPS if mode == "groups" else HALF
-                factors.append(balance(moments.square, square, share))
+                factors.append(balance(moments.square, square, SHARES[mode]))
             gains.append(energy_ratio(moments.square, square, factors[-1]))
         maps.up = torch.stack(factors)
         return {"energy": sum(gains) / max(len(gains), 1)}

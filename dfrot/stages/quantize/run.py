@@ -116,13 +116,14 @@ def _write_config(plan: QuantizePlan, folder: Path) -> None:
 
 def _record(plan: QuantizePlan, linears: dict[str, Any]) -> dict[str, Any]:
     """What `stage.json` says of the result; linears: statistics by full linear name."""
+    few_tokens = plan.few_tokens
     return {
         "scheme": plan.settings.scheme.name,
         "compensation": plan.settings.compensation,
         **({"key_shift": plan.config.key_shift} if plan.config.shifts_keys else {}),
         "linears": linears,
         "fallbacks": {name: stats["fallback"] for name, stats in linears.items() if "fallback" in stats},
-        **({} if plan.few_tokens is None else {"notes": [plan.few_tokens]}),
+        **({} if few_tokens is None else {"notes": [few_tokens]}),
         "sizes": plan.layout.sizes(),
     }
 

@@ -66,3 +66,10 @@ def text(tmp_path: Path) -> str:
     path = tmp_path / "text.txt"
     path.write_text("".join(f"line {n}: the square of {n} is {n * n}.\n" for n in range(200)))
     return str(path)
+
+
+@pytest.fixture
+def logits(readings: Any) -> Callable[[Path], torch.Tensor]:
+    """logits(folder): of 40 tokens, as dfq reads the folder block by block."""
+    tokens = torch.arange(40).reshape(1, 40) * 5
+    return lambda folder: readings.dfq_logits(folder, tokens)

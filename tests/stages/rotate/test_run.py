@@ -8,27 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from dfrot.arch import open_described
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import ExistsError, GateError, InputError, MismatchError, ResourceError, UnsupportedError
 from dfrot.quant.config import DfqConfig
 from dfrot.rotation.rotation import ROTATION_FILE, Rotation, load_rotations
-from dfrot.runtime.block_runner import BlockRunner
 from dfrot.runtime.load import load_model
 from dfrot.stages.rotate import run as stage_module
 from dfrot.stages.rotate.run import plan, rotate
 from dfrot.stages.rotate.settings import RotateSettings
 
 Make = Callable[..., Path]
+Logits = Callable[[Path], torch.Tensor]
 TOKENS = torch.arange(40).reshape(1, 40) * 5
-
-
-def logits(folder: Path) -> torch.Tensor:
-    runner = BlockRunner(*open_described(folder))
-    hidden = runner.embed(TOKENS)
-    for layer in range(runner.arch.n_layers):
-        hidden = runner.run(runner.block(layer), hidden)
-    return runner.logits(hidden)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -37,7 +28,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("method", ["dfrot", "hadamard", "orthogonal"])
 @pytest.mark.parametrize("online", [True, False])
-def test_rotated_folder_is_the_same_model(make: Make, text: str, tmp_path: Path, method: str, online: bool) -> None:
+def test_rotated_folder_is_the_same_model(
+    make: Make, text: str, tmp_path: Path, logits: Logits, method: str, online: bool
+) -> None:
     model, out = make(dtype=torch.float32), tmp_path / "out"
     record = rotate(model, out, RotateSettings(method, text, seqlen=64, rounds=3, online=online))
     assert torch.allclose(logits(out), logits(model), rtol=1e-3, atol=1e-4)
@@ -134,7 +127,7 @@ def test_r4_block_is_taken(make: Make, tmp_path: Path) -> None:
         rotate(tmp_path / "model", tmp_path / "no", RotateSettings("hadamard", None, r4_block=18))
 
 
-def test_rotations_in_blocks_mix_nothing_across_their_borders(make: Make, tmp_path: Path) -> None:
+def test_rotations_in_blocks_mix_nothing_across_their_borders(make: Make, tmp_path: Path, logits: Logits) -> None:
     model = make(dtype=torch.float32)
     record = rotate(model, tmp_path / "out", RotateSettings("hadamard", None, block=8))
     assert torch.allclose(logits(tmp_path / "out"), logits(model), rtol=1e-3, atol=1e-4)

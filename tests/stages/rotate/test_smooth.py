@@ -14,33 +14,24 @@ from dfrot.checkpoint import Checkpoint
 from dfrot.quant.config import DfqConfig
 from dfrot.rotation.rotation import ROTATION_FILE
 from dfrot.rotation.transforms import TRANSFORMS_FILE, Transforms
-from dfrot.runtime.block_runner import BlockRunner
 from dfrot.stages.rotate.run import plan, rotate
 from dfrot.stages.rotate.settings import RotateSettings
 
 Make = Callable[..., Path]
+Logits = Callable[[Path], torch.Tensor]
 KINDS = {
     "phi3": {"pad_token_id": 0},
     "gemma2": {"head_dim": 8},
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
 }
-TOKENS = torch.arange(40).reshape(1, 40) * 5
 
 
 def settings(text: str, *names: str) -> RotateSettings:
     return RotateSettings("smooth", text, seqlen=48, transform=names or ("auto",), transform_windows=2)
 
 
-def logits(folder: Path) -> torch.Tensor:
-    runner = BlockRunner(*open_described(folder))
-    hidden = runner.embed(TOKENS)
-    for layer in range(runner.arch.n_layers):
-        hidden = runner.run(runner.block(layer), hidden)
-    return runner.logits(hidden)
-
-
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "phi3", "gemma2", "olmo2", "qwen3_moe"])
-def test_it_keeps_the_model(make: Make, text: str, tmp_path: Path, model_type: str) -> None:
+def test_it_keeps_the_model(make: Make, text: str, tmp_path: Path, logits: Logits, model_type: str) -> None:
     model = make(dtype=torch.float32, model_type=model_type, **KINDS.get(model_type, {}))
     out = tmp_path / "out"
     record = rotate(model, out, settings(text))
@@ -61,7 +52,7 @@ def test_it_keeps_the_model(make: Make, text: str, tmp_path: Path, model_type: s
     assert record["gate"]["logits"]["relative_error"] < 1e-3
 
 
-def test_channels_become_more_alike(make: Make, text: str, tmp_path: Path) -> None:
+def test_channels_become_more_alike(make: Make, text: str, tmp_path: Path, logits: Logits) -> None:
     """A gain that is far larger than the others makes an outlier channel, which the new gain takes back in part."""
     model = make(dtype=torch.float32)
     file = next(model.glob("*.safetensors"))

@@ -10,13 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from dfrot.arch import open_described
 from dfrot.checkpoint import Checkpoint
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.quant.scheme import QuantScheme
 from dfrot.rotation.fuse import Fuser
 from dfrot.rotation.transforms import TRANSFORMS_FILE, Transforms
-from dfrot.runtime.block_runner import BlockRunner
 from dfrot.runtime.load import load_model
 from dfrot.stages.quantize.run import quantize
 from dfrot.stages.quantize.settings import QuantizeSettings
@@ -25,6 +23,7 @@ from dfrot.stages.rotate.settings import RotateSettings
 from dfrot.transforms import TRANSFORMS
 
 Make = Callable[..., Path]
+Logits = Callable[[Path], torch.Tensor]
 BESIDE_ROTATIONS = [name for name in TRANSFORMS if name != "norm-scale"]
 TOKENS = torch.arange(40).reshape(1, 40) * 5
 
@@ -33,20 +32,14 @@ def settings(text: str, *names: str, **changes: Any) -> RotateSettings:
     return RotateSettings("hadamard", text, seqlen=48, transform=names, transform_windows=2, **changes)
 
 
-def logits(folder: Path) -> torch.Tensor:
-    runner = BlockRunner(*open_described(folder))
-    hidden = runner.embed(TOKENS)
-    for layer in range(runner.arch.n_layers):
-        hidden = runner.run(runner.block(layer), hidden)
-    return runner.logits(hidden)
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3"])
-def test_every_transform_keeps_the_model(make: Make, text: str, tmp_path: Path, model_type: str) -> None:
+def test_every_transform_keeps_the_model(
+    make: Make, text: str, tmp_path: Path, logits: Logits, model_type: str
+) -> None:
     model, out = make(dtype=torch.float32, model_type=model_type), tmp_path / "out"
     record = rotate(model, out, settings(text, *reversed(BESIDE_ROTATIONS)))
     assert torch.allclose(logits(out), logits(model), rtol=1e-3, atol=1e-4)
@@ -60,7 +53,7 @@ def test_every_transform_keeps_the_model(make: Make, text: str, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("name", BESIDE_ROTATIONS)
-def test_each_mode_keeps_the_model(make: Make, text: str, tmp_path: Path, name: str) -> None:
+def test_each_mode_keeps_the_model(make: Make, text: str, tmp_path: Path, logits: Logits, name: str) -> None:
     model = make(dtype=torch.float32)
     for mode in TRANSFORMS[name].modes:
         out = tmp_path / mode
@@ -130,7 +123,9 @@ def test_the_plan_names_them(make: Make, text: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["hadamard", "dfrot"])
-def test_an_aligned_rotation_keeps_the_model(make: Make, text: str, tmp_path: Path, method: str) -> None:
+def test_an_aligned_rotation_keeps_the_model(
+    make: Make, text: str, tmp_path: Path, logits: Logits, method: str
+) -> None:
     model, out = make(dtype=torch.float32), tmp_path / "out"
     record = rotate(model, out, RotateSettings(method, text, seqlen=64, rounds=2, align=True))
     assert torch.allclose(logits(out), logits(model), rtol=1e-3, atol=1e-4)
@@ -143,7 +138,7 @@ def test_an_aligned_rotation_keeps_the_model(make: Make, text: str, tmp_path: Pa
     assert torch.equal(Checkpoint.open(out).read("model.layers.1.post_attention_layernorm.weight"), signs[1, 1].float())
 
 
-def test_align_and_transforms_share_a_file(make: Make, text: str, tmp_path: Path) -> None:
+def test_align_and_transforms_share_a_file(make: Make, text: str, tmp_path: Path, logits: Logits) -> None:
     model, out = make(dtype=torch.float32), tmp_path / "out"
     rotate(model, out, settings(text, "up-down", align=True))
     stored = Transforms.load(out / TRANSFORMS_FILE)
@@ -161,7 +156,7 @@ def test_align_is_refused_where_nothing_absorbs_it(make: Make, text: str) -> Non
         plan(make(model_type="olmo2"), RotateSettings("hadamard", text, align=True))
 
 
-def test_the_packed_model_equals_its_simulation(make: Make, text: str, tmp_path: Path) -> None:
+def test_the_packed_model_equals_its_simulation(make: Make, text: str, tmp_path: Path, logits: Logits) -> None:
     """Gains of either sign, biases that were not there before: the native decoder takes them."""
     model, rotated = make(dtype=torch.float32), tmp_path / "rotated"
     rotate(model, rotated, settings(text, *BESIDE_ROTATIONS, align=True))
