@@ -18,11 +18,11 @@ from dfrot.processor import fast_bfloat16
 from dfrot.quant import algorithm
 from dfrot.quant.config import DfqConfig
 from dfrot.quant.key_shift import refuses_key_shift
-from dfrot.quant.rounding.gptq import searched_group
+from dfrot.quant.rounding.gptq import fits_scales, searched_group
 from dfrot.quant.rounding.grid import RATIOS
 from dfrot.quant.rounding.quantized_rows import row_slices
 from dfrot.quant.rounding.row_panels import panel_bytes, panel_values
-from dfrot.quant.scheme import FULL, INTEGERS, NARROW
+from dfrot.quant.scheme import FULL, INTEGERS
 from dfrot.runtime.transformers_model import TOKENS
 from dfrot.stages.calibrate.settings import CalibrateSettings
 from dfrot.stages.quantize.compensate import error_size, moment_bytes
@@ -187,7 +187,7 @@ def _rounding(cost: StageCost, shapes: BlockShapes, tap: Tap, settings: Quantize
     scheme = settings.scheme
     tried = PROPOSAL * (1 + len(RATIOS)) if searched_group(scheme, settings.options(), width) else 0.0
     cost.add(columns=layers * weights * (1.0 + tried))
-    fitted = settings.fit_scales and scheme.number_format == INTEGERS and scheme.w_bits <= NARROW and scheme.w_group
+    fitted = fits_scales(scheme, settings.options(), width)
     cost.add(products32=layers * weights * width * (9.0 if fitted else 5.0))  # updates once, output errors twice
 
 

@@ -18,14 +18,6 @@ from dfrot.stages.rotate.gate import LOGIT_TOKENS
 from dfrot.stages.rotate.plan import GATE_TOKENS, RotatePlan, plan_unread
 from dfrot.stages.rotate.settings import RotateSettings
 
-MAPS = {
-    "norm-scale": ("norm",),
-    "up-down": ("up",),
-    "head-whiten": ("value",),
-    "head-scale": ("value",),
-    "key-scale": ("key",),
-}
-"""Transform -> the tensors of transforms.safetensors that it makes, where they have a size of note."""
 EIGENVALUES = 25.0  # FLOPs of a symmetric eigendecomposition over K^3, at the rate of factors
 ELEMENTWISE = 40.0  # values that rounding a row with gradients touches, per channel
 
@@ -38,7 +30,7 @@ def rotate_cost(checkpoint: Checkpoint, arch: BoundArch, settings: RotateSetting
     shapes = BlockShapes(arch, itemsize)
     weights = sum(tensor.nbytes for tensor in plan.layout().plan())
     maps = Transforms().shapes(arch)
-    names = {name for transform, _ in plan.transforms for name in MAPS.get(transform.name, ())}
+    names = {name for transform, _ in plan.transforms for name in transform.fills}
     names |= {"norm"} if plan.settings.align else set()
     extra = plan.rotation_bytes + sum(8 * math.prod(maps[name]) for name in names if name in maps)
     cost.disk = weights + extra

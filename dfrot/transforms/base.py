@@ -84,6 +84,8 @@ class FreeTransform(Protocol):
     """What `NAME:MODE` calls it."""
     modes: tuple[str, ...]
     """Its variants; the first is the default."""
+    fills: tuple[str, ...]
+    """The maps it makes, as `BlockMaps` names them."""
 
     def refuses(self, arch: BoundArch) -> str | None:
         """Why an architecture cannot have it, or None."""

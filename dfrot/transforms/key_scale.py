@@ -24,6 +24,7 @@ class KeyScale:
 
     name = "key-scale"
     modes: tuple[str, ...] = ("product",)
+    fills: tuple[str, ...] = ("key",)
 
     def refuses(self, arch: BoundArch) -> str | None:
         """As `FreeTransform.refuses`."""

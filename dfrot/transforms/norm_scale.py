@@ -22,6 +22,7 @@ class NormScale:
 
     name = "norm-scale"
     modes: tuple[str, ...] = ("groups", "rms")
+    fills: tuple[str, ...] = ("norm",)
 
     def refuses(self, arch: BoundArch) -> str | None:
         """As `FreeTransform.refuses`."""

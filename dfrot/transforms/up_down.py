@@ -28,6 +28,7 @@ class UpDown:
 
     name = "up-down"
     modes: tuple[str, ...] = ("rms", "max", "groups")
+    fills: tuple[str, ...] = ("up",)
 
     def refuses(self, arch: BoundArch) -> str | None:
         """As `FreeTransform.refuses`."""

@@ -31,6 +31,7 @@ class HeadCenter:
 
     name = "head-center"
     modes: tuple[str, ...] = ("output", "values")
+    fills: tuple[str, ...] = ("value_shift",)
 
     def refuses(self, arch: BoundArch) -> str | None:
         """As `FreeTransform.refuses`."""
@@ -52,6 +53,7 @@ class HeadScale:
 
     name = "head-scale"
     modes: tuple[str, ...] = ("product", "rms")
+    fills: tuple[str, ...] = ("value",)
 
     def refuses(self, arch: BoundArch) -> str | None:
         """As `FreeTransform.refuses`."""
@@ -73,6 +75,7 @@ class HeadWhiten:
 
     name = "head-whiten"
     modes: tuple[str, ...] = ("joint", "output")
+    fills: tuple[str, ...] = ("value",)
 
     def refuses(self, arch: BoundArch) -> str | None:
         """As `FreeTransform.refuses`."""

@@ -17,14 +17,15 @@ class _Fp4Product(torch.autograd.Function):
     rounding straight through, in a product of bfloat16 where the processor has them."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, linear: Fp4Linear, low: Tensor) -> Tensor:
-        ctx.low = low
+    def forward(ctx: Any, rows: Tensor, linear: Fp4Linear) -> Tensor:
+        ctx.linear = linear
         assert linear.decoded is not None
         return linear.product_beside_sinks(rows, linear.decoded)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return (gradient.to(ctx.low.dtype) @ ctx.low).float(), None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        low = gradient.to(gradient_dtype())
+        return (low @ ctx.linear.decoded.to(low.dtype)).float(), None
 
 
 class TrainableFp4Linear(nn.Module):
@@ -34,12 +35,10 @@ class TrainableFp4Linear(nn.Module):
         """module: of a model in float32."""
         super().__init__()
         self.module = module.requires_grad_(False)
-        assert module.decoded is not None
-        self.low = module.decoded.to(gradient_dtype())
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] -> float32 [..., N]."""
-        out: Tensor = _Fp4Product.apply(self.module.rows(x.float()), self.module, self.low)  # type: ignore[no-untyped-call]
+        out: Tensor = _Fp4Product.apply(self.module.rows(x.float()), self.module)  # type: ignore[no-untyped-call]
         if self.module.bias is not None:
             out = out + self.module.bias.float()
         return out.view(*x.shape[:-1], self.module.plan.rows)

@@ -118,6 +118,12 @@ def searched_group(scheme: QuantScheme, options: AlgorithmOptions, size: int) ->
     return group if kind == INTEGERS or (kind == NVFP4 and options.group_scales == MSE) else 0
 
 
+def fits_scales(scheme: QuantScheme, options: AlgorithmOptions, size: int) -> bool:
+    """Whether the scales of rows of `size` columns are fitted once their codes stand: integers, several to a row."""
+    narrow = scheme.number_format == INTEGERS and scheme.w_bits <= NARROW
+    return options.fit_scales and narrow and 0 < scheme.w_group < size
+
+
 def solve(
     weight: Tensor, grid: WeightGrid, factor: Factor, group: int = 0, signed: bool = True
 ) -> tuple[Tensor, WeightGrid, Tensor]:
@@ -185,11 +191,11 @@ def _solve_ranges(
 
 
 def _quantize_rows(
-    weight: Tensor, hessian: Tensor, grid: WeightGrid, factor: Factor, options: AlgorithmOptions, group: int
+    weight: Tensor, hessian: Tensor, grid: WeightGrid, factor: Factor, scheme: QuantScheme, options: AlgorithmOptions
 ) -> QuantizedRows:
-    """Quantize rows float32 [n, K] on a grid that was fixed beforehand, but for scales of groups that are searched.
-    group: as for `solve`."""
-    source = weight
+    """Quantize rows float32 [n, K] on a grid that was fixed beforehand, but for scales of groups that are searched or
+    fitted."""
+    source, group = weight, searched_group(scheme, options, weight.shape[1])
     if bool(factor.dead.any()):
         weight = weight.masked_fill(factor.dead, 0.0)  # the inputs of these columns are always 0
     codes, chosen, damped = _solve_ranges(weight, grid, factor, options, group)
@@ -204,7 +210,7 @@ def _quantize_rows(
         codes[worse] = nearest[worse]
         undamped = torch.where(worse, rounding, undamped)
         chosen = chosen.mixed(worse, grid)
-    if options.fit_scales and isinstance(chosen, Grid) and chosen.bits <= NARROW and chosen.scale.shape[1] > 1:
+    if isinstance(chosen, Grid) and fits_scales(scheme, options, weight.shape[1]):
         scale, undamped = fitted_scales(source, hessian, factor.added, chosen, codes, undamped)
         chosen = replace(chosen, scale=scale)
     distance = squares(source - chosen.decode(codes))
@@ -237,7 +243,7 @@ def quantize_together(
     own = []
     for tile in ranks.own(row_slices(*stacked.shape)):
         grid = rtn.grid_for(stacked[tile], scheme, options, peak)
-        own.append(_quantize_rows(stacked[tile], task["hessian"], grid, factored, options, group).to_plain())
+        own.append(_quantize_rows(stacked[tile], task["hessian"], grid, factored, scheme, options).to_plain())
     rows = QuantizedRows.joined([QuantizedRows.from_plain(part) for part in ranks.everyones(own)])
     results, begin = [], 0
     for height in heights:

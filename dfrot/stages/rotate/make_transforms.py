@@ -36,7 +36,7 @@ def make_transforms(
             records = [significant(transform.solve(view, maps, mode)) for transform, mode in plan.transforms]
             solved[layer] = [vars(maps), records]
 
-        norms = any(transform.name == "norm-scale" for transform, _ in plan.transforms)
+        norms = any("norm" in transform.fills for transform, _ in plan.transforms)
         visit_blocks(BlockRunner(plan.checkpoint, plan.arch), plan.moment_tokens, solve, progress, ranks, norms)
         layers = [item for _, item in sorted(item for part in ranks.gather(solved) for item in part.items())]
         report: dict[str, Any] = {}

@@ -79,7 +79,7 @@ class RotatePlan:
     @property
     def adds_biases(self) -> bool:
         """Whether attention gets biases, which `config.json` must announce."""
-        return any(transform.name == "head-center" for transform, _ in self.transforms)
+        return any("value_shift" in transform.fills for transform, _ in self.transforms)
 
     @property
     def gated(self) -> bool:
@@ -209,9 +209,9 @@ def _transforms(arch: BoundArch, settings: RotateSettings, config_file: str) -> 
             raise UnsupportedError(
                 f"{config_file}: {reason}; leave `transform={transform.name}` out", field="transform", file=config_file
             )
-        if transform.name == "norm-scale" and settings.method != SMOOTH:
+        if "norm" in transform.fills and settings.method != SMOOTH:
             raise InputError(
-                "`transform`: norm-scale tells channels apart that R1 mixes; take `method=smooth`",
+                f"`transform`: {transform.name} tells channels apart that R1 mixes; take `method=smooth`",
                 field=("transform", "method"),
             )
         chosen[transform.name] = (transform, mode)

@@ -50,7 +50,7 @@ def plan_tuning(model: Path, teacher: Path, settings: TuneSettings) -> TunePlan:
     """Open both checkpoints and draw the windows.
 
     Raises InputError for a model that is not packed, a teacher that is, or a text that is too short; UnsupportedError
-    where gradients do not reach; MismatchError for vocabularies that differ."""
+    where gradients do not reach; MismatchError for models of other shapes."""
     student, scheme = _open_student(model)
     settings = settings.for_scheme(scheme)
     reference, config = check_folder(teacher)
@@ -58,11 +58,8 @@ def plan_tuning(model: Path, teacher: Path, settings: TuneSettings) -> TunePlan:
         raise InputError(
             f"{teacher}: is quantized itself; give the 16-bit checkpoint as `teacher`", field="teacher", file=teacher
         )
-    vocab = describe(student.config).vocab_size
-    if describe(reference.config).vocab_size != vocab:
-        raise MismatchError(
-            f"{teacher}: has another vocabulary than {model}; give the checkpoint that it was made from", file=teacher
-        )
+    if (other := _other_shape(describe(student.config), describe(reference.config))) is not None:
+        raise MismatchError(f"{teacher}: {other} {model}; give the checkpoint that it was made from", file=teacher)
     tokenizer = load_tokenizer(student.path)
     text = load_text(settings.dataset, "train", tokenizer)
     request = {
@@ -80,6 +77,14 @@ def tuning_windows(text: Text, tokenizer: Any, settings: TuneSettings) -> Tensor
     is too short."""
     count = settings.steps * settings.batch + settings.held_out
     return calibration_windows(encode(tokenizer, text.text), count, settings.seqlen, settings.seed + SEED_OFFSET)
+
+
+def _other_shape(student: BoundArch, teacher: BoundArch) -> str | None:
+    """What shows that the student was not made from the teacher, up to the word "than"; None where nothing does."""
+    if student.vocab_size != teacher.vocab_size:
+        return "has another vocabulary than"
+    shapes = ((arch.n_layers, arch.n_heads, arch.n_kv_heads, arch.head_dim, arch.sizes) for arch in (student, teacher))
+    return "has other shapes than" if next(shapes) != next(shapes) else None
 
 
 def _open_student(model: Path) -> tuple[Checkpoint, QuantScheme]:

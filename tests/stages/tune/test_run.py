@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -160,6 +161,10 @@ def test_what_cannot_be_tuned_is_refused(packed: Path, tmp_path: Path) -> None:
     LlamaForCausalLM(LlamaConfig(vocab_size=32, **sizes)).save_pretrained(tmp_path / "other")
     with pytest.raises(MismatchError, match="has another vocabulary"):
         tune(packed / "packed", tmp_path / "other", out, QUICK)
+    vocabulary = json.loads((teacher / "config.json").read_text())["vocab_size"]
+    LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **sizes)).save_pretrained(tmp_path / "smaller")
+    with pytest.raises(MismatchError, match="has other shapes than"):
+        tune(packed / "packed", tmp_path / "smaller", out, QUICK)
     assert not out.exists()
 
 
