@@ -15,8 +15,9 @@ from dfrot.rotation.transforms import Transforms
 from dfrot.runtime.transformers_model import TOKENS
 from dfrot.stages.rotate import collect_outputs, collect_rows
 from dfrot.stages.rotate.gate import LOGIT_TOKENS
-from dfrot.stages.rotate.plan import GATE_TOKENS, RotatePlan, plan_unread
+from dfrot.stages.rotate.plan import RotatePlan, plan_unread
 from dfrot.stages.rotate.settings import RotateSettings
+from dfrot.stages.rotate.windows import GATE_TOKENS
 
 EIGENVALUES = 25.0  # FLOPs of a symmetric eigendecomposition over K^3, at the rate of factors
 ELEMENTWISE = 40.0  # values that rounding a row with gradients touches, per channel
@@ -40,6 +41,8 @@ def rotate_cost(checkpoint: Checkpoint, arch: BoundArch, settings: RotateSetting
         shapes.run_head(cost, 2 * TOKENS, plain=True)
     if plan.rotates and (plan.settings.method == "dfrot" or plan.settings.align):
         _refinement(cost, shapes, plan)
+    if settings.learn:
+        cost.notes.append("learning (learn) is not counted")
     if plan.transforms:
         tokens = plan.settings.transform_windows * plan.settings.seqlen
         with cost.shared(plan.settings.transform_windows, exchanges=arch.n_layers, loads=False):

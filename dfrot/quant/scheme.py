@@ -24,6 +24,9 @@ FP4_GROUPS = {NVFP4: 16, MXFP4: 32}
 """Columns that share a scale in the formats of FP4."""
 MOST_SINKS = 4096
 """The most leading positions that can stay in full precision: their states are kept beside the cache."""
+SINK_TOKENS = 4
+"""The default number of them beside 4-bit activations on asymmetric grids: errors of the first tokens reach all others
+through attention (docs/results/ingredients.md)."""
 MIN_CLIP = 0.1
 """The smallest clip ratio: below it hardly any value would be inside the range."""
 LOW_BIT_CLIP = 0.85

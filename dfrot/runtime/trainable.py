@@ -53,15 +53,6 @@ class TrainableModel:
         parameter.requires_grad_(True)
         self.parameters[name.replace(".", "/")] = parameter
 
-    def halve_tables(self) -> None:
-        """Keep embedding and head, which the checkpoint stores in bfloat16, in that dtype, where they are not packed.
-        The embedding's rows are float32 all the same; the head multiplies in bfloat16."""
-        embed, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
-        for module in (embed, head):
-            if type(module) in (nn.Embedding, nn.Linear):
-                module.weight.data = module.weight.data.bfloat16()
-        embed.register_forward_hook(lambda module, args, rows: rows.float())
-
     def tensors(self) -> dict[str, Tensor]:
         """What the checkpoint stores of everything that learns, by tensor name: scales bfloat16, gains in their stored
         dtype."""
@@ -70,6 +61,16 @@ class TrainableModel:
             norm = self.model.get_submodule(name)
             tensors[f"{name}.weight"] = norm.weight.detach().to(norm.parametrizations.weight[0].dtype)
         return tensors
+
+
+def halve_tables(model: Any) -> None:
+    """Keep embedding and head of a model in float32 in bfloat16, as its checkpoint stores them, where they are not
+    packed. The embedding's rows are float32 all the same; the head multiplies in bfloat16."""
+    embed, head = model.get_input_embeddings(), model.get_output_embeddings()
+    for module in (embed, head):
+        if type(module) in (nn.Embedding, nn.Linear):
+            module.weight.data = module.weight.data.bfloat16()
+    embed.register_forward_hook(lambda module, args, rows: rows.float())
 
 
 def _use_trainable_attention(model: Any, arch: BoundArch) -> None:

@@ -45,6 +45,26 @@ def test_any_number_of_ranks(
         same(tmp_path / "one", tmp_path / f"of{size}")
 
 
+SHORT_WINDOWS = """
+from functools import partial
+import dfrot.stages.rotate.windows as windows
+windows.LEARN_HELD_OUT = 2
+windows.TuneSettings = partial(windows.TuneSettings, batch=3, seqlen=48)
+"""
+
+
+@pytest.mark.slow  # three runs
+def test_ranks_learn_r1_together(
+    small_llama: Callable[..., Path], text_file: Path, tmp_path: Path, run: Run, same: Same
+) -> None:
+    model = small_llama()
+    for size in (1, 2, 3):
+        arguments = rotate(model, text_file, tmp_path / f"of{size}", *WAYS["outputs"], "--learn", 2)
+        run(size, *arguments, code=SHORT_WINDOWS)
+    for size in (2, 3):
+        same(tmp_path / "of1", tmp_path / f"of{size}")
+
+
 @pytest.mark.slow  # three runs
 @pytest.mark.parametrize(("victim", "unit"), [(0, "rotation"), (1, "transforms"), (1, "model.layers.0")])
 def test_a_killed_run_goes_on_with_another_number(

@@ -77,6 +77,9 @@ def _summary(evidence: dict[str, Any]) -> dict[str, Any]:
         rows["massive error"] = f"{refined['massive_error_start']:.4g} -> {refined['massive_error']:.4g}"
         rows["common error"] = f"{refined['common_error_start']:.4g} -> {refined['common_error']:.4g}"
         rows["gamma, rounds"] = f"{refined['gamma']:.4g}, {refined['rounds']}"
+    if learning := evidence.get("learning"):
+        divergences = dict(learning["curve"])
+        rows["divergence"] = f"{divergences[0]:.4g} -> {divergences[learning['best']]:.4g} nats per token, held out"
     if r1 := evidence.get("r1"):
         rows["orthogonality error"] = f"{r1['orthogonality_error']:.2g}"
     elif r2 := evidence.get("r2"):

@@ -28,7 +28,8 @@ from dfrot.stages.quantize.layout import CheckpointLayout
 from dfrot.stages.quantize.settings import QuantizeSettings
 from dfrot.stages.tune.plan import TunePlan, tuning_windows, untunable
 from dfrot.stages.tune.settings import TuneSettings
-from dfrot.stages.tune.trainer import STATE_FILE, TuneTrainer
+from dfrot.stages.tune.student import load_student
+from dfrot.stages.tune.trainer import STATE_FILE, DivergenceTrainer, load_teacher
 from dfrot.training_state import load_training
 from dfrot.vision.llava_layout import has_vision_part
 
@@ -103,9 +104,10 @@ def tune_quantized(
     state = stage.folder / STATE_FILE
     if not stage.done(UNIT):
         ranks.barrier()  # the checkpoint is complete
-        student, _ = check_folder(stage.folder)
-        plan = TunePlan(student, layout.scheme, layout.checkpoint, tuning.settings, tuning.tokens, {})
-        history = TuneTrainer(stage, plan, ranks).run(progress)
+        packed, _ = check_folder(stage.folder)
+        plan = TunePlan(packed, layout.scheme, layout.checkpoint, tuning.settings, tuning.tokens, {})
+        student, teacher = load_student(plan), load_teacher(plan.teacher.path)
+        history = DivergenceTrainer(stage, student, teacher, plan.tokens, plan.settings, ranks).run(progress)
         stage.mark(UNIT, history)
     if ranks.first and state.is_file():  # else a killed run did everything below
         writer = SafetensorsWriter(stage.folder, layout.plan(), stored=layout.arch.written)

@@ -8,13 +8,22 @@ from typing import Literal
 from dfrot.errors import UnsupportedError
 from dfrot.quant import ALGORITHMS, algorithm
 from dfrot.quant.rounding.options import FOUR_OVER_SIX, GROUP_SCALES, AlgorithmOptions
-from dfrot.quant.scheme import FULL, INTEGERS, KEY_SHIFTS, MOST_SINKS, NARROW, NVFP4, QuantScheme, default_clip
+from dfrot.quant.scheme import (
+    FULL,
+    INTEGERS,
+    KEY_SHIFTS,
+    MOST_SINKS,
+    NARROW,
+    NVFP4,
+    SINK_TOKENS,
+    QuantScheme,
+    default_clip,
+)
 from dfrot.quant.table import TableScheme
 from dfrot.settings import check, setting
 from dfrot.stages.tune.settings import TuneSettings
 
 COMPENSATION = 0.5  # the full step overfits calibrations of 10^5 tokens
-SINK_TOKENS = 4  # errors of the first tokens reach all others through attention (docs/results/ingredients.md)
 RAISED_BITS = 8
 """Bits of the inputs that a budget raises."""
 DEFAULT, QUICK, HIGH = "default", "quick", "high"

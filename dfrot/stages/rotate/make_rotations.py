@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,9 +23,14 @@ from dfrot.stage_folder import Stage
 from dfrot.stages.rotate.collect_outputs import collect_outputs
 from dfrot.stages.rotate.collect_rows import collect_rows
 from dfrot.stages.rotate.digits import significant
+from dfrot.stages.rotate.learn import forget, learn_r1
 from dfrot.stages.rotate.plan import RotatePlan
 from dfrot.stages.rotate.settings import OUTPUTS, ROWS
+from dfrot.tensor_file import load_tensors, save_tensors
 from dfrot_kernels.memory import release_memory
+
+START_FILE = "start.safetensors"
+"""Where learning begins, while it runs: `matrix` float64 [d, d], `means` float64 [taps, d] of an aligned one."""
 
 
 def make_rotations(
@@ -42,7 +46,7 @@ def make_rotations(
         report: dict[str, Any] = {}
         matrix = None
         if plan.uses_r1:
-            matrix, report = _make_r1(plan, stage.folder / TRANSFORMS_FILE, progress, ranks)
+            matrix, report = _make_r1(stage, plan, progress, ranks)
         if ranks.first:
             rotations: dict[str, Rotation] = {}
             if matrix is not None:
@@ -54,6 +58,9 @@ def make_rotations(
             report["r2"] = _summary(rotations["R2"], arch.head_dim, plan.head_block)
             save_rotations(file, rotations)
         stage.mark("rotation", report)
+    if ranks.first and plan.windows.learning is not None:
+        (stage.folder / START_FILE).unlink(missing_ok=True)
+        forget(stage)
     stored = load_rotations(file)
     r1 = stored["R1"].matrix if "R1" in stored else None
     return Rotations(r1, stored["R2"].matrix, plan.online.r4), stage.recall("rotation")
@@ -73,34 +80,60 @@ def _summary(rotation: Rotation, size: int, block: int | None) -> dict[str, Any]
     }
 
 
-def _make_r1(plan: RotatePlan, file: Path, progress: Progress, ranks: Ranks) -> tuple[Tensor | None, dict[str, Any]]:
+def _make_r1(stage: Stage, plan: RotatePlan, progress: Progress, ranks: Ranks) -> tuple[Tensor | None, dict[str, Any]]:
+    """R1 float64 [hidden, hidden] on the first rank, with the record of it. The signs of gains that belong to an
+    aligned R1 are written to the folder of `stage`."""
+    if plan.windows.learning is None:
+        matrix, means, report = _refined_r1(plan, progress, ranks)
+    else:
+        file = stage.folder / START_FILE
+        if not stage.done("start"):
+            matrix, means, report = _refined_r1(plan, progress, ranks)
+            if ranks.first:
+                assert matrix is not None
+                save_tensors(file, {"matrix": matrix, **({} if means is None else {"means": means})})
+            stage.mark("start", report)
+        start = load_tensors(file)
+        means = start.get("means")
+        matrix, learning = learn_r1(stage, plan, start["matrix"], means, progress, ranks)
+        report = {**stage.recall("start"), **learning}
+    if ranks.first and means is not None:
+        assert matrix is not None
+        report["align"]["constant"] = significant(constant_share(matrix, means))
+        signs = gain_signs(matrix, means).reshape(plan.arch.n_layers, -1, plan.arch.hidden)
+        Transforms(norm=signs).save(stage.folder / TRANSFORMS_FILE)
+    return matrix, report
+
+
+def _refined_r1(
+    plan: RotatePlan, progress: Progress, ranks: Ranks
+) -> tuple[Tensor | None, Tensor | None, dict[str, Any]]:
     """R1 float64 [hidden, hidden]: drawn, then aligned and refined where the settings say so, on norm outputs of one
-    calibration sample; on the first rank, with the record of it. The signs of gains that belong to an aligned R1 are
-    written to `file`."""
+    calibration sample; the means that it is aligned to, float64 [taps, hidden], and the record; on the first rank."""
     settings = plan.settings
     if settings.method == "orthogonal":
         matrix = random_orthogonal(plan.arch.hidden, settings.seed)
     else:
         matrix = randomized_hadamard(plan.arch.hidden, settings.seed, settings.block)
-    if plan.calibration is None:
-        return matrix, {}
+    if plan.windows.rows is None:
+        return matrix, None, {}
     if not ranks.first and settings.method != "dfrot":
-        return None, {}
+        return None, None, {}
     runner = BlockRunner(plan.checkpoint, plan.arch)
     report: dict[str, Any] = {}
     rows: CalibrationRows | None = None
     means: Tensor | None = None
     if ranks.first:
         rule = MassiveRule.parse(settings.massive_rule)
-        rows = collect_rows(runner, plan.calibration, seed=settings.seed, rule=rule, progress=progress)
+        rows = collect_rows(runner, plan.windows.rows, seed=settings.seed, rule=rule, progress=progress)
         release_memory()
         means = tap_means(rows) if settings.align else None
         if means is not None:
             report["align"] = {"mean": significant(mean_share(rows, means))}
             matrix = aligned(matrix, means)
         if settings.method == "dfrot":
-            assert plan.decode is not None
-            decode = plan.decode
+            assert plan.windows.decode is not None
+            decode = plan.windows.decode
             report["massive"] = rows.report(lambda token: str(decode([token])))
     if settings.method == "dfrot":
         if settings.objective == ROWS:
@@ -109,11 +142,7 @@ def _make_r1(plan: RotatePlan, file: Path, progress: Progress, ranks: Ranks) -> 
         else:
             del rows
             matrix, report["refinement"] = _refined_for_outputs(plan, runner, matrix, means, progress, ranks)
-    if means is not None:
-        report["align"]["constant"] = significant(constant_share(matrix, means))
-        signs = gain_signs(matrix, means)
-        Transforms(norm=signs.reshape(plan.arch.n_layers, -1, plan.arch.hidden)).save(file)
-    return matrix, report
+    return matrix, means, report
 
 
 def _refined_for_rows(
@@ -138,8 +167,8 @@ def _refined_for_outputs(
     """R1 float64 [hidden, hidden], refined from `start` for the outputs of its readers, and the record of it. start,
     means: those of the first rank count."""
     settings = plan.settings
-    assert plan.moment_tokens is not None
-    taps = collect_outputs(runner, plan.moment_tokens, settings.seed, progress, ranks)
+    assert plan.windows.moments is not None
+    taps = collect_outputs(runner, plan.windows.moments, settings.seed, progress, ranks)
     release_memory()
 
     def signs(matrix: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ def make_transforms(
     if not plan.transforms:
         return Transforms(norm=signs), {}
     if not stage.done("transforms"):
-        assert plan.moment_tokens is not None
+        assert plan.windows.moments is not None
         solved: dict[int, list[Any]] = {}  # layer -> its maps, and the record of each transform
 
         def solve(layer: int, block: nn.Module, moments: BlockMoments) -> None:
@@ -37,7 +37,7 @@ def make_transforms(
             solved[layer] = [vars(maps), records]
 
         norms = any("norm" in transform.fills for transform, _ in plan.transforms)
-        visit_blocks(BlockRunner(plan.checkpoint, plan.arch), plan.moment_tokens, solve, progress, ranks, norms)
+        visit_blocks(BlockRunner(plan.checkpoint, plan.arch), plan.windows.moments, solve, progress, ranks, norms)
         layers = [item for _, item in sorted(item for part in ranks.gather(solved) for item in part.items())]
         report: dict[str, Any] = {}
         if ranks.first:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dfrot.arch import BoundArch, Space
 from dfrot.checkpoint import Checkpoint
-from dfrot.data.text import load_text
-from dfrot.data.text_window import text_window
-from dfrot.data.tokenizer import load_tokenizer, require_known_ids
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.inputs import open_described_model
 from dfrot.quant.config import DfqConfig
@@ -24,10 +19,10 @@ from dfrot.rotation.online import OnlineRotations
 from dfrot.rotation.transforms import Transforms
 from dfrot.runtime.transformers_reading import check_reading
 from dfrot.stages.rotate.settings import AUTO, NONE, SMOOTH, RotateSettings
+from dfrot.stages.rotate.windows import RotateWindows, draw_windows
+from dfrot.stages.tune.plan import untunable
 from dfrot.transforms import AUTO_TRANSFORMS, SMOOTH_TRANSFORMS, TRANSFORMS, FreeTransform, parse_transform
 from dfrot.vision.llava_layout import has_vision_part, vision_digest
-
-GATE_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -42,16 +37,10 @@ class RotatePlan:
     """What was asked for, with what was left to the architecture decided."""
     online: OnlineRotations
     """The online rotations that the result declares."""
-    calibration: Tensor | None
-    """int64 [1, seqlen]: the sample of norm outputs; None when R1 is neither refined nor aligned."""
-    moment_tokens: Tensor | None
-    """int64 [windows, seqlen]: what transforms, and R1 for objective outputs, are computed from; None without."""
+    windows: RotateWindows
+    """The tokens that it is computed from."""
     transforms: tuple[tuple[FreeTransform, str], ...]
     """The transforms that were asked for, with their modes, in the order in which they are solved."""
-    gate_tokens: Tensor
-    """int64 [1, S]: held-out tokens, or seeded random ids."""
-    decode: Callable[[list[int]], str] | None
-    """Token ids -> text, for the report on massive tokens; None without a sample."""
     request: dict[str, Any]
     """Settings and digests of the inputs: what decides the bytes of the result."""
 
@@ -114,8 +103,8 @@ class RotatePlan:
             "without": self.missing,
             "online": self.online.to_dict(),
             "transforms": [f"{transform.name}:{mode}" for transform, mode in self.transforms],
-            "calibration_tokens": 0 if self.calibration is None else self.calibration.numel(),
-            "gate_tokens": self.gate_tokens.numel() if self.gated else 0,
+            "calibration_tokens": 0 if self.windows.rows is None else self.windows.rows.numel(),
+            "gate_tokens": self.windows.gate.numel() if self.gated else 0,
             **self.checkpoint.resolution(),
         }
 
@@ -134,38 +123,11 @@ def plan_rotation(model: Path, settings: RotateSettings) -> RotatePlan:
             file=config_file,
         )
     decided = plan_unread(checkpoint, arch, settings, config_file)
-    settings, online, transforms = decided.settings, decided.online, decided.transforms
-    generator = torch.Generator().manual_seed(settings.seed)
-    gate_tokens = torch.randint(0, arch.vocab_size, (1, GATE_TOKENS), generator=generator)
-    calibration, moment_tokens, decode, source = None, None, None, None
-    gated = settings.gate and settings.method != "none"
-    samples_rows = settings.method == "dfrot" or settings.align
-    takes_windows = bool(transforms) or settings.refines_outputs
-    if settings.dataset is not None and (samples_rows or gated or takes_windows):
-        tokenizer = load_tokenizer(checkpoint.path)
-        source = {"name": settings.dataset}
-        if samples_rows or takes_windows:
-            train = load_text(settings.dataset, "train", tokenizer)
-            source |= {"train": train.digest, **train.rendered}
-        if samples_rows:
-            calibration = text_window(train, tokenizer, settings.seqlen, settings.seed)
-            decode = tokenizer.decode
-        if takes_windows:
-            seeds = range(settings.seed, settings.seed + settings.transform_windows)
-            moment_tokens = torch.cat([text_window(train, tokenizer, settings.seqlen, seed) for seed in seeds])
-        if gated:
-            test = load_text(settings.dataset, "test", tokenizer)
-            source |= {"test": test.digest, **test.rendered}
-            gate_tokens = text_window(test, tokenizer, GATE_TOKENS, None)
-        for window in (calibration, moment_tokens, gate_tokens):
-            if window is not None:
-                require_known_ids(window, arch.vocab_size, checkpoint.path)
-    request = {"source": checkpoint.digest(), "settings": asdict(settings), "dataset": source}
+    windows = draw_windows(checkpoint, arch, decided.settings, bool(decided.transforms))
+    request = {"source": checkpoint.digest(), "settings": asdict(decided.settings), "dataset": windows.source}
     if has_vision_part(checkpoint.path):
         request["vision"] = vision_digest(checkpoint.path)
-    return RotatePlan(
-        checkpoint, arch, settings, online, calibration, moment_tokens, transforms, gate_tokens, decode, request
-    )
+    return replace(decided, windows=windows, request=request)
 
 
 def plan_unread(checkpoint: Checkpoint, arch: BoundArch, settings: RotateSettings, config_file: str) -> RotatePlan:
@@ -175,9 +137,16 @@ def plan_unread(checkpoint: Checkpoint, arch: BoundArch, settings: RotateSetting
     settings = _for_architecture(arch, settings)
     online = _online_rotations(arch, settings, config_file)
     transforms = _transforms(arch, settings, config_file)
-    return RotatePlan(
-        checkpoint, arch, settings, online, None, None, transforms, torch.empty(1, 0, dtype=torch.int64), None, {}
-    )
+    if settings.learn and (reason := _unlearnable(checkpoint, arch)) is not None:
+        raise UnsupportedError(f"{config_file}: {reason}; leave out `learn`", field="learn", file=config_file)
+    no_windows = RotateWindows(torch.empty(1, 0, dtype=torch.int64))
+    return RotatePlan(checkpoint, arch, settings, online, no_windows, transforms, {})
+
+
+def _unlearnable(checkpoint: Checkpoint, arch: BoundArch) -> str | None:
+    """Why R1, which the architecture can have, cannot be learned from the model's predictions, or None."""
+    kind = "VLMs and mixtures of experts" if has_vision_part(checkpoint.path) else untunable(arch, DfqConfig())
+    return None if kind is None else f"R1 of {kind} cannot be learned yet"
 
 
 def _for_architecture(arch: BoundArch, settings: RotateSettings) -> RotateSettings:

@@ -78,7 +78,7 @@ def _run(stage: Stage, plan: RotatePlan, progress: Progress, ranks: Ranks) -> No
     if ranks.first:
         _require_space(stage, plan)
     if plan.settings.gate and ranks.first:
-        compare_with_transformers(checkpoint, plan.arch, plan.gate_tokens, progress)
+        compare_with_transformers(checkpoint, plan.arch, plan.windows.gate, progress)
     record: dict[str, Any] = {"online": plan.online.to_dict(), **checkpoint.resolution()}
     if plan.missing:
         record["without"] = plan.missing
@@ -99,7 +99,7 @@ def _run(stage: Stage, plan: RotatePlan, progress: Progress, ranks: Ranks) -> No
         result = BlockRunner(*open_described(stage.folder))
         pictured = ranks.first and has_vision_part(checkpoint.path)
         images = gate_images(source, result) if pictured else None
-        record["gate"] = gate(source, result, plan.gate_tokens, rotations.r1, images, progress=progress, ranks=ranks)
+        record["gate"] = gate(source, result, plan.windows.gate, rotations.r1, images, progress=progress, ranks=ranks)
         record["gate"]["source"] = plan.settings.dataset or "random ids"
     if ranks.first:
         record["weights"] = Checkpoint.open(stage.folder).digest()

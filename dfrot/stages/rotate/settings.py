@@ -60,6 +60,13 @@ class RotateSettings:
         "Procrustes steps (as published).",
     )
     steps: int = setting(300, minimum=0, help="With objective outputs: steps of gradient descent.")
+    learn: int = setting(
+        0,
+        minimum=0,
+        help="With method dfrot: further steps, of 4,096 tokens, in which R1 learns from the predictions of the whole "
+        "model with rounded activations. The model must fit into memory, twice in 16 bits; a step takes as long as one "
+        "of dfq tune.",
+    )
     rounds: int = same_as(RefineSettings, "rounds", help="With objective rows: the most rounds of either search.")
     massive_rule: str = setting(
         "energy",
@@ -111,6 +118,8 @@ class RotateSettings:
                 '`method="dfrot"` refines on text: give a `dataset`, or take `method="hadamard"`',
                 field=("method", "dataset"),
             )
+        if self.learn and self.method != "dfrot":
+            raise InputError('`learn` is for `method="dfrot"`', field=("learn", "method"))
         MassiveRule.parse(self.massive_rule)
         if self.block and self.method != "hadamard":
             raise InputError(

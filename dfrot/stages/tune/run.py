@@ -26,7 +26,8 @@ from dfrot.ranks.single import SINGLE, Ranks
 from dfrot.stage_folder import read_record, refuse_inputs
 from dfrot.stages.tune.plan import plan_tuning
 from dfrot.stages.tune.settings import TuneSettings
-from dfrot.stages.tune.trainer import STATE_FILE, TuneTrainer
+from dfrot.stages.tune.student import load_student
+from dfrot.stages.tune.trainer import STATE_FILE, DivergenceTrainer, load_teacher
 
 KIND = "tune"
 
@@ -53,13 +54,14 @@ def tune(
     require_free_space(out.parent, plan.nbytes)
     with open_shared_stage(ranks, out, KIND, plan.request, resume, overwrite) as stage:
         if not stage.finished:
-            trainer = TuneTrainer(stage, plan, ranks)
+            student, teacher = load_student(plan), load_teacher(plan.teacher.path)
+            trainer = DivergenceTrainer(stage, student, teacher, plan.tokens, plan.settings, ranks)
             history = trainer.run(progress)
             if ranks.first:
                 change = Change({name: [_replace_by(value)] for name, value in trainer.best.items()})
                 rewrite(plan.student, stage.folder, change)
                 (stage.folder / STATE_FILE).unlink(missing_ok=True)
-            record = {"scheme": plan.scheme.name, "history": history, "linears": len(trainer.student.linears)}
+            record = {"scheme": plan.scheme.name, "history": history, "linears": len(student.linears)}
             stage.publish(
                 {**record, **source_record(model), "lineage": {**lineage(model), "tuning": plan.request["settings"]}}
             )

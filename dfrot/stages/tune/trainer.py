@@ -1,4 +1,4 @@
-"""The training loop of `dfq tune`: scales and norm gains against the divergence from the 16-bit model.
+"""The training loop of `dfq tune` and of R1: what learns in a model, against the divergence from the 16-bit model.
 
 Ranks share the windows of a step. The gradients of windows, and the divergences of held-out ones, are added in the
 order of the windows; the first rank takes the step, and sends what it changed to the others.
@@ -7,11 +7,12 @@ order of the windows; the first rank takes the step, and sends what it changed t
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dfrot.arch import describe
 from dfrot.draft.training.optim import AdamW, rate
 from dfrot.errors import InputError
 from dfrot.evaluate.logits import TiledHead
@@ -19,42 +20,63 @@ from dfrot.processor import fast_bfloat16
 from dfrot.progress import Progress
 from dfrot.ranks.single import SINGLE, Mail, Ranks
 from dfrot.runtime.load import load_model
-from dfrot.runtime.trainable import TrainableModel
 from dfrot.runtime.trainable_attention import use_fast_attention
 from dfrot.stage_folder import Stage
 from dfrot.stages.tune.divergence import accumulate
-from dfrot.stages.tune.plan import TunePlan
+from dfrot.stages.tune.settings import TuneSettings
 from dfrot.training_state import load_training, save_training
 
 STATE_FILE = "state.safetensors"
 MAX_GRADIENT_NORM = 1.0
 
 
-class TuneTrainer:
+class Student(Protocol):
+    """A model in which something learns."""
+
+    model: Any
+    """The model itself, in float32."""
+    parameters: nn.ParameterDict
+    """Everything that learns, by name with "/" for "."."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Copies of what is kept of the best state, by name."""
+
+
+def load_teacher(path: Path) -> Any:
+    """A 16-bit checkpoint to compare with: in bfloat16 where the processor multiplies that."""
+    teacher = load_model(path, dtype=torch.bfloat16 if fast_bfloat16() else torch.float32)
+    use_fast_attention(teacher)
+    return teacher
+
+
+class DivergenceTrainer:
     """One run. A step depends on its number and the state before it alone: a killed run ends in the same bytes, and so
     does one on another number of ranks."""
 
-    def __init__(self, stage: Stage, plan: TunePlan, ranks: Ranks = SINGLE) -> None:
-        """Load both models: the student in float32, its head and the teacher in bfloat16 where the processor multiplies
-        that. The state file lies in the folder of `stage`; the first rank writes it."""
-        self.stage, self.settings, self.ranks = stage, plan.settings, ranks
-        self.held_out, self.tokens = plan.tokens[: plan.settings.held_out], plan.tokens[plan.settings.held_out :]
-        arch = describe(plan.student.config)
-        stored = plan.student.entry(f"{arch.spec.final_norm.name}.weight").dtype
-        self.student = TrainableModel(load_model(plan.student.path, dtype=torch.float32), arch, stored)
-        self.teacher = load_model(plan.teacher.path, dtype=torch.bfloat16 if fast_bfloat16() else torch.float32)
-        use_fast_attention(self.teacher)
-        if fast_bfloat16() and stored == torch.bfloat16:
-            self.student.halve_tables()
-        self.heads = TiledHead(self.teacher), TiledHead(self.student.model)
-        self.optimizer = AdamW(self.student.parameters, 0.0, MAX_GRADIENT_NORM)
+    def __init__(
+        self,
+        stage: Stage,
+        student: Student,
+        teacher: Any,
+        tokens: Tensor,
+        settings: TuneSettings,
+        ranks: Ranks = SINGLE,
+        setting: str = "lr",
+    ) -> None:
+        """tokens: int64 [held_out + steps * batch, seqlen], the held-out windows first. The state file lies in the
+        folder of `stage`; the first rank writes it. setting: what a user lowers when gradients explode."""
+        self.stage, self.student, self.teacher, self.settings, self.ranks = stage, student, teacher, settings, ranks
+        self.setting = setting
+        self.held_out, self.tokens = tokens[: settings.held_out], tokens[settings.held_out :]
+        self.heads = TiledHead(teacher), TiledHead(student.model)
+        self.optimizer = AdamW(student.parameters, 0.0, MAX_GRADIENT_NORM)
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}
 
     def run(self, progress: Progress) -> list[dict[str, float]]:
         """All steps that are not done yet; returns {"step", "divergence"} of every evaluation.
 
-        Afterwards `best` of the first rank holds the stored tensors of the best one. Raises InputError when the
+        Afterwards `best` of the first rank holds the tensors of the best one. Raises InputError when the
         gradient becomes NaN or Inf."""
         settings = self.settings
         every = max(1, -(-settings.steps // settings.evaluations))
@@ -67,7 +89,8 @@ class TuneTrainer:
             self._add_gradients(windows)
             norm = self._step(rate(step, settings.steps, settings.rate))
             if not math.isfinite(norm):
-                raise InputError(f"the gradient became NaN or Inf at step {step}; lower `lr`", field="lr")
+                name = self.setting
+                raise InputError(f"the gradient became NaN or Inf at step {step}; lower `{name}`", field=name)
             if (step + 1) % every == 0 or step + 1 == settings.steps:
                 self._evaluate(step + 1)
         progress("tune", settings.steps, settings.steps)
