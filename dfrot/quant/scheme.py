@@ -39,6 +39,13 @@ def default_clip(bits: int, symmetric: bool) -> float:
     return LOW_BIT_CLIP if bits <= 4 and not symmetric else 1.0
 
 
+def default_sinks(bits: int, kv_bits: int, symmetric: bool) -> int:
+    """The number of leading positions that stay exact where none is chosen. bits: of activations, on a grid that is
+    symmetric or not; kv_bits: of the cache."""
+    narrow = bits <= NARROW or kv_bits <= NARROW
+    return SINK_TOKENS if narrow and bits != FULL and not symmetric else 0
+
+
 @dataclass(frozen=True)
 class QuantScheme:
     """Bits and conventions. 16 bits means: left in the model's dtype. The defaults are the setting of the DFRot and

@@ -64,8 +64,8 @@ class TrainableModel:
 
 
 def halve_tables(model: Any) -> None:
-    """Keep embedding and head of a model in float32 in bfloat16, as its checkpoint stores them, where they are not
-    packed. The embedding's rows are float32 all the same; the head multiplies in bfloat16."""
+    """Change embedding and head of a model in float32 to bfloat16, where they are not packed. The embedding's rows are
+    float32 all the same; the head multiplies in bfloat16."""
     embed, head = model.get_input_embeddings(), model.get_output_embeddings()
     for module in (embed, head):
         if type(module) in (nn.Embedding, nn.Linear):

@@ -47,9 +47,7 @@ def test_any_rotation_is_the_source_model_where_nothing_is_rounded(
         torch.testing.assert_close(student.model(ids).logits, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_rounding_is_that_of_rotated_rows_and_spares_the_first_positions(
-    kit: SimpleNamespace, tmp_path: Path, ids: Tensor
-) -> None:
+def test_rounding_is_that_of_rotated_rows_and_spares_the_first_positions(kit: SimpleNamespace, tmp_path: Path) -> None:
     student = turned(kit.build(tmp_path / "source"), TokenQuantizer(4, clip=0.85), sinks=3)
     student._turn(student.model, ())
     source = student.inputs[1]

@@ -99,3 +99,26 @@ def rewrite() -> Callable[..., None]:
             writer.write(name, tensor)
 
     return change
+
+
+@pytest.fixture
+def interrupt_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[float]]:
+    """interrupt_step(n): the n-th optimizer step of all trainings from now on dies; returns the rates of the steps that
+    were tried, as they come."""
+    from dfrot.draft.training.optim import AdamW
+
+    step = AdamW.step
+
+    def arm(number: int) -> list[float]:
+        tried: list[float] = []
+
+        def dies(self: AdamW, lr: float) -> float:
+            tried.append(lr)
+            if len(tried) == number:
+                raise KeyboardInterrupt
+            return step(self, lr)
+
+        monkeypatch.setattr(AdamW, "step", dies)
+        return tried
+
+    return arm

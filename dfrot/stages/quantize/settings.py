@@ -13,11 +13,10 @@ from dfrot.quant.scheme import (
     INTEGERS,
     KEY_SHIFTS,
     MOST_SINKS,
-    NARROW,
     NVFP4,
-    SINK_TOKENS,
     QuantScheme,
     default_clip,
+    default_sinks,
 )
 from dfrot.quant.table import TableScheme
 from dfrot.settings import check, setting
@@ -305,8 +304,7 @@ class QuantizeSettings:
         """The number of leading positions that stay exact."""
         if self.sink_tokens is not None:
             return self.sink_tokens
-        narrow = self.scheme.a_bits <= NARROW or self.scheme.kv_bits <= NARROW
-        return SINK_TOKENS if narrow and self.scheme.a_bits != FULL and not self.scheme.a_sym else 0
+        return default_sinks(self.scheme.a_bits, self.scheme.kv_bits, self.scheme.a_sym)
 
     @property
     def clip(self) -> float:

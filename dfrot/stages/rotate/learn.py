@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dfrot.processor import onednn_products
 from dfrot.progress import Progress
-from dfrot.quant.scheme import NARROW, SINK_TOKENS
+from dfrot.quant.scheme import FULL, default_sinks
 from dfrot.ranks.single import Ranks
 from dfrot.rotation.refinement.output_error import cayley
 from dfrot.rotation.refinement.polar import orthogonalise
@@ -24,6 +24,9 @@ from dfrot.stage_folder import Stage
 from dfrot.stages.rotate.digits import significant
 from dfrot.stages.rotate.plan import RotatePlan
 from dfrot.stages.tune.trainer import STATE_FILE, DivergenceTrainer, load_teacher
+
+START_FILE = "start.safetensors"
+"""Where learning begins, while it runs: `matrix` float64 [d, d], `means` float64 [taps, d] of an aligned one."""
 
 
 @onednn_products()
@@ -37,7 +40,7 @@ def learn_r1(
     learning = plan.windows.learning
     assert learning is not None
     settings, source = plan.settings, plan.checkpoint.path
-    sinks = SINK_TOKENS if settings.a_bits <= NARROW and not settings.a_sym else 0
+    sinks = default_sinks(settings.a_bits, FULL, settings.a_sym)
     model = load_model(source, dtype=torch.float32)
     student = TurnedModel(model, plan.arch, start, means, settings.refinement().grid, sinks)
     trainer = DivergenceTrainer(
@@ -52,5 +55,6 @@ def learn_r1(
 
 
 def forget(stage: Stage) -> None:
-    """Remove the training state, once R1 is kept elsewhere."""
-    (stage.folder / STATE_FILE).unlink(missing_ok=True)
+    """Remove the files of learning, once R1 is kept elsewhere."""
+    for name in (START_FILE, STATE_FILE):
+        (stage.folder / name).unlink(missing_ok=True)

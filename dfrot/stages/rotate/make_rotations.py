@@ -23,14 +23,11 @@ from dfrot.stage_folder import Stage
 from dfrot.stages.rotate.collect_outputs import collect_outputs
 from dfrot.stages.rotate.collect_rows import collect_rows
 from dfrot.stages.rotate.digits import significant
-from dfrot.stages.rotate.learn import forget, learn_r1
+from dfrot.stages.rotate.learn import START_FILE, forget, learn_r1
 from dfrot.stages.rotate.plan import RotatePlan
 from dfrot.stages.rotate.settings import OUTPUTS, ROWS
 from dfrot.tensor_file import load_tensors, save_tensors
 from dfrot_kernels.memory import release_memory
-
-START_FILE = "start.safetensors"
-"""Where learning begins, while it runs: `matrix` float64 [d, d], `means` float64 [taps, d] of an aligned one."""
 
 
 def make_rotations(
@@ -59,7 +56,6 @@ def make_rotations(
             save_rotations(file, rotations)
         stage.mark("rotation", report)
     if ranks.first and plan.windows.learning is not None:
-        (stage.folder / START_FILE).unlink(missing_ok=True)
         forget(stage)
     stored = load_rotations(file)
     r1 = stored["R1"].matrix if "R1" in stored else None

@@ -83,8 +83,11 @@ def _other_shape(student: BoundArch, teacher: BoundArch) -> str | None:
     """What shows that the student was not made from the teacher, up to the word "than"; None where nothing does."""
     if student.vocab_size != teacher.vocab_size:
         return "has another vocabulary than"
-    shapes = ((arch.n_layers, arch.n_heads, arch.n_kv_heads, arch.head_dim, arch.sizes) for arch in (student, teacher))
-    return "has other shapes than" if next(shapes) != next(shapes) else None
+    return "has other shapes than" if _shape(student) != _shape(teacher) else None
+
+
+def _shape(arch: BoundArch) -> tuple[Any, ...]:
+    return arch.n_layers, arch.n_heads, arch.n_kv_heads, arch.head_dim, arch.sizes
 
 
 def _open_student(model: Path) -> tuple[Checkpoint, QuantScheme]:

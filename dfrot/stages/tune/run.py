@@ -54,8 +54,8 @@ def tune(
     require_free_space(out.parent, plan.nbytes)
     with open_shared_stage(ranks, out, KIND, plan.request, resume, overwrite) as stage:
         if not stage.finished:
-            student, teacher = load_student(plan), load_teacher(plan.teacher.path)
-            trainer = DivergenceTrainer(stage, student, teacher, plan.tokens, plan.settings, ranks)
+            student, exact = load_student(plan), load_teacher(plan.teacher.path)
+            trainer = DivergenceTrainer(stage, student, exact, plan.tokens, plan.settings, ranks)
             history = trainer.run(progress)
             if ranks.first:
                 change = Change({name: [_replace_by(value)] for name, value in trainer.best.items()})

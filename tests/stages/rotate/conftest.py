@@ -73,3 +73,15 @@ def logits(readings: Any) -> Callable[[Path], torch.Tensor]:
     """logits(folder): of 40 tokens, as dfq reads the folder block by block."""
     tokens = torch.arange(40).reshape(1, 40) * 5
     return lambda folder: readings.dfq_logits(folder, tokens)
+
+
+@pytest.fixture(scope="session")
+def contents() -> Callable[[Path], dict[str, bytes]]:
+    """contents(folder) -> the bytes of every file in it, by path."""
+
+    def read(folder: Path) -> dict[str, bytes]:
+        return {
+            str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+        }
+
+    return read

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from dfrot.draft.training.optim import AdamW
 from dfrot.errors import InputError, UnsupportedError
 from dfrot.hub import resolve_model
 from dfrot.rotation.rotation import ROTATION_FILE, load_rotations
@@ -18,6 +17,7 @@ from dfrot.stages.rotate.run import rotate
 from dfrot.stages.rotate.settings import RotateSettings
 
 Make = Callable[..., Path]
+Contents = Callable[[Path], dict[str, bytes]]
 LEARN = RotateSettings(dataset="stdlib", seqlen=128, steps=4, transform_windows=1, learn=6)
 
 
@@ -29,11 +29,9 @@ def short_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(windows, "TuneSettings", quick)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def test_r1_learns_and_a_killed_run_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_r1_learns_and_a_killed_run_ends_in_the_same_bytes(
+    tmp_path: Path, interrupt_step: Callable[[int], list[float]], contents: Contents
+) -> None:
     model = resolve_model("reference")
     record = rotate(model, tmp_path / "whole", LEARN)
     curve, best = record["learning"]["curve"], record["learning"]["best"]
@@ -47,15 +45,7 @@ def test_r1_learns_and_a_killed_run_ends_in_the_same_bytes(tmp_path: Path, monke
     assert first.require_orthogonal() < 1e-12
     assert set(contents(tmp_path / "whole")) == set(contents(tmp_path / "refined"))
 
-    step, calls = AdamW.step, []
-
-    def killed(self: AdamW, lr: float) -> float:
-        calls.append(lr)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return step(self, lr)
-
-    monkeypatch.setattr(AdamW, "step", killed)
+    calls = interrupt_step(4)
     with pytest.raises(KeyboardInterrupt):
         rotate(model, tmp_path / "cut", LEARN)
     rotate(model, tmp_path / "cut", LEARN, resume=True)

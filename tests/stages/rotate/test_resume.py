@@ -22,6 +22,7 @@ from dfrot.stages.rotate.run import rotate
 from dfrot.stages.rotate.settings import RotateSettings
 
 Make = Callable[..., Path]
+Contents = Callable[[Path], dict[str, bytes]]
 
 SCRIPT = """
 import sys
@@ -34,10 +35,6 @@ from dfrot.stages.rotate.run import rotate
 settings = RotateSettings({method!r}, {dataset!r}, seqlen=64, rounds=4)
 rotate(Path({model!r}), Path({out!r}), settings, progress=lambda *step: print(*step, flush=True))
 """
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def run(model: Path, out: Path, method: str, dataset: str, moment: float = math.inf, delay: float = 0.0) -> int:
@@ -60,7 +57,9 @@ def run(model: Path, out: Path, method: str, dataset: str, moment: float = math.
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["hadamard", "dfrot"])
-def test_kill_nine_at_ten_random_moments(make: Make, text: str, tmp_path: Path, method: str) -> None:
+def test_kill_nine_at_ten_random_moments(
+    make: Make, text: str, tmp_path: Path, method: str, contents: Contents
+) -> None:
     model = make(num_hidden_layers=16, hidden_size=64, intermediate_size=176)
     straight, out = tmp_path / "straight", tmp_path / "out"
     steps = run(model, straight, method, text)
@@ -83,7 +82,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("moments", [(0, 7), (20, 29)])
 def test_two_interruptions(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moments: tuple[int, int]
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moments: tuple[int, int], contents: Contents
 ) -> None:
     """At the n-th tensor of a run, before its block is journaled; then again in the resumed run."""
     model = make()

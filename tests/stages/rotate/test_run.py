@@ -18,18 +18,15 @@ from dfrot.stages.rotate.run import plan, rotate
 from dfrot.stages.rotate.settings import RotateSettings
 
 Make = Callable[..., Path]
+Contents = Callable[[Path], dict[str, bytes]]
 Logits = Callable[[Path], torch.Tensor]
 TOKENS = torch.arange(40).reshape(1, 40) * 5
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.mark.parametrize("method", ["dfrot", "hadamard", "orthogonal"])
 @pytest.mark.parametrize("online", [True, False])
 def test_rotated_folder_is_the_same_model(
-    make: Make, text: str, tmp_path: Path, logits: Logits, method: str, online: bool
+    make: Make, text: str, tmp_path: Path, logits: Logits, method: str, online: bool, contents: Contents
 ) -> None:
     model, out = make(dtype=torch.float32), tmp_path / "out"
     record = rotate(model, out, RotateSettings(method, text, seqlen=64, rounds=3, online=online))
@@ -91,7 +88,9 @@ def test_the_record_of_dfrot_holds_refinement_and_inputs(make: Make, text: str, 
     assert record["weights"] == Checkpoint.open(tmp_path / "out").digest()
 
 
-def test_r1_for_outputs_lowers_their_error_on_held_out_rows(make: Make, text: str, tmp_path: Path) -> None:
+def test_r1_for_outputs_lowers_their_error_on_held_out_rows(
+    make: Make, text: str, tmp_path: Path, contents: Contents
+) -> None:
     model = make()
     settings = RotateSettings("dfrot", text, seqlen=64, steps=50, transform_windows=3, align=True)
     for name in ("a", "b"):
@@ -105,7 +104,7 @@ def test_r1_for_outputs_lowers_their_error_on_held_out_rows(make: Make, text: st
     assert record["r1"]["orthogonality_error"] < 1e-12
 
 
-def test_same_request_same_bytes_and_another_seed_other_bytes(make: Make, tmp_path: Path) -> None:
+def test_same_request_same_bytes_and_another_seed_other_bytes(make: Make, tmp_path: Path, contents: Contents) -> None:
     model = make()
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         rotate(model, tmp_path / name, RotateSettings("orthogonal", None, seed=seed))
@@ -183,7 +182,7 @@ def test_a_block_that_does_not_fit_is_refused(make: Make, tmp_path: Path, option
     assert not (tmp_path / "out").exists()
 
 
-def test_an_existing_output_is_kept(make: Make, tmp_path: Path) -> None:
+def test_an_existing_output_is_kept(make: Make, tmp_path: Path, contents: Contents) -> None:
     model, out = make(), tmp_path / "out"
     rotate(model, out, RotateSettings("hadamard", None))
     before = contents(out)
@@ -195,7 +194,7 @@ def test_an_existing_output_is_kept(make: Make, tmp_path: Path) -> None:
     assert contents(out) != before
 
 
-def test_a_model_is_not_rotated_onto_itself(make: Make, tmp_path: Path) -> None:
+def test_a_model_is_not_rotated_onto_itself(make: Make, tmp_path: Path, contents: Contents) -> None:
     model = make()
     before = contents(model)
     with pytest.raises(InputError, match="is an input of this command"):

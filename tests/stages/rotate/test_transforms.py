@@ -23,6 +23,7 @@ from dfrot.stages.rotate.settings import RotateSettings
 from dfrot.transforms import TRANSFORMS
 
 Make = Callable[..., Path]
+Contents = Callable[[Path], dict[str, bytes]]
 Logits = Callable[[Path], torch.Tensor]
 BESIDE_ROTATIONS = [name for name in TRANSFORMS if name != "norm-scale"]
 TOKENS = torch.arange(40).reshape(1, 40) * 5
@@ -30,10 +31,6 @@ TOKENS = torch.arange(40).reshape(1, 40) * 5
 
 def settings(text: str, *names: str, **changes: Any) -> RotateSettings:
     return RotateSettings("hadamard", text, seqlen=48, transform=names, transform_windows=2, **changes)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3"])
@@ -71,7 +68,7 @@ def test_each_mode_keeps_the_model(make: Make, text: str, tmp_path: Path, logits
 
 
 def test_an_interrupted_run_ends_in_the_same_bytes(
-    make: Make, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Make, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contents: Contents
 ) -> None:
     model, wanted = make(), settings(text, "up-down", "head-whiten")
     rotate(model, tmp_path / "straight", wanted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from dfrot.stages.rotate.run import rotate
 from dfrot.stages.rotate.settings import RotateSettings
 from dfrot.stages.tune.run import tune
 from dfrot.stages.tune.settings import TuneSettings
-from dfrot.stages.tune.trainer import STATE_FILE, AdamW
+from dfrot.stages.tune.trainer import STATE_FILE
 from dfrot_cli.main import main
 
 QUICK = TuneSettings(dataset="stdlib", steps=4, batch=1, seqlen=64, held_out=2, evaluations=2)
@@ -121,18 +122,12 @@ def test_scales_and_gains_learn_and_integers_stay(packed: Path, tmp_path: Path) 
     assert torch.equal(packed_model(ids).logits, simulated(ids).logits)
 
 
-def test_a_killed_run_ends_in_the_same_bytes(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_ends_in_the_same_bytes(
+    packed: Path, tmp_path: Path, interrupt_step: Callable[[int], list[float]]
+) -> None:
     teacher = resolve_model("reference")
     tune(packed / "packed", teacher, tmp_path / "whole", QUICK)
-    step, calls = AdamW.step, []
-
-    def killed(self: AdamW, lr: float) -> float:
-        calls.append(lr)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return step(self, lr)
-
-    monkeypatch.setattr(AdamW, "step", killed)
+    calls = interrupt_step(4)
     with pytest.raises(KeyboardInterrupt):
         tune(packed / "packed", teacher, tmp_path / "cut", QUICK)
     assert not (tmp_path / "cut").exists()
